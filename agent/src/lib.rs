@@ -1,0 +1,17 @@
+//! The per-rack node, in two processes of one binary.
+//!
+//! `rackhand-agent serve` ([`agent`]) dials the controller, keeps intent, ledger and spool on
+//! disk and drives power; it never parses a machine's packet. `rackhand-agent boot`
+//! ([`boot`]) answers machines and installers; it holds no controller, BMC or switch
+//! credentials. They talk over the node's unix socket ([`local`]).
+
+pub mod agent;
+pub mod boot;
+pub mod clock;
+pub mod health;
+pub mod intent;
+pub mod ledger;
+pub mod local;
+pub mod power;
+pub mod spool;
+pub mod uplink;

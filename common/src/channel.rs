@@ -1,0 +1,162 @@
+//! What boot and the installer say to each other: JSON over HTTP/1.1 over TLS 1.3 with raw
+//! public keys (RFC 7250) on both sides.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `POST /v1/ticket` | [`Present`] | [`Admitted`], 403 when refused |
+//! | `PUT /v1/inventory` | [`Inventory`](crate::machine::Inventory) | 204 |
+//! | `GET /v1/assignment?after=N` | | [`Assignment`]; held open up to [`HOLD`] while its serial is N |
+//! | `GET /v1/manifests/{digest}` | | [`SignedManifest`](crate::image::SignedManifest) |
+//! | `POST /v1/report` | [`Report`] | 204 once it is on the node's disk |
+//!
+//! Chunks come by plain HTTP from `GET /chunks/{digest}` and are checked against the manifest.
+//! The installer's key is fresh at every start; a ticket binds to the first key that presents
+//! it. A session is that key: the same key again, also after boot restarted, is a retry.
+//!
+//! The kernel command line tells the installer where to go, in these parameters:
+//! `rackhand.boot=ADDRESS:PORT` (TLS), `rackhand.http=ADDRESS:PORT` (chunks),
+//! `rackhand.pin=HEX` (SHA-256 of boot's public key), `rackhand.ticket=HEX`,
+//! `rackhand.mac=MAC` (the card it booted from), `rackhand.address=ADDRESS/LENGTH` and
+//! optionally `rackhand.gateway=ADDRESS`.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    event::{Cause, DiskWork},
+    id::{Epoch, MachineId, RunId},
+    image::Digest,
+    intent::DiskRule,
+    machine::Mac,
+};
+
+/// How long boot holds a request for an assignment that has not changed. An installer that
+/// has not asked for three times this long is lost.
+pub const HOLD: Duration = Duration::from_secs(20);
+
+/// The longest body of any message here, in bytes, manifests aside.
+pub const MAX_BODY: usize = 1 << 20;
+
+/// The longest signed manifest, in bytes: an image of about 1 TiB.
+pub const MAX_MANIFEST: usize = 64 << 20;
+
+/// A ticket and the evidence of whoever presents it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Present {
+    /// From the kernel command line: 32 hexadecimal digits.
+    pub ticket: String,
+    /// The card it booted from.
+    pub mac: Mac,
+    /// SMBIOS UUID, when it has one.
+    pub uuid: Option<uuid::Uuid>,
+}
+
+/// The ticket was good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admitted {
+    /// Who you are.
+    pub machine: MachineId,
+    /// What time it is: the machine's own clock may say 1970.
+    pub time: Timestamp,
+}
+
+/// What the installer is to do now. The serial changes whenever the work does, also across
+/// restarts of boot, and is compared for equality only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// Names this assignment.
+    pub serial: u64,
+    /// The work.
+    pub task: Task,
+}
+
+/// An assignment's work.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// Nothing: stay connected.
+    Wait,
+    /// Write an image.
+    Deploy(DeployTask),
+    /// Overwrite disks.
+    Erase(EraseTask),
+    /// Restart: into the disk after a deploy, or into a newer installer.
+    Reboot,
+}
+
+/// What every destructive task is checked against before the first write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warrant {
+    /// The run this is for.
+    pub run: RunId,
+    /// Which try.
+    pub attempt: u32,
+    /// The machine it is for.
+    pub machine: MachineId,
+    /// The allocation epoch it was made in.
+    pub epoch: Epoch,
+    /// Identities of all disks the machine is known to have.
+    pub disks: Vec<String>,
+}
+
+/// Write an image to one disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeployTask {
+    /// The right to do it.
+    pub warrant: Warrant,
+    /// How to choose the disk.
+    pub disk: DiskRule,
+    /// Digest of the signed manifest.
+    pub manifest: Digest,
+    /// Files of the config drive, by name; empty for an image that takes no settings.
+    pub files: BTreeMap<String, String>,
+}
+
+/// Overwrite all disks of the warrant and read back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EraseTask {
+    /// The right to do it.
+    pub warrant: Warrant,
+}
+
+/// How the work goes. Reports of one run come in order; a repeated one changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Whose work.
+    pub run: RunId,
+    /// Which try.
+    pub attempt: u32,
+    /// How it goes.
+    pub news: News,
+}
+
+/// News of an order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum News {
+    /// Checks passed; the first write comes next.
+    Started,
+    /// Bytes done of bytes to do.
+    Progress {
+        /// Done so far.
+        done: u64,
+        /// In all.
+        total: u64,
+    },
+    /// The image is on the disk and flushed.
+    ImageWritten,
+    /// Everything is done and flushed. After a deploy the machine restarts when told to.
+    Done {
+        /// What was done, per disk.
+        disks: Vec<DiskWork>,
+    },
+    /// It was refused or failed.
+    Failed {
+        /// Why, for programs.
+        cause: Cause,
+        /// Why, for people, with the last lines of the log.
+        detail: String,
+    },
+}

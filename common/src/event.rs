@@ -1,0 +1,238 @@
+//! What happened in a rack. Events travel from boot to agent to controller through on-disk
+//! spools: at least once, in order, acknowledged. A spool that must drop says how many.
+
+use std::{fmt, net::Ipv4Addr};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    id::{CommandId, MachineId, RunId},
+    machine::{Firmware, Inventory, Mac, Power},
+};
+
+/// The longest text an event carries, in bytes; longer ones are cut by whoever makes them.
+pub const MAX_TEXT: usize = 8 << 10;
+
+/// Something that happened, with the time by the clock of the node where it did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When, by the node's wall clock.
+    pub at: Timestamp,
+    /// The machine it is about; `None` for the node itself.
+    pub machine: Option<MachineId>,
+    /// What.
+    pub what: What,
+}
+
+/// The kinds of events. Grows at the end only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    /// A machine moved along its way to a running system.
+    Stage(Stage),
+    /// An installer proved its ticket: a machine that boot did not know, or one it did. The
+    /// inventory follows the connection, so `Connected` always means both are here.
+    Connected {
+        /// The card it booted from.
+        mac: Mac,
+        /// Its address on the provisioning network.
+        address: Ipv4Addr,
+        /// What it found in itself.
+        inventory: Inventory,
+    },
+    /// An installer has not been heard of for as long as boot waits.
+    Lost,
+    /// Work on an order goes on. Coalesced: at most one per machine in two seconds.
+    Progress {
+        /// Whose order.
+        run: RunId,
+        /// Bytes done.
+        done: u64,
+        /// Bytes to do.
+        total: u64,
+    },
+    /// An order is done.
+    Done {
+        /// Whose order.
+        run: RunId,
+        /// Which try.
+        attempt: u32,
+        /// What was done, per disk.
+        disks: Vec<DiskWork>,
+    },
+    /// An order was refused or failed; the installer stays connected.
+    Failed {
+        /// Whose order.
+        run: RunId,
+        /// Which try.
+        attempt: u32,
+        /// Why, for programs.
+        cause: Cause,
+        /// Why, for people: the error and the last lines of the installer's log.
+        detail: String,
+    },
+    /// The installed system called home.
+    PhonedHome {
+        /// The run that installed it.
+        run: RunId,
+    },
+    /// A ticket was presented that does not belong to whoever presented it.
+    TicketRefused {
+        /// Why, for people.
+        reason: String,
+    },
+    /// A power driver did, or did not do, what a command asked.
+    Commanded {
+        /// The command.
+        command: CommandId,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// Chassis power as read back.
+    Power(Power),
+    /// The node's own health, about once a minute.
+    Node(NodeHealth),
+    /// The spool had to drop this many events that stood here.
+    Gap {
+        /// How many.
+        lost: u64,
+    },
+}
+
+/// Hops on a machine's way from power to a running system, in their usual order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// A power driver switched it on, or restarted it.
+    PoweredOn,
+    /// Its firmware's network ROM was offered an address.
+    RomDhcp(Firmware),
+    /// It fetched its first-stage loader.
+    Loader(String),
+    /// iPXE, once loaded, was given its address.
+    IpxeDhcp,
+    /// It fetched its boot script: which target it was given, in words.
+    Script(String),
+    /// It fetched a kernel.
+    Kernel,
+    /// It fetched an initial RAM disk.
+    Initramfs,
+    /// The installer in it proved its ticket.
+    Installer,
+    /// The installer sent its inventory.
+    Inventoried,
+    /// The installer began to work on an order.
+    OrderStarted(RunId),
+    /// The image is written and flushed.
+    ImageWritten,
+    /// Config drive, partition table and boot order are written.
+    SettingsWritten,
+    /// The machine restarts into its own disk.
+    Rebooting,
+    /// The installed system was given its address.
+    OsDhcp,
+    /// Every disk was overwritten and read back.
+    Erased,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PoweredOn => f.write_str("powered on"),
+            Self::RomDhcp(firmware) => write!(f, "{firmware} boot ROM asked for an address"),
+            Self::Loader(file) => write!(f, "fetched loader {file}"),
+            Self::IpxeDhcp => f.write_str("iPXE has its address"),
+            Self::Script(target) => write!(f, "fetched boot script: {target}"),
+            Self::Kernel => f.write_str("fetched kernel"),
+            Self::Initramfs => f.write_str("fetched initial RAM disk"),
+            Self::Installer => f.write_str("installer connected"),
+            Self::Inventoried => f.write_str("inventory taken"),
+            Self::OrderStarted(_) => f.write_str("installer started its order"),
+            Self::ImageWritten => f.write_str("image written"),
+            Self::SettingsWritten => f.write_str("settings and boot order written"),
+            Self::Rebooting => f.write_str("restarting into its own disk"),
+            Self::OsDhcp => f.write_str("installed system has its address"),
+            Self::Erased => f.write_str("disks erased and read back"),
+        }
+    }
+}
+
+/// What was done to one disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskWork {
+    /// [`Disk::identity`](crate::machine::Disk::identity).
+    pub disk: String,
+    /// `image`, `overwrite`, `discard`: the method used.
+    pub method: String,
+    /// Bytes written or discarded.
+    pub bytes: u64,
+    /// Bytes read back and compared.
+    pub verified: u64,
+}
+
+/// Why the installer did not carry out an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The order is for another machine or another epoch.
+    WrongMachine,
+    /// The disks found are not the disks listed in the order.
+    DisksDiffer,
+    /// No disk satisfies the rule, or the image does not fit.
+    NoSuitableDisk,
+    /// The image was made for another sector size or firmware.
+    ImageUnsuitable,
+    /// A chunk could not be fetched, or never had the right digest.
+    Image,
+    /// Reading or writing a disk failed.
+    DiskError,
+    /// A disk did not read back as written.
+    Verify,
+    /// The firmware's boot order could not be set.
+    BootOrder,
+    /// Anything else; the detail says what.
+    Internal,
+}
+
+/// How a hardware command ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Done, and read back where it can be.
+    Done,
+    /// Not done: its deadline had passed, or its epoch was not the machine's.
+    Refused(String),
+    /// Tried and failed.
+    Failed(String),
+    /// The agent stopped between starting and recording it: look at the machine first.
+    Unknown,
+}
+
+/// How the rack node itself fares.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeHealth {
+    /// Load over one minute, in hundredths.
+    pub load: u32,
+    /// Memory in use and in total, bytes.
+    pub memory: (u64, u64),
+    /// Space in use and in total of the state directory's file system, bytes.
+    pub disk: (u64, u64),
+    /// Seconds since the node started.
+    pub uptime: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_reads_well_as_json() {
+        let event =
+            Event { at: Timestamp::UNIX_EPOCH, machine: None, what: What::Stage(Stage::RomDhcp(Firmware::Uefi)) };
+        assert_eq!(
+            serde_json::to_string(&event).unwrap(),
+            r#"{"at":"1970-01-01T00:00:00Z","machine":null,"what":{"stage":{"rom_dhcp":"uefi"}}}"#
+        );
+    }
+}

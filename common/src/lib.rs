@@ -1,0 +1,16 @@
+//! What every Rackhand binary must agree on. No IO, no tokio.
+//!
+//! Read in this order: [`id`] and [`machine`] are the vocabulary; [`intent`] is what the
+//! controller wants of a rack and [`event`] what happened there; [`wire`] carries both
+//! between controller, agent and boot; [`channel`] is spoken between boot and the installer;
+//! [`image`] describes what the installer writes; [`pki`] says who may be whom.
+
+pub mod channel;
+pub mod event;
+pub mod id;
+pub mod image;
+pub mod intent;
+pub mod machine;
+pub mod pki;
+pub mod time;
+pub mod wire;

@@ -1,0 +1,65 @@
+//! What the controller asks of an agent.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    event::Outcome,
+    id::{CommandId, Epoch, MachineId},
+    intent::Intent,
+};
+
+/// A request by the controller, each on a stream of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ControllerRequest {
+    /// Store this intent durably, then act on it.
+    Intent(Intent),
+    /// Change hardware, at most once.
+    Command(Command),
+}
+
+/// A command that changes hardware. Its id goes into the agent's ledger before it is acted
+/// on: the same id again is answered with the recorded outcome and has no effect.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// Names the command.
+    pub id: CommandId,
+    /// The machine it is for.
+    pub machine: MachineId,
+    /// The allocation epoch it was made in; refused in any other.
+    pub epoch: Epoch,
+    /// How long after its receipt it may still be started.
+    pub within: Duration,
+    /// What to do.
+    pub action: Action,
+}
+
+/// What a command does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Switch on; nothing when it is on.
+    PowerOn,
+    /// Switch off at once; nothing when it is off.
+    PowerOff,
+    /// Off, then on; on when it was off.
+    PowerCycle,
+    /// Boot from the network at the next start only, then cycle.
+    NetworkBoot,
+    /// Read chassis power.
+    PowerStatus,
+}
+
+/// An agent's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ControllerResponse {
+    /// To `Intent`: this revision, or a newer one, is on disk.
+    Stored(u64),
+    /// To `Command`: it is in the ledger; its outcome follows as an event.
+    Accepted,
+    /// To `Command`: the ledger knows it already, with this outcome.
+    Known(Outcome),
+    /// The request was understood and is not granted.
+    Refused(String),
+}

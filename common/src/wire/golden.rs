@@ -1,0 +1,249 @@
+//! The bytes of every message of `rackhand/1`, pinned. If a test here fails, the change is
+//! wrong, not the test: agents in the field speak these bytes.
+
+use expect_test::{Expect, expect};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::*;
+use crate::{
+    event::{Cause, DiskWork, Event, NodeHealth, Outcome, Stage, What},
+    id::{AgentId, CommandId, Epoch, Incarnation, MachineId, RackId, RunId},
+    image::Digest,
+    intent::{Boot, Deploy, DiskRule, Host, Intent, MachineIntent, Network, Order, Work},
+    machine::{Content, Cpu, Disk, Firmware, Inventory, Mac, Nic, Power, System},
+};
+
+fn uuid(n: u8) -> uuid::Uuid {
+    uuid::Uuid::from_bytes([n; 16])
+}
+
+fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(messages: &[T], golden: Expect) {
+    let mut lines = String::new();
+    for message in messages {
+        let bytes = encode(message);
+        assert_eq!(&decode::<T>(&bytes).unwrap(), message);
+        lines += &hex::encode(bytes);
+        lines.push('\n');
+    }
+    golden.assert_eq(&lines);
+}
+
+fn event(what: What) -> Event {
+    Event { at: jiff::Timestamp::from_second(1_700_000_000).unwrap(), machine: Some(MachineId(uuid(1))), what }
+}
+
+fn events() -> Vec<Event> {
+    let stages = [
+        Stage::PoweredOn,
+        Stage::RomDhcp(Firmware::Bios),
+        Stage::Loader("snponly.efi".into()),
+        Stage::IpxeDhcp,
+        Stage::Script("installer".into()),
+        Stage::Kernel,
+        Stage::Initramfs,
+        Stage::Installer,
+        Stage::Inventoried,
+        Stage::OrderStarted(RunId(uuid(2))),
+        Stage::ImageWritten,
+        Stage::SettingsWritten,
+        Stage::Rebooting,
+        Stage::OsDhcp,
+        Stage::Erased,
+    ];
+    let inventory = Inventory {
+        firmware: Firmware::Uefi,
+        system: System { vendor: "QEMU".into(), product: "q35".into(), serial: "s1".into(), uuid: Some(uuid(3)) },
+        cpu: Cpu { model: "cpu".into(), threads: 2 },
+        memory: 512 << 20,
+        nics: vec![Nic { name: "eth0".into(), mac: Mac([2, 0, 0, 0, 0, 1]), driver: "virtio_net".into(), link: true }],
+        disks: vec![
+            Disk {
+                name: "vda".into(),
+                model: String::new(),
+                serial: "d1".into(),
+                wwn: None,
+                size: 8 << 30,
+                sector: 512,
+                rotational: false,
+                content: Content::Blank,
+            },
+            Disk {
+                name: "sda".into(),
+                model: "m".into(),
+                serial: "d2".into(),
+                wwn: Some("naa.5".into()),
+                size: 1,
+                sector: 4096,
+                rotational: true,
+                content: Content::Data("GPT".into()),
+            },
+        ],
+    };
+    let run = RunId(uuid(2));
+    let mut all: Vec<_> = stages.into_iter().map(What::Stage).collect();
+    all.extend([
+        What::Connected { mac: Mac([2, 0, 0, 0, 0, 1]), address: [10, 77, 0, 9].into(), inventory },
+        What::Lost,
+        What::Progress { run, done: 1, total: 2 },
+        What::Done {
+            run,
+            attempt: 1,
+            disks: vec![DiskWork { disk: "d1".into(), method: "image".into(), bytes: 5, verified: 5 }],
+        },
+        What::Failed { run, attempt: 1, cause: Cause::DisksDiffer, detail: "d9".into() },
+        What::PhonedHome { run },
+        What::TicketRefused { reason: "other key".into() },
+        What::Commanded { command: CommandId(uuid(4)), outcome: Outcome::Refused("late".into()) },
+        What::Commanded { command: CommandId(uuid(4)), outcome: Outcome::Unknown },
+        What::Power(Power::Off),
+        What::Node(NodeHealth { load: 120, memory: (1, 2), disk: (3, 4), uptime: 5 }),
+        What::Gap { lost: 7 },
+    ]);
+    all.into_iter().map(event).collect()
+}
+
+fn intent() -> Intent {
+    let machine = |boot, order| MachineIntent {
+        id: MachineId(uuid(1)),
+        name: "m-1".into(),
+        macs: vec![Mac([2, 0, 0, 0, 0, 1])],
+        address: [10, 77, 0, 9].into(),
+        epoch: Epoch(3),
+        boot,
+        order,
+    };
+    let order = |work| Order { run: RunId(uuid(2)), attempt: 1, disks: vec!["d1".into()], work };
+    let deploy = |disk| {
+        Work::Deploy(Deploy {
+            manifest: Digest([7; 32]),
+            disk,
+            host: Host { name: "m-1".into(), ssh_keys: vec!["ssh-ed25519 AAAA".into()], user_data: None },
+        })
+    };
+    Intent {
+        revision: 9,
+        rack: RackId(uuid(5)),
+        name: "r1".into(),
+        network: Network {
+            node: "10.77.0.1/24".parse().unwrap(),
+            gateway: Some([10, 77, 0, 1].into()),
+            dns: vec![[10, 77, 0, 1].into()],
+            delegated: ([10, 77, 0, 100].into(), [10, 77, 0, 150].into()),
+        },
+        machines: vec![
+            machine(Boot::Disk, None),
+            machine(Boot::Installer, Some(order(Work::Erase))),
+            machine(Boot::Installer, Some(order(deploy(DiskRule::Smallest)))),
+            machine(Boot::Installer, Some(order(deploy(DiskRule::Identity("d1".into()))))),
+        ],
+    }
+}
+
+#[test]
+fn bytes_of_an_agents_requests() {
+    let hello = Hello { incarnation: Incarnation(uuid(6)), version: "0.1.0".into(), revision: 9, connection: 4 };
+    check(
+        &[
+            AgentRequest::Hello(hello),
+            AgentRequest::Events { first: 300, events: events() },
+            AgentRequest::Renew { csr: vec![1, 2] },
+            AgentRequest::Enrol { secret: "s".into(), csr: vec![3] },
+        ],
+        expect![[r#"
+            00100606060606060606060606060606060605302e312e300904
+            01fb2c011b14323032332d31312d31345432323a31333a32305a011001010101010101010101010101010101000014323032332d31312d31345432323a31333a32305a01100101010101010101010101010101010100010014323032332d31312d31345432323a31333a32305a01100101010101010101010101010101010100020b736e706f6e6c792e65666914323032332d31312d31345432323a31333a32305a011001010101010101010101010101010101000314323032332d31312d31345432323a31333a32305a011001010101010101010101010101010101000409696e7374616c6c657214323032332d31312d31345432323a31333a32305a011001010101010101010101010101010101000514323032332d31312d31345432323a31333a32305a011001010101010101010101010101010101000614323032332d31312d31345432323a31333a32305a011001010101010101010101010101010101000714323032332d31312d31345432323a31333a32305a011001010101010101010101010101010101000814323032332d31312d31345432323a31333a32305a0110010101010101010101010101010101010009100202020202020202020202020202020214323032332d31312d31345432323a31333a32305a011001010101010101010101010101010101000a14323032332d31312d31345432323a31333a32305a011001010101010101010101010101010101000b14323032332d31312d31345432323a31333a32305a011001010101010101010101010101010101000c14323032332d31312d31345432323a31333a32305a011001010101010101010101010101010101000d14323032332d31312d31345432323a31333a32305a011001010101010101010101010101010101000e14323032332d31312d31345432323a31333a32305a011001010101010101010101010101010101010200000000010a4d0009010451454d55037133350273310110030303030303030303030303030303030363707502fc000000200104657468300200000000010a76697274696f5f6e65740102037664610002643100fd0000000002000000fb0002000003736461016d02643201056e61612e3501fb001001010347505414323032332d31312d31345432323a31333a32305a0110010101010101010101010101010101010214323032332d31312d31345432323a31333a32305a011001010101010101010101010101010101031002020202020202020202020202020202010214323032332d31312d31345432323a31333a32305a011001010101010101010101010101010101041002020202020202020202020202020202010102643105696d616765050514323032332d31312d31345432323a31333a32305a011001010101010101010101010101010101051002020202020202020202020202020202010102643914323032332d31312d31345432323a31333a32305a01100101010101010101010101010101010106100202020202020202020202020202020214323032332d31312d31345432323a31333a32305a01100101010101010101010101010101010107096f74686572206b657914323032332d31312d31345432323a31333a32305a01100101010101010101010101010101010108100404040404040404040404040404040401046c61746514323032332d31312d31345432323a31333a32305a0110010101010101010101010101010101010810040404040404040404040404040404040314323032332d31312d31345432323a31333a32305a011001010101010101010101010101010101090114323032332d31312d31345432323a31333a32305a0110010101010101010101010101010101010a78010203040514323032332d31312d31345432323a31333a32305a0110010101010101010101010101010101010b07
+            02020102
+            0301730103
+        "#]],
+    );
+}
+
+#[test]
+fn bytes_of_the_controllers_answers() {
+    check(
+        &[
+            AgentResponse::Welcome(Welcome { connection: 5, next_event: 301 }),
+            AgentResponse::Next(302),
+            AgentResponse::Certificate {
+                agent: AgentId(uuid(6)),
+                rack: RackId(uuid(5)),
+                chain: vec![vec![1]],
+                bundle: "{}".into(),
+            },
+            AgentResponse::Refused("no".into()),
+        ],
+        expect![[r#"
+            0005fb2d01
+            01fb2e01
+            0210060606060606060606060606060606061005050505050505050505050505050505010101027b7d
+            03026e6f
+        "#]],
+    );
+}
+
+#[test]
+fn bytes_of_the_controllers_requests() {
+    let command = |action| {
+        ControllerRequest::Command(Command {
+            id: CommandId(uuid(4)),
+            machine: MachineId(uuid(1)),
+            epoch: Epoch(3),
+            within: std::time::Duration::from_secs(120),
+            action,
+        })
+    };
+    check(
+        &[
+            ControllerRequest::Intent(intent()),
+            command(Action::PowerOn),
+            command(Action::PowerOff),
+            command(Action::PowerCycle),
+            command(Action::NetworkBoot),
+            command(Action::PowerStatus),
+        ],
+        expect![[r#"
+            000910050505050505050505050505050505050272310a4d000118010a4d0001010a4d00010a4d00640a4d0096041001010101010101010101010101010101036d2d31010200000000010a4d00090301001001010101010101010101010101010101036d2d31010200000000010a4d000903000110020202020202020202020202020202020101026431011001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643100070707070707070707070707070707070707070707070707070707070707070700036d2d3101107373682d656432353531392041414141001001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643100070707070707070707070707070707070707070707070707070707070707070701026431036d2d3101107373682d65643235353139204141414100
+            011004040404040404040404040404040404100101010101010101010101010101010103780000
+            011004040404040404040404040404040404100101010101010101010101010101010103780001
+            011004040404040404040404040404040404100101010101010101010101010101010103780002
+            011004040404040404040404040404040404100101010101010101010101010101010103780003
+            011004040404040404040404040404040404100101010101010101010101010101010103780004
+        "#]],
+    );
+}
+
+#[test]
+fn bytes_of_an_agents_answers() {
+    check(
+        &[
+            ControllerResponse::Stored(9),
+            ControllerResponse::Accepted,
+            ControllerResponse::Known(Outcome::Done),
+            ControllerResponse::Known(Outcome::Failed("x".into())),
+            ControllerResponse::Refused("no".into()),
+        ],
+        expect![[r#"
+            0009
+            01
+            0200
+            02020178
+            03026e6f
+        "#]],
+    );
+}
+
+#[test]
+fn trailing_bytes_are_not_accepted() {
+    let mut bytes = encode(&ControllerResponse::Accepted);
+    bytes.push(0);
+    assert!(matches!(decode::<ControllerResponse>(&bytes), Err(Malformed::Trailing(1))));
+}
+
+#[test]
+fn a_length_that_promises_more_than_the_limit_is_refused_before_it_is_allocated() {
+    // Variant 1 (Events), first = 0, then a list of 2^60 events.
+    let mut bytes = vec![1, 0, 253];
+    bytes.extend_from_slice(&(1u64 << 60).to_le_bytes());
+    assert!(matches!(decode::<AgentRequest>(&bytes), Err(Malformed::Undecodable(_))));
+    assert!(frame_len([0xff; 4]).is_err());
+}

@@ -1,0 +1,120 @@
+//! What boot and the technician's tool ask of the agent on the same node, over a unix socket.
+//! One connection carries any number of requests, one at a time.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    event::{Event, NodeHealth},
+    id::{AgentId, MachineId, RackId},
+    image::Digest,
+    intent::Intent,
+    machine::Power,
+};
+
+/// A request on the node's socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LocalRequest {
+    /// By boot: the intent, held until it is newer than this revision or 20 s have passed.
+    Intent {
+        /// The revision boot has; zero for none.
+        after: u64,
+    },
+    /// By boot: events from its spool, numbered consecutively from `first`.
+    Events {
+        /// Names boot's spool; numbers start again in another.
+        spool: uuid::Uuid,
+        /// Number of the first event.
+        first: u64,
+        /// At most 256 of them.
+        events: Vec<Event>,
+    },
+    /// By boot: a chunk, which the agent fetches with its certificate.
+    Chunk(Digest),
+    /// By boot: a signed manifest, checked by the agent against the trust bundle.
+    Manifest(Digest),
+    /// By the technician: how the node fares.
+    Status,
+    /// By the technician: all machines.
+    Machines,
+    /// By the technician: the latest events of one machine (by id, name or MAC), oldest first.
+    Timeline(String),
+}
+
+/// The agent's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LocalResponse {
+    /// To `Intent`; `None` when there is none newer.
+    Intent(Option<Intent>),
+    /// To `Events`: all with lower numbers are stored.
+    Next(u64),
+    /// To `Chunk`: its compressed bytes.
+    Chunk(Vec<u8>),
+    /// To `Manifest`: its JSON text and signature.
+    Manifest {
+        /// As signed.
+        manifest: String,
+        /// Hexadecimal.
+        signature: String,
+    },
+    /// To `Status`.
+    Status(NodeView),
+    /// To `Machines`.
+    Machines(Vec<MachineView>),
+    /// To `Timeline`.
+    Timeline {
+        /// The machine found.
+        machine: MachineView,
+        /// Its events.
+        events: Vec<Event>,
+    },
+    /// There is no such thing.
+    NotFound(String),
+    /// Not now: the controller or the store cannot be reached.
+    Unavailable(String),
+}
+
+/// The node as the technician sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Software version.
+    pub version: String,
+    /// The agent's registration.
+    pub agent: AgentId,
+    /// The rack it serves.
+    pub rack: RackId,
+    /// The rack's name, when an intent told it.
+    pub rack_name: Option<String>,
+    /// Whether the controller is connected, and since or until when in words.
+    pub uplink: String,
+    /// The intent acted on; zero for none.
+    pub revision: u64,
+    /// Events waiting to be taken by the controller.
+    pub spooled: u64,
+    /// When the certificate ends.
+    pub certificate_until: jiff::Timestamp,
+    /// Seconds since boot was last heard of; `None` for never.
+    pub boot_heard: Option<u64>,
+    /// The node's own health.
+    pub health: Option<NodeHealth>,
+}
+
+/// A machine as the technician sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineView {
+    /// Its id.
+    pub id: MachineId,
+    /// Its name, when the controller gave one.
+    pub name: Option<String>,
+    /// The card it boots from.
+    pub mac: Option<crate::machine::Mac>,
+    /// Its address.
+    pub address: Option<std::net::Ipv4Addr>,
+    /// Chassis power as last read.
+    pub power: Option<Power>,
+    /// Whether its installer is connected.
+    pub installer: bool,
+    /// Where it stands, in words.
+    pub latest: String,
+    /// When that was.
+    pub since: Option<jiff::Timestamp>,
+}

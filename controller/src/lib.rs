@@ -1,0 +1,16 @@
+//! The central daemon. [`controller`] builds and spawns everything that runs.
+//!
+//! [`fleet`] holds the agents' connections, [`workflows`] moves runs on, [`api`] answers
+//! operators, [`images`] imports and serves images; all of them share one [`store`].
+
+pub mod api;
+pub mod authority;
+pub mod controller;
+pub mod enrol;
+pub mod events;
+pub mod fleet;
+pub mod images;
+pub mod intent;
+pub mod steps;
+pub mod store;
+pub mod workflows;

@@ -1,0 +1,108 @@
+//! The controller's database; the only place that contains SQL.
+//!
+//! SQLite (WAL, `synchronous = FULL`) through sqlx. Queries are written so that PostgreSQL
+//! can join with one set of them: numbered placeholders (`$1`), no SQLite-only functions,
+//! uniqueness and compare-and-set instead of locks. Ids are stored as text, times as
+//! microseconds since 1970 (UTC), structures as JSON text.
+//!
+//! A transaction is short and never open while we talk to a device, an agent or a peer.
+
+use std::{path::Path, time::Duration};
+
+use jiff::Timestamp;
+use sqlx::{
+    Sqlite, SqlitePool, Transaction,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+/// Why the store did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There is no such row.
+    #[error("no such {0}")]
+    NotFound(&'static str),
+    /// A uniqueness rule forbids it: the name of what is taken.
+    #[error("{0} is already taken")]
+    Taken(&'static str),
+    /// The row changed since it was read.
+    #[error("{0} was changed by someone else")]
+    Changed(&'static str),
+    /// The database failed.
+    #[error("database failed")]
+    Database(#[source] sqlx::Error),
+    /// A stored value cannot be read: damage, or a newer version's.
+    #[error("stored {0} cannot be read")]
+    Damaged(&'static str, #[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+/// A handle on the database; clones share one pool.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pool: SqlitePool,
+}
+
+impl Store {
+    /// Opens the database, making it where there is none, and brings its schema up to date.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            // SQLite has one writer; others wait for it this long before they fail.
+            .busy_timeout(Duration::from_secs(10));
+        // Four connections: one writer, and readers for the API that it does not block.
+        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
+        sqlx::migrate!("migrations/sqlite").run(&pool).await.map_err(|error| StoreError::Database(error.into()))?;
+        Ok(Self { pool })
+    }
+
+    /// A transaction for writing. It takes the write lock at once, so that what it reads
+    /// is still true when it writes; dropped without [`Tx::commit`], it changed nothing.
+    pub async fn begin(&self) -> Result<Tx, StoreError> {
+        Ok(Tx { inner: self.pool.begin_with("BEGIN IMMEDIATE").await? })
+    }
+
+    /// Waits for statements in flight and closes.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// A write transaction; each noun's file adds its queries to it.
+#[derive(Debug)]
+pub struct Tx {
+    inner: Transaction<'static, Sqlite>,
+}
+
+impl Tx {
+    /// Makes everything done in it durable.
+    pub async fn commit(self) -> Result<(), StoreError> {
+        Ok(self.inner.commit().await?)
+    }
+}
+
+/// A time as it is stored: microseconds since 1970.
+fn micros(time: Timestamp) -> i64 {
+    time.as_microsecond()
+}
+
+/// A stored time.
+fn timestamp(micros: i64) -> Result<Timestamp, StoreError> {
+    Timestamp::from_microsecond(micros).map_err(|error| StoreError::Damaged("time", error.into()))
+}
+
+/// `what` when a uniqueness rule was broken, the database's error otherwise.
+fn taken(what: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
+    move |error| match &error {
+        sqlx::Error::Database(database) if database.is_unique_violation() => StoreError::Taken(what),
+        _ => StoreError::Database(error),
+    }
+}
