@@ -7,12 +7,20 @@
 //!
 //! A transaction is short and never open while we talk to a device, an agent or a peer.
 
+mod images;
+mod tokens;
+
 use std::{path::Path, time::Duration};
 
 use jiff::Timestamp;
 use sqlx::{
     Sqlite, SqlitePool, Transaction,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+pub use self::{
+    images::{Image, ImageState, Stored},
+    tokens::Token,
 };
 
 /// Why the store did not do what was asked.
