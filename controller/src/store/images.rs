@@ -209,9 +209,8 @@ async fn image(executor: impl SqliteExecutor<'_>, id_or_name: &str) -> Result<Im
 }
 
 fn read(row: &SqliteRow) -> Result<Image, StoreError> {
-    let damaged = |what: &'static str| {
-        move |error: Box<dyn std::error::Error + Send + Sync>| StoreError::Damaged(what, error)
-    };
+    let damaged =
+        |what: &'static str| move |error: Box<dyn std::error::Error + Send + Sync>| StoreError::Damaged(what, error);
     let state = match row.try_get::<&str, _>("state")? {
         "importing" => ImageState::Importing {
             doing: row.try_get("doing")?,
