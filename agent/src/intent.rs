@@ -1,1 +1,148 @@
-//! (in the making)
+//! The rack's intent on this node's disk: what the controller wants, acted from also while
+//! the controller is away. Boot keeps a copy of its own in the same way.
+//!
+//! Invariants:
+//! - What [`Store::store`] returned for is on stable storage, whole: the file is replaced by
+//!   renaming a finished one over it.
+//! - The revision only moves forward. An older one is answered with the newer on disk.
+//! - An intent for another rack is refused.
+//! - A file that cannot be read is moved aside and named in the log; the node then has no
+//!   intent until the next one comes, instead of failing at every start.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rackhand_common::{id::RackId, intent::Intent};
+use tokio::sync::watch;
+
+/// Name of the file in the state directory.
+const FILE: &str = "intent.json";
+
+/// A handle to the stored intent.
+#[derive(Clone, Debug)]
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    file: PathBuf,
+    rack: Option<RackId>,
+    current: watch::Sender<Option<Arc<Intent>>>,
+    /// Held while the file is being replaced.
+    writing: tokio::sync::Mutex<()>,
+}
+
+/// Why an intent is not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// It is for a rack that this node does not serve.
+    #[error("the intent is for rack {wanted}, this node serves rack {ours}")]
+    OtherRack {
+        /// The rack the intent is for.
+        wanted: RackId,
+        /// The rack of this node.
+        ours: RackId,
+    },
+    /// The disk is full or failing.
+    #[error("cannot write {path}")]
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Store {
+    /// The intent stored in this directory, whatever rack it is for.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        Self::open_any(dir, None)
+    }
+
+    /// The intent stored in this directory by a node that serves `rack`; one of another rack,
+    /// from before the node was enrolled again, is moved aside.
+    pub fn open_for(dir: &Path, rack: RackId) -> io::Result<Self> {
+        Self::open_any(dir, Some(rack))
+    }
+
+    fn open_any(dir: &Path, rack: Option<RackId>) -> io::Result<Self> {
+        let file = dir.join(FILE);
+        let found = match fs::read(&file) {
+            Ok(bytes) => match parse(&bytes, rack) {
+                Ok(intent) => Some(Arc::new(intent)),
+                Err(reason) => {
+                    let aside = dir.join(format!("{FILE}.damaged"));
+                    fs::rename(&file, &aside)?;
+                    tracing::error!(
+                        reason,
+                        kept = %aside.display(),
+                        "the stored intent cannot be used and was moved aside; the controller will send it again"
+                    );
+                    None
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let current = watch::Sender::new(found);
+        Ok(Self(Arc::new(Inner { file, rack, current, writing: tokio::sync::Mutex::new(()) })))
+    }
+
+    /// The intent to act on.
+    pub fn current(&self) -> Option<Arc<Intent>> {
+        self.0.current.borrow().clone()
+    }
+
+    /// Its revision; zero for none.
+    pub fn revision(&self) -> u64 {
+        self.0.current.borrow().as_ref().map_or(0, |intent| intent.revision)
+    }
+
+    /// The intent and its successors.
+    pub fn subscribe(&self) -> watch::Receiver<Option<Arc<Intent>>> {
+        self.0.current.subscribe()
+    }
+
+    /// Stores an intent, unless a newer one is here already; gives the revision that is now
+    /// on disk.
+    pub async fn store(&self, intent: Intent) -> Result<u64, Refused> {
+        let _writing = self.0.writing.lock().await;
+        let current = self.current();
+        let ours = self.0.rack.or(current.as_ref().map(|intent| intent.rack));
+        if let Some(ours) = ours.filter(|ours| *ours != intent.rack) {
+            return Err(Refused::OtherRack { wanted: intent.rack, ours });
+        }
+        if let Some(current) = current.filter(|current| current.revision >= intent.revision) {
+            return Ok(current.revision);
+        }
+        let revision = intent.revision;
+        let bytes = serde_json::to_vec_pretty(&intent).expect("an intent always serializes");
+        let path = self.0.file.clone();
+        let written = tokio::task::spawn_blocking(move || replace(&path, &bytes)).await.map_err(io::Error::other);
+        written.flatten().map_err(|source| Refused::Disk { path: self.0.file.clone(), source })?;
+        self.0.current.send_replace(Some(Arc::new(intent)));
+        Ok(revision)
+    }
+}
+
+fn parse(bytes: &[u8], rack: Option<RackId>) -> Result<Intent, String> {
+    let intent: Intent = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    match rack {
+        Some(rack) if rack != intent.rack => Err(format!("it is for rack {}, this node serves {rack}", intent.rack)),
+        _ => Ok(intent),
+    }
+}
+
+/// Puts these bytes in the file's place, all or nothing, on stable storage.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    let mut file = File::create(&fresh)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&fresh, path)?;
+    File::open(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()
+}

@@ -14,4 +14,5 @@ pub mod ledger;
 pub mod local;
 pub mod power;
 pub mod spool;
+pub mod timeline;
 pub mod uplink;

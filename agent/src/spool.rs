@@ -1,1 +1,531 @@
-//! (in the making)
+//! Events on disk until somebody takes them: boot's until the agent has them, the agent's
+//! until the controller has them.
+//!
+//! One thread writes. It takes whatever is queued, puts it into one transaction and commits
+//! once (group commit), so that a burst costs one flush to stable storage.
+//!
+//! Invariants:
+//! - An event that [`Spool::append`] returned for is on stable storage. A process killed or
+//!   a machine cut off at any instruction leaves the events of whole transactions.
+//! - Events leave in the order in which they came. The numbers told with them are
+//!   consecutive from 1 for the life of the spool, and an event that was once told under a
+//!   number keeps it: the receiver recognises repetitions by the number alone.
+//! - A spool that is full drops its oldest events but for the first [`MAX_BATCH`], which may
+//!   be under way, and puts one [`What::Gap`] in their place that counts them. Nothing is
+//!   dropped without being counted.
+//!
+//! An event's number is the number of the oldest one plus its position; what is stored is
+//! only that number and the order. A gap therefore takes one number, whatever it counts.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use jiff::Timestamp;
+use redb::{Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
+use tokio::sync::{mpsc, oneshot, watch};
+use uuid::Uuid;
+
+use rackhand_common::event::{Event, What};
+
+use crate::timeline::{Noted, Timelines};
+
+/// The most events handed out at once, and the number of oldest events that are never
+/// dropped: they may have been taken without our knowing yet.
+pub const MAX_BATCH: usize = 256;
+
+/// Requests waiting for the writer. At some hundred events a second, which is a rack whose
+/// machines all boot at once, this is ten seconds of a disk that does not answer. When it is
+/// full, offered events are counted into a gap and appending waits.
+const QUEUE: usize = 4096;
+
+/// The most requests committed together: bounds the memory of one transaction.
+const GROUP: usize = 1024;
+
+const EVENTS: TableDefinition<u64, &[u8]> = TableDefinition::new("spool_events");
+const NUMBERS: TableDefinition<&str, u64> = TableDefinition::new("spool_numbers");
+const IDENTITY: TableDefinition<&str, u128> = TableDefinition::new("spool_identity");
+const SOURCES: TableDefinition<u128, u64> = TableDefinition::new("spool_sources");
+
+/// [`NUMBERS`]: the number of the oldest event still here.
+const FIRST: &str = "first";
+/// [`NUMBERS`]: the key the next event is stored under; never reused.
+const NEXT_KEY: &str = "next_key";
+/// [`IDENTITY`]: this spool's own id.
+const ID: &str = "id";
+
+/// Why the spool cannot do what was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// The file cannot be opened: damaged, not ours, or in use by another process.
+    #[error("cannot open {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the store says.
+        #[source]
+        source: Arc<redb::Error>,
+    },
+    /// The disk is full or failing; what was appended is not stored.
+    #[error("the spool cannot be read or written")]
+    Storage(#[source] Arc<redb::Error>),
+    /// A stored event is not an event any more.
+    #[error("the spool holds an event that cannot be read")]
+    Damaged(#[source] Arc<serde_json::Error>),
+    /// The events do not continue those taken before from the same source.
+    #[error("the events begin with number {first}, but number {expected} comes next")]
+    Hole {
+        /// The number that comes next.
+        expected: u64,
+        /// The number that came.
+        first: u64,
+    },
+    /// The writer has ended.
+    #[error("the spool is closed")]
+    Closed,
+}
+
+impl<E: Into<redb::Error>> From<E> for SpoolError {
+    fn from(error: E) -> Self {
+        Self::Storage(Arc::new(error.into()))
+    }
+}
+
+/// A further change committed in one transaction with the events it belongs to.
+pub(crate) type Also = Box<dyn FnOnce(&WriteTransaction) -> Result<(), redb::Error> + Send>;
+
+/// Opens a store of ours, making it when there is none.
+pub fn open_database(path: &Path) -> Result<Arc<Database>, SpoolError> {
+    match Database::create(path) {
+        Ok(database) => Ok(Arc::new(database)),
+        Err(error) => Err(SpoolError::Open { path: path.to_owned(), source: Arc::new(error.into()) }),
+    }
+}
+
+/// A handle to a spool; the last one dropped waits until what was queued is written.
+#[derive(Clone, Debug)]
+pub struct Spool(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    database: Arc<Database>,
+    id: Uuid,
+    queue: Option<mpsc::Sender<Write>>,
+    /// Offered events that found the queue full; the writer turns them into a gap.
+    lost: Arc<AtomicU64>,
+    waiting: watch::Receiver<u64>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.queue.take();
+        if let Some(writer) = self.writer.take() {
+            // The writer ends by itself once the queue is closed and empty.
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Spool {
+    /// The spool in this file, made when there is none, holding at most `limit` events.
+    pub fn open(path: &Path, limit: u64) -> Result<Self, SpoolError> {
+        Self::within(open_database(path)?, limit, None)
+    }
+
+    /// The spool in a store that holds other tables too. `limit` is at least twice
+    /// [`MAX_BATCH`]. Every event is noted in `timelines` as it is stored.
+    pub fn within(database: Arc<Database>, limit: u64, timelines: Option<Timelines>) -> Result<Self, SpoolError> {
+        let bounds = Bounds { limit: limit.max(2 * MAX_BATCH as u64), kept: MAX_BATCH as u64 };
+        Self::with_bounds(database, bounds, timelines)
+    }
+
+    fn with_bounds(database: Arc<Database>, bounds: Bounds, timelines: Option<Timelines>) -> Result<Self, SpoolError> {
+        let tx = database.begin_write()?;
+        let stored = {
+            let mut identity = tx.open_table(IDENTITY)?;
+            let known = identity.get(ID)?.map(|id| id.value());
+            let id = known.unwrap_or_else(|| Uuid::new_v4().as_u128());
+            identity.insert(ID, id)?;
+            tx.open_table(NUMBERS)?;
+            tx.open_table(SOURCES)?;
+            (Uuid::from_u128(id), tx.open_table(EVENTS)?.len()?)
+        };
+        tx.commit()?;
+        let (id, length) = stored;
+
+        let (queue, requests) = mpsc::channel(QUEUE);
+        let (length_changed, waiting) = watch::channel(length);
+        let lost = Arc::new(AtomicU64::new(0));
+        let writer =
+            Writer { database: database.clone(), bounds, timelines, lost: lost.clone(), length: length_changed };
+        let writer = std::thread::Builder::new()
+            .name("spool".into())
+            .spawn(move || writer.run(requests))
+            .map_err(redb::Error::Io)?;
+        Ok(Self(Arc::new(Inner { database, id, queue: Some(queue), lost, waiting, writer: Some(writer) })))
+    }
+
+    /// Names this spool: numbers begin again in another.
+    pub fn id(&self) -> Uuid {
+        self.0.id
+    }
+
+    /// Stores these events, in this order; they are on stable storage on return. Without
+    /// events it returns when everything queued before is.
+    pub async fn append(&self, events: Vec<Event>) -> Result<(), SpoolError> {
+        self.request(|answer| Write::Append { events, also: None, answer: Some(answer) }).await
+    }
+
+    /// Stores these events and another change in one transaction.
+    pub(crate) async fn append_with(&self, events: Vec<Event>, also: Also) -> Result<(), SpoolError> {
+        self.request(|answer| Write::Append { events, also: Some(also), answer: Some(answer) }).await
+    }
+
+    /// Queues an event for the writer without waiting. When the queue is full the event is
+    /// dropped, and counted in the gap that stands in its place.
+    pub fn offer(&self, event: Event) {
+        let write = Write::Append { events: vec![event], also: None, answer: None };
+        if self.queue().try_send(write).is_err() {
+            self.0.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Stores events of another spool, numbered consecutively from `first`, but for those
+    /// that were stored before; gives the number that comes next.
+    pub async fn take(&self, source: Uuid, first: u64, events: Vec<Event>) -> Result<u64, SpoolError> {
+        self.request(|answer| Write::Take { source, first, events, answer }).await
+    }
+
+    /// The oldest events that nobody has acknowledged, and the number of the first. Waits
+    /// until there is one. At most [`MAX_BATCH`], whatever `max` is.
+    pub async fn batch(&self, max: usize) -> Result<(u64, Vec<Event>), SpoolError> {
+        let mut waiting = self.0.waiting.clone();
+        let max = max.clamp(1, MAX_BATCH);
+        loop {
+            waiting.wait_for(|length| *length > 0).await.map_err(|_| SpoolError::Closed)?;
+            let database = self.0.database.clone();
+            let (first, events) = blocking(move || read(&database, max)).await?;
+            if !events.is_empty() {
+                return Ok((first, events));
+            }
+            // Acknowledged between the length's change and our look.
+            waiting.changed().await.map_err(|_| SpoolError::Closed)?;
+        }
+    }
+
+    /// All events with lower numbers have been taken and may go. A number that is too low
+    /// changes nothing; one that is too high is taken for all.
+    pub async fn acknowledge(&self, next: u64) -> Result<(), SpoolError> {
+        self.request(|answer| Write::Acknowledge { next, answer }).await
+    }
+
+    /// How many events nobody has acknowledged.
+    pub fn waiting(&self) -> u64 {
+        *self.0.waiting.borrow()
+    }
+
+    fn queue(&self) -> &mpsc::Sender<Write> {
+        self.0.queue.as_ref().expect("the queue is closed only when the last handle goes")
+    }
+
+    async fn request<T>(
+        &self,
+        write: impl FnOnce(oneshot::Sender<Result<T, SpoolError>>) -> Write,
+    ) -> Result<T, SpoolError> {
+        let (answer, answered) = oneshot::channel();
+        self.queue().send(write(answer)).await.map_err(|_| SpoolError::Closed)?;
+        answered.await.map_err(|_| SpoolError::Closed)?
+    }
+}
+
+/// Runs storage work where it may block.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SpoolError> + Send + 'static,
+) -> Result<T, SpoolError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| SpoolError::Closed)?
+}
+
+fn read(database: &Database, max: usize) -> Result<(u64, Vec<Event>), SpoolError> {
+    let tx = database.begin_read()?;
+    let first = tx.open_table(NUMBERS)?.get(FIRST)?.map_or(1, |first| first.value());
+    let mut events = Vec::new();
+    for entry in tx.open_table(EVENTS)?.iter()?.take(max) {
+        events.push(decode(entry?.1.value())?);
+    }
+    Ok((first, events))
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// The most events stored.
+    limit: u64,
+    /// How many of the oldest are never dropped.
+    kept: u64,
+}
+
+type Answer<T> = oneshot::Sender<Result<T, SpoolError>>;
+
+enum Write {
+    Append { events: Vec<Event>, also: Option<Also>, answer: Option<Answer<()>> },
+    Take { source: Uuid, first: u64, events: Vec<Event>, answer: Answer<u64> },
+    Acknowledge { next: u64, answer: Answer<()> },
+}
+
+/// Answers kept back until the transaction they belong to is committed.
+enum Pending {
+    Nobody { events: u64 },
+    Done(Answer<()>),
+    Next(Answer<u64>, u64),
+}
+
+struct Writer {
+    database: Arc<Database>,
+    bounds: Bounds,
+    timelines: Option<Timelines>,
+    lost: Arc<AtomicU64>,
+    length: watch::Sender<u64>,
+}
+
+impl Writer {
+    fn run(self, mut requests: mpsc::Receiver<Write>) {
+        while let Some(first) = requests.blocking_recv() {
+            let mut group = vec![first];
+            while group.len() < GROUP
+                && let Ok(next) = requests.try_recv()
+            {
+                group.push(next);
+            }
+            self.commit(group);
+        }
+    }
+
+    fn commit(&self, group: Vec<Write>) {
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        let mut pending = Vec::with_capacity(group.len());
+        match self.transact(group, lost, &mut pending) {
+            Ok((length, noted)) => {
+                if let Some(timelines) = &self.timelines {
+                    timelines.committed(noted);
+                }
+                self.length.send_replace(length);
+                for one in pending {
+                    match one {
+                        Pending::Nobody { .. } => {}
+                        Pending::Done(answer) => drop(answer.send(Ok(()))),
+                        Pending::Next(answer, next) => drop(answer.send(Ok(next))),
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::error!(error = chain(&error), "events cannot be stored");
+                let mut uncounted = lost;
+                for one in pending {
+                    match one {
+                        Pending::Nobody { events } => uncounted += events,
+                        Pending::Done(answer) => drop(answer.send(Err(error.clone()))),
+                        Pending::Next(answer, _) => drop(answer.send(Err(error.clone()))),
+                    }
+                }
+                self.lost.fetch_add(uncounted, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Fills `pending` for the whole group before anything can fail, so that everybody is
+    /// answered and every offered event is counted.
+    fn transact(&self, group: Vec<Write>, lost: u64, pending: &mut Vec<Pending>) -> Result<(u64, Noted), SpoolError> {
+        let mut stored = Vec::new();
+        let mut works = Vec::with_capacity(group.len());
+        for write in group {
+            match write {
+                Write::Append { events, also, answer } => {
+                    let count = events.len() as u64;
+                    pending.push(answer.map_or(Pending::Nobody { events: count }, Pending::Done));
+                    works.push(Work::Append(events, also));
+                }
+                Write::Take { source, first, events, answer } => {
+                    works.push(Work::Take { source, first, events, at: pending.len() });
+                    pending.push(Pending::Next(answer, 0));
+                }
+                Write::Acknowledge { next, answer } => {
+                    pending.push(Pending::Done(answer));
+                    works.push(Work::Acknowledge(next));
+                }
+            }
+        }
+
+        let tx = self.database.begin_write()?;
+        let length = {
+            let mut store = Store::open(&tx)?;
+            for work in works {
+                match work {
+                    Work::Append(events, also) => {
+                        store.append(&events)?;
+                        stored.extend(events);
+                        if let Some(also) = also {
+                            also(&tx)?;
+                        }
+                    }
+                    Work::Take { source, first, events, at } => match store.take(source, first, events)? {
+                        Ok((next, fresh)) => {
+                            stored.extend(fresh);
+                            if let Pending::Next(_, number) = &mut pending[at] {
+                                *number = next;
+                            }
+                        }
+                        Err(hole) => {
+                            // Only the sender of these events is told; the group goes on.
+                            let nobody = Pending::Nobody { events: 0 };
+                            if let Pending::Next(answer, _) = std::mem::replace(&mut pending[at], nobody) {
+                                let _ = answer.send(Err(hole));
+                            }
+                        }
+                    },
+                    Work::Acknowledge(next) => store.acknowledge(next)?,
+                }
+            }
+            if lost > 0 {
+                let gap = gap(lost);
+                store.append(std::slice::from_ref(&gap))?;
+                stored.push(gap);
+            }
+            store.trim(self.bounds)?;
+            store.length()?
+        };
+        let noted = match &self.timelines {
+            Some(timelines) => timelines.store(&tx, &stored)?,
+            None => Noted::default(),
+        };
+        tx.commit()?;
+        Ok((length, noted))
+    }
+}
+
+enum Work {
+    Append(Vec<Event>, Option<Also>),
+    Take { source: Uuid, first: u64, events: Vec<Event>, at: usize },
+    Acknowledge(u64),
+}
+
+/// The tables within one transaction.
+struct Store<'tx> {
+    events: redb::Table<'tx, u64, &'static [u8]>,
+    numbers: redb::Table<'tx, &'static str, u64>,
+    sources: redb::Table<'tx, u128, u64>,
+}
+
+impl<'tx> Store<'tx> {
+    fn open(tx: &'tx WriteTransaction) -> Result<Self, SpoolError> {
+        Ok(Self { events: tx.open_table(EVENTS)?, numbers: tx.open_table(NUMBERS)?, sources: tx.open_table(SOURCES)? })
+    }
+
+    fn length(&self) -> Result<u64, SpoolError> {
+        Ok(self.events.len()?)
+    }
+
+    fn append(&mut self, events: &[Event]) -> Result<(), SpoolError> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let mut key = self.numbers.get(NEXT_KEY)?.map_or(0, |key| key.value());
+        for event in events {
+            self.events.insert(key, encode(event).as_slice())?;
+            key += 1;
+        }
+        self.numbers.insert(NEXT_KEY, key)?;
+        Ok(())
+    }
+
+    #[expect(clippy::type_complexity, reason = "outer: the transaction fails; inner: this request is refused")]
+    fn take(
+        &mut self,
+        source: Uuid,
+        first: u64,
+        mut events: Vec<Event>,
+    ) -> Result<Result<(u64, Vec<Event>), SpoolError>, SpoolError> {
+        let known = self.sources.get(source.as_u128())?.map(|next| next.value());
+        // A source never seen may begin anywhere: what came before was taken by the node
+        // whose disk this one replaces.
+        let expected = known.unwrap_or(first);
+        if first > expected {
+            return Ok(Err(SpoolError::Hole { expected, first }));
+        }
+        let seen = usize::try_from(expected - first).unwrap_or(usize::MAX).min(events.len());
+        let fresh = events.split_off(seen);
+        let next = expected + fresh.len() as u64;
+        self.append(&fresh)?;
+        self.sources.insert(source.as_u128(), next)?;
+        Ok(Ok((next, fresh)))
+    }
+
+    fn acknowledge(&mut self, next: u64) -> Result<(), SpoolError> {
+        let mut first = self.numbers.get(FIRST)?.map_or(1, |first| first.value());
+        while first < next && self.events.pop_first()?.is_some() {
+            first += 1;
+        }
+        self.numbers.insert(FIRST, first)?;
+        Ok(())
+    }
+
+    /// Brings the spool back under its limit by a sixteenth of it, so that a full spool does
+    /// not pay for every event.
+    fn trim(&mut self, bounds: Bounds) -> Result<(), SpoolError> {
+        let length = self.length()?;
+        if length <= bounds.limit {
+            return Ok(());
+        }
+        let target = (bounds.limit - bounds.limit / 16).max(bounds.kept + 1);
+        let surplus = length - target + 1; // one more goes, since the gap itself takes a place
+        let mut dropped = Vec::new();
+        for entry in self.events.iter()?.skip(usize::try_from(bounds.kept).unwrap_or(usize::MAX)) {
+            if dropped.len() as u64 == surplus {
+                break;
+            }
+            dropped.push(entry?.0.value());
+        }
+        let mut lost = 0;
+        let mut place = None;
+        for key in dropped {
+            let event = self.events.remove(key)?.map(|event| decode(event.value())).transpose()?;
+            lost += match event.map(|event| event.what) {
+                Some(What::Gap { lost }) => lost,
+                _ => 1,
+            };
+            place = Some(key);
+        }
+        if let Some(key) = place {
+            self.events.insert(key, encode(&gap(lost)).as_slice())?;
+            tracing::warn!(lost, "the spool is full: its oldest events are dropped");
+        }
+        Ok(())
+    }
+}
+
+fn gap(lost: u64) -> Event {
+    Event { at: Timestamp::now(), machine: None, what: What::Gap { lost } }
+}
+
+fn encode(event: &Event) -> Vec<u8> {
+    serde_json::to_vec(event).expect("events always serialize")
+}
+
+fn decode(bytes: &[u8]) -> Result<Event, SpoolError> {
+    serde_json::from_slice(bytes).map_err(|error| SpoolError::Damaged(Arc::new(error)))
+}
+
+/// An error with its sources, for a log line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

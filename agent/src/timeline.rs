@@ -1,0 +1,201 @@
+//! What happened to each machine lately, for the technician who stands in front of it with
+//! the controller out of reach.
+//!
+//! Every event the agent's spool stores is noted here in the same transaction, and stays
+//! after the controller has taken it. Bounded: the latest [`PER_MACHINE`] events of each of
+//! at most [`MACHINES`] machines; the machine that was silent longest makes room.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use jiff::Timestamp;
+use redb::{Database, ReadableTable, TableDefinition, WriteTransaction};
+
+use rackhand_common::{
+    event::{Event, Stage, What},
+    id::MachineId,
+    machine::{Mac, Power},
+};
+
+use crate::spool::SpoolError;
+
+/// Events kept of one machine: a deploy makes about twenty.
+pub const PER_MACHINE: usize = 200;
+
+/// Machines kept: twice the most a rack's intent lists.
+pub const MACHINES: usize = 2 * rackhand_common::intent::MAX_MACHINES;
+
+/// By machine and by a number that counts up.
+const TABLE: TableDefinition<(u128, u64), &[u8]> = TableDefinition::new("timelines");
+
+/// A handle to the machines' timelines.
+#[derive(Clone, Debug, Default)]
+pub struct Timelines(Arc<Mutex<BTreeMap<MachineId, History>>>);
+
+/// One machine's latest events and what they tell together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    /// Oldest first, with the numbers they are stored under.
+    events: VecDeque<(u64, Event)>,
+    /// The card its installer last connected from.
+    pub mac: Option<Mac>,
+    /// The address its installer last connected from.
+    pub address: Option<std::net::Ipv4Addr>,
+    /// Chassis power as last read.
+    pub power: Option<Power>,
+    /// Whether its installer is connected.
+    pub installer: bool,
+}
+
+/// What one transaction changes, to be known once it is committed.
+#[derive(Debug, Default)]
+pub(crate) struct Noted {
+    touched: BTreeMap<MachineId, History>,
+    evicted: Vec<MachineId>,
+}
+
+impl Timelines {
+    /// The timelines in this store.
+    pub fn open(database: &Database) -> Result<Self, SpoolError> {
+        let tx = database.begin_write()?;
+        let mut histories = BTreeMap::<MachineId, History>::new();
+        for entry in tx.open_table(TABLE)?.iter()? {
+            let (key, value) = entry?;
+            let (machine, number) = key.value();
+            // An event of a newer version that an older one cannot read is left out.
+            if let Ok(event) = serde_json::from_slice::<Event>(value.value()) {
+                let history = histories.entry(MachineId(uuid::Uuid::from_u128(machine))).or_default();
+                history.learn(&event.what);
+                history.events.push_back((number, event));
+            }
+        }
+        tx.commit()?;
+        Ok(Self(Arc::new(Mutex::new(histories))))
+    }
+
+    /// One machine's events, oldest first.
+    pub fn events(&self, machine: MachineId) -> Vec<Event> {
+        self.lock().get(&machine).map(|history| history.events().cloned().collect()).unwrap_or_default()
+    }
+
+    /// All machines that anything is known of.
+    pub fn all(&self) -> BTreeMap<MachineId, History> {
+        self.lock().clone()
+    }
+
+    /// Notes these events within the transaction that stores them. The result is to be given
+    /// to [`Timelines::committed`] when that is on disk.
+    pub(crate) fn store(&self, tx: &WriteTransaction, events: &[Event]) -> Result<Noted, SpoolError> {
+        let mut noted = Noted::default();
+        if events.iter().all(|event| event.machine.is_none()) {
+            return Ok(noted);
+        }
+        let mut table = tx.open_table(TABLE)?;
+        for event in events {
+            let Some(machine) = event.machine else { continue };
+            if !noted.touched.contains_key(&machine) {
+                let known = self.lock().get(&machine).cloned();
+                if known.is_none()
+                    && let Some(evicted) = self.room(&noted)
+                {
+                    table.retain_in((evicted.0.as_u128(), 0)..=(evicted.0.as_u128(), u64::MAX), |_, _| false)?;
+                    noted.touched.remove(&evicted);
+                    noted.evicted.push(evicted);
+                }
+                noted.touched.insert(machine, known.unwrap_or_default());
+            }
+            let history = noted.touched.get_mut(&machine).expect("inserted above");
+            let (number, removed) = history.note(event);
+            let bytes = serde_json::to_vec(event).expect("events always serialize");
+            table.insert((machine.0.as_u128(), number), bytes.as_slice())?;
+            for number in removed {
+                table.remove((machine.0.as_u128(), number))?;
+            }
+        }
+        Ok(noted)
+    }
+
+    /// What was noted is on disk.
+    pub(crate) fn committed(&self, noted: Noted) {
+        let mut histories = self.lock();
+        for machine in noted.evicted {
+            histories.remove(&machine);
+        }
+        histories.extend(noted.touched);
+    }
+
+    /// The machine that must go for another to find a place, if one must.
+    fn room(&self, noted: &Noted) -> Option<MachineId> {
+        let histories = self.lock();
+        let fresh = noted.touched.keys().filter(|machine| !histories.contains_key(machine)).count();
+        if histories.len() + fresh < MACHINES + noted.evicted.len() {
+            return None;
+        }
+        histories
+            .iter()
+            .filter(|(machine, _)| !noted.evicted.contains(machine))
+            .min_by_key(|(_, history)| history.since())
+            .map(|(machine, _)| *machine)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<MachineId, History>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl History {
+    /// Its events, oldest first.
+    pub fn events(&self) -> impl Iterator<Item = &Event> {
+        self.events.iter().map(|(_, event)| event)
+    }
+
+    /// The latest of them.
+    pub fn latest(&self) -> Option<&Event> {
+        self.events.back().map(|(_, event)| event)
+    }
+
+    fn since(&self) -> Option<Timestamp> {
+        self.latest().map(|event| event.at)
+    }
+
+    /// Notes one event; gives the number it is stored under and those to remove. Progress of
+    /// a run replaces the progress before it: it would push everything else out.
+    fn note(&mut self, event: &Event) -> (u64, Vec<u64>) {
+        self.learn(&event.what);
+        let number = self.events.back().map_or(0, |(number, _)| number + 1);
+        let mut removed = Vec::new();
+        let replaces = matches!(
+            (self.latest().map(|latest| &latest.what), &event.what),
+            (Some(What::Progress { run: before, .. }), What::Progress { run, .. }) if before == run
+        );
+        if replaces {
+            removed.extend(self.events.pop_back().map(|(number, _)| number));
+        }
+        self.events.push_back((number, event.clone()));
+        while self.events.len() > PER_MACHINE {
+            removed.extend(self.events.pop_front().map(|(number, _)| number));
+        }
+        (number, removed)
+    }
+
+    fn learn(&mut self, what: &What) {
+        match what {
+            What::Connected { mac, address, .. } => {
+                self.mac = Some(*mac);
+                self.address = Some(*address);
+                self.installer = true;
+                self.power = Some(Power::On);
+            }
+            What::Stage(Stage::Rebooting | Stage::PoweredOn) | What::Lost | What::PhonedHome { .. } => {
+                self.installer = false;
+            }
+            What::Power(power) => {
+                self.power = Some(*power);
+                self.installer &= *power == Power::On;
+            }
+            _ => {}
+        }
+    }
+}
