@@ -1,0 +1,208 @@
+//! A machine of the virtual rack: QEMU with a boot ROM nobody here wrote, a blank disk, a
+//! power button and, for UEFI, a variable store.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use rackhand_common::machine::{Firmware, Mac, Power};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    network::tap,
+    run::{output, run},
+};
+
+const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+
+/// How long QEMU may take to start or to die.
+const SETTLE: Duration = Duration::from_secs(20);
+
+/// What is on a machine's label; kept in its directory, so that the power driver, a process
+/// of its own, finds everything there.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Label {
+    pub(crate) serial: String,
+    pub(crate) mac: Mac,
+    pub(crate) firmware: Firmware,
+    /// Which tap it is plugged into.
+    slot: usize,
+    /// The namespace of the provisioning network.
+    namespace: String,
+}
+
+/// A machine and the directory it lives in.
+#[derive(Clone, Debug)]
+pub(crate) struct Machine {
+    directory: PathBuf,
+    pub(crate) label: Label,
+}
+
+impl Machine {
+    /// Racks a machine with a blank disk of `disk` bytes.
+    pub(crate) fn rack(
+        parent: &Path,
+        namespace: &str,
+        slot: usize,
+        firmware: Firmware,
+        disk: u64,
+    ) -> anyhow::Result<Self> {
+        let label = Label {
+            serial: format!("VR{slot:04}"),
+            mac: Mac([0x52, 0x54, 0x00, 0x77, 0x00, slot as u8 + 1]),
+            firmware,
+            slot,
+            namespace: namespace.to_owned(),
+        };
+        let directory = parent.join(&label.serial);
+        fs::create_dir_all(&directory)?;
+        fs::write(directory.join("label.json"), serde_json::to_vec_pretty(&label)?)?;
+        fs::File::create(directory.join("disk.raw"))?.set_len(disk)?;
+        if firmware == Firmware::Uefi {
+            fs::copy(OVMF_VARS, directory.join("variables.fd")).context("is Debian's package ovmf installed?")?;
+        }
+        Ok(Self { directory, label })
+    }
+
+    /// The machine with this network card among those racked in `parent`.
+    pub(crate) fn find(parent: &Path, mac: Mac) -> anyhow::Result<Self> {
+        for entry in fs::read_dir(parent)? {
+            let directory = entry?.path();
+            let label: Label = serde_json::from_slice(&fs::read(directory.join("label.json"))?)?;
+            if label.mac == mac {
+                return Ok(Self { directory, label });
+            }
+        }
+        bail!("no machine with network card {mac} in {}", parent.display())
+    }
+
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.directory.join("disk.raw")
+    }
+
+    /// What it wrote to its serial console since it was racked.
+    pub(crate) fn console(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.console_log()).unwrap_or_default()).into_owned()
+    }
+
+    pub(crate) fn console_log(&self) -> PathBuf {
+        self.directory.join("console.log")
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.directory.join("qemu.pid")
+    }
+
+    fn pid(&self) -> Option<i32> {
+        let pid = fs::read_to_string(self.pid_file()).ok()?.trim().parse().ok()?;
+        let program = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+        program.starts_with("qemu").then_some(pid)
+    }
+
+    pub(crate) fn power(&self) -> Power {
+        if self.pid().is_some() { Power::On } else { Power::Off }
+    }
+
+    pub(crate) fn power_on(&self) -> anyhow::Result<()> {
+        if self.power() == Power::On {
+            return Ok(());
+        }
+        let once = self.directory.join("network-once");
+        let network = once.exists();
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.label.namespace)).args(["--", "qemu-system-x86_64"]);
+        command.args(["-name", &self.label.serial, "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"]);
+        command
+            .args(["-m", "640", "-display", "none", "-nodefaults", "-vga", "none", "-daemonize", "-pidfile"])
+            .arg(self.pid_file());
+        command
+            .arg("-smbios")
+            .arg(format!("type=1,manufacturer=QEMU,product=virtual-rack,serial={}", self.label.serial));
+        command
+            .arg("-uuid")
+            .arg(uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, self.label.serial.as_bytes()).to_string());
+        command.arg("-chardev").arg(format!("file,id=console,path={},append=on", self.console_log().display()));
+        command.args(["-serial", "chardev:console"]);
+        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", self.qmp().display()));
+        command.arg("-drive").arg(format!(
+            "if=none,id=disk,file={},format=raw,cache=writeback,discard=unmap,detect-zeroes=unmap",
+            self.disk().display()
+        ));
+        command.arg("-device").arg(format!("virtio-blk-pci,drive=disk,serial={}-D1", self.label.serial));
+        command.arg("-netdev").arg(format!("tap,id=net,ifname={},script=no,downscript=no", tap(self.label.slot)));
+        let nic = format!("virtio-net-pci,netdev=net,mac={}", self.label.mac);
+        command.args(["-device", "virtio-rng-pci"]);
+        match self.label.firmware {
+            Firmware::Bios => {
+                command.arg("-device").arg(nic);
+                command.arg("-boot").arg(if network { "order=cn,once=n" } else { "order=cn" });
+            }
+            Firmware::Uefi => {
+                let variables = self.directory.join("variables.fd");
+                if network {
+                    let mut store = fs::read(&variables)?;
+                    if crate::varstore::boot_from_network_once(&mut store)? {
+                        fs::write(&variables, store)?;
+                    }
+                }
+                // OVMF brings its own driver for the card; QEMU's ROM would come before it.
+                command.arg("-device").arg(format!("{nic},romfile="));
+                command.arg("-drive").arg(format!("if=pflash,format=raw,unit=0,readonly=on,file={OVMF_CODE}"));
+                command.arg("-drive").arg(format!("if=pflash,format=raw,unit=1,file={}", variables.display()));
+            }
+        }
+        output(&mut command).context("starting QEMU")?;
+        if network {
+            fs::remove_file(once)?;
+        }
+        Ok(())
+    }
+
+    /// Pulls the plug.
+    pub(crate) fn power_off(&self) -> anyhow::Result<()> {
+        let Some(pid) = self.pid() else { return Ok(()) };
+        run("kill", &["-9", &pid.to_string()])?;
+        let patience = Instant::now() + SETTLE;
+        while self.pid().is_some() {
+            if Instant::now() > patience {
+                bail!("QEMU {pid} does not die");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Has the next start boot from the network, as a BMC's one-time override does.
+    pub(crate) fn network_boot_once(&self) -> anyhow::Result<()> {
+        fs::write(self.directory.join("network-once"), b"").map_err(Into::into)
+    }
+
+    /// Presses the reset button.
+    pub(crate) fn reset(&self) -> anyhow::Result<()> {
+        let stream = UnixStream::connect(self.qmp()).context("the machine is off")?;
+        stream.set_read_timeout(Some(SETTLE))?;
+        let mut answers = BufReader::new(stream.try_clone()?).lines();
+        let mut ask = |request: &str| -> anyhow::Result<()> {
+            writeln!(&stream, "{request}")?;
+            for answer in &mut answers {
+                if answer?.contains("\"return\"") {
+                    return Ok(());
+                }
+            }
+            bail!("QEMU closed its monitor")
+        };
+        ask(r#"{"execute":"qmp_capabilities"}"#)?;
+        ask(r#"{"execute":"system_reset"}"#)
+    }
+
+    fn qmp(&self) -> PathBuf {
+        self.directory.join("qmp.sock")
+    }
+}

@@ -1,0 +1,136 @@
+//! The virtual rack's cabling: three network namespaces.
+//!
+//! ```text
+//!  this machine ──veth── CONTROLLER ──veth── NODE ──veth── LAN (bridge) ──tap── machines
+//!   10.78.N.1/30          10.78.N.2           │ 10.77.0.1/24
+//!                         10.78.N.5/30 ── 10.78.N.6
+//! ```
+
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+
+use crate::run::{quiet, run};
+
+/// The namespaces of one virtual rack; several racks can exist at once.
+#[derive(Clone, Debug)]
+pub(crate) struct Cabling {
+    /// Names the rack: `demo`, `test`.
+    name: String,
+    /// Tells apart the racks' links to this machine.
+    number: u8,
+}
+
+/// Which namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Where the controller runs.
+    Controller,
+    /// The rack node: agent and boot.
+    Node,
+    /// The provisioning network, where machines are plugged in.
+    Lan,
+}
+
+impl Cabling {
+    pub(crate) fn new(name: &str, number: u8) -> Self {
+        Self { name: name.to_owned(), number }
+    }
+
+    /// The controller's address as this machine and its operator reach it.
+    pub(crate) fn controller(&self) -> String {
+        format!("10.78.{}.2", self.number)
+    }
+
+    /// The controller's address as the node reaches it.
+    pub(crate) fn controller_from_node(&self) -> String {
+        format!("10.78.{}.5", self.number)
+    }
+
+    pub(crate) fn namespace(&self, place: Place) -> String {
+        let place = match place {
+            Place::Controller => "controller",
+            Place::Node => "node",
+            Place::Lan => "lan",
+        };
+        format!("rackhand-{}-{place}", self.name)
+    }
+
+    /// A command that runs in a namespace.
+    pub(crate) fn command(&self, place: Place, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.namespace(place))).arg("--").arg(program);
+        command
+    }
+
+    fn link(&self) -> String {
+        format!("rh-{}", self.name)
+    }
+
+    /// Lays the cables, after removing what an earlier rack of this name left behind.
+    pub(crate) fn lay(&self, machines: usize) -> anyhow::Result<()> {
+        ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root: run it with sudo");
+        self.cut();
+        let (controller, node, lan) =
+            (self.namespace(Place::Controller), self.namespace(Place::Node), self.namespace(Place::Lan));
+        for namespace in [&controller, &node, &lan] {
+            run("ip", &["netns", "add", namespace]).context("making a network namespace")?;
+            run("ip", &["-n", namespace, "link", "set", "lo", "up"])?;
+        }
+        let n = self.number;
+        run("ip", &["link", "add", &self.link(), "type", "veth", "peer", "name", "ops0", "netns", &controller])?;
+        run("ip", &["addr", "add", &format!("10.78.{n}.1/30"), "dev", &self.link()])?;
+        run("ip", &["link", "set", &self.link(), "up"])?;
+        run("ip", &["-n", &controller, "addr", "add", &format!("10.78.{n}.2/30"), "dev", "ops0"])?;
+        run("ip", &["-n", &controller, "link", "set", "ops0", "up"])?;
+
+        run("ip", &["-n", &controller, "link", "add", "rack0", "type", "veth", "peer", "name", "up0", "netns", &node])?;
+        run("ip", &["-n", &controller, "addr", "add", &format!("10.78.{n}.5/30"), "dev", "rack0"])?;
+        run("ip", &["-n", &controller, "link", "set", "rack0", "up"])?;
+        run("ip", &["-n", &node, "addr", "add", &format!("10.78.{n}.6/30"), "dev", "up0"])?;
+        run("ip", &["-n", &node, "link", "set", "up0", "up"])?;
+
+        run("ip", &["-n", &lan, "link", "add", "br0", "type", "bridge", "forward_delay", "0"])?;
+        run("ip", &["-n", &lan, "link", "set", "br0", "up"])?;
+        run("ip", &["-n", &lan, "link", "add", "node0", "type", "veth", "peer", "name", "prov0", "netns", &node])?;
+        run("ip", &["-n", &lan, "link", "set", "node0", "master", "br0", "up"])?;
+        run("ip", &["-n", &node, "addr", "add", "10.77.0.1/24", "dev", "prov0"])?;
+        run("ip", &["-n", &node, "link", "set", "prov0", "up"])?;
+        for machine in 0..machines {
+            let tap = tap(machine);
+            run("ip", &["-n", &lan, "tuntap", "add", &tap, "mode", "tap"])?;
+            run("ip", &["-n", &lan, "link", "set", &tap, "master", "br0", "up"])?;
+        }
+        Ok(())
+    }
+
+    /// Ends every process in the namespaces and removes them, whatever state they are in.
+    pub(crate) fn cut(&self) {
+        for place in [Place::Lan, Place::Node, Place::Controller] {
+            let namespace = self.namespace(place);
+            if let Ok(pids) = run("ip", &["netns", "pids", &namespace]) {
+                for pid in pids.split_whitespace() {
+                    quiet("kill", &["-9", pid]);
+                }
+            }
+            quiet("ip", &["netns", "del", &namespace]);
+        }
+        quiet("ip", &["link", "del", &self.link()]);
+    }
+
+    /// Whether it is laid.
+    pub(crate) fn exists(&self) -> bool {
+        std::path::Path::new("/run/netns").join(self.namespace(Place::Controller)).exists()
+    }
+
+    /// Breaks or mends the link between node and controller.
+    pub(crate) fn set_uplink(&self, up: bool) -> anyhow::Result<()> {
+        let state = if up { "up" } else { "down" };
+        run("ip", &["-n", &self.namespace(Place::Node), "link", "set", "up0", state]).map(drop)
+    }
+}
+
+/// The tap a machine is plugged into.
+pub(crate) fn tap(machine: usize) -> String {
+    format!("tap{machine}")
+}
