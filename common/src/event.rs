@@ -158,6 +158,38 @@ impl fmt::Display for Stage {
     }
 }
 
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stage(stage) => stage.fmt(f),
+            Self::Connected { mac, address, .. } => write!(f, "installer connected from {mac} at {address}"),
+            Self::Lost => f.write_str("installer no longer heard of"),
+            Self::Progress { done, total, .. } => {
+                let percent = done.saturating_mul(100).checked_div(*total).unwrap_or(100);
+                write!(f, "{percent} % ({} of {} MiB)", done >> 20, total >> 20)
+            }
+            Self::Done { attempt, disks, .. } => {
+                write!(f, "order done (attempt {attempt}): ")?;
+                for (index, work) in disks.iter().enumerate() {
+                    let comma = if index == 0 { "" } else { ", " };
+                    write!(f, "{comma}{} {}, {} MiB", work.method, work.disk, work.bytes >> 20)?;
+                }
+                Ok(())
+            }
+            Self::Failed { attempt, detail, .. } => {
+                write!(f, "order failed (attempt {attempt}): {}", detail.lines().next().unwrap_or_default())
+            }
+            Self::PhonedHome { .. } => f.write_str("installed system called home"),
+            Self::TicketRefused { reason } => write!(f, "ticket refused: {reason}"),
+            Self::Commanded { outcome, .. } => write!(f, "power command: {outcome}"),
+            Self::Power(Power::On) => f.write_str("power is on"),
+            Self::Power(Power::Off) => f.write_str("power is off"),
+            Self::Node(health) => write!(f, "node health: load {}.{:02}", health.load / 100, health.load % 100),
+            Self::Gap { lost } => write!(f, "{lost} events were dropped here: the spool was full"),
+        }
+    }
+}
+
 /// What was done to one disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskWork {
@@ -207,6 +239,17 @@ pub enum Outcome {
     Failed(String),
     /// The agent stopped between starting and recording it: look at the machine first.
     Unknown,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done => f.write_str("done"),
+            Self::Refused(reason) => write!(f, "refused: {reason}"),
+            Self::Failed(reason) => write!(f, "failed: {reason}"),
+            Self::Unknown => f.write_str("outcome unknown: the agent stopped in the middle of it"),
+        }
+    }
 }
 
 /// How the rack node itself fares.
