@@ -1,1 +1,225 @@
-//! (in the making)
+//! Which hardware commands were accepted, begun and finished: written before acting, so that
+//! each takes effect at most once. Also remembers the highest connection number the
+//! controller ever welcomed this node with.
+//!
+//! Invariants:
+//! - [`Ledger::accept`] and [`Ledger::begin`] return after their entry is on stable storage.
+//! - A command that had begun when the process ended is [`Outcome::Unknown`]; one that was
+//!   only accepted is refused. Neither is begun again.
+//! - An outcome and the events that tell it are stored in one transaction.
+//! - Finished entries stay for [`KEPT`] and are at most [`ENTRIES`]: longer than any command
+//!   may be started after it was given.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use serde::{Deserialize, Serialize};
+
+use rackhand_common::{
+    event::{Event, Outcome, What},
+    id::{CommandId, MachineId},
+    wire::{Action, Command},
+};
+
+use crate::spool::{Spool, SpoolError, blocking};
+
+/// How long a finished command is remembered.
+pub const KEPT: Duration = Duration::from_secs(24 * 3600);
+
+/// The most finished commands remembered.
+pub const ENTRIES: usize = 10_000;
+
+const COMMANDS: TableDefinition<u128, &[u8]> = TableDefinition::new("ledger_commands");
+const NUMBERS: TableDefinition<&str, u64> = TableDefinition::new("ledger_numbers");
+/// [`NUMBERS`]: the highest connection number.
+const CONNECTION: &str = "connection";
+
+/// A handle to the ledger.
+#[derive(Clone, Debug)]
+pub struct Ledger {
+    database: Arc<Database>,
+    spool: Spool,
+}
+
+/// What the ledger knows of a command that came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// Nothing: it is in the ledger now.
+    Fresh,
+    /// It was accepted before and has not ended.
+    Running,
+    /// It has ended.
+    Known(Outcome),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Entry {
+    machine: MachineId,
+    action: Action,
+    accepted: Timestamp,
+    state: State,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    Accepted,
+    Begun,
+    Ended { at: Timestamp, outcome: Outcome },
+}
+
+impl Ledger {
+    /// The ledger in this store, whose spool is `spool`. Commands that had not ended when the
+    /// process before this one did are ended, and reported as events.
+    pub async fn open(database: Arc<Database>, spool: Spool, now: Timestamp) -> Result<Self, SpoolError> {
+        let found = {
+            let database = database.clone();
+            blocking(move || unended(&database)).await?
+        };
+        let ledger = Self { database, spool };
+        for (id, entry) in found {
+            let outcome = match entry.state {
+                State::Accepted => Outcome::Refused("the agent restarted before it was started".into()),
+                State::Begun | State::Ended { .. } => Outcome::Unknown,
+            };
+            tracing::warn!(command = %id, machine = %entry.machine, action = ?entry.action, %outcome,
+                "a power command had not ended when the agent stopped");
+            ledger.end(id, entry.machine, outcome, now, Vec::new()).await?;
+        }
+        Ok(ledger)
+    }
+
+    /// Writes down that a command was accepted, unless it is known.
+    pub async fn accept(&self, command: &Command, now: Timestamp) -> Result<Begun, SpoolError> {
+        let id = command.id;
+        let database = self.database.clone();
+        if let Some(entry) = blocking(move || entry(&database, id)).await? {
+            return Ok(match entry.state {
+                State::Accepted | State::Begun => Begun::Running,
+                State::Ended { outcome, .. } => Begun::Known(outcome),
+            });
+        }
+        let fresh = Entry { machine: command.machine, action: command.action, accepted: now, state: State::Accepted };
+        let also = Box::new(move |tx: &WriteTransaction| put(tx, id, &fresh));
+        self.spool.append_with(Vec::new(), also).await?;
+        Ok(Begun::Fresh)
+    }
+
+    /// Writes down that an accepted command is about to act.
+    pub async fn begin(&self, id: CommandId) -> Result<(), SpoolError> {
+        let also = Box::new(move |tx: &WriteTransaction| change(tx, id, State::Begun));
+        self.spool.append_with(Vec::new(), also).await
+    }
+
+    /// Writes down how a command ended, together with `events` that belong to it and the one
+    /// that tells its outcome.
+    pub async fn end(
+        &self,
+        id: CommandId,
+        machine: MachineId,
+        outcome: Outcome,
+        now: Timestamp,
+        mut events: Vec<Event>,
+    ) -> Result<(), SpoolError> {
+        let what = What::Commanded { command: id, outcome: outcome.clone() };
+        events.push(Event { at: now, machine: Some(machine), what });
+        let also = Box::new(move |tx: &WriteTransaction| {
+            change(tx, id, State::Ended { at: now, outcome })?;
+            forget(tx, now)
+        });
+        self.spool.append_with(events, also).await
+    }
+
+    /// The highest connection number this node was ever welcomed with; zero for none.
+    pub async fn connection(&self) -> Result<u64, SpoolError> {
+        let database = self.database.clone();
+        blocking(move || {
+            let tx = database.begin_read()?;
+            match tx.open_table(NUMBERS) {
+                Ok(numbers) => Ok(numbers.get(CONNECTION)?.map_or(0, |number| number.value())),
+                Err(redb::TableError::TableDoesNotExist(_)) => Ok(0),
+                Err(error) => Err(error.into()),
+            }
+        })
+        .await
+    }
+
+    /// Remembers a connection number; a lower one changes nothing.
+    pub async fn welcomed(&self, connection: u64) -> Result<(), SpoolError> {
+        let also = Box::new(move |tx: &WriteTransaction| {
+            let mut numbers = tx.open_table(NUMBERS)?;
+            let known = numbers.get(CONNECTION)?.map_or(0, |number| number.value());
+            numbers.insert(CONNECTION, known.max(connection))?;
+            Ok(())
+        });
+        self.spool.append_with(Vec::new(), also).await
+    }
+}
+
+fn entry(database: &Database, id: CommandId) -> Result<Option<Entry>, SpoolError> {
+    let tx = database.begin_read()?;
+    match tx.open_table(COMMANDS) {
+        Ok(commands) => Ok(commands.get(id.0.as_u128())?.and_then(|entry| parse(entry.value()))),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn unended(database: &Database) -> Result<Vec<(CommandId, Entry)>, SpoolError> {
+    let tx = database.begin_read()?;
+    let commands = match tx.open_table(COMMANDS) {
+        Ok(commands) => commands,
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let mut found = Vec::new();
+    for row in commands.iter()? {
+        let (id, bytes) = row?;
+        if let Some(entry) = parse(bytes.value()).filter(|entry| !matches!(entry.state, State::Ended { .. })) {
+            found.push((CommandId(uuid::Uuid::from_u128(id.value())), entry));
+        }
+    }
+    Ok(found)
+}
+
+/// An entry that cannot be read any more stands for a command whose outcome is unknown.
+fn parse(bytes: &[u8]) -> Option<Entry> {
+    serde_json::from_slice(bytes).inspect_err(|error| tracing::error!(%error, "a ledger entry cannot be read")).ok()
+}
+
+fn put(tx: &WriteTransaction, id: CommandId, entry: &Entry) -> Result<(), redb::Error> {
+    let bytes = serde_json::to_vec(entry).expect("entries always serialize");
+    tx.open_table(COMMANDS)?.insert(id.0.as_u128(), bytes.as_slice())?;
+    Ok(())
+}
+
+fn change(tx: &WriteTransaction, id: CommandId, state: State) -> Result<(), redb::Error> {
+    let known = tx.open_table(COMMANDS)?.get(id.0.as_u128())?.and_then(|entry| parse(entry.value()));
+    match known {
+        Some(entry) => put(tx, id, &Entry { state, ..entry }),
+        None => Ok(()),
+    }
+}
+
+/// Drops finished entries that are too old or too many. Ids sort by the time they were made.
+fn forget(tx: &WriteTransaction, now: Timestamp) -> Result<(), redb::Error> {
+    let mut commands = tx.open_table(COMMANDS)?;
+    let mut ended = Vec::new();
+    for row in commands.iter()? {
+        let (id, bytes) = row?;
+        match parse(bytes.value()).map(|entry| entry.state) {
+            Some(State::Accepted | State::Begun) => {}
+            Some(State::Ended { at, .. }) => ended.push((id.value(), at)),
+            None => ended.push((id.value(), Timestamp::MIN)),
+        }
+    }
+    let surplus = ended.len().saturating_sub(ENTRIES);
+    for (index, (id, at)) in ended.into_iter().enumerate() {
+        let age = Duration::try_from(now.duration_since(at)).unwrap_or_default();
+        if index < surplus || age > KEPT {
+            commands.remove(id)?;
+        }
+    }
+    Ok(())
+}

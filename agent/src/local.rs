@@ -1,1 +1,396 @@
-//! (in the making)
+//! The node's unix socket: boot takes the intent from here and leaves its events, the
+//! technician's tool asks how things stand.
+//!
+//! Whoever may open the socket is trusted with what is answered here, which is the file's
+//! mode and group: 0660 and `rackhand`. Nothing here changes hardware.
+//!
+//! Invariants:
+//! - Boot's events are on stable storage before they are acknowledged, each once, in order.
+//! - At most [`CONNECTIONS`] at a time; a peer that sends half a request, reads no answer or
+//!   is idle is cut off.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use serde::de::DeserializeOwned;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{UnixListener, UnixStream},
+    sync::{Semaphore, watch},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use rackhand_common::{
+    channel::HOLD,
+    event::{Event, NodeHealth},
+    id::{AgentId, MachineId, RackId},
+    image::{Digest, SignedManifest},
+    intent::{Intent, MachineIntent},
+    time::{Clock, Mono},
+    wire::{self, LocalRequest, LocalResponse, MachineView, Malformed, NodeView},
+};
+
+use crate::{
+    intent,
+    spool::{Spool, chain},
+    timeline::{History, Timelines},
+};
+
+/// Connections at a time: boot keeps a handful, a technician one per tool.
+pub const CONNECTIONS: usize = 64;
+
+/// How long a connection may stand without a request.
+const IDLE: Duration = Duration::from_secs(300);
+
+/// How long the rest of a request may take, and an answer to be read.
+const FRAME: Duration = Duration::from_secs(30);
+
+/// How long a client waits for an answer: longer than an intent is held or a chunk fetched.
+const ANSWER: Duration = Duration::from_secs(90);
+
+/// Where chunks and manifests come from: the controller, or a simulation's store.
+pub trait Source: Send + Sync + 'static {
+    /// A chunk's compressed bytes, checked against its name.
+    fn chunk(&self, digest: Digest) -> Fetched<'_, Vec<u8>>;
+    /// A manifest, checked against its name and the trust bundle.
+    fn manifest(&self, digest: Digest) -> Fetched<'_, SignedManifest>;
+}
+
+/// What a [`Source`] gives, in time.
+pub type Fetched<'a, T> = Pin<Box<dyn Future<Output = Result<T, FetchError>> + Send + 'a>>;
+
+/// Why a chunk or manifest is not here.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The controller has no such thing.
+    #[error("not found: {0}")]
+    NotFound(String),
+    /// Ask again later.
+    #[error("not available: {0}")]
+    Unavailable(String),
+}
+
+/// The uplink, as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UplinkView {
+    /// Whether the controller is connected.
+    pub connected: bool,
+    /// Since or until when, and why not, in words.
+    pub words: String,
+    /// When the certificate ends.
+    pub certificate_until: Timestamp,
+}
+
+/// What the socket answers from.
+pub struct Node {
+    /// The agent's registration.
+    pub agent: AgentId,
+    /// The rack it serves.
+    pub rack: RackId,
+    /// What the controller wants.
+    pub intent: intent::Store,
+    /// Where boot's events go.
+    pub spool: Spool,
+    /// What happened lately.
+    pub timelines: Timelines,
+    /// Where chunks come from.
+    pub source: Arc<dyn Source>,
+    /// How the uplink stands.
+    pub uplink: watch::Receiver<UplinkView>,
+    /// The node's own health, once it was measured.
+    pub health: watch::Receiver<Option<NodeHealth>>,
+    /// The present.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Binds the socket, in the place of one that a dead process left behind.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers on this socket"));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+/// Answers requests until `shutdown`.
+pub async fn serve(listener: UnixListener, node: Node, shutdown: CancellationToken) -> io::Result<()> {
+    let desk = Arc::new(Desk { node, boot_heard: Mutex::new(None) });
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let connections = TaskTracker::new();
+    loop {
+        let place = tokio::select! {
+            place = places.clone().acquire_owned() => place.expect("the semaphore is never closed"),
+            () = shutdown.cancelled() => break,
+        };
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of file descriptors, or the peer is gone already.
+                    tracing::warn!(error = %error, "cannot accept on the node's socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+            () = shutdown.cancelled() => break,
+        };
+        let (desk, shutdown) = (desk.clone(), shutdown.clone());
+        connections.spawn(async move {
+            let _place = place;
+            if let Err(error) = desk.converse(stream, shutdown).await {
+                tracing::debug!(error = chain(&error), "a connection on the node's socket ended");
+            }
+        });
+    }
+    connections.close();
+    connections.wait().await;
+    Ok(())
+}
+
+struct Desk {
+    node: Node,
+    boot_heard: Mutex<Option<Mono>>,
+}
+
+impl Desk {
+    async fn converse(&self, mut stream: UnixStream, shutdown: CancellationToken) -> Result<(), LocalError> {
+        loop {
+            let request = tokio::select! {
+                request = receive(&mut stream, IDLE) => request?,
+                () = shutdown.cancelled() => return Ok(()),
+            };
+            let Some(request) = request else { return Ok(()) };
+            let mut framed = wire::frame(&self.answer(request, &shutdown).await);
+            if framed.len() > wire::MAX_LEN {
+                let reason = format!("the answer of {} bytes is too long for this socket", framed.len());
+                framed = wire::frame(&LocalResponse::Unavailable(reason));
+            }
+            timeout(FRAME, stream.write_all(&framed)).await.map_err(|_| LocalError::TimedOut)??;
+        }
+    }
+
+    async fn answer(&self, request: LocalRequest, shutdown: &CancellationToken) -> LocalResponse {
+        match request {
+            LocalRequest::Intent { after } => {
+                self.hear_boot();
+                LocalResponse::Intent(self.newer_intent(after, shutdown).await)
+            }
+            LocalRequest::Events { spool, first, events } => {
+                self.hear_boot();
+                match self.node.spool.take(spool, first, events).await {
+                    Ok(next) => LocalResponse::Next(next),
+                    Err(error) => LocalResponse::Unavailable(chain(&error)),
+                }
+            }
+            LocalRequest::Chunk(digest) => match self.node.source.chunk(digest).await {
+                Ok(bytes) => LocalResponse::Chunk(bytes),
+                Err(error) => error.into(),
+            },
+            LocalRequest::Manifest(digest) => match self.node.source.manifest(digest).await {
+                Ok(SignedManifest { manifest, signature }) => LocalResponse::Manifest { manifest, signature },
+                Err(error) => error.into(),
+            },
+            LocalRequest::Status => LocalResponse::Status(self.status()),
+            LocalRequest::Machines => LocalResponse::Machines(self.machines()),
+            LocalRequest::Timeline(machine) => match self.find(&machine) {
+                Some(machine) => {
+                    let events = self.node.timelines.events(machine.id);
+                    LocalResponse::Timeline { machine, events }
+                }
+                None => LocalResponse::NotFound(format!("no machine has the id, name or MAC {machine:?}")),
+            },
+        }
+    }
+
+    fn hear_boot(&self) {
+        *self.boot_heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.node.clock.now().mono);
+    }
+
+    async fn newer_intent(&self, after: u64, shutdown: &CancellationToken) -> Option<Intent> {
+        let mut current = self.node.intent.subscribe();
+        let newer = current.wait_for(|intent| intent.as_ref().is_some_and(|intent| intent.revision > after));
+        tokio::select! {
+            found = timeout(HOLD, newer) => found.ok()?.ok()?.as_deref().cloned(),
+            () = shutdown.cancelled() => None,
+        }
+    }
+
+    fn status(&self) -> NodeView {
+        let node = &self.node;
+        let uplink = node.uplink.borrow().clone();
+        let heard = *self.boot_heard.lock().unwrap_or_else(PoisonError::into_inner);
+        NodeView {
+            version: env!("CARGO_PKG_VERSION").into(),
+            agent: node.agent,
+            rack: node.rack,
+            rack_name: node.intent.current().map(|intent| intent.name.clone()),
+            uplink: uplink.words,
+            revision: node.intent.revision(),
+            spooled: node.spool.waiting(),
+            certificate_until: uplink.certificate_until,
+            boot_heard: heard.map(|heard| heard.until(node.clock.now().mono).as_secs()),
+            health: node.health.borrow().clone(),
+        }
+    }
+
+    fn machines(&self) -> Vec<MachineView> {
+        let intent = self.node.intent.current();
+        let known = intent.as_ref().map(|intent| intent.machines.as_slice()).unwrap_or_default();
+        views(known, self.node.timelines.all())
+    }
+
+    fn find(&self, wanted: &str) -> Option<MachineView> {
+        let id = wanted.parse::<MachineId>().ok();
+        let mac = wanted.parse().ok();
+        let intent = self.node.intent.current();
+        let by_mac = mac.and_then(|mac| {
+            let machines = &intent.as_ref()?.machines;
+            machines.iter().find(|machine| machine.macs.contains(&mac)).map(|machine| machine.id)
+        });
+        self.machines().into_iter().find(|machine| {
+            Some(machine.id) == id.or(by_mac)
+                || machine.name.as_deref() == Some(wanted)
+                || (mac.is_some() && machine.mac == mac)
+        })
+    }
+}
+
+impl From<FetchError> for LocalResponse {
+    fn from(error: FetchError) -> Self {
+        match error {
+            FetchError::NotFound(reason) => Self::NotFound(reason),
+            FetchError::Unavailable(reason) => Self::Unavailable(reason),
+        }
+    }
+}
+
+/// The machines the controller named, in its order, then those only seen here.
+fn views(known: &[MachineIntent], mut histories: BTreeMap<MachineId, History>) -> Vec<MachineView> {
+    let mut views: Vec<_> = known
+        .iter()
+        .map(|machine| {
+            let view = view(machine.id, &histories.remove(&machine.id).unwrap_or_default());
+            MachineView {
+                name: Some(machine.name.clone()),
+                mac: machine.macs.first().copied().or(view.mac),
+                address: Some(machine.address),
+                ..view
+            }
+        })
+        .collect();
+    views.extend(histories.iter().map(|(id, history)| view(*id, history)));
+    views
+}
+
+fn view(id: MachineId, history: &History) -> MachineView {
+    let latest = history.latest();
+    MachineView {
+        id,
+        name: None,
+        mac: history.mac,
+        address: history.address,
+        power: history.power,
+        installer: history.installer,
+        latest: latest.map_or_else(|| "nothing heard of it".into(), |event| event.what.to_string()),
+        since: latest.map(|event| event.at),
+    }
+}
+
+/// One end of a conversation with the agent on this node. A connection that broke, or whose
+/// last answer was not waited for, is made anew at the next request.
+#[derive(Debug)]
+pub struct Client {
+    path: PathBuf,
+    stream: Option<UnixStream>,
+}
+
+/// Why the agent did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalError {
+    /// Nobody listens: the agent does not run, or this process may not open its socket.
+    #[error("cannot connect to {path}")]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("the connection to the agent broke")]
+    Broken(#[from] io::Error),
+    /// The bytes are not a message.
+    #[error("the message is malformed")]
+    Malformed(#[from] Malformed),
+    /// It took too long.
+    #[error("no answer in time")]
+    TimedOut,
+}
+
+impl Client {
+    /// Connects to the agent.
+    pub async fn connect(path: &Path) -> Result<Self, LocalError> {
+        let stream = Some(open(path).await?);
+        Ok(Self { path: path.to_owned(), stream })
+    }
+
+    /// Sends a request and waits for its answer. Every request may be repeated.
+    pub async fn ask(&mut self, request: &LocalRequest) -> Result<LocalResponse, LocalError> {
+        if let Some(stream) = self.stream.take() {
+            // The agent may have closed it meanwhile, being restarted or tired of waiting.
+            match self.ask_on(stream, request).await {
+                Err(LocalError::Broken(_)) => {}
+                answered => return answered,
+            }
+        }
+        let stream = open(&self.path).await?;
+        self.ask_on(stream, request).await
+    }
+
+    async fn ask_on(&mut self, mut stream: UnixStream, request: &LocalRequest) -> Result<LocalResponse, LocalError> {
+        let conversation = async {
+            stream.write_all(&wire::frame(request)).await?;
+            receive(&mut stream, ANSWER).await
+        };
+        let response = timeout(ANSWER, conversation).await.map_err(|_| LocalError::TimedOut)??;
+        let response = response.ok_or(LocalError::Broken(io::ErrorKind::UnexpectedEof.into()))?;
+        self.stream = Some(stream);
+        Ok(response)
+    }
+}
+
+async fn open(path: &Path) -> Result<UnixStream, LocalError> {
+    UnixStream::connect(path).await.map_err(|source| LocalError::Unreachable { path: path.to_owned(), source })
+}
+
+/// The next message, or nothing when the peer has closed between messages or stayed idle.
+async fn receive<T: DeserializeOwned>(stream: &mut UnixStream, idle: Duration) -> Result<Option<T>, LocalError> {
+    let mut prefix = [0; 4];
+    match timeout(idle, stream.read_exact(&mut prefix[..1])).await {
+        Err(_) => return Ok(None),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Ok(read) => read?,
+    };
+    let rest = async {
+        stream.read_exact(&mut prefix[1..]).await?;
+        let mut body = vec![0; wire::frame_len(prefix)?];
+        stream.read_exact(&mut body).await?;
+        Ok::<_, LocalError>(body)
+    };
+    let body = timeout(FRAME, rest).await.map_err(|_| LocalError::TimedOut)??;
+    Ok(Some(wire::decode(&body)?))
+}

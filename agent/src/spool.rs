@@ -77,14 +77,6 @@ pub enum SpoolError {
     /// A stored event is not an event any more.
     #[error("the spool holds an event that cannot be read")]
     Damaged(#[source] Arc<serde_json::Error>),
-    /// The events do not continue those taken before from the same source.
-    #[error("the events begin with number {first}, but number {expected} comes next")]
-    Hole {
-        /// The number that comes next.
-        expected: u64,
-        /// The number that came.
-        first: u64,
-    },
     /// The writer has ended.
     #[error("the spool is closed")]
     Closed,
@@ -197,7 +189,8 @@ impl Spool {
     }
 
     /// Stores events of another spool, numbered consecutively from `first`, but for those
-    /// that were stored before; gives the number that comes next.
+    /// that were stored before; gives the number that comes next. Numbers that were never
+    /// seen and are left out become a gap.
     pub async fn take(&self, source: Uuid, first: u64, events: Vec<Event>) -> Result<u64, SpoolError> {
         self.request(|answer| Write::Take { source, first, events, answer }).await
     }
@@ -372,21 +365,13 @@ impl Writer {
                             also(&tx)?;
                         }
                     }
-                    Work::Take { source, first, events, at } => match store.take(source, first, events)? {
-                        Ok((next, fresh)) => {
-                            stored.extend(fresh);
-                            if let Pending::Next(_, number) = &mut pending[at] {
-                                *number = next;
-                            }
+                    Work::Take { source, first, events, at } => {
+                        let (next, fresh) = store.take(source, first, events)?;
+                        stored.extend(fresh);
+                        if let Pending::Next(_, number) = &mut pending[at] {
+                            *number = next;
                         }
-                        Err(hole) => {
-                            // Only the sender of these events is told; the group goes on.
-                            let nobody = Pending::Nobody { events: 0 };
-                            if let Pending::Next(answer, _) = std::mem::replace(&mut pending[at], nobody) {
-                                let _ = answer.send(Err(hole));
-                            }
-                        }
-                    },
+                    }
                     Work::Acknowledge(next) => store.acknowledge(next)?,
                 }
             }
@@ -442,26 +427,22 @@ impl<'tx> Store<'tx> {
         Ok(())
     }
 
-    #[expect(clippy::type_complexity, reason = "outer: the transaction fails; inner: this request is refused")]
-    fn take(
-        &mut self,
-        source: Uuid,
-        first: u64,
-        mut events: Vec<Event>,
-    ) -> Result<Result<(u64, Vec<Event>), SpoolError>, SpoolError> {
-        let known = self.sources.get(source.as_u128())?.map(|next| next.value());
+    /// Gives the number that comes next, and what was stored.
+    fn take(&mut self, source: Uuid, first: u64, events: Vec<Event>) -> Result<(u64, Vec<Event>), SpoolError> {
         // A source never seen may begin anywhere: what came before was taken by the node
         // whose disk this one replaces.
-        let expected = known.unwrap_or(first);
+        let expected = self.sources.get(source.as_u128())?.map_or(first, |next| next.value());
+        let seen = usize::try_from(expected.saturating_sub(first)).unwrap_or(usize::MAX);
+        let end = first.saturating_add(events.len() as u64);
+        let mut fresh: Vec<Event> = events.into_iter().skip(seen).collect();
         if first > expected {
-            return Ok(Err(SpoolError::Hole { expected, first }));
+            // We once knew less than we had said: our disk is an older copy.
+            fresh.insert(0, gap(first - expected));
         }
-        let seen = usize::try_from(expected - first).unwrap_or(usize::MAX).min(events.len());
-        let fresh = events.split_off(seen);
-        let next = expected + fresh.len() as u64;
         self.append(&fresh)?;
+        let next = end.max(expected);
         self.sources.insert(source.as_u128(), next)?;
-        Ok(Ok((next, fresh)))
+        Ok((next, fresh))
     }
 
     fn acknowledge(&mut self, next: u64) -> Result<(), SpoolError> {
