@@ -85,7 +85,7 @@ impl Ledger {
             };
             tracing::warn!(command = %id, machine = %entry.machine, action = ?entry.action, %outcome,
                 "a power command had not ended when the agent stopped");
-            ledger.end(id, entry.machine, outcome, now, Vec::new()).await?;
+            ledger.end(id, entry.machine, outcome, now).await?;
         }
         Ok(ledger)
     }
@@ -94,11 +94,9 @@ impl Ledger {
     pub async fn accept(&self, command: &Command, now: Timestamp) -> Result<Begun, SpoolError> {
         let id = command.id;
         let database = self.database.clone();
-        if let Some(entry) = blocking(move || entry(&database, id)).await? {
-            return Ok(match entry.state {
-                State::Accepted | State::Begun => Begun::Running,
-                State::Ended { outcome, .. } => Begun::Known(outcome),
-            });
+        match blocking(move || known(&database, id)).await? {
+            Begun::Fresh => {}
+            known => return Ok(known),
         }
         let fresh = Entry { machine: command.machine, action: command.action, accepted: now, state: State::Accepted };
         let also = Box::new(move |tx: &WriteTransaction| put(tx, id, &fresh));
@@ -112,23 +110,21 @@ impl Ledger {
         self.spool.append_with(Vec::new(), also).await
     }
 
-    /// Writes down how a command ended, together with `events` that belong to it and the one
-    /// that tells its outcome.
+    /// Writes down how a command ended, together with the event that tells it.
     pub async fn end(
         &self,
         id: CommandId,
         machine: MachineId,
         outcome: Outcome,
         now: Timestamp,
-        mut events: Vec<Event>,
     ) -> Result<(), SpoolError> {
         let what = What::Commanded { command: id, outcome: outcome.clone() };
-        events.push(Event { at: now, machine: Some(machine), what });
+        let told = Event { at: now, machine: Some(machine), what };
         let also = Box::new(move |tx: &WriteTransaction| {
             change(tx, id, State::Ended { at: now, outcome })?;
             forget(tx, now)
         });
-        self.spool.append_with(events, also).await
+        self.spool.append_with(vec![told], also).await
     }
 
     /// The highest connection number this node was ever welcomed with; zero for none.
@@ -157,13 +153,19 @@ impl Ledger {
     }
 }
 
-fn entry(database: &Database, id: CommandId) -> Result<Option<Entry>, SpoolError> {
+fn known(database: &Database, id: CommandId) -> Result<Begun, SpoolError> {
     let tx = database.begin_read()?;
-    match tx.open_table(COMMANDS) {
-        Ok(commands) => Ok(commands.get(id.0.as_u128())?.and_then(|entry| parse(entry.value()))),
-        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    let commands = match tx.open_table(COMMANDS) {
+        Ok(commands) => commands,
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Begun::Fresh),
+        Err(error) => return Err(error.into()),
+    };
+    let Some(entry) = commands.get(id.0.as_u128())? else { return Ok(Begun::Fresh) };
+    Ok(match parse(entry.value()).map(|entry| entry.state) {
+        Some(State::Accepted | State::Begun) => Begun::Running,
+        Some(State::Ended { outcome, .. }) => Begun::Known(outcome),
+        None => Begun::Known(Outcome::Unknown),
+    })
 }
 
 fn unended(database: &Database) -> Result<Vec<(CommandId, Entry)>, SpoolError> {

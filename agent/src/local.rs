@@ -31,7 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use rackhand_common::{
     channel::HOLD,
-    event::{Event, NodeHealth},
+    event::NodeHealth,
     id::{AgentId, MachineId, RackId},
     image::{Digest, SignedManifest},
     intent::{Intent, MachineIntent},

@@ -10,12 +10,14 @@
 //! - Power is set to a state and read back until it is there; nothing is ever toggled.
 //! - One command at a time per machine, in the order of receipt.
 
-use std::{collections::HashMap, path::PathBuf, pin::Pin, process::Stdio, sync::Arc, time::Duration};
+use std::{collections::HashMap, pin::Pin, process::Stdio, sync::Arc, time::Duration};
 
+use serde::Deserialize;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     process,
     sync::{mpsc, oneshot},
+    task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -29,9 +31,10 @@ use rackhand_common::{
 };
 
 use crate::{
+    health::Metrics,
     intent,
     ledger::{Begun, Ledger},
-    spool::chain,
+    spool::{Spool, chain},
 };
 
 /// Switches machines. Every call may be repeated.
@@ -79,4 +82,401 @@ pub struct Call {
     pub command: Command,
     /// [`ControllerResponse::Accepted`], `Known` or `Refused`.
     pub answer: oneshot::Sender<ControllerResponse>,
+}
+
+/// How long power may take to reach a state; a slow server needs half a minute to let go.
+const SETTLE: Duration = Duration::from_secs(120);
+
+/// A device that has not moved for this long is asked again.
+const REPEAT: Duration = Duration::from_secs(30);
+
+/// How often power is read back.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Off time within a cycle: power supplies want to notice.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Carries out commands.
+pub struct Executor {
+    /// Whom to ask.
+    pub driver: Arc<dyn Power>,
+    /// Where commands are written down.
+    pub ledger: Ledger,
+    /// Where what happened is told.
+    pub spool: Spool,
+    /// Which machines are ours, and their epochs.
+    pub intent: intent::Store,
+    /// The present.
+    pub clock: Arc<dyn Clock>,
+    /// Where commands are counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Executor {
+    /// Takes commands until `shutdown`, then waits for those that have begun. Those that have
+    /// not are refused at the next start.
+    pub async fn run(self, mut calls: mpsc::Receiver<Call>, shutdown: CancellationToken) {
+        let executor = Arc::new(self);
+        let works = TaskTracker::new();
+        let mut latest: HashMap<MachineId, JoinHandle<()>> = HashMap::new();
+        loop {
+            let call = tokio::select! {
+                call = calls.recv() => call,
+                () = shutdown.cancelled() => break,
+            };
+            let Some(Call { command, answer }) = call else { break };
+            let received = executor.clock.now().mono;
+            let response = executor.accept(&command, received).await;
+            if response == Response::Fresh {
+                latest.retain(|_, work| !work.is_finished());
+                let before = latest.remove(&command.machine);
+                let (executor, shutdown, machine) = (executor.clone(), shutdown.clone(), command.machine);
+                let work = works.spawn(async move {
+                    if let Some(before) = before {
+                        // One that panicked was logged by whoever panicked; its turn is over.
+                        let _ = before.await;
+                    }
+                    if !shutdown.is_cancelled() {
+                        executor.perform(command, received).await;
+                    }
+                });
+                latest.insert(machine, work);
+            }
+            // The uplink may have gone meanwhile; the controller will ask again.
+            let _ = answer.send(response.into());
+        }
+        works.close();
+        works.wait().await;
+    }
+
+    async fn accept(&self, command: &Command, received: Mono) -> Response {
+        if let Err(reason) = self.judge(command, received) {
+            return Response::Refused(reason);
+        }
+        match self.ledger.accept(command, self.clock.now().wall).await {
+            Ok(Begun::Fresh) => Response::Fresh,
+            Ok(Begun::Running) => Response::Running,
+            Ok(Begun::Known(outcome)) => Response::Known(outcome),
+            Err(error) => {
+                tracing::error!(command = %command.id, error = chain(&error), "a power command cannot be written down");
+                Response::Refused(format!("it cannot be written down: {error}"))
+            }
+        }
+    }
+
+    /// The machine the command is for, when it may be acted on now.
+    fn judge(&self, command: &Command, received: Mono) -> Result<Target, String> {
+        let intent = self.intent.current().ok_or("this node has no intent yet")?;
+        let machine =
+            intent.machines.iter().find(|machine| machine.id == command.machine).ok_or_else(|| {
+                format!("machine {} is not in this rack's intent {}", command.machine, intent.revision)
+            })?;
+        if machine.epoch != command.epoch {
+            return Err(format!("it was made in epoch {}, the machine is in epoch {}", command.epoch, machine.epoch));
+        }
+        if self.clock.now().mono > received.plus(command.within) {
+            return Err(format!("it was to be started within {} s", command.within.as_secs()));
+        }
+        Ok(Target { id: machine.id, name: machine.name.clone(), macs: machine.macs.clone() })
+    }
+
+    async fn perform(&self, command: Command, received: Mono) {
+        let outcome = match self.judge(&command, received) {
+            Err(reason) => Outcome::Refused(reason),
+            Ok(target) => {
+                if let Err(error) = self.ledger.begin(command.id).await {
+                    // Not written down, therefore not done.
+                    tracing::error!(command = %command.id, error = chain(&error), "a power command cannot be begun");
+                    return;
+                }
+                match self.act(&target, command.action).await {
+                    Ok(()) => Outcome::Done,
+                    Err(error) => Outcome::Failed(error.to_string()),
+                }
+            }
+        };
+        tracing::info!(command = %command.id, machine = %command.machine, action = ?command.action, %outcome, "power command");
+        self.metrics.commanded(&outcome);
+        if let Err(error) = self.ledger.end(command.id, command.machine, outcome, self.clock.now().wall).await {
+            tracing::error!(command = %command.id, error = chain(&error), "a power command's outcome cannot be written down");
+        }
+    }
+
+    async fn act(&self, target: &Target, action: Action) -> Result<(), PowerError> {
+        match action {
+            Action::PowerStatus => {
+                let state = patiently(|| self.driver.status(target)).await?;
+                self.tell(target, vec![What::Power(state)]).await;
+                Ok(())
+            }
+            Action::PowerOn => self.bring(target, State::On).await,
+            Action::PowerOff => self.bring(target, State::Off).await,
+            Action::PowerCycle => self.cycle(target).await,
+            Action::NetworkBoot => {
+                patiently(|| self.driver.network_boot_once(target)).await?;
+                self.cycle(target).await
+            }
+        }
+    }
+
+    async fn cycle(&self, target: &Target) -> Result<(), PowerError> {
+        self.bring(target, State::Off).await?;
+        sleep(PAUSE).await;
+        self.bring(target, State::On).await
+    }
+
+    async fn bring(&self, target: &Target, wanted: State) -> Result<(), PowerError> {
+        let changed = settle(&*self.driver, target, wanted).await?;
+        let mut news = vec![What::Power(wanted)];
+        if changed && wanted == State::On {
+            news.insert(0, What::Stage(Stage::PoweredOn));
+        }
+        self.tell(target, news).await;
+        Ok(())
+    }
+
+    async fn tell(&self, target: &Target, news: Vec<What>) {
+        let at = self.clock.now().wall;
+        let events = news.into_iter().map(|what| Event { at, machine: Some(target.id), what }).collect();
+        if let Err(error) = self.spool.append(events).await {
+            tracing::error!(machine = %target.id, error = chain(&error), "power cannot be reported");
+        }
+    }
+}
+
+/// What became of a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Response {
+    Fresh,
+    Running,
+    Known(Outcome),
+    Refused(String),
+}
+
+impl From<Response> for ControllerResponse {
+    fn from(response: Response) -> Self {
+        match response {
+            Response::Fresh | Response::Running => Self::Accepted,
+            Response::Known(outcome) => Self::Known(outcome),
+            Response::Refused(reason) => Self::Refused(reason),
+        }
+    }
+}
+
+/// Brings power to a state and reads it back; whether that changed anything. A device that
+/// does not answer is asked again until [`SETTLE`] has passed, one that says no is not.
+pub async fn settle(driver: &dyn Power, target: &Target, wanted: State) -> Result<bool, PowerError> {
+    if patiently(|| driver.status(target)).await? == wanted {
+        return Ok(false);
+    }
+    let until = Instant::now() + SETTLE;
+    loop {
+        patiently(|| driver.set(target, wanted)).await?;
+        let again = Instant::now() + REPEAT;
+        loop {
+            if patiently(|| driver.status(target)).await? == wanted {
+                return Ok(true);
+            }
+            if Instant::now() > until {
+                let state = if wanted == State::On { "off" } else { "on" };
+                return Err(PowerError::Unreachable(format!("power is still {state} after {} s", SETTLE.as_secs())));
+            }
+            if Instant::now() > again {
+                break;
+            }
+            sleep(POLL).await;
+        }
+    }
+}
+
+/// Asks until there is an answer, or a refusal, or three silences.
+async fn patiently<'a, T>(ask: impl Fn() -> Answer<'a, T>) -> Result<T, PowerError> {
+    for _ in 0..2 {
+        match ask().await {
+            Err(PowerError::Unreachable(reason)) => {
+                tracing::debug!(reason, "a power driver did not answer; asking again");
+                sleep(2 * POLL).await;
+            }
+            answer => return answer,
+        }
+    }
+    ask().await
+}
+
+/// Switches machines through an operator's command, for PDUs, labs and whatever has no
+/// driver of its own.
+///
+/// The command is run with one more argument: `status` (prints `on` or `off`), `on`, `off` or
+/// `network-boot-once`. The machine is told in the environment: `RACKHAND_MACHINE` (id),
+/// `RACKHAND_NAME` and `RACKHAND_MAC` (of the card it boots from). Exit status 0 is success;
+/// 64, 77 and 78 (usage, permission, configuration; `sysexits.h`) mean that asking again is
+/// useless; anything else means that it may help. It runs as the agent's user.
+#[derive(Clone, Debug)]
+pub struct Exec {
+    default: Option<Vec<String>>,
+    machines: HashMap<Mac, Vec<String>>,
+    limit: Duration,
+}
+
+/// `[power]` in agent.toml.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecFile {
+    /// Program and arguments for machines that have none of their own.
+    pub command: Option<Vec<String>>,
+    /// Seconds one call may take; 60 when absent.
+    pub timeout: Option<u64>,
+    /// `[[power.machine]]`: commands of single machines.
+    #[serde(default)]
+    pub machine: Vec<ExecMachine>,
+}
+
+/// `[[power.machine]]` in agent.toml.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecMachine {
+    /// Any of the machine's network cards.
+    pub mac: Mac,
+    /// Program and arguments.
+    pub command: Vec<String>,
+}
+
+impl TryFrom<ExecFile> for Exec {
+    type Error = String;
+
+    fn try_from(file: ExecFile) -> Result<Self, String> {
+        let runnable = |command: &Vec<String>| command.first().is_some_and(|program| !program.is_empty());
+        if file.command.as_ref().is_some_and(|command| !runnable(command)) {
+            return Err("power.command names no program".into());
+        }
+        let mut machines = HashMap::new();
+        for machine in file.machine {
+            if !runnable(&machine.command) {
+                return Err(format!("the power.machine with mac {} names no program", machine.mac));
+            }
+            if machines.insert(machine.mac, machine.command).is_some() {
+                return Err(format!("there are two power.machine with mac {}", machine.mac));
+            }
+        }
+        let limit = file.timeout.map_or(Duration::from_secs(60), Duration::from_secs);
+        if limit.is_zero() {
+            return Err("power.timeout must be at least one second".into());
+        }
+        Ok(Self { default: file.command, machines, limit })
+    }
+}
+
+/// What is kept of a command's output, in bytes; the rest is read and dropped.
+const OUTPUT: usize = 4 << 10;
+
+/// How long output is waited for once the command itself has ended: something it started may
+/// hold the pipe open for ever.
+const LINGER: Duration = Duration::from_millis(300);
+
+impl Exec {
+    async fn call(&self, target: &Target, verb: &str) -> Result<String, PowerError> {
+        let own = target.macs.iter().find_map(|mac| self.machines.get(mac));
+        let command = own.or(self.default.as_ref()).ok_or_else(|| {
+            PowerError::Refused("no power command is configured for it: set power.command in agent.toml".into())
+        })?;
+        let (program, arguments) = command.split_first().expect("commands name a program");
+        let shown = format!("{} {verb}", command.join(" "));
+
+        let mut child = process::Command::new(program)
+            .args(arguments)
+            .arg(verb)
+            .env("RACKHAND_MACHINE", target.id.to_string())
+            .env("RACKHAND_NAME", &target.name)
+            .env("RACKHAND_MAC", target.macs.first().map(Mac::to_string).unwrap_or_default())
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("WATCHDOG_PID")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0) // so that a timeout ends its children too
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| PowerError::Refused(format!("cannot run {program}: {error}")))?;
+
+        let group = child.id();
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let (mut output, mut errors) = (Vec::new(), Vec::new());
+        let ended = {
+            let gathered = async { tokio::join!(gather(stdout, &mut output), gather(stderr, &mut errors)) };
+            tokio::pin!(gathered);
+            let work = async {
+                let status = tokio::select! {
+                    status = child.wait() => status,
+                    _ = &mut gathered => return child.wait().await,
+                };
+                let _ = timeout(LINGER, &mut gathered).await;
+                status
+            };
+            timeout(self.limit, work).await
+        };
+        match ended {
+            Err(_) => {
+                if let Some(group) = group.and_then(|id| i32::try_from(id).ok()) {
+                    let group = nix::unistd::Pid::from_raw(group);
+                    // It may have ended this very moment.
+                    let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
+                }
+                let _ = child.wait().await;
+                Err(PowerError::Unreachable(format!("`{shown}` was killed after {} s", self.limit.as_secs())))
+            }
+            Ok(Err(error)) => Err(PowerError::Unreachable(format!("`{shown}` was lost: {error}"))),
+            Ok(Ok(status)) if status.success() => Ok(String::from_utf8_lossy(&output).trim().to_owned()),
+            Ok(Ok(status)) => {
+                let said = if errors.is_empty() { output } else { errors };
+                let text = format!("`{shown}` ended with {status}: {}", quote(&String::from_utf8_lossy(&said)));
+                match status.code() {
+                    Some(64 | 77 | 78) => Err(PowerError::Refused(text)),
+                    _ => Err(PowerError::Unreachable(text)),
+                }
+            }
+        }
+    }
+}
+
+impl Power for Exec {
+    fn status<'a>(&'a self, machine: &'a Target) -> Answer<'a, State> {
+        Box::pin(async move {
+            let said = self.call(machine, "status").await?;
+            match said.to_ascii_lowercase().as_str() {
+                "on" => Ok(State::On),
+                "off" => Ok(State::Off),
+                _ => Err(PowerError::Malformed(format!("`status` printed {}, not `on` or `off`", quote(&said)))),
+            }
+        })
+    }
+
+    fn set<'a>(&'a self, machine: &'a Target, wanted: State) -> Answer<'a, ()> {
+        let verb = match wanted {
+            State::On => "on",
+            State::Off => "off",
+        };
+        Box::pin(async move { self.call(machine, verb).await.map(drop) })
+    }
+
+    fn network_boot_once<'a>(&'a self, machine: &'a Target) -> Answer<'a, ()> {
+        Box::pin(async move { self.call(machine, "network-boot-once").await.map(drop) })
+    }
+}
+
+/// Reads to the end, keeping the first [`OUTPUT`] bytes.
+async fn gather(pipe: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
+    let Some(mut pipe) = pipe else { return };
+    let mut buffer = [0; 1024];
+    while let Ok(read @ 1..) = pipe.read(&mut buffer).await {
+        let room = OUTPUT.saturating_sub(kept.len());
+        kept.extend_from_slice(&buffer[..read.min(room)]);
+    }
+}
+
+/// The last line or so of what a program said, on one line, safe to show.
+fn quote(said: &str) -> String {
+    let tail: Vec<_> = said.trim().lines().rev().take(3).collect();
+    let text = tail.into_iter().rev().collect::<Vec<_>>().join(" / ");
+    format!("{:?}", text.chars().take(400).collect::<String>())
 }
