@@ -146,3 +146,69 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::rename(&fresh, path)?;
     File::open(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()
 }
+
+#[cfg(test)]
+mod tests {
+    use rackhand_common::intent::Network;
+
+    use super::*;
+
+    fn intent(rack: RackId, revision: u64) -> Intent {
+        let network = Network {
+            node: "10.77.0.1/24".parse().unwrap(),
+            gateway: None,
+            dns: Vec::new(),
+            delegated: ("10.77.0.200".parse().unwrap(), "10.77.0.250".parse().unwrap()),
+        };
+        Intent { revision, rack, name: "r1".into(), network, machines: Vec::new() }
+    }
+
+    #[tokio::test]
+    async fn an_intent_survives_a_restart_and_revisions_only_move_forward() {
+        let dir = tempfile::tempdir().unwrap();
+        let rack = RackId::fresh();
+        let store = Store::open_for(dir.path(), rack).unwrap();
+        assert_eq!(store.current(), None);
+        assert_eq!(store.store(intent(rack, 3)).await.unwrap(), 3);
+        assert_eq!(store.store(intent(rack, 2)).await.unwrap(), 3);
+        assert_eq!(store.store(intent(rack, 5)).await.unwrap(), 5);
+        let again = Store::open_for(dir.path(), rack).unwrap();
+        assert_eq!(again.current().unwrap().revision, 5);
+    }
+
+    #[tokio::test]
+    async fn the_intent_of_another_rack_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        store.store(intent(RackId::fresh(), 1)).await.unwrap();
+        let refused = store.store(intent(RackId::fresh(), 2)).await;
+        assert!(matches!(refused, Err(Refused::OtherRack { .. })), "{refused:?}");
+        assert_eq!(store.revision(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_file_is_moved_aside_and_the_node_starts() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE), b"{\"revision\": 7, \"ra").unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(store.current(), None);
+        assert!(dir.path().join("intent.json.damaged").exists());
+        let rack = RackId::fresh();
+        assert_eq!(store.store(intent(rack, 1)).await.unwrap(), 1);
+        assert_eq!(Store::open_for(dir.path(), rack).unwrap().revision(), 1);
+        let enrolled_elsewhere = Store::open_for(dir.path(), RackId::fresh()).unwrap();
+        assert_eq!(enrolled_elsewhere.current(), None);
+    }
+
+    /// Power lost while the next revision was being written: a stray half of a new file.
+    #[tokio::test]
+    async fn half_of_a_newer_file_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let rack = RackId::fresh();
+        Store::open(dir.path()).unwrap().store(intent(rack, 1)).await.unwrap();
+        std::fs::write(dir.path().join("intent.new"), b"{\"revi").unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(store.revision(), 1);
+        assert_eq!(store.store(intent(rack, 2)).await.unwrap(), 2);
+    }
+}

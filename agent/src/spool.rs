@@ -510,3 +510,209 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+    use rackhand_common::id::MachineId;
+
+    use super::*;
+
+    fn event(number: u64) -> Event {
+        let at = Timestamp::from_second(number.try_into().unwrap()).unwrap();
+        Event { at, machine: None, what: What::Lost }
+    }
+
+    fn number(event: &Event) -> u64 {
+        event.at.as_second().try_into().unwrap()
+    }
+
+    fn small(database: Arc<Database>, limit: u64, kept: u64) -> Spool {
+        Spool::with_bounds(database, Bounds { limit, kept }, None).unwrap()
+    }
+
+    #[tokio::test]
+    async fn events_leave_in_order_and_are_numbered_from_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(&dir.path().join("spool.redb"), 1000).unwrap();
+        spool.append(vec![event(10), event(11)]).await.unwrap();
+        spool.offer(event(12));
+        spool.append(Vec::new()).await.unwrap();
+        assert_eq!(spool.batch(2).await.unwrap(), (1, vec![event(10), event(11)]));
+        spool.acknowledge(3).await.unwrap();
+        assert_eq!(spool.batch(256).await.unwrap(), (3, vec![event(12)]));
+        spool.acknowledge(2).await.unwrap();
+        assert_eq!(spool.waiting(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(&dir.path().join("spool.redb"), 1000).unwrap();
+        let (taken, ()) = tokio::join!(spool.batch(10), async {
+            tokio::task::yield_now().await;
+            spool.append(vec![event(1)]).await.unwrap();
+        });
+        assert_eq!(taken.unwrap().0, 1);
+    }
+
+    #[tokio::test]
+    async fn what_was_appended_and_its_numbers_survive_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("spool.redb");
+        let spool = Spool::open(&path, 1000).unwrap();
+        let id = spool.id();
+        spool.append(vec![event(1), event(2), event(3)]).await.unwrap();
+        spool.acknowledge(2).await.unwrap();
+        drop(spool);
+        let spool = Spool::open(&path, 1000).unwrap();
+        assert_eq!(spool.id(), id);
+        assert_eq!(spool.waiting(), 2);
+        assert_eq!(spool.batch(256).await.unwrap(), (2, vec![event(2), event(3)]));
+    }
+
+    #[tokio::test]
+    async fn a_second_process_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("spool.redb");
+        let _spool = Spool::open(&path, 1000).unwrap();
+        let error = Spool::open(&path, 1000).unwrap_err();
+        assert!(chain(&error).contains("already open"), "{}", chain(&error));
+    }
+
+    #[tokio::test]
+    async fn events_of_another_spool_are_stored_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(&dir.path().join("spool.redb"), 1000).unwrap();
+        let boot = Uuid::new_v4();
+        assert_eq!(spool.take(boot, 1, vec![event(1), event(2)]).await.unwrap(), 3);
+        assert_eq!(spool.take(boot, 1, vec![event(1), event(2)]).await.unwrap(), 3);
+        assert_eq!(spool.take(boot, 2, vec![event(2), event(3)]).await.unwrap(), 4);
+        assert_eq!(spool.take(boot, 4, Vec::new()).await.unwrap(), 4);
+        assert_eq!(spool.batch(256).await.unwrap().1, vec![event(1), event(2), event(3)]);
+    }
+
+    #[tokio::test]
+    async fn numbers_left_out_by_another_spool_become_a_gap() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(&dir.path().join("spool.redb"), 1000).unwrap();
+        let boot = Uuid::new_v4();
+        spool.take(boot, 1, vec![event(1)]).await.unwrap();
+        assert_eq!(spool.take(boot, 5, vec![event(5)]).await.unwrap(), 6);
+        let whats: Vec<_> = spool.batch(256).await.unwrap().1.into_iter().map(|event| event.what).collect();
+        assert_eq!(whats, [What::Lost, What::Gap { lost: 3 }, What::Lost]);
+    }
+
+    #[tokio::test]
+    async fn a_gap_stands_where_the_dropped_events_stood_and_counts_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = small(open_database(&dir.path().join("spool.redb")).unwrap(), 10, 4);
+        for number in 1..=11 {
+            spool.append(vec![event(number)]).await.unwrap();
+        }
+        let (first, events) = spool.batch(256).await.unwrap();
+        assert_eq!(first, 1);
+        assert_eq!(events[..4], [event(1), event(2), event(3), event(4)], "these may be under way");
+        assert_eq!(events[4].what, What::Gap { lost: 2 });
+        assert_eq!(events[5..], [event(7), event(8), event(9), event(10), event(11)]);
+    }
+
+    /// Many writers at once share commits: the flushes are far fewer than the events.
+    #[tokio::test]
+    async fn a_burst_of_offers_is_stored_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(&dir.path().join("spool.redb"), 10_000).unwrap();
+        let machine = Some(MachineId::fresh());
+        for number in 0..2000 {
+            spool.offer(Event { machine, ..event(number) });
+        }
+        spool.append(Vec::new()).await.unwrap();
+        assert_eq!(spool.waiting(), 2000);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Act {
+        Append(u8),
+        Offer(u8),
+        Acknowledge(u8),
+        Reopen,
+    }
+
+    fn acts() -> impl Strategy<Value = Vec<Act>> {
+        let act = prop_oneof![
+            4 => (0u8..9).prop_map(Act::Append),
+            4 => (0u8..9).prop_map(Act::Offer),
+            3 => (0u8..7).prop_map(Act::Acknowledge),
+            1 => Just(Act::Reopen),
+        ];
+        prop::collection::vec(act, 1..40)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+        /// Whatever is appended, taken and restarted: the taker sees each event once, in order,
+        /// or a gap in its place that counts it, under numbers consecutive from one.
+        #[test]
+        fn the_taker_sees_every_event_once_or_counted(acts in acts()) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let dir = tempfile::tempdir().unwrap();
+                let path = dir.path().join("spool.redb");
+                let mut spool = small(open_database(&path).unwrap(), 20, 6);
+                let (mut made, mut next, mut seen) = (0, 1, Vec::new());
+                let take = async |spool: &Spool, max: usize, next: &mut u64, seen: &mut Vec<Event>| {
+                    let limit = Duration::from_secs(10);
+                    let (first, events) = tokio::time::timeout(limit, spool.batch(max.clamp(1, 6))).await.unwrap().unwrap();
+                    assert_eq!(first, *next, "numbers are consecutive");
+                    *next += events.len() as u64;
+                    seen.extend(events);
+                    spool.acknowledge(*next).await.unwrap();
+                };
+                for act in acts {
+                    match act {
+                        Act::Append(count) => {
+                            let events = (0..u64::from(count)).map(|n| event(made + n)).collect();
+                            made += u64::from(count);
+                            spool.append(events).await.unwrap();
+                        }
+                        Act::Offer(count) => {
+                            for _ in 0..count {
+                                spool.offer(event(made));
+                                made += 1;
+                            }
+                        }
+                        Act::Acknowledge(max) => {
+                            spool.append(Vec::new()).await.unwrap();
+                            if spool.waiting() > 0 {
+                                take(&spool, max.into(), &mut next, &mut seen).await;
+                            }
+                        }
+                        Act::Reopen => {
+                            drop(spool);
+                            spool = small(open_database(&path).unwrap(), 20, 6);
+                        }
+                    }
+                }
+                spool.append(Vec::new()).await.unwrap();
+                assert!(spool.waiting() <= 20);
+                while spool.waiting() > 0 {
+                    take(&spool, 6, &mut next, &mut seen).await;
+                }
+                let mut expected = 0;
+                for event in &seen {
+                    match event.what {
+                        What::Gap { lost } => expected += lost,
+                        _ => {
+                            assert_eq!(number(event), expected);
+                            expected += 1;
+                        }
+                    }
+                }
+                assert_eq!(expected, made);
+            });
+        }
+    }
+}
