@@ -1,0 +1,196 @@
+//! A machine's life from first sight to handed over and back.
+//!
+//! Invariants:
+//! - [`Lifecycle::on`] is the only function that moves a lifecycle.
+//! - Only a release leads out of `active`, and only a complete one leads back to `ready`.
+//! - Doubt leads to `quarantined`, and out of there only a release leads to `ready`.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// Where a machine is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Lifecycle {
+    /// Its installer connected; nobody has said that it is ours.
+    Discovered,
+    /// Ours, and nobody's: can be deployed.
+    Ready,
+    /// A run is installing a system on it.
+    Deploying,
+    /// Someone's: its system runs.
+    Active,
+    /// A run is taking it back and erasing it.
+    Releasing,
+    /// Something could not be finished or undone: an operator looks, then releases it.
+    Quarantined,
+}
+
+/// What moves a machine on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// An operator says that it is ours.
+    Adopt,
+    /// An operator wants a system on it.
+    Deploy,
+    /// The system called home.
+    Deployed,
+    /// The deploy failed or was cancelled, and everything it did is undone.
+    Undone,
+    /// An operator wants it back.
+    Release,
+    /// Every disk is erased and read back.
+    Released,
+    /// A run could neither finish nor undo what it did.
+    Broke,
+    /// An operator switches its power.
+    Power,
+}
+
+/// What an operator can ask for, with the word for it.
+const VERBS: [(Event, &str); 4] =
+    [(Event::Adopt, "adopt"), (Event::Deploy, "deploy"), (Event::Release, "release"), (Event::Power, "power")];
+
+impl Lifecycle {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Discovered, Self::Ready, Self::Deploying, Self::Active, Self::Releasing, Self::Quarantined];
+
+    /// The state after `event`, or why it cannot happen now.
+    pub fn on(self, event: Event) -> Result<Self, Forbidden> {
+        self.after(event).ok_or(Forbidden { lifecycle: self, event })
+    }
+
+    /// The verbs an operator can use now.
+    pub fn verbs(self) -> impl Iterator<Item = &'static str> {
+        VERBS.into_iter().filter(move |(event, _)| self.after(*event).is_some()).map(|(_, verb)| verb)
+    }
+
+    fn after(self, event: Event) -> Option<Self> {
+        match (self, event) {
+            (Self::Discovered, Event::Adopt) => Some(Self::Ready),
+            (Self::Ready, Event::Deploy) => Some(Self::Deploying),
+            (Self::Deploying, Event::Deployed) => Some(Self::Active),
+            (Self::Deploying, Event::Undone) => Some(Self::Ready),
+            (Self::Active | Self::Quarantined, Event::Release) => Some(Self::Releasing),
+            (Self::Releasing, Event::Released) => Some(Self::Ready),
+            (Self::Deploying | Self::Releasing, Event::Broke) => Some(Self::Quarantined),
+            (Self::Ready | Self::Active | Self::Quarantined, Event::Power) => Some(self),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Lifecycle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Discovered => "discovered",
+            Self::Ready => "ready",
+            Self::Deploying => "deploying",
+            Self::Active => "active",
+            Self::Releasing => "releasing",
+            Self::Quarantined => "quarantined",
+        })
+    }
+}
+
+/// The word names no lifecycle.
+#[derive(Debug, thiserror::Error)]
+#[error("not a lifecycle")]
+pub struct NotALifecycle;
+
+impl FromStr for Lifecycle {
+    type Err = NotALifecycle;
+
+    fn from_str(text: &str) -> Result<Self, NotALifecycle> {
+        Self::ALL.into_iter().find(|lifecycle| lifecycle.to_string() == text).ok_or(NotALifecycle)
+    }
+}
+
+/// The machine's state does not permit it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forbidden {
+    /// The state it is in.
+    pub lifecycle: Lifecycle,
+    /// What was asked for.
+    pub event: Event,
+}
+
+impl std::error::Error for Forbidden {}
+
+impl fmt::Display for Forbidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match VERBS.iter().find(|(event, _)| *event == self.event) {
+            Some((_, verb)) => write!(f, "cannot {verb} a machine that is {}", self.lifecycle)?,
+            None => write!(f, "a machine that is {} cannot have {:?}", self.lifecycle, self.event)?,
+        }
+        let verbs: Vec<_> = self.lifecycle.verbs().collect();
+        match verbs.as_slice() {
+            [] => f.write_str("; its run has to end first"),
+            verbs => write!(f, "; possible now: {}", verbs.join(", ")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use expect_test::expect;
+
+    const EVENTS: [Event; 8] = [
+        Event::Adopt,
+        Event::Deploy,
+        Event::Deployed,
+        Event::Undone,
+        Event::Release,
+        Event::Released,
+        Event::Broke,
+        Event::Power,
+    ];
+
+    #[test]
+    fn every_state_answers_every_event() {
+        let mut table = String::new();
+        for lifecycle in Lifecycle::ALL {
+            for event in EVENTS {
+                if let Ok(next) = lifecycle.on(event) {
+                    table += &format!("{lifecycle} {event:?}: {next}\n");
+                }
+            }
+        }
+        expect![[r#"
+            discovered Adopt: ready
+            ready Deploy: deploying
+            ready Power: ready
+            deploying Deployed: active
+            deploying Undone: ready
+            deploying Broke: quarantined
+            active Release: releasing
+            active Power: active
+            releasing Released: ready
+            releasing Broke: quarantined
+            quarantined Release: releasing
+            quarantined Power: quarantined
+        "#]]
+        .assert_eq(&table);
+    }
+
+    #[test]
+    fn a_refusal_says_what_is_possible() {
+        let refusal = |lifecycle: Lifecycle, event| lifecycle.on(event).unwrap_err().to_string();
+        expect!["cannot deploy a machine that is active; possible now: release, power"]
+            .assert_eq(&refusal(Lifecycle::Active, Event::Deploy));
+        expect!["cannot release a machine that is deploying; its run has to end first"]
+            .assert_eq(&refusal(Lifecycle::Deploying, Event::Release));
+    }
+
+    #[test]
+    fn a_lifecycle_is_read_as_it_is_printed() {
+        for lifecycle in Lifecycle::ALL {
+            assert_eq!(lifecycle.to_string().parse::<Lifecycle>().unwrap(), lifecycle);
+            assert_eq!(serde_json::to_string(&lifecycle).unwrap(), format!("\"{lifecycle}\""));
+        }
+    }
+}

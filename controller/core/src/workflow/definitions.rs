@@ -1,0 +1,210 @@
+//! The workflows we have, as data: their steps, how long each may take, which failures are
+//! tried again, and what undoes it.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use rackhand_common::event::Cause as Installer;
+use serde::{Deserialize, Serialize};
+
+use super::{Cause, Ended};
+use crate::lifecycle::Event;
+
+/// What is done to a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Workflow {
+    /// From ready to active.
+    Deploy,
+    /// From active, or from quarantine, to ready.
+    Release,
+    /// Chassis power; moves no lifecycle.
+    Power,
+}
+
+/// Something a workflow does. Each is safe to repeat, and so is its undo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Have the installer connected; start the machine into it where it is not.
+    BootInstaller,
+    /// Start the machine into a fresh installer, whatever runs on it now.
+    RestartInstaller,
+    /// Have the installer write the image and settings.
+    WriteImage,
+    /// Have the machine start its own disk and wait until its system calls home.
+    StartSystem,
+    /// Have the installer overwrite every disk and read back.
+    EraseDisks,
+    /// Switch chassis power.
+    SwitchPower,
+}
+
+/// The rules of one step.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// What is done.
+    pub step: Step,
+    /// How long nothing may move: no power-on, no byte written.
+    pub patience: Duration,
+    /// How long an attempt may take in all.
+    pub limit: Duration,
+    /// How often it is tried.
+    pub attempts: u32,
+    /// Failures after which it is tried again.
+    pub again: &'static [Cause],
+    /// Whether a cancel stops it at once. One that does not is waited for: its installer
+    /// is writing.
+    pub interruptible: bool,
+    /// How it is undone; `None` when it leaves nothing behind.
+    pub undo: Option<Undo>,
+}
+
+/// The rules of a step's undo.
+#[derive(Clone, Copy, Debug)]
+pub struct Undo {
+    /// As for the step.
+    pub patience: Duration,
+    /// As for the step.
+    pub limit: Duration,
+    /// How often it is tried, whatever its failure.
+    pub attempts: u32,
+}
+
+const fn minutes(minutes: u64) -> Duration {
+    Duration::from_secs(60 * minutes)
+}
+
+/// A large server needs ten minutes of self-test before it asks the network for anything.
+const BOOT: Duration = minutes(15);
+const BOOT_LIMIT: Duration = minutes(30);
+
+const RESTART: Undo = Undo { patience: BOOT, limit: BOOT_LIMIT, attempts: 2 };
+
+const BOOT_AGAIN: &[Cause] = &[Cause::Overdue, Cause::Power, Cause::OutcomeUnknown];
+
+const DEPLOY: &[Rule] = &[
+    Rule {
+        step: Step::BootInstaller,
+        patience: BOOT,
+        limit: BOOT_LIMIT,
+        attempts: 2,
+        again: BOOT_AGAIN,
+        interruptible: true,
+        undo: None,
+    },
+    Rule {
+        step: Step::WriteImage,
+        // Longer than a machine that was reset in mid-write needs to come back.
+        patience: minutes(20),
+        limit: minutes(240),
+        attempts: 2,
+        again: &[Cause::Installer(Installer::Image)],
+        interruptible: false,
+        undo: Some(RESTART),
+    },
+    Rule {
+        step: Step::StartSystem,
+        patience: BOOT,
+        limit: BOOT_LIMIT,
+        // The second time the machine is switched off and on.
+        attempts: 2,
+        again: BOOT_AGAIN,
+        interruptible: true,
+        undo: Some(RESTART),
+    },
+];
+
+const RELEASE: &[Rule] = &[
+    Rule {
+        step: Step::RestartInstaller,
+        patience: BOOT,
+        limit: BOOT_LIMIT,
+        attempts: 2,
+        again: BOOT_AGAIN,
+        interruptible: true,
+        undo: None,
+    },
+    Rule {
+        step: Step::EraseDisks,
+        patience: minutes(20),
+        // 20 TB at 200 MB/s, written and read back, is two days and a half.
+        limit: minutes(72 * 60),
+        attempts: 1,
+        again: &[],
+        interruptible: false,
+        undo: Some(RESTART),
+    },
+];
+
+const POWER: &[Rule] = &[Rule {
+    step: Step::SwitchPower,
+    patience: minutes(5),
+    limit: minutes(5),
+    // Of a command whose outcome is unknown the step looks first; what it then finds undone
+    // it does again.
+    attempts: 2,
+    again: &[Cause::OutcomeUnknown],
+    interruptible: false,
+    undo: None,
+}];
+
+impl Workflow {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Deploy, Self::Release, Self::Power];
+
+    /// Its steps, in order.
+    pub fn rules(self) -> &'static [Rule] {
+        match self {
+            Self::Deploy => DEPLOY,
+            Self::Release => RELEASE,
+            Self::Power => POWER,
+        }
+    }
+
+    /// What its end means for the machine's life.
+    pub fn event(self, ended: &Ended) -> Option<Event> {
+        match (self, ended) {
+            (Self::Deploy, Ended::Done) => Some(Event::Deployed),
+            (Self::Deploy, Ended::Undone { .. }) => Some(Event::Undone),
+            (Self::Release, Ended::Done) => Some(Event::Released),
+            (Self::Deploy, Ended::Stuck { .. }) | (Self::Release, _) => Some(Event::Broke),
+            (Self::Power, _) => None,
+        }
+    }
+}
+
+impl fmt::Display for Workflow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Deploy => "deploy",
+            Self::Release => "release",
+            Self::Power => "power",
+        })
+    }
+}
+
+/// The word names no workflow.
+#[derive(Debug, thiserror::Error)]
+#[error("not a workflow")]
+pub struct NotAWorkflow;
+
+impl FromStr for Workflow {
+    type Err = NotAWorkflow;
+
+    fn from_str(text: &str) -> Result<Self, NotAWorkflow> {
+        Self::ALL.into_iter().find(|workflow| workflow.to_string() == text).ok_or(NotAWorkflow)
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BootInstaller => "boot installer",
+            Self::RestartInstaller => "restart into installer",
+            Self::WriteImage => "write image",
+            Self::StartSystem => "start system",
+            Self::EraseDisks => "erase disks",
+            Self::SwitchPower => "switch power",
+        })
+    }
+}
