@@ -473,6 +473,11 @@ impl Run {
 }
 
 impl Stored {
+    /// A run at its beginning.
+    pub fn new(workflow: Workflow) -> Self {
+        Self { workflow, phase: Phase::Doing { step: 0, cancelled: false, attempt: Attempt::first() } }
+    }
+
     /// The run it is the stored form of, after a restart.
     pub fn resume(&self, now: Now) -> Run {
         let mut run = Run { workflow: self.workflow, phase: self.phase.convert(|left| left.anchor(now)) };

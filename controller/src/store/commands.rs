@@ -1,0 +1,144 @@
+//! Commands that change hardware: written before they are sent, so that a command sent
+//! again after a crash carries the same id and has its effect once.
+
+use jiff::Timestamp;
+use rackhand_common::{
+    event::Outcome,
+    id::{CommandId, Epoch, MachineId, RackId, RunId},
+    wire::controller::Action,
+};
+use sqlx::{Row, sqlite::SqliteRow};
+
+use super::{Run, StoreError, Tx, from_json, id, json, micros, timestamp};
+
+/// A command as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredCommand {
+    /// Which.
+    pub id: CommandId,
+    /// The rack it goes to.
+    pub rack: RackId,
+    /// The machine it is for.
+    pub machine: MachineId,
+    /// The epoch it was made in.
+    pub epoch: Epoch,
+    /// The run that wants it.
+    pub run: RunId,
+    /// What the run wants it for; unique within the run.
+    pub purpose: String,
+    /// What it does.
+    pub action: Action,
+    /// The newest event when it was made.
+    pub after: u64,
+    /// When the agent last said that it has it.
+    pub sent: Option<Timestamp>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+}
+
+impl Tx {
+    /// The run's command with this purpose.
+    pub async fn command(&mut self, run: RunId, purpose: &str) -> Result<Option<StoredCommand>, StoreError> {
+        sqlx::query("SELECT * FROM commands WHERE run = $1 AND purpose = $2")
+            .bind(run.to_string())
+            .bind(purpose)
+            .fetch_optional(&mut *self.inner)
+            .await?
+            .as_ref()
+            .map(read)
+            .transpose()
+    }
+
+    /// The run's command with this purpose, made now when there is none.
+    pub async fn issue(
+        &mut self,
+        now: Timestamp,
+        run: &Run,
+        purpose: &str,
+        action: Action,
+    ) -> Result<StoredCommand, StoreError> {
+        if let Some(known) = self.command(run.id, purpose).await? {
+            return Ok(known);
+        }
+        let command = StoredCommand {
+            id: CommandId::fresh(),
+            rack: run.rack,
+            machine: run.machine,
+            epoch: run.epoch,
+            run: run.id,
+            purpose: purpose.to_owned(),
+            action,
+            after: self.newest_event().await?,
+            sent: None,
+            outcome: None,
+        };
+        sqlx::query(
+            "INSERT INTO commands (id, rack, machine, epoch, run, purpose, action, after, created)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        )
+        .bind(command.id.to_string())
+        .bind(command.rack.to_string())
+        .bind(command.machine.to_string())
+        .bind(command.epoch.0 as i64)
+        .bind(command.run.to_string())
+        .bind(&command.purpose)
+        .bind(json(&command.action))
+        .bind(command.after as i64)
+        .bind(micros(now))
+        .execute(&mut *self.inner)
+        .await?;
+        Ok(command)
+    }
+
+    /// Notes that the agent has it.
+    pub async fn command_sent(&mut self, now: Timestamp, id: CommandId) -> Result<(), StoreError> {
+        sqlx::query("UPDATE commands SET sent = $2 WHERE id = $1")
+            .bind(id.to_string())
+            .bind(micros(now))
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// Notes how it ended, for a command of this rack; the first word stands. The run that
+    /// wanted it, when the command is ours.
+    pub async fn command_ended(
+        &mut self,
+        rack: RackId,
+        command: CommandId,
+        outcome: &Outcome,
+    ) -> Result<Option<StoredCommand>, StoreError> {
+        sqlx::query("UPDATE commands SET outcome = $3 WHERE id = $1 AND rack = $2 AND outcome IS NULL")
+            .bind(command.to_string())
+            .bind(rack.to_string())
+            .bind(json(outcome))
+            .execute(&mut *self.inner)
+            .await?;
+        sqlx::query("SELECT * FROM commands WHERE id = $1 AND rack = $2")
+            .bind(command.to_string())
+            .bind(rack.to_string())
+            .fetch_optional(&mut *self.inner)
+            .await?
+            .as_ref()
+            .map(read)
+            .transpose()
+    }
+}
+
+fn read(row: &SqliteRow) -> Result<StoredCommand, StoreError> {
+    Ok(StoredCommand {
+        id: id(row.try_get("id")?)?,
+        rack: id(row.try_get("rack")?)?,
+        machine: id(row.try_get("machine")?)?,
+        epoch: Epoch(row.try_get::<i64, _>("epoch")? as u64),
+        run: id(row.try_get("run")?)?,
+        purpose: row.try_get("purpose")?,
+        action: from_json("action", row.try_get("action")?)?,
+        after: row.try_get::<i64, _>("after")? as u64,
+        sent: row.try_get::<Option<i64>, _>("sent")?.map(timestamp).transpose()?,
+        outcome: row
+            .try_get::<Option<&str>, _>("outcome")?
+            .map(|text| from_json("outcome", text))
+            .transpose()?,
+    })
+}

@@ -1,0 +1,194 @@
+//! What happened: told by the racks, or done by the controller. Numbers rise and are never
+//! used again; what is committed later has the higher one.
+
+use jiff::Timestamp;
+use rackhand_common::{
+    event::What,
+    id::{MachineId, RackId, RunId},
+};
+use rackhand_controller_core::workflow::{Cause, Step, Workflow};
+use serde::{Deserialize, Serialize};
+use sqlx::{Row, sqlite::SqliteRow};
+
+use super::{RunStatus, Store, StoreError, Tx, from_json, id, json, micros, timestamp};
+
+/// An event as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredEvent {
+    /// Its number.
+    pub id: u64,
+    /// When: by the node's clock for what a rack told, else by ours.
+    pub at: Timestamp,
+    /// Where.
+    pub rack: RackId,
+    /// The machine it is about.
+    pub machine: Option<MachineId>,
+    /// The run it belongs to.
+    pub run: Option<RunId>,
+    /// What happened.
+    pub body: Happened,
+}
+
+/// What happened. Grows at the end only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Happened {
+    /// A rack told of it.
+    Told(What),
+    /// A machine nobody knew proved its ticket.
+    Discovered {
+        /// The name it was given.
+        name: String,
+    },
+    /// An operator said that the machine is ours.
+    Adopted,
+    /// A run began.
+    RunStarted {
+        /// Of what.
+        workflow: Workflow,
+    },
+    /// A step is done.
+    StepDone {
+        /// Which.
+        step: Step,
+    },
+    /// A step, or the undoing of one, failed and is tried again.
+    Again {
+        /// Which.
+        step: Step,
+        /// The coming try.
+        attempt: u32,
+        /// Why the last one failed, for programs.
+        cause: Cause,
+        /// Why, for people.
+        detail: String,
+    },
+    /// An operator wants the run cancelled.
+    CancelWanted,
+    /// The run failed or was cancelled; what it did is being undone.
+    Undoing {
+        /// Why, for programs.
+        cause: Cause,
+        /// Why, for people.
+        detail: String,
+    },
+    /// A step is undone.
+    StepUndone {
+        /// Which.
+        step: Step,
+    },
+    /// A step could not be undone.
+    LeftBehind {
+        /// Which.
+        step: Step,
+        /// Why not, for people.
+        detail: String,
+    },
+    /// A run is over.
+    RunEnded {
+        /// How.
+        status: RunStatus,
+        /// Why it failed, for programs.
+        cause: Option<Cause>,
+        /// Why, for people.
+        detail: Option<String>,
+    },
+    /// Something an operator should look at.
+    Alert {
+        /// For people.
+        reason: String,
+    },
+}
+
+/// Which events are asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventFilter {
+    /// Of this rack.
+    pub rack: Option<RackId>,
+    /// Of this machine.
+    pub machine: Option<MachineId>,
+    /// Of this run.
+    pub run: Option<RunId>,
+}
+
+impl Store {
+    /// Events in their order, those after number `after`, at most `limit`.
+    pub async fn events(&self, after: u64, filter: EventFilter, limit: u32) -> Result<Vec<StoredEvent>, StoreError> {
+        // One statement per index that helps; the planner takes none of several `OR`s.
+        let narrowed = match filter {
+            EventFilter { run: Some(_), .. } => "run = $4 AND ($3 IS NULL OR machine = $3)",
+            EventFilter { machine: Some(_), .. } => "machine = $3 AND $4 IS NULL",
+            _ => "$3 IS NULL AND $4 IS NULL",
+        };
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "SELECT * FROM events WHERE id > $1 AND ($2 IS NULL OR rack = $2) AND {narrowed} ORDER BY id LIMIT $5"
+        )))
+        .bind(after as i64)
+        .bind(filter.rack.map(|id| id.to_string()))
+        .bind(filter.machine.map(|id| id.to_string()))
+        .bind(filter.run.map(|id| id.to_string()))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(read)
+        .collect()
+    }
+
+    /// The number of the newest event; zero when there is none.
+    pub async fn newest_event(&self) -> Result<u64, StoreError> {
+        let row = sqlx::query("SELECT COALESCE(MAX(id), 0) AS newest FROM events").fetch_one(&self.pool).await?;
+        Ok(row.try_get::<i64, _>("newest")? as u64)
+    }
+}
+
+impl Tx {
+    /// Stores an event; its number.
+    pub async fn insert_event(
+        &mut self,
+        at: Timestamp,
+        rack: RackId,
+        machine: Option<MachineId>,
+        run: Option<RunId>,
+        body: &Happened,
+    ) -> Result<u64, StoreError> {
+        let row =
+            sqlx::query("INSERT INTO events (at, rack, machine, run, body) VALUES ($1, $2, $3, $4, $5) RETURNING id")
+                .bind(micros(at))
+                .bind(rack.to_string())
+                .bind(machine.map(|id| id.to_string()))
+                .bind(run.map(|id| id.to_string()))
+                .bind(json(body))
+                .fetch_one(&mut *self.inner)
+                .await?;
+        Ok(row.try_get::<i64, _>("id")? as u64)
+    }
+
+    /// Forgets events of the node itself: reports of its health are told every minute, and
+    /// the newest one tells all.
+    pub async fn forget_node_health(&mut self, rack: RackId) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM events WHERE rack = $1 AND machine IS NULL AND body LIKE '{\"told\":{\"node\":%'")
+            .bind(rack.to_string())
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// The number of the newest event; zero when there is none.
+    pub(crate) async fn newest_event(&mut self) -> Result<u64, StoreError> {
+        let row = sqlx::query("SELECT COALESCE(MAX(id), 0) AS newest FROM events").fetch_one(&mut *self.inner).await?;
+        Ok(row.try_get::<i64, _>("newest")? as u64)
+    }
+}
+
+fn read(row: &SqliteRow) -> Result<StoredEvent, StoreError> {
+    let optional = |column| row.try_get::<Option<&str>, _>(column);
+    Ok(StoredEvent {
+        id: row.try_get::<i64, _>("id")? as u64,
+        at: timestamp(row.try_get("at")?)?,
+        rack: id(row.try_get("rack")?)?,
+        machine: optional("machine")?.map(id).transpose()?,
+        run: optional("run")?.map(id).transpose()?,
+        body: from_json("event", row.try_get("body")?)?,
+    })
+}

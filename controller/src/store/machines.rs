@@ -1,0 +1,293 @@
+//! Machines: what they are, where they are in their life, and what their rack is told of
+//! them.
+//!
+//! Invariants:
+//! - An address is one machine's in its rack; so is a MAC.
+//! - Whatever the rack's intent tells changes together with the rack's revision.
+
+use std::{net::Ipv4Addr, str::FromStr};
+
+use jiff::Timestamp;
+use rackhand_common::{
+    event::Stage,
+    id::{Epoch, MachineId, RackId},
+    intent::{Boot, Order},
+    machine::{Inventory, Mac, Power},
+};
+use rackhand_controller_core::lifecycle::Lifecycle;
+use sqlx::{Row, SqliteExecutor, sqlite::SqliteRow};
+
+use super::{Store, StoreError, Tx, from_json, id, json, micros, taken, timestamp};
+
+/// A machine as the controller knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// Which.
+    pub id: MachineId,
+    /// The rack it stands in.
+    pub rack: RackId,
+    /// The operator's name for it; unique.
+    pub name: String,
+    /// Where it is in its life.
+    pub lifecycle: Lifecycle,
+    /// Its allocation epoch.
+    pub epoch: Epoch,
+    /// What it boots when it asks the network.
+    pub boot: Boot,
+    /// Its address on the provisioning network.
+    pub address: Ipv4Addr,
+    /// Its network cards; the first is the one it boots from.
+    pub macs: Vec<Mac>,
+    /// What its installer found last.
+    pub inventory: Inventory,
+    /// The event of its installer's latest connection.
+    pub connection: u64,
+    /// Whether that connection stands.
+    pub connected: bool,
+    /// Chassis power as last read; `None` when nobody has read it.
+    pub power: Option<Power>,
+    /// The latest hop on its way.
+    pub stage: Option<Stage>,
+    /// The event that told of it.
+    pub stage_event: u64,
+    /// The event of its latest start by a power driver.
+    pub power_event: u64,
+    /// What its installer shall do.
+    pub order: Option<Order>,
+    /// Name of the image on it, when it is active.
+    pub image: Option<String>,
+    /// What an operator should look at.
+    pub alert: Option<String>,
+    /// When it was discovered.
+    pub created: Timestamp,
+    /// When it last changed.
+    pub updated: Timestamp,
+    /// Counts its changes.
+    pub version: u64,
+}
+
+const SELECT: &str = "SELECT machines.*,
+    (SELECT string_agg(mac, ' ' ORDER BY position) FROM macs WHERE machine = machines.id) AS macs
+    FROM machines";
+
+impl Store {
+    /// The machine with this id or name.
+    pub async fn machine(&self, id_or_name: &str) -> Result<Machine, StoreError> {
+        machine(&self.pool, id_or_name).await
+    }
+
+    /// Machines in the order of their discovery, after `after`, at most `limit`; of one rack
+    /// or of all.
+    pub async fn machines(
+        &self,
+        rack: Option<RackId>,
+        after: Option<MachineId>,
+        limit: u32,
+    ) -> Result<Vec<Machine>, StoreError> {
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{SELECT} WHERE id > $1 AND ($2 IS NULL OR rack = $2) ORDER BY id LIMIT $3"
+        )))
+        .bind(after.map(|id| id.to_string()).unwrap_or_default())
+        .bind(rack.map(|id| id.to_string()))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(read)
+        .collect()
+    }
+}
+
+impl Tx {
+    /// The machine with this id or name.
+    pub async fn machine(&mut self, id_or_name: &str) -> Result<Machine, StoreError> {
+        machine(&mut *self.inner, id_or_name).await
+    }
+
+    /// All machines of a rack, in the order of their discovery.
+    pub async fn machines_of(&mut self, rack: RackId) -> Result<Vec<Machine>, StoreError> {
+        sqlx::query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE rack = $1 ORDER BY id")))
+            .bind(rack.to_string())
+            .fetch_all(&mut *self.inner)
+            .await?
+            .iter()
+            .map(read)
+            .collect()
+    }
+
+    /// The machine in this rack with any of these MACs, the first that has one.
+    pub async fn machine_by_macs(&mut self, rack: RackId, macs: &[Mac]) -> Result<Option<Machine>, StoreError> {
+        for mac in macs {
+            let row = sqlx::query("SELECT machine FROM macs WHERE rack = $1 AND mac = $2")
+                .bind(rack.to_string())
+                .bind(mac.to_string())
+                .fetch_optional(&mut *self.inner)
+                .await?;
+            if let Some(row) = row {
+                return self.machine(row.try_get("machine")?).await.map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// The machine in this rack with this address.
+    pub async fn machine_by_address(
+        &mut self,
+        rack: RackId,
+        address: Ipv4Addr,
+    ) -> Result<Option<Machine>, StoreError> {
+        sqlx::query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE rack = $1 AND address = $2")))
+            .bind(rack.to_string())
+            .bind(address.to_string())
+            .fetch_optional(&mut *self.inner)
+            .await?
+            .as_ref()
+            .map(read)
+            .transpose()
+    }
+
+    /// A row for a machine that was not known.
+    pub async fn insert_machine(&mut self, machine: &Machine) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO machines (id, rack, name, lifecycle, epoch, boot, address, inventory, connection, connected,
+                power, stage, stage_event, power_event, orders, image, alert, created, updated, version)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, 1)",
+        )
+        .bind(machine.id.to_string())
+        .bind(machine.rack.to_string())
+        .bind(&machine.name)
+        .bind(machine.lifecycle.to_string())
+        .bind(machine.epoch.0 as i64)
+        .bind(json(&machine.boot))
+        .bind(machine.address.to_string())
+        .bind(json(&machine.inventory))
+        .bind(machine.connection as i64)
+        .bind(machine.connected)
+        .bind(machine.power.as_ref().map(json))
+        .bind(machine.stage.as_ref().map(json))
+        .bind(machine.stage_event as i64)
+        .bind(machine.power_event as i64)
+        .bind(machine.order.as_ref().map(json))
+        .bind(&machine.image)
+        .bind(&machine.alert)
+        .bind(micros(machine.created))
+        .bind(micros(machine.updated))
+        .execute(&mut *self.inner)
+        .await
+        .map_err(taken("machine name, id or address"))?;
+        self.write_macs(machine).await
+    }
+
+    /// Writes everything that changes in a machine, and bumps the rack's revision when what
+    /// the rack is told changed. Fails with [`StoreError::Changed`] when the row is not the
+    /// one that was read; on success `machine` is the row as written.
+    pub async fn update_machine(&mut self, now: Timestamp, machine: &mut Machine) -> Result<(), StoreError> {
+        let before = self.machine(&machine.id.to_string()).await?;
+        if before == *machine {
+            return Ok(());
+        }
+        let changed = sqlx::query(
+            "UPDATE machines SET name = $3, lifecycle = $4, epoch = $5, boot = $6, inventory = $7, connection = $8,
+                connected = $9, power = $10, stage = $11, stage_event = $12, power_event = $13, orders = $14,
+                image = $15, alert = $16, updated = $17, version = version + 1
+             WHERE id = $1 AND version = $2",
+        )
+        .bind(machine.id.to_string())
+        .bind(machine.version as i64)
+        .bind(&machine.name)
+        .bind(machine.lifecycle.to_string())
+        .bind(machine.epoch.0 as i64)
+        .bind(json(&machine.boot))
+        .bind(json(&machine.inventory))
+        .bind(machine.connection as i64)
+        .bind(machine.connected)
+        .bind(machine.power.as_ref().map(json))
+        .bind(machine.stage.as_ref().map(json))
+        .bind(machine.stage_event as i64)
+        .bind(machine.power_event as i64)
+        .bind(machine.order.as_ref().map(json))
+        .bind(&machine.image)
+        .bind(&machine.alert)
+        .bind(micros(now))
+        .execute(&mut *self.inner)
+        .await
+        .map_err(taken("machine name"))?
+        .rows_affected();
+        if changed == 0 {
+            return Err(StoreError::Changed("machine"));
+        }
+        if before.macs != machine.macs {
+            sqlx::query("DELETE FROM macs WHERE machine = $1")
+                .bind(machine.id.to_string())
+                .execute(&mut *self.inner)
+                .await?;
+            self.write_macs(machine).await?;
+        }
+        if crate::intent::machine(&before) != crate::intent::machine(machine) {
+            self.touch_rack(machine.rack).await?;
+        }
+        machine.updated = now;
+        machine.version += 1;
+        Ok(())
+    }
+
+    async fn write_macs(&mut self, machine: &Machine) -> Result<(), StoreError> {
+        for (position, mac) in machine.macs.iter().enumerate() {
+            sqlx::query("INSERT INTO macs (rack, mac, machine, position) VALUES ($1, $2, $3, $4)")
+                .bind(machine.rack.to_string())
+                .bind(mac.to_string())
+                .bind(machine.id.to_string())
+                .bind(position as i64)
+                .execute(&mut *self.inner)
+                .await
+                .map_err(taken("MAC"))?;
+        }
+        Ok(())
+    }
+}
+
+async fn machine(executor: impl SqliteExecutor<'_>, id_or_name: &str) -> Result<Machine, StoreError> {
+    sqlx::query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE id = $1 OR name = $1 ORDER BY id = $1 DESC LIMIT 1")))
+        .bind(id_or_name)
+        .fetch_optional(executor)
+        .await?
+        .as_ref()
+        .map(read)
+        .transpose()?
+        .ok_or(StoreError::NotFound("machine"))
+}
+
+fn read(row: &SqliteRow) -> Result<Machine, StoreError> {
+    let macs: Option<String> = row.try_get("macs")?;
+    let optional = |column| row.try_get::<Option<String>, _>(column);
+    Ok(Machine {
+        id: id(row.try_get("id")?)?,
+        rack: id(row.try_get("rack")?)?,
+        name: row.try_get("name")?,
+        lifecycle: parsed("lifecycle", row.try_get("lifecycle")?)?,
+        epoch: Epoch(row.try_get::<i64, _>("epoch")? as u64),
+        boot: from_json("boot target", row.try_get("boot")?)?,
+        address: parsed("address", row.try_get("address")?)?,
+        macs: macs.unwrap_or_default().split_whitespace().map(|mac| parsed("MAC", mac)).collect::<Result<_, _>>()?,
+        inventory: from_json("inventory", row.try_get("inventory")?)?,
+        connection: row.try_get::<i64, _>("connection")? as u64,
+        connected: row.try_get("connected")?,
+        power: optional("power")?.map(|text| from_json("power", &text)).transpose()?,
+        stage: optional("stage")?.map(|text| from_json("stage", &text)).transpose()?,
+        stage_event: row.try_get::<i64, _>("stage_event")? as u64,
+        power_event: row.try_get::<i64, _>("power_event")? as u64,
+        order: optional("orders")?.map(|text| from_json("order", &text)).transpose()?,
+        image: row.try_get("image")?,
+        alert: row.try_get("alert")?,
+        created: timestamp(row.try_get("created")?)?,
+        updated: timestamp(row.try_get("updated")?)?,
+        version: row.try_get::<i64, _>("version")? as u64,
+    })
+}
+
+fn parsed<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(
+    what: &'static str,
+    text: &str,
+) -> Result<T, StoreError> {
+    text.parse().map_err(|error: T::Err| StoreError::Damaged(what, error.into()))
+}

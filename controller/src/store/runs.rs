@@ -1,0 +1,413 @@
+//! Runs: one row per performance of a workflow on a machine.
+//!
+//! Invariants:
+//! - A machine has at most one run in progress.
+//! - The engine's columns are written by the runner alone ([`Tx::save_run`]); what an
+//!   operator wants of a run and what the rack tells of it have columns of their own.
+
+use jiff::Timestamp;
+use rackhand_common::{
+    event::{Cause, DiskWork},
+    id::{Epoch, ImageId, MachineId, RackId, RunId},
+    image::Digest,
+    intent::{DiskRule, Host},
+    wire::controller::Action,
+};
+use rackhand_controller_core::workflow::{self, Step, WaitFor, Workflow};
+use serde::{Deserialize, Serialize};
+use sqlx::{Row, SqliteExecutor, sqlite::SqliteRow};
+
+use super::{Store, StoreError, Tx, from_json, id, json, micros, taken, timestamp};
+
+/// A run as it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Which.
+    pub id: RunId,
+    /// The machine's rack.
+    pub rack: RackId,
+    /// The machine it is performed on.
+    pub machine: MachineId,
+    /// The allocation epoch of everything it orders and commands.
+    pub epoch: Epoch,
+    /// What is done, with what.
+    pub parameters: Parameters,
+    /// How far the engine is.
+    pub engine: workflow::Stored,
+    /// Whether it is over, and how.
+    pub status: RunStatus,
+    /// The step it is at.
+    pub step: Option<Step>,
+    /// Which try of it.
+    pub attempt: u32,
+    /// Whether that step is being undone.
+    pub undoing: bool,
+    /// What it waits for.
+    pub waiting_for: Option<WaitFor>,
+    /// By when it should have moved on.
+    pub waiting_until: Option<Timestamp>,
+    /// Where it is, or why it failed, for people.
+    pub detail: Option<String>,
+    /// Why it failed or is being undone, for programs.
+    pub cause: Option<String>,
+    /// Whether an operator wants it cancelled.
+    pub cancel: bool,
+    /// Bytes of its order done.
+    pub done: u64,
+    /// Bytes of its order to do; zero before the installer has told.
+    pub total: u64,
+    /// What became of its latest order.
+    pub result: Option<OrderResult>,
+    /// Whether the system it installed called home.
+    pub phoned_home: bool,
+    /// When it was asked for.
+    pub created: Timestamp,
+    /// When it last changed.
+    pub updated: Timestamp,
+    /// When it was over.
+    pub ended: Option<Timestamp>,
+}
+
+/// What a run does, with what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Parameters {
+    /// Install a system.
+    Deploy(Deploy),
+    /// Take the machine back and erase it.
+    Release,
+    /// Switch its power.
+    Power(PowerChange),
+}
+
+/// What is installed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deploy {
+    /// The image.
+    pub image: ImageId,
+    /// Its name when the run was asked for.
+    pub image_name: String,
+    /// Its manifest.
+    pub manifest: Digest,
+    /// How the disk is chosen.
+    pub disk: DiskRule,
+    /// What the system is told.
+    pub host: Host,
+}
+
+/// A change of chassis power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PowerChange {
+    /// Have it on.
+    On,
+    /// Have it off, at once.
+    Off,
+    /// Off, then on.
+    Cycle,
+}
+
+impl PowerChange {
+    /// The command that does it.
+    pub fn action(self) -> Action {
+        match self {
+            Self::On => Action::PowerOn,
+            Self::Off => Action::PowerOff,
+            Self::Cycle => Action::PowerCycle,
+        }
+    }
+}
+
+impl Parameters {
+    /// The workflow they are for.
+    pub fn workflow(&self) -> Workflow {
+        match self {
+            Self::Deploy(_) => Workflow::Deploy,
+            Self::Release => Workflow::Release,
+            Self::Power(_) => Workflow::Power,
+        }
+    }
+}
+
+/// Whether a run is over, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunStatus {
+    /// In progress, or being undone.
+    Running,
+    /// Every step is done.
+    Done,
+    /// Failed; `cause` says why.
+    Failed,
+    /// Cancelled by an operator.
+    Cancelled,
+}
+
+/// What became of an order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrderResult {
+    /// The try it belongs to.
+    pub attempt: u32,
+    /// How it ended.
+    pub end: OrderEnd,
+}
+
+/// How an order ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OrderEnd {
+    /// Done, with what was done to each disk.
+    Done(Vec<DiskWork>),
+    /// Refused or failed.
+    Failed {
+        /// Why, for programs.
+        cause: Cause,
+        /// Why, for people.
+        detail: String,
+    },
+}
+
+impl Store {
+    /// The run with this id.
+    pub async fn run(&self, id: RunId) -> Result<Run, StoreError> {
+        run(&self.pool, id).await
+    }
+
+    /// Runs, the newest first, those before `before`, at most `limit`; of one machine or all.
+    pub async fn runs(
+        &self,
+        machine: Option<MachineId>,
+        before: Option<RunId>,
+        limit: u32,
+    ) -> Result<Vec<Run>, StoreError> {
+        sqlx::query(
+            "SELECT * FROM runs WHERE ($1 IS NULL OR machine = $1) AND ($2 IS NULL OR id < $2)
+             ORDER BY id DESC LIMIT $3",
+        )
+        .bind(machine.map(|id| id.to_string()))
+        .bind(before.map(|id| id.to_string()))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await?
+        .iter()
+        .map(read)
+        .collect()
+    }
+
+    /// All runs in progress, the oldest first.
+    pub async fn runs_in_progress(&self) -> Result<Vec<Run>, StoreError> {
+        sqlx::query("SELECT * FROM runs WHERE status = $1 ORDER BY id")
+            .bind(RunStatus::Running.word())
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(read)
+            .collect()
+    }
+}
+
+impl Tx {
+    /// The run with this id.
+    pub async fn run(&mut self, id: RunId) -> Result<Run, StoreError> {
+        run(&mut *self.inner, id).await
+    }
+
+    /// The machine's run in progress.
+    pub async fn run_in_progress(&mut self, machine: MachineId) -> Result<Option<RunId>, StoreError> {
+        let row = sqlx::query("SELECT id FROM runs WHERE machine = $1 AND status = $2")
+            .bind(machine.to_string())
+            .bind(RunStatus::Running.word())
+            .fetch_optional(&mut *self.inner)
+            .await?;
+        row.map(|row| id(row.try_get("id")?)).transpose()
+    }
+
+    /// A row for a run that begins.
+    pub async fn insert_run(&mut self, run: &Run) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO runs (id, rack, machine, epoch, parameters, engine, status, step, attempt, undoing,
+                cancel, done, total, phoned_home, created, updated)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+        )
+        .bind(run.id.to_string())
+        .bind(run.rack.to_string())
+        .bind(run.machine.to_string())
+        .bind(run.epoch.0 as i64)
+        .bind(json(&run.parameters))
+        .bind(json(&run.engine))
+        .bind(run.status.word())
+        .bind(run.step.as_ref().map(json))
+        .bind(run.attempt)
+        .bind(run.undoing)
+        .bind(run.cancel)
+        .bind(run.done as i64)
+        .bind(run.total as i64)
+        .bind(run.phoned_home)
+        .bind(micros(run.created))
+        .bind(micros(run.updated))
+        .execute(&mut *self.inner)
+        .await
+        .map_err(taken("machine"))?;
+        Ok(())
+    }
+
+    /// Writes the engine's columns, and nothing of what others write.
+    pub async fn save_run(&mut self, now: Timestamp, run: &Run) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE runs SET engine = $2, status = $3, step = $4, attempt = $5, undoing = $6, waiting_for = $7,
+                waiting_until = $8, detail = $9, cause = $10, updated = $11, ended = $12
+             WHERE id = $1",
+        )
+        .bind(run.id.to_string())
+        .bind(json(&run.engine))
+        .bind(run.status.word())
+        .bind(run.step.as_ref().map(json))
+        .bind(run.attempt)
+        .bind(run.undoing)
+        .bind(run.waiting_for.map(|waiting| waiting.to_string()))
+        .bind(run.waiting_until.map(micros))
+        .bind(&run.detail)
+        .bind(&run.cause)
+        .bind(micros(now))
+        .bind(run.ended.map(micros))
+        .execute(&mut *self.inner)
+        .await?;
+        Ok(())
+    }
+
+    /// Notes that an operator wants it cancelled.
+    pub async fn want_cancelled(&mut self, now: Timestamp, run: RunId) -> Result<(), StoreError> {
+        sqlx::query("UPDATE runs SET cancel = TRUE, updated = $2 WHERE id = $1")
+            .bind(run.to_string())
+            .bind(micros(now))
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// Notes how much of the order is done; only of a run in progress on this machine.
+    pub async fn run_progress(
+        &mut self,
+        now: Timestamp,
+        machine: MachineId,
+        run: RunId,
+        done: u64,
+        total: u64,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE runs SET done = $3, total = $4, updated = $5 WHERE id = $1 AND machine = $2 AND status = 'running'",
+        )
+        .bind(run.to_string())
+        .bind(machine.to_string())
+        .bind(done as i64)
+        .bind(total as i64)
+        .bind(micros(now))
+        .execute(&mut *self.inner)
+        .await?;
+        Ok(())
+    }
+
+    /// Notes what became of an order; only of a run in progress on this machine, and never
+    /// over the result of a later try.
+    pub async fn run_result(
+        &mut self,
+        now: Timestamp,
+        machine: MachineId,
+        run: RunId,
+        result: &OrderResult,
+    ) -> Result<(), StoreError> {
+        let Some(known) = self.running(machine, run).await? else { return Ok(()) };
+        if known.result.is_some_and(|known| known.attempt >= result.attempt) {
+            return Ok(());
+        }
+        sqlx::query("UPDATE runs SET result = $2, updated = $3 WHERE id = $1")
+            .bind(run.to_string())
+            .bind(json(result))
+            .bind(micros(now))
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// Notes that the system the run installed called home.
+    pub async fn run_phoned_home(&mut self, now: Timestamp, machine: MachineId, run: RunId) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE runs SET phoned_home = TRUE, updated = $3 WHERE id = $1 AND machine = $2 AND status = 'running'",
+        )
+        .bind(run.to_string())
+        .bind(machine.to_string())
+        .bind(micros(now))
+        .execute(&mut *self.inner)
+        .await?;
+        Ok(())
+    }
+
+    async fn running(&mut self, machine: MachineId, id: RunId) -> Result<Option<Run>, StoreError> {
+        match self.run(id).await {
+            Ok(run) => Ok((run.machine == machine && run.status == RunStatus::Running).then_some(run)),
+            Err(StoreError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl RunStatus {
+    /// The word it is stored and shown as.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    fn of_word(word: &str) -> Result<Self, StoreError> {
+        [Self::Running, Self::Done, Self::Failed, Self::Cancelled]
+            .into_iter()
+            .find(|status| status.word() == word)
+            .ok_or_else(|| StoreError::Damaged("run status", word.into()))
+    }
+}
+
+async fn run(executor: impl SqliteExecutor<'_>, id: RunId) -> Result<Run, StoreError> {
+    sqlx::query("SELECT * FROM runs WHERE id = $1")
+        .bind(id.to_string())
+        .fetch_optional(executor)
+        .await?
+        .as_ref()
+        .map(read)
+        .transpose()?
+        .ok_or(StoreError::NotFound("run"))
+}
+
+fn read(row: &SqliteRow) -> Result<Run, StoreError> {
+    let optional = |column| row.try_get::<Option<String>, _>(column);
+    let time = |column| row.try_get::<Option<i64>, _>(column).map_err(StoreError::from)?.map(timestamp).transpose();
+    Ok(Run {
+        id: id(row.try_get("id")?)?,
+        rack: id(row.try_get("rack")?)?,
+        machine: id(row.try_get("machine")?)?,
+        epoch: Epoch(row.try_get::<i64, _>("epoch")? as u64),
+        parameters: from_json("run parameters", row.try_get("parameters")?)?,
+        engine: from_json("run state", row.try_get("engine")?)?,
+        status: RunStatus::of_word(row.try_get("status")?)?,
+        step: optional("step")?.map(|text| from_json("step", &text)).transpose()?,
+        attempt: row.try_get("attempt")?,
+        undoing: row.try_get("undoing")?,
+        waiting_for: optional("waiting_for")?
+            .map(|text| text.parse::<WaitFor>().map_err(|error| StoreError::Damaged("wait", error.into())))
+            .transpose()?,
+        waiting_until: time("waiting_until")?,
+        detail: row.try_get("detail")?,
+        cause: row.try_get("cause")?,
+        cancel: row.try_get("cancel")?,
+        done: row.try_get::<i64, _>("done")? as u64,
+        total: row.try_get::<i64, _>("total")? as u64,
+        result: optional("result")?.map(|text| from_json("order result", &text)).transpose()?,
+        phoned_home: row.try_get("phoned_home")?,
+        created: timestamp(row.try_get("created")?)?,
+        updated: timestamp(row.try_get("updated")?)?,
+        ended: time("ended")?,
+    })
+}

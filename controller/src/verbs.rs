@@ -1,0 +1,228 @@
+//! What operators ask of machines. Each verb checks, and writes rows, the rack's revision
+//! and the event in the caller's transaction; what takes time is a run that
+//! [`workflows`](crate::workflows) performs afterwards.
+//!
+//! Invariant: the allocation epoch rises whenever a machine is given out or taken back, so
+//! that whatever was ordered or commanded before is refused from then on.
+
+use jiff::Timestamp;
+use rackhand_common::{
+    id::RunId,
+    intent::{Boot, DiskRule, Host},
+    machine::{Content, Disk},
+};
+use rackhand_controller_core::{
+    lifecycle::{Event, Forbidden},
+    workflow,
+};
+
+use crate::store::{
+    Deploy, Happened, Image, Machine, Parameters, PowerChange, Run, RunStatus, StoreError, Tx,
+};
+
+/// Why a verb was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Denied {
+    /// The machine's state does not permit it.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
+    /// Another run is in progress on the machine.
+    #[error("run {0} is in progress on this machine")]
+    Busy(RunId),
+    /// Disks hold data, and the operator has not said that it may be lost.
+    #[error("disks hold data that a deploy or release will destroy: {}", named(.0))]
+    HasData(Vec<Disk>),
+    /// The machine has no disk that tells its identity: an order could not name it.
+    #[error("the machine has a disk that tells neither a serial number nor a WWN: {0}")]
+    NamelessDisk(String),
+    /// The machine has no disk.
+    #[error("the machine has no disk")]
+    NoDisk,
+    /// The rule names a disk that the machine does not have.
+    #[error("the machine has no disk {0}")]
+    NoSuchDisk(String),
+    /// The image is not imported, or its import failed.
+    #[error("image {0} is not ready")]
+    ImageNotReady(String),
+    /// The image cannot run on this machine.
+    #[error("image {image} cannot be deployed here: {reason}")]
+    ImageUnsuitable {
+        /// Its name.
+        image: String,
+        /// Why.
+        reason: String,
+    },
+    /// The run is over.
+    #[error("the run is over")]
+    RunOver,
+    /// The database failed, or the row is not there.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What an operator wants installed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeployRequest {
+    /// How to choose the disk.
+    pub disk: DiskRule,
+    /// What the system is told.
+    pub host: Host,
+}
+
+impl Tx {
+    /// Says that a discovered machine is ours. Disks with data need `accept_data`.
+    pub async fn adopt(&mut self, now: Timestamp, machine: &Machine, accept_data: bool) -> Result<Machine, Denied> {
+        let lifecycle = machine.lifecycle.on(Event::Adopt)?;
+        let with_data = disks_with_data(machine);
+        if !with_data.is_empty() && !accept_data {
+            return Err(Denied::HasData(with_data));
+        }
+        let mut machine = Machine { lifecycle, boot: Boot::Installer, order: None, ..machine.clone() };
+        self.update_machine(now, &mut machine).await?;
+        self.insert_event(now, machine.rack, Some(machine.id), None, &Happened::Adopted).await?;
+        Ok(machine)
+    }
+
+    /// Begins a run that installs a system.
+    pub async fn start_deploy(
+        &mut self,
+        now: Timestamp,
+        machine: &Machine,
+        image: &Image,
+        request: DeployRequest,
+    ) -> Result<Run, Denied> {
+        let lifecycle = machine.lifecycle.on(Event::Deploy)?;
+        self.check_idle(machine).await?;
+        let stored = image.stored().ok_or_else(|| Denied::ImageNotReady(image.name.clone()))?;
+        let unsuitable = |reason: String| Denied::ImageUnsuitable { image: image.name.clone(), reason };
+        let firmware = machine.inventory.firmware;
+        if !stored.firmware.contains(&firmware) {
+            return Err(unsuitable(format!("it does not boot by {firmware}")));
+        }
+        let identities = disk_identities(machine)?;
+        let disks = &machine.inventory.disks;
+        let candidates: Vec<&Disk> = match &request.disk {
+            DiskRule::Smallest => disks.iter().collect(),
+            DiskRule::Identity(wanted) if !identities.contains(wanted) => {
+                return Err(Denied::NoSuchDisk(wanted.clone()));
+            }
+            DiskRule::Identity(wanted) => {
+                disks.iter().filter(|disk| disk.identity().as_ref() == Some(wanted)).collect()
+            }
+        };
+        if !candidates.iter().any(|disk| disk.size >= stored.size && disk.sector == stored.sector) {
+            return Err(unsuitable(format!(
+                "it needs a disk of {} bytes with sectors of {} bytes",
+                stored.size, stored.sector
+            )));
+        }
+        let parameters = Parameters::Deploy(Deploy {
+            image: image.id,
+            image_name: image.name.clone(),
+            manifest: stored.manifest,
+            disk: request.disk,
+            host: request.host,
+        });
+        let machine =
+            Machine { lifecycle, epoch: machine.epoch.next(), order: None, image: None, ..machine.clone() };
+        self.start(now, machine, parameters).await
+    }
+
+    /// Begins a run that takes the machine back and erases it.
+    pub async fn start_release(&mut self, now: Timestamp, machine: &Machine) -> Result<Run, Denied> {
+        let lifecycle = machine.lifecycle.on(Event::Release)?;
+        self.check_idle(machine).await?;
+        disk_identities(machine)?;
+        let machine = Machine { lifecycle, epoch: machine.epoch.next(), order: None, ..machine.clone() };
+        self.start(now, machine, Parameters::Release).await
+    }
+
+    /// Begins a run that switches the machine's power.
+    pub async fn start_power(&mut self, now: Timestamp, machine: &Machine, change: PowerChange) -> Result<Run, Denied> {
+        let lifecycle = machine.lifecycle.on(Event::Power)?;
+        self.check_idle(machine).await?;
+        self.start(now, Machine { lifecycle, ..machine.clone() }, Parameters::Power(change)).await
+    }
+
+    /// Asks for a run to be stopped and undone.
+    pub async fn cancel(&mut self, now: Timestamp, run: RunId) -> Result<Run, Denied> {
+        let run = self.run(run).await?;
+        if run.status != RunStatus::Running {
+            return Err(Denied::RunOver);
+        }
+        if run.cancel {
+            return Ok(run);
+        }
+        self.want_cancelled(now, run.id).await?;
+        self.insert_event(now, run.rack, Some(run.machine), Some(run.id), &Happened::CancelWanted).await?;
+        Ok(self.run(run.id).await?)
+    }
+
+    async fn check_idle(&mut self, machine: &Machine) -> Result<(), Denied> {
+        match self.run_in_progress(machine.id).await? {
+            Some(run) => Err(Denied::Busy(run)),
+            None => Ok(()),
+        }
+    }
+
+    async fn start(&mut self, now: Timestamp, mut machine: Machine, parameters: Parameters) -> Result<Run, Denied> {
+        self.update_machine(now, &mut machine).await?;
+        let workflow = parameters.workflow();
+        let run = Run {
+            id: RunId::fresh(),
+            rack: machine.rack,
+            machine: machine.id,
+            epoch: machine.epoch,
+            parameters,
+            engine: workflow::Stored::new(workflow),
+            status: RunStatus::Running,
+            step: Some(workflow.rules()[0].step),
+            attempt: 1,
+            undoing: false,
+            waiting_for: None,
+            waiting_until: None,
+            detail: None,
+            cause: None,
+            cancel: false,
+            done: 0,
+            total: 0,
+            result: None,
+            phoned_home: false,
+            created: now,
+            updated: now,
+            ended: None,
+        };
+        self.insert_run(&run).await?;
+        self.insert_event(now, run.rack, Some(run.machine), Some(run.id), &Happened::RunStarted { workflow }).await?;
+        Ok(run)
+    }
+}
+
+/// The machine's disks that hold something.
+pub fn disks_with_data(machine: &Machine) -> Vec<Disk> {
+    machine.inventory.disks.iter().filter(|disk| disk.content != Content::Blank).cloned().collect()
+}
+
+/// Identities of all the machine's disks, for an order that names them all.
+pub fn disk_identities(machine: &Machine) -> Result<Vec<String>, Denied> {
+    if machine.inventory.disks.is_empty() {
+        return Err(Denied::NoDisk);
+    }
+    machine
+        .inventory
+        .disks
+        .iter()
+        .map(|disk| disk.identity().ok_or_else(|| Denied::NamelessDisk(disk.name.clone())))
+        .collect()
+}
+
+fn named(disks: &[Disk]) -> String {
+    let named = disks.iter().map(|disk| {
+        let content = match &disk.content {
+            Content::Blank => "blank",
+            Content::Data(words) => words,
+        };
+        format!("{} ({content})", disk.identity().unwrap_or_else(|| disk.name.clone()))
+    });
+    named.collect::<Vec<_>>().join(", ")
+}
