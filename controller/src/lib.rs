@@ -13,4 +13,5 @@ pub mod images;
 pub mod intent;
 pub mod steps;
 pub mod store;
+pub mod verbs;
 pub mod workflows;

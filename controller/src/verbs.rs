@@ -16,9 +16,7 @@ use rackhand_controller_core::{
     workflow,
 };
 
-use crate::store::{
-    Deploy, Happened, Image, Machine, Parameters, PowerChange, Run, RunStatus, StoreError, Tx,
-};
+use crate::store::{Deploy, Happened, Image, Machine, Parameters, PowerChange, Run, RunStatus, StoreError, Tx};
 
 /// Why a verb was not done.
 #[derive(Debug, thiserror::Error)]
@@ -123,8 +121,7 @@ impl Tx {
             disk: request.disk,
             host: request.host,
         });
-        let machine =
-            Machine { lifecycle, epoch: machine.epoch.next(), order: None, image: None, ..machine.clone() };
+        let machine = Machine { lifecycle, epoch: machine.epoch.next(), order: None, image: None, ..machine.clone() };
         self.start(now, machine, parameters).await
     }
 

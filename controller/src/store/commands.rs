@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use rackhand_common::{
     event::Outcome,
     id::{CommandId, Epoch, MachineId, RackId, RunId},
-    wire::controller::Action,
+    wire::Action,
 };
 use sqlx::{Row, sqlite::SqliteRow};
 
@@ -136,9 +136,6 @@ fn read(row: &SqliteRow) -> Result<StoredCommand, StoreError> {
         action: from_json("action", row.try_get("action")?)?,
         after: row.try_get::<i64, _>("after")? as u64,
         sent: row.try_get::<Option<i64>, _>("sent")?.map(timestamp).transpose()?,
-        outcome: row
-            .try_get::<Option<&str>, _>("outcome")?
-            .map(|text| from_json("outcome", text))
-            .transpose()?,
+        outcome: row.try_get::<Option<&str>, _>("outcome")?.map(|text| from_json("outcome", text)).transpose()?,
     })
 }

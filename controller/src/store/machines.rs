@@ -131,11 +131,7 @@ impl Tx {
     }
 
     /// The machine in this rack with this address.
-    pub async fn machine_by_address(
-        &mut self,
-        rack: RackId,
-        address: Ipv4Addr,
-    ) -> Result<Option<Machine>, StoreError> {
+    pub async fn machine_by_address(&mut self, rack: RackId, address: Ipv4Addr) -> Result<Option<Machine>, StoreError> {
         sqlx::query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE rack = $1 AND address = $2")))
             .bind(rack.to_string())
             .bind(address.to_string())
@@ -224,10 +220,18 @@ impl Tx {
             self.write_macs(machine).await?;
         }
         if crate::intent::machine(&before) != crate::intent::machine(machine) {
-            self.touch_rack(machine.rack).await?;
+            self.bump_revision(machine.rack).await?;
         }
         machine.updated = now;
         machine.version += 1;
+        Ok(())
+    }
+
+    async fn bump_revision(&mut self, rack: RackId) -> Result<(), StoreError> {
+        sqlx::query("UPDATE racks SET revision = revision + 1 WHERE id = $1")
+            .bind(rack.to_string())
+            .execute(&mut *self.inner)
+            .await?;
         Ok(())
     }
 

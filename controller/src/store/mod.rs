@@ -7,10 +7,14 @@
 //!
 //! A transaction is short and never open while we talk to a device, an agent or a peer.
 
+mod commands;
+mod events;
 mod images;
+mod machines;
+mod runs;
 mod tokens;
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, str::FromStr, time::Duration};
 
 use jiff::Timestamp;
 use sqlx::{
@@ -19,7 +23,11 @@ use sqlx::{
 };
 
 pub use self::{
+    commands::StoredCommand,
+    events::{EventFilter, Happened, StoredEvent},
     images::{Image, ImageState, Stored},
+    machines::Machine,
+    runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Run, RunStatus},
     tokens::Token,
 };
 
@@ -113,4 +121,19 @@ fn taken(what: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
         sqlx::Error::Database(database) if database.is_unique_violation() => StoreError::Taken(what),
         _ => StoreError::Database(error),
     }
+}
+
+/// A structure as it is stored.
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("stored types always serialize")
+}
+
+/// A stored structure.
+fn from_json<T: serde::de::DeserializeOwned>(what: &'static str, text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|error| StoreError::Damaged(what, error.into()))
+}
+
+/// A stored id.
+fn id<T: FromStr<Err = uuid::Error>>(text: &str) -> Result<T, StoreError> {
+    text.parse().map_err(|error: uuid::Error| StoreError::Damaged("id", error.into()))
 }

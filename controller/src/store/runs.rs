@@ -11,7 +11,7 @@ use rackhand_common::{
     id::{Epoch, ImageId, MachineId, RackId, RunId},
     image::Digest,
     intent::{DiskRule, Host},
-    wire::controller::Action,
+    wire::Action,
 };
 use rackhand_controller_core::workflow::{self, Step, WaitFor, Workflow};
 use serde::{Deserialize, Serialize};
