@@ -87,11 +87,6 @@ impl Machine {
         self.directory.join("disk.raw")
     }
 
-    /// What it wrote to its serial console since it was racked.
-    pub(crate) fn console(&self) -> String {
-        String::from_utf8_lossy(&fs::read(self.console_log()).unwrap_or_default()).into_owned()
-    }
-
     pub(crate) fn console_log(&self) -> PathBuf {
         self.directory.join("console.log")
     }

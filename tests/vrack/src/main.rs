@@ -1,16 +1,27 @@
-//! The virtual rack's own command: what its machines' power driver calls, and the stories.
+//! The virtual rack's own command: what its machines' power driver calls, the demo, the
+//! gate's stories, and the boot bench.
 
+#![expect(clippy::print_stdout, reason = "a command-line tool talks on standard output")]
+
+mod demo;
 mod machine;
+mod narrator;
 mod network;
+mod operator;
+mod rack;
+mod reference;
 mod run;
+mod services;
+mod story;
 mod varstore;
 
 use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use machine::Machine;
-use rackhand_common::machine::{Firmware, Power};
+use rackhand_common::machine::Power;
+
+use crate::{machine::Machine, rack::Parts};
 
 #[derive(Debug, Parser)]
 #[command(about = "A virtual rack of QEMU machines in network namespaces")]
@@ -29,37 +40,46 @@ enum Verb {
         /// `status`, `on`, `off` or `network-boot-once`.
         verb: String,
     },
-    Try {
-        firmware: String,
-        dir: PathBuf,
+    /// Shows two machines go from power-off to a login and back.
+    Demo {
+        #[command(flatten)]
+        parts: Parts,
+        /// Leave everything running at the end.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Ends and removes a demo's rack.
+    Down,
+    /// Tells the gate's stories; the last line says how many were true.
+    Stories {
+        #[command(flatten)]
+        parts: Parts,
     },
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().verb {
-        Verb::Power { machines, verb } => {
-            let mac = std::env::var("RACKHAND_MAC").context("RACKHAND_MAC is not set")?.parse()?;
-            let machine = Machine::find(&machines, mac)?;
-            match verb.as_str() {
-                "status" => println!("{}", if machine.power() == Power::On { "on" } else { "off" }),
-                "on" => machine.power_on()?,
-                "off" => machine.power_off()?,
-                "network-boot-once" => machine.network_boot_once()?,
-                other => anyhow::bail!("unknown power verb {other:?}"),
-            }
+        Verb::Power { machines, verb } => power(&machines, &verb),
+        Verb::Demo { parts, keep } => demo::run(&parts, keep),
+        Verb::Down => {
+            demo::down();
+            Ok(())
         }
-        Verb::Try { firmware, dir } => {
-            let c = network::Cabling::new("try", 9);
-            c.lay(2)?;
-            let m = Machine::rack(
-                &dir,
-                &c.namespace(network::Place::Lan),
-                0,
-                if firmware == "bios" { Firmware::Bios } else { Firmware::Uefi },
-                8 << 30,
-            )?;
-            m.power_on()?;
-        }
+        Verb::Stories { parts } => story::tell(&parts),
     }
-    Ok(())
+}
+
+fn power(machines: &std::path::Path, verb: &str) -> anyhow::Result<()> {
+    let mac = std::env::var("RACKHAND_MAC").context("RACKHAND_MAC is not set")?.parse()?;
+    let machine = Machine::find(machines, mac)?;
+    match verb {
+        "status" => {
+            println!("{}", if machine.power() == Power::On { "on" } else { "off" });
+            Ok(())
+        }
+        "on" => machine.power_on(),
+        "off" => machine.power_off(),
+        "network-boot-once" => machine.network_boot_once(),
+        other => anyhow::bail!("unknown power verb {other:?}"),
+    }
 }

@@ -118,11 +118,6 @@ impl Cabling {
         quiet("ip", &["link", "del", &self.link()]);
     }
 
-    /// Whether it is laid.
-    pub(crate) fn exists(&self) -> bool {
-        std::path::Path::new("/run/netns").join(self.namespace(Place::Controller)).exists()
-    }
-
     /// Breaks or mends the link between node and controller.
     pub(crate) fn set_uplink(&self, up: bool) -> anyhow::Result<()> {
         let state = if up { "up" } else { "down" };
