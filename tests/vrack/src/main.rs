@@ -3,6 +3,7 @@
 
 #![expect(clippy::print_stdout, reason = "a command-line tool talks on standard output")]
 
+mod bench;
 mod demo;
 mod machine;
 mod narrator;
@@ -50,6 +51,14 @@ enum Verb {
     },
     /// Ends and removes a demo's rack.
     Down,
+    /// Measures boots and image writing.
+    Bench {
+        #[command(flatten)]
+        parts: Parts,
+        /// How often each is measured.
+        #[arg(long, default_value_t = 3)]
+        repeat: usize,
+    },
     /// Tells the gate's stories; the last line says how many were true.
     Stories {
         #[command(flatten)]
@@ -65,6 +74,7 @@ fn main() -> anyhow::Result<()> {
             demo::down();
             Ok(())
         }
+        Verb::Bench { parts, repeat } => bench::run(&parts, repeat),
         Verb::Stories { parts } => story::tell(&parts),
     }
 }

@@ -20,8 +20,6 @@ pub(crate) enum Service {
 }
 
 impl Service {
-    pub(crate) const ALL: [Self; 3] = [Self::Controller, Self::Agent, Self::Boot];
-
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Controller => "controller",
