@@ -1,0 +1,12 @@
+//! DHCPv4 for the provisioning network of one rack (RFC 2131, 2132; PXE 2.1).
+//!
+//! [`Request::parse`] turns foreign bytes into a request that means something; [`Server`]
+//! decides; a [`Reply`] says what must be on disk before it may leave, and by which way.
+
+mod message;
+mod server;
+#[cfg(test)]
+pub(crate) mod tests;
+
+pub use message::{Client, Kind, Malformed, Request};
+pub use server::{Destination, Holder, Reply, Server, Settings};

@@ -1,0 +1,510 @@
+//! The decision: who gets which address, and what it is told to load.
+//!
+//! Addresses go by MAC alone: ROM, iPXE, installer and OS send different client identifiers
+//! from one card and must not burn a lease each.
+//!
+//! Invariants:
+//! - An address has at most one holder, and a card at most one address.
+//! - The plan in the intent wins: a machine listed there gets its address, always the same,
+//!   and no message on the network takes it away.
+//! - A card nobody knows gets an address of the delegated range and keeps it until a plan
+//!   says otherwise. Neither RELEASE nor time frees it: an installer that waits for days does
+//!   not renew. A full range means silence for newcomers and a count of them.
+//! - An ACK carries its lease as long as that is not known to be on disk.
+//! - A client we have no record of gets silence in INIT-REBOOT and when renewing, unless its
+//!   address cannot be of this network: another server may know it (RFC 2131 §4.3.2).
+//!
+//! Deliberately not here: dynamic leases that run out, proxy mode, relays on other networks.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
+
+use ipnet::Ipv4Net;
+use rackhand_common::{
+    event::Stage,
+    id::MachineId,
+    intent::{Boot, Intent},
+    machine::{Firmware, Mac},
+    time::{Mono, Now},
+};
+
+use super::message::{
+    ACK, Answer, CLASS, CLIENT_ID, Client, IPXE, Kind, LEASE_TIME, MACHINE_UUID, NAK, NAME_SERVERS, OFFER, REBINDING,
+    RENEWAL, ROUTER, Request, SUBNET_MASK, VENDOR,
+};
+use crate::ipxe::script_url;
+
+/// What this node tells of itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Its address on the provisioning network: server identifier, and where TFTP answers.
+    pub node: Ipv4Addr,
+    /// Where it serves boot scripts.
+    pub http: SocketAddrV4,
+}
+
+/// A card, the machine it is in, and the address it was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The machine.
+    pub machine: MachineId,
+    /// The card.
+    pub mac: Mac,
+    /// Its address.
+    pub address: Ipv4Addr,
+}
+
+/// An answer, and what has to happen around it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// A lease that must be on disk before this leaves; then [`Server::committed`].
+    pub commit: Option<Holder>,
+    /// Whether anything leaves, and where to.
+    pub to: Destination,
+    /// The payload.
+    pub message: Vec<u8>,
+    /// What this says about the machine's way, once per hop.
+    pub stage: Option<(MachineId, Stage)>,
+}
+
+/// How an answer travels (RFC 2131 §4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// To the relay agent that forwarded the request, port 67.
+    Relay(Ipv4Addr),
+    /// To an address the client already answers ARP for, port 68.
+    Unicast(Ipv4Addr),
+    /// To everyone, port 68.
+    Broadcast,
+    /// To a card that does not answer ARP yet, by its Ethernet address.
+    Raw(Mac, Ipv4Addr),
+}
+
+/// Answers the clients of one provisioning network.
+#[derive(Debug)]
+pub struct Server {
+    settings: Settings,
+    plan: Option<Plan>,
+    /// Cards outside the plan, by their lease.
+    leases: HashMap<Mac, Lease>,
+    offers: HashMap<Mac, Offer>,
+    /// The lease each card declined last. Its address rests as long as this process: someone
+    /// uses it who does not ask. The machine keeps its name.
+    declined: HashMap<Mac, Lease>,
+    /// Every address above, by who keeps it from others.
+    taken: BTreeMap<Ipv4Addr, Mac>,
+    hops: HashMap<Mac, Hop>,
+    starved: u64,
+}
+
+/// The part of an intent that matters here, by card.
+#[derive(Debug)]
+struct Plan {
+    network: Ipv4Net,
+    gateway: Option<Ipv4Addr>,
+    dns: Vec<Ipv4Addr>,
+    delegated: (Ipv4Addr, Ipv4Addr),
+    cards: HashMap<Mac, Planned>,
+    /// Further cards of known machines; they get addresses of the delegated range.
+    others: HashMap<Mac, MachineId>,
+    addresses: HashSet<Ipv4Addr>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Planned {
+    machine: MachineId,
+    address: Ipv4Addr,
+    boot: Boot,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Lease {
+    machine: MachineId,
+    address: Ipv4Addr,
+    on_disk: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Offer {
+    machine: MachineId,
+    address: Ipv4Addr,
+    until: Mono,
+}
+
+/// The last step of a card that was put on the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Hop {
+    client: Client,
+    at: Mono,
+}
+
+impl Server {
+    /// A server with the leases found on disk, and without a plan: silent until it has one.
+    pub fn new(settings: Settings, leases: impl IntoIterator<Item = Holder>) -> Self {
+        let mut server = Self {
+            settings,
+            plan: None,
+            leases: HashMap::new(),
+            offers: HashMap::new(),
+            declined: HashMap::new(),
+            taken: BTreeMap::new(),
+            hops: HashMap::new(),
+            starved: 0,
+        };
+        for Holder { machine, mac, address } in leases {
+            server.leases.insert(mac, Lease { machine, address, on_disk: true });
+            server.taken.insert(address, mac);
+        }
+        server
+    }
+
+    /// Takes a newer intent. Leases it contradicts end here: those of cards that now have a
+    /// planned address, and those of addresses that were planned for others. The shell
+    /// deletes what is returned.
+    pub fn follow(&mut self, intent: &Intent) -> Vec<Mac> {
+        let mut plan = Plan {
+            network: intent.network.node,
+            gateway: intent.network.gateway,
+            dns: intent.network.dns.clone(),
+            delegated: intent.network.delegated,
+            cards: HashMap::new(),
+            others: HashMap::new(),
+            addresses: HashSet::new(),
+        };
+        for machine in &intent.machines {
+            plan.addresses.insert(machine.address);
+            let planned = Planned { machine: machine.id, address: machine.address, boot: machine.boot };
+            let mut macs = machine.macs.iter();
+            if let Some(first) = macs.next() {
+                plan.cards.insert(*first, planned);
+            }
+            plan.others.extend(macs.map(|mac| (*mac, machine.id)));
+        }
+        let stale = |mac: &Mac, address| plan.cards.contains_key(mac) || plan.addresses.contains(&address);
+        let ended: Vec<Mac> =
+            self.leases.iter().filter(|(mac, l)| stale(mac, l.address)).map(|(mac, _)| *mac).collect();
+        self.offers.retain(|mac, offer| !stale(mac, offer.address));
+        self.leases.retain(|mac, lease| !stale(mac, lease.address));
+        let (leases, offers, declined) = (&self.leases, &self.offers, &self.declined);
+        self.taken.retain(|address, mac| {
+            leases.get(mac).is_some_and(|lease| lease.address == *address)
+                || offers.get(mac).is_some_and(|offer| offer.address == *address)
+                || declined.get(mac).is_some_and(|lease| lease.address == *address)
+        });
+        self.plan = Some(plan);
+        ended
+    }
+
+    /// The lease of this card is on disk.
+    pub fn committed(&mut self, mac: Mac) {
+        if let Some(lease) = self.leases.get_mut(&mac) {
+            lease.on_disk = true;
+        }
+    }
+
+    /// How many cards found the delegated range full.
+    pub fn starved(&self) -> u64 {
+        self.starved
+    }
+
+    /// Answers one request, or stays silent. `fresh` names the machine if this is the first
+    /// that is ever heard of it.
+    pub fn reply(&mut self, now: Now, request: &Request, fresh: MachineId) -> Option<Reply> {
+        let plan = self.plan.as_ref()?;
+        if !request.echo.relay.is_unspecified() && !plan.network.contains(&request.echo.relay) {
+            return None;
+        }
+        self.expire(now.mono);
+        match request.kind {
+            Kind::Discover => self.offer(now.mono, request, fresh),
+            Kind::Selecting { server, .. } if server != self.settings.node => {
+                self.forget_offer(request.mac);
+                None
+            }
+            Kind::Selecting { address, .. } => self.select(now.mono, request, address, fresh),
+            Kind::InitReboot { address } | Kind::Renewing { address } => self.resume(now.mono, request, address),
+            Kind::Decline { server, address } => {
+                if server == self.settings.node {
+                    self.decline(request.mac, address);
+                }
+                None
+            }
+            Kind::Release { .. } => {
+                self.forget_offer(request.mac);
+                None
+            }
+            Kind::Inform { address } => self.inform(request, address),
+        }
+    }
+
+    fn offer(&mut self, now: Mono, request: &Request, fresh: MachineId) -> Option<Reply> {
+        let mac = request.mac;
+        let holder = match self.known(mac) {
+            Some(holder) => holder,
+            None => {
+                let kept = self.offers.get(&mac).map(|offer| (offer.machine, offer.address));
+                let Some((machine, address)) = kept.or_else(|| Some((self.name(mac, fresh), self.free()?))) else {
+                    self.starved += 1;
+                    return None;
+                };
+                self.offers.insert(mac, Offer { machine, address, until: now.plus(OFFER_LASTS) });
+                self.taken.insert(address, mac);
+                Holder { machine, mac, address }
+            }
+        };
+        Some(Reply { stage: None, ..self.answer(request, OFFER, holder) })
+    }
+
+    fn select(&mut self, now: Mono, request: &Request, address: Ipv4Addr, fresh: MachineId) -> Option<Reply> {
+        let mac = request.mac;
+        if let Some(holder) = self.known(mac) {
+            return Some(if holder.address == address {
+                self.acknowledge(now, request, holder)
+            } else {
+                self.refuse(request)
+            });
+        }
+        let machine = match self.offers.get(&mac) {
+            Some(offer) if offer.address == address => offer.machine,
+            // The offer was made before a restart, or ran out: still good while nobody has it.
+            _ if self.is_free(address) => self.name(mac, fresh),
+            _ => return Some(self.refuse(request)),
+        };
+        self.forget_offer(mac);
+        self.leases.insert(mac, Lease { machine, address, on_disk: false });
+        self.taken.insert(address, mac);
+        Some(self.acknowledge(now, request, Holder { machine, mac, address }))
+    }
+
+    fn resume(&mut self, now: Mono, request: &Request, address: Ipv4Addr) -> Option<Reply> {
+        match self.known(request.mac) {
+            Some(holder) if holder.address == address => Some(self.acknowledge(now, request, holder)),
+            Some(_) => Some(self.refuse(request)),
+            None if !self.plan.as_ref()?.network.contains(&address) => Some(self.refuse(request)),
+            None => None,
+        }
+    }
+
+    /// Only a lease outside the plan ends by its holder's word. Its row on disk stays until
+    /// the next one of this card replaces it; until then nobody else gets the address, or a
+    /// restart would find two holders.
+    fn decline(&mut self, mac: Mac, address: Ipv4Addr) {
+        if self.leases.get(&mac).is_some_and(|lease| lease.address == address) {
+            let former = self.leases.remove(&mac).and_then(|lease| self.declined.insert(mac, lease));
+            if let Some(former) = former {
+                self.taken.remove(&former.address);
+            }
+        }
+    }
+
+    fn inform(&mut self, request: &Request, address: Ipv4Addr) -> Option<Reply> {
+        let plan = self.plan.as_ref()?;
+        if !plan.network.contains(&address) {
+            return None;
+        }
+        let mut answer = Answer::new(request, ACK, self.settings.node);
+        answer.own(address);
+        self.parameters(plan, request, &mut answer);
+        let to = if request.echo.relay.is_unspecified() {
+            Destination::Unicast(address)
+        } else {
+            Destination::Relay(request.echo.relay)
+        };
+        Some(Reply { commit: None, to, message: answer.finish(), stage: None })
+    }
+
+    fn acknowledge(&mut self, now: Mono, request: &Request, holder: Holder) -> Reply {
+        let fresh_lease = self.leases.get(&holder.mac).is_some_and(|lease| !lease.on_disk);
+        let stage = self.stage(now, request);
+        let reply = self.answer(request, ACK, holder);
+        Reply { commit: fresh_lease.then_some(holder), stage: stage.map(|stage| (holder.machine, stage)), ..reply }
+    }
+
+    fn answer(&self, request: &Request, message_type: u8, holder: Holder) -> Reply {
+        let plan = self.plan.as_ref().expect("`reply` stays silent without a plan");
+        let mut answer = Answer::new(request, message_type, self.settings.node);
+        answer.yours(holder.address);
+        answer.option(LEASE_TIME, &seconds(LEASE_LASTS));
+        let mut to = self.way(request, holder.address);
+        if let Kind::Renewing { address } = request.kind {
+            answer.own(address);
+            if request.echo.relay.is_unspecified() {
+                to = Destination::Unicast(address);
+            }
+        }
+        self.parameters(plan, request, &mut answer);
+        answer.option(RENEWAL, &seconds(LEASE_LASTS / 2));
+        answer.option(REBINDING, &seconds(LEASE_LASTS / 8 * 7));
+        Reply { commit: None, to, message: answer.finish(), stage: None }
+    }
+
+    /// Everything that is not about the lease, in order of importance.
+    fn parameters(&self, plan: &Plan, request: &Request, answer: &mut Answer) {
+        answer.option(SUBNET_MASK, &plan.network.netmask().octets());
+        match request.client {
+            Client::Rom(Some(firmware)) => {
+                answer.boot(self.settings.node, loader(firmware));
+                answer.option(CLASS, b"PXEClient");
+                answer.option(VENDOR, &DISCOVERY_CONTROL);
+            }
+            Client::Ipxe(_) => {
+                answer.boot(self.settings.node, &script_url(self.settings.http, Some(request.mac)));
+                answer.option(IPXE, &NO_PROXY_DHCP);
+            }
+            Client::Rom(None) | Client::System => {}
+        }
+        if let Some(id) = &request.echo.client_id {
+            answer.option(CLIENT_ID, id);
+        }
+        if let Some(uuid) = &request.echo.uuid {
+            answer.option(MACHINE_UUID, uuid);
+        }
+        if let Some(gateway) = plan.gateway {
+            answer.option(ROUTER, &gateway.octets());
+        }
+        answer.option(NAME_SERVERS, &plan.dns.iter().take(3).flat_map(Ipv4Addr::octets).collect::<Vec<_>>());
+    }
+
+    fn refuse(&self, request: &Request) -> Reply {
+        let mut answer = Answer::new(request, NAK, self.settings.node);
+        let relay = request.echo.relay;
+        let to = if relay.is_unspecified() {
+            Destination::Broadcast
+        } else {
+            answer.broadcast();
+            Destination::Relay(relay)
+        };
+        if let Some(id) = &request.echo.client_id {
+            answer.option(CLIENT_ID, id);
+        }
+        Reply { commit: None, to, message: answer.finish(), stage: None }
+    }
+
+    fn way(&self, request: &Request, address: Ipv4Addr) -> Destination {
+        if !request.echo.relay.is_unspecified() {
+            Destination::Relay(request.echo.relay)
+        } else if request.echo.broadcast() {
+            Destination::Broadcast
+        } else {
+            Destination::Raw(request.mac, address)
+        }
+    }
+
+    /// The hop an acknowledged request stands for. Repeats of one hop, renewals, and an
+    /// installer's own requests are none.
+    fn stage(&mut self, now: Mono, request: &Request) -> Option<Stage> {
+        if matches!(request.kind, Kind::Renewing { .. }) {
+            return None;
+        }
+        let boots_disk = self.plan.as_ref()?.cards.get(&request.mac).is_some_and(|planned| planned.boot == Boot::Disk);
+        let last = self.hops.get(&request.mac).copied();
+        let recently = |hop: &Hop, span| hop.at.until(now) < span;
+        let stage = match request.client {
+            Client::Rom(firmware) => Stage::RomDhcp(firmware?),
+            // iPXE right after another ROM was loaded by it; otherwise it is the card's ROM.
+            Client::Ipxe(_)
+                if last.is_some_and(|hop| matches!(hop.client, Client::Rom(_)) && recently(&hop, LOADED)) =>
+            {
+                Stage::IpxeDhcp
+            }
+            Client::Ipxe(firmware) => Stage::RomDhcp(firmware.unwrap_or(Firmware::Bios)),
+            Client::System if boots_disk => Stage::OsDhcp,
+            Client::System => return None,
+        };
+        let repeated = last.is_some_and(|hop| hop.client == request.client && recently(&hop, REPEATS));
+        self.hops.insert(request.mac, Hop { client: request.client, at: now });
+        (!repeated).then_some(stage)
+    }
+
+    /// The card's address, if the plan or a lease gives it one.
+    fn known(&self, mac: Mac) -> Option<Holder> {
+        let plan = self.plan.as_ref()?;
+        if let Some(Planned { machine, address, .. }) = plan.cards.get(&mac).copied() {
+            return Some(Holder { machine, mac, address });
+        }
+        let lease = self.leases.get(&mac)?;
+        Some(Holder { machine: self.name(mac, lease.machine), mac, address: lease.address })
+    }
+
+    /// The machine a card outside the plan's first cards belongs to.
+    fn name(&self, mac: Mac, otherwise: MachineId) -> MachineId {
+        let planned = self.plan.as_ref().and_then(|plan| plan.others.get(&mac).copied());
+        planned.or_else(|| self.declined.get(&mac).map(|lease| lease.machine)).unwrap_or(otherwise)
+    }
+
+    fn free(&self) -> Option<Ipv4Addr> {
+        let (first, last) = self.plan.as_ref()?.delegated;
+        (u32::from(first)..=u32::from(last))
+            .take(LARGEST_RANGE)
+            .map(Ipv4Addr::from)
+            .find(|address| self.is_free(*address))
+    }
+
+    fn is_free(&self, address: Ipv4Addr) -> bool {
+        let Some(plan) = &self.plan else { return false };
+        let (first, last) = plan.delegated;
+        let network = plan.network;
+        (first..=last).contains(&address)
+            && network.contains(&address)
+            && ![network.network(), network.broadcast(), network.addr(), self.settings.node].contains(&address)
+            && plan.gateway != Some(address)
+            && !plan.addresses.contains(&address)
+            && !self.taken.contains_key(&address)
+    }
+
+    fn forget_offer(&mut self, mac: Mac) {
+        if let Some(offer) = self.offers.remove(&mac) {
+            self.taken.remove(&offer.address);
+        }
+    }
+
+    fn expire(&mut self, now: Mono) {
+        let taken = &mut self.taken;
+        self.offers.retain(|_, offer| {
+            let lasts = offer.until > now;
+            if !lasts {
+                taken.remove(&offer.address);
+            }
+            lasts
+        });
+        // A card that is silent for longer than any hop takes begins a new boot.
+        self.hops.retain(|_, hop| hop.at.until(now) < LOADED);
+    }
+}
+
+fn loader(firmware: Firmware) -> &'static str {
+    match firmware {
+        Firmware::Bios => "undionly.kpxe",
+        Firmware::Uefi => "snponly.efi",
+    }
+}
+
+fn seconds(time: Duration) -> [u8; 4] {
+    u32::try_from(time.as_secs()).unwrap_or(u32::MAX).to_be_bytes()
+}
+
+/// Long enough that an installed system's renewals are rare, short enough that a changed plan
+/// reaches it within half an hour.
+const LEASE_LASTS: Duration = Duration::from_secs(3600);
+
+/// How long an offer keeps its address. Slow firmware takes 4 s to choose among offers.
+const OFFER_LASTS: Duration = Duration::from_secs(60);
+
+/// The longest time between a ROM's DHCP and that of the iPXE it loaded.
+const LOADED: Duration = Duration::from_secs(180);
+
+/// Within this time the same program asking again is the same hop.
+const REPEATS: Duration = Duration::from_secs(20);
+
+/// How many delegated addresses are ever used: a search walks them.
+const LARGEST_RANGE: usize = 4096;
+
+/// PXE discovery control (PXE 2.1 §2.1.3, tag 6): load the file named in this offer, ask no
+/// boot server. Without it EDK2 goes to port 4011 because option 60 says `PXEClient`.
+const DISCOVERY_CONTROL: [u8; 4] = [6, 1, 0x08, 255];
+
+/// iPXE's `no-pxedhcp` (175.176): do not wait for proxyDHCP offers.
+const NO_PROXY_DHCP: [u8; 3] = [176, 1, 1];
