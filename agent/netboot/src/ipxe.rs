@@ -147,23 +147,57 @@ mod tests {
                 address: "10.0.0.9/24".parse().unwrap(),
                 gateway: Some("10.0.0.1".parse().unwrap()),
             }),
-            expect![[]],
+            expect![[r#"
+                #!ipxe
+                # Loads the installer into RAM. A failed fetch is tried again from the start, with a fresh script.
+                echo Rackhand: loading the installer
+                kernel http://10.0.0.1:8080/kernel initrd=initramfs console=tty0 console=ttyS0,115200 panic=10 quiet rackhand.boot=10.0.0.1:8444 rackhand.http=10.0.0.1:8080 rackhand.pin=abababababababababababababababababababababababababababababababab rackhand.ticket=01010101010101010101010101010101 rackhand.mac=52:54:00:12:34:56 rackhand.address=10.0.0.9/24 rackhand.gateway=10.0.0.1 || goto again
+                initrd --name initramfs http://10.0.0.1:8080/initramfs || goto again
+                boot || goto again
+
+                :again
+                echo Rackhand: the installer could not be loaded; trying again
+                imgfree
+                sleep 3
+                chain --replace --autofree http://10.0.0.1:8080/boot.ipxe?mac=52:54:00:12:34:56 || goto again
+            "#]],
         );
     }
 
     #[test]
     fn the_disk_is_left_to_the_firmware_on_uefi_and_started_on_bios() {
-        check(&Script::Disk { name: "web-1" }, expect![[]]);
+        check(&Script::Disk { name: "web-1" }, expect![[r#"
+            #!ipxe
+            # Starts the system on the machine's own disk. UEFI firmware walks on to the next boot entry
+            # only when iPXE leaves with an error; a BIOS would come back here, so its disk is started.
+            echo Rackhand: web-1 starts from its own disk
+            iseq ${platform} efi && exit 1 ||
+            sanboot --no-describe --drive 0x80 || exit 1
+        "#]]);
     }
 
     #[test]
     fn a_waiting_machine_asks_again_by_itself() {
-        check(&Script::Wait { reason: "not told yet", http: HTTP, mac: None }, expect![[]]);
+        check(&Script::Wait { reason: "not told yet", http: HTTP, mac: None }, expect![[r#"
+            #!ipxe
+            echo Rackhand: waiting: not told yet
+            :again
+            sleep 5
+            chain --replace --autofree http://10.0.0.1:8080/boot.ipxe?mac=${netX/mac} || goto again
+        "#]]);
     }
 
     #[test]
     fn an_error_is_shown_before_the_machine_asks_again() {
-        check(&Script::Error { reason: "no kernel; ask\nreboot ${x}", http: HTTP, mac: None }, expect![[]]);
+        check(&Script::Error { reason: "no kernel; ask\nreboot ${x}", http: HTTP, mac: None }, expect![[r#"
+            #!ipxe
+            echo
+            echo Rackhand cannot boot this machine: no kernel? ask?reboot ??x?
+            echo It will ask again in 15 seconds.
+            :again
+            sleep 15
+            chain --replace --autofree http://10.0.0.1:8080/boot.ipxe?mac=${netX/mac} || goto again
+        "#]]);
     }
 
     proptest! {

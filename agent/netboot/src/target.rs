@@ -47,7 +47,7 @@ mod tests {
     use crate::dhcp::tests::{intent, known};
 
     fn holder(machine: rackhand_common::id::MachineId) -> Holder {
-        Holder { machine, mac: "52:54:00:00:00:0a".parse().unwrap(), address: "10.0.0.9".parse().unwrap() }
+        Holder { machine, mac: "52:54:00:00:00:6d".parse().unwrap(), address: "10.0.0.9".parse().unwrap() }
     }
 
     #[test]

@@ -1,1 +1,144 @@
-//! (in the making)
+//! Which card has which address: leases of the delegated range on disk, the rest from the
+//! intent. Cheap to clone; every part of boot asks the same table.
+//!
+//! Invariants:
+//! - A lease is on disk when [`Leases::commit`] returns, and visible only from then on.
+//! - For a machine in the intent, its id and address are the intent's, whatever is on disk.
+
+use std::{
+    collections::HashMap,
+    net::Ipv4Addr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use rackhand_common::{id::MachineId, intent::Intent, machine::Mac};
+pub use rackhand_netboot::dhcp::Holder;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+/// By Ethernet address: the machine's id and its address.
+const LEASES: TableDefinition<'_, &[u8; 6], (u128, u32)> = TableDefinition::new("leases");
+
+/// The lease table.
+#[derive(Clone, Debug)]
+pub struct Leases {
+    db: Arc<Database>,
+    intent: watch::Receiver<Option<Arc<Intent>>>,
+    on_disk: Arc<Mutex<HashMap<Mac, Holder>>>,
+}
+
+/// The lease table could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("lease table not usable")]
+pub struct LeaseError(#[source] Box<redb::Error>);
+
+impl<E: Into<redb::Error>> From<E> for LeaseError {
+    fn from(error: E) -> Self {
+        Self(Box::new(error.into()))
+    }
+}
+
+impl Leases {
+    /// Reads the table, which is made if it is not there.
+    pub fn open(db: Arc<Database>, intent: watch::Receiver<Option<Arc<Intent>>>) -> Result<Self, LeaseError> {
+        let transaction = db.begin_write()?;
+        transaction.open_table(LEASES)?;
+        transaction.commit()?;
+        let mut on_disk = HashMap::new();
+        for row in db.begin_read()?.open_table(LEASES)?.iter()? {
+            let (mac, lease) = row?;
+            let (machine, address) = lease.value();
+            let mac = Mac(*mac.value());
+            let machine = MachineId(Uuid::from_u128(machine));
+            on_disk.insert(mac, Holder { machine, mac, address: Ipv4Addr::from(address) });
+        }
+        Ok(Self { db, intent, on_disk: Arc::new(Mutex::new(on_disk)) })
+    }
+
+    /// Who has the card `mac`, and its address, if it was given one.
+    pub fn holder(&self, mac: Mac) -> Option<Holder> {
+        let intent = self.intent.borrow();
+        let machine = intent.iter().flat_map(|intent| &intent.machines).find(|machine| machine.macs.contains(&mac));
+        match machine {
+            Some(machine) if machine.macs.first() == Some(&mac) => {
+                Some(Holder { machine: machine.id, mac, address: machine.address })
+            }
+            Some(machine) => Some(Holder { machine: machine.id, ..*self.on_disk().get(&mac)? }),
+            None => self.on_disk().get(&mac).copied(),
+        }
+    }
+
+    /// Who has this address.
+    pub fn by_address(&self, address: Ipv4Addr) -> Option<Holder> {
+        let intent = self.intent.borrow();
+        let planned = intent.iter().flat_map(|intent| &intent.machines).find(|machine| machine.address == address);
+        if let Some(machine) = planned {
+            return machine.macs.first().map(|mac| Holder { machine: machine.id, mac: *mac, address });
+        }
+        drop(intent);
+        let mac = self.on_disk().values().find(|holder| holder.address == address)?.mac;
+        self.holder(mac).filter(|holder| holder.address == address)
+    }
+
+    /// Every lease on disk.
+    pub fn all(&self) -> Vec<Holder> {
+        self.on_disk().values().copied().collect()
+    }
+
+    /// Puts all of `made` on disk and removes those of `ended`, in one transaction.
+    pub async fn commit(&self, made: Vec<Holder>, ended: Vec<Mac>) -> Result<(), LeaseError> {
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || this.write(&made, &ended)).await.expect("writing leases does not panic")
+    }
+
+    fn write(&self, made: &[Holder], ended: &[Mac]) -> Result<(), LeaseError> {
+        let transaction = self.db.begin_write()?;
+        {
+            let mut table = transaction.open_table(LEASES)?;
+            for mac in ended {
+                table.remove(&mac.0)?;
+            }
+            for holder in made {
+                table.insert(&holder.mac.0, (holder.machine.0.as_u128(), u32::from(holder.address)))?;
+            }
+        }
+        transaction.commit()?;
+        let mut on_disk = self.on_disk();
+        on_disk.retain(|mac, _| !ended.contains(mac));
+        on_disk.extend(made.iter().map(|holder| (holder.mac, *holder)));
+        Ok(())
+    }
+
+    fn on_disk(&self) -> MutexGuard<'_, HashMap<Mac, Holder>> {
+        // Nothing that holds the lock can panic half-way; the map is whole in any case.
+        self.on_disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lease_survives_a_restart_and_an_ended_one_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("boot.redb");
+        let (_keep, intent) = watch::channel(None);
+        let holder = |n: u8| Holder {
+            machine: MachineId(Uuid::from_u128(n.into())),
+            mac: Mac([2, 0, 0, 0, 0, n]),
+            address: Ipv4Addr::new(10, 0, 0, n),
+        };
+        {
+            let leases = Leases::open(Arc::new(Database::create(&path).unwrap()), intent.clone()).unwrap();
+            leases.commit(vec![holder(1), holder(2)], vec![]).await.unwrap();
+            leases.commit(vec![], vec![holder(1).mac]).await.unwrap();
+            assert_eq!(leases.holder(holder(2).mac), Some(holder(2)));
+        }
+        let leases = Leases::open(Arc::new(Database::create(&path).unwrap()), intent).unwrap();
+        assert_eq!(leases.all(), [holder(2)]);
+        assert_eq!(leases.by_address(holder(2).address), Some(holder(2)));
+        assert_eq!(leases.holder(holder(1).mac), None);
+    }
+}

@@ -210,6 +210,11 @@ impl Server {
         self.starved
     }
 
+    /// How many addresses rest because someone uses them who does not ask.
+    pub fn resting(&self) -> usize {
+        self.declined.len()
+    }
+
     /// Answers one request, or stays silent. `fresh` names the machine if this is the first
     /// that is ever heard of it.
     pub fn reply(&mut self, now: Now, request: &Request, fresh: MachineId) -> Option<Reply> {
