@@ -225,3 +225,111 @@ fn forget(tx: &WriteTransaction, now: Timestamp) -> Result<(), redb::Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use rackhand_common::id::Epoch;
+
+    use super::*;
+    use crate::spool::open_database;
+
+    fn command() -> Command {
+        Command {
+            id: CommandId::fresh(),
+            machine: MachineId::fresh(),
+            epoch: Epoch(1),
+            within: Duration::from_secs(60),
+            action: Action::PowerCycle,
+        }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    async fn open(dir: &tempfile::TempDir) -> (Ledger, Spool) {
+        let database = open_database(&dir.path().join("agent.redb")).unwrap();
+        let spool = Spool::within(database.clone(), 10_000, None).unwrap();
+        (Ledger::open(database, spool.clone(), at(100)).await.unwrap(), spool)
+    }
+
+    async fn told(spool: &Spool) -> Vec<(CommandId, Outcome)> {
+        if spool.waiting() == 0 {
+            return Vec::new();
+        }
+        let (_, events) = spool.batch(256).await.unwrap();
+        let outcome = |event: Event| match event.what {
+            What::Commanded { command, outcome } => (command, outcome),
+            other => panic!("{other:?}"),
+        };
+        events.into_iter().map(outcome).collect()
+    }
+
+    #[tokio::test]
+    async fn a_command_that_comes_again_is_not_fresh() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, spool) = open(&dir).await;
+        let command = command();
+        assert_eq!(ledger.accept(&command, at(1)).await.unwrap(), Begun::Fresh);
+        assert_eq!(ledger.accept(&command, at(2)).await.unwrap(), Begun::Running);
+        ledger.begin(command.id).await.unwrap();
+        assert_eq!(ledger.accept(&command, at(3)).await.unwrap(), Begun::Running);
+        ledger.end(command.id, command.machine, Outcome::Done, at(4)).await.unwrap();
+        assert_eq!(ledger.accept(&command, at(5)).await.unwrap(), Begun::Known(Outcome::Done));
+        assert_eq!(told(&spool).await, [(command.id, Outcome::Done)]);
+    }
+
+    /// The crash matrix: before, between and after accept, begin and end.
+    #[tokio::test]
+    async fn a_restart_ends_what_had_not_ended_and_tells_it_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (accepted, begun, ended) = (command(), command(), command());
+        let (ledger, spool) = open(&dir).await;
+        for command in [&accepted, &begun, &ended] {
+            ledger.accept(command, at(1)).await.unwrap();
+        }
+        for command in [&begun, &ended] {
+            ledger.begin(command.id).await.unwrap();
+        }
+        ledger.end(ended.id, ended.machine, Outcome::Done, at(2)).await.unwrap();
+        drop((ledger, spool));
+
+        let refused = Outcome::Refused("the agent restarted before it was started".into());
+        for _ in 0..2 {
+            let (ledger, spool) = open(&dir).await;
+            let mut news = told(&spool).await;
+            news.sort_by_key(|(id, _)| *id);
+            let expected = [(accepted.id, refused.clone()), (begun.id, Outcome::Unknown), (ended.id, Outcome::Done)];
+            assert_eq!(news, expected);
+            for (command, (_, outcome)) in [&accepted, &begun, &ended].into_iter().zip(expected) {
+                assert_eq!(ledger.accept(command, at(200)).await.unwrap(), Begun::Known(outcome));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_finished_command_is_forgotten_after_a_day() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, _spool) = open(&dir).await;
+        let (old, new) = (command(), command());
+        let day = i64::try_from(KEPT.as_secs()).unwrap();
+        for (command, second) in [(&old, 10), (&new, 10 + day + 1)] {
+            ledger.accept(command, at(second)).await.unwrap();
+            ledger.begin(command.id).await.unwrap();
+            ledger.end(command.id, command.machine, Outcome::Done, at(second)).await.unwrap();
+        }
+        assert_eq!(ledger.accept(&old, at(20)).await.unwrap(), Begun::Fresh);
+        assert_eq!(ledger.accept(&new, at(20)).await.unwrap(), Begun::Known(Outcome::Done));
+    }
+
+    #[tokio::test]
+    async fn the_connection_number_only_grows() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, spool) = open(&dir).await;
+        assert_eq!(ledger.connection().await.unwrap(), 0);
+        ledger.welcomed(7).await.unwrap();
+        ledger.welcomed(5).await.unwrap();
+        drop((ledger, spool));
+        assert_eq!(open(&dir).await.0.connection().await.unwrap(), 7);
+    }
+}

@@ -394,3 +394,183 @@ async fn receive<T: DeserializeOwned>(stream: &mut UnixStream, idle: Duration) -
     let body = timeout(FRAME, rest).await.map_err(|_| LocalError::TimedOut)??;
     Ok(Some(wire::decode(&body)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use rackhand_common::{
+        event::{Event, What},
+        id::Epoch,
+        intent::{Boot, Network},
+    };
+
+    use super::*;
+    use crate::{clock::SystemClock, spool::open_database};
+
+    struct Shelf;
+
+    impl Source for Shelf {
+        fn chunk(&self, digest: Digest) -> Fetched<'_, Vec<u8>> {
+            Box::pin(async move {
+                if digest == Digest::of(b"chunk") {
+                    Ok(b"chunk".to_vec())
+                } else {
+                    Err(FetchError::NotFound(digest.to_string()))
+                }
+            })
+        }
+
+        fn manifest(&self, _: Digest) -> Fetched<'_, SignedManifest> {
+            Box::pin(async { Err(FetchError::Unavailable("the controller is away".into())) })
+        }
+    }
+
+    struct Running {
+        dir: tempfile::TempDir,
+        intent: intent::Store,
+        spool: Spool,
+        shutdown: CancellationToken,
+        served: tokio::task::JoinHandle<io::Result<()>>,
+    }
+
+    impl Running {
+        fn start() -> Self {
+            Self::start_in(tempfile::tempdir().unwrap())
+        }
+
+        fn start_in(dir: tempfile::TempDir) -> Self {
+            let database = open_database(&dir.path().join("agent.redb")).unwrap();
+            let timelines = Timelines::open(&database).unwrap();
+            let spool = Spool::within(database, 1000, Some(timelines.clone())).unwrap();
+            let intent = intent::Store::open(dir.path()).unwrap();
+            let uplink =
+                UplinkView { connected: false, words: "away".into(), certificate_until: Timestamp::UNIX_EPOCH };
+            let node = Node {
+                agent: AgentId::fresh(),
+                rack: RackId::fresh(),
+                intent: intent.clone(),
+                spool: spool.clone(),
+                timelines,
+                source: Arc::new(Shelf),
+                uplink: watch::channel(uplink).1,
+                health: watch::channel(None).1,
+                clock: Arc::new(SystemClock::default()),
+            };
+            let shutdown = CancellationToken::new();
+            let listener = bind(&dir.path().join("sock")).unwrap();
+            let served = tokio::spawn(serve(listener, node, shutdown.clone()));
+            Self { dir, intent, spool, shutdown, served }
+        }
+
+        async fn client(&self) -> Client {
+            Client::connect(&self.dir.path().join("sock")).await.unwrap()
+        }
+
+        async fn stop(self) -> tempfile::TempDir {
+            self.shutdown.cancel();
+            self.served.await.unwrap().unwrap();
+            self.dir
+        }
+    }
+
+    fn intent(revision: u64, machines: Vec<MachineIntent>) -> Intent {
+        let network = Network {
+            node: "10.77.0.1/24".parse().unwrap(),
+            gateway: None,
+            dns: Vec::new(),
+            delegated: ("10.77.0.200".parse().unwrap(), "10.77.0.250".parse().unwrap()),
+        };
+        Intent { revision, rack: RackId(uuid::Uuid::nil()), name: "r1".into(), network, machines }
+    }
+
+    fn machine(id: MachineId) -> MachineIntent {
+        MachineIntent {
+            id,
+            name: "web-1".into(),
+            macs: vec!["52:54:00:12:34:56".parse().unwrap(), "52:54:00:12:34:57".parse().unwrap()],
+            address: "10.77.0.9".parse().unwrap(),
+            epoch: Epoch(1),
+            boot: Boot::Disk,
+            order: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_intent_is_held_until_it_is_newer() {
+        let running = Running::start();
+        let mut client = running.client().await;
+        let (answer, stored) =
+            tokio::join!(async { client.ask(&LocalRequest::Intent { after: 4 }).await.unwrap() }, async {
+                running.intent.store(intent(4, Vec::new())).await.unwrap();
+                running.intent.store(intent(5, Vec::new())).await.unwrap()
+            });
+        assert_eq!((answer, stored), (LocalResponse::Intent(Some(intent(5, Vec::new()))), 5));
+        let answer = client.ask(&LocalRequest::Intent { after: 0 }).await.unwrap();
+        assert!(matches!(answer, LocalResponse::Intent(Some(_))));
+    }
+
+    #[tokio::test]
+    async fn events_of_boot_are_stored_once_and_shown_by_id_name_and_mac() {
+        let running = Running::start();
+        let id = MachineId::fresh();
+        running.intent.store(intent(1, vec![machine(id)])).await.unwrap();
+        let mut client = running.client().await;
+        let event = Event { at: Timestamp::UNIX_EPOCH, machine: Some(id), what: What::Lost };
+        let request =
+            LocalRequest::Events { spool: uuid::Uuid::new_v4(), first: 1, events: vec![event.clone(), event.clone()] };
+        for _ in 0..2 {
+            assert_eq!(client.ask(&request).await.unwrap(), LocalResponse::Next(3));
+        }
+        assert_eq!(running.spool.waiting(), 2);
+        for name in [id.to_string(), "web-1".into(), "52:54:00:12:34:56".into(), "52-54-00-12-34-57".into()] {
+            let answer = client.ask(&LocalRequest::Timeline(name)).await.unwrap();
+            let LocalResponse::Timeline { machine, events } = answer else { panic!("{answer:?}") };
+            assert_eq!((machine.id, events.len()), (id, 2));
+        }
+        let answer = client.ask(&LocalRequest::Timeline("web-2".into())).await.unwrap();
+        assert!(matches!(answer, LocalResponse::NotFound(_)));
+    }
+
+    #[tokio::test]
+    async fn chunks_come_from_the_source_and_its_refusals_are_passed_on() {
+        let running = Running::start();
+        let mut client = running.client().await;
+        let chunk = client.ask(&LocalRequest::Chunk(Digest::of(b"chunk"))).await.unwrap();
+        assert_eq!(chunk, LocalResponse::Chunk(b"chunk".to_vec()));
+        let missing = client.ask(&LocalRequest::Chunk(Digest::of(b"other"))).await.unwrap();
+        assert!(matches!(missing, LocalResponse::NotFound(_)));
+        let away = client.ask(&LocalRequest::Manifest(Digest::of(b"m"))).await.unwrap();
+        assert!(matches!(away, LocalResponse::Unavailable(_)));
+    }
+
+    #[tokio::test]
+    async fn a_client_finds_a_restarted_agent_again_on_the_stale_socket() {
+        let running = Running::start();
+        let mut client = running.client().await;
+        assert!(matches!(client.ask(&LocalRequest::Status).await.unwrap(), LocalResponse::Status(_)));
+        assert_eq!(bind(&running.dir.path().join("sock")).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let dir = running.stop().await;
+        assert!(matches!(client.ask(&LocalRequest::Status).await, Err(LocalError::Unreachable { .. })));
+        let running = Running::start_in(dir);
+        assert!(matches!(client.ask(&LocalRequest::Status).await.unwrap(), LocalResponse::Status(_)));
+        running.stop().await;
+    }
+
+    #[tokio::test]
+    async fn rubbish_ends_the_connection_and_nothing_else() {
+        let running = Running::start();
+        let mut stream = UnixStream::connect(running.dir.path().join("sock")).await.unwrap();
+        stream.write_all(&[0xFF; 64]).await.unwrap();
+        let mut rest = Vec::new();
+        // The peer may close with our bytes unread, which is a reset.
+        let _ = timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await.unwrap();
+        assert!(rest.is_empty());
+        assert!(running.client().await.ask(&LocalRequest::Machines).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_for_its_owner_and_group() {
+        let running = Running::start();
+        let mode = std::fs::metadata(running.dir.path().join("sock")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o660);
+    }
+}

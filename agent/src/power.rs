@@ -480,3 +480,284 @@ fn quote(said: &str) -> String {
     let text = tail.into_iter().rev().collect::<Vec<_>>().join(" / ");
     format!("{:?}", text.chars().take(400).collect::<String>())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::PermissionsExt as _, path::Path, sync::Mutex};
+
+    use rackhand_common::{
+        id::{CommandId, Epoch, RackId},
+        intent::{Boot, Intent, MachineIntent, Network},
+    };
+
+    use super::*;
+    use crate::{clock::SystemClock, spool::open_database};
+
+    /// A machine on a bench: what it was asked is written down.
+    struct Bench {
+        state: Mutex<State>,
+        asked: Mutex<Vec<&'static str>>,
+        /// Answers nothing this many times.
+        silent: Mutex<u32>,
+        /// Says yes and does nothing.
+        stuck: bool,
+    }
+
+    impl Bench {
+        fn new(state: State) -> Self {
+            Self { state: Mutex::new(state), asked: Mutex::default(), silent: Mutex::new(0), stuck: false }
+        }
+
+        fn hear(&self, what: &'static str) -> Result<(), PowerError> {
+            let mut silent = self.silent.lock().unwrap();
+            if *silent > 0 {
+                *silent -= 1;
+                return Err(PowerError::Unreachable("no answer".into()));
+            }
+            self.asked.lock().unwrap().push(what);
+            Ok(())
+        }
+
+        fn acts(&self) -> Vec<&'static str> {
+            self.asked.lock().unwrap().iter().copied().filter(|asked| *asked != "status").collect()
+        }
+    }
+
+    impl Power for Bench {
+        fn status<'a>(&'a self, _: &'a Target) -> Answer<'a, State> {
+            Box::pin(async { self.hear("status").map(|()| *self.state.lock().unwrap()) })
+        }
+
+        fn set<'a>(&'a self, _: &'a Target, wanted: State) -> Answer<'a, ()> {
+            Box::pin(async move {
+                self.hear(if wanted == State::On { "on" } else { "off" })?;
+                if !self.stuck {
+                    *self.state.lock().unwrap() = wanted;
+                }
+                Ok(())
+            })
+        }
+
+        fn network_boot_once<'a>(&'a self, _: &'a Target) -> Answer<'a, ()> {
+            Box::pin(async { self.hear("network-boot-once") })
+        }
+    }
+
+    fn target() -> Target {
+        Target { id: MachineId::fresh(), name: "m1".into(), macs: vec!["52:54:00:12:34:56".parse().unwrap()] }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_is_there_already_is_not_touched() {
+        let bench = Bench::new(State::On);
+        assert!(!settle(&bench, &target(), State::On).await.unwrap());
+        assert_eq!(bench.acts(), [""; 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_driver_that_is_silent_twice_is_asked_again() {
+        let bench = Bench { silent: Mutex::new(2), ..Bench::new(State::Off) };
+        assert!(settle(&bench, &target(), State::On).await.unwrap());
+        let dead = Bench { silent: Mutex::new(3), ..Bench::new(State::Off) };
+        assert!(matches!(settle(&dead, &target(), State::On).await, Err(PowerError::Unreachable(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_device_that_says_yes_and_does_nothing_is_named_in_the_end() {
+        let bench = Bench { stuck: true, ..Bench::new(State::On) };
+        let start = Instant::now();
+        let error = settle(&bench, &target(), State::Off).await.unwrap_err();
+        assert_eq!(error.to_string(), "unreachable: power is still on after 120 s");
+        assert!(start.elapsed() < SETTLE + 2 * REPEAT);
+        assert!(bench.acts().len() <= 5, "asked again now and then: {:?}", bench.acts());
+    }
+
+    struct Rack {
+        _dir: tempfile::TempDir,
+        bench: Arc<Bench>,
+        calls: mpsc::Sender<Call>,
+        spool: Spool,
+        machine: MachineId,
+    }
+
+    impl Rack {
+        async fn with(bench: Bench) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let database = open_database(&dir.path().join("agent.redb")).unwrap();
+            let spool = Spool::within(database.clone(), 1000, None).unwrap();
+            let clock = Arc::new(SystemClock::default());
+            let ledger = Ledger::open(database, spool.clone(), clock.now().wall).await.unwrap();
+            let intent = intent::Store::open(dir.path()).unwrap();
+            let machine = MachineId::fresh();
+            intent.store(one_machine(machine)).await.unwrap();
+            let (calls, receiver) = mpsc::channel(8);
+            let bench = Arc::new(bench);
+            let metrics = Arc::new(Metrics::default());
+            let executor = Executor { driver: bench.clone(), ledger, spool: spool.clone(), intent, clock, metrics };
+            tokio::spawn(executor.run(receiver, CancellationToken::new()));
+            Self { _dir: dir, bench, calls, spool, machine }
+        }
+
+        fn command(&self, action: Action) -> Command {
+            Command {
+                id: CommandId::fresh(),
+                machine: self.machine,
+                epoch: Epoch(3),
+                within: Duration::from_secs(60),
+                action,
+            }
+        }
+
+        async fn call(&self, command: &Command) -> ControllerResponse {
+            let (answer, answered) = oneshot::channel();
+            self.calls.send(Call { command: command.clone(), answer }).await.unwrap();
+            answered.await.unwrap()
+        }
+
+        /// Everything told until the command's outcome.
+        async fn told(&self) -> Vec<String> {
+            let mut told = Vec::new();
+            loop {
+                let (first, events) = self.spool.batch(256).await.unwrap();
+                self.spool.acknowledge(first + events.len() as u64).await.unwrap();
+                told.extend(events.iter().map(|event| event.what.to_string()));
+                if matches!(events.last().unwrap().what, What::Commanded { .. }) {
+                    return told;
+                }
+            }
+        }
+    }
+
+    fn one_machine(machine: MachineId) -> Intent {
+        let network = Network {
+            node: "10.77.0.1/24".parse().unwrap(),
+            gateway: None,
+            dns: Vec::new(),
+            delegated: ("10.77.0.200".parse().unwrap(), "10.77.0.250".parse().unwrap()),
+        };
+        let machine = MachineIntent {
+            id: machine,
+            name: "m1".into(),
+            macs: target().macs,
+            address: "10.77.0.9".parse().unwrap(),
+            epoch: Epoch(3),
+            boot: Boot::Installer,
+            order: None,
+        };
+        Intent { revision: 1, rack: RackId::fresh(), name: "r1".into(), network, machines: vec![machine] }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_network_boot_is_set_before_the_power_is_cycled_and_told_in_order() {
+        let rack = Rack::with(Bench::new(State::On)).await;
+        assert_eq!(rack.call(&rack.command(Action::NetworkBoot)).await, ControllerResponse::Accepted);
+        assert_eq!(rack.told().await, ["power is off", "powered on", "power is on", "power command: done"]);
+        assert_eq!(rack.bench.acts(), ["network-boot-once", "off", "on"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_same_command_again_has_no_effect() {
+        let rack = Rack::with(Bench::new(State::On)).await;
+        let command = rack.command(Action::PowerOff);
+        rack.call(&command).await;
+        rack.told().await;
+        *rack.bench.state.lock().unwrap() = State::On;
+        assert_eq!(rack.call(&command).await, ControllerResponse::Known(Outcome::Done));
+        assert_eq!(rack.bench.acts(), ["off"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_epoch_another_machine_and_a_command_too_late_are_refused() {
+        let rack = Rack::with(Bench::new(State::On)).await;
+        for command in [
+            Command { epoch: Epoch(2), ..rack.command(Action::PowerOff) },
+            Command { epoch: Epoch(4), ..rack.command(Action::PowerOff) },
+            Command { machine: MachineId::fresh(), ..rack.command(Action::PowerOff) },
+        ] {
+            let response = rack.call(&command).await;
+            assert!(matches!(response, ControllerResponse::Refused(_)), "{response:?}");
+        }
+        let late = Command { within: Duration::ZERO, ..rack.command(Action::PowerOff) };
+        match rack.call(&late).await {
+            ControllerResponse::Refused(_) => {}
+            _ => assert_eq!(rack.told().await, ["power command: refused: it was to be started within 0 s"]),
+        }
+        assert_eq!(rack.bench.acts(), [""; 0]);
+    }
+
+    fn script(dir: &Path, text: &str) -> Exec {
+        let path = dir.join("power");
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let file = ExecFile {
+            command: Some(vec![path.display().to_string(), "--lab".into()]),
+            timeout: Some(1),
+            machine: Vec::new(),
+        };
+        Exec::try_from(file).unwrap()
+    }
+
+    async fn state(text: &str) -> Result<State, String> {
+        let dir = tempfile::tempdir().unwrap();
+        script(dir.path(), text)
+            .status(&target())
+            .await
+            .map_err(|error| error.to_string().replace(&dir.path().display().to_string(), "DIR"))
+    }
+
+    #[tokio::test]
+    async fn the_command_is_told_the_verb_and_the_machine() {
+        let answer =
+            state(r#"[ "$1 $2 $RACKHAND_MAC $RACKHAND_NAME" = "--lab status 52:54:00:12:34:56 m1" ] && echo On"#);
+        assert_eq!(answer.await, Ok(State::On));
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_quoted_and_its_status_says_whether_to_ask_again() {
+        assert_eq!(
+            state("echo the PDU is away >&2; exit 1").await.unwrap_err(),
+            "unreachable: `DIR/power --lab status` ended with exit status: 1: \"the PDU is away\""
+        );
+        assert_eq!(
+            state("echo no such outlet >&2; exit 78").await.unwrap_err(),
+            "refused: `DIR/power --lab status` ended with exit status: 78: \"no such outlet\""
+        );
+        assert_eq!(
+            state("echo perhaps").await.unwrap_err(),
+            "malformed answer: `status` printed \"perhaps\", not `on` or `off`"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_command_that_hangs_is_killed_with_its_children() {
+        let dir = tempfile::tempdir().unwrap();
+        let alive = dir.path().join("alive");
+        let exec = script(dir.path(), &format!("(sleep 2; touch {}) & sleep 600", alive.display()));
+        let error = exec.status(&target()).await.unwrap_err();
+        assert!(error.to_string().ends_with("was killed after 1 s"), "{error}");
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert!(!alive.exists());
+    }
+
+    #[tokio::test]
+    async fn what_a_command_leaves_running_does_not_hold_up_its_answer() {
+        let start = Instant::now();
+        assert_eq!(state("sleep 600 & echo off").await, Ok(State::Off));
+        assert!(start.elapsed() < Duration::from_secs(1));
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_output_is_cut() {
+        assert_eq!(state("head -c 3000000 /dev/zero; exit 1").await.unwrap_err().len(), {
+            let quoted = format!("{:?}", "\0".repeat(400));
+            "unreachable: `DIR/power --lab status` ended with exit status: 1: ".len() + quoted.len()
+        });
+    }
+
+    #[tokio::test]
+    async fn a_machine_without_a_command_is_refused_with_advice() {
+        let exec = Exec::try_from(ExecFile::default()).unwrap();
+        let error = exec.status(&target()).await.unwrap_err();
+        assert!(error.to_string().contains("agent.toml"), "{error}");
+    }
+}

@@ -199,3 +199,75 @@ impl History {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rackhand_common::id::RunId;
+
+    use super::*;
+    use crate::spool::{Spool, open_database};
+
+    fn event(machine: MachineId, second: i64, what: What) -> Event {
+        Event { at: Timestamp::from_second(second).unwrap(), machine: Some(machine), what }
+    }
+
+    fn open(dir: &tempfile::TempDir) -> (Timelines, Spool, Arc<Database>) {
+        let database = open_database(&dir.path().join("agent.redb")).unwrap();
+        let timelines = Timelines::open(&database).unwrap();
+        let spool = Spool::within(database.clone(), 100_000, Some(timelines.clone())).unwrap();
+        (timelines, spool, database)
+    }
+
+    #[tokio::test]
+    async fn the_latest_events_stay_after_they_are_taken_and_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let (timelines, spool, database) = open(&dir);
+        let machine = MachineId::fresh();
+        let events = (0..250).map(|second| event(machine, second, What::Lost)).collect::<Vec<_>>();
+        spool.append(events.clone()).await.unwrap();
+        spool.acknowledge(1000).await.unwrap();
+        assert_eq!(timelines.events(machine), events[50..]);
+        drop((timelines, spool, database));
+        assert_eq!(open(&dir).0.events(machine), events[50..]);
+    }
+
+    #[tokio::test]
+    async fn progress_of_a_run_takes_one_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let (timelines, spool, database) = open(&dir);
+        let (machine, run) = (MachineId::fresh(), RunId::fresh());
+        let progress =
+            |second: i64| event(machine, second, What::Progress { run, done: second.unsigned_abs(), total: 100 });
+        let start = event(machine, 0, What::Stage(Stage::OrderStarted(run)));
+        for one in [start.clone(), progress(1), progress(2), progress(3)] {
+            spool.append(vec![one]).await.unwrap();
+        }
+        assert_eq!(timelines.events(machine), [start.clone(), progress(3)]);
+        drop((timelines, spool, database));
+        assert_eq!(open(&dir).0.events(machine), [start, progress(3)]);
+    }
+
+    #[tokio::test]
+    async fn the_machine_silent_longest_makes_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let (timelines, spool, database) = open(&dir);
+        let machines: Vec<_> = (0..=MACHINES).map(|_| MachineId::fresh()).collect();
+        let mut events: Vec<_> =
+            machines.iter().zip(1..).map(|(machine, second)| event(*machine, second, What::Lost)).collect();
+        let last = events.pop().unwrap();
+        spool.append(events).await.unwrap();
+        spool.append(vec![last]).await.unwrap();
+        assert!(timelines.events(machines[0]).is_empty());
+        let check = |timelines: &Timelines| {
+            assert_eq!(timelines.all().len(), MACHINES);
+            assert!(timelines.events(machines[MACHINES]).len() == 1);
+        };
+        check(&timelines);
+        spool.append(vec![event(MachineId::fresh(), 5000, What::Lost)]).await.unwrap();
+        assert_eq!(timelines.all().len(), MACHINES);
+        drop((timelines, spool, database));
+        check(&open(&dir).0);
+    }
+}

@@ -1,1 +1,190 @@
-fn main() {}
+//! `rackhand-diag`: how the rack and its machines stand, told by the agent on this node,
+//! also while the controller cannot be reached.
+
+#![expect(clippy::print_stdout, reason = "a command-line tool")]
+
+mod show;
+
+use std::{
+    collections::VecDeque,
+    io::{self, Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, Subcommand, ValueEnum};
+use jiff::Timestamp;
+use rackhand_common::{
+    event::Event,
+    wire::{self, LocalRequest, LocalResponse, MachineView},
+};
+
+/// Shows how this rack and its machines stand, as the agent on this node knows it.
+///
+/// Works without the controller. Run it on the rack node, as root or as a member of the
+/// group `rackhand`.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "\
+Examples:
+  rackhand-diag status
+  rackhand-diag machines
+  rackhand-diag timeline 52:54:00:12:34:56 --follow"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// How to print: tables for people, JSON for programs.
+    #[arg(long, short, global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// The agent's socket (`socket` in agent.toml).
+    #[arg(long, global = true, env = "RACKHAND_SOCKET", default_value = "/run/rackhand/agent.sock")]
+    socket: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The node itself: uplink, intent, spool, certificate, boot process, health.
+    Status,
+    /// All machines of the rack: power, installer, and what was last heard of each.
+    Machines,
+    /// One machine's latest events, oldest first.
+    Timeline {
+        /// Its id, its name, or any of its network cards' addresses.
+        machine: String,
+        /// Go on printing as events come; end with Ctrl-C.
+        #[arg(long, short)]
+        follow: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of our output has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "rackhand-diag: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    let mut agent = connect(&arguments.socket)?;
+    let mut out = io::stdout().lock();
+    let json = arguments.output == Output::Json;
+    match arguments.command {
+        Command::Status => match ask(&mut agent, &LocalRequest::Status)? {
+            LocalResponse::Status(view) if json => print_json(&mut out, &view)?,
+            LocalResponse::Status(view) => write!(out, "{}", show::status(&view, Timestamp::now()))?,
+            other => bail!(refusal(other)),
+        },
+        Command::Machines => match ask(&mut agent, &LocalRequest::Machines)? {
+            LocalResponse::Machines(views) if json => print_json(&mut out, &views)?,
+            LocalResponse::Machines(views) => write!(out, "{}", show::machines(&views, Timestamp::now()))?,
+            other => bail!(refusal(other)),
+        },
+        Command::Timeline { machine, follow } => {
+            let (view, events) = timeline(&mut agent, &machine)?;
+            if json && !follow {
+                print_json(&mut out, &events)?;
+                return Ok(());
+            }
+            if !json {
+                write!(out, "{}", show::machine(&view, Timestamp::now()))?;
+            }
+            let mut clock = show::Stopwatch::default();
+            print_events(&mut out, &mut clock, &events, json)?;
+            let mut shown = VecDeque::from(events);
+            while follow {
+                out.flush()?;
+                std::thread::sleep(Duration::from_secs(1));
+                let (_, events) = timeline(&mut agent, &machine)?;
+                let fresh = show::fresh(&shown, &events).to_vec();
+                print_events(&mut out, &mut clock, &fresh, json)?;
+                shown = VecDeque::from(events);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn print_events(out: &mut impl io::Write, clock: &mut show::Stopwatch, events: &[Event], json: bool) -> Result<()> {
+    for event in events {
+        if json {
+            serde_json::to_writer(&mut *out, event)?;
+            writeln!(out)?;
+        } else {
+            writeln!(out, "{}", clock.line(event))?;
+        }
+    }
+    Ok(())
+}
+
+fn print_json(out: &mut impl io::Write, value: &impl serde::Serialize) -> Result<()> {
+    serde_json::to_writer_pretty(&mut *out, value)?;
+    Ok(writeln!(out)?)
+}
+
+fn timeline(agent: &mut UnixStream, machine: &str) -> Result<(MachineView, Vec<Event>)> {
+    match ask(agent, &LocalRequest::Timeline(machine.into()))? {
+        LocalResponse::Timeline { machine, events } => Ok((machine, events)),
+        LocalResponse::NotFound(reason) => {
+            bail!("{reason}\n`rackhand-diag machines` lists what this node knows")
+        }
+        other => bail!(refusal(other)),
+    }
+}
+
+fn connect(socket: &Path) -> Result<UnixStream> {
+    let stream = UnixStream::connect(socket).map_err(|error| {
+        let advice = match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                "is rackhand-agent running? See: systemctl status rackhand-agent"
+            }
+            io::ErrorKind::PermissionDenied => "run it as root, or as a member of the group `rackhand`",
+            _ => "is this the agent's socket? It is `socket` in /etc/rackhand/agent.toml",
+        };
+        anyhow::Error::new(error).context(format!("cannot reach the agent at {}\n{advice}", socket.display()))
+    })?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    stream.set_write_timeout(Some(Duration::from_secs(30)))?;
+    Ok(stream)
+}
+
+fn ask(agent: &mut UnixStream, request: &LocalRequest) -> Result<LocalResponse> {
+    let conversation = |agent: &mut UnixStream| -> io::Result<Vec<u8>> {
+        agent.write_all(&wire::frame(request))?;
+        let mut prefix = [0; 4];
+        agent.read_exact(&mut prefix)?;
+        let mut body = vec![0; wire::frame_len(prefix).map_err(io::Error::other)?];
+        agent.read_exact(&mut body)?;
+        Ok(body)
+    };
+    let body = conversation(agent)
+        .context("the agent stopped answering; see: systemctl status rackhand-agent, journalctl -u rackhand-agent")?;
+    wire::decode(&body)
+        .context("the agent's answer is not understood: are rackhand-diag and rackhand-agent of one version?")
+}
+
+fn refusal(response: LocalResponse) -> String {
+    match response {
+        LocalResponse::NotFound(reason) | LocalResponse::Unavailable(reason) => reason,
+        _ => "the agent answered something else: are rackhand-diag and rackhand-agent of one version?".into(),
+    }
+}
