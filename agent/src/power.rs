@@ -731,12 +731,19 @@ mod tests {
     #[tokio::test]
     async fn a_command_that_hangs_is_killed_with_its_children() {
         let dir = tempfile::tempdir().unwrap();
-        let alive = dir.path().join("alive");
-        let exec = script(dir.path(), &format!("(sleep 2; touch {}) & sleep 600", alive.display()));
+        let child = dir.path().join("child");
+        let exec = script(dir.path(), &format!("sleep 600 & echo $! > {}; wait", child.display()));
         let error = exec.status(&target()).await.unwrap_err();
         assert!(error.to_string().ends_with("was killed after 1 s"), "{error}");
-        tokio::time::sleep(Duration::from_millis(1500)).await;
-        assert!(!alive.exists());
+        let child: i32 = std::fs::read_to_string(child).unwrap().trim().parse().unwrap();
+        let gone = async {
+            let stat = format!("/proc/{child}/stat");
+            // Killed, whether or not somebody has collected it yet.
+            while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(10), gone).await.expect("the child lives on");
     }
 
     #[tokio::test]
