@@ -2,7 +2,7 @@
 //! first. Its failure costs seconds of every boot and nothing else, so it never stops boot.
 
 use std::{
-    io::{self, Read},
+    io,
     net::{Ipv6Addr, SocketAddrV6},
     time::Duration,
 };
@@ -12,7 +12,6 @@ use rackhand_common::machine::Mac;
 use rackhand_netboot::router::{advertisement, answer, is_solicitation};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
-    io::unix::AsyncFd,
     net::UdpSocket,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
@@ -49,7 +48,8 @@ pub async fn serve(interface: String, shutdown: CancellationToken) {
 }
 
 struct Node {
-    icmp: AsyncFd<Socket>,
+    /// A raw socket in the datagram socket's type: receiving and sending are the same calls.
+    icmp: UdpSocket,
     dhcp: UdpSocket,
     index: u32,
     card: Mac,
@@ -77,12 +77,17 @@ impl Node {
         dhcp.bind(&SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 547, 0, 0).into())?;
         dhcp.join_multicast_v6(&ALL_DHCP_AGENTS, index)?;
 
-        Ok(Self { icmp: AsyncFd::register(icmp)?, dhcp: UdpSocket::from_std(dhcp.into())?, index, card: Mac(card) })
+        Ok(Self {
+            icmp: UdpSocket::from_std(icmp.into())?,
+            dhcp: UdpSocket::from_std(dhcp.into())?,
+            index,
+            card: Mac(card),
+        })
     }
 
     /// An advertisement now and then, and at once to whoever asks.
     async fn advertise(&self) -> io::Result<()> {
-        let everyone = SocketAddrV6::new(ALL_NODES, 0, 0, self.index).into();
+        let everyone = SocketAddrV6::new(ALL_NODES, 0, 0, self.index);
         let message = advertisement(self.card);
         let mut timer = interval(UNASKED);
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -90,22 +95,20 @@ impl Node {
         loop {
             tokio::select! {
                 _ = timer.tick() => {}
-                () = self.solicited(&mut buffer) => {}
+                solicited = self.solicited(&mut buffer) => solicited?,
             }
             // Fails while the interface has no link-local address yet, or no carrier.
-            if let Err(error) = self.icmp.get_ref().send_to(&message, &everyone) {
+            if let Err(error) = self.icmp.send_to(&message, everyone).await {
                 debug!(%error, "router advertisement not sent");
             }
         }
     }
 
-    async fn solicited(&self, buffer: &mut [u8]) {
+    async fn solicited(&self, buffer: &mut [u8]) -> io::Result<()> {
         loop {
-            let Ok(mut ready) = self.icmp.readable().await else { return };
-            match ready.try_io(|socket| socket.get_ref().read(buffer)) {
-                Ok(Ok(len)) if is_solicitation(&buffer[..len]) => return,
-                Ok(Ok(_)) | Err(_) => {}
-                Ok(Err(error)) => debug!(%error, "router solicitation not received"),
+            let (len, _) = self.icmp.recv_from(buffer).await?;
+            if is_solicitation(&buffer[..len]) {
+                return Ok(());
             }
         }
     }
@@ -139,4 +142,4 @@ const ALL_DHCP_AGENTS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
 const UNASKED: Duration = Duration::from_secs(3);
 
 /// Before the sockets are opened again.
-const RETRY: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_secs(5);
