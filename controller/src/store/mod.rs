@@ -7,10 +7,12 @@
 //!
 //! A transaction is short and never open while we talk to a device, an agent or a peer.
 
+mod agents;
 mod commands;
 mod events;
 mod images;
 mod machines;
+mod racks;
 mod runs;
 mod tokens;
 
@@ -23,10 +25,12 @@ use sqlx::{
 };
 
 pub use self::{
+    agents::Agent,
     commands::StoredCommand,
     events::{EventFilter, Happened, StoredEvent},
     images::{Image, ImageState, Stored},
     machines::Machine,
+    racks::{Rack, SoundNetwork, Unsound},
     runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Run, RunStatus},
     tokens::Token,
 };

@@ -1,0 +1,252 @@
+//! Agents' registrations and the one-time codes they are made by.
+//!
+//! Invariants:
+//! - A code is used at most once: the row is taken by compare-and-set, in the transaction that
+//!   registers the agent.
+//! - The connection number only rises; what a connection writes at its end is written only
+//!   while its number is still the newest.
+
+use jiff::Timestamp;
+use rackhand_common::{
+    id::{AgentId, Incarnation, RackId},
+    pki::KeyPin,
+};
+use sqlx::{Row, SqliteExecutor, sqlite::SqliteRow};
+
+use super::{Store, StoreError, Tx, micros, timestamp};
+
+/// A node's registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agent {
+    /// Names it.
+    pub id: AgentId,
+    /// The rack it serves.
+    pub rack: RackId,
+    /// Key of its newest certificate.
+    pub key: KeyPin,
+    /// End of its newest certificate.
+    pub certificate_until: Timestamp,
+    /// The process that connected last.
+    pub incarnation: Option<Incarnation>,
+    /// Number of its newest connection; zero for none yet.
+    pub connection: u64,
+    /// Number of the event it should send next: all lower ones are taken.
+    pub next_event: u64,
+    /// Revision of the intent on its disk, as last acknowledged.
+    pub revision: u64,
+    /// Version of its software.
+    pub version: Option<String>,
+    /// When it was registered.
+    pub enrolled: Timestamp,
+    /// Since when it is connected; `None` while it is not.
+    pub connected: Option<Timestamp>,
+    /// When it was last connected.
+    pub seen: Option<Timestamp>,
+    /// From when on it is no longer let in.
+    pub revoked: Option<Timestamp>,
+}
+
+impl Store {
+    /// The agent with this id.
+    pub async fn agent(&self, id: AgentId) -> Result<Agent, StoreError> {
+        agent(&self.pool, id).await
+    }
+
+    /// Agents in the order of their enrolment, after `after`, at most `limit`.
+    pub async fn agents(&self, after: Option<AgentId>, limit: u32) -> Result<Vec<Agent>, StoreError> {
+        sqlx::query("SELECT * FROM agents WHERE id > $1 ORDER BY id LIMIT $2")
+            .bind(after.map(|id| id.to_string()).unwrap_or_default())
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(read)
+            .collect()
+    }
+
+    /// The agents of a rack, revoked ones too.
+    pub async fn agents_of(&self, rack: RackId) -> Result<Vec<Agent>, StoreError> {
+        sqlx::query("SELECT * FROM agents WHERE rack = $1 ORDER BY id")
+            .bind(rack.to_string())
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(read)
+            .collect()
+    }
+}
+
+impl Tx {
+    /// The agent with this id.
+    pub async fn agent(&mut self, id: AgentId) -> Result<Agent, StoreError> {
+        agent(&mut *self.inner, id).await
+    }
+
+    /// Keeps the hash of a fresh code.
+    pub async fn insert_code(
+        &mut self,
+        now: Timestamp,
+        hash: &[u8; 32],
+        rack: RackId,
+        expires: Timestamp,
+    ) -> Result<(), StoreError> {
+        sqlx::query("INSERT INTO enrolment_codes (hash, rack, created, expires) VALUES ($1, $2, $3, $4)")
+            .bind(hex::encode(hash))
+            .bind(rack.to_string())
+            .bind(micros(now))
+            .bind(micros(expires))
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// Uses up a code that is neither used nor expired; gives its rack. No row tells which of
+    /// wrong, used and expired it was, and neither does the error.
+    pub async fn redeem(&mut self, now: Timestamp, hash: &[u8; 32], agent: AgentId) -> Result<RackId, StoreError> {
+        let rack: Option<String> = sqlx::query_scalar(
+            "UPDATE enrolment_codes SET used = $2, used_by = $3
+             WHERE hash = $1 AND used IS NULL AND expires > $2 RETURNING rack",
+        )
+        .bind(hex::encode(hash))
+        .bind(micros(now))
+        .bind(agent.to_string())
+        .fetch_optional(&mut *self.inner)
+        .await?;
+        let rack = rack.ok_or(StoreError::NotFound("enrolment code"))?;
+        rack.parse().map_err(|e| StoreError::Damaged("id", Box::new(e)))
+    }
+
+    /// Registers an agent. An earlier one of the same rack is revoked: a rack has one node, and
+    /// whoever enrols another has said that the old one is gone.
+    pub async fn insert_agent(
+        &mut self,
+        now: Timestamp,
+        id: AgentId,
+        rack: RackId,
+        key: KeyPin,
+        until: Timestamp,
+    ) -> Result<(), StoreError> {
+        sqlx::query("UPDATE agents SET revoked = $2, connected = NULL WHERE rack = $1 AND revoked IS NULL")
+            .bind(rack.to_string())
+            .bind(micros(now))
+            .execute(&mut *self.inner)
+            .await?;
+        sqlx::query("INSERT INTO agents (id, rack, key_pin, cert_until, enrolled) VALUES ($1, $2, $3, $4, $5)")
+            .bind(id.to_string())
+            .bind(rack.to_string())
+            .bind(key.to_string())
+            .bind(micros(until))
+            .bind(micros(now))
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// The agent has a new certificate.
+    pub async fn renewed(&mut self, id: AgentId, key: KeyPin, until: Timestamp) -> Result<(), StoreError> {
+        let changed = sqlx::query("UPDATE agents SET key_pin = $2, cert_until = $3 WHERE id = $1 AND revoked IS NULL")
+            .bind(id.to_string())
+            .bind(key.to_string())
+            .bind(micros(until))
+            .execute(&mut *self.inner)
+            .await?;
+        if changed.rows_affected() == 1 { Ok(()) } else { Err(StoreError::NotFound("agent")) }
+    }
+
+    /// The agent has connected: counts its connection and gives its row as it is now. `known`
+    /// is the highest number the agent was ever welcomed with; after a database was restored
+    /// from an older copy the next number still is higher than that.
+    pub async fn welcome(
+        &mut self,
+        now: Timestamp,
+        id: AgentId,
+        known: u64,
+        incarnation: Incarnation,
+        version: &str,
+        revision: u64,
+    ) -> Result<Agent, StoreError> {
+        let row = sqlx::query(
+            "UPDATE agents
+             SET connection = CASE WHEN connection > $2 THEN connection ELSE $2 END + 1,
+                 incarnation = $3, version = $4, revision = $5, connected = $6, seen = $6
+             WHERE id = $1 AND revoked IS NULL RETURNING *",
+        )
+        .bind(id.to_string())
+        .bind(i64::try_from(known).unwrap_or(0))
+        .bind(incarnation.to_string())
+        .bind(version)
+        .bind(i64::try_from(revision).unwrap_or(0))
+        .bind(micros(now))
+        .fetch_optional(&mut *self.inner)
+        .await?
+        .ok_or(StoreError::NotFound("agent"))?;
+        read(&row)
+    }
+
+    /// The agent has this revision on its disk.
+    pub async fn acknowledged(&mut self, now: Timestamp, id: AgentId, revision: u64) -> Result<(), StoreError> {
+        sqlx::query("UPDATE agents SET revision = $2, seen = $3 WHERE id = $1")
+            .bind(id.to_string())
+            .bind(i64::try_from(revision).unwrap_or(0))
+            .bind(micros(now))
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// All events with lower numbers are taken.
+    pub async fn set_next_event(&mut self, id: AgentId, next: u64) -> Result<(), StoreError> {
+        sqlx::query("UPDATE agents SET next_event = $2 WHERE id = $1 AND next_event <= $2")
+            .bind(id.to_string())
+            .bind(next as i64)
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// This connection has ended; changes nothing when there is a newer one.
+    pub async fn disconnected(&mut self, now: Timestamp, id: AgentId, connection: u64) -> Result<(), StoreError> {
+        sqlx::query("UPDATE agents SET connected = NULL, seen = $3 WHERE id = $1 AND connection = $2")
+            .bind(id.to_string())
+            .bind(connection as i64)
+            .bind(micros(now))
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// No agent is connected: to be called at the controller's start.
+    pub async fn forget_connections(&mut self) -> Result<(), StoreError> {
+        sqlx::query("UPDATE agents SET connected = NULL").execute(&mut *self.inner).await?;
+        Ok(())
+    }
+}
+
+async fn agent(executor: impl SqliteExecutor<'_>, id: AgentId) -> Result<Agent, StoreError> {
+    let row = sqlx::query("SELECT * FROM agents WHERE id = $1")
+        .bind(id.to_string())
+        .fetch_optional(executor)
+        .await?
+        .ok_or(StoreError::NotFound("agent"))?;
+    read(&row)
+}
+
+fn read(row: &SqliteRow) -> Result<Agent, StoreError> {
+    let optional = |column| row.try_get::<Option<i64>, _>(column).map_err(StoreError::from)?.map(timestamp).transpose();
+    let incarnation = row.try_get::<Option<&str>, _>("incarnation")?.map(str::parse).transpose();
+    Ok(Agent {
+        id: row.try_get::<&str, _>("id")?.parse().map_err(|e| StoreError::Damaged("id", Box::new(e)))?,
+        rack: row.try_get::<&str, _>("rack")?.parse().map_err(|e| StoreError::Damaged("id", Box::new(e)))?,
+        key: row.try_get::<&str, _>("key_pin")?.parse().map_err(|e| StoreError::Damaged("key pin", Box::new(e)))?,
+        certificate_until: timestamp(row.try_get("cert_until")?)?,
+        incarnation: incarnation.map_err(|e| StoreError::Damaged("id", Box::new(e)))?,
+        connection: row.try_get::<i64, _>("connection")? as u64,
+        next_event: row.try_get::<i64, _>("next_event")? as u64,
+        revision: row.try_get::<i64, _>("revision")? as u64,
+        version: row.try_get("version")?,
+        enrolled: timestamp(row.try_get("enrolled")?)?,
+        connected: optional("connected")?,
+        seen: optional("seen")?,
+        revoked: optional("revoked")?,
+    })
+}

@@ -1,0 +1,229 @@
+//! Racks: a provisioning network and the revision of what is wanted of it.
+
+use std::net::Ipv4Addr;
+
+use jiff::Timestamp;
+use rackhand_common::{id::RackId, intent::Network};
+use sqlx::{Row, SqliteExecutor, sqlite::SqliteRow};
+
+use super::{Store, StoreError, Tx, micros, taken, timestamp};
+
+/// A rack as it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rack {
+    /// Names it for programs.
+    pub id: RackId,
+    /// Names it for people; unique.
+    pub name: String,
+    /// Its provisioning network.
+    pub network: Network,
+    /// Revision of its intent: counts up with every change of anything the intent tells.
+    pub revision: u64,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+/// Why a provisioning network cannot work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unsound {
+    /// No room for a node and a machine.
+    #[error("the subnet {0} has no room for machines: its prefix must be /29 or shorter")]
+    TooSmall(ipnet::Ipv4Net),
+    /// The address of the subnet itself or its broadcast address.
+    #[error("{0} is the subnet's network or broadcast address and cannot be {1}")]
+    NotAHost(Ipv4Addr, &'static str),
+    /// Not in the subnet.
+    #[error("{0} is not in the subnet and cannot be {1}")]
+    Outside(Ipv4Addr, &'static str),
+    /// First after last.
+    #[error("the delegated range ends before it begins")]
+    Backwards,
+    /// An address of the range is somebody's.
+    #[error("the delegated range contains {0}, which is {1}")]
+    Occupied(Ipv4Addr, &'static str),
+}
+
+/// A provisioning network that was looked at: whatever is stored of a rack has passed it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SoundNetwork(Network);
+
+impl SoundNetwork {
+    /// The network itself.
+    pub fn network(&self) -> &Network {
+        &self.0
+    }
+}
+
+impl TryFrom<Network> for SoundNetwork {
+    type Error = Unsound;
+
+    fn try_from(network: Network) -> Result<Self, Unsound> {
+        let subnet = network.node.trunc();
+        if subnet.prefix_len() > 29 || subnet.prefix_len() < 8 {
+            return Err(Unsound::TooSmall(subnet));
+        }
+        let host = |address: Ipv4Addr, role| {
+            if !subnet.contains(&address) {
+                return Err(Unsound::Outside(address, role));
+            }
+            if address == subnet.network() || address == subnet.broadcast() {
+                return Err(Unsound::NotAHost(address, role));
+            }
+            Ok(())
+        };
+        let (first, last) = network.delegated;
+        host(network.node.addr(), "the node's address")?;
+        host(first, "the delegated range's first address")?;
+        host(last, "the delegated range's last address")?;
+        if first > last {
+            return Err(Unsound::Backwards);
+        }
+        if let Some(gateway) = network.gateway {
+            host(gateway, "the gateway")?;
+        }
+        let taken = [(Some(network.node.addr()), "the node's address"), (network.gateway, "the gateway")];
+        for (address, role) in taken {
+            if let Some(address) = address.filter(|address| (first..=last).contains(address)) {
+                return Err(Unsound::Occupied(address, role));
+            }
+        }
+        Ok(Self(network))
+    }
+}
+
+impl Store {
+    /// The rack with this id or name.
+    pub async fn rack(&self, id_or_name: &str) -> Result<Rack, StoreError> {
+        rack(&self.pool, id_or_name).await
+    }
+
+    /// Racks in the order they were made, after `after`, at most `limit`.
+    pub async fn racks(&self, after: Option<RackId>, limit: u32) -> Result<Vec<Rack>, StoreError> {
+        sqlx::query("SELECT * FROM racks WHERE id > $1 ORDER BY id LIMIT $2")
+            .bind(after.map(|id| id.to_string()).unwrap_or_default())
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await?
+            .iter()
+            .map(read)
+            .collect()
+    }
+
+    /// The revision of a rack's intent.
+    pub async fn rack_revision(&self, id: RackId) -> Result<u64, StoreError> {
+        let revision: Option<i64> = sqlx::query_scalar("SELECT revision FROM racks WHERE id = $1")
+            .bind(id.to_string())
+            .fetch_optional(&self.pool)
+            .await?;
+        revision.map(|revision| revision as u64).ok_or(StoreError::NotFound("rack"))
+    }
+}
+
+impl Tx {
+    /// The rack with this id or name.
+    pub async fn rack(&mut self, id_or_name: &str) -> Result<Rack, StoreError> {
+        rack(&mut *self.inner, id_or_name).await
+    }
+
+    /// Makes a rack.
+    pub async fn insert_rack(
+        &mut self,
+        now: Timestamp,
+        name: &str,
+        network: &SoundNetwork,
+    ) -> Result<RackId, StoreError> {
+        let id = RackId::fresh();
+        sqlx::query("INSERT INTO racks (id, name, network, revision, created) VALUES ($1, $2, $3, 1, $4)")
+            .bind(id.to_string())
+            .bind(name)
+            .bind(json(network.network()))
+            .bind(micros(now))
+            .execute(&mut *self.inner)
+            .await
+            .map_err(taken("rack name"))?;
+        Ok(id)
+    }
+
+    /// Counts up the revision of a rack's intent; to be called in every transaction that
+    /// changes anything the intent tells. Gives the new revision.
+    pub async fn touch_rack(&mut self, id: RackId) -> Result<u64, StoreError> {
+        let revision: Option<i64> =
+            sqlx::query_scalar("UPDATE racks SET revision = revision + 1 WHERE id = $1 RETURNING revision")
+                .bind(id.to_string())
+                .fetch_optional(&mut *self.inner)
+                .await?;
+        revision.map(|revision| revision as u64).ok_or(StoreError::NotFound("rack"))
+    }
+}
+
+async fn rack(executor: impl SqliteExecutor<'_>, id_or_name: &str) -> Result<Rack, StoreError> {
+    // An id is preferred, should a name look like one.
+    let row = sqlx::query(
+        "SELECT * FROM racks WHERE id = $1 OR name = $1 ORDER BY CASE WHEN id = $1 THEN 0 ELSE 1 END LIMIT 1",
+    )
+    .bind(id_or_name)
+    .fetch_optional(executor)
+    .await?
+    .ok_or(StoreError::NotFound("rack"))?;
+    read(&row)
+}
+
+fn read(row: &SqliteRow) -> Result<Rack, StoreError> {
+    Ok(Rack {
+        id: row.try_get::<&str, _>("id")?.parse().map_err(|e| StoreError::Damaged("id", Box::new(e)))?,
+        name: row.try_get("name")?,
+        network: serde_json::from_str(row.try_get("network")?)
+            .map_err(|e| StoreError::Damaged("network", Box::new(e)))?,
+        revision: row.try_get::<i64, _>("revision")? as u64,
+        created: timestamp(row.try_get("created")?)?,
+    })
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("a network always serializes")
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+
+    fn check(script: &str, expect: Expect) {
+        let mut out = String::new();
+        for line in script.lines() {
+            let mut words = line.split_whitespace();
+            let mut next = || words.next().unwrap();
+            let network = Network {
+                node: next().parse().unwrap(),
+                delegated: (next().parse().unwrap(), next().parse().unwrap()),
+                gateway: words.next().map(|word| word.parse().unwrap()),
+                dns: Vec::new(),
+            };
+            let verdict = match SoundNetwork::try_from(network) {
+                Ok(_) => "sound".to_owned(),
+                Err(unsound) => unsound.to_string(),
+            };
+            out += &format!("{line}: {verdict}\n");
+        }
+        expect.assert_eq(&out);
+    }
+
+    #[test]
+    fn a_network_that_cannot_work_is_refused_with_the_reason() {
+        check(
+            "10.77.0.1/24 10.77.0.100 10.77.0.150 10.77.0.1
+10.77.0.1/24 10.77.0.100 10.77.0.100
+10.77.0.1/30 10.77.0.2 10.77.0.2
+10.77.0.0/24 10.77.0.100 10.77.0.150
+10.77.0.1/24 10.77.0.200 10.77.0.255
+10.77.0.1/24 10.77.0.0 10.77.0.9
+10.77.0.1/24 10.77.0.9 10.77.1.9
+10.77.0.1/24 10.77.0.9 10.77.0.8
+10.77.0.5/24 10.77.0.2 10.77.0.8
+10.77.0.1/24 10.77.0.2 10.77.0.8 10.77.0.4
+10.77.0.1/24 10.77.0.2 10.77.0.8 10.78.0.4",
+            expect![[r#""#]],
+        );
+    }
+}
