@@ -1,1 +1,276 @@
-//! (in the making)
+//! What racks tell: taken once, in order, and applied in the transaction that counts them.
+//!
+//! Invariants:
+//! - An event is applied at most once, however often it is sent.
+//! - What an event means for a run is noted as a state of the run, never as a signal: the
+//!   runner finds it whenever it looks.
+//! - An installer's connection never touches an active machine, a machine of another rack,
+//!   or another machine's address. It becomes an alert instead.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use rackhand_common::{
+    event::{Event, Stage, What},
+    id::{AgentId, Epoch, MachineId, RackId, RunId},
+    intent::Boot,
+    machine::{Inventory, Mac, Power},
+};
+use rackhand_controller_core::lifecycle::Lifecycle;
+
+use crate::store::{Happened, Machine, OrderEnd, OrderResult, Store, StoreError, Tx};
+
+/// Takes events of an agent's spool, numbered from `first`; the number of the next one. The
+/// rack's intent and its runs may have changed afterwards: wake both.
+pub async fn take(
+    store: &Store,
+    rack: RackId,
+    agent: AgentId,
+    first: u64,
+    events: Vec<Event>,
+) -> Result<u64, StoreError> {
+    let mut tx = store.begin().await?;
+    let expected = tx.agent(agent).await?.next_event;
+    let after = first.saturating_add(events.len() as u64);
+    if after <= expected {
+        return Ok(expected);
+    }
+    if first > expected {
+        tracing::warn!(%rack, %agent, missing = first - expected, "a node's spool has lost events");
+    }
+    for (number, event) in (first..).zip(events) {
+        if number >= expected {
+            apply(&mut tx, rack, event).await?;
+        }
+    }
+    tx.set_next_event(agent, after).await?;
+    tx.commit().await?;
+    Ok(after)
+}
+
+async fn apply(tx: &mut Tx, rack: RackId, event: Event) -> Result<(), StoreError> {
+    let Some(id) = event.machine else {
+        if matches!(event.what, What::Node(_)) {
+            tx.forget_node_health(rack).await?;
+        }
+        tx.insert_event(event.at, rack, None, None, &Happened::Told(event.what)).await?;
+        return Ok(());
+    };
+    if let What::Connected { mac, address, inventory } = &event.what {
+        let connection = Connection { id, mac: *mac, address: *address, inventory: inventory.clone() };
+        return connected(tx, rack, &event, connection).await;
+    }
+    let mut machine = match tx.machine(&id.to_string()).await {
+        Ok(machine) if machine.rack == rack => Some(machine),
+        Ok(_) => {
+            return alert(tx, rack, &event, None, format!("told of machine {id}, which stands in another rack")).await;
+        }
+        // Hops before its installer connects for the first time: its timeline begins here.
+        Err(StoreError::NotFound(_)) => None,
+        Err(error) => return Err(error),
+    };
+    let mut run = None;
+    match &event.what {
+        // Counted in the run's row, not kept: one every two seconds.
+        What::Progress { run, done, total } => {
+            return tx.run_progress(event.at, id, *run, *done, *total).await;
+        }
+        What::Done { run: of, attempt, disks } => {
+            run = Some(*of);
+            let result = OrderResult { attempt: *attempt, end: OrderEnd::Done(disks.clone()) };
+            tx.run_result(event.at, id, *of, &result).await?;
+        }
+        What::Failed { run: of, attempt, cause, detail } => {
+            run = Some(*of);
+            let end = OrderEnd::Failed { cause: *cause, detail: detail.clone() };
+            tx.run_result(event.at, id, *of, &OrderResult { attempt: *attempt, end }).await?;
+        }
+        What::PhonedHome { run: of } => {
+            run = Some(*of);
+            tx.run_phoned_home(event.at, id, *of).await?;
+        }
+        What::Commanded { command, outcome } => {
+            run = tx.command_ended(rack, *command, outcome).await?.map(|command| command.run);
+        }
+        What::Stage(Stage::OrderStarted(of)) => run = Some(*of),
+        What::Stage(_)
+        | What::Lost
+        | What::TicketRefused { .. }
+        | What::Power(_)
+        | What::Node(_)
+        | What::Gap { .. }
+        | What::Connected { .. } => {}
+    }
+    if run.is_none() {
+        run = run_of(tx, machine.as_ref()).await?;
+    }
+    let number = tx.insert_event(event.at, rack, Some(id), run, &Happened::Told(event.what.clone())).await?;
+    if let Some(machine) = &mut machine {
+        note(machine, number, &event.what);
+        tx.update_machine(event.at, machine).await?;
+    }
+    Ok(())
+}
+
+/// What an event tells of the machine itself.
+fn note(machine: &mut Machine, number: u64, what: &What) {
+    match what {
+        What::Stage(stage) => {
+            match stage {
+                Stage::PoweredOn => {
+                    machine.power_event = number;
+                    machine.power = Some(Power::On);
+                }
+                // Whoever asks for these is not the installer that was connected.
+                Stage::RomDhcp(_)
+                | Stage::Loader(_)
+                | Stage::IpxeDhcp
+                | Stage::Script(_)
+                | Stage::Kernel
+                | Stage::Initramfs
+                | Stage::Rebooting
+                | Stage::OsDhcp => machine.connected = false,
+                _ => {}
+            }
+            machine.stage = Some(stage.clone());
+            machine.stage_event = number;
+        }
+        What::Lost => machine.connected = false,
+        What::Power(power) => {
+            machine.power = Some(*power);
+            if *power == Power::Off {
+                machine.connected = false;
+            }
+        }
+        _ => {}
+    }
+}
+
+struct Connection {
+    id: MachineId,
+    mac: Mac,
+    address: Ipv4Addr,
+    inventory: Inventory,
+}
+
+async fn connected(tx: &mut Tx, rack: RackId, event: &Event, connection: Connection) -> Result<(), StoreError> {
+    let Connection { id, mac, address, inventory } = connection;
+    let known = match tx.machine(&id.to_string()).await {
+        Ok(machine) => Some(machine),
+        // A node that lost its tables gives a machine we know a new id.
+        Err(StoreError::NotFound(_)) => tx.machine_by_macs(rack, &[mac]).await?,
+        Err(error) => return Err(error),
+    };
+    if let Some(machine) = &known {
+        if machine.rack != rack {
+            let reason = format!("an installer connected from {mac} as machine {id}, which stands in another rack");
+            return alert(tx, rack, event, None, reason).await;
+        }
+        if machine.lifecycle == Lifecycle::Active {
+            let reason = format!("an installer connected from {mac} as {}, which is active", machine.name);
+            return alert(tx, rack, event, Some(machine.clone()), reason).await;
+        }
+    } else if let Some(holder) = tx.machine_by_address(rack, address).await? {
+        let reason = format!("an unknown machine, {mac}, connected from {address}, which is {}'s", holder.name);
+        return alert(tx, rack, event, Some(holder), reason).await;
+    }
+    // The card it booted from comes first.
+    let mut macs = vec![mac];
+    macs.extend(inventory.nics.iter().map(|nic| nic.mac).filter(|other| *other != mac));
+    let mut seen = BTreeSet::new();
+    macs.retain(|mac| seen.insert(*mac));
+    for candidate in macs.clone() {
+        let holder = tx.machine_by_macs(rack, &[candidate]).await?;
+        if let Some(holder) = holder.filter(|holder| known.as_ref().is_none_or(|known| known.id != holder.id)) {
+            macs.retain(|mac| *mac != candidate);
+            let reason = format!("an installer at {address} found {candidate} in itself, which is {}'s", holder.name);
+            alert(tx, rack, event, Some(holder), reason).await?;
+        }
+    }
+    match known {
+        Some(mut machine) => {
+            let run = run_of(tx, Some(&machine)).await?;
+            let number =
+                tx.insert_event(event.at, rack, Some(machine.id), run, &Happened::Told(event.what.clone())).await?;
+            let renamed = machine.id != id || machine.address != address;
+            machine.macs = macs;
+            machine.inventory = inventory;
+            machine.connected = true;
+            machine.connection = number;
+            tx.update_machine(event.at, &mut machine).await?;
+            if renamed {
+                // The node goes by its own tables until it is told again.
+                tx.touch_rack(rack).await?;
+            }
+        }
+        None => {
+            let number = tx.insert_event(event.at, rack, Some(id), None, &Happened::Told(event.what.clone())).await?;
+            let name = free_name(tx, mac).await?;
+            let machine = Machine {
+                id,
+                rack,
+                name: name.clone(),
+                lifecycle: Lifecycle::Discovered,
+                epoch: Epoch(1),
+                boot: Boot::Installer,
+                address,
+                macs,
+                inventory,
+                connection: number,
+                connected: true,
+                power: Some(Power::On),
+                stage: Some(Stage::Inventoried),
+                stage_event: number,
+                power_event: 0,
+                order: None,
+                image: None,
+                alert: None,
+                created: event.at,
+                updated: event.at,
+                version: 1,
+            };
+            tx.insert_machine(&machine).await?;
+            tx.touch_rack(rack).await?;
+            tx.insert_event(event.at, rack, Some(id), None, &Happened::Discovered { name }).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn alert(
+    tx: &mut Tx,
+    rack: RackId,
+    event: &Event,
+    machine: Option<Machine>,
+    reason: String,
+) -> Result<(), StoreError> {
+    tracing::warn!(%rack, reason, "a rack told of something that does not fit");
+    let body = Happened::Alert { reason: reason.clone() };
+    tx.insert_event(event.at, rack, machine.as_ref().map(|machine| machine.id), None, &body).await?;
+    if let Some(mut machine) = machine {
+        machine.alert = Some(reason);
+        tx.update_machine(event.at, &mut machine).await?;
+    }
+    Ok(())
+}
+
+async fn run_of(tx: &mut Tx, machine: Option<&Machine>) -> Result<Option<RunId>, StoreError> {
+    match machine {
+        Some(machine) => tx.run_in_progress(machine.id).await,
+        None => Ok(None),
+    }
+}
+
+/// `m-` and the end of its MAC, as much of it as makes the name unique.
+async fn free_name(tx: &mut Tx, mac: Mac) -> Result<String, StoreError> {
+    let digits: String = mac.0.iter().map(|octet| format!("{octet:02x}")).collect();
+    for length in [4, 6, 12] {
+        let name = format!("m-{}", &digits[digits.len() - length..]);
+        match tx.machine(&name).await {
+            Ok(_) => {}
+            Err(StoreError::NotFound(_)) => return Ok(name),
+            Err(error) => return Err(error),
+        }
+    }
+    // The same MAC in two racks.
+    Ok(format!("m-{digits}-{}", &MachineId::fresh().to_string()[24..]))
+}

@@ -10,7 +10,16 @@ use rackhand_common::{
 };
 use rackhand_controller_core::lifecycle::Lifecycle;
 
-use crate::store::Machine;
+use crate::store::{Machine, Store, StoreError};
+
+/// The rack's intent.
+pub async fn of(store: &Store, rack: RackId) -> Result<Intent, StoreError> {
+    // One transaction: the revision belongs to exactly these machines.
+    let mut tx = store.begin().await?;
+    let rack = tx.rack(&rack.to_string()).await?;
+    let machines = tx.machines_of(rack.id).await?;
+    Ok(intent(rack.revision, rack.id, &rack.name, rack.network, &machines))
+}
 
 /// The intent of a rack with these machines.
 pub fn intent(revision: u64, rack: RackId, name: &str, network: Network, machines: &[Machine]) -> Intent {

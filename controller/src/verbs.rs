@@ -16,7 +16,9 @@ use rackhand_controller_core::{
     workflow,
 };
 
-use crate::store::{Deploy, Happened, Image, Machine, Parameters, PowerChange, Run, RunStatus, StoreError, Tx};
+use crate::store::{
+    Deploy, Happened, Image, Machine, Parameters, PowerChange, Release, Run, RunStatus, StoreError, Tx,
+};
 
 /// Why a verb was not done.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +122,7 @@ impl Tx {
             manifest: stored.manifest,
             disk: request.disk,
             host: request.host,
+            disks: identities,
         });
         let machine = Machine { lifecycle, epoch: machine.epoch.next(), order: None, image: None, ..machine.clone() };
         self.start(now, machine, parameters).await
@@ -129,9 +132,9 @@ impl Tx {
     pub async fn start_release(&mut self, now: Timestamp, machine: &Machine) -> Result<Run, Denied> {
         let lifecycle = machine.lifecycle.on(Event::Release)?;
         self.check_idle(machine).await?;
-        disk_identities(machine)?;
+        let disks = disk_identities(machine)?;
         let machine = Machine { lifecycle, epoch: machine.epoch.next(), order: None, ..machine.clone() };
-        self.start(now, machine, Parameters::Release).await
+        self.start(now, machine, Parameters::Release(Release { disks })).await
     }
 
     /// Begins a run that switches the machine's power.

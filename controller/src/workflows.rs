@@ -1,1 +1,336 @@
-//! (in the making)
+//! The runner: moves every run in progress on, from rows alone.
+//!
+//! A pass looks at each run: what the engine names is performed ([`steps`](crate::steps)),
+//! what came of it is stored together with its events, until the run waits or is over. The
+//! runner is told when something may have changed and does the same thing when it is not.
+//!
+//! Invariants:
+//! - After a crash anywhere the next start finds each run where its row says, and repeats
+//!   at most the step it was at.
+//! - Deadlines of a run are held on monotonic time as long as this process lives; rows hold
+//!   what is left of them.
+//! - What the run's end means for the machine is written with that end.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream};
+use jiff::Timestamp;
+use prometheus_client::{metrics::counter::Counter, registry::Registry};
+use rackhand_common::{
+    id::{RackId, RunId},
+    intent::Boot,
+    time::{Clock, Now},
+    wire::{Command, ControllerResponse},
+};
+use rackhand_controller_core::workflow::{self, Cause, Ended, Fault, Next, Note, Workflow};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    steps::Look,
+    store::{Happened, Machine, Parameters, Run, RunStatus, Store, StoreError, Tx},
+};
+
+/// What a run needs of the racks' agents.
+pub trait Commands: Send + Sync + 'static {
+    /// Gives a command to the rack's agent.
+    fn command(
+        &self,
+        rack: RackId,
+        command: Command,
+    ) -> impl Future<Output = Result<ControllerResponse, Unreachable>> + Send;
+
+    /// The rack's intent may have changed.
+    fn wake(&self, rack: RackId);
+}
+
+/// No agent of the rack answers now; ask again later.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("agent of rack {rack} is not connected")]
+pub struct Unreachable {
+    /// The rack's name.
+    pub rack: String,
+}
+
+/// A handle on the runner; clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Workflows {
+    changed: Arc<Notify>,
+    overdue: Counter,
+}
+
+impl Workflows {
+    /// A handle, before its runner runs.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Something may have changed: a run was asked for or cancelled, a rack has told news.
+    pub fn wake(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Adds what is counted here to the metrics.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "rackhand_run_steps_overdue",
+            "Steps of runs that passed their deadline",
+            self.overdue.clone(),
+        );
+    }
+}
+
+/// How often runs are looked at when nothing wakes the runner. A wake can be lost with the
+/// process that was to send it, and a deadline passes silently: an alert is due 60 s after it.
+const TICK: Duration = Duration::from_secs(2);
+
+/// Runs looked at at once: an agent that answers slowly holds up one of them only.
+const AT_ONCE: usize = 16;
+
+/// How often one pass may perform steps of one run; more would be an engine that spins.
+const STEPS_PER_PASS: usize = 64;
+
+/// Moves runs on until `shutdown`. A pass that has begun is finished: it holds nothing that
+/// could not be repeated, but a command answered is best noted.
+pub async fn run<C: Commands>(
+    workflows: Workflows,
+    store: Store,
+    commands: C,
+    clock: Arc<dyn Clock>,
+    shutdown: CancellationToken,
+) {
+    let runner = Runner { workflows, store, commands, clock, live: Mutex::default() };
+    while !shutdown.is_cancelled() {
+        if let Err(error) = runner.pass().await {
+            tracing::error!(error = chain(&error), "runs in progress cannot be read");
+        }
+        tokio::select! {
+            () = runner.workflows.changed.notified() => {}
+            () = tokio::time::sleep(TICK) => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+}
+
+struct Runner<C> {
+    workflows: Workflows,
+    store: Store,
+    commands: C,
+    clock: Arc<dyn Clock>,
+    /// Runs with their deadlines on this process's monotonic time.
+    live: Mutex<HashMap<RunId, workflow::Run>>,
+}
+
+impl<C: Commands> Runner<C> {
+    /// Looks at every run in progress once.
+    async fn pass(&self) -> Result<(), StoreError> {
+        let runs = self.store.runs_in_progress().await?;
+        self.live().retain(|id, _| runs.iter().any(|run| run.id == *id));
+        stream::iter(runs)
+            .for_each_concurrent(AT_ONCE, |run| async move {
+                let id = run.id;
+                if let Err(error) = self.drive(run).await {
+                    // Its row is as it was: the next pass tries again.
+                    self.live().remove(&id);
+                    tracing::error!(run = %id, error = chain(&error), "a run cannot be moved on");
+                }
+            })
+            .await;
+        Ok(())
+    }
+
+    async fn drive(&self, mut run: Run) -> Result<(), StoreError> {
+        let known = self.live().get(&run.id).cloned();
+        let is_new = known.is_none();
+        let mut engine = known.unwrap_or_else(|| run.engine.resume(self.clock.now()));
+        if is_new {
+            // Whoever asked for it may have crashed before the rack was told.
+            self.commands.wake(run.rack);
+        }
+        engine.wake();
+        let mut stored = engine.clone();
+        let mut notes = if run.cancel { engine.cancel() } else { Vec::new() };
+        for _ in 0..STEPS_PER_PASS {
+            if engine != stored || is_new {
+                self.save(&mut run, &engine, &notes).await?;
+                stored = engine.clone();
+            }
+            if engine.position().is_none() {
+                self.live().remove(&run.id);
+                return Ok(());
+            }
+            self.live().insert(run.id, engine.clone());
+            let now = self.clock.now();
+            let (step, attempt, undo) = match engine.next(now) {
+                Next::Do { step, attempt } => (step, attempt, false),
+                Next::Undo { step, attempt } => (step, attempt, true),
+                Next::Wait { .. } | Next::Finished(_) => return Ok(()),
+            };
+            let look = Look { store: &self.store, commands: &self.commands, now, run: &run, step, attempt, undo };
+            let report = look.perform().await?;
+            notes = engine.record(self.clock.now(), report);
+            // What the rack told meanwhile is seen at the next step.
+            let fresh = self.store.run(run.id).await?;
+            (run.done, run.total, run.result, run.phoned_home) =
+                (fresh.done, fresh.total, fresh.result, fresh.phoned_home);
+        }
+        tracing::error!(run = %run.id, "a run goes on without end; it is left until the next look");
+        Ok(())
+    }
+
+    /// Stores where the engine is, with the events and, at its end, what that means for the
+    /// machine.
+    async fn save(&self, run: &mut Run, engine: &workflow::Run, notes: &[Note]) -> Result<(), StoreError> {
+        let now = self.clock.now();
+        describe(run, engine, now);
+        let mut tx = self.store.begin().await?;
+        for note in notes {
+            self.tell(&mut tx, now.wall, run, note).await?;
+            if let Note::Ended(ended) = note {
+                end(&mut tx, now.wall, run, ended).await?;
+            }
+        }
+        tx.save_run(now.wall, run).await?;
+        tx.commit().await?;
+        if engine.position().is_none() {
+            self.commands.wake(run.rack);
+        }
+        Ok(())
+    }
+
+    async fn tell(&self, tx: &mut Tx, now: Timestamp, run: &Run, note: &Note) -> Result<(), StoreError> {
+        let overdue = match note {
+            Note::Again { fault, .. } | Note::Undoing(fault) => Some(fault),
+            Note::LeftBehind(leftover) => Some(&leftover.fault),
+            _ => None,
+        };
+        if let Some(fault) = overdue.filter(|fault| fault.cause == Cause::Overdue) {
+            self.workflows.overdue.inc();
+            tracing::warn!(run = %run.id, machine = %run.machine, detail = fault.detail, "a run is overdue");
+            let reason = format!("{} is overdue: {}", run.parameters.workflow(), fault.detail);
+            insert(tx, now, run, Happened::Alert { reason }).await?;
+        }
+        let happened = match note.clone() {
+            Note::StepDone(step) => Happened::StepDone { step },
+            Note::Again { step, attempt, fault: Fault { cause, detail } } => {
+                Happened::Again { step, attempt, cause, detail }
+            }
+            Note::Undoing(Fault { cause, detail }) => Happened::Undoing { cause, detail },
+            Note::StepUndone(step) => Happened::StepUndone { step },
+            Note::LeftBehind(leftover) => Happened::LeftBehind { step: leftover.step, detail: leftover.fault.detail },
+            Note::Ended(ended) => {
+                let fault = fault_of(&ended).cloned();
+                Happened::RunEnded {
+                    status: status(&ended),
+                    cause: fault.as_ref().map(|fault| fault.cause),
+                    detail: fault.map(|fault| fault.detail),
+                }
+            }
+        };
+        tracing::info!(run = %run.id, machine = %run.machine, ?happened, "run");
+        insert(tx, now, run, happened).await
+    }
+
+    fn live(&self) -> std::sync::MutexGuard<'_, HashMap<RunId, workflow::Run>> {
+        self.live.lock().expect("no holder of this lock panics")
+    }
+}
+
+async fn insert(tx: &mut Tx, now: Timestamp, run: &Run, happened: Happened) -> Result<(), StoreError> {
+    tx.insert_event(now, run.rack, Some(run.machine), Some(run.id), &happened).await?;
+    Ok(())
+}
+
+/// Fills the columns that say where a run is.
+fn describe(run: &mut Run, engine: &workflow::Run, now: Now) {
+    run.engine = engine.store(now);
+    if let Some((step, attempt, undoing)) = engine.position() {
+        (run.step, run.attempt, run.undoing) = (Some(step), attempt, undoing);
+    }
+    (run.waiting_for, run.waiting_until, run.detail) = match engine.waiting() {
+        Some((waiting, detail, until)) => {
+            let left = now.mono.until(until);
+            (Some(waiting), now.wall.checked_add(left).ok(), Some(detail.to_owned()))
+        }
+        None => (None, None, None),
+    };
+    run.cause = engine.fault().map(|fault| fault.cause.to_string());
+    if let Next::Finished(ended) = engine.next(now) {
+        run.status = status(&ended);
+        run.ended = Some(now.wall);
+        run.detail = fault_of(&ended).map(|fault| fault.detail.clone());
+    }
+}
+
+/// Writes what a run's end means for its machine.
+async fn end(tx: &mut Tx, now: Timestamp, run: &Run, ended: &Ended) -> Result<(), StoreError> {
+    let workflow = run.parameters.workflow();
+    let Some(event) = workflow.event(ended) else { return Ok(()) };
+    let mut machine = tx.machine(&run.machine.to_string()).await?;
+    match machine.lifecycle.on(event) {
+        Ok(lifecycle) => machine.lifecycle = lifecycle,
+        // Only this run moves the machine while it is in progress.
+        Err(forbidden) => return Err(StoreError::Damaged("lifecycle", forbidden.into())),
+    }
+    hand_over(&mut machine, run, workflow, ended);
+    tx.update_machine(now, &mut machine).await
+}
+
+fn hand_over(machine: &mut Machine, run: &Run, workflow: Workflow, ended: &Ended) {
+    machine.order = None;
+    match (&run.parameters, ended) {
+        (Parameters::Deploy(deploy), Ended::Done) => {
+            machine.boot = Boot::Disk;
+            machine.image = Some(deploy.image_name.clone());
+            machine.connected = false;
+            machine.alert = None;
+        }
+        (_, Ended::Done) => {
+            machine.boot = Boot::Installer;
+            machine.image = None;
+            machine.alert = None;
+        }
+        (_, Ended::Undone { fault }) => {
+            machine.boot = Boot::Installer;
+            if workflow == Workflow::Release {
+                machine.alert = Some(format!("release {}: {}", fault.cause, fault.detail));
+            }
+        }
+        (_, Ended::Stuck { fault, leftovers }) => {
+            machine.boot = Boot::Installer;
+            let left: Vec<_> = leftovers.iter().map(|left| format!("{}: {}", left.step, left.fault.detail)).collect();
+            machine.alert =
+                Some(format!("{workflow} {}: {}; not undone: {}", fault.cause, fault.detail, left.join("; ")));
+        }
+    }
+}
+
+fn fault_of(ended: &Ended) -> Option<&Fault> {
+    match ended {
+        Ended::Done => None,
+        Ended::Undone { fault } | Ended::Stuck { fault, .. } => Some(fault),
+    }
+}
+
+fn status(ended: &Ended) -> RunStatus {
+    match fault_of(ended) {
+        None => RunStatus::Done,
+        Some(fault) if fault.cause == Cause::Cancelled => RunStatus::Cancelled,
+        Some(_) => RunStatus::Failed,
+    }
+}
+
+/// An error with its sources, for the log.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    text
+}

@@ -1,1 +1,148 @@
-//! (in the making)
+//! The steps that touch the world. Performing one means: look at the rows, write what is
+//! missing, send what has to be sent, and say how things stand. Each may be performed any
+//! number of times.
+//!
+//! Invariants:
+//! - A command is a row before it is sent, one per purpose; sent again it has the same id.
+//! - No transaction is open while an agent is talked to.
+//! - A command whose outcome is unknown is looked into before anything is done again.
+
+mod installer;
+mod order;
+mod power;
+mod system;
+
+use std::time::Duration;
+
+use rackhand_common::{
+    event::Outcome,
+    time::Now,
+    wire::{Action, Command, ControllerResponse},
+};
+use rackhand_controller_core::workflow::{Cause, Fault, Report, Step, WaitFor};
+
+use crate::{
+    store::{Machine, Run, Store, StoreError, StoredCommand, Tx},
+    workflows::Commands,
+};
+
+/// How long after its receipt a command may be started.
+const WITHIN: Duration = Duration::from_secs(120);
+
+/// A command that an agent has, and whose outcome has not come, is sent again after this
+/// long: the agent answers from its ledger. Only the event can be what was lost.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
+
+/// One look at one step of one run.
+pub(crate) struct Look<'a, C> {
+    pub(crate) store: &'a Store,
+    pub(crate) commands: &'a C,
+    pub(crate) now: Now,
+    pub(crate) run: &'a Run,
+    pub(crate) step: Step,
+    pub(crate) attempt: u32,
+    pub(crate) undo: bool,
+}
+
+/// Where a command is.
+enum Sent {
+    /// On its way: what is waited for.
+    Waiting(WaitFor, String),
+    /// Over.
+    Ended(Outcome),
+}
+
+impl<C: Commands> Look<'_, C> {
+    /// Performs the step, or its undo.
+    pub(crate) async fn perform(&self) -> Result<Report, StoreError> {
+        match (self.step, self.undo) {
+            (Step::BootInstaller, false) => self.boot_installer(false).await,
+            (Step::RestartInstaller, false) => self.boot_installer(true).await,
+            (Step::WriteImage, false) => self.order(self.deploy_order()).await,
+            (Step::EraseDisks, false) => self.order(self.erase_order()).await,
+            (Step::StartSystem, false) => self.start_system().await,
+            (Step::SwitchPower, false) => self.switch_power().await,
+            (Step::WriteImage | Step::EraseDisks, true) => self.revoke_order().await,
+            (Step::StartSystem, true) => self.boot_installer(false).await,
+            // They leave nothing behind.
+            (Step::BootInstaller | Step::RestartInstaller | Step::SwitchPower, true) => Ok(Report::Done),
+        }
+    }
+
+    /// Names what a command is for. The attempt is part of it: another try is another
+    /// command.
+    fn purpose(&self, what: &str) -> String {
+        let undo = if self.undo { "undo " } else { "" };
+        format!("{undo}{} {}: {what}", self.step, self.attempt)
+    }
+
+    async fn machine(&self, tx: &mut Tx) -> Result<Machine, StoreError> {
+        tx.machine(&self.run.machine.to_string()).await
+    }
+
+    /// Writes the machine and commits; the rack is woken when what it is told changed.
+    async fn commit(&self, mut tx: Tx, machine: &mut Machine) -> Result<(), StoreError> {
+        tx.update_machine(self.now.wall, machine).await?;
+        tx.commit().await?;
+        self.commands.wake(self.run.rack);
+        Ok(())
+    }
+
+    /// Sends a command unless the agent has it, and says where it is.
+    async fn send(&self, command: &StoredCommand) -> Result<Sent, StoreError> {
+        if let Some(outcome) = &command.outcome {
+            return Ok(Sent::Ended(outcome.clone()));
+        }
+        let on_its_way = || Sent::Waiting(WaitFor::Power, format!("{} by the power driver", doing(command.action)));
+        if let Some(sent) = command.sent {
+            let passed = Duration::try_from(self.now.wall.duration_since(sent)).unwrap_or(ASK_AGAIN);
+            if passed < ASK_AGAIN {
+                return Ok(on_its_way());
+            }
+        }
+        let message = Command {
+            id: command.id,
+            machine: command.machine,
+            epoch: command.epoch,
+            within: WITHIN,
+            action: command.action,
+        };
+        match self.commands.command(command.rack, message).await {
+            Err(unreachable) => Ok(Sent::Waiting(WaitFor::Agent, unreachable.to_string())),
+            Ok(ControllerResponse::Known(outcome)) => {
+                let mut tx = self.store.begin().await?;
+                tx.command_ended(command.rack, command.id, &outcome).await?;
+                tx.commit().await?;
+                Ok(Sent::Ended(outcome))
+            }
+            Ok(ControllerResponse::Accepted) => {
+                let mut tx = self.store.begin().await?;
+                tx.command_sent(self.now.wall, command.id).await?;
+                tx.commit().await?;
+                Ok(on_its_way())
+            }
+            // Not in its ledger, so without effect: most likely it has not stored the
+            // intent with this epoch yet.
+            Ok(ControllerResponse::Refused(reason)) => {
+                Ok(Sent::Waiting(WaitFor::Agent, format!("agent does not take the command: {reason}")))
+            }
+            Ok(ControllerResponse::Stored(_)) => {
+                Ok(Sent::Waiting(WaitFor::Agent, "agent answered another question".to_owned()))
+            }
+        }
+    }
+}
+
+fn failed(cause: Cause, detail: impl Into<String>) -> Report {
+    Report::Failed(Fault { cause, detail: detail.into() })
+}
+
+fn doing(action: Action) -> &'static str {
+    match action {
+        Action::PowerOn => "switched on",
+        Action::PowerOff => "switched off",
+        Action::PowerCycle => "switched off and on",
+        Action::NetworkBoot => "restarted from the network",
+        Action::PowerStatus => "power read",
+    }
+}

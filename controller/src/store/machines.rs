@@ -220,18 +220,10 @@ impl Tx {
             self.write_macs(machine).await?;
         }
         if crate::intent::machine(&before) != crate::intent::machine(machine) {
-            self.bump_revision(machine.rack).await?;
+            self.touch_rack(machine.rack).await?;
         }
         machine.updated = now;
         machine.version += 1;
-        Ok(())
-    }
-
-    async fn bump_revision(&mut self, rack: RackId) -> Result<(), StoreError> {
-        sqlx::query("UPDATE racks SET revision = revision + 1 WHERE id = $1")
-            .bind(rack.to_string())
-            .execute(&mut *self.inner)
-            .await?;
         Ok(())
     }
 

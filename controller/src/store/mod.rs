@@ -31,7 +31,7 @@ pub use self::{
     images::{Image, ImageState, Stored},
     machines::Machine,
     racks::{Rack, SoundNetwork, Unsound},
-    runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Run, RunStatus},
+    runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Run, RunStatus},
     tokens::Token,
 };
 

@@ -75,7 +75,7 @@ pub enum Parameters {
     /// Install a system.
     Deploy(Deploy),
     /// Take the machine back and erase it.
-    Release,
+    Release(Release),
     /// Switch its power.
     Power(PowerChange),
 }
@@ -93,6 +93,16 @@ pub struct Deploy {
     pub disk: DiskRule,
     /// What the system is told.
     pub host: Host,
+    /// Identities of all disks the machine had when the run was asked for.
+    pub disks: Vec<String>,
+}
+
+/// What is erased.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    /// Identities of all disks the machine had when the run was asked for: one that vanished
+    /// since is not erased, and must not be forgotten.
+    pub disks: Vec<String>,
 }
 
 /// A change of chassis power.
@@ -123,7 +133,7 @@ impl Parameters {
     pub fn workflow(&self) -> Workflow {
         match self {
             Self::Deploy(_) => Workflow::Deploy,
-            Self::Release => Workflow::Release,
+            Self::Release(_) => Workflow::Release,
             Self::Power(_) => Workflow::Power,
         }
     }

@@ -1,0 +1,107 @@
+//! Orders for the installer: given, waited for, and taken back.
+
+use rackhand_common::{
+    intent::{self, Boot, Order, Work},
+    wire::Action,
+};
+use rackhand_controller_core::workflow::{Cause, Report, Step, WaitFor};
+
+use super::{Look, failed};
+use crate::{
+    store::{Machine, OrderEnd, Parameters, StoreError, StoredCommand, Tx},
+    workflows::Commands,
+};
+
+/// How often a machine that is lost in the middle of an order is brought back.
+const BRING_BACK: u32 = 3;
+
+impl<C: Commands> Look<'_, C> {
+    pub(super) fn deploy_order(&self) -> Option<Order> {
+        let Parameters::Deploy(deploy) = &self.run.parameters else { return None };
+        Some(Order {
+            run: self.run.id,
+            attempt: self.attempt,
+            disks: deploy.disks.clone(),
+            work: Work::Deploy(intent::Deploy {
+                manifest: deploy.manifest,
+                disk: deploy.disk.clone(),
+                host: deploy.host.clone(),
+            }),
+        })
+    }
+
+    pub(super) fn erase_order(&self) -> Option<Order> {
+        let Parameters::Release(release) = &self.run.parameters else { return None };
+        Some(Order { run: self.run.id, attempt: self.attempt, disks: release.disks.clone(), work: Work::Erase })
+    }
+
+    /// Has the order given, and waits for what becomes of it.
+    pub(super) async fn order(&self, order: Option<Order>) -> Result<Report, StoreError> {
+        let Some(order) = order else { return Ok(failed(Cause::Internal, "the run's parameters fit no order")) };
+        if let Some(result) = self.run.result.as_ref().filter(|result| result.attempt == self.attempt) {
+            return Ok(match &result.end {
+                OrderEnd::Done(_) => Report::Done,
+                OrderEnd::Failed { cause, detail } => failed(Cause::Installer(*cause), detail),
+            });
+        }
+        let mut tx = self.store.begin().await?;
+        let mut machine = self.machine(&mut tx).await?;
+        machine.boot = Boot::Installer;
+        machine.order = Some(order);
+        let back = if machine.connected { None } else { self.bring_back(&mut tx, &machine).await? };
+        self.commit(tx, &mut machine).await?;
+        if machine.connected {
+            return Ok(self.at_work());
+        }
+        match back {
+            Some(command) => Ok(match self.restarted(&machine, &command).await? {
+                Report::Done => self.at_work(),
+                other => other,
+            }),
+            None => Ok(failed(Cause::InstallerLost, format!("the installer was lost {BRING_BACK} times"))),
+        }
+    }
+
+    /// The command that brings back a machine whose installer was lost: the latest one that
+    /// no connection has followed, or a new one.
+    async fn bring_back(&self, tx: &mut Tx, machine: &Machine) -> Result<Option<StoredCommand>, StoreError> {
+        for time in 1..=BRING_BACK {
+            let purpose = self.purpose(&format!("bring back {time}"));
+            match tx.command(self.run.id, &purpose).await? {
+                Some(command) if machine.connection > command.after => {}
+                Some(command) => return Ok(Some(command)),
+                None => return tx.issue(self.now.wall, self.run, &purpose, Action::NetworkBoot).await.map(Some),
+            }
+        }
+        Ok(None)
+    }
+
+    fn at_work(&self) -> Report {
+        let waiting = if self.step == Step::EraseDisks { WaitFor::Erasure } else { WaitFor::Image };
+        let (done, total) = (self.run.done, self.run.total);
+        let detail = match done.saturating_mul(100).checked_div(total) {
+            Some(percent) => format!("{percent} % of {} MiB", total >> 20),
+            None => "installer has not begun".to_owned(),
+        };
+        Report::Waiting { waiting, detail, mark: done }
+    }
+
+    /// Takes the order back. An installer that has not reported may still be writing: it is
+    /// restarted.
+    pub(super) async fn revoke_order(&self) -> Result<Report, StoreError> {
+        let mut tx = self.store.begin().await?;
+        let mut machine = self.machine(&mut tx).await?;
+        let given = machine.order.as_ref().map(|order| order.attempt);
+        let reported = self.run.result.as_ref().map(|result| result.attempt);
+        let idle = given.is_none_or(|given| reported.is_some_and(|reported| reported >= given));
+        // Once a restart was begun, only a fresh installer tells that nothing is written.
+        if idle && self.attempt == 1 && self.restart_of(&mut tx).await?.is_none() {
+            machine.boot = Boot::Installer;
+            machine.order = None;
+            self.commit(tx, &mut machine).await?;
+            return Ok(Report::Done);
+        }
+        drop(tx);
+        self.boot_installer(true).await
+    }
+}

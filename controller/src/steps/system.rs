@@ -1,0 +1,53 @@
+//! Starting the installed system.
+
+use rackhand_common::{
+    event::{Outcome, Stage},
+    intent::Boot,
+    wire::Action,
+};
+use rackhand_controller_core::workflow::{Cause, Report, WaitFor, hop};
+
+use super::{Look, Sent, failed};
+use crate::{store::StoreError, workflows::Commands};
+
+impl<C: Commands> Look<'_, C> {
+    /// Has the machine start its own disk, and waits until the system calls home. The
+    /// installer restarts it once the intent says disk; from the second try on it is
+    /// switched off and on.
+    pub(super) async fn start_system(&self) -> Result<Report, StoreError> {
+        if self.run.phoned_home {
+            return Ok(Report::Done);
+        }
+        let mut tx = self.store.begin().await?;
+        let mut machine = self.machine(&mut tx).await?;
+        machine.boot = Boot::Disk;
+        machine.order = None;
+        let command = match self.attempt {
+            1 => None,
+            _ => Some(tx.issue(self.now.wall, self.run, &self.purpose("cycle"), Action::PowerCycle).await?),
+        };
+        self.commit(tx, &mut machine).await?;
+        if let Some(command) = &command {
+            match self.send(command).await? {
+                Sent::Waiting(waiting, detail) => return Ok(Report::Waiting { waiting, detail, mark: 0 }),
+                Sent::Ended(Outcome::Done) => {}
+                Sent::Ended(Outcome::Refused(reason)) => return Ok(failed(Cause::CommandRefused, reason)),
+                Sent::Ended(Outcome::Failed(reason)) => return Ok(failed(Cause::Power, reason)),
+                Sent::Ended(Outcome::Unknown) if machine.stage_event > command.after => {}
+                Sent::Ended(Outcome::Unknown) => return self.look(command).await,
+            }
+        }
+        let (waiting, detail) = match (&machine.stage, &command) {
+            (Some(Stage::Rebooting | Stage::OsDhcp), None) => hop(machine.stage.as_ref()),
+            (_, None) if machine.connected => (WaitFor::Installer, "written, has not restarted yet"),
+            (_, None) => (WaitFor::System, "restarted, has not been heard of"),
+            (stage, Some(command)) => hop(stage.as_ref().filter(|_| machine.stage_event > command.after)),
+        };
+        // Counted from its restart.
+        let mark = match &machine.stage {
+            Some(Stage::Rebooting | Stage::OsDhcp) if command.is_none() => machine.stage_event,
+            _ => command.map_or(0, |command| machine.power_event.max(command.after)),
+        };
+        Ok(Report::Waiting { waiting, detail: detail.to_owned(), mark })
+    }
+}
