@@ -223,7 +223,19 @@ mod tests {
 10.77.0.5/24 10.77.0.2 10.77.0.8
 10.77.0.1/24 10.77.0.2 10.77.0.8 10.77.0.4
 10.77.0.1/24 10.77.0.2 10.77.0.8 10.78.0.4",
-            expect![[r#""#]],
+            expect![[r#"
+                10.77.0.1/24 10.77.0.100 10.77.0.150 10.77.0.1: sound
+                10.77.0.1/24 10.77.0.100 10.77.0.100: sound
+                10.77.0.1/30 10.77.0.2 10.77.0.2: the subnet 10.77.0.0/30 has no room for machines: its prefix must be /29 or shorter
+                10.77.0.0/24 10.77.0.100 10.77.0.150: 10.77.0.0 is the subnet's network or broadcast address and cannot be the node's address
+                10.77.0.1/24 10.77.0.200 10.77.0.255: 10.77.0.255 is the subnet's network or broadcast address and cannot be the delegated range's last address
+                10.77.0.1/24 10.77.0.0 10.77.0.9: 10.77.0.0 is the subnet's network or broadcast address and cannot be the delegated range's first address
+                10.77.0.1/24 10.77.0.9 10.77.1.9: 10.77.1.9 is not in the subnet and cannot be the delegated range's last address
+                10.77.0.1/24 10.77.0.9 10.77.0.8: the delegated range ends before it begins
+                10.77.0.5/24 10.77.0.2 10.77.0.8: the delegated range contains 10.77.0.5, which is the node's address
+                10.77.0.1/24 10.77.0.2 10.77.0.8 10.77.0.4: the delegated range contains 10.77.0.4, which is the gateway
+                10.77.0.1/24 10.77.0.2 10.77.0.8 10.78.0.4: 10.78.0.4 is not in the subnet and cannot be the gateway
+            "#]],
         );
     }
 }
