@@ -1,1 +1,393 @@
-//! (in the making)
+//! The process `rackhand-agent serve`: everything long-lived in it is built and spawned here.
+//!
+//! Invariants:
+//! - One store, `agent.redb`, is opened once; a second agent on the same state is refused.
+//! - The process starts, and serves boot and the technician, without the controller.
+//! - Shutdown: no new commands or connections; a power command that has begun may end, the
+//!   spool is flushed; whoever is late at the [deadline](GRACE) is named and left behind.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+
+use rackhand_common::{
+    id::{AgentId, RackId},
+    time::Clock,
+};
+
+use crate::{
+    clock::SystemClock,
+    health::{self, Metrics},
+    intent,
+    ledger::Ledger,
+    local::{self, Node, Source, UplinkView},
+    power::{Call, Exec, ExecFile, Executor, Power},
+    spool::{self, Spool},
+    timeline::Timelines,
+};
+
+/// How long shutdown waits for what is under way.
+pub const GRACE: Duration = Duration::from_secs(20);
+
+/// Commands received and not yet looked at. A rack's worth; the uplink waits when it is full.
+const CALLS: usize = 64;
+
+/// `/etc/rackhand/agent.toml` as written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Directory of everything that must survive a restart; default `/var/lib/rackhand-agent`.
+    #[serde(default = "default_state")]
+    pub state: PathBuf,
+    /// The unix socket for boot and the technician; default `/run/rackhand/agent.sock`.
+    #[serde(default = "default_socket")]
+    pub socket: PathBuf,
+    /// Where `/metrics` is answered; default `127.0.0.1:9633`.
+    #[serde(default = "default_metrics")]
+    pub metrics: SocketAddr,
+    /// The most events kept while the controller is away; default 100000, about 30 MB.
+    #[serde(default = "default_events")]
+    pub events: u64,
+    /// How machines are switched.
+    #[serde(default)]
+    pub power: ExecFile,
+}
+
+/// The configuration as used.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Directory of everything that must survive a restart.
+    pub state: PathBuf,
+    /// The unix socket for boot and the technician.
+    pub socket: PathBuf,
+    /// Where `/metrics` is answered.
+    pub metrics: SocketAddr,
+    /// The most events kept while the controller is away.
+    pub events: u64,
+    /// How machines are switched.
+    pub power: Exec,
+}
+
+fn default_state() -> PathBuf {
+    "/var/lib/rackhand-agent".into()
+}
+
+fn default_socket() -> PathBuf {
+    "/run/rackhand/agent.sock".into()
+}
+
+fn default_metrics() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 9633))
+}
+
+fn default_events() -> u64 {
+    100_000
+}
+
+impl TryFrom<File> for Config {
+    type Error = String;
+
+    fn try_from(file: File) -> Result<Self, String> {
+        if file.events < 1000 {
+            return Err("events must be at least 1000: a single deploy makes dozens".into());
+        }
+        let power = Exec::try_from(file.power)?;
+        Ok(Self { state: file.state, socket: file.socket, metrics: file.metrics, events: file.events, power })
+    }
+}
+
+impl Config {
+    /// The configuration in this file; all defaults when there is none.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = match std::fs::read_to_string(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            read => read.with_context(|| format!("cannot read {}", path.display()))?,
+        };
+        Self::parse(&text).with_context(|| format!("{} is not usable", path.display()))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let file: File = toml::from_str(text)?;
+        Self::try_from(file).map_err(anyhow::Error::msg)
+    }
+}
+
+/// What a simulation replaces.
+pub struct Seams {
+    /// The present.
+    pub clock: Arc<dyn Clock>,
+    /// What switches machines; the configuration's `[power]` when absent.
+    pub power: Option<Arc<dyn Power>>,
+}
+
+impl Default for Seams {
+    fn default() -> Self {
+        Self { clock: Arc::new(SystemClock::default()), power: None }
+    }
+}
+
+/// This node as enrolled, and its way to the controller.
+pub struct Link {
+    /// The node's registration.
+    pub agent: AgentId,
+    /// The rack it serves.
+    pub rack: RackId,
+    /// Where chunks and manifests come from.
+    pub source: Arc<dyn Source>,
+    /// How the uplink stands.
+    pub view: watch::Receiver<UplinkView>,
+}
+
+/// An agent that runs.
+pub struct Running {
+    /// Where metrics are answered; the port that was given when the configuration said 0.
+    pub metrics: SocketAddr,
+    /// The intent acted on.
+    pub intent: intent::Store,
+    /// Events on their way to the controller.
+    pub spool: Spool,
+    /// Commands written down.
+    pub ledger: Ledger,
+    /// Where commands are to be given.
+    pub calls: mpsc::Sender<Call>,
+    parts: JoinSet<Result<&'static str>>,
+    shutdown: CancellationToken,
+}
+
+/// Builds the agent and starts all of it but the uplink.
+pub async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: CancellationToken) -> Result<Running> {
+    let Seams { clock, power } = seams;
+    let path = config.state.join("agent.redb");
+    let database = tokio::task::spawn_blocking(move || spool::open_database(&path)).await??;
+    let timelines = Timelines::open(&database)?;
+    let spool = Spool::within(database.clone(), config.events, Some(timelines.clone()))?;
+    let ledger = Ledger::open(database, spool.clone(), clock.now().wall).await?;
+    let intent = intent::Store::open_for(&config.state, link.rack)
+        .with_context(|| format!("cannot read the intent in {}", config.state.display()))?;
+    let socket = local::bind(&config.socket)
+        .with_context(|| format!("cannot listen on {}: does its directory exist?", config.socket.display()))?;
+    let listener = TcpListener::bind(config.metrics)
+        .await
+        .with_context(|| format!("cannot answer metrics on {} (`metrics` in agent.toml)", config.metrics))?;
+    let metrics_at = listener.local_addr()?;
+
+    let counters = Arc::new(Metrics::default());
+    let (measured, health) = watch::channel(None);
+    let (calls, receiver) = mpsc::channel(CALLS);
+    let mut parts = JoinSet::new();
+    {
+        let executor = Executor {
+            driver: power.unwrap_or_else(|| Arc::new(config.power.clone())),
+            ledger: ledger.clone(),
+            spool: spool.clone(),
+            intent: intent.clone(),
+            clock: clock.clone(),
+            metrics: counters.clone(),
+        };
+        let shutdown = shutdown.clone();
+        parts.spawn(async move {
+            executor.run(receiver, shutdown).await;
+            Ok("power commands")
+        });
+    }
+    {
+        let node = Node {
+            agent: link.agent,
+            rack: link.rack,
+            intent: intent.clone(),
+            spool: spool.clone(),
+            timelines,
+            source: link.source,
+            uplink: link.view.clone(),
+            health: health.clone(),
+            clock: clock.clone(),
+        };
+        let shutdown = shutdown.clone();
+        parts.spawn(async move { Ok(local::serve(socket, node, shutdown).await.map(|()| "local socket")?) });
+    }
+    {
+        let (state, spool, clock, shutdown) = (config.state.clone(), spool.clone(), clock.clone(), shutdown.clone());
+        parts.spawn(async move {
+            health::sample(state, spool, clock, measured, shutdown).await;
+            Ok("health")
+        });
+    }
+    {
+        let (spool, intent) = (spool.clone(), intent.clone());
+        let sources = health::Sources { metrics: counters, spool, intent, uplink: link.view, health, clock };
+        let shutdown = shutdown.clone();
+        parts.spawn(async move { Ok(health::serve(listener, sources, shutdown).await.map(|()| "metrics")?) });
+    }
+    Ok(Running { metrics: metrics_at, intent, spool, ledger, calls, parts, shutdown })
+}
+
+impl Running {
+    /// Waits until shutdown, or until a part ends that should not; then ends all others.
+    pub async fn wait(mut self) -> Result<()> {
+        let first = self.parts.join_next().await;
+        let early = !self.shutdown.is_cancelled();
+        self.shutdown.cancel();
+        let mut result = match first {
+            Some(Ok(Ok(part))) if early => Err(anyhow::anyhow!("{part} ended by itself")),
+            Some(Ok(Err(error))) => Err(error),
+            Some(Err(error)) => Err(error.into()),
+            _ => Ok(()),
+        };
+        let others = async {
+            while let Some(ended) = self.parts.join_next().await {
+                let ended = ended.map_err(anyhow::Error::from).and_then(|ended| ended);
+                if let Err(error) = ended
+                    && result.is_ok()
+                {
+                    result = Err(error);
+                }
+            }
+        };
+        if timeout(GRACE, others).await.is_err() {
+            tracing::warn!(late = self.parts.len(), "shutdown does not wait any longer: a power command is under way");
+        }
+        self.spool.append(Vec::new()).await?;
+        result
+    }
+}
+
+/// Tells systemd that the process is ready, and that it is alive for as long as the spool can
+/// be written: a disk that failed once is refused by the store until the process is restarted.
+pub async fn attend(spool: Spool, shutdown: CancellationToken) {
+    notify(sd_notify::NotifyState::Ready);
+    if let Some(period) = sd_notify::watchdog_enabled() {
+        let mut ticks = tokio::time::interval(period / 3);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = shutdown.cancelled() => break,
+            }
+            if spool.append(Vec::new()).await.is_ok() {
+                notify(sd_notify::NotifyState::Watchdog);
+            }
+        }
+    } else {
+        shutdown.cancelled().await;
+    }
+    notify(sd_notify::NotifyState::Stopping);
+}
+
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::debug!(%error, "systemd is not told");
+    }
+}
+
+/// Makes the state directory, for this user alone.
+pub fn prepare(state: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state)
+        .with_context(|| format!("cannot make {} (`state` in agent.toml)", state.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+    use rackhand_common::{
+        image::{Digest, SignedManifest},
+        wire::{LocalRequest, LocalResponse},
+    };
+
+    use super::*;
+    use crate::local::{Client, FetchError, Fetched};
+
+    struct Nothing;
+
+    impl Source for Nothing {
+        fn chunk(&self, _: Digest) -> Fetched<'_, Vec<u8>> {
+            Box::pin(async { Err(FetchError::Unavailable("no controller".into())) })
+        }
+
+        fn manifest(&self, _: Digest) -> Fetched<'_, SignedManifest> {
+            Box::pin(async { Err(FetchError::Unavailable("no controller".into())) })
+        }
+    }
+
+    async fn assembled(dir: &Path, shutdown: &CancellationToken) -> Result<Running> {
+        let text = format!("state = {dir:?}\nsocket = {:?}\nmetrics = \"127.0.0.1:0\"\n", dir.join("agent.sock"));
+        let config = Config::parse(&text).unwrap();
+        let view =
+            UplinkView { connected: false, words: "away".into(), certificate_until: jiff::Timestamp::UNIX_EPOCH };
+        let link = Link {
+            agent: AgentId::fresh(),
+            rack: RackId(uuid::Uuid::nil()),
+            source: Arc::new(Nothing),
+            view: watch::channel(view).1,
+        };
+        assemble(&config, Seams::default(), link, shutdown.clone()).await
+    }
+
+    #[tokio::test]
+    async fn an_agent_without_a_controller_answers_and_stops_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let shutdown = CancellationToken::new();
+        let running = assembled(dir.path(), &shutdown).await.unwrap();
+        let metrics = running.metrics;
+        let waited = tokio::spawn(running.wait());
+
+        let mut client = Client::connect(&dir.path().join("agent.sock")).await.unwrap();
+        let answer = client.ask(&LocalRequest::Status).await.unwrap();
+        let LocalResponse::Status(view) = answer else { panic!("{answer:?}") };
+        assert_eq!(view.uplink, "away");
+
+        let text = fetched(metrics).await;
+        for line in ["rackhand_agent_uplink_connected 0", "rackhand_agent_intent_revision 0", "# EOF"] {
+            assert!(text.contains(line), "{text}");
+        }
+
+        let second = assembled(dir.path(), &CancellationToken::new()).await.err().unwrap();
+        assert!(format!("{second:#}").contains("already open"), "{second:#}");
+
+        shutdown.cancel();
+        waited.await.unwrap().unwrap();
+        let again = assembled(dir.path(), &shutdown).await.unwrap();
+        again.wait().await.unwrap();
+    }
+
+    /// One plain HTTP/1.0 exchange.
+    async fn fetched(address: SocketAddr) -> String {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    #[test]
+    fn a_configuration_is_checked_and_mistakes_are_named() {
+        let check = |text: &str, expected: expect_test::Expect| {
+            let error = Config::parse(text).err().map(|error| format!("{error:#}")).unwrap_or_default();
+            expected.assert_eq(error.trim_end());
+        };
+        check("", expect![""]);
+        check("events = 10", expect!["events must be at least 1000: a single deploy makes dozens"]);
+        check("[power]\ncommand = []", expect!["power.command names no program"]);
+        check(
+            "[power]\n[[power.machine]]\nmac = \"52:54:00:12:34:56\"\ncommand = [\"pdu\", \"3\"]\n\n[[power.machine]]\nmac = \"52-54-00-12-34-56\"\ncommand = [\"pdu\", \"4\"]",
+            expect!["there are two power.machine with mac 52:54:00:12:34:56"],
+        );
+        check("spcket = \"/x\"", expect![[""]]);
+    }
+}
