@@ -388,11 +388,14 @@ mod tests {
             "[power]\n[[power.machine]]\nmac = \"52:54:00:12:34:56\"\ncommand = [\"pdu\", \"3\"]\n\n[[power.machine]]\nmac = \"52-54-00-12-34-56\"\ncommand = [\"pdu\", \"4\"]",
             expect!["there are two power.machine with mac 52:54:00:12:34:56"],
         );
-        check("spcket = \"/x\"", expect![[r#"
+        check(
+            "spcket = \"/x\"",
+            expect![[r#"
             TOML parse error at line 1, column 1
               |
             1 | spcket = "/x"
               | ^^^^^^
-            unknown field `spcket`, expected one of `state`, `socket`, `metrics`, `events`, `power`"#]]);
+            unknown field `spcket`, expected one of `state`, `socket`, `metrics`, `events`, `power`"#]],
+        );
     }
 }

@@ -1,8 +1,6 @@
 //! `rackhand-diag`: how the rack and its machines stand, told by the agent on this node,
 //! also while the controller cannot be reached.
 
-#![expect(clippy::print_stdout, reason = "a command-line tool")]
-
 mod show;
 
 use std::{
@@ -111,7 +109,10 @@ fn run(arguments: Arguments) -> Result<()> {
             let mut clock = show::Stopwatch::default();
             print_events(&mut out, &mut clock, &events, json)?;
             let mut shown = VecDeque::from(events);
-            while follow {
+            if !follow {
+                return Ok(());
+            }
+            loop {
                 out.flush()?;
                 std::thread::sleep(Duration::from_secs(1));
                 let (_, events) = timeline(&mut agent, &machine)?;
