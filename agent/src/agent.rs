@@ -235,6 +235,11 @@ pub async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cance
 }
 
 impl Running {
+    /// Adds a part that runs until shutdown and is waited for then, such as the uplink.
+    pub fn add(&mut self, name: &'static str, part: impl Future<Output = Result<()>> + Send + 'static) {
+        self.parts.spawn(async move { part.await.map(|()| name) });
+    }
+
     /// Waits until shutdown, or until a part ends that should not; then ends all others.
     pub async fn wait(mut self) -> Result<()> {
         let first = self.parts.join_next().await;

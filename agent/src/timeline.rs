@@ -188,6 +188,7 @@ impl History {
                 self.installer = true;
                 self.power = Some(Power::On);
             }
+            What::Stage(Stage::Installer) => self.installer = true,
             What::Stage(Stage::Rebooting | Stage::PoweredOn) | What::Lost | What::PhonedHome { .. } => {
                 self.installer = false;
             }

@@ -1,5 +1,7 @@
 //! Processes that are killed while they write.
 
+#![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
+
 use std::{
     io::{BufRead as _, BufReader},
     process::{Command, Stdio},

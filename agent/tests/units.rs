@@ -1,5 +1,7 @@
 //! The unit files, as systemd reads them.
 
+#![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
+
 use std::{fs, path::Path, process::Command};
 
 const UNITS: [&str; 2] = ["rackhand-agent.service", "rackhand-boot.service"];

@@ -161,7 +161,7 @@ fn connect(socket: &Path) -> Result<UnixStream> {
             io::ErrorKind::PermissionDenied => "run it as root, or as a member of the group `rackhand`",
             _ => "is this the agent's socket? It is `socket` in /etc/rackhand/agent.toml",
         };
-        anyhow::Error::new(error).context(format!("cannot reach the agent at {}\n{advice}", socket.display()))
+        anyhow::anyhow!("cannot reach the agent at {}: {error}\n{advice}", socket.display())
     })?;
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     stream.set_write_timeout(Some(Duration::from_secs(30)))?;
