@@ -240,6 +240,16 @@ impl Running {
         self.parts.spawn(async move { part.await.map(|()| name) });
     }
 
+    /// Tells systemd that the agent is ready, and runs until shutdown.
+    pub async fn run(mut self) -> Result<()> {
+        let (spool, shutdown) = (self.spool.clone(), self.shutdown.clone());
+        self.add("systemd's watchdog", async {
+            attend(spool, shutdown).await;
+            Ok(())
+        });
+        self.wait().await
+    }
+
     /// Waits until shutdown, or until a part ends that should not; then ends all others.
     pub async fn wait(mut self) -> Result<()> {
         let first = self.parts.join_next().await;

@@ -8,7 +8,7 @@
 //!   only accepted is refused. Neither is begun again.
 //! - An outcome and the events that tell it are stored in one transaction.
 //! - Finished entries stay for [`KEPT`] and are at most [`ENTRIES`]: longer than any command
-//!   may be started after it was given.
+//!   may be started after it was given. The newest [`ALWAYS`] stay whatever the clock says.
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,6 +29,9 @@ pub const KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// The most finished commands remembered.
 pub const ENTRIES: usize = 10_000;
+
+/// Finished commands remembered also when the wall clock jumps.
+pub const ALWAYS: usize = 100;
 
 const COMMANDS: TableDefinition<u128, &[u8]> = TableDefinition::new("ledger_commands");
 const NUMBERS: TableDefinition<&str, u64> = TableDefinition::new("ledger_numbers");
@@ -90,7 +93,8 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// Writes down that a command was accepted, unless it is known.
+    /// Writes down that a command was accepted, unless it is known. For one task only: the
+    /// look and the entry are two steps.
     pub async fn accept(&self, command: &Command, now: Timestamp) -> Result<Begun, SpoolError> {
         let id = command.id;
         let database = self.database.clone();
@@ -217,9 +221,10 @@ fn forget(tx: &WriteTransaction, now: Timestamp) -> Result<(), redb::Error> {
         }
     }
     let surplus = ended.len().saturating_sub(ENTRIES);
+    let oldest = ended.len().saturating_sub(ALWAYS);
     for (index, (id, at)) in ended.into_iter().enumerate() {
         let age = Duration::try_from(now.duration_since(at)).unwrap_or_default();
-        if index < surplus || age > KEPT {
+        if index < surplus || (index < oldest && age > KEPT) {
             commands.remove(id)?;
         }
     }
@@ -308,18 +313,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_finished_command_is_forgotten_after_a_day() {
+    async fn a_finished_command_is_forgotten_after_a_day_but_for_the_newest() {
         let dir = tempfile::tempdir().unwrap();
         let (ledger, _spool) = open(&dir).await;
-        let (old, new) = (command(), command());
+        let commands: Vec<_> = (0..ALWAYS + 2).map(|_| command()).collect();
         let day = i64::try_from(KEPT.as_secs()).unwrap();
-        for (command, second) in [(&old, 10), (&new, 10 + day + 1)] {
-            ledger.accept(command, at(second)).await.unwrap();
-            ledger.begin(command.id).await.unwrap();
-            ledger.end(command.id, command.machine, Outcome::Done, at(second)).await.unwrap();
+        for (index, command) in commands.iter().enumerate() {
+            // The clock jumps by more than a day before the last.
+            let now = at(if index > ALWAYS { 10 + day + 1 } else { 10 });
+            ledger.accept(command, now).await.unwrap();
+            ledger.end(command.id, command.machine, Outcome::Done, now).await.unwrap();
         }
-        assert_eq!(ledger.accept(&old, at(20)).await.unwrap(), Begun::Fresh);
-        assert_eq!(ledger.accept(&new, at(20)).await.unwrap(), Begun::Known(Outcome::Done));
+        assert_eq!(ledger.accept(&commands[0], at(20)).await.unwrap(), Begun::Fresh);
+        assert_eq!(ledger.accept(&commands[1], at(20)).await.unwrap(), Begun::Fresh);
+        for command in &commands[2..] {
+            assert_eq!(ledger.accept(command, at(20)).await.unwrap(), Begun::Known(Outcome::Done));
+        }
     }
 
     #[tokio::test]
