@@ -39,7 +39,6 @@ pub trait Link: Send + Sync + fmt::Debug + 'static {
 pub const BATCH: usize = 64;
 
 /// Answers until `shutdown`. A reply whose lease cannot be committed is not sent.
-#[expect(clippy::too_many_arguments, reason = "the parts boot assembles, each of its own kind")]
 pub async fn serve(
     link: Arc<dyn Link>,
     clock: Arc<dyn Clock>,
@@ -70,7 +69,18 @@ pub async fn serve(
                 }
                 continue;
             }
-            batch = link.receive() => batch?,
+            batch = link.receive() => batch,
+        };
+        let batch = match batch {
+            Ok(batch) => batch,
+            Err(error) => {
+                // The interface is down, or is gone: both pass, and machines ask again.
+                warn!(%error, "DHCP requests not received");
+                tokio::select! {
+                    () = shutdown.cancelled() => return Ok(()),
+                    () = tokio::time::sleep(RETRY) => continue,
+                }
+            }
         };
         let mut replies = answer(&mut server, clock.as_ref(), &batch);
         let made: Vec<_> = replies.iter().filter_map(|reply| reply.commit).collect();
@@ -218,6 +228,9 @@ fn checksum(bytes: &[u8]) -> u16 {
     !u16::try_from(sum).expect("the carries were folded in")
 }
 
+/// Between tries to receive while the interface is down.
+const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
+
 const SERVER: u16 = 67;
 const CLIENT: u16 = 68;
 const UDP: u8 = 17;
@@ -234,5 +247,110 @@ impl fmt::Display for Chain<'_> {
             source = error.source();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rackhand_common::{event::Stage, id::RackId, intent::Network, machine::Firmware};
+    use tokio::sync::{Mutex, mpsc};
+
+    use super::*;
+    use crate::clock::SystemClock;
+
+    /// A cable whose other end is the test.
+    #[derive(Debug)]
+    struct Cable {
+        requests: Mutex<mpsc::Receiver<Vec<u8>>>,
+        answers: mpsc::Sender<(Destination, Vec<u8>)>,
+    }
+
+    impl Link for Cable {
+        fn receive(&self) -> BoxFuture<'_, io::Result<Vec<Vec<u8>>>> {
+            Box::pin(async {
+                let request = self.requests.lock().await.recv().await;
+                Ok(vec![request.ok_or(io::ErrorKind::BrokenPipe)?])
+            })
+        }
+
+        fn send<'a>(&'a self, to: Destination, message: &'a [u8]) -> BoxFuture<'a, io::Result<()>> {
+            Box::pin(async move { self.answers.send((to, message.to_vec())).await.map_err(io::Error::other) })
+        }
+    }
+
+    fn request(mac: Mac, options: &[&[u8]]) -> Vec<u8> {
+        let mut bytes = vec![0; 240];
+        bytes[..3].copy_from_slice(&[1, 1, 6]);
+        bytes[28..34].copy_from_slice(&mac.0);
+        bytes[236..].copy_from_slice(&[0x63, 0x82, 0x53, 0x63]);
+        bytes.extend(options.concat());
+        bytes
+    }
+
+    #[tokio::test]
+    async fn a_lease_is_on_disk_before_its_client_hears_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = Ipv4Addr::new(10, 0, 0, 1);
+        let intent = Intent {
+            revision: 1,
+            rack: RackId::fresh(),
+            name: "r1".into(),
+            network: Network {
+                node: "10.0.0.1/24".parse().unwrap(),
+                gateway: None,
+                dns: vec![],
+                delegated: (Ipv4Addr::new(10, 0, 0, 9), Ipv4Addr::new(10, 0, 0, 9)),
+            },
+            machines: vec![],
+        };
+        let (_keep, intent) = watch::channel(Some(Arc::new(intent)));
+        let db = Arc::new(redb::Database::create(dir.path().join("boot.redb")).unwrap());
+        let leases = Leases::open(db, intent.clone()).unwrap();
+        let spool = Spool::open(&dir.path().join("spool.redb"), 100).unwrap();
+        let (requests, received) = mpsc::channel(8);
+        let (sent, mut answers) = mpsc::channel(8);
+        let link = Arc::new(Cable { requests: Mutex::new(received), answers: sent });
+        let shutdown = CancellationToken::new();
+        let settings = Settings { node, http: SocketAddrV4::new(node, 8080) };
+        let clock = Arc::new(SystemClock::default());
+        let serving =
+            tokio::spawn(serve(link, clock, intent, leases.clone(), settings, spool.clone(), shutdown.clone()));
+
+        let mac: Mac = "52:54:00:00:00:01".parse().unwrap();
+        let rom: &[u8] = b"\x3c\x20PXEClient:Arch:00007:UNDI:003000";
+        requests.send(request(mac, &[&[53, 1, 1], rom])).await.unwrap();
+        let (to, offer) = answers.recv().await.unwrap();
+        let address = Ipv4Addr::new(10, 0, 0, 9);
+        assert_eq!(to, Destination::Raw(mac, address));
+        assert_eq!(offer[16..20], address.octets());
+        assert_eq!(leases.holder(mac), None);
+
+        let selecting: [&[u8]; 3] = [&[53, 1, 3], &[54, 4, 10, 0, 0, 1], &[50, 4, 10, 0, 0, 9]];
+        requests.send(request(mac, &[&selecting.concat(), rom])).await.unwrap();
+        let (_, ack) = answers.recv().await.unwrap();
+        assert_eq!(ack[242], 5);
+        let holder = leases.holder(mac).unwrap();
+        assert_eq!(holder.address, address);
+
+        let (_, events) = spool.batch(1).await.unwrap();
+        assert_eq!(events[0].machine, Some(holder.machine));
+        assert_eq!(events[0].what, What::Stage(Stage::RomDhcp(Firmware::Uefi)));
+        shutdown.cancel();
+        serving.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_raw_frame_has_right_checksums() {
+        let frame = frame(
+            Mac([2, 0, 0, 0, 0, 1]),
+            Mac([2, 0, 0, 0, 0, 2]),
+            Ipv4Addr::new(10, 0, 0, 1),
+            Ipv4Addr::new(10, 0, 0, 9),
+            b"odd",
+        );
+        assert_eq!(frame[..14], [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0]);
+        assert_eq!(checksum(&frame[14..34]), 0);
+        let pseudo = [&frame[26..34], &[0, UDP, 0, 11], &frame[34..]].concat();
+        assert_eq!(checksum(&pseudo), 0);
     }
 }
