@@ -1,0 +1,316 @@
+//! Tables and pages for people.
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::views::{Agent, Image, Machine, Rack, Run};
+
+/// A table without lines: easy to read, and to cut with other tools.
+fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut all = vec![header.iter().map(|&title| title.to_owned()).collect::<Vec<_>>()];
+    all.extend(rows);
+    let widths: Vec<_> = (0..header.len())
+        .map(|column| all.iter().map(|row| row[column].chars().count()).max().unwrap_or_default())
+        .collect();
+    let lines = all.iter().map(|row| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Absent things as a dash, so that columns can be counted.
+fn or_dash(text: Option<&str>) -> String {
+    text.filter(|text| !text.is_empty()).unwrap_or("-").to_owned()
+}
+
+pub(crate) fn machines(machines: &[Machine]) -> String {
+    if machines.is_empty() {
+        return "no machines yet: power one on in a rack, and it will be discovered".into();
+    }
+    let rows = machines.iter().map(|machine| {
+        vec![
+            machine.name.clone(),
+            machine.lifecycle.clone(),
+            or_dash(machine.power.as_deref()),
+            machine.address.clone(),
+            or_dash(machine.image.as_deref()),
+            or_dash(machine.alert.as_deref().or(machine.stage.as_deref())),
+        ]
+    });
+    table(&["NAME", "LIFECYCLE", "POWER", "ADDRESS", "IMAGE", "LATEST"], rows)
+}
+
+pub(crate) fn machine(machine: &Machine) -> String {
+    let mut lines = vec![
+        format!("{}  {}", machine.name, machine.id),
+        format!("  lifecycle  {}", machine.lifecycle),
+        format!("  rack       {}", machine.rack),
+        format!("  power      {}", or_dash(machine.power.as_deref())),
+        format!("  address    {}", machine.address),
+        format!("  network    {}", machine.macs.join(", ")),
+        format!("  installer  {}", if machine.installer { "connected" } else { "not connected" }),
+        format!("  image      {}", or_dash(machine.image.as_deref())),
+        format!("  latest     {}", or_dash(machine.stage.as_deref())),
+    ];
+    if let Some(alert) = &machine.alert {
+        lines.push(format!("  ALERT      {alert}"));
+    }
+    if let Some(run) = &machine.run {
+        lines.push(format!("  run        {run}"));
+    }
+    if let Some(inventory) = &machine.inventory {
+        let text = |pointer: &str| inventory.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let number = |pointer: &str| inventory.pointer(pointer).and_then(Value::as_u64).unwrap_or_default();
+        lines
+            .push(format!("  system     {} {}", text("/system/vendor"), text("/system/product")).trim_end().to_owned());
+        lines.push(format!("  processor  {} × {}", number("/cpu/threads"), text("/cpu/model")));
+        lines.push(format!("  memory     {}", bytes(number("/memory"))));
+        lines.push(format!("  firmware   {}", text("/firmware")));
+        for disk in inventory.get("disks").and_then(Value::as_array).into_iter().flatten() {
+            let of = |field: &str| disk.get(field).and_then(Value::as_str).unwrap_or_default();
+            let content = match disk.get("content") {
+                Some(Value::String(blank)) => blank.clone(),
+                Some(data) => data.get("data").and_then(Value::as_str).unwrap_or("unknown").to_owned(),
+                None => "unknown".into(),
+            };
+            let size = disk.get("size").and_then(Value::as_u64).unwrap_or_default();
+            let name = [of("model"), of("serial")].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>();
+            lines.push(format!("  disk       {} {} {} ({content})", of("name"), bytes(size), name.join(" ")));
+        }
+    }
+    if !machine.verbs.is_empty() {
+        lines.push(format!("Possible now: {}", machine.verbs.join(", ")));
+    }
+    lines.join("\n")
+}
+
+pub(crate) fn runs(runs: &[Run]) -> String {
+    if runs.is_empty() {
+        return "no runs yet: `rackhand machine deploy` starts one".into();
+    }
+    let rows = runs.iter().map(|run| {
+        let took = run.ended.map(|ended| relative(ended, run.created));
+        vec![
+            run.id.clone(),
+            run.kind.clone(),
+            run.machine.clone(),
+            run.status.clone(),
+            or_dash(took.as_deref()),
+            or_dash(run.cause.as_deref().or(run.waiting_for.as_deref())),
+        ]
+    });
+    table(&["RUN", "KIND", "MACHINE", "STATUS", "TOOK", "BECAUSE"], rows)
+}
+
+pub(crate) fn run(run: &Run) -> String {
+    let mut lines = vec![
+        format!("{} {}  {}", run.kind, run.machine, run.id),
+        format!("  status   {}", run.status),
+        format!("  started  {}", second(run.created)),
+    ];
+    if let Some(step) = &run.step {
+        lines.push(format!("  step     {step}, attempt {}", run.attempt));
+    }
+    if let Some(waiting) = &run.waiting_for {
+        let until = run.waiting_until.map(|until| format!(", until {}", second(until))).unwrap_or_default();
+        lines.push(format!("  waiting  for {waiting}{until}"));
+    }
+    if let Some(ended) = run.ended {
+        lines.push(format!("  ended    {} after {}", second(ended), relative(ended, run.created)));
+    }
+    if let Some(cause) = &run.cause {
+        lines.push(format!("  cause    {cause}"));
+    }
+    if let Some(detail) = &run.detail {
+        lines.extend(detail.lines().map(|line| format!("  | {line}")));
+    }
+    lines.join("\n")
+}
+
+pub(crate) fn images(images: &[Image]) -> String {
+    if images.is_empty() {
+        return "no images yet: rackhand image import FILE --name debian-12".into();
+    }
+    let rows = images.iter().map(|image| {
+        let content = image.content.as_ref();
+        vec![
+            image.name.clone(),
+            image.state.clone(),
+            or_dash(content.map(|content| bytes(content.size)).as_deref()),
+            or_dash(content.map(|content| bytes(content.stored)).as_deref()),
+            or_dash(content.map(|content| content.firmware.join(",")).as_deref()),
+            or_dash(image.failure.as_ref().map(|failure| failure.detail.as_str())),
+        ]
+    });
+    table(&["NAME", "STATE", "SIZE", "STORED", "FIRMWARE", "BECAUSE"], rows)
+}
+
+pub(crate) fn image(image: &Image) -> String {
+    let mut lines = vec![
+        format!("{}  {}", image.name, image.id),
+        format!("  state     {}", image.state),
+        format!("  imported  {}", second(image.created)),
+        format!("  settings  {}", image.settings),
+    ];
+    if let Some(progress) = &image.progress {
+        lines.push(format!("  doing     {} {} of {}", progress.doing, bytes(progress.done), bytes(progress.total)));
+    }
+    if let Some(content) = &image.content {
+        lines.push(format!("  size      {}, stored in {}", bytes(content.size), bytes(content.stored)));
+        lines.push(format!("  sector    {} bytes", content.sector));
+        lines.push(format!("  firmware  {}", content.firmware.join(", ")));
+        lines.push(format!("  sha256    {}", content.sha256));
+        lines.push(format!("  manifest  {}", content.manifest));
+    }
+    if let Some(failure) = &image.failure {
+        lines.push(format!("  cause     {}: {}", failure.cause, failure.detail));
+    }
+    lines.join("\n")
+}
+
+pub(crate) fn racks(racks: &[Rack]) -> String {
+    if racks.is_empty() {
+        return "no racks yet: rackhand rack create NAME --node 10.77.0.1/24 --delegated 10.77.0.100-10.77.0.199"
+            .into();
+    }
+    let rows = racks.iter().map(|rack| {
+        let [first, last] = &rack.network.delegated;
+        vec![rack.name.clone(), rack.network.node.clone(), format!("{first}-{last}"), rack.id.clone()]
+    });
+    table(&["NAME", "NODE", "DELEGATED", "ID"], rows)
+}
+
+pub(crate) fn agents(agents: &[Agent]) -> String {
+    if agents.is_empty() {
+        return "no agents yet: rackhand agent enrol --rack NAME".into();
+    }
+    let rows = agents.iter().map(|agent| {
+        vec![
+            agent.id.clone(),
+            agent.rack.clone(),
+            if agent.connected { "connected" } else { "away" }.into(),
+            or_dash(agent.version.as_deref()),
+            or_dash(agent.seen.map(second).as_deref()),
+        ]
+    });
+    table(&["AGENT", "RACK", "STATE", "VERSION", "SEEN"], rows)
+}
+
+/// A time to the second.
+pub(crate) fn second(time: Timestamp) -> String {
+    Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
+}
+
+/// How long after `start`: `+0:07.3`, as people read a stop watch.
+pub(crate) fn relative(time: Timestamp, start: Timestamp) -> String {
+    let tenths = (time.as_millisecond() - start.as_millisecond()).max(0) / 100;
+    let (hours, minutes, seconds) = (tenths / 36_000, tenths / 600 % 60, tenths / 10 % 60);
+    match hours {
+        0 => format!("{minutes}:{seconds:02}.{}", tenths % 10),
+        _ => format!("{hours}:{minutes:02}:{seconds:02}"),
+    }
+}
+
+/// A size in binary units, to a tenth.
+pub(crate) fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut unit = 0;
+    let mut divisor = 1u64;
+    while unit + 1 < UNITS.len() && bytes / divisor >= 1024 {
+        unit += 1;
+        divisor *= 1024;
+    }
+    if unit == 0 {
+        return format!("{bytes} B");
+    }
+    let tenths = (u128::from(bytes) * 10 / u128::from(divisor)) as u64;
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+    use serde_json::json;
+
+    use super::*;
+
+    fn vm0() -> Machine {
+        serde_json::from_value(json!({
+            "id": "01931b1e-0000-7000-8000-000000000001", "name": "vm0", "rack": "demo", "lifecycle": "ready",
+            "power": "on", "installer": true, "address": "10.77.0.100", "macs": ["52:54:00:00:00:01"],
+            "stage": "inventory taken", "image": null, "alert": null, "run": null, "verbs": ["deploy", "power"],
+            "inventory": {
+                "firmware": "bios", "memory": 2147483648u64, "system": {"vendor": "QEMU", "product": "Standard PC"},
+                "cpu": {"model": "QEMU TCG CPU", "threads": 2}, "nics": [],
+                "disks": [{"name": "vda", "model": "", "serial": "disk0", "size": 8589934592u64, "content": "blank"}]
+            }
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_list_of_machines_is_a_plain_table() {
+        let away = Machine { name: "db-1".into(), power: None, stage: None, image: Some("debian-12".into()), ..vm0() };
+        expect![[r#"
+            NAME  LIFECYCLE  POWER  ADDRESS      IMAGE      LATEST
+            vm0   ready      on     10.77.0.100  -          inventory taken
+            db-1  ready      -      10.77.0.100  debian-12  -"#]]
+        .assert_eq(&machines(&[vm0(), away]));
+    }
+
+    #[test]
+    fn a_machines_page_tells_what_it_is_and_what_can_be_done() {
+        expect![[r#"
+            vm0  01931b1e-0000-7000-8000-000000000001
+              lifecycle  ready
+              rack       demo
+              power      on
+              address    10.77.0.100
+              network    52:54:00:00:00:01
+              installer  connected
+              image      -
+              latest     inventory taken
+              system     QEMU Standard PC
+              processor  2 × QEMU TCG CPU
+              memory     2.0 GiB
+              firmware   bios
+              disk       vda 8.0 GiB disk0 (blank)
+            Possible now: deploy, power"#]]
+        .assert_eq(&machine(&vm0()));
+    }
+
+    #[test]
+    fn a_run_that_failed_says_why() {
+        let failed: Run = serde_json::from_value(json!({
+            "id": "01931b1e-0000-7000-8000-000000000002", "machine": "vm0", "kind": "deploy", "status": "failed",
+            "step": "order", "attempt": 3, "waiting_for": null, "waiting_until": null, "cause": "image",
+            "detail": "chunk 7 never had the right digest\nlast lines", "created": "2026-01-01T00:00:00Z",
+            "ended": "2026-01-01T00:01:07.35Z"
+        }))
+        .unwrap();
+        expect![[r#"
+            RUN                                   KIND    MACHINE  STATUS  TOOK    BECAUSE
+            01931b1e-0000-7000-8000-000000000002  deploy  vm0      failed  1:07.3  image"#]]
+        .assert_eq(&runs(std::slice::from_ref(&failed)));
+        expect![[r#"
+            deploy vm0  01931b1e-0000-7000-8000-000000000002
+              status   failed
+              started  2026-01-01T00:00:00Z
+              step     order, attempt 3
+              ended    2026-01-01T00:01:07Z after 1:07.3
+              cause    image
+              | chunk 7 never had the right digest
+              | last lines"#]]
+        .assert_eq(&run(&failed));
+    }
+
+    #[test]
+    fn sizes_and_times_are_short() {
+        assert_eq!([0, 1023, 1024, 1536, 10 << 30].map(bytes), ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "10.0 GiB"]);
+        let at = |ms| Timestamp::from_millisecond(ms).unwrap();
+        assert_eq!(relative(at(67_350), at(0)), "1:07.3");
+        assert_eq!(relative(at(3_600_000 + 61_000), at(0)), "1:01:01");
+        assert_eq!(relative(at(0), at(5)), "0:00.0");
+    }
+}

@@ -1,0 +1,121 @@
+//! What the controller answers, as far as this tool shows it. Fields it does not know are
+//! ignored: a newer controller may say more.
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::Value;
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Machine {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) rack: String,
+    pub(crate) lifecycle: String,
+    pub(crate) power: Option<String>,
+    pub(crate) installer: bool,
+    pub(crate) address: String,
+    pub(crate) macs: Vec<String>,
+    pub(crate) stage: Option<String>,
+    pub(crate) image: Option<String>,
+    pub(crate) alert: Option<String>,
+    pub(crate) run: Option<String>,
+    #[serde(default)]
+    pub(crate) verbs: Vec<String>,
+    pub(crate) inventory: Option<Value>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Run {
+    pub(crate) id: String,
+    pub(crate) machine: String,
+    pub(crate) kind: String,
+    pub(crate) status: String,
+    pub(crate) step: Option<String>,
+    pub(crate) attempt: u32,
+    pub(crate) waiting_for: Option<String>,
+    pub(crate) waiting_until: Option<Timestamp>,
+    pub(crate) cause: Option<String>,
+    pub(crate) detail: Option<String>,
+    pub(crate) created: Timestamp,
+    pub(crate) ended: Option<Timestamp>,
+}
+
+impl Run {
+    pub(crate) fn over(&self) -> bool {
+        self.status != "running"
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Event {
+    pub(crate) id: u64,
+    pub(crate) at: Timestamp,
+    pub(crate) run: Option<String>,
+    pub(crate) kind: String,
+    pub(crate) text: String,
+    pub(crate) progress: Option<Progress>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Progress {
+    #[serde(default)]
+    pub(crate) doing: String,
+    pub(crate) done: u64,
+    pub(crate) total: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Image {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) state: String,
+    pub(crate) settings: String,
+    pub(crate) created: Timestamp,
+    pub(crate) progress: Option<Progress>,
+    pub(crate) content: Option<Content>,
+    pub(crate) failure: Option<Failure>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Content {
+    pub(crate) size: u64,
+    pub(crate) stored: u64,
+    pub(crate) sector: u32,
+    pub(crate) firmware: Vec<String>,
+    pub(crate) sha256: String,
+    pub(crate) manifest: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) cause: String,
+    pub(crate) detail: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Rack {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) network: Network,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Network {
+    pub(crate) node: String,
+    pub(crate) delegated: [String; 2],
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Agent {
+    pub(crate) id: String,
+    pub(crate) rack: String,
+    pub(crate) connected: bool,
+    pub(crate) version: Option<String>,
+    pub(crate) seen: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Code {
+    pub(crate) expires: Timestamp,
+    pub(crate) command: String,
+}
