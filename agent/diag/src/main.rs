@@ -112,26 +112,10 @@ fn run(arguments: Arguments) -> Result<()> {
             if !follow {
                 return Ok(());
             }
-            let mut away = false;
             loop {
                 out.flush()?;
                 std::thread::sleep(Duration::from_secs(1));
-                // The agent may be restarted meanwhile; its timelines stay.
-                let answer = timeline(&mut agent, &machine).or_else(|_| {
-                    agent = connect(&arguments.socket)?;
-                    timeline(&mut agent, &machine)
-                });
-                let events = match answer {
-                    Ok((_, events)) => events,
-                    Err(error) => {
-                        if !away {
-                            let _ = writeln!(io::stderr(), "rackhand-diag: {error:#}\nwaiting for the agent");
-                        }
-                        away = true;
-                        continue;
-                    }
-                };
-                away = false;
+                let (_, events) = timeline(&mut agent, &machine)?;
                 let fresh = show::fresh(&shown, &events).to_vec();
                 print_events(&mut out, &mut clock, &fresh, json)?;
                 shown = VecDeque::from(events);

@@ -1,1 +1,193 @@
-//! (in the making)
+//! The operators' HTTP API, `/v1`. `controller/openapi.json` is its published form and is
+//! compared with the code by a test.
+//!
+//! Invariants:
+//! - An operation that is not in [`access::TABLE`] is refused, and [`access`] decides before
+//!   any of a body is read.
+//! - [`Error`] is the only place that knows status codes of refusals.
+//! - Whatever takes long is a run or an import: the answer is 202 and says where to look.
+//! - The types that are sent are this module's own: a change of a row or of a domain type does
+//!   not change the API by itself.
+
+pub mod access;
+mod error;
+mod events;
+mod extract;
+mod images;
+mod machines;
+mod racks;
+mod runs;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Extension, Json, Router,
+    extract::{DefaultBodyLimit, Request},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use rackhand_common::{id::RackId, time::Clock};
+use tokio_util::sync::CancellationToken;
+use utoipa::{
+    Modify, OpenApi,
+    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+pub use self::{
+    access::{Caller, fresh_token},
+    error::Error,
+};
+use crate::{images::Images, store::Store};
+
+/// How long a request may take that neither uploads nor follows anything.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct App {
+    /// The database.
+    pub store: Store,
+    /// Imports and their objects.
+    pub images: Images,
+    /// The present.
+    pub clock: Arc<dyn Clock>,
+    /// Called after every commit that changed something in a rack: wakes the workflows and
+    /// whoever tells the rack.
+    pub changed: Arc<dyn Fn(RackId) + Send + Sync>,
+    /// Makes a fresh enrolment code: its text, and the hash to keep of it.
+    pub new_code: Arc<dyn Fn() -> (String, [u8; 32]) + Send + Sync>,
+    /// `HOST:PORT` at which agents reach this controller.
+    pub agents_address: String,
+    /// Ends event streams, which otherwise never end.
+    pub shutdown: CancellationToken,
+}
+
+/// Everything below `/v1`. To be merged with what agents fetch and with the health routes.
+pub fn router(app: App) -> Router {
+    let (router, document) = operations().split_for_parts();
+    let document = Arc::new(finish(document));
+    router
+        .route("/v1/openapi.json", get(async move || Json((*document).clone())))
+        .method_not_allowed_fallback(async || Error::method())
+        .fallback(async || Error::not_found("there is nothing at this path; /v1/openapi.json lists what there is"))
+        .layer(middleware::from_fn_with_state(app.clone(), access::decide))
+        .with_state(app)
+}
+
+/// The API's OpenAPI document.
+pub fn document() -> utoipa::openapi::OpenApi {
+    finish(operations().into_openapi())
+}
+
+fn operations() -> OpenApiRouter<App> {
+    let quick = OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(whoami))
+        .routes(routes!(racks::list, racks::create))
+        .routes(routes!(racks::show))
+        .routes(routes!(racks::enrolment_code))
+        .routes(routes!(racks::agents))
+        .routes(routes!(machines::list))
+        .routes(routes!(machines::show, machines::rename))
+        .routes(routes!(machines::adopt))
+        .routes(routes!(machines::deploy))
+        .routes(routes!(machines::release))
+        .routes(routes!(machines::power))
+        .routes(routes!(runs::list))
+        .routes(routes!(runs::show))
+        .routes(routes!(runs::cancel))
+        .routes(routes!(events::list))
+        .routes(routes!(images::list, images::import))
+        .routes(routes!(images::show, images::delete))
+        .layer(DefaultBodyLimit::max(extract::MAX_BODY))
+        .layer(middleware::from_fn(in_time));
+    // These end when their client or their body does.
+    let long = OpenApiRouter::new()
+        .routes(routes!(images::upload))
+        .routes(routes!(events::follow))
+        .layer(DefaultBodyLimit::disable());
+    quick.merge(long)
+}
+
+async fn in_time(request: Request, next: Next) -> Response {
+    tokio::time::timeout(TIMEOUT, next.run(request)).await.unwrap_or_else(|_| Error::timeout().into_response())
+}
+
+/// Who am I
+///
+/// The name of the token in use: a way to see whether a token works.
+#[utoipa::path(get, path = "/v1/whoami", tag = "access", responses((status = 200, body = Whoami)))]
+async fn whoami(Extension(caller): Extension<Caller>) -> Json<Whoami> {
+    Json(Whoami { name: caller.name, version: env!("CARGO_PKG_VERSION") })
+}
+
+/// The caller.
+#[derive(Debug, serde::Serialize, utoipa::ToSchema)]
+struct Whoami {
+    /// The token's name.
+    name: String,
+    /// The controller's version.
+    version: &'static str,
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Rackhand",
+        description = "Bare-metal provisioning: from power-off to a login.\n\n\
+            **Names and ids.** Everything has an id (UUIDv7) and most things a name; paths take either.\n\n\
+            **Slow work.** Deploying, releasing and switching power answer 202 with a *run*: follow it at its \
+            `Location`, or all that happens at `/v1/events/stream`.\n\n\
+            **Lists** come in pages: give `next` of one page as `after` for the following one.\n\n\
+            **Problems** are `application/problem+json` (RFC 9457). `type` is for programs, `detail` says what to do.\n\n\
+            **Unknown fields** in a body or query are refused: a misspelt option is never silently ignored."
+    ),
+    tags(
+        (name = "access", description = "Who is asking."),
+        (name = "racks", description = "A rack: one provisioning network with its node and machines."),
+        (name = "agents", description = "The nodes' registrations, and whether they are connected."),
+        (name = "machines", description = "Servers: discovered by booting in a rack, adopted by an operator, deployed, released."),
+        (name = "images", description = "Operating systems to deploy."),
+        (name = "runs", description = "Work in progress on machines, and work that has ended."),
+        (name = "events", description = "What happened, in order."),
+    ),
+    components(schemas(error::Problem)),
+    modifiers(&Bearer),
+    security(("token" = []))
+)]
+struct Document;
+
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("A token: `rh_` and 43 letters. `rackhand-controller init` prints the first one."))
+            .build();
+        document.components.get_or_insert_default().add_security_scheme("token", SecurityScheme::Http(scheme));
+    }
+}
+
+/// Adds to every operation what is the same for all: the answer when something is wrong.
+fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
+    use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
+    let problem = ResponseBuilder::new()
+        .description("A problem; see its `type` and `detail`.")
+        .content(
+            "application/problem+json",
+            ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build(),
+        )
+        .build();
+    for item in document.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
+        for operation in operations.into_iter().flatten() {
+            operation.responses.responses.insert("default".into(), RefOr::T(problem.clone()));
+        }
+    }
+    document
+}
+
+#[cfg(test)]
+mod tests;

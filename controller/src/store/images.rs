@@ -189,6 +189,22 @@ impl Tx {
         Ok(ended.rows_affected())
     }
 
+    /// Name of a machine that runs this image, or that a run in progress installs it on.
+    pub async fn image_user(&mut self, image: &Image) -> Result<Option<String>, StoreError> {
+        let name = sqlx::query_scalar(
+            "SELECT name FROM machines WHERE image = $1
+             UNION SELECT machines.name FROM runs JOIN machines ON machines.id = runs.machine
+             WHERE runs.status = 'running' AND runs.parameters LIKE $2
+             ORDER BY 1 LIMIT 1",
+        )
+        .bind(&image.name)
+        // An id stands nowhere else in a run's parameters.
+        .bind(format!("%{}%", image.id))
+        .fetch_optional(&mut *self.inner)
+        .await?;
+        Ok(name)
+    }
+
     /// Forgets an image. Whether something still uses it is for the caller to have looked at,
     /// in this transaction.
     pub async fn delete_image(&mut self, id: ImageId) -> Result<(), StoreError> {

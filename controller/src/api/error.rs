@@ -1,0 +1,229 @@
+//! Answers that are not what was asked for: problem details (RFC 9457), and the only place
+//! that knows status codes.
+
+use std::fmt;
+
+use axum::{
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{images::ImportError, store::StoreError, verbs::Denied};
+
+/// Why a request was not carried out.
+#[derive(Debug)]
+pub struct Error {
+    kind: Kind,
+    detail: String,
+    errors: Vec<Invalid>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Malformed,
+    Unauthenticated,
+    NotFound,
+    Method,
+    Timeout,
+    Conflict,
+    TooLarge,
+    MediaType,
+    Invalid,
+    Internal,
+    Unavailable,
+}
+
+/// A problem, as RFC 9457 has it. `type` is stable and meant for programs; `detail` is meant
+/// for people and says what to do.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Problem {
+    /// Names the kind of problem: `urn:rackhand:problem:` and one of `malformed`,
+    /// `unauthenticated`, `not-found`, `method`, `timeout`, `conflict`, `too-large`,
+    /// `media-type`, `invalid`, `internal`, `unavailable`.
+    #[serde(rename = "type")]
+    #[schema(example = "urn:rackhand:problem:conflict")]
+    kind: String,
+    /// The kind of problem in words, always the same for one kind.
+    #[schema(example = "The present state does not permit this")]
+    title: &'static str,
+    /// The HTTP status.
+    #[schema(example = 409)]
+    status: u16,
+    /// What was wrong with this request.
+    #[schema(example = "cannot deploy a machine that is active; possible now: release, power")]
+    detail: String,
+    /// Names this occurrence; the controller's log has it too.
+    #[schema(example = "urn:uuid:01931b1e-0000-7000-8000-000000000000")]
+    instance: String,
+    /// The fields that were wrong, when the problem is about fields.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<Invalid>,
+}
+
+/// A field that was wrong.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(super) struct Invalid {
+    /// Where it stands in the body (JSON pointer, RFC 6901) or which parameter it is.
+    #[schema(example = "/ssh_keys/0")]
+    pub(super) field: String,
+    /// What is wrong with it.
+    pub(super) detail: String,
+}
+
+impl Error {
+    /// The body or a parameter cannot be read.
+    pub fn malformed(detail: impl fmt::Display) -> Self {
+        Self::new(Kind::Malformed, detail)
+    }
+
+    /// Nobody of ours is asking.
+    pub fn unauthenticated(detail: impl fmt::Display) -> Self {
+        Self::new(Kind::Unauthenticated, detail)
+    }
+
+    /// There is no such thing.
+    pub fn not_found(detail: impl fmt::Display) -> Self {
+        Self::new(Kind::NotFound, detail)
+    }
+
+    /// The path is right and the method is not.
+    pub fn method() -> Self {
+        Self::new(Kind::Method, "this path does not know this method")
+    }
+
+    /// The request took longer than it may.
+    pub fn timeout() -> Self {
+        Self::new(Kind::Timeout, "the request was not complete in time")
+    }
+
+    /// The present state does not permit it.
+    pub fn conflict(detail: impl fmt::Display) -> Self {
+        Self::new(Kind::Conflict, detail)
+    }
+
+    /// The body is longer than it may be.
+    pub fn too_large(detail: impl fmt::Display) -> Self {
+        Self::new(Kind::TooLarge, detail)
+    }
+
+    /// The body is of another type.
+    pub fn media_type(detail: impl fmt::Display) -> Self {
+        Self::new(Kind::MediaType, detail)
+    }
+
+    /// One field is wrong.
+    pub fn invalid(field: &str, detail: impl fmt::Display) -> Self {
+        let invalid = Invalid { field: field.into(), detail: detail.to_string() };
+        Self { errors: vec![invalid], ..Self::new(Kind::Invalid, format!("{field}: {detail}")) }
+    }
+
+    /// Something of ours failed; the text goes to the log and not to the caller.
+    pub fn internal(error: impl std::error::Error + 'static) -> Self {
+        let mut chain = error.to_string();
+        let mut source = error.source();
+        while let Some(error) = source {
+            chain = format!("{chain}: {error}");
+            source = error.source();
+        }
+        Self::new(Kind::Internal, chain)
+    }
+
+    /// Not now.
+    pub fn unavailable(detail: impl fmt::Display) -> Self {
+        Self::new(Kind::Unavailable, detail)
+    }
+
+    fn new(kind: Kind, detail: impl fmt::Display) -> Self {
+        Self { kind, detail: detail.to_string(), errors: Vec::new() }
+    }
+}
+
+impl Kind {
+    fn parts(self) -> (StatusCode, &'static str, &'static str) {
+        match self {
+            Self::Malformed => (StatusCode::BAD_REQUEST, "malformed", "The request cannot be read"),
+            Self::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated", "A valid token is needed"),
+            Self::NotFound => (StatusCode::NOT_FOUND, "not-found", "There is no such thing"),
+            Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "method", "This cannot be done here"),
+            Self::Timeout => (StatusCode::REQUEST_TIMEOUT, "timeout", "The request took too long"),
+            Self::Conflict => (StatusCode::CONFLICT, "conflict", "The present state does not permit this"),
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large"),
+            Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "media-type", "The body has an unknown type"),
+            Self::Invalid => (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "A field is not acceptable"),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The controller failed"),
+            Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Not possible at the moment"),
+        }
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let (status, kind, title) = self.kind.parts();
+        let instance = format!("urn:uuid:{}", Uuid::now_v7());
+        let detail = if self.kind == Kind::Internal {
+            tracing::error!(%instance, error = %self.detail, "request failed");
+            "the controller's log has the reason under the name in `instance`".into()
+        } else {
+            tracing::debug!(%instance, %status, detail = %self.detail, "request refused");
+            self.detail
+        };
+        let problem = Problem {
+            kind: format!("urn:rackhand:problem:{kind}"),
+            title,
+            status: status.as_u16(),
+            detail,
+            instance,
+            errors: self.errors,
+        };
+        let body = serde_json::to_vec(&problem).expect("problems always serialize");
+        let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
+        if self.kind == Kind::Unauthenticated {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NotFound(what) => Self::not_found(format!("there is no such {what}")),
+            StoreError::Taken(_) | StoreError::Changed(_) => Self::conflict(error),
+            StoreError::Database(_) | StoreError::Damaged(..) => Self::internal(error),
+        }
+    }
+}
+
+impl From<Denied> for Error {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::Store(error) => error.into(),
+            Denied::HasData(_) => Self::conflict(format!("{denied}; say `accept_data` if it may be lost")),
+            Denied::NoSuchDisk(_) => Self::invalid("/disk", denied),
+            Denied::Forbidden(_)
+            | Denied::Busy(_)
+            | Denied::NamelessDisk(_)
+            | Denied::NoDisk
+            | Denied::ImageNotReady(_)
+            | Denied::ImageUnsuitable { .. }
+            | Denied::RunOver => Self::conflict(denied),
+        }
+    }
+}
+
+impl From<ImportError> for Error {
+    fn from(error: ImportError) -> Self {
+        match error {
+            ImportError::Store(error) => error.into(),
+            ImportError::NoFile(_) => Self::invalid("/file", error),
+            ImportError::TooLarge { .. } => Self::too_large(error),
+            ImportError::Upload(_) => Self::malformed(error),
+            ImportError::Stopped => Self::unavailable(error),
+            ImportError::Read(_) | ImportError::Compress(_) | ImportError::Objects(_) => Self::internal(error),
+            other => Self::invalid("/file", other),
+        }
+    }
+}

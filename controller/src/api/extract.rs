@@ -1,0 +1,160 @@
+//! Reading requests: bodies with bounds and without unknown fields, parameters, pages. What
+//! cannot be read is answered as a problem like everything else.
+
+use axum::{
+    extract::{FromRequest, FromRequestParts, Request},
+    http::{header, request::Parts},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use utoipa::{IntoParams, ToSchema};
+
+use super::Error;
+
+/// The longest JSON body, in bytes. The largest thing in one is user data.
+pub(super) const MAX_BODY: usize = 1 << 20;
+
+/// How deep a JSON body may be nested. Ours are three deep.
+const MAX_DEPTH: usize = 16;
+
+/// A JSON body.
+pub(super) struct Json<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
+        let kind =
+            request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        if kind.split(';').next().is_none_or(|kind| !kind.trim().eq_ignore_ascii_case("application/json")) {
+            return Err(Error::media_type("send the body as application/json"));
+        }
+        let bytes = bytes::Bytes::from_request(request, state).await.map_err(|rejection| {
+            match rejection.status() == axum::http::StatusCode::PAYLOAD_TOO_LARGE {
+                true => Error::too_large(format!("a JSON body may have {MAX_BODY} bytes")),
+                false => Error::malformed(rejection.body_text()),
+            }
+        })?;
+        if depth(&bytes) > MAX_DEPTH {
+            return Err(Error::malformed(format!("the body is nested deeper than {MAX_DEPTH} levels")));
+        }
+        serde_json::from_slice(&bytes).map(Self).map_err(|error| match error.classify() {
+            serde_json::error::Category::Data => Error::invalid("/", error),
+            _ => Error::malformed(error),
+        })
+    }
+}
+
+/// How deep brackets are nested, outside of strings.
+fn depth(json: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut string, mut escaped) = (0usize, 0, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if string => escaped = true,
+            b'"' => string = !string,
+            b'[' | b'{' if !string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !string => depth = depth.saturating_sub(1),
+            _ => (),
+        }
+    }
+    deepest
+}
+
+/// Parameters of the query.
+pub(super) struct Query<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        match axum::extract::Query::from_request_parts(parts, state).await {
+            Ok(query) => Ok(Self(query.0)),
+            Err(rejection) => Err(Error::malformed(rejection.body_text())),
+        }
+    }
+}
+
+/// Which part of a list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Window {
+    /// `next` of the page before; absent for the first page.
+    pub(super) after: Option<String>,
+    /// How many at most, 1 to 200.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    pub(super) limit: Option<u32>,
+}
+
+impl Window {
+    pub(super) fn limit(&self) -> Result<u32, Error> {
+        limit(self.limit)
+    }
+}
+
+/// `limit` within its bounds, 50 when absent.
+pub(super) fn limit(limit: Option<u32>) -> Result<u32, Error> {
+    match limit.unwrap_or(50) {
+        limit @ 1..=200 => Ok(limit),
+        _ => Err(Error::invalid("limit", "must be between 1 and 200")),
+    }
+}
+
+/// A parsed cursor or id, or which parameter was wrong.
+pub(super) fn parse<T: std::str::FromStr>(field: &str, text: Option<&str>) -> Result<Option<T>, Error> {
+    text.map(|text| text.parse().map_err(|_| Error::invalid(field, format!("`{text}` is not one of ours")))).transpose()
+}
+
+/// Whether this can be the name of a rack or image: no id, and nothing to escape in a path.
+pub(super) fn check_name(field: &str, name: &str) -> Result<(), Error> {
+    if crate::images::is_name(name) {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        field,
+        "begins with a lower-case letter or digit, continues with those, `.`, `-` or `_`, is at most 63 long and no UUID",
+    ))
+}
+
+/// Whether this is an RFC 1123 label.
+pub(super) fn is_label(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
+
+/// One page of a list.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Page<T> {
+    /// The things, oldest first.
+    pub(super) items: Vec<T>,
+    /// Give this as `after` for the next page; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) next: Option<String>,
+}
+
+impl<T> Page<T> {
+    /// Of rows that were asked for with one more than `limit`, to know whether more follow.
+    pub(super) fn of<R>(mut rows: Vec<R>, limit: u32, cursor: impl Fn(&R) -> String, view: impl FnMut(R) -> T) -> Self {
+        let more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let next = more.then(|| rows.last().map(cursor)).flatten();
+        Self { items: rows.into_iter().map(view).collect(), next }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depth_counts_brackets_outside_of_strings() {
+        assert_eq!(depth(br#"{"a":[1,{"b":"[[[\"[["}]}"#), 3);
+        assert_eq!(depth("[".repeat(20_000).as_bytes()), 20_000);
+        assert_eq!(depth(b"]]]][1]"), 1);
+    }
+}

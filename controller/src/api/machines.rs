@@ -1,0 +1,376 @@
+//! `/v1/machines`.
+
+use std::net::Ipv4Addr;
+
+use axum::{
+    extract::{Path, State},
+    http::{StatusCode, header},
+    response::IntoResponse,
+};
+use jiff::Timestamp;
+use rackhand_common::{
+    id,
+    intent::{DiskRule, Host},
+    machine::{Inventory, Mac, Power},
+};
+use rackhand_controller_core::lifecycle::Lifecycle;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    App, Error,
+    extract::{Json, Page, Query, check_name, is_label, limit, parse},
+    racks,
+    runs::Run,
+};
+use crate::{store, verbs::DeployRequest};
+
+/// The longest user data, in bytes: what fits the config drive with room to spare.
+const MAX_USER_DATA: usize = 512 << 10;
+
+/// The most public keys of one deploy.
+const MAX_KEYS: usize = 100;
+
+/// A physical server.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Machine {
+    /// Its id.
+    #[schema(value_type = uuid::Uuid)]
+    id: id::MachineId,
+    /// Its name.
+    #[schema(example = "web-1")]
+    name: String,
+    /// Its rack's name.
+    #[schema(example = "lab")]
+    rack: String,
+    /// Where it is in its life: `discovered` (seen, not yet ours), `ready` (can be deployed),
+    /// `deploying`, `active` (its system runs), `releasing`, `quarantined` (look at it).
+    #[schema(value_type = String, example = "ready")]
+    lifecycle: Lifecycle,
+    /// What can be done with it now: `adopt`, `deploy`, `release`, `power`.
+    verbs: Vec<&'static str>,
+    /// Counts how often it was given out or taken back; older orders are refused.
+    epoch: u64,
+    /// Its address on the provisioning network, in every stage.
+    #[schema(value_type = String, example = "10.77.0.100")]
+    address: Ipv4Addr,
+    /// Its network cards; the first is the one it boots from.
+    #[schema(value_type = Vec<String>, example = json!(["52:54:00:12:34:56"]))]
+    macs: Vec<Mac>,
+    /// Chassis power as last read: `on`, `off`; absent when nobody has read it.
+    #[schema(value_type = Option<String>)]
+    power: Option<Power>,
+    /// Whether its installer is connected and waits for work.
+    installer: bool,
+    /// The latest hop on its way, in words.
+    #[schema(example = "inventory taken")]
+    stage: Option<String>,
+    /// Name of the image on it, when it is active.
+    image: Option<String>,
+    /// What an operator should look at.
+    alert: Option<String>,
+    /// The run in progress on it.
+    #[schema(value_type = Option<uuid::Uuid>)]
+    run: Option<id::RunId>,
+    /// What its installer found in it last: firmware, system, cpu, memory, nics, disks.
+    #[schema(value_type = Object)]
+    inventory: Inventory,
+    /// When it was discovered.
+    #[schema(value_type = String, format = DateTime)]
+    created: Timestamp,
+    /// When it last changed.
+    #[schema(value_type = String, format = DateTime)]
+    updated: Timestamp,
+}
+
+impl Machine {
+    fn of(row: store::Machine, rack: String, run: Option<id::RunId>) -> Self {
+        Self {
+            id: row.id,
+            name: row.name,
+            rack,
+            lifecycle: row.lifecycle,
+            // With a run in progress everything else has to wait for it.
+            verbs: if run.is_some() { Vec::new() } else { row.lifecycle.verbs().collect() },
+            epoch: row.epoch.0,
+            address: row.address,
+            macs: row.macs,
+            power: row.power,
+            installer: row.connected,
+            stage: row.stage.map(|stage| stage.to_string()),
+            image: row.image,
+            alert: row.alert,
+            run,
+            inventory: row.inventory,
+            created: row.created,
+            updated: row.updated,
+        }
+    }
+}
+
+/// Which machines.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Which {
+    /// Only those of this rack (id or name).
+    rack: Option<String>,
+    /// `next` of the page before; absent for the first page.
+    after: Option<String>,
+    /// How many at most, 1 to 200.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+}
+
+/// List machines
+///
+/// In the order of their discovery.
+#[utoipa::path(get, path = "/v1/machines", tag = "machines", params(Which),
+    responses((status = 200, body = Page<Machine>)))]
+pub(super) async fn list(State(app): State<App>, Query(which): Query<Which>) -> Result<impl IntoResponse, Error> {
+    let limit = limit(which.limit)?;
+    let rack = match &which.rack {
+        Some(rack) => Some(app.store.rack(rack).await?.id),
+        None => None,
+    };
+    let rows = app.store.machines(rack, parse("after", which.after.as_deref())?, limit + 1).await?;
+    let names = racks::names(&app).await?;
+    let running = app.store.runs_in_progress().await?;
+    let view = |row: store::Machine| {
+        let run = running.iter().find(|run| run.machine == row.id).map(|run| run.id);
+        let rack = names.get(&row.rack).cloned().unwrap_or_else(|| row.rack.to_string());
+        Machine::of(row, rack, run)
+    };
+    Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), view)))
+}
+
+/// Show one machine
+#[utoipa::path(get, path = "/v1/machines/{machine}", tag = "machines",
+    params(("machine" = String, Path, description = "Id or name.")), responses((status = 200, body = Machine)))]
+pub(super) async fn show(State(app): State<App>, Path(machine): Path<String>) -> Result<impl IntoResponse, Error> {
+    view(&app, &machine).await
+}
+
+async fn view(app: &App, machine: &str) -> Result<axum::Json<Machine>, Error> {
+    let row = app.store.machine(machine).await?;
+    let rack = app.store.rack(&row.rack.to_string()).await?.name;
+    let latest = app.store.runs(Some(row.id), None, 1).await?;
+    let run = latest.iter().find(|run| run.status == store::RunStatus::Running).map(|run| run.id);
+    Ok(axum::Json(Machine::of(row, rack, run)))
+}
+
+/// What may be changed about a machine.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Change {
+    /// Another name: an RFC 1123 label, unique among all machines.
+    #[schema(example = "web-1")]
+    name: String,
+}
+
+/// Rename a machine
+///
+/// A running system keeps the host name it was deployed with.
+#[utoipa::path(patch, path = "/v1/machines/{machine}", tag = "machines", request_body = Change,
+    params(("machine" = String, Path, description = "Id or name.")), responses((status = 200, body = Machine)))]
+pub(super) async fn rename(
+    State(app): State<App>,
+    Path(machine): Path<String>,
+    Json(body): Json<Change>,
+) -> Result<impl IntoResponse, Error> {
+    check_host_name("/name", &body.name)?;
+    let mut tx = app.store.begin().await?;
+    let mut machine = tx.machine(&machine).await?;
+    machine.name = body.name;
+    tx.update_machine(app.clock.now().wall, &mut machine).await?;
+    tx.commit().await?;
+    (app.changed)(machine.rack);
+    view(&app, &machine.id.to_string()).await
+}
+
+/// How a machine is adopted.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Adopt {
+    /// A name to give it at once.
+    #[schema(example = "web-1")]
+    name: Option<String>,
+    /// Its disks may hold data, which a later deploy will destroy.
+    #[serde(default)]
+    accept_data: bool,
+}
+
+/// Adopt a machine
+///
+/// Says that a discovered machine is ours: from then on it can be deployed. Refused when its
+/// disks hold data, unless `accept_data` says that they may be lost.
+#[utoipa::path(post, path = "/v1/machines/{machine}/adopt", tag = "machines", request_body = Adopt,
+    params(("machine" = String, Path, description = "Id or name.")), responses((status = 200, body = Machine)))]
+pub(super) async fn adopt(
+    State(app): State<App>,
+    Path(machine): Path<String>,
+    Json(body): Json<Adopt>,
+) -> Result<impl IntoResponse, Error> {
+    let now = app.clock.now().wall;
+    let mut tx = app.store.begin().await?;
+    let machine = tx.machine(&machine).await?;
+    let mut machine = tx.adopt(now, &machine, body.accept_data).await?;
+    if let Some(name) = body.name {
+        check_host_name("/name", &name)?;
+        machine.name = name;
+        tx.update_machine(now, &mut machine).await?;
+    }
+    tx.commit().await?;
+    (app.changed)(machine.rack);
+    view(&app, &machine.id.to_string()).await
+}
+
+/// What is to be installed.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Deploy {
+    /// The image's name or id.
+    #[schema(example = "debian-12")]
+    image: String,
+    /// Host name (an RFC 1123 label); the machine's name when absent.
+    #[schema(example = "web-1")]
+    hostname: Option<String>,
+    /// Public keys of those who may log in, each a line as in `authorized_keys`.
+    #[serde(default)]
+    #[schema(example = json!(["ssh-ed25519 AAAA… me@laptop"]))]
+    ssh_keys: Vec<String>,
+    /// cloud-init user data, at most 512 KiB.
+    user_data: Option<String>,
+    /// Identity of the disk to install on; when absent the smallest that holds the image.
+    disk: Option<String>,
+}
+
+/// Deploy a machine
+///
+/// Starts a run that boots the installer where it is not connected already, writes the image,
+/// and restarts the machine into its new system. The run is over when that system calls home.
+/// A run that fails leaves the machine ready, and says why.
+#[utoipa::path(post, path = "/v1/machines/{machine}/deploy", tag = "machines", request_body = Deploy,
+    params(("machine" = String, Path, description = "Id or name.")),
+    responses((status = 202, body = Run, headers(("Location" = String, description = "The run.")))))]
+pub(super) async fn deploy(
+    State(app): State<App>,
+    Path(machine): Path<String>,
+    Json(body): Json<Deploy>,
+) -> Result<impl IntoResponse, Error> {
+    let mut tx = app.store.begin().await?;
+    let machine = tx.machine(&machine).await?;
+    let (image, request) = (body.image.clone(), request(body, &machine.name)?);
+    let image = tx.image(&image).await?;
+    let run = tx.start_deploy(app.clock.now().wall, &machine, &image, request).await?;
+    tx.commit().await?;
+    Ok(accepted(&app, run))
+}
+
+fn request(body: Deploy, machine: &str) -> Result<DeployRequest, Error> {
+    let name = body.hostname.unwrap_or_else(|| machine.into());
+    check_host_name("/hostname", &name)?;
+    if body.ssh_keys.len() > MAX_KEYS {
+        return Err(Error::invalid("/ssh_keys", format!("at most {MAX_KEYS} keys")));
+    }
+    for (index, key) in body.ssh_keys.iter().enumerate() {
+        // Options before the key could run commands; whoever wants them uses user data.
+        let known = ["ssh-", "ecdsa-", "sk-"].iter().any(|kind| key.starts_with(kind));
+        if !known || key.split_whitespace().count() < 2 || key.len() > 16 << 10 || key.chars().any(char::is_control) {
+            return Err(Error::invalid(
+                &format!("/ssh_keys/{index}"),
+                "not a public key: one line that begins with its type, as `ssh-ed25519 AAAA… comment`",
+            ));
+        }
+    }
+    if body.user_data.as_ref().is_some_and(|data| data.len() > MAX_USER_DATA) {
+        return Err(Error::invalid("/user_data", format!("at most {MAX_USER_DATA} bytes")));
+    }
+    Ok(DeployRequest {
+        disk: body.disk.map_or(DiskRule::Smallest, DiskRule::Identity),
+        host: Host { name, ssh_keys: body.ssh_keys, user_data: body.user_data },
+    })
+}
+
+/// Nothing has to be said.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Nothing {}
+
+/// Release a machine
+///
+/// Takes a machine back: restarts it into the installer, overwrites every disk and reads it
+/// back. **Everything on it is lost.** It is ready again only when every byte was verified;
+/// otherwise it is quarantined, and can be released again.
+#[utoipa::path(post, path = "/v1/machines/{machine}/release", tag = "machines", request_body = Nothing,
+    params(("machine" = String, Path, description = "Id or name.")),
+    responses((status = 202, body = Run, headers(("Location" = String, description = "The run.")))))]
+pub(super) async fn release(
+    State(app): State<App>,
+    Path(machine): Path<String>,
+    Json(Nothing {}): Json<Nothing>,
+) -> Result<impl IntoResponse, Error> {
+    let mut tx = app.store.begin().await?;
+    let machine = tx.machine(&machine).await?;
+    let run = tx.start_release(app.clock.now().wall, &machine).await?;
+    tx.commit().await?;
+    Ok(accepted(&app, run))
+}
+
+/// A change of chassis power.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ChangePower {
+    /// What to do.
+    action: PowerAction,
+}
+
+/// What to do with chassis power.
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum PowerAction {
+    /// Switch on; nothing when it is on.
+    On,
+    /// Switch off at once, without asking the operating system.
+    Off,
+    /// Off, then on.
+    Cycle,
+}
+
+/// Switch power
+///
+/// Starts a run that has the rack's node switch the machine's chassis power.
+#[utoipa::path(post, path = "/v1/machines/{machine}/power", tag = "machines", request_body = ChangePower,
+    params(("machine" = String, Path, description = "Id or name.")),
+    responses((status = 202, body = Run, headers(("Location" = String, description = "The run.")))))]
+pub(super) async fn power(
+    State(app): State<App>,
+    Path(machine): Path<String>,
+    Json(body): Json<ChangePower>,
+) -> Result<impl IntoResponse, Error> {
+    let change = match body.action {
+        PowerAction::On => store::PowerChange::On,
+        PowerAction::Off => store::PowerChange::Off,
+        PowerAction::Cycle => store::PowerChange::Cycle,
+    };
+    let mut tx = app.store.begin().await?;
+    let machine = tx.machine(&machine).await?;
+    let run = tx.start_power(app.clock.now().wall, &machine, change).await?;
+    tx.commit().await?;
+    Ok(accepted(&app, run))
+}
+
+/// A run that begins: wakes those who perform it, and says where to follow it.
+fn accepted(app: &App, run: store::Run) -> impl IntoResponse + use<> {
+    (app.changed)(run.rack);
+    let run = Run::from(run);
+    (StatusCode::ACCEPTED, [(header::LOCATION, run.location())], axum::Json(run))
+}
+
+fn check_host_name(field: &str, name: &str) -> Result<(), Error> {
+    check_name(field, name)?;
+    match is_label(name) {
+        true => Ok(()),
+        false => Err(Error::invalid(field, "must be an RFC 1123 label: letters, digits and inner `-`, at most 63")),
+    }
+}

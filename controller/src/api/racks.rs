@@ -1,0 +1,220 @@
+//! `/v1/racks` and `/v1/agents`.
+
+use std::{collections::HashMap, net::Ipv4Addr};
+
+use axum::{
+    extract::{Path, State},
+    http::{StatusCode, header},
+    response::IntoResponse,
+};
+use ipnet::Ipv4Net;
+use jiff::{SignedDuration, Timestamp};
+use rackhand_common::{id, intent::Network as Wanted};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{
+    App, Error,
+    extract::{Json, Page, Query, Window, check_name, parse},
+};
+use crate::store::{self, SoundNetwork};
+
+/// A rack: one provisioning network with its node and machines.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Rack {
+    /// Its id.
+    #[schema(value_type = uuid::Uuid)]
+    id: id::RackId,
+    /// Its name.
+    #[schema(example = "lab")]
+    name: String,
+    /// Its provisioning network.
+    network: Network,
+    /// Counts the changes of what is wanted of the rack; compare with its agent's `revision`.
+    revision: u64,
+    /// When it was created.
+    #[schema(value_type = String, format = DateTime)]
+    created: Timestamp,
+}
+
+/// The provisioning network of a rack.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Network {
+    /// The subnet, with the node's own address in it.
+    #[schema(value_type = String, example = "10.77.0.1/24")]
+    node: Ipv4Net,
+    /// First and last address of the range from which the node serves machines nobody knows
+    /// yet. A machine keeps the address it was discovered with.
+    #[schema(value_type = Vec<String>, example = json!(["10.77.0.100", "10.77.0.199"]))]
+    delegated: (Ipv4Addr, Ipv4Addr),
+    /// Default route told to machines; absent tells none.
+    #[schema(value_type = Option<String>, example = "10.77.0.1")]
+    gateway: Option<Ipv4Addr>,
+    /// Name servers told to installed systems.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    dns: Vec<Ipv4Addr>,
+}
+
+impl From<store::Rack> for Rack {
+    fn from(row: store::Rack) -> Self {
+        let Wanted { node, gateway, dns, delegated } = row.network;
+        let network = Network { node, delegated, gateway, dns };
+        Self { id: row.id, name: row.name, network, revision: row.revision, created: row.created }
+    }
+}
+
+/// A rack to be created.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewRack {
+    /// Its name: lower-case letters, digits, `.`, `-`, `_`; at most 63.
+    #[schema(example = "lab")]
+    name: String,
+    /// Its provisioning network.
+    network: Network,
+}
+
+/// List racks
+#[utoipa::path(get, path = "/v1/racks", tag = "racks", params(Window), responses((status = 200, body = Page<Rack>)))]
+pub(super) async fn list(State(app): State<App>, Query(window): Query<Window>) -> Result<impl IntoResponse, Error> {
+    let limit = window.limit()?;
+    let rows = app.store.racks(parse("after", window.after.as_deref())?, limit + 1).await?;
+    Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), Rack::from)))
+}
+
+/// Show one rack
+#[utoipa::path(get, path = "/v1/racks/{rack}", tag = "racks",
+    params(("rack" = String, Path, description = "Id or name.")), responses((status = 200, body = Rack)))]
+pub(super) async fn show(State(app): State<App>, Path(rack): Path<String>) -> Result<impl IntoResponse, Error> {
+    Ok(axum::Json(Rack::from(app.store.rack(&rack).await?)))
+}
+
+/// Create a rack
+///
+/// Then make an enrolment code for it and enrol its node.
+#[utoipa::path(post, path = "/v1/racks", tag = "racks", request_body = NewRack,
+    responses((status = 201, body = Rack, headers(("Location" = String, description = "The rack.")))))]
+pub(super) async fn create(State(app): State<App>, Json(body): Json<NewRack>) -> Result<impl IntoResponse, Error> {
+    check_name("/name", &body.name)?;
+    let Network { node, delegated, gateway, dns } = body.network;
+    let network = SoundNetwork::try_from(Wanted { node, gateway, dns, delegated })
+        .map_err(|unsound| Error::invalid("/network", unsound))?;
+    let mut tx = app.store.begin().await?;
+    let id = tx.insert_rack(app.clock.now().wall, &body.name, &network).await?;
+    tx.commit().await?;
+    let rack = Rack::from(app.store.rack(&id.to_string()).await?);
+    Ok((StatusCode::CREATED, [(header::LOCATION, format!("/v1/racks/{}", rack.id))], axum::Json(rack)))
+}
+
+/// For how long a code shall be good.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewCode {
+    /// Minutes, 1 to 10080 (a week); 60 when absent.
+    #[schema(minimum = 1, maximum = 10080)]
+    minutes: Option<u32>,
+}
+
+/// A one-time code by which a node becomes the rack's agent.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct EnrolmentCode {
+    /// The code. It is shown this once; only its hash is kept.
+    code: String,
+    /// When it can no longer be used.
+    #[schema(value_type = String, format = DateTime)]
+    expires: Timestamp,
+    /// The line to run on the node.
+    #[schema(example = "rackhand-agent enrol --controller rackhand.example:4433 --code RH1.…")]
+    command: String,
+}
+
+/// Make an enrolment code
+///
+/// It is good for one enrolment. The code also carries the hash of the controller's CA key, so
+/// that the node recognises the controller. Enrolling another node replaces the rack's agent.
+#[utoipa::path(post, path = "/v1/racks/{rack}/enrolment-codes", tag = "racks", request_body = NewCode,
+    params(("rack" = String, Path, description = "Id or name.")), responses((status = 201, body = EnrolmentCode)))]
+pub(super) async fn enrolment_code(
+    State(app): State<App>,
+    Path(rack): Path<String>,
+    Json(body): Json<NewCode>,
+) -> Result<impl IntoResponse, Error> {
+    let minutes = body.minutes.unwrap_or(60);
+    if !(1..=10080).contains(&minutes) {
+        return Err(Error::invalid("/minutes", "must be between 1 and 10080"));
+    }
+    let now = app.clock.now().wall;
+    let expires = now + SignedDuration::from_mins(minutes.into());
+    let (code, hash) = (app.new_code)();
+    let mut tx = app.store.begin().await?;
+    let rack = tx.rack(&rack).await?;
+    tx.insert_code(now, &hash, rack.id, expires).await?;
+    tx.commit().await?;
+    let command = format!("rackhand-agent enrol --controller {} --code {code}", app.agents_address);
+    Ok((StatusCode::CREATED, axum::Json(EnrolmentCode { code, expires, command })))
+}
+
+/// The registration of a rack's node.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Agent {
+    /// Its id.
+    #[schema(value_type = uuid::Uuid)]
+    id: id::AgentId,
+    /// Its rack's name.
+    #[schema(example = "lab")]
+    rack: String,
+    /// Whether it is connected now.
+    connected: bool,
+    /// Version of its software.
+    version: Option<String>,
+    /// Revision of the rack's intent that is on its disk.
+    revision: u64,
+    /// When it was enrolled.
+    #[schema(value_type = String, format = DateTime)]
+    enrolled: Timestamp,
+    /// When it was last heard of.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    seen: Option<Timestamp>,
+    /// Until when its certificate is good; it renews it at half its time.
+    #[schema(value_type = String, format = DateTime)]
+    certificate_until: Timestamp,
+    /// Since when it is no longer let in, because another node was enrolled for the rack.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    revoked: Option<Timestamp>,
+}
+
+/// List agents
+///
+/// Those that were replaced too.
+#[utoipa::path(get, path = "/v1/agents", tag = "agents", params(Window), responses((status = 200, body = Page<Agent>)))]
+pub(super) async fn agents(State(app): State<App>, Query(window): Query<Window>) -> Result<impl IntoResponse, Error> {
+    let limit = window.limit()?;
+    let rows = app.store.agents(parse("after", window.after.as_deref())?, limit + 1).await?;
+    let names = names(&app).await?;
+    let view = |row: store::Agent| Agent {
+        id: row.id,
+        rack: names.get(&row.rack).cloned().unwrap_or_else(|| row.rack.to_string()),
+        connected: row.connected.is_some(),
+        version: row.version,
+        revision: row.revision,
+        enrolled: row.enrolled,
+        seen: row.seen,
+        certificate_until: row.certificate_until,
+        revoked: row.revoked,
+    };
+    Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), view)))
+}
+
+/// Names of all racks.
+pub(super) async fn names(app: &App) -> Result<HashMap<id::RackId, String>, Error> {
+    let mut names = HashMap::new();
+    let mut after = None;
+    loop {
+        let page = app.store.racks(after, 200).await?;
+        let Some(last) = page.last() else { return Ok(names) };
+        after = Some(last.id);
+        names.extend(page.into_iter().map(|rack| (rack.id, rack.name)));
+    }
+}

@@ -1,0 +1,159 @@
+//! `/v1/runs`.
+
+use axum::{
+    extract::{Path, State},
+    response::IntoResponse,
+};
+use jiff::Timestamp;
+use rackhand_common::id;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    App, Error,
+    extract::{Json, Page, Query, limit, parse},
+    machines::Nothing,
+};
+use crate::store;
+
+/// One performance of a workflow on one machine.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Run {
+    /// Its id.
+    #[schema(value_type = uuid::Uuid)]
+    id: id::RunId,
+    /// The machine it is performed on.
+    #[schema(value_type = uuid::Uuid)]
+    machine: id::MachineId,
+    /// What is done: `deploy`, `release`, `power`.
+    #[schema(example = "deploy")]
+    kind: String,
+    /// `running`, or how it ended: `done`, `failed`, `cancelled`.
+    #[schema(example = "running")]
+    status: &'static str,
+    /// The step it is at.
+    #[schema(example = "write image")]
+    step: Option<String>,
+    /// Which try of that step.
+    attempt: u32,
+    /// Whether what was done is being undone.
+    undoing: bool,
+    /// Whether an operator wants it cancelled.
+    cancel: bool,
+    /// What it waits for: `agent`, `power`, `DHCP`, `installer`, `image`, `erasure`,
+    /// `operating system`.
+    waiting_for: Option<String>,
+    /// By when it should have moved on; later than that is overdue.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    waiting_until: Option<Timestamp>,
+    /// How much of the disks is done.
+    progress: Progress,
+    /// Why it failed or is being undone, for programs.
+    cause: Option<String>,
+    /// Where it is, or why it failed, for people.
+    detail: Option<String>,
+    /// When it was asked for.
+    #[schema(value_type = String, format = DateTime)]
+    created: Timestamp,
+    /// When it last changed.
+    #[schema(value_type = String, format = DateTime)]
+    updated: Timestamp,
+    /// When it was over.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    ended: Option<Timestamp>,
+}
+
+/// How much is done.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Progress {
+    /// Bytes done.
+    pub(super) done: u64,
+    /// Bytes to do; zero when nobody knows yet.
+    pub(super) total: u64,
+}
+
+impl Run {
+    pub(super) fn location(&self) -> String {
+        format!("/v1/runs/{}", self.id)
+    }
+}
+
+impl From<store::Run> for Run {
+    fn from(row: store::Run) -> Self {
+        Self {
+            id: row.id,
+            machine: row.machine,
+            kind: row.parameters.workflow().to_string(),
+            status: row.status.word(),
+            step: row.step.map(|step| step.to_string()),
+            attempt: row.attempt,
+            undoing: row.undoing,
+            cancel: row.cancel,
+            waiting_for: row.waiting_for.map(|what| what.to_string()),
+            waiting_until: row.waiting_until,
+            progress: Progress { done: row.done, total: row.total },
+            cause: row.cause,
+            detail: row.detail,
+            created: row.created,
+            updated: row.updated,
+            ended: row.ended,
+        }
+    }
+}
+
+/// Which runs.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Which {
+    /// Only those on this machine (id or name).
+    machine: Option<String>,
+    /// `next` of the page before; absent for the first page.
+    after: Option<String>,
+    /// How many at most, 1 to 200.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+}
+
+/// List runs
+///
+/// The newest first.
+#[utoipa::path(get, path = "/v1/runs", tag = "runs", params(Which), responses((status = 200, body = Page<Run>)))]
+pub(super) async fn list(State(app): State<App>, Query(which): Query<Which>) -> Result<impl IntoResponse, Error> {
+    let limit = limit(which.limit)?;
+    let machine = match &which.machine {
+        Some(machine) => Some(app.store.machine(machine).await?.id),
+        None => None,
+    };
+    let rows = app.store.runs(machine, parse("after", which.after.as_deref())?, limit + 1).await?;
+    Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), Run::from)))
+}
+
+/// Show one run
+#[utoipa::path(get, path = "/v1/runs/{run}", tag = "runs",
+    params(("run" = String, Path, description = "Id.")), responses((status = 200, body = Run)))]
+pub(super) async fn show(State(app): State<App>, Path(run): Path<String>) -> Result<impl IntoResponse, Error> {
+    Ok(axum::Json(Run::from(app.store.run(id(&run)?).await?)))
+}
+
+/// Cancel a run
+///
+/// Stops it at the next moment at which that is safe and undoes what it did. It is over when
+/// its status is `cancelled`; until then it is `running`.
+#[utoipa::path(post, path = "/v1/runs/{run}/cancel", tag = "runs", request_body = Nothing,
+    params(("run" = String, Path, description = "Id.")), responses((status = 200, body = Run)))]
+pub(super) async fn cancel(
+    State(app): State<App>,
+    Path(run): Path<String>,
+    Json(Nothing {}): Json<Nothing>,
+) -> Result<impl IntoResponse, Error> {
+    let mut tx = app.store.begin().await?;
+    let run = tx.cancel(app.clock.now().wall, id(&run)?).await?;
+    tx.commit().await?;
+    (app.changed)(run.rack);
+    Ok(axum::Json(Run::from(run)))
+}
+
+fn id(text: &str) -> Result<id::RunId, Error> {
+    text.parse().map_err(|_| Error::not_found(format!("`{text}` is not a run's id")))
+}

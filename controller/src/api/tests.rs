@@ -1,0 +1,372 @@
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    http::{Method, Request, StatusCode},
+};
+use expect_test::{Expect, expect};
+use http_body_util::BodyExt;
+use jiff::Timestamp;
+use rackhand_common::{
+    event::{Event, What},
+    id::{AgentId, MachineId},
+    machine::{Content, Cpu, Disk, Firmware, Inventory, Mac, System},
+    pki::KeyPin,
+    time::{Mono, Now},
+};
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::{access::Access, *};
+
+struct Still;
+
+impl Clock for Still {
+    fn now(&self) -> Now {
+        Now { mono: Mono(Duration::ZERO), wall: Timestamp::UNIX_EPOCH }
+    }
+}
+
+/// An API over a store of its own, and a token for it.
+struct Bench {
+    directory: tempfile::TempDir,
+    app: App,
+    token: String,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        rackhand_common::pki::install_crypto();
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("controller.db")).await.unwrap();
+        let (token, hash) = fresh_token();
+        let mut tx = store.begin().await.unwrap();
+        tx.insert_token(Timestamp::UNIX_EPOCH, "admin", &hash, None).await.unwrap();
+        tx.commit().await.unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(Still);
+        let shutdown = CancellationToken::new();
+        let images = Images::open(
+            crate::images::Config { limit: 8 << 20, ..crate::images::Config::below(directory.path()) },
+            store.clone(),
+            Arc::new(|_| vec![1]),
+            clock.clone(),
+            shutdown.clone(),
+        )
+        .await
+        .unwrap();
+        let app = App {
+            store,
+            images,
+            clock,
+            changed: Arc::new(|_| ()),
+            new_code: Arc::new(|| ("RH1.secret.pin".into(), [7; 32])),
+            agents_address: "controller.example:4433".into(),
+            shutdown,
+        };
+        Self { directory, app, token }
+    }
+
+    async fn ask(&self, method: Method, uri: &str, body: impl Into<Body>) -> (StatusCode, Value) {
+        let request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header("authorization", format!("Bearer {}", self.token))
+            .header("content-type", "application/json")
+            .body(body.into())
+            .unwrap();
+        self.send(request).await
+    }
+
+    async fn send(&self, request: Request<Body>) -> (StatusCode, Value) {
+        let response = router(self.app.clone()).oneshot(request).await.unwrap();
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() })
+    }
+
+    /// Status, kind and detail of a refusal.
+    async fn check(&self, method: Method, uri: &str, body: impl Into<Body>, expected: Expect) {
+        let (status, problem) = self.ask(method, uri, body).await;
+        let word = |field: &str| problem[field].as_str().unwrap_or("-").to_owned();
+        let kind = word("type").replace("urn:rackhand:problem:", "");
+        expected.assert_eq(&format!("{} {kind}: {}", status.as_u16(), word("detail")));
+    }
+}
+
+#[test]
+fn the_published_document_is_what_the_code_says() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json");
+    let now = document().to_pretty_json().unwrap() + "\n";
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        std::fs::write(path, &now).unwrap();
+    }
+    let published = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(now == published, "openapi.json differs from the code; rewrite it with UPDATE_EXPECT=1 cargo test");
+}
+
+#[test]
+fn every_operation_has_exactly_one_row_in_the_access_table() {
+    let document = serde_json::to_value(document()).unwrap();
+    let mut operations = vec![("GET".to_owned(), "/v1/openapi.json".to_owned())];
+    for (path, item) in document["paths"].as_object().unwrap() {
+        operations.extend(item.as_object().unwrap().keys().map(|method| (method.to_uppercase(), path.clone())));
+    }
+    let mut table: Vec<_> = access::TABLE.iter().map(|(m, p, _)| (m.to_string(), (*p).to_owned())).collect();
+    operations.sort();
+    table.sort();
+    assert_eq!(operations, table);
+}
+
+#[tokio::test]
+async fn no_operation_is_open_to_the_world_but_its_description() {
+    let bench = Bench::new().await;
+    for (method, path, access) in access::TABLE {
+        let uri = path.replace(['{', '}'], "");
+        let (status, _) = bench.send(Request::builder().method(method).uri(&uri).body(Body::empty()).unwrap()).await;
+        match access {
+            Access::Anyone => assert_eq!((status, uri.as_str()), (StatusCode::OK, "/v1/openapi.json")),
+            Access::Token => assert_eq!(status, StatusCode::UNAUTHORIZED, "{method} {uri}"),
+        }
+    }
+    let (status, _) = bench.send(Request::get("/v1/nothing").body(Body::empty()).unwrap()).await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn a_token_works_until_it_expires() {
+    let mut bench = Bench::new().await;
+    assert_eq!(bench.ask(Method::GET, "/v1/whoami", "").await.1["name"], "admin");
+    let (expired, hash) = fresh_token();
+    let mut tx = bench.app.store.begin().await.unwrap();
+    tx.insert_token(Timestamp::UNIX_EPOCH, "old", &hash, Some(Timestamp::UNIX_EPOCH)).await.unwrap();
+    tx.commit().await.unwrap();
+    for wrong in [expired, "rh_".to_owned() + &"a".repeat(43), String::new()] {
+        bench.token = wrong;
+        assert_eq!(bench.ask(Method::GET, "/v1/whoami", "").await.0, StatusCode::UNAUTHORIZED);
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_request_is_told_what_is_wrong() {
+    let bench = Bench::new().await;
+    let check =
+        async |method, uri: &str, body: &str, expected| bench.check(method, uri, body.to_owned(), expected).await;
+    check(
+        Method::GET,
+        "/v1/nothing",
+        "",
+        expect!["404 not-found: there is nothing at this path; /v1/openapi.json lists what there is"],
+    )
+    .await;
+    check(Method::DELETE, "/v1/images", "", expect!["405 method: this path does not know this method"]).await;
+    check(Method::GET, "/v1/images/absent", "", expect!["404 not-found: there is no such image"]).await;
+    check(Method::GET, "/v1/images?limit=0", "", expect!["422 invalid: limit: must be between 1 and 200"]).await;
+    check(
+        Method::GET,
+        "/v1/images?offset=3",
+        "",
+        expect!["400 malformed: Failed to deserialize query string: offset: unknown field `offset`, expected `after` or `limit`"],
+    )
+    .await;
+    check(
+        Method::POST,
+        "/v1/images",
+        r#"{"name": "x", "file": "y", "admin": true}"#,
+        expect!["422 invalid: /: unknown field `admin`, expected one of `name`, `file`, `settings`, `firmware` at line 1 column 34"],
+    )
+    .await;
+    check(
+        Method::POST,
+        "/v1/images",
+        r#"{"name": "../x", "file": "y"}"#,
+        expect!["422 invalid: /name: begins with a lower-case letter or digit, continues with those, `.`, `-` or `_`, is at most 63 long and no UUID"],
+    )
+    .await;
+    check(
+        Method::POST,
+        "/v1/images",
+        r#"{"name": "x", "file": "../controller.db"}"#,
+        expect!["422 invalid: /file: `../controller.db` is not a file in the import directory of the controller"],
+    )
+    .await;
+    check(
+        Method::POST,
+        "/v1/images",
+        &"[".repeat(20_000),
+        expect!["400 malformed: the body is nested deeper than 16 levels"],
+    )
+    .await;
+    check(
+        Method::POST,
+        "/v1/images",
+        &" ".repeat(2 << 20),
+        expect!["413 too-large: a JSON body may have 1048576 bytes"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn brackets_from_strangers_are_not_even_read() {
+    let bench = Bench::new().await;
+    let body = Body::from_stream(futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>());
+    let (status, _) = bench.send(Request::post("/v1/images").body(body).unwrap()).await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn an_image_is_uploaded_listed_and_deleted() {
+    let bench = Bench::new().await;
+    let (status, image) = bench.ask(Method::PUT, "/v1/images/debian?firmware=bios,uefi", vec![7u8; 8192]).await;
+    assert_eq!((status, &image["state"]), (StatusCode::ACCEPTED, &json!("importing")));
+    bench.app.images.closed().await;
+    let (_, image) = bench.ask(Method::GET, "/v1/images/debian", "").await;
+    assert_eq!(image["content"]["firmware"], json!(["bios", "uefi"]), "{image}");
+
+    let again = bench.ask(Method::PUT, "/v1/images/debian?firmware=bios", vec![7u8; 8192]).await;
+    assert_eq!(again.0, StatusCode::CONFLICT, "{again:?}");
+    let (_, page) = bench.ask(Method::GET, "/v1/images?limit=1", "").await;
+    assert_eq!((&page["items"][0], page.get("next")), (&image, None));
+    assert_eq!(bench.ask(Method::DELETE, "/v1/images/debian", "").await.0, StatusCode::NO_CONTENT);
+    assert_eq!(bench.ask(Method::GET, "/v1/images", "").await.1, json!({"items": []}));
+    assert_eq!(std::fs::read_dir(bench.directory.path().join("objects/manifests")).unwrap().count(), 0);
+}
+
+/// A machine that booted the installer in the rack `lab`, with data on its disk; its name.
+async fn discovered(bench: &Bench) -> String {
+    let network = json!({"node": "10.77.0.1/24", "delegated": ["10.77.0.100", "10.77.0.199"]});
+    let (status, rack) =
+        bench.ask(Method::POST, "/v1/racks", json!({"name": "lab", "network": network}).to_string()).await;
+    assert_eq!(status, StatusCode::CREATED, "{rack}");
+    let rack = rack["id"].as_str().unwrap().parse().unwrap();
+    let agent = AgentId::fresh();
+    let mut tx = bench.app.store.begin().await.unwrap();
+    tx.insert_agent(Timestamp::UNIX_EPOCH, agent, rack, KeyPin([0; 32]), Timestamp::UNIX_EPOCH).await.unwrap();
+    tx.commit().await.unwrap();
+    let disk = Disk {
+        name: "vda".into(),
+        model: String::new(),
+        serial: "disk0".into(),
+        wwn: None,
+        size: 1 << 30,
+        sector: 512,
+        rotational: false,
+        content: Content::Data("GPT, 3 partitions".into()),
+    };
+    let inventory = Inventory {
+        firmware: Firmware::Bios,
+        system: System::default(),
+        cpu: Cpu::default(),
+        memory: 1 << 30,
+        nics: Vec::new(),
+        disks: vec![disk],
+    };
+    let what =
+        What::Connected { mac: Mac([0x52, 0x54, 0, 0, 0, 1]), address: "10.77.0.100".parse().unwrap(), inventory };
+    let event = Event { at: Timestamp::UNIX_EPOCH, machine: Some(MachineId::fresh()), what };
+    crate::events::take(&bench.app.store, rack, agent, 1, vec![event]).await.unwrap();
+    let (_, machines) = bench.ask(Method::GET, "/v1/machines?rack=lab", "").await;
+    machines["items"][0]["name"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_machine_is_adopted_deployed_and_the_deploy_cancelled() {
+    let bench = Bench::new().await;
+    let name = discovered(&bench).await;
+    let machine = format!("/v1/machines/{name}");
+
+    let (status, problem) = bench.ask(Method::POST, &format!("{machine}/adopt"), "{}").await;
+    assert_eq!(status, StatusCode::CONFLICT, "{problem}");
+    let adopt = json!({"accept_data": true, "name": "web-1"}).to_string();
+    let (status, adopted) = bench.ask(Method::POST, &format!("{machine}/adopt"), adopt).await;
+    assert_eq!(
+        (status, &adopted["name"], &adopted["lifecycle"], &adopted["rack"]),
+        (StatusCode::OK, &json!("web-1"), &json!("ready"), &json!("lab"))
+    );
+    assert_eq!(adopted["verbs"], json!(["deploy", "power"]));
+
+    bench.ask(Method::PUT, "/v1/images/debian?firmware=bios", vec![7u8; 8192]).await;
+    bench.app.images.closed().await;
+    let deploy = |key: &str| json!({"image": "debian", "ssh_keys": [key]}).to_string();
+    bench
+        .check(
+            Method::POST,
+            "/v1/machines/web-1/deploy",
+            deploy("command=\"reboot\" ssh-ed25519 AAAA"),
+            expect!["422 invalid: /ssh_keys/0: not a public key: one line that begins with its type, as `ssh-ed25519 AAAA… comment`"],
+        )
+        .await;
+    let (status, run) = bench.ask(Method::POST, "/v1/machines/web-1/deploy", deploy("ssh-ed25519 AAAA me")).await;
+    assert_eq!((status, &run["kind"], &run["status"]), (StatusCode::ACCEPTED, &json!("deploy"), &json!("running")));
+    let (_, busy) = bench.ask(Method::GET, "/v1/machines/web-1", "").await;
+    assert_eq!((&busy["run"], &busy["verbs"]), (&run["id"], &json!([])));
+    bench
+        .check(
+            Method::POST,
+            "/v1/machines/web-1/release",
+            "{}",
+            expect!["409 conflict: cannot release a machine that is deploying; its run has to end first"],
+        )
+        .await;
+    bench
+        .check(
+            Method::DELETE,
+            "/v1/images/debian",
+            "",
+            expect!["409 conflict: machine web-1 uses this image; release it first"],
+        )
+        .await;
+
+    let id = run["id"].as_str().unwrap();
+    let (status, cancelled) = bench.ask(Method::POST, &format!("/v1/runs/{id}/cancel"), "{}").await;
+    assert_eq!((status, &cancelled["cancel"]), (StatusCode::OK, &json!(true)));
+    let (_, runs) = bench.ask(Method::GET, "/v1/runs?machine=web-1", "").await;
+    assert_eq!(runs["items"][0], cancelled);
+
+    let (_, events) = bench.ask(Method::GET, "/v1/events?machine=web-1", "").await;
+    let told: Vec<_> = events["items"].as_array().unwrap().iter().map(|event| &event["kind"]).collect();
+    assert_eq!(told.last().unwrap(), &&json!("cancel_wanted"), "{told:?}");
+    assert!(told.contains(&&json!("adopted")) && told.contains(&&json!("run_started")), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_after_the_last_event_seen_and_ends_at_shutdown() {
+    let bench = Bench::new().await;
+    discovered(&bench).await;
+    let (_, events) = bench.ask(Method::GET, "/v1/events", "").await;
+    let events = events["items"].as_array().unwrap().clone();
+    let request = Request::get("/v1/events/stream")
+        .header("authorization", format!("Bearer {}", bench.token))
+        .header("last-event-id", "0")
+        .body(Body::empty())
+        .unwrap();
+    let response = router(bench.app.clone()).oneshot(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    bench.app.shutdown.cancel();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let body = String::from_utf8(body.to_vec()).unwrap();
+    let sent: Vec<Value> = body
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: "))
+        .map(|data| serde_json::from_str(data).unwrap())
+        .collect();
+    assert_eq!(sent, events);
+}
+
+#[tokio::test]
+async fn an_enrolment_code_comes_with_the_line_to_run() {
+    let bench = Bench::new().await;
+    discovered(&bench).await;
+    let (status, code) = bench.ask(Method::POST, "/v1/racks/lab/enrolment-codes", r#"{"minutes": 10}"#).await;
+    assert_eq!(status, StatusCode::CREATED);
+    expect!["rackhand-agent enrol --controller controller.example:4433 --code RH1.secret.pin"]
+        .assert_eq(code["command"].as_str().unwrap());
+    assert_eq!(code["expires"], "1970-01-01T00:10:00Z");
+    bench
+        .check(
+            Method::POST,
+            "/v1/racks/lab/enrolment-codes",
+            r#"{"minutes": 0}"#,
+            expect!["422 invalid: /minutes: must be between 1 and 10080"],
+        )
+        .await;
+}
