@@ -71,6 +71,7 @@ pub fn render(script: &Script<'_>) -> String {
                 ("pin", &installer.pin.to_string()),
                 ("ticket", &hexadecimal(&installer.ticket)),
                 ("mac", &installer.mac.to_string()),
+                ("url", &script_url(installer.http, Some(installer.mac))),
                 ("address", &installer.address.to_string()),
                 ("gateway", &installer.gateway.map(|a| format!(" rackhand.gateway={a}")).unwrap_or_default()),
             ],
@@ -85,11 +86,12 @@ pub fn render(script: &Script<'_>) -> String {
     }
 }
 
-/// Where the card `mac` fetches its script; without one, whichever card iPXE uses.
+/// Where the card `mac` fetches its script; without one, whichever card iPXE uses. With
+/// hyphens, because iPXE sends colons in a query percent-encoded.
 pub fn script_url(http: SocketAddrV4, mac: Option<Mac>) -> String {
     match mac {
-        Some(mac) => format!("http://{http}/boot.ipxe?mac={mac}"),
-        None => format!("http://{http}/boot.ipxe?mac=${{netX/mac}}"),
+        Some(mac) => format!("http://{http}/boot.ipxe?mac={}", mac.to_string().replace(':', "-")),
+        None => format!("http://{http}/boot.ipxe?mac=${{netX/mac:hexhyp}}"),
     }
 }
 
@@ -159,45 +161,54 @@ mod tests {
                 echo Rackhand: the installer could not be loaded; trying again
                 imgfree
                 sleep 3
-                chain --replace --autofree http://10.0.0.1:8080/boot.ipxe?mac=52:54:00:12:34:56 || goto again
+                chain --replace --autofree http://10.0.0.1:8080/boot.ipxe?mac=52-54-00-12-34-56 || goto again
             "#]],
         );
     }
 
     #[test]
     fn the_disk_is_left_to_the_firmware_on_uefi_and_started_on_bios() {
-        check(&Script::Disk { name: "web-1" }, expect![[r#"
+        check(
+            &Script::Disk { name: "web-1" },
+            expect![[r#"
             #!ipxe
             # Starts the system on the machine's own disk. UEFI firmware walks on to the next boot entry
             # only when iPXE leaves with an error; a BIOS would come back here, so its disk is started.
             echo Rackhand: web-1 starts from its own disk
             iseq ${platform} efi && exit 1 ||
             sanboot --no-describe --drive 0x80 || exit 1
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_waiting_machine_asks_again_by_itself() {
-        check(&Script::Wait { reason: "not told yet", http: HTTP, mac: None }, expect![[r#"
-            #!ipxe
-            echo Rackhand: waiting: not told yet
-            :again
-            sleep 5
-            chain --replace --autofree http://10.0.0.1:8080/boot.ipxe?mac=${netX/mac} || goto again
-        "#]]);
+        check(
+            &Script::Wait { reason: "not told yet", http: HTTP, mac: None },
+            expect![[r#"
+                #!ipxe
+                echo Rackhand: waiting: not told yet
+                :again
+                sleep 5
+                chain --replace --autofree http://10.0.0.1:8080/boot.ipxe?mac=${netX/mac:hexhyp} || goto again
+            "#]],
+        );
     }
 
     #[test]
     fn an_error_is_shown_before_the_machine_asks_again() {
-        check(&Script::Error { reason: "no kernel; ask\nreboot ${x}", http: HTTP, mac: None }, expect![[r#"
-            #!ipxe
-            echo
-            echo Rackhand cannot boot this machine: no kernel? ask?reboot ??x?
-            echo It will ask again in 15 seconds.
-            :again
-            sleep 15
-            chain --replace --autofree http://10.0.0.1:8080/boot.ipxe?mac=${netX/mac} || goto again
-        "#]]);
+        check(
+            &Script::Error { reason: "no kernel; ask\nreboot ${x}", http: HTTP, mac: None },
+            expect![[r#"
+                #!ipxe
+                echo
+                echo Rackhand cannot boot this machine: no kernel? ask?reboot ??x?
+                echo It will ask again in 15 seconds.
+                :again
+                sleep 15
+                chain --replace --autofree http://10.0.0.1:8080/boot.ipxe?mac=${netX/mac:hexhyp} || goto again
+            "#]],
+        );
     }
 
     proptest! {

@@ -343,32 +343,47 @@ mod tests {
 
     #[test]
     fn only_understood_options_are_acknowledged_and_blocks_fit_a_frame() {
-        check("tsize 0 blksize 9000 windowsize 4", 3000, "0s ack 0\n0s ack 1\n0s ack 2\n0s ack 3", expect![[r#"
+        check(
+            "tsize 0 blksize 9000 windowsize 4",
+            3000,
+            "0s ack 0\n0s ack 1\n0s ack 2\n0s ack 3",
+            expect![[r#"
             0s: oack blksize 1468 tsize 3000
             0s: data 1 of 1468 bytes
             0s: data 2 of 1468 bytes
             0s: data 3 of 64 bytes
             0s: Done
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_file_of_whole_blocks_ends_with_an_empty_one() {
-        check("", 1024, "0s ack 1\n0s ack 2\n0s ack 3", expect![[r#"
+        check(
+            "",
+            1024,
+            "0s ack 1\n0s ack 2\n0s ack 3",
+            expect![[r#"
             0s: data 1 of 512 bytes
             0s: data 2 of 512 bytes
             0s: data 3 of 0 bytes
             0s: Done
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_duplicate_acknowledgement_sends_nothing() {
-        check("", 1500, "0s ack 1\n0s ack 1\n0s ack 7\n0s ack 2", expect![[r#"
+        check(
+            "",
+            1500,
+            "0s ack 1\n0s ack 1\n0s ack 7\n0s ack 2",
+            expect![[r#"
             0s: data 1 of 512 bytes
             0s: data 2 of 512 bytes
             0s: data 3 of 476 bytes
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -393,7 +408,11 @@ mod tests {
 
     #[test]
     fn a_lost_final_acknowledgement_counts_as_done() {
-        check("", 10, "1s wait\n2s wait\n3s wait\n4s wait\n5s wait\n6s wait", expect![[r#"
+        check(
+            "",
+            10,
+            "1s wait\n2s wait\n3s wait\n4s wait\n5s wait\n6s wait",
+            expect![[r#"
             0s: data 1 of 10 bytes
             1s: data 1 of 10 bytes
             2s: data 1 of 10 bytes
@@ -401,15 +420,21 @@ mod tests {
             4s: data 1 of 10 bytes
             5s: data 1 of 10 bytes
             6s: Done
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_client_that_wanted_only_the_size_breaks_off() {
-        check("tsize 0", 10, "0s error 8", expect![[r#"
+        check(
+            "tsize 0",
+            10,
+            "0s error 8",
+            expect![[r#"
             0s: oack tsize 10
             0s: Aborted { code: 8 }
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]

@@ -190,14 +190,17 @@ fn check(script: &str, expect: Expect) {
 
 #[test]
 fn unanswered_offer_returns_to_the_pool() {
-    check("0s a discover\n0s b discover\n0s c discover\n59s d discover\n61s d discover\n61s e discover", expect![[r#"
+    check(
+        "0s a discover\n0s b discover\n0s c discover\n59s d discover\n61s d discover\n61s e discover",
+        expect![[r#"
         0s a: offer 10.0.0.9
         0s b: offer 10.0.0.10
         0s c: offer 10.0.0.11
         59s d: silence
         61s d: offer 10.0.0.9
         61s e: offer 10.0.0.10
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -208,8 +211,8 @@ fn one_card_keeps_one_address_through_rom_ipxe_installer_and_system() {
         expect![[r#"
             0s a/uefi: offer 10.0.0.9 load snponly.efi
             0s a/uefi: ack 10.0.0.9 load snponly.efi, commit machine 100, record: UEFI boot ROM asked for an address
-            5s a/ipxe-efi: offer 10.0.0.9 load http://10.0.0.1:8080/boot.ipxe?mac=52:54:00:00:00:61
-            5s a/ipxe-efi: ack 10.0.0.9 load http://10.0.0.1:8080/boot.ipxe?mac=52:54:00:00:00:61, record: iPXE has its address
+            5s a/ipxe-efi: offer 10.0.0.9 load http://10.0.0.1:8080/boot.ipxe?mac=52-54-00-00-00-61
+            5s a/ipxe-efi: ack 10.0.0.9 load http://10.0.0.1:8080/boot.ipxe?mac=52-54-00-00-00-61, record: iPXE has its address
             9s a/os: offer 10.0.0.9
             9s a/os: ack 10.0.0.9
             1000s a/os: ack 10.0.0.9 to 10.0.0.9
@@ -222,8 +225,8 @@ fn a_known_machine_gets_its_planned_address_and_its_second_card_another() {
     check(
         "0s m/ipxe discover\n0s m/ipxe select 10.0.0.50\n0s n discover\n0s n select 10.0.0.9\n0s m select 10.0.0.9",
         expect![[r#"
-            0s m/ipxe: offer 10.0.0.50 load http://10.0.0.1:8080/boot.ipxe?mac=52:54:00:00:00:6d
-            0s m/ipxe: ack 10.0.0.50 load http://10.0.0.1:8080/boot.ipxe?mac=52:54:00:00:00:6d, record: BIOS boot ROM asked for an address
+            0s m/ipxe: offer 10.0.0.50 load http://10.0.0.1:8080/boot.ipxe?mac=52-54-00-00-00-6d
+            0s m/ipxe: ack 10.0.0.50 load http://10.0.0.1:8080/boot.ipxe?mac=52-54-00-00-00-6d, record: BIOS boot ROM asked for an address
             0s n: offer 10.0.0.9
             0s n: ack 10.0.0.9, commit machine 1
             0s m: nak to all
@@ -239,7 +242,7 @@ fn each_program_is_told_what_it_can_load() {
             0s m/bios: offer 10.0.0.50 load undionly.kpxe
             0s m/uefi: offer 10.0.0.50 load snponly.efi
             0s m/arm: offer 10.0.0.50
-            0s m/ipxe: offer 10.0.0.50 load http://10.0.0.1:8080/boot.ipxe?mac=52:54:00:00:00:6d
+            0s m/ipxe: offer 10.0.0.50 load http://10.0.0.1:8080/boot.ipxe?mac=52-54-00-00-00-6d
             0s m/os: offer 10.0.0.50
         "#]],
     );
@@ -264,21 +267,27 @@ fn a_stranger_that_restarts_gets_silence_and_one_from_another_network_a_refusal(
 
 #[test]
 fn an_offer_not_taken_is_free_at_once() {
-    check("0s a discover\n1s a select-other 10.0.0.250\n1s b discover", expect![[r#"
+    check(
+        "0s a discover\n1s a select-other 10.0.0.250\n1s b discover",
+        expect![[r#"
         0s a: offer 10.0.0.9
         1s a: silence
         1s b: offer 10.0.0.9
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn an_offer_from_before_a_restart_is_honoured_if_it_is_free() {
-    check("0s a select 10.0.0.10\n0s b select 10.0.0.10\n0s b select 10.0.0.50\n0s b select 10.0.0.1", expect![[r#"
+    check(
+        "0s a select 10.0.0.10\n0s b select 10.0.0.10\n0s b select 10.0.0.50\n0s b select 10.0.0.1",
+        expect![[r#"
         0s a: ack 10.0.0.10, commit machine 100
         0s b: nak to all
         0s b: nak to all
         0s b: nak to all
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -331,11 +340,14 @@ fn a_declined_address_rests_and_its_machine_keeps_its_name() {
 
 #[test]
 fn an_inform_changes_nothing() {
-    check("0s a inform 10.0.0.77\n0s a inform 192.168.1.1\n0s a renew 10.0.0.77", expect![[r#"
+    check(
+        "0s a inform 10.0.0.77\n0s a inform 192.168.1.1\n0s a renew 10.0.0.77",
+        expect![[r#"
         0s a: ack to 10.0.0.77
         0s a: silence
         0s a: silence
-    "#]]);
+    "#]],
+    );
     let mut server = Server::new(settings(), []);
     server.follow(&intent());
     let request = packet("a", "os", "inform", Some(Ipv4Addr::new(10, 0, 0, 77))).parse().unwrap();
@@ -355,10 +367,10 @@ fn hops_are_recorded_once_and_the_systems_only_when_it_should_run() {
         expect![[r#"
             0s m/uefi: ack 10.0.0.50 load snponly.efi, record: UEFI boot ROM asked for an address
             1s m/uefi: ack 10.0.0.50 load snponly.efi
-            4s m/ipxe-efi: ack 10.0.0.50 load http://10.0.0.1:8080/boot.ipxe?mac=52:54:00:00:00:6d, record: iPXE has its address
+            4s m/ipxe-efi: ack 10.0.0.50 load http://10.0.0.1:8080/boot.ipxe?mac=52-54-00-00-00-6d, record: iPXE has its address
             30s m/os: ack 10.0.0.50, record: installed system has its address
             31s m/os: ack 10.0.0.50
-            300s m/ipxe: ack 10.0.0.50 load http://10.0.0.1:8080/boot.ipxe?mac=52:54:00:00:00:6d, record: BIOS boot ROM asked for an address
+            300s m/ipxe: ack 10.0.0.50 load http://10.0.0.1:8080/boot.ipxe?mac=52-54-00-00-00-6d, record: BIOS boot ROM asked for an address
             999s m/os: ack 10.0.0.50 to 10.0.0.50
         "#]],
     );
@@ -433,7 +445,8 @@ fn a_rom_finds_its_file_wherever_it_looks() {
             "TFTPServerName([49, 48, 46, 48, 46, 48, 46, 49])",
             "VendorExtensions([6, 1, 8, 255])",
         ]
-    "#]].assert_debug_eq(&options);
+    "#]]
+    .assert_debug_eq(&options);
     assert!(reply.message.len() <= 1500 - 28);
 }
 
