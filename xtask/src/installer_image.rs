@@ -1,0 +1,316 @@
+//! The installer's image: Debian's cloud kernel, and an initramfs with nothing in it but
+//! `rackhand-installer` as `/init` and the kernel modules that it may have to load.
+//!
+//! The initramfs is a newc archive (kernel documentation, `early-userspace/buffer-format`),
+//! compressed with zstd, and depends on its contents only: no times, no inode numbers of the
+//! machine it was made on. Modules lie under `/lib/modules/VERSION` with the `modules.dep`
+//! and `modules.alias` that depmod makes for exactly these.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+/// What an installer image consists of; written beside it as `manifest.json`.
+#[derive(Serialize)]
+struct Manifest {
+    /// Kernel version, as `uname -r` tells it.
+    kernel: String,
+    /// Debian package the kernel comes from, with its version.
+    package: String,
+    /// Modules in the initramfs.
+    modules: Vec<String>,
+    /// SHA-256 of `kernel`, `initramfs`, and the `init` inside.
+    sha256: BTreeMap<&'static str, String>,
+}
+
+/// Makes `kernel`, `initramfs` and `manifest.json` in `out`; what is downloaded stays in
+/// `cache`. Files are replaced whole, so that a server of the directory never sees half of one.
+pub(crate) fn build(out: &Path, cache: &Path) -> Result<()> {
+    let work = cache.join("installer-image");
+    fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
+    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+
+    let init = fs::read(build_installer()?).context("cannot read the installer just built")?;
+    let kernel = debian_kernel(&work)?;
+    let modules = reduced_modules(&kernel, &work.join("reduced"))?;
+
+    let mut archive = Archive::default();
+    for directory in ["dev", "proc", "sys", "run", "lib"] {
+        archive.directory(directory);
+    }
+    archive.device("dev/console", 5, 1);
+    archive.file("init", 0o755, &init);
+    for (path, bytes) in &modules {
+        archive.file(path, 0o644, bytes);
+    }
+    let initramfs = zstd::encode_all(&archive.finish()[..], 19)?;
+    let vmlinuz = fs::read(&kernel.image)?;
+
+    let sha256 = |bytes: &[u8]| hex::encode(Sha256::digest(bytes));
+    let manifest = Manifest {
+        kernel: kernel.version,
+        package: kernel.package,
+        modules: modules.keys().filter_map(|path| Some(Path::new(path).file_name()?.to_str()?.to_owned())).collect(),
+        sha256: [("kernel", sha256(&vmlinuz)), ("initramfs", sha256(&initramfs)), ("init", sha256(&init))].into(),
+    };
+    replace(&out.join("kernel"), &vmlinuz)?;
+    replace(&out.join("initramfs"), &initramfs)?;
+    replace(&out.join("manifest.json"), &serde_json::to_vec_pretty(&manifest)?)
+}
+
+/// What virtual machines and most servers' NVMe need; dependencies come by themselves. Some
+/// of it is built into one kernel and a module of the next.
+const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_net",
+    "virtio_blk",
+    "virtio_scsi",
+    "virtio_rng",
+    "sd_mod",
+    "nvme",
+    "efivarfs",
+    "softdog",
+    "crc32c_intel",
+    "crc32_pclmul",
+    "crct10dif_pclmul",
+];
+
+/// Builds the static binary and says where it is.
+fn build_installer() -> Result<PathBuf> {
+    let target = "x86_64-unknown-linux-gnu";
+    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        // With a target named, these flags do not reach build scripts and procedural macros.
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .args(["build", "--locked", "--package", "rackhand-installer", "--bin", "rackhand-installer"])
+        .args(["--profile", "installer", "--target", target, "--message-format", "json-render-diagnostics"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("the installer does not build");
+    }
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "rackhand-installer")
+        .find_map(|message| Some(message["executable"].as_str()?.into()))
+        .context("cargo did not say where it put the installer")
+}
+
+struct Kernel {
+    version: String,
+    package: String,
+    image: PathBuf,
+    /// The unpacked package.
+    tree: PathBuf,
+}
+
+/// Debian's newest cloud kernel, as far as apt on this machine knows.
+fn debian_kernel(work: &Path) -> Result<Kernel> {
+    let depends = output(Command::new("apt-cache").args(["depends", "linux-image-cloud-amd64"]))?;
+    let name = depends
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: ").filter(|name| name.starts_with("linux-image-")))
+        .context("apt on this machine knows no linux-image-cloud-amd64: run `apt-get update` first")?;
+    let version = name
+        .strip_prefix("linux-image-")
+        .map(|version| version.trim_end_matches("-unsigned").to_owned())
+        .context("the kernel package has a strange name")?;
+    // One line: 'URI' FILE SIZE HASH.
+    let uris = output(Command::new("apt-get").args(["download", "--print-uris", name]))?;
+    let file = uris.split_whitespace().nth(1).context("apt does not say which file it would download")?;
+
+    let package = work.join(file);
+    if !package.exists() {
+        run(Command::new("apt-get")
+            .args(["-q", "-o", "APT::Sandbox::User=root", "download", name])
+            .stdout(Stdio::null())
+            .current_dir(work))?;
+    }
+    let tree = work.join("kernel");
+    if tree.exists() {
+        fs::remove_dir_all(&tree)?;
+    }
+    run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&tree))?;
+    let image = tree.join("boot").join(format!("vmlinuz-{version}"));
+    Ok(Kernel { version, package: file.trim_end_matches(".deb").to_owned(), image, tree })
+}
+
+/// The modules wanted and what they depend on, with depmod's tables for them, by their paths
+/// in the archive.
+fn reduced_modules(kernel: &Kernel, reduced: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    let directory = Path::new("lib/modules").join(&kernel.version);
+    let depmod = |tree: &Path| run(Command::new("depmod").arg("-b").arg(tree).arg(&kernel.version));
+    depmod(&kernel.tree)?;
+
+    let full = kernel.tree.join(&directory);
+    let table = fs::read_to_string(full.join("modules.dep"))?;
+    let dependencies: BTreeMap<String, (&str, Vec<&str>)> = table
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(path, needs)| (module_name(path), (path, needs.split_whitespace().collect())))
+        .collect();
+    let builtin = fs::read_to_string(full.join("modules.builtin"))?;
+
+    if reduced.exists() {
+        fs::remove_dir_all(reduced)?;
+    }
+    fs::create_dir_all(reduced.join(&directory))?;
+    for wanted in MODULES {
+        let Some((path, needs)) = dependencies.get(*wanted) else {
+            if builtin.lines().any(|path| module_name(path) == *wanted) {
+                continue;
+            }
+            bail!("kernel {} has no module {wanted}", kernel.version);
+        };
+        for path in needs.iter().chain([path]) {
+            let to = reduced.join(&directory).join(path);
+            fs::create_dir_all(to.parent().expect("a module lies in a directory"))?;
+            fs::copy(full.join(path), to)?;
+        }
+    }
+    for table in ["modules.builtin", "modules.builtin.modinfo", "modules.order"] {
+        fs::copy(full.join(table), reduced.join(&directory).join(table))?;
+    }
+    depmod(reduced)?;
+
+    let mut files = BTreeMap::new();
+    let mut pending = vec![reduced.join(&directory)];
+    while let Some(next) = pending.pop() {
+        for entry in fs::read_dir(next)? {
+            let path = entry?.path();
+            let name = path.strip_prefix(reduced)?.to_str().context("a module's name is not UTF-8")?;
+            if path.is_dir() {
+                pending.push(path);
+            } else if name.ends_with(".ko") || name.ends_with("/modules.dep") || name.ends_with("/modules.alias") {
+                files.insert(name.to_owned(), fs::read(&path)?);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// What the kernel calls the module in this file: underscores, no path, no suffix.
+fn module_name(path: &str) -> String {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    file.split('.').next().unwrap_or(file).replace('-', "_")
+}
+
+/// A newc archive in the making. Directories of a file are made before it.
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    entries: u32,
+    directories: Vec<String>,
+}
+
+impl Archive {
+    fn directory(&mut self, path: &str) {
+        if self.directories.iter().any(|known| known == path) {
+            return;
+        }
+        if let Some((parent, _)) = path.rsplit_once('/') {
+            self.directory(parent);
+        }
+        self.directories.push(path.to_owned());
+        self.entry(path, 0o040_755, (0, 0), &[]);
+    }
+
+    fn file(&mut self, path: &str, permissions: u32, bytes: &[u8]) {
+        if let Some((parent, _)) = path.rsplit_once('/') {
+            self.directory(parent);
+        }
+        self.entry(path, 0o100_000 | permissions, (0, 0), bytes);
+    }
+
+    /// A character device.
+    fn device(&mut self, path: &str, major: u32, minor: u32) {
+        self.entry(path, 0o020_600, (major, minor), &[]);
+    }
+
+    fn entry(&mut self, path: &str, mode: u32, (major, minor): (u32, u32), bytes: &[u8]) {
+        self.entries += 1;
+        let len = u32::try_from(bytes.len()).expect("no file here reaches 4 GiB");
+        let name = u32::try_from(path.len() + 1).expect("paths are short");
+        // inode, mode, uid, gid, links, mtime, size, device, device number, name, checksum
+        let fields = [self.entries, mode, 0, 0, 1, 0, len, 0, 0, major, minor, name, 0];
+        self.bytes.extend_from_slice(b"070701");
+        for field in fields {
+            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
+        }
+        self.bytes.extend_from_slice(path.as_bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend_from_slice(bytes);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, (0, 0), &[]);
+        self.bytes
+    }
+}
+
+fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let unfinished = path.with_extension("part");
+    fs::write(&unfinished, bytes).with_context(|| format!("cannot write {}", unfinished.display()))?;
+    fs::set_permissions(&unfinished, fs::Permissions::from_mode(0o644))?;
+    fs::rename(&unfinished, path).with_context(|| format!("cannot replace {}", path.display()))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().with_context(|| format!("cannot start {name}: is it installed?"))?;
+    if !status.success() {
+        bail!("{name} failed ({status})");
+    }
+    Ok(())
+}
+
+fn output(command: &mut Command) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start {name}"))?;
+    if !output.status.success() {
+        bail!("{name} failed ({})", output.status);
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpio_unpacks_what_the_archive_holds() {
+        let mut archive = Archive::default();
+        archive.file("lib/modules/a.ko", 0o644, b"module");
+        archive.file("init", 0o755, b"program");
+        let place = std::env::temp_dir().join(format!("rackhand-cpio-{}", std::process::id()));
+        fs::create_dir_all(&place).unwrap();
+        fs::write(place.join("archive"), archive.finish()).unwrap();
+        let status = Command::new("sh").args(["-c", "cpio -i --quiet < archive"]).current_dir(&place).status().unwrap();
+        assert!(status.success());
+        assert_eq!(fs::read(place.join("lib/modules/a.ko")).unwrap(), b"module");
+        assert_eq!(fs::metadata(place.join("init")).unwrap().permissions().mode() & 0o777, 0o755);
+        fs::remove_dir_all(place).unwrap();
+    }
+
+    #[test]
+    fn a_modules_name_is_the_kernels() {
+        assert_eq!(module_name("kernel/arch/x86/crypto/crc32c-intel.ko"), "crc32c_intel");
+        assert_eq!(module_name("kernel/drivers/block/virtio_blk.ko.xz"), "virtio_blk");
+    }
+}

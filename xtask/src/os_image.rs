@@ -1,0 +1,335 @@
+//! A Debian 12 image for machines: raw, GPT, bootable by BIOS and by UEFI, told its settings
+//! by a `cidata` drive.
+//!
+//! mmdebstrap makes the tree from the package sources of this machine; nothing is mounted:
+//! the file systems are made by `mke2fs -d`, `mkfs.fat` and mtools. GRUB is put together here
+//! instead of by `grub-install`, which wants a mounted disk:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | first 440 | `boot.img`, told the sector of the next row |
+//! | BIOS boot partition | `core.img`, told where its own rest is |
+//! | EFI system partition | `EFI/BOOT/BOOTX64.EFI`, the path firmware tries by itself |
+//! | root | ext4; both GRUBs find it by its UUID and read `/boot/grub/grub.cfg` |
+//!
+//! Invariants: no host keys, no machine id, no passwords; file system UUIDs are fresh for
+//! each build. Must run as root: the tree has other owners' files.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Seek, SeekFrom, Write},
+    os::unix::fs::{FileExt, symlink},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+
+/// Makes the image at `out`, unless the one there was made by this same recipe. `cache` holds
+/// the tree while it is made, and goes on holding nothing.
+pub(crate) fn build(out: &Path, cache: &Path) -> Result<()> {
+    let recipe = hex::encode(Sha256::digest(include_str!("os_image.rs")));
+    let stamp = out.with_extension("recipe");
+    if out.exists() && fs::read_to_string(&stamp).is_ok_and(|made_by| made_by == recipe) {
+        return Ok(());
+    }
+    let work = cache.join("os-image");
+    if work.exists() {
+        fs::remove_dir_all(&work).with_context(|| format!("cannot clear {}", work.display()))?;
+    }
+    fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
+
+    let ids = Ids { root: uuid()?, esp: uuid()?[..8].to_uppercase() };
+    let tree = work.join("tree");
+    bootstrap(&work, &tree)?;
+    configure(&tree, &ids)?;
+    let unfinished = out.with_extension("part");
+    assemble(&work, &tree, &ids, &unfinished)?;
+    fs::rename(&unfinished, out)?;
+    fs::write(&stamp, recipe)?;
+    fs::remove_dir_all(&work)?;
+    Ok(())
+}
+
+struct Ids {
+    root: String,
+    esp: String,
+}
+
+const SECTOR: u64 = 512;
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 1024 * MIB;
+const BIOS_BOOT: u64 = MIB;
+const ESP: u64 = 2 * MIB;
+/// On a chunk's boundary, so that equal files make equal chunks in the next build.
+const ROOT: u64 = 64 * MIB;
+/// The backup GPT stands behind it.
+const ROOT_END: u64 = SIZE - MIB;
+
+/// Recommended packages stay out, so what is used is named.
+const PACKAGES: &[&str] = &[
+    "linux-image-cloud-amd64",
+    "initramfs-tools",
+    "zstd",
+    "systemd-sysv",
+    "systemd-resolved",
+    "udev",
+    "dbus",
+    "libpam-systemd",
+    "cloud-init",
+    "cloud-guest-utils",
+    "fdisk",
+    "e2fsprogs",
+    "kmod",
+    "openssh-server",
+    "sudo",
+    "ca-certificates",
+    "curl",
+    "iproute2",
+    "iputils-ping",
+    "less",
+    "netbase",
+    "procps",
+    "vim-tiny",
+];
+
+fn bootstrap(work: &Path, tree: &Path) -> Result<()> {
+    let overlay = work.join("overlay");
+    write(&overlay.join("etc/initramfs-tools/conf.d/rackhand"), "COMPRESS=zstd\n")?;
+    let sources = work.join("sources.list");
+    fs::write(&sources, host_sources()?)?;
+
+    let mut mmdebstrap = Command::new("mmdebstrap");
+    mmdebstrap
+        .args(["--mode=root", "--variant=apt", "--format=directory"])
+        .arg(format!("--include={}", PACKAGES.join(",")))
+        .args(["--aptopt=APT::Install-Recommends \"false\"", "--dpkgopt=path-exclude=/usr/share/man/*"])
+        .args(["--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/doc/*"])
+        .arg("--dpkgopt=path-include=/usr/share/doc/*/copyright");
+    for option in host_apt_options()? {
+        mmdebstrap.arg(format!("--aptopt={option}"));
+    }
+    mmdebstrap
+        .arg(format!("--essential-hook=sync-in {} /", overlay.display()))
+        .arg("--customize-hook=chroot \"$1\" systemctl enable systemd-networkd.service systemd-resolved.service")
+        .arg("--customize-hook=chroot \"$1\" systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer")
+        .arg("bookworm")
+        .arg(tree)
+        .arg(&sources);
+    run(&mut mmdebstrap)
+}
+
+/// Debian's own package sources as apt on this machine is configured to reach them.
+fn host_sources() -> Result<String> {
+    let format = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(REPO_URI) $(RELEASE) $(COMPONENT)";
+    let list = output(Command::new("apt-get").args([
+        "indextargets",
+        "--format",
+        format,
+        "Created-By: Packages",
+        "Origin: Debian",
+    ]))?;
+    let lines: Vec<_> = list.lines().filter(|line| line.contains(" bookworm")).collect();
+    ensure!(!lines.is_empty(), "apt on this machine knows no Debian 12 packages: run `apt-get update` first");
+    Ok(lines.join("\n") + "\n")
+}
+
+/// How this machine's apt reaches its sources: proxies, certificates, validity checks.
+fn host_apt_options() -> Result<Vec<String>> {
+    let dump = output(Command::new("apt-config").args(["dump", "Acquire"]))?;
+    let worth = |line: &&str| {
+        ["Acquire::http", "Acquire::https", "Acquire::Check-"].iter().any(|key| line.starts_with(key))
+            && !line.ends_with("\"\";")
+            && !line.contains("::::")
+    };
+    Ok(dump.lines().filter(worth).map(|line| line.trim_end_matches(';').to_owned()).collect())
+}
+
+fn configure(tree: &Path, ids: &Ids) -> Result<()> {
+    for unwanted in ["etc/apt/apt.conf.d/99mmdebstrap", "etc/dpkg/dpkg.cfg.d/99mmdebstrap", "etc/resolv.conf"] {
+        remove(&tree.join(unwanted))?;
+    }
+    for entry in fs::read_dir(tree.join("etc/ssh"))? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ssh_host_")) {
+            remove(&path)?;
+        }
+    }
+    remove(&tree.join("var/lib/dbus/machine-id"))?;
+    symlink("/run/systemd/resolve/stub-resolv.conf", tree.join("etc/resolv.conf"))?;
+
+    let root = &ids.root;
+    write(&tree.join("etc/machine-id"), "")?;
+    write(&tree.join("etc/hostname"), "debian\n")?;
+    write(&tree.join("etc/hosts"), "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n")?;
+    // The EFI system partition is not mounted: its loader is complete and never updated.
+    write(&tree.join("etc/fstab"), &format!("UUID={root} / ext4 errors=remount-ro 0 1\n"))?;
+    write(&tree.join("etc/cloud/cloud.cfg.d/90_rackhand.cfg"), CLOUD_CFG)?;
+    // ds-identify would find the same by looking at every disk.
+    write(&tree.join("etc/cloud/ds-identify.cfg"), "policy: enabled\n")?;
+    write(&tree.join("boot/grub/grub.cfg"), &grub_cfg(root))
+}
+
+const CLOUD_CFG: &str = "\
+# A machine is told its settings by a drive labelled cidata, or by nobody.
+datasource_list: [NoCloud, None]
+system_info:
+  network:
+    renderers: [networkd]
+apt_preserve_sources_list: true
+ssh_genkeytypes: [ed25519, ecdsa]
+growpart:
+  mode: growpart
+  devices: [/]
+  ignore_growroot_disabled: true
+";
+
+fn grub_cfg(root: &str) -> String {
+    // /vmlinuz and /initrd.img are links that kernel packages keep on the newest kernel.
+    format!(
+        "set timeout=0\n\
+         linux /vmlinuz root=UUID={root} ro quiet console=tty0 console=ttyS0,115200n8\n\
+         initrd /initrd.img\n\
+         boot\n"
+    )
+}
+
+fn assemble(work: &Path, tree: &Path, ids: &Ids, image: &Path) -> Result<()> {
+    remove(image)?;
+    File::create(image)?.set_len(SIZE)?;
+    let sectors = |from: u64, to: u64| format!("{}:{}", from / SECTOR, to / SECTOR - 1);
+    run(Command::new("sgdisk")
+        .args(["--clear", "--set-alignment=1"])
+        .args([format!("--new=1:{}", sectors(BIOS_BOOT, ESP)), "--typecode=1:ef02".into()])
+        .args([format!("--new=2:{}", sectors(ESP, ROOT)), "--typecode=2:ef00".into()])
+        // Type "Linux root (x86-64)".
+        .args([format!("--new=3:{}", sectors(ROOT, ROOT_END)), "--typecode=3:8304".into()])
+        .args(["--change-name=1:bios", "--change-name=2:esp", "--change-name=3:root"])
+        .arg(image)
+        .stdout(Stdio::null()))?;
+
+    // GRUB 2.06 cannot read the features that are switched off.
+    run(Command::new("mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-L", "rackhand-root", "-U", &ids.root, "-m", "1"])
+        .args(["-O", "^metadata_csum_seed,^orphan_file"])
+        .args(["-E", &format!("offset={ROOT},lazy_itable_init=0,lazy_journal_init=0")])
+        .arg("-d")
+        .arg(tree)
+        .arg(image)
+        .arg(format!("{}k", (ROOT_END - ROOT) / 1024)))?;
+
+    let embedded = work.join("grub-embedded.cfg");
+    fs::write(&embedded, format!("search.fs_uuid {} root\nset prefix=($root)/boot/grub\n", ids.root))?;
+    esp(work, ids, &embedded, image)?;
+    bios_loader(work, &embedded, image)
+}
+
+fn esp(work: &Path, ids: &Ids, embedded: &Path, image: &Path) -> Result<()> {
+    let loader = work.join("BOOTX64.EFI");
+    grub_mkimage("x86_64-efi", embedded, &loader)?;
+    let volume = work.join("esp.fat");
+    File::create(&volume)?.set_len(ROOT - ESP)?;
+    run(Command::new("mkfs.fat")
+        .args(["-F", "32", "-s", "1", "-n", "ESP", "-i", &ids.esp])
+        .arg(&volume)
+        .stdout(Stdio::null()))?;
+    run(Command::new("mmd").arg("-i").arg(&volume).args(["::EFI", "::EFI/BOOT"]))?;
+    run(Command::new("mcopy").arg("-i").arg(&volume).arg(&loader).arg("::EFI/BOOT/BOOTX64.EFI"))?;
+    copy_sparse(&volume, image, ESP)
+}
+
+/// Puts GRUB's two BIOS stages where `grub-bios-setup` would.
+fn bios_loader(work: &Path, embedded: &Path, image: &Path) -> Result<()> {
+    let core_path = work.join("core.img");
+    grub_mkimage("i386-pc", embedded, &core_path)?;
+    let mut core = fs::read(&core_path)?;
+    let sectors = core.len().div_ceil(SECTOR as usize);
+    core.resize(sectors * SECTOR as usize, 0);
+    ensure!(core.len() as u64 <= ESP - BIOS_BOOT, "GRUB's core image does not fit its partition");
+
+    // The last entry of the first sector's block list: where the rest of core.img starts
+    // (64 bits) and how many sectors it has (16 bits); the load segment behind stays.
+    let start = BIOS_BOOT / SECTOR;
+    core[0x1f4..0x1fc].copy_from_slice(&(start + 1).to_le_bytes());
+    core[0x1fc..0x1fe].copy_from_slice(&u16::try_from(sectors - 1)?.to_le_bytes());
+
+    let mut boot = [0; 440];
+    File::open("/usr/lib/grub/i386-pc/boot.img").context("grub-pc-bin is not installed")?.read_exact(&mut boot)?;
+    boot[0x5c..0x64].copy_from_slice(&start.to_le_bytes());
+    // A jump over a fix for BIOSes that pass a wrong drive number: taken out for hard disks.
+    boot[0x66..0x68].copy_from_slice(&[0x90, 0x90]);
+
+    let disk = File::options().write(true).open(image)?;
+    disk.write_all_at(&boot, 0)?;
+    disk.write_all_at(&core, BIOS_BOOT)?;
+    Ok(())
+}
+
+fn grub_mkimage(format: &str, embedded: &Path, out: &Path) -> Result<()> {
+    let firmware: &[&str] = if format == "i386-pc" { &["biosdisk"] } else { &["fat", "efi_gop"] };
+    run(Command::new("grub-mkimage")
+        .args(["-O", format, "-p", "/boot/grub", "-c"])
+        .arg(embedded)
+        .arg("-o")
+        .arg(out)
+        .args(["part_gpt", "ext2", "search", "search_fs_uuid", "normal", "configfile", "linux", "boot", "echo"])
+        .args(firmware))
+}
+
+/// Copies a file into the image at `offset`, leaving holes where it has only zeros.
+fn copy_sparse(from: &Path, image: &Path, offset: u64) -> Result<()> {
+    let mut from = File::open(from)?;
+    let mut image = File::options().write(true).open(image)?;
+    let mut block = vec![0; 1 << 16];
+    let mut at = offset;
+    loop {
+        let read = from.read(&mut block)?;
+        if read == 0 {
+            return Ok(());
+        }
+        if block[..read].iter().any(|byte| *byte != 0) {
+            image.seek(SeekFrom::Start(at))?;
+            image.write_all(&block[..read])?;
+        }
+        at += read as u64;
+    }
+}
+
+fn uuid() -> Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned())
+}
+
+fn write(path: &PathBuf, text: &str) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let status = command.status().with_context(|| format!("cannot start {name}: is it installed?"))?;
+    if !status.success() {
+        bail!("{name} failed ({status})");
+    }
+    Ok(())
+}
+
+fn output(command: &mut Command) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start {name}"))?;
+    if !output.status.success() {
+        bail!("{name} failed ({})", output.status);
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
