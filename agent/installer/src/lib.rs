@@ -1,1 +1,27 @@
-//! agent/installer
+//! The system that runs from RAM on a machine: it connects to the rack's boot node, tells what
+//! the machine is made of, waits, and writes or erases disks when ordered.
+//!
+//! Read in this order: [`session`] is the whole story; [`task`] carries out one order by means
+//! of [`image`], [`gpt`], [`config_drive`], [`boot_order`] and [`erase`]; [`machine`] and
+//! [`disk`] are the seams to the hardware, which [`inventory`] looks at; [`channel`] and
+//! [`cmdline`] lead to boot; [`pid1`], [`modules`], [`network`] and [`log`] make a system of a
+//! kernel. The installer never mounts a file system that a tenant wrote.
+
+#![expect(unsafe_code, reason = "ioctls of block devices have no safe form")]
+
+pub mod boot_order;
+pub mod channel;
+pub mod cmdline;
+pub mod config_drive;
+pub mod disk;
+pub mod erase;
+pub mod gpt;
+pub mod image;
+pub mod inventory;
+pub mod log;
+pub mod machine;
+pub mod modules;
+pub mod network;
+pub mod pid1;
+pub mod session;
+pub mod task;

@@ -1,0 +1,281 @@
+//! Talking to boot. A [`Lane`] is one kept-alive HTTP/1.1 connection; the [`Channel`] speaks
+//! [`rackhand_common::channel`] over lanes of TLS with raw public keys, and never gives up:
+//! boot restarts, cables are pulled, and the machine waits connected through all of it.
+
+use std::{io, net::SocketAddrV4, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, StatusCode, client::conn::http1::SendRequest};
+use hyper_util::rt::TokioIo;
+use rackhand_common::{
+    channel::{Admitted, Assignment, HOLD, MAX_BODY, MAX_MANIFEST, Present, Report},
+    image::{Digest, Manifest, SignedManifest},
+    machine::Inventory,
+    pki,
+};
+use rustls_pki_types::{PrivateKeyDer, ServerName};
+use serde::de::DeserializeOwned;
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
+use tokio_rustls::TlsConnector;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::cmdline::Parameters;
+
+/// Why one request was not answered as hoped.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Nobody there, or the connection broke: ask again.
+    #[error("cannot be reached")]
+    Unreachable(#[source] io::Error),
+    /// An answer, and it is no.
+    #[error("answered {0}: {1}")]
+    Refused(StatusCode, String),
+    /// An answer that makes no sense.
+    #[error("gave an answer that cannot be understood: {0}")]
+    Malformed(String),
+}
+
+fn unreachable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {
+    Failure::Unreachable(io::Error::other(error))
+}
+
+/// One connection at a time to one server, kept open between requests and opened anew when
+/// it broke.
+pub struct Lane {
+    to: SocketAddrV4,
+    tls: Option<Arc<rustls::ClientConfig>>,
+    open: Option<Open>,
+}
+
+struct Open {
+    sender: SendRequest<Full<Bytes>>,
+    _connection: AbortOnDropHandle<()>,
+}
+
+/// An address on the same network answers at once or not at all.
+const CONNECT: Duration = Duration::from_secs(5);
+
+impl Lane {
+    /// Plain HTTP.
+    pub fn plain(to: SocketAddrV4) -> Self {
+        Self { to, tls: None, open: None }
+    }
+
+    /// TLS.
+    pub fn secure(to: SocketAddrV4, tls: Arc<rustls::ClientConfig>) -> Self {
+        Self { to, tls: Some(tls), open: None }
+    }
+
+    /// The body of a good answer to one request, at most `limit` bytes of it. Dropped in the
+    /// middle, it closes the connection and the next request opens another.
+    pub async fn ask(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<Bytes>,
+        limit: usize,
+        patience: Duration,
+    ) -> Result<Bytes, Failure> {
+        let mut open = match self.open.take() {
+            Some(open) if !open.sender.is_closed() => open,
+            _ => timeout(CONNECT, self.connect()).await.map_err(unreachable)??,
+        };
+        let mut request = Request::builder().method(method).uri(path).header("host", self.to.to_string());
+        if body.is_some() {
+            request = request.header("content-type", "application/json");
+        }
+        let request = request.body(Full::new(body.unwrap_or_default())).expect("paths are made of digests and digits");
+        let exchange = async {
+            open.sender.ready().await.map_err(unreachable)?;
+            let response = open.sender.send_request(request).await.map_err(unreachable)?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), limit).collect().await.map_err(unreachable)?.to_bytes();
+            Ok((status, body))
+        };
+        let (status, body) = timeout(patience, exchange).await.map_err(unreachable)??;
+        self.open = Some(open);
+        if status.is_success() {
+            Ok(body)
+        } else {
+            Err(Failure::Refused(status, String::from_utf8_lossy(&body).chars().take(200).collect()))
+        }
+    }
+
+    async fn connect(&self) -> Result<Open, Failure> {
+        let stream = TcpStream::connect(self.to).await.map_err(unreachable)?;
+        stream.set_nodelay(true).map_err(unreachable)?;
+        let Some(tls) = &self.tls else { return handshake(TokioIo::new(stream)).await };
+        let name = ServerName::from(std::net::IpAddr::V4(*self.to.ip()));
+        let stream = TlsConnector::from(tls.clone()).connect(name, stream).await.map_err(unreachable)?;
+        handshake(TokioIo::new(stream)).await
+    }
+}
+
+async fn handshake<T>(stream: T) -> Result<Open, Failure>
+where
+    T: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
+{
+    let (sender, connection) = hyper::client::conn::http1::handshake(stream).await.map_err(unreachable)?;
+    let connection = AbortOnDropHandle::new(tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "connection to boot ended");
+        }
+    }));
+    Ok(Open { sender, _connection: connection })
+}
+
+/// The pauses between tries: doubling from a tenth of a second to five.
+#[derive(Debug)]
+pub struct Backoff(Duration);
+
+impl Backoff {
+    /// From the start.
+    pub fn new() -> Self {
+        Self(Duration::from_millis(100))
+    }
+
+    /// Waits, longer at each call.
+    pub async fn wait(&mut self) {
+        sleep(self.0).await;
+        self.0 = (self.0 * 2).min(Duration::from_secs(5));
+    }
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// How long an answer that needs no waiting may take.
+const ANSWER: Duration = Duration::from_secs(15);
+const MANIFEST: Duration = Duration::from_secs(60);
+
+/// Boot, as the installer knows it: where it is, its pinned key, and our ticket.
+pub struct Channel {
+    parameters: Parameters,
+    present: Bytes,
+    tls: Arc<rustls::ClientConfig>,
+}
+
+impl Channel {
+    /// To boot at the place the command line names, under this fresh key.
+    pub fn new(
+        parameters: Parameters,
+        key: PrivateKeyDer<'static>,
+        uuid: Option<uuid::Uuid>,
+    ) -> Result<Self, pki::Unusable> {
+        let present = Present { ticket: parameters.ticket.clone(), mac: parameters.mac, uuid };
+        let present = serde_json::to_vec(&present).expect("messages always serialize").into();
+        let tls = Arc::new(pki::installer_client(parameters.pin, key)?);
+        Ok(Self { parameters, present, tls })
+    }
+
+    /// A lane of this channel.
+    pub fn lane(&self) -> Lane {
+        Lane::secure(self.parameters.boot, self.tls.clone())
+    }
+
+    /// Where boot is.
+    pub fn place(&self) -> SocketAddrV4 {
+        self.parameters.boot
+    }
+
+    /// Where chunks come from.
+    pub fn chunks(&self) -> SocketAddrV4 {
+        self.parameters.http
+    }
+
+    /// Presents the ticket until boot accepts it. A refusal is final only for boot's present
+    /// state of mind: an operator may correct it, so the machine goes on asking, slowly.
+    pub async fn present(&self, lane: &mut Lane) -> Admitted {
+        let mut backoff = Backoff::new();
+        loop {
+            let answer = lane.ask(Method::POST, "/v1/ticket", Some(self.present.clone()), MAX_BODY, ANSWER).await;
+            match answer.and_then(parse) {
+                Ok(admitted) => return admitted,
+                Err(failure) => {
+                    complain("ticket", &failure);
+                    if let Failure::Refused(..) = failure {
+                        sleep(Duration::from_secs(5)).await;
+                    }
+                    backoff.wait().await;
+                }
+            }
+        }
+    }
+
+    /// Sends the inventory.
+    pub async fn send_inventory(&self, lane: &mut Lane, inventory: &Inventory) -> Result<(), Failure> {
+        let body = serde_json::to_vec(inventory).expect("messages always serialize").into();
+        self.call(lane, Method::PUT, "/v1/inventory", Some(body), MAX_BODY, ANSWER).await.map(drop)
+    }
+
+    /// The assignment, as soon as it is not the one with this serial.
+    pub async fn assignment(&self, lane: &mut Lane, after: Option<u64>) -> Result<Assignment, Failure> {
+        let path = after.map_or("/v1/assignment".to_owned(), |after| format!("/v1/assignment?after={after}"));
+        self.call(lane, Method::GET, &path, None, MAX_BODY, HOLD + ANSWER).await.and_then(parse)
+    }
+
+    /// The manifest with this digest.
+    pub async fn manifest(&self, lane: &mut Lane, digest: Digest) -> Result<Manifest, Failure> {
+        let path = format!("/v1/manifests/{digest}");
+        let signed: SignedManifest =
+            self.call(lane, Method::GET, &path, None, MAX_MANIFEST, MANIFEST).await.and_then(parse)?;
+        if signed.digest() != digest {
+            return Err(Failure::Malformed("a manifest with another digest than asked for".to_owned()));
+        }
+        signed.parse_unverified().map_err(|error| Failure::Malformed(error.to_string()))
+    }
+
+    /// Brings a report to boot's disk.
+    pub async fn report(&self, lane: &mut Lane, report: &Report) -> Result<(), Failure> {
+        let body = serde_json::to_vec(report).expect("messages always serialize").into();
+        self.call(lane, Method::POST, "/v1/report", Some(body), MAX_BODY, ANSWER).await.map(drop)
+    }
+
+    /// Asks until there is an answer. A boot that does not know our key any more gets the
+    /// ticket again.
+    async fn call(
+        &self,
+        lane: &mut Lane,
+        method: Method,
+        path: &str,
+        body: Option<Bytes>,
+        limit: usize,
+        patience: Duration,
+    ) -> Result<Bytes, Failure> {
+        let mut backoff = Backoff::new();
+        loop {
+            let failure = match lane.ask(method.clone(), path, body.clone(), limit, patience).await {
+                Ok(body) => return Ok(body),
+                Err(failure) => failure,
+            };
+            complain(path, &failure);
+            match failure {
+                Failure::Unreachable(_) => {}
+                Failure::Refused(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => {
+                    self.present(lane).await;
+                }
+                Failure::Refused(status, _)
+                    if status.is_server_error()
+                        || [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(&status) => {}
+                final_answer => return Err(final_answer),
+            }
+            backoff.wait().await;
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(body: Bytes) -> Result<T, Failure> {
+    serde_json::from_slice(&body).map_err(|error| Failure::Malformed(error.to_string()))
+}
+
+fn complain(what: &str, failure: &Failure) {
+    let cause = std::error::Error::source(failure).map(ToString::to_string).unwrap_or_default();
+    tracing::warn!(what, cause, "boot {failure}");
+}

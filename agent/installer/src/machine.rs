@@ -1,0 +1,76 @@
+//! The machine the installer runs on, as the work sees it: the seam between the work and the
+//! hardware. [`Hardware`] is this machine; a simulated one has files for disks.
+//!
+//! Everything here blocks, and is called from threads that may.
+
+use std::{io, sync::Arc};
+
+use jiff::Timestamp;
+use nix::{sys::time::TimeSpec, time::ClockId};
+use rackhand_common::machine::{Disk, Firmware, Inventory};
+
+use crate::{
+    boot_order,
+    disk::{self, BlockDevice},
+    gpt::Table,
+    inventory,
+};
+
+/// A machine to work on.
+pub trait Machine: Send + Sync + 'static {
+    /// What it is made of, now.
+    fn inventory(&self) -> Inventory;
+    /// Opens one of its disks for writing, for nobody else.
+    fn open(&self, disk: &Disk) -> io::Result<Arc<dyn disk::Disk>>;
+    /// Makes the disk with this partition table the first that its firmware boots.
+    fn boot_from(&self, table: &Table) -> Result<(), BootOrderError>;
+    /// Sets its clock.
+    fn set_clock(&self, now: Timestamp);
+}
+
+/// Why the boot order is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum BootOrderError {
+    /// The image has nothing this firmware boots.
+    #[error("the image cannot be booted by UEFI")]
+    Image(#[source] boot_order::NoEsp),
+    /// The firmware's variables cannot be read or written.
+    #[error("the firmware's boot variables cannot be {0}")]
+    Variables(&'static str, #[source] io::Error),
+    /// The firmware accepted the change, and did not keep it.
+    #[error("the firmware did not keep its new boot order")]
+    NotKept,
+}
+
+/// The machine this process runs on.
+pub struct Hardware;
+
+impl Machine for Hardware {
+    fn inventory(&self) -> Inventory {
+        inventory::take()
+    }
+
+    fn open(&self, disk: &Disk) -> io::Result<Arc<dyn disk::Disk>> {
+        Ok(Arc::new(BlockDevice::open(&disk.name)?))
+    }
+
+    fn boot_from(&self, table: &Table) -> Result<(), BootOrderError> {
+        if inventory::firmware() == Firmware::Bios {
+            return Ok(());
+        }
+        let changes = |table| {
+            let found = boot_order::read().map_err(|error| BootOrderError::Variables("read", error))?;
+            boot_order::plan(&found, table).map_err(BootOrderError::Image)
+        };
+        let wanted = changes(table)?;
+        boot_order::apply(&wanted).map_err(|error| BootOrderError::Variables("written", error))?;
+        if changes(table)?.is_empty() { Ok(()) } else { Err(BootOrderError::NotKept) }
+    }
+
+    fn set_clock(&self, now: Timestamp) {
+        let time = TimeSpec::new(now.as_second(), now.subsec_nanosecond().into());
+        if let Err(errno) = nix::time::clock_settime(ClockId::CLOCK_REALTIME, time) {
+            tracing::warn!(%errno, "cannot set the clock");
+        }
+    }
+}

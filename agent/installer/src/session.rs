@@ -1,0 +1,262 @@
+//! A session with boot, from ticket to restart: present the ticket, send the inventory, then
+//! do what each new assignment says and stay connected through it.
+//!
+//! Invariants:
+//! - One order at a time; a new one starts when the old has let go of its disks.
+//! - An order (run and attempt) that was carried out or failed in this session is not carried
+//!   out again; its outcome is told again.
+
+use std::{
+    collections::BTreeMap,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::{Fuse, FusedFuture, FutureExt};
+use rackhand_common::{
+    channel::{Assignment, News, Report, Task},
+    event::{Cause, MAX_TEXT},
+    id::{Epoch, RunId},
+    pki,
+};
+use tokio::{sync::Mutex, task::spawn_blocking};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    channel::{Backoff, Channel, Lane},
+    cmdline::Parameters,
+    image::HttpSource,
+    log::Log,
+    machine::Machine,
+    task::{Admission, Reporter, TaskError, Work},
+};
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+pub enum NoSession {
+    /// No key could be made.
+    #[error("cannot make a key")]
+    Key(#[source] rcgen::Error),
+    /// TLS refuses the key.
+    #[error("cannot use the key")]
+    Tls(#[source] pki::Unusable),
+}
+
+/// Works for boot until it says to restart, however long that takes.
+pub async fn run(parameters: Parameters, machine: Arc<dyn Machine>, log: Log) -> Result<(), NoSession> {
+    let key = rcgen::KeyPair::generate().map_err(NoSession::Key)?;
+    let inventory = take_inventory(&machine).await;
+    let channel = Channel::new(parameters, key.into(), inventory.system.uuid).map_err(NoSession::Tls)?;
+    let mut lane = channel.lane();
+    tracing::info!(boot = %channel.place(), "connecting");
+    let admitted = channel.present(&mut lane).await;
+    machine.set_clock(admitted.time);
+    tracing::info!(machine = %admitted.machine, disks = inventory.disks.len(), "admitted");
+    // Only boot can refuse it, and then the machine is of no use until boot changes its mind.
+    let mut backoff = Backoff::new();
+    while let Err(failure) = channel.send_inventory(&mut lane, &inventory).await {
+        tracing::error!("inventory: boot {failure}");
+        backoff.wait().await;
+    }
+    Session { channel, machine, log, reports: Mutex::default(), machine_id: admitted.machine }.serve(lane).await;
+    Ok(())
+}
+
+async fn take_inventory(machine: &Arc<dyn Machine>) -> rackhand_common::machine::Inventory {
+    let machine = machine.clone();
+    spawn_blocking(move || machine.inventory()).await.expect("taking the inventory does not panic")
+}
+
+type Order = (RunId, u32);
+
+struct Session {
+    channel: Channel,
+    machine: Arc<dyn Machine>,
+    log: Log,
+    /// Beside the lane that waits for assignments.
+    reports: Mutex<Option<Lane>>,
+    machine_id: rackhand_common::id::MachineId,
+}
+
+impl Session {
+    /// Returns when told to restart.
+    async fn serve(&self, mut lane: Lane) {
+        let mut told: BTreeMap<Order, News> = BTreeMap::new();
+        let mut epoch = Epoch(0);
+        let mut running: Option<(Order, CancellationToken)> = None;
+        let mut work: Pin<Box<Fuse<_>>> = Box::pin(Fuse::terminated());
+        let mut next: Option<Assignment> = None;
+        let mut serial = None;
+        loop {
+            // A new assignment begins when the old order has let go.
+            if let Some(assignment) = next.take_if(|_| work.is_terminated()) {
+                running = None;
+                match assignment.task {
+                    Task::Wait => tracing::info!("waiting for work"),
+                    Task::Reboot => {
+                        tracing::info!("restarting, as told");
+                        return;
+                    }
+                    Task::Deploy(_) | Task::Erase(_) => {
+                        let warrant = warrant(&assignment.task).expect("both kinds have one");
+                        let order = (warrant.run, warrant.attempt);
+                        let admission = Admission { machine: self.machine_id, epoch };
+                        epoch = epoch.max(warrant.epoch);
+                        let withdrawn = CancellationToken::new();
+                        running = Some((order, withdrawn.clone()));
+                        let before = told.get(&order).cloned();
+                        work.set(self.perform(order, assignment.task, admission, withdrawn, before).fuse());
+                    }
+                }
+            }
+            let poll = self.poll(&mut lane, serial);
+            let mut poll = pin!(poll);
+            loop {
+                tokio::select! {
+                    assignment = &mut poll => {
+                        serial = Some(assignment.serial);
+                        let same = |(order, _): &(Order, CancellationToken)| {
+                            warrant(&assignment.task).is_some_and(|warrant| (warrant.run, warrant.attempt) == *order)
+                        };
+                        match &running {
+                            // The same order under another serial goes on.
+                            Some(running) if same(running) && !work.is_terminated() => next = None,
+                            Some((_, withdrawn)) => {
+                                withdrawn.cancel();
+                                next = Some(assignment);
+                            }
+                            None => next = Some(assignment),
+                        }
+                        break;
+                    }
+                    (order, news) = &mut work, if !work.is_terminated() => {
+                        if let Some(news) = news {
+                            told.insert(order, news);
+                        }
+                        // The question to boot stays asked, unless an assignment waits already.
+                        if next.is_some() {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Boot's next assignment; an answer that makes no sense is asked for again.
+    async fn poll(&self, lane: &mut Lane, after: Option<u64>) -> Assignment {
+        let mut backoff = Backoff::new();
+        loop {
+            match self.channel.assignment(lane, after).await {
+                // The hold is over and nothing is new.
+                Ok(assignment) if Some(assignment.serial) == after => backoff = Backoff::new(),
+                Ok(assignment) => return assignment,
+                Err(failure) => {
+                    tracing::error!("assignment: boot {failure}");
+                    backoff.wait().await;
+                }
+            }
+        }
+    }
+
+    /// Carries out an order, or tells again how it ended. The news that ended it.
+    async fn perform(
+        &self,
+        order: Order,
+        task: Task,
+        admission: Admission,
+        withdrawn: CancellationToken,
+        before: Option<News>,
+    ) -> (Order, Option<News>) {
+        let reporter = Reports { session: self, order, withdrawn: &withdrawn };
+        let news = match before {
+            Some(news) => news,
+            None => match self.carry_out(&task, admission, &reporter).await {
+                Ok(disks) => News::Done { disks },
+                Err(TaskError::Withdrawn) => {
+                    tracing::warn!(run = %order.0, "order withdrawn");
+                    return (order, None);
+                }
+                Err(error) => self.failed(&error),
+            },
+        };
+        // Withdrawn in this moment means that boot has it, or does not want it any more.
+        let told = reporter.send(news.clone());
+        tokio::select! {
+            () = told => {}
+            () = async { withdrawn.cancelled().await; tokio::time::sleep(Duration::from_secs(5)).await } => {}
+        }
+        (order, Some(news))
+    }
+
+    async fn carry_out(
+        &self,
+        task: &Task,
+        admission: Admission,
+        reporter: &Reports<'_>,
+    ) -> Result<Vec<rackhand_common::event::DiskWork>, TaskError> {
+        let source = HttpSource::new(self.channel.chunks());
+        let machine = self.machine.clone();
+        let work = Work { machine, admission, reporter, source: &source, withdrawn: reporter.withdrawn };
+        match task {
+            Task::Deploy(deploy) => {
+                let manifest = async {
+                    let mut lane = self.channel.lane();
+                    self.channel.manifest(&mut lane, deploy.manifest).await.map_err(TaskError::Manifest)
+                };
+                let manifest = reporter.withdrawn.run_until_cancelled(manifest).await.ok_or(TaskError::Withdrawn)??;
+                work.deploy(deploy, manifest).await
+            }
+            Task::Erase(erase) => work.erase(erase).await,
+            Task::Wait | Task::Reboot => Ok(Vec::new()),
+        }
+    }
+
+    fn failed(&self, error: &TaskError) -> News {
+        let mut detail = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            detail.push_str(": ");
+            detail.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        let cause: Cause = error.cause();
+        tracing::error!(?cause, "{detail}");
+        detail.push_str("\n\n");
+        let room = MAX_TEXT.saturating_sub(detail.len());
+        detail.push_str(&self.log.tail(room));
+        News::Failed { cause, detail }
+    }
+}
+
+fn warrant(task: &Task) -> Option<&rackhand_common::channel::Warrant> {
+    match task {
+        Task::Deploy(deploy) => Some(&deploy.warrant),
+        Task::Erase(erase) => Some(&erase.warrant),
+        Task::Wait | Task::Reboot => None,
+    }
+}
+
+struct Reports<'a> {
+    session: &'a Session,
+    order: Order,
+    withdrawn: &'a CancellationToken,
+}
+
+impl Reports<'_> {
+    async fn send(&self, news: News) {
+        let (run, attempt) = self.order;
+        let mut lane = self.session.reports.lock().await;
+        let lane = lane.get_or_insert_with(|| self.session.channel.lane());
+        if let Err(failure) = self.session.channel.report(lane, &Report { run, attempt, news }).await {
+            tracing::error!("report: boot {failure}");
+        }
+    }
+}
+
+impl Reporter for Reports<'_> {
+    async fn tell(&self, news: News) {
+        self.withdrawn.run_until_cancelled(self.send(news)).await;
+    }
+}

@@ -1,0 +1,349 @@
+//! Carrying out one order: check everything, say so, write, check, say so.
+//!
+//! Invariants:
+//! - Before the first write, the warrant's machine and epoch are ours and the disks found are
+//!   exactly the disks it lists.
+//! - A disk without an identity is never written.
+//! - Whatever goes wrong has a [`Cause`]; nothing here ends the installer.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use rackhand_common::{
+    channel::{DeployTask, EraseTask, News, Warrant},
+    event::{Cause, DiskWork},
+    id::{Epoch, MachineId},
+    image::{Manifest, Settings},
+    intent::DiskRule,
+    machine::{Disk, Inventory},
+};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    channel::Failure,
+    config_drive,
+    disk::{self, Buffer},
+    erase::{self, EraseError},
+    gpt::{self, BASIC_DATA, Guid, Table},
+    image::{self, ImageError, Source},
+    machine::{BootOrderError, Machine},
+};
+
+/// Why an order was not carried out, for people; [`TaskError::cause`] is for programs.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each says in its text what it is")]
+pub enum TaskError {
+    #[error("the order is for machine {wanted}, this is {found}")]
+    WrongMachine { wanted: MachineId, found: MachineId },
+    #[error("the order is of epoch {wanted}, which is over: {found} has been seen")]
+    OldEpoch { wanted: Epoch, found: Epoch },
+    #[error("the order lists the disks [{wanted}], the machine has [{found}]")]
+    DisksDiffer { wanted: String, found: String },
+    #[error("no disk with an identity holds the image's {0} bytes and its settings")]
+    NoneHolds(u64),
+    #[error("no disk is {0}")]
+    NoSuchDisk(String),
+    #[error("the image is unsuitable: {0}")]
+    Unsuitable(String),
+    #[error("the image's manifest cannot be had")]
+    Manifest(#[source] Failure),
+    #[error("the image could not be written")]
+    Image(#[source] ImageError),
+    #[error("disk {disk}: {doing} failed")]
+    Disk {
+        disk: String,
+        doing: &'static str,
+        #[source]
+        error: io::Error,
+    },
+    #[error("disk {0}: {1} does not read back as written")]
+    Verify(String, &'static str),
+    #[error("disk {0} could not be erased")]
+    Erase(String, #[source] EraseError),
+    #[error("the settings could not be written: {0}")]
+    Settings(String),
+    #[error("the boot order could not be set")]
+    BootOrder(#[source] BootOrderError),
+    #[error("the order was withdrawn")]
+    Withdrawn,
+}
+
+impl TaskError {
+    /// The cause, for programs.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::WrongMachine { .. } | Self::OldEpoch { .. } => Cause::WrongMachine,
+            Self::DisksDiffer { .. } => Cause::DisksDiffer,
+            Self::NoneHolds(_) | Self::NoSuchDisk(_) => Cause::NoSuitableDisk,
+            Self::Unsuitable(_) => Cause::ImageUnsuitable,
+            Self::Image(ImageError::Disk { .. }) | Self::Disk { .. } => Cause::DiskError,
+            Self::Manifest(_) | Self::Image(_) => Cause::Image,
+            Self::Verify(..) | Self::Erase(_, EraseError::NotZeros(_)) => Cause::Verify,
+            Self::Erase(..) => Cause::DiskError,
+            Self::BootOrder(_) => Cause::BootOrder,
+            Self::Settings(_) | Self::Withdrawn => Cause::Internal,
+        }
+    }
+}
+
+/// Who we are, as far as boot said and earlier orders showed.
+#[derive(Clone, Copy, Debug)]
+pub struct Admission {
+    /// From the ticket.
+    pub machine: MachineId,
+    /// The highest epoch of any order in this session.
+    pub epoch: Epoch,
+}
+
+/// Where news of the work goes while it is done.
+pub trait Reporter: Send + Sync {
+    /// Returns when boot has it on its disk.
+    fn tell(&self, news: News) -> impl Future<Output = ()> + Send;
+}
+
+/// Everything an order needs beside itself.
+pub struct Work<'a, R, S> {
+    /// The machine.
+    pub machine: Arc<dyn Machine>,
+    /// Who we are.
+    pub admission: Admission,
+    /// Where news goes.
+    pub reporter: &'a R,
+    /// Where chunks come from.
+    pub source: &'a S,
+    /// Cancelled when the order is withdrawn.
+    pub withdrawn: &'a CancellationToken,
+}
+
+impl<R: Reporter, S: Source> Work<'_, R, S> {
+    /// Writes an image, its settings and the boot order.
+    pub async fn deploy(&self, task: &DeployTask, manifest: Manifest) -> Result<Vec<DiskWork>, TaskError> {
+        let inventory = self.inventory().await;
+        check(&task.warrant, self.admission, &inventory)?;
+        let drive = manifest.settings == Settings::Cidata && !task.files.is_empty();
+        let (chosen, identity) = choose(&task.disk, &manifest, drive, &inventory)?;
+        let disk = self.open(chosen, &identity).await?;
+        tracing::info!(image = manifest.name, disk = identity, name = chosen.name, "deploying");
+        self.reporter.tell(News::Started).await;
+
+        let done = Arc::new(AtomicU64::new(0));
+        let write = image::write(disk.clone(), &manifest, self.source, done.clone(), self.withdrawn);
+        self.with_progress(write, done, manifest.size).await.map_err(|error| match error {
+            ImageError::Withdrawn => TaskError::Withdrawn,
+            error => TaskError::Image(error),
+        })?;
+        let (size, files) = (manifest.size, if drive { task.files.clone() } else { BTreeMap::new() });
+        let on = disk.clone();
+        self.blocking(&identity, "flushing the image", move || on.flush()).await?;
+        self.reporter.tell(News::ImageWritten).await;
+
+        let (on, name) = (disk, identity.clone());
+        let table =
+            spawn_blocking(move || finish(&*on, &name, size, &files)).await.expect("finishing does not panic")?;
+        if let Some(table) = table {
+            let machine = self.machine.clone();
+            let ordered = spawn_blocking(move || machine.boot_from(&table)).await;
+            ordered.expect("setting the boot order does not panic").map_err(TaskError::BootOrder)?;
+        }
+        tracing::info!(disk = identity, "deployed");
+        Ok(vec![DiskWork { disk: identity, method: "image".to_owned(), bytes: size, verified: 0 }])
+    }
+
+    /// Overwrites every disk, all at once, and reads back.
+    pub async fn erase(&self, task: &EraseTask) -> Result<Vec<DiskWork>, TaskError> {
+        let inventory = self.inventory().await;
+        check(&task.warrant, self.admission, &inventory)?;
+        let mut disks = Vec::new();
+        for found in &inventory.disks {
+            // Those without an identity are not in the warrant.
+            if let Some(identity) = found.identity() {
+                let disk = self.open(found, &identity).await?;
+                disks.push((identity, disk));
+            }
+        }
+        tracing::info!(disks = disks.len(), "erasing");
+        self.reporter.tell(News::Started).await;
+
+        let done = Arc::new(AtomicU64::new(0));
+        let total = disks.iter().map(|(_, disk)| disk.size()).sum();
+        let mut erasing = JoinSet::new();
+        for (identity, disk) in disks {
+            let (done, withdrawn) = (done.clone(), self.withdrawn.clone());
+            let seed = uuid::Uuid::new_v4().as_u64_pair().1;
+            erasing.spawn_blocking(move || {
+                let verified = erase::erase(&*disk, seed, &done, &withdrawn).map_err(|error| match error {
+                    EraseError::Withdrawn => TaskError::Withdrawn,
+                    error => TaskError::Erase(identity.clone(), error),
+                })?;
+                Ok(DiskWork { disk: identity, method: "overwrite".to_owned(), bytes: disk.size(), verified })
+            });
+        }
+        // One that fails does not stop the others: what can be erased is.
+        let mut erased = self.with_progress(erasing.join_all(), done, total).await;
+        erased.sort_by(|a, b| match (a, b) {
+            (Ok(a), Ok(b)) => a.disk.cmp(&b.disk),
+            _ => std::cmp::Ordering::Equal,
+        });
+        erased.into_iter().collect()
+    }
+
+    async fn inventory(&self) -> Inventory {
+        let machine = self.machine.clone();
+        spawn_blocking(move || machine.inventory()).await.expect("taking the inventory does not panic")
+    }
+
+    async fn open(&self, found: &Disk, identity: &str) -> Result<Arc<dyn disk::Disk>, TaskError> {
+        let (machine, found) = (self.machine.clone(), found.clone());
+        self.blocking(identity, "opening", move || machine.open(&found)).await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        disk: &str,
+        doing: &'static str,
+        act: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, TaskError> {
+        let outcome = spawn_blocking(act).await.expect("disk access does not panic");
+        outcome.map_err(|error| TaskError::Disk { disk: disk.to_owned(), doing, error })
+    }
+
+    /// The work's outcome; meanwhile tells every second how far it is.
+    async fn with_progress<T>(&self, work: impl Future<Output = T>, done: Arc<AtomicU64>, total: u64) -> T {
+        let over = CancellationToken::new();
+        let work = async {
+            let _over = over.clone().drop_guard();
+            work.await
+        };
+        let telling = async {
+            let mut last = 0;
+            while over.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await.is_some() {
+                let done = done.load(Ordering::Relaxed);
+                if done != last {
+                    last = done;
+                    // A report on its way is cut off when the work is over.
+                    over.run_until_cancelled(self.reporter.tell(News::Progress { done, total })).await;
+                }
+            }
+        };
+        tokio::join!(work, telling).0
+    }
+}
+
+/// Whether the warrant is for this machine as it is.
+fn check(warrant: &Warrant, admission: Admission, inventory: &Inventory) -> Result<(), TaskError> {
+    if warrant.machine != admission.machine {
+        return Err(TaskError::WrongMachine { wanted: warrant.machine, found: admission.machine });
+    }
+    if warrant.epoch < admission.epoch {
+        return Err(TaskError::OldEpoch { wanted: warrant.epoch, found: admission.epoch });
+    }
+    let mut wanted = warrant.disks.clone();
+    let mut found: Vec<_> = inventory.disks.iter().filter_map(Disk::identity).collect();
+    wanted.sort();
+    found.sort();
+    let ambiguous = found.windows(2).any(|pair| pair[0] == pair[1]);
+    if wanted != found || ambiguous {
+        return Err(TaskError::DisksDiffer { wanted: wanted.join(", "), found: found.join(", ") });
+    }
+    Ok(())
+}
+
+/// Room behind the image for the config drive on its boundary and the backup table.
+const ROOM_FOR_SETTINGS: u64 = config_drive::LEN + (2 << 20);
+
+/// The disk for the image, and its identity.
+fn choose<'a>(
+    rule: &DiskRule,
+    manifest: &Manifest,
+    drive: bool,
+    inventory: &'a Inventory,
+) -> Result<(&'a Disk, String), TaskError> {
+    if !manifest.firmware.contains(&inventory.firmware) {
+        return Err(TaskError::Unsuitable(format!("it does not boot by {}", inventory.firmware)));
+    }
+    let needed = manifest.size + if drive { ROOM_FOR_SETTINGS } else { 0 };
+    let named = || inventory.disks.iter().filter_map(|disk| Some((disk, disk.identity()?)));
+    let chosen = match rule {
+        DiskRule::Smallest => named()
+            .filter(|(disk, _)| disk.size >= needed)
+            .min_by(|(a, a_name), (b, b_name)| (a.size, a_name).cmp(&(b.size, b_name)))
+            .ok_or(TaskError::NoneHolds(needed))?,
+        DiskRule::Identity(wanted) => {
+            let (disk, name) =
+                named().find(|(_, name)| name == wanted).ok_or_else(|| TaskError::NoSuchDisk(wanted.clone()))?;
+            if disk.size < needed {
+                return Err(TaskError::NoneHolds(needed));
+            }
+            (disk, name)
+        }
+    };
+    if chosen.0.sector != manifest.sector {
+        return Err(TaskError::Unsuitable(format!(
+            "it was made for sectors of {} bytes, {} has {}",
+            manifest.sector, chosen.1, chosen.0.sector
+        )));
+    }
+    Ok(chosen)
+}
+
+/// What makes an image on a disk a system of this machine: the partition table grows to the
+/// disk, the config drive is added, and the disk's end is cleared of what was there. The
+/// table, when the image has one.
+fn finish(
+    disk: &dyn disk::Disk,
+    name: &str,
+    image: u64,
+    files: &BTreeMap<String, String>,
+) -> Result<Option<Table>, TaskError> {
+    let failed = |doing| move |error| TaskError::Disk { disk: name.to_owned(), doing, error };
+    // Old RAID, LVM and partition metadata stands at disks' ends.
+    let end = (disk.size() / (1 << 20) * (1 << 20)).saturating_sub(8 << 20).max(image);
+    disk.zero(end, disk.size() - end).map_err(failed("clearing the end"))?;
+
+    let mut head = Buffer::zeroed(gpt::HEAD);
+    disk.read_at(0, &mut head).map_err(failed("reading the partition table"))?;
+    let mut table = match Table::read(&head, disk.sector()) {
+        Ok(table) => table,
+        Err(gpt::NotATable::Absent) if files.is_empty() => {
+            disk.flush().map_err(failed("flushing"))?;
+            return Ok(None);
+        }
+        Err(error) => return Err(TaskError::Unsuitable(error.to_string())),
+    };
+    let no_room = |error: gpt::NoRoom| TaskError::Settings(error.to_string());
+    table.spread(disk.size()).map_err(no_room)?;
+    let drive = if files.is_empty() {
+        None
+    } else {
+        let id = Guid(uuid::Uuid::new_v4().to_bytes_le());
+        let partition = table.append(config_drive::LEN, BASIC_DATA, id, "cidata").map_err(no_room)?;
+        let serial = u32::from_le_bytes([id.0[0], id.0[1], id.0[2], id.0[3]]);
+        let volume = config_drive::render(files, disk.sector(), serial)
+            .map_err(|error| TaskError::Settings(error.to_string()))?;
+        Some(("the config drive", partition.first * u64::from(disk.sector()), volume))
+    };
+    let (backup_at, backup) = table.backup();
+    let mbr = head[..440].try_into().expect("440 bytes were taken");
+    // The first table last: whoever stops here leaves a disk with its image's own table.
+    let backup = Some(("the backup partition table", backup_at, backup));
+    let primary = Some(("the partition table", 0, table.primary(mbr)));
+    for (what, at, bytes) in [drive, backup, primary].into_iter().flatten() {
+        let written = Buffer::copy_of(&bytes);
+        disk.write_at(at, &written).map_err(failed("writing settings and partition table"))?;
+        disk.flush().map_err(failed("flushing"))?;
+        let mut found = Buffer::zeroed(bytes.len());
+        disk.read_at(at, &mut found).map_err(failed("reading back"))?;
+        if found[..] != bytes[..] {
+            return Err(TaskError::Verify(name.to_owned(), what));
+        }
+    }
+    Ok(Some(table))
+}
