@@ -31,10 +31,10 @@ struct Manifest {
     sha256: BTreeMap<&'static str, String>,
 }
 
-/// Makes `kernel`, `initramfs` and `manifest.json` in `out`; what is downloaded stays in
-/// `cache`. Files are replaced whole, so that a server of the directory never sees half of one.
-pub(crate) fn build(out: &Path, cache: &Path) -> Result<()> {
-    let work = cache.join("installer-image");
+/// Makes `kernel`, `initramfs` and `manifest.json` in `out`; what is downloaded stays
+/// beside it. Files are replaced whole, so that a server of the directory never sees half of one.
+pub(crate) fn build(out: &Path) -> Result<()> {
+    let work = out.with_extension("work");
     fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
 
