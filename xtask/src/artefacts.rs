@@ -1,0 +1,60 @@
+//! Everything a virtual rack needs, built or taken from the cache.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use crate::{
+    installer_image, os_image,
+    shell::{Shell, cache, target},
+};
+
+/// What was built, and where it lies.
+pub(crate) struct Artefacts {
+    /// The product's binaries.
+    binaries: PathBuf,
+    /// Kernel and initial RAM disk of the installer.
+    installer: PathBuf,
+    /// A Debian 12 disk image.
+    image: PathBuf,
+}
+
+/// Builds the binaries and makes the images.
+pub(crate) fn make() -> anyhow::Result<Artefacts> {
+    make_in("debug", &[])
+}
+
+/// The same, optimised: for measuring.
+pub(crate) fn make_released() -> anyhow::Result<Artefacts> {
+    make_in("release", &["--release"])
+}
+
+fn make_in(directory: &str, profile: &[&str]) -> anyhow::Result<Artefacts> {
+    let mut build = vec!["cargo", "build"];
+    for package in ["rackhand-controller", "rackhand-cli", "rackhand-agent", "rackhand-diag", "rackhand-vrack"] {
+        build.extend(["--package", package]);
+    }
+    build.extend(profile);
+    println!("   building the binaries");
+    Shell::new(&build).run()?;
+    let (installer, image) = (cache().join("installer"), cache().join("debian-12.raw"));
+    println!("   making the installer image");
+    installer_image::build(&installer).context("making the installer image")?;
+    println!("   making a Debian 12 image (a minute or two the first time)");
+    os_image::build(&image, &cache()).context("making the Debian 12 image")?;
+    Ok(Artefacts { binaries: target().join(directory), installer, image })
+}
+
+impl Artefacts {
+    /// A command of the virtual rack.
+    pub(crate) fn rack(&self, verb: &str) -> Shell {
+        let vrack = self.binaries.join("rackhand-vrack");
+        Shell::as_root(&[&vrack.to_string_lossy(), verb])
+            .arg("--binaries")
+            .arg(&self.binaries)
+            .arg("--installer")
+            .arg(&self.installer)
+            .arg("--image")
+            .arg(&self.image)
+    }
+}

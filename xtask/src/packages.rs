@@ -1,0 +1,71 @@
+//! The Debian packages a command needs, installed when they are absent.
+
+use std::io::{IsTerminal, Write};
+
+use anyhow::{Context, bail, ensure};
+
+use crate::shell::{Shell, is_root};
+
+/// To build: a C compiler for aws-lc, blake3, SQLite and zstd.
+pub(crate) const BUILD: &[&str] = &["gcc", "libc6-dev", "make"];
+
+/// To make the installer's and the operating system's images.
+pub(crate) const IMAGES: &[&str] = &[
+    "mmdebstrap", "debian-archive-keyring", "mtools", "dosfstools", "e2fsprogs", "gdisk", "kmod", "cpio", "zstd", "grub-common",
+    "grub-pc-bin", "grub-efi-amd64-bin",
+];
+
+/// To run a virtual rack and its machines.
+pub(crate) const RACK: &[&str] = &["qemu-system-x86", "qemu-utils", "ovmf", "ipxe", "ipxe-qemu", "iproute2", "util-linux", "openssh-client"];
+
+/// What tests use as peers nobody here wrote.
+pub(crate) const PEERS: &[&str] =
+    &["cloud-init", "isc-dhcp-client", "udhcpc", "busybox", "atftp", "tftp-hpa", "curl", "systemd", "procps"];
+
+/// Installs what is missing of `wanted`. Says what, and asks first unless told `yes`.
+pub(crate) fn install(wanted: &[&[&str]], yes: bool) -> anyhow::Result<()> {
+    let missing: Vec<&str> = wanted.concat().into_iter().filter(|package| !installed(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("Debian packages to install: {}", missing.join(" "));
+    if !yes {
+        ensure!(std::io::stdin().is_terminal(), "run again with --yes to install them, or install them yourself");
+        print!("Install them now? [y/N] ");
+        std::io::stdout().flush()?;
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer)?;
+        if !matches!(answer.trim(), "y" | "Y" | "yes") {
+            bail!("nothing was installed");
+        }
+    }
+    let apt = |arguments: &[&str]| {
+        let mut words = vec!["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-o", "Dpkg::Use-Pty=0"];
+        words.extend(arguments);
+        Shell::as_root(&words).quiet().run()
+    };
+    apt(&["update"]).context("apt-get update failed")?;
+    let mut arguments = vec!["install", "--yes", "--no-install-recommends", "--allow-downgrades"];
+    // A newer qemu-utils from elsewhere would conflict with Debian's qemu-system-x86.
+    let pinned = missing.contains(&"qemu-system-x86").then(|| candidate_of_release("qemu-utils")).flatten();
+    arguments.extend(missing);
+    arguments.extend(pinned.as_deref());
+    apt(&arguments).context("apt-get install failed")
+}
+
+fn installed(package: &str) -> bool {
+    Shell::new(&["dpkg-query", "-W", "-f=${db:Status-Status}", package]).read().is_ok_and(|status| status == "installed")
+}
+
+/// `package=version` as the release's archive has it, whatever is installed.
+fn candidate_of_release(package: &str) -> Option<String> {
+    let versions = Shell::new(&["apt-cache", "madison", package]).read().ok()?;
+    let version = versions.lines().next()?.split('|').nth(1)?.trim().to_owned();
+    Some(format!("{package}={version}"))
+}
+
+/// Says early what would otherwise fail late.
+pub(crate) fn require_root() -> anyhow::Result<()> {
+    ensure!(is_root(), "the virtual rack needs root for its network namespaces: run it with sudo");
+    Ok(())
+}
