@@ -1,1 +1,389 @@
-//! (in the making)
+//! The agents' connections: one per rack, the newest wins.
+//!
+//! Invariants:
+//! - Nobody is served whose certificate does not name a registered agent that is not revoked;
+//!   what may be asked without a certificate is enrolment only, told apart by the protocol.
+//! - A connection counts only after its number was committed.
+//! - No transaction is open while a peer is waited for.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
+use rackhand_common::{
+    id::{AgentId, RackId},
+    pki::{self, Identity, Peer, Role},
+    time::Clock,
+    wire::{self, AgentRequest, AgentResponse, Command, ControllerRequest, ControllerResponse, Welcome},
+};
+use rustls_pki_types::CertificateDer;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{sync::Notify, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    authority::{AGENT_TTL, Authority, Issued},
+    enrol::{self, Limit},
+    events, intent,
+    store::{Store, StoreError},
+    workflows::{Commands, Unreachable, Workflows},
+};
+
+/// How long a handshake, a request's arrival or an answer may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Connections at once, all together; further ones are refused.
+const CONNECTIONS: usize = 2048;
+
+/// Without a wake-up the revision is compared this often.
+const RECHECK: Duration = Duration::from_secs(30);
+
+/// The longest request of an agent that is not yet enrolled, in bytes.
+const ENROL_LEN: usize = 64 << 10;
+
+/// Closed because a newer connection took over.
+const REPLACED: VarInt = VarInt::from_u32(1);
+/// Closed because the peer is not let in, or broke the protocol.
+const REFUSED: VarInt = VarInt::from_u32(2);
+/// Closed because the controller stops, or the work is done.
+const BYE: VarInt = VarInt::from_u32(0);
+
+/// A handle on the connections; clones are the same.
+#[derive(Clone, Debug)]
+pub struct Fleet(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    authority: Arc<Authority>,
+    clock: Arc<dyn Clock>,
+    workflows: Workflows,
+    racks: Mutex<HashMap<RackId, Live>>,
+    limit: Mutex<Limit>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fleet").finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone)]
+struct Live {
+    number: u64,
+    quic: Connection,
+    wake: Arc<Notify>,
+}
+
+/// Why a connection ends.
+#[derive(Debug, thiserror::Error)]
+enum Dropped {
+    #[error("too slow")]
+    Slow(#[from] tokio::time::error::Elapsed),
+    #[error("connection lost")]
+    Lost(#[from] quinn::ConnectionError),
+    #[error("request not received")]
+    Read(#[from] quinn::ReadToEndError),
+    #[error("answer not sent")]
+    Write(#[from] quinn::WriteError),
+    #[error("stream closed")]
+    Closed(#[from] quinn::ClosedStream),
+    #[error("malformed message")]
+    Malformed(#[from] wire::Malformed),
+    #[error("not let in: {0}")]
+    Refused(&'static str),
+    #[error("not a peer")]
+    NotAPeer(#[from] pki::NotAPeer),
+    #[error("database")]
+    Store(#[from] StoreError),
+}
+
+/// A QUIC endpoint for agents at this address.
+pub fn listen(address: SocketAddr, authority: &Authority, identity: Identity) -> anyhow::Result<Endpoint> {
+    let tls = pki::controller_server(authority.bundle(), identity)?;
+    let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(4u32.into())
+        .max_concurrent_uni_streams(0u32.into())
+        .stream_receive_window((1u32 << 20).into())
+        .receive_window((4u32 << 20).into())
+        .datagram_receive_buffer_size(None)
+        .keep_alive_interval(Some(Duration::from_secs(5)))
+        .max_idle_timeout(Some(Duration::from_secs(15).try_into()?));
+    config.transport_config(Arc::new(transport)).max_incoming(256);
+    Ok(Endpoint::server(config, address)?)
+}
+
+impl Fleet {
+    /// A fleet nobody has joined yet.
+    pub fn new(store: Store, authority: Arc<Authority>, clock: Arc<dyn Clock>, workflows: Workflows) -> Self {
+        let (racks, limit) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { store, authority, clock, workflows, racks, limit }))
+    }
+
+    /// The rack's intent may have changed: its agent is told, if it is connected.
+    pub fn wake(&self, rack: RackId) {
+        if let Some(live) = self.live(rack) {
+            live.wake.notify_one();
+        }
+    }
+
+    /// Whether the rack's agent is connected.
+    pub fn connected(&self, rack: RackId) -> bool {
+        self.live(rack).is_some()
+    }
+
+    /// How many agents are connected.
+    pub fn count(&self) -> usize {
+        self.racks().len()
+    }
+
+    /// Gives a command to the rack's agent. Whether it arrived is not known when this fails:
+    /// the same command may be given again.
+    pub async fn command(&self, rack: RackId, command: Command) -> Result<ControllerResponse, Unreachable> {
+        if let Some(live) = self.live(rack) {
+            match ask(&live.quic, &ControllerRequest::Command(command)).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    tracing::warn!(%rack, error = &error as &dyn std::error::Error, "a command was not answered")
+                }
+            }
+        }
+        let name = self.0.store.rack(&rack.to_string()).await.map_or_else(|_| rack.to_string(), |rack| rack.name);
+        Err(Unreachable { rack: name })
+    }
+
+    /// Serves agents until shutdown.
+    pub async fn run(self, endpoint: Endpoint, shutdown: CancellationToken) {
+        let tracker = TaskTracker::new();
+        loop {
+            let incoming = tokio::select! {
+                incoming = endpoint.accept() => incoming,
+                () = shutdown.cancelled() => break,
+            };
+            let Some(incoming) = incoming else { break };
+            if endpoint.open_connections() >= CONNECTIONS {
+                incoming.refuse();
+                continue;
+            }
+            let fleet = self.clone();
+            let shutdown = shutdown.clone();
+            tracker.spawn(async move {
+                let from = incoming.remote_address();
+                tokio::select! {
+                    ended = fleet.admit(incoming) => {
+                        if let Err(error) = ended {
+                            tracing::info!(%from, error = &error as &dyn std::error::Error, "connection ended");
+                        }
+                    }
+                    () = shutdown.cancelled() => {}
+                }
+            });
+        }
+        endpoint.close(BYE, b"the controller stops");
+        tracker.close();
+        tracker.wait().await;
+        endpoint.wait_idle().await;
+    }
+
+    async fn admit(&self, incoming: Incoming) -> Result<(), Dropped> {
+        let quic = timeout(PATIENCE, incoming).await??;
+        let data = quic.handshake_data().and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok());
+        let ended = match data.and_then(|data| data.protocol).as_deref() {
+            Some(wire::ALPN) => self.agent(&quic).await,
+            Some(wire::ALPN_ENROL) => timeout(PATIENCE, self.enrol(&quic)).await.map_err(Dropped::from).flatten(),
+            _ => Err(Dropped::Refused("unknown protocol")),
+        };
+        quic.close(if ended.is_ok() { BYE } else { REFUSED }, b"");
+        ended
+    }
+
+    async fn enrol(&self, quic: &Connection) -> Result<(), Dropped> {
+        let (send, mut recv) = quic.accept_bi().await?;
+        let request: AgentRequest = wire::decode(&recv.read_to_end(ENROL_LEN).await?)?;
+        let AgentRequest::Enrol { secret, csr } = request else { return Err(Dropped::Refused("enrolment only")) };
+        let now = self.0.clock.now();
+        let admitted = self.0.limit.lock().expect("nothing panics while it is held").admits(now.mono);
+        let response = if !admitted {
+            AgentResponse::Refused("too many enrolments at once: try again in a few seconds".into())
+        } else {
+            match enrol::redeem(&self.0.store, &self.0.authority, now.wall, &secret, &csr).await {
+                Ok((agent, rack, issued)) => {
+                    // Whoever the rack's agent was until now is revoked.
+                    if let Some(old) = self.racks().remove(&rack) {
+                        old.quic.close(REPLACED, b"another node was enrolled for this rack");
+                    }
+                    self.certificate(agent, rack, &issued)
+                }
+                Err(error) => {
+                    tracing::warn!(from = %quic.remote_address(), error = &error as &dyn std::error::Error, "enrolment refused");
+                    AgentResponse::Refused(error.to_string())
+                }
+            }
+        };
+        answer(send, &response).await?;
+        // The peer closes once it has read the answer.
+        quic.closed().await;
+        Ok(())
+    }
+
+    async fn agent(&self, quic: &Connection) -> Result<(), Dropped> {
+        let chain = quic.peer_identity().and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
+        let Peer::Certified(Role::Agent { agent, rack }) = Peer::certified(&chain.unwrap_or_default())? else {
+            return Err(Dropped::Refused("not an agent"));
+        };
+        let known = self.0.store.agent(agent).await?;
+        if known.revoked.is_some() || known.rack != rack {
+            return Err(Dropped::Refused("the agent is revoked"));
+        }
+        let (send, mut recv) = timeout(PATIENCE, quic.accept_bi()).await??;
+        let first = timeout(PATIENCE, recv.read_to_end(ENROL_LEN)).await??;
+        let AgentRequest::Hello(hello) = wire::decode(&first)? else { return Err(Dropped::Refused("no hello")) };
+
+        let now = self.0.clock.now().wall;
+        let version: String = hello.version.chars().take(64).collect();
+        let mut tx = self.0.store.begin().await?;
+        let row = tx.welcome(now, agent, hello.connection, hello.incarnation, &version, hello.revision).await?;
+        tx.commit().await?;
+        let number = row.connection;
+        let live = Live { number, quic: quic.clone(), wake: Arc::new(Notify::new()) };
+        let old = {
+            let mut racks = self.racks();
+            match racks.get(&rack) {
+                Some(newer) if newer.number > number => return Err(Dropped::Refused("a newer connection is here")),
+                _ => racks.insert(rack, live.clone()),
+            }
+        };
+        if let Some(old) = old {
+            if known.incarnation.is_some_and(|incarnation| incarnation != hello.incarnation)
+                && old.quic.close_reason().is_none()
+            {
+                tracing::warn!(%agent, %rack, "a second process of this agent has connected; the newest is served");
+            }
+            old.quic.close(REPLACED, b"a newer connection took over");
+        }
+        let ended = async {
+            answer(send, &AgentResponse::Welcome(Welcome { connection: number, next_event: row.next_event })).await?;
+            tracing::info!(%agent, %rack, connection = number, version, "agent connected");
+            tokio::select! {
+                ended = self.serve(quic, agent, rack) => ended,
+                ended = self.push(&live, agent, rack, hello.revision) => ended,
+            }
+        }
+        .await;
+        {
+            let mut racks = self.racks();
+            if racks.get(&rack).is_some_and(|current| current.number == number) {
+                racks.remove(&rack);
+            }
+        }
+        let mut tx = self.0.store.begin().await?;
+        tx.disconnected(self.0.clock.now().wall, agent, number).await?;
+        tx.commit().await?;
+        ended
+    }
+
+    /// Answers requests, one after the other: events must be taken in order.
+    async fn serve(&self, quic: &Connection, agent: AgentId, rack: RackId) -> Result<(), Dropped> {
+        loop {
+            let (send, mut recv) = quic.accept_bi().await?;
+            let bytes = timeout(PATIENCE, recv.read_to_end(wire::MAX_LEN)).await??;
+            let response = match wire::decode(&bytes)? {
+                AgentRequest::Events { first, events } => {
+                    let next = events::take(&self.0.store, rack, agent, first, events).await?;
+                    self.0.workflows.wake();
+                    AgentResponse::Next(next)
+                }
+                AgentRequest::Renew { csr } => {
+                    let now = self.0.clock.now().wall;
+                    match self.0.authority.issue(&csr, Role::Agent { agent, rack }, AGENT_TTL, now) {
+                        Ok(issued) => {
+                            let mut tx = self.0.store.begin().await?;
+                            tx.renewed(agent, issued.key, issued.until).await?;
+                            tx.commit().await?;
+                            self.certificate(agent, rack, &issued)
+                        }
+                        Err(error) => AgentResponse::Refused(error.to_string()),
+                    }
+                }
+                AgentRequest::Hello(_) | AgentRequest::Enrol { .. } => AgentResponse::Refused("not now".into()),
+            };
+            answer(send, &response).await?;
+        }
+    }
+
+    /// Sends the intent whenever the rack's is newer than the one on the agent's disk.
+    async fn push(&self, live: &Live, agent: AgentId, rack: RackId, on_disk: u64) -> Result<(), Dropped> {
+        let mut on_disk = on_disk;
+        loop {
+            let revision = self.0.store.rack_revision(rack).await?;
+            if revision < on_disk {
+                tracing::error!(%rack, revision, on_disk, "the node has a newer intent than this database: was an older copy restored?");
+            }
+            if revision > on_disk {
+                let wanted = intent::of(&self.0.store, rack).await?;
+                match ask(&live.quic, &ControllerRequest::Intent(wanted)).await? {
+                    ControllerResponse::Stored(stored) => {
+                        on_disk = stored;
+                        let mut tx = self.0.store.begin().await?;
+                        tx.acknowledged(self.0.clock.now().wall, agent, stored).await?;
+                        tx.commit().await?;
+                        self.0.workflows.wake();
+                        continue;
+                    }
+                    refused => tracing::error!(%rack, ?refused, "the agent does not store its intent"),
+                }
+            }
+            // Without a wake-up too: whoever changes a rack may forget to say so.
+            let _ = timeout(RECHECK, live.wake.notified()).await;
+        }
+    }
+
+    fn certificate(&self, agent: AgentId, rack: RackId, issued: &Issued) -> AgentResponse {
+        AgentResponse::Certificate {
+            agent,
+            rack,
+            chain: issued.chain.iter().map(|certificate| certificate.to_vec()).collect(),
+            bundle: serde_json::to_string(self.0.authority.bundle()).expect("a bundle always serializes"),
+        }
+    }
+
+    fn live(&self, rack: RackId) -> Option<Live> {
+        self.racks().get(&rack).filter(|live| live.quic.close_reason().is_none()).cloned()
+    }
+
+    fn racks(&self) -> std::sync::MutexGuard<'_, HashMap<RackId, Live>> {
+        self.0.racks.lock().expect("nothing panics while it is held")
+    }
+}
+
+impl Commands for Fleet {
+    async fn command(&self, rack: RackId, command: Command) -> Result<ControllerResponse, Unreachable> {
+        Fleet::command(self, rack, command).await
+    }
+
+    fn wake(&self, rack: RackId) {
+        Fleet::wake(self, rack);
+    }
+}
+
+async fn ask<T: DeserializeOwned>(quic: &Connection, request: &impl Serialize) -> Result<T, Dropped> {
+    timeout(PATIENCE, async {
+        let (mut send, mut recv): (SendStream, RecvStream) = quic.open_bi().await?;
+        send.write_all(&wire::encode(request)).await?;
+        send.finish()?;
+        Ok(wire::decode(&recv.read_to_end(ENROL_LEN).await?)?)
+    })
+    .await?
+}
+
+async fn answer(mut send: SendStream, response: &AgentResponse) -> Result<(), Dropped> {
+    timeout(PATIENCE, send.write_all(&wire::encode(response))).await??;
+    send.finish()?;
+    Ok(())
+}

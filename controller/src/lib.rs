@@ -9,6 +9,7 @@ pub mod controller;
 pub mod enrol;
 pub mod events;
 pub mod fleet;
+pub mod https;
 pub mod images;
 pub mod intent;
 pub mod steps;
