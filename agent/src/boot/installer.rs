@@ -1,1 +1,257 @@
-//! (in the making)
+//! The installers' channel: see [`rackhand_common::channel`] for what is said on it.
+//!
+//! Invariants:
+//! - Nothing is answered to a key without a session but its ticket.
+//! - A report is answered once it is on this node's disk.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension, Json, Router,
+    extract::{DefaultBodyLimit, Path, Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post, put},
+};
+use rackhand_common::{
+    channel::{Admitted, Assignment, DeployTask, EraseTask, HOLD, MAX_BODY, News, Present, Report, Task, Warrant},
+    event::{MAX_TEXT, Stage, What},
+    image::{Digest, SignedManifest},
+    intent::{Intent, MachineIntent, Order, Work},
+    machine::Inventory,
+    pki::{KeyPin, Peer},
+    time::Clock,
+};
+use serde::Deserialize;
+use tokio::{sync::watch, time::timeout};
+
+use super::{
+    chunks::{ChunkError, Chunks},
+    leases::Leases,
+    listener::Client,
+    phone_home::PhoneHome,
+    sessions::{Duty, NotKept, Sessions, duty},
+    settings,
+    ticket::{NotAdmitted, Session, Tickets},
+};
+
+/// What the channel's handlers share.
+#[derive(Clone)]
+pub(super) struct Channel {
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) intent: watch::Receiver<Option<Arc<Intent>>>,
+    pub(super) leases: Leases,
+    pub(super) tickets: Tickets,
+    pub(super) sessions: Sessions,
+    pub(super) chunks: Chunks,
+    pub(super) phone_home: PhoneHome,
+}
+
+impl Channel {
+    pub(super) fn routes(self) -> Router {
+        Router::new()
+            .route("/v1/ticket", post(ticket))
+            .route("/v1/inventory", put(inventory))
+            .route("/v1/assignment", get(assignment))
+            .route("/v1/manifests/{digest}", get(manifest))
+            .route("/v1/report", post(report))
+            .layer(DefaultBodyLimit::max(MAX_BODY))
+            .with_state(self)
+    }
+
+    fn key(client: Client) -> Result<KeyPin, Refusal> {
+        match client.peer {
+            Some(Peer::Pinned(key)) => Ok(key),
+            Some(Peer::Certified(_)) | None => Err(Refusal::NoSession),
+        }
+    }
+
+    /// The session of whoever asks; it counts as heard.
+    async fn session(&self, client: Client) -> Result<Session, Refusal> {
+        let session = self.tickets.session(Self::key(client)?).ok_or(Refusal::NoSession)?;
+        self.sessions.heard(session.machine).await?;
+        Ok(session)
+    }
+
+    fn assignment(&self, session: &Session) -> Assignment {
+        let intent = self.intent.borrow().clone();
+        let machine = intent.as_deref().and_then(|intent| intent.machines.iter().find(|known| known.id == session.machine));
+        let task = match (duty(machine, self.sessions.ended(session.machine)), machine) {
+            (Duty::Work(order), Some(machine)) => self.task(session, machine, order),
+            (Duty::Reboot, _) => Task::Reboot,
+            (Duty::Wait | Duty::Work(_), _) => Task::Wait,
+        };
+        let json = serde_json::to_vec(&task).expect("tasks always serialize");
+        let [a, b, c, d, e, f, g, h, ..] = Digest::of(&json).0;
+        Assignment { serial: u64::from_be_bytes([a, b, c, d, e, f, g, h]), task }
+    }
+
+    fn task(&self, session: &Session, machine: &MachineIntent, order: &Order) -> Task {
+        let warrant = Warrant {
+            run: order.run,
+            attempt: order.attempt,
+            machine: machine.id,
+            epoch: machine.epoch,
+            disks: order.disks.clone(),
+        };
+        match &order.work {
+            Work::Erase => Task::Erase(EraseTask { warrant }),
+            Work::Deploy(deploy) => {
+                let url = self.phone_home.url(machine.id, order.run);
+                Task::Deploy(DeployTask {
+                    disk: deploy.disk.clone(),
+                    manifest: deploy.manifest,
+                    files: settings::files(machine.id, order.run, session.mac, &deploy.host, &url),
+                    warrant,
+                })
+            }
+        }
+    }
+}
+
+/// Why an installer is not answered as it wishes.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("this key has no session: present a ticket")]
+    NoSession,
+    #[error("the ticket is not yours")]
+    Ticket,
+    #[error("this card has no address from this node")]
+    NoAddress,
+    #[error("not now")]
+    Chunk(#[from] ChunkError),
+    #[error("not recorded; try again")]
+    NotKept(#[from] NotKept),
+    #[error("not recorded; try again")]
+    Tickets(#[from] super::ticket::Unusable),
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::NoSession => StatusCode::UNAUTHORIZED,
+            Self::Ticket => StatusCode::FORBIDDEN,
+            Self::NoAddress => StatusCode::CONFLICT,
+            Self::Chunk(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotKept(_) | Self::Tickets(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        if status.is_server_error() {
+            tracing::warn!(error = format!("{:#}", anyhow::Error::from(self)), "an installer's request failed");
+            return status.into_response();
+        }
+        (status, self.to_string()).into_response()
+    }
+}
+
+async fn ticket(
+    State(channel): State<Channel>,
+    Extension(client): Extension<Client>,
+    Json(present): Json<Present>,
+) -> Result<Json<Admitted>, Refusal> {
+    let (now, key) = (channel.clock.now(), Channel::key(client)?);
+    let tickets = channel.tickets.clone();
+    let (text, mac) = (present.ticket, present.mac);
+    let presented = tokio::task::spawn_blocking(move || tickets.present(now, &text, mac, key));
+    match presented.await.expect("presenting a ticket does not panic") {
+        Ok(session) => {
+            channel.sessions.tell(session.machine, What::Stage(Stage::Installer));
+            tracing::info!(machine = %session.machine, address = %client.address, "installer admitted");
+            Ok(Json(Admitted { machine: session.machine, time: now.wall }))
+        }
+        Err(NotAdmitted::Refused { machine, reason }) => {
+            tracing::warn!(address = %client.address, ?machine, %reason, "ticket refused");
+            if let Some(machine) = machine {
+                let reason = format!("{reason}; presented from {} for card {mac}", client.address.ip());
+                channel.sessions.tell(machine, What::TicketRefused { reason });
+            }
+            Err(Refusal::Ticket)
+        }
+        Err(NotAdmitted::Unusable(error)) => Err(error.into()),
+    }
+}
+
+async fn inventory(
+    State(channel): State<Channel>,
+    Extension(client): Extension<Client>,
+    Json(inventory): Json<Inventory>,
+) -> Result<StatusCode, Refusal> {
+    let session = channel.tickets.session(Channel::key(client)?).ok_or(Refusal::NoSession)?;
+    let holder = channel.leases.holder(session.mac).ok_or(Refusal::NoAddress)?;
+    channel.sessions.connected(session.machine, session.mac, holder.address, inventory).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Debug, Deserialize)]
+struct After {
+    after: Option<u64>,
+}
+
+async fn assignment(
+    State(channel): State<Channel>,
+    Extension(client): Extension<Client>,
+    Query(After { after }): Query<After>,
+) -> Result<Json<Assignment>, Refusal> {
+    let session = channel.session(client).await?;
+    let (mut intent, mut changes) = (channel.intent.clone(), channel.sessions.changes());
+    let news = async {
+        loop {
+            intent.mark_unchanged();
+            changes.mark_unchanged();
+            let assignment = channel.assignment(&session);
+            if Some(assignment.serial) != after {
+                return assignment;
+            }
+            tokio::select! {
+                changed = intent.changed() => if changed.is_err() { return assignment },
+                _ = changes.changed() => {}
+            }
+        }
+    };
+    let assignment = timeout(HOLD, news).await.unwrap_or_else(|_| channel.assignment(&session));
+    if assignment.task == Task::Reboot {
+        channel.sessions.rebooting(session.machine).await?;
+    }
+    Ok(Json(assignment))
+}
+
+async fn manifest(
+    State(channel): State<Channel>,
+    Extension(client): Extension<Client>,
+    Path(digest): Path<Digest>,
+) -> Result<Json<SignedManifest>, Refusal> {
+    channel.session(client).await?;
+    Ok(Json(channel.chunks.manifest(digest).await?))
+}
+
+async fn report(
+    State(channel): State<Channel>,
+    Extension(client): Extension<Client>,
+    Json(report): Json<Report>,
+) -> Result<StatusCode, Refusal> {
+    let machine = channel.session(client).await?.machine;
+    let (sessions, Report { run, attempt, news }) = (&channel.sessions, report);
+    match news {
+        News::Started => sessions.tell(machine, What::Stage(Stage::OrderStarted(run))),
+        News::Progress { done, total } => sessions.progress(machine, run, done, total),
+        News::ImageWritten => sessions.tell(machine, What::Stage(Stage::ImageWritten)),
+        News::Done { disks } => {
+            let erased = disks.iter().all(|disk| disk.method != "image");
+            let stage = What::Stage(if erased { Stage::Erased } else { Stage::SettingsWritten });
+            sessions.ended_order(machine, run, attempt, vec![stage, What::Done { run, attempt, disks }]).await?;
+        }
+        News::Failed { cause, detail } => {
+            let failed = What::Failed { run, attempt, cause, detail: cut(detail) };
+            sessions.ended_order(machine, run, attempt, vec![failed]).await?;
+        }
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// At most [`MAX_TEXT`] bytes: the end, where the error stands.
+fn cut(text: String) -> String {
+    let mut start = text.len().saturating_sub(MAX_TEXT);
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    text[start..].to_owned()
+}

@@ -1,1 +1,104 @@
-//! (in the making)
+//! The files of a machine's config drive (cloud-init's NoCloud), from what the controller
+//! wants the installed system to know.
+//!
+//! - `meta-data`: instance id (machine and run, so that a reinstall is a new instance) and
+//!   host name.
+//! - `network-config` (version 2): DHCP on the card the machine booted from, by its Ethernet
+//!   address; the node gives it the address it has always had.
+//! - `vendor-data`: ours, everything else: the default user's keys, phoning home.
+//! - `user-data`: the tenant's own, untouched; an empty cloud-config when there is none.
+//!
+//! cloud-init merges user data over vendor data, so that a tenant can change what we set but
+//! need not know it. All is JSON, which is YAML (YAML 1.2 §1.3): nothing is pasted into text.
+
+use std::collections::BTreeMap;
+
+use rackhand_common::{
+    id::{MachineId, RunId},
+    intent::Host,
+    machine::Mac,
+};
+use serde_json::json;
+
+/// cloud-init's marker: the rest of the file is a cloud-config.
+const CLOUD_CONFIG: &str = "#cloud-config\n";
+
+/// How often a system tries to phone home. cloud-init waits ever longer in between.
+const TRIES: u32 = 10;
+
+/// The config drive's files by name.
+pub fn files(machine: MachineId, run: RunId, mac: Mac, host: &Host, phone_home: &str) -> BTreeMap<String, String> {
+    let meta_data = json!({
+        "instance-id": format!("{machine}/{run}"),
+        "local-hostname": host.name,
+    });
+    let network_config = json!({
+        "version": 2,
+        "ethernets": { "provisioning": { "match": { "macaddress": mac.to_string() }, "dhcp4": true } },
+    });
+    let vendor_data = json!({
+        "ssh_authorized_keys": host.ssh_keys,
+        "package_update": false,
+        "package_upgrade": false,
+        "phone_home": { "url": phone_home, "post": ["instance_id", "hostname"], "tries": TRIES },
+    });
+    let user_data = host.user_data.clone().unwrap_or_else(|| CLOUD_CONFIG.to_owned() + "{}\n");
+    [
+        ("meta-data", format!("{meta_data}\n")),
+        ("network-config", format!("{network_config}\n")),
+        ("vendor-data", format!("{CLOUD_CONFIG}{vendor_data}\n")),
+        ("user-data", user_data),
+    ]
+    .into_iter()
+    .map(|(name, text)| (name.to_owned(), text))
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use expect_test::expect;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn rendered(user_data: Option<&str>) -> BTreeMap<String, String> {
+        let host = Host {
+            name: "web-1".into(),
+            ssh_keys: vec!["ssh-ed25519 AAAA it's: \"me\"".into()],
+            user_data: user_data.map(Into::into),
+        };
+        let (machine, run) = (MachineId(Uuid::from_u128(1)), RunId(Uuid::from_u128(2)));
+        files(machine, run, Mac([2, 0, 0, 0, 0, 1]), &host, "http://10.77.0.1:8080/phone-home/abc")
+    }
+
+    #[test]
+    fn a_config_drive_holds_four_files() {
+        let mut text = String::new();
+        for (name, contents) in rendered(None) {
+            text += &format!("--- {name}\n{contents}");
+        }
+        expect![[""]].assert_eq(&text);
+    }
+
+    #[test]
+    fn the_tenants_user_data_is_handed_through_untouched() {
+        let script = "#!/bin/sh\necho hello\n";
+        assert_eq!(rendered(Some(script))["user-data"], script);
+    }
+
+    /// Needs Debian's package `cloud-init`; without it this fails rather than passes.
+    #[test]
+    fn cloud_init_accepts_what_we_write() {
+        let directory = tempfile::tempdir().unwrap();
+        // bookworm's cloud-init has a schema for cloud-configs only.
+        for name in ["vendor-data", "user-data"] {
+            let file = directory.path().join(name);
+            std::fs::write(&file, &rendered(None)[name]).unwrap();
+            let output = Command::new("cloud-init").args(["schema", "--config-file"]).arg(&file).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && said.contains("Valid"), "{name}: {said}");
+        }
+    }
+}

@@ -1,1 +1,358 @@
-//! (in the making)
+//! Boot tickets, and the sessions of the installers that proved one.
+//!
+//! A boot script carries a ticket: 128 random bits that say "whoever presents this first is
+//! the installer of machine M". It binds at first use to the public key that presented it.
+//! The rules are a core, [`Book`]; [`Tickets`] keeps it on disk.
+//!
+//! Invariants:
+//! - A ticket binds once. The same key again is a retry and is answered; any other key, card,
+//!   or an expired ticket is refused, and the refusal changes nothing.
+//! - A machine has at most one session: that of the key which bound last. Minting a ticket
+//!   ends no session, so that asking for a script does not cut off a working installer.
+//! - A ticket is on disk before the script that carries it is sent, a binding before it is
+//!   answered: a restart of boot is not noticed by an installer.
+//! - A machine has at most [`PER_MACHINE`] tickets; the oldest goes first.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rackhand_common::{
+    id::MachineId,
+    machine::Mac,
+    pki::KeyPin,
+    time::{Mono, Now, Remaining},
+};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+/// How long a ticket may be bound after its script was sent: a slow machine loads kernel and
+/// RAM disk in a minute or two.
+pub const LIFETIME: Duration = Duration::from_secs(15 * 60);
+
+/// Tickets a machine may have at once: its own restarts within [`LIFETIME`], and what a
+/// neighbour that forges its address asks for.
+pub const PER_MACHINE: usize = 8;
+
+/// By machine: its tickets and its session, as JSON.
+const TICKETS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("tickets");
+
+/// Why a ticket was not accepted. `Display` is for the alert an operator reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Never minted, or superseded long ago.
+    #[error("the ticket is not known")]
+    Unknown,
+    /// Bound to a key, and another presented it.
+    #[error("the ticket was already used by another installer")]
+    OtherKey,
+    /// Minted for another card.
+    #[error("the ticket was made for network card {0}")]
+    OtherCard(Mac),
+    /// Not used in time.
+    #[error("the ticket has expired")]
+    Expired,
+}
+
+/// The installer of a machine, as its key proves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// The machine it runs on.
+    pub machine: MachineId,
+    /// The card it booted from.
+    pub mac: Mac,
+    /// Its key.
+    pub key: KeyPin,
+}
+
+/// A ticket; `T` is its deadline: a moment of this process, or its stored form.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Minted<T> {
+    ticket: String,
+    mac: Mac,
+    until: T,
+    key: Option<KeyPin>,
+}
+
+/// A machine's tickets, oldest first, and its session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Page<T> {
+    tickets: Vec<Minted<T>>,
+    session: Option<Session>,
+}
+
+impl<T> Page<T> {
+    fn map<U>(self, until: impl Fn(T) -> U) -> Page<U> {
+        let tickets = self.tickets.into_iter();
+        let tickets = tickets.map(|Minted { ticket, mac, until: old, key }| Minted { ticket, mac, until: until(old), key });
+        Page { tickets: tickets.collect(), session: self.session }
+    }
+}
+
+impl<T> Default for Page<T> {
+    fn default() -> Self {
+        Self { tickets: Vec::new(), session: None }
+    }
+}
+
+/// Tickets and sessions of all machines, without a disk.
+#[derive(Clone, Debug, Default)]
+struct Book {
+    pages: BTreeMap<MachineId, Page<Mono>>,
+}
+
+impl Book {
+    /// Notes a new ticket, which the shell made.
+    fn mint(&mut self, now: Now, machine: MachineId, mac: Mac, ticket: String) {
+        let until = now.mono.plus(LIFETIME);
+        let page = self.pages.entry(machine).or_default();
+        if page.tickets.len() >= PER_MACHINE {
+            page.tickets.remove(0);
+        }
+        page.tickets.push(Minted { ticket, mac, until, key: None });
+    }
+
+    /// The session of whoever presents `ticket` with `key`, if the ticket is theirs.
+    fn present(&mut self, now: Now, ticket: &str, mac: Mac, key: KeyPin) -> Result<Session, (Option<MachineId>, Refused)> {
+        let found = self
+            .pages
+            .iter_mut()
+            .find_map(|(machine, page)| page.tickets.iter().position(|minted| minted.ticket == ticket).map(|at| (*machine, page, at)));
+        let Some((machine, page, at)) = found else { return Err((None, Refused::Unknown)) };
+        let minted = &mut page.tickets[at];
+        let refused = match minted.key {
+            _ if minted.mac != mac => Some(Refused::OtherCard(minted.mac)),
+            Some(bound) if bound != key => Some(Refused::OtherKey),
+            Some(_) => None,
+            None => (minted.until <= now.mono).then_some(Refused::Expired),
+        };
+        if let Some(refused) = refused {
+            return Err((Some(machine), refused));
+        }
+        let session = Session { machine, mac, key };
+        if minted.key.is_none() {
+            minted.key = Some(key);
+            // Older tickets belong to boots that are over.
+            page.tickets.drain(..at);
+            page.session = Some(session);
+        }
+        // A retry of a ticket whose machine has since started another installer is too late.
+        page.session.filter(|current| *current == session).ok_or((Some(machine), Refused::OtherKey))
+    }
+
+    fn session(&self, key: KeyPin) -> Option<Session> {
+        self.pages.values().find_map(|page| page.session.filter(|session| session.key == key))
+    }
+}
+
+/// The book on disk; clones share it.
+#[derive(Clone, Debug)]
+pub struct Tickets {
+    db: Arc<Database>,
+    book: Arc<Mutex<Book>>,
+}
+
+/// The table cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("ticket table not usable")]
+pub struct Unusable(#[source] Box<redb::Error>);
+
+impl<E: Into<redb::Error>> From<E> for Unusable {
+    fn from(error: E) -> Self {
+        Self(Box::new(error.into()))
+    }
+}
+
+/// Why a presented ticket led to no session.
+#[derive(Debug, thiserror::Error)]
+pub enum NotAdmitted {
+    /// The ticket is not theirs.
+    #[error("ticket refused")]
+    Refused {
+        /// Whose ticket it is, when it is anyone's.
+        machine: Option<MachineId>,
+        /// Why.
+        #[source]
+        reason: Refused,
+    },
+    /// It could not be recorded; to be tried again.
+    #[error(transparent)]
+    Unusable(#[from] Unusable),
+}
+
+impl Tickets {
+    /// Reads the table, which is made if it is not there. A page that cannot be read is left
+    /// out: its machine's installer is let in again at its next boot.
+    pub fn open(now: Now, db: Arc<Database>) -> Result<Self, Unusable> {
+        let transaction = db.begin_write()?;
+        transaction.open_table(TICKETS)?;
+        transaction.commit()?;
+        let mut book = Book::default();
+        for row in db.begin_read()?.open_table(TICKETS)?.iter()? {
+            let (machine, page) = row?;
+            match serde_json::from_slice::<Page<Remaining>>(page.value()) {
+                Ok(page) => {
+                    let machine = MachineId(uuid::Uuid::from_u128(machine.value()));
+                    book.pages.insert(machine, page.map(|until| until.anchor(now)));
+                }
+                Err(error) => tracing::error!(%error, "a machine's tickets cannot be read and are forgotten"),
+            }
+        }
+        Ok(Self { db, book: Arc::new(Mutex::new(book)) })
+    }
+
+    /// A fresh ticket for the card `mac` of `machine`: on disk on return.
+    pub fn mint(&self, now: Now, machine: MachineId, mac: Mac) -> Result<[u8; 16], Unusable> {
+        let ticket: [u8; 16] = rand::random();
+        let mut book = self.lock();
+        book.mint(now, machine, mac, hex::encode(ticket));
+        self.write(now, &book, machine)?;
+        Ok(ticket)
+    }
+
+    /// The session of whoever presents `ticket` with `key`; on disk on return.
+    pub fn present(&self, now: Now, ticket: &str, mac: Mac, key: KeyPin) -> Result<Session, NotAdmitted> {
+        let mut book = self.lock();
+        let before = book.clone();
+        let session = book
+            .present(now, ticket, mac, key)
+            .map_err(|(machine, reason)| NotAdmitted::Refused { machine, reason })?;
+        if let Err(error) = self.write(now, &book, session.machine) {
+            *book = before;
+            return Err(error.into());
+        }
+        Ok(session)
+    }
+
+    /// The session of this key, if it has one that no later one replaced.
+    pub fn session(&self, key: KeyPin) -> Option<Session> {
+        self.lock().session(key)
+    }
+
+    fn write(&self, now: Now, book: &Book, machine: MachineId) -> Result<(), Unusable> {
+        let page = book.pages.get(&machine).cloned().unwrap_or_default().map(|until| Remaining::of(now, until));
+        let json = serde_json::to_vec(&page).expect("pages always serialize");
+        let transaction = self.db.begin_write()?;
+        transaction.open_table(TICKETS)?.insert(machine.0.as_u128(), json.as_slice())?;
+        transaction.commit()?;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn at(seconds: u64) -> Now {
+        Now {
+            mono: Mono(Duration::from_secs(seconds)),
+            wall: Timestamp::from_second(1_700_000_000 + seconds as i64).unwrap(),
+        }
+    }
+
+    fn mac(card: &str) -> Mac {
+        Mac([2, 0, 0, 0, 0, card.as_bytes()[0]])
+    }
+
+    fn key(name: &str) -> KeyPin {
+        KeyPin::of(name.as_bytes())
+    }
+
+    /// One step a line: `SECONDS mint TICKET CARD`, or `SECONDS TICKET by KEY from CARD`. A
+    /// card belongs to the machine of its first letter.
+    fn check(script: &str, expect: Expect) {
+        let mut book = Book::default();
+        let mut told = String::new();
+        for line in script.lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let now = at(words[0].trim_end_matches('s').parse().unwrap());
+            match words[1..] {
+                ["mint", ticket, card] => {
+                    let machine = MachineId(uuid::Uuid::from_u128(card.as_bytes()[0].into()));
+                    book.mint(now, machine, mac(card), ticket.to_owned());
+                }
+                [ticket, "by", name, "from", card] => {
+                    let answer = match book.present(now, ticket, mac(card), key(name)) {
+                        Ok(_) => "admitted".to_owned(),
+                        Err((_, refused)) => refused.to_string(),
+                    };
+                    told += &format!("{line}: {answer}\n");
+                }
+                ["session", name] => {
+                    let answer = if book.session(key(name)).is_some() { "yes" } else { "no" };
+                    told += &format!("{line}: {answer}\n");
+                }
+                _ => panic!("{line}"),
+            }
+        }
+        expect.assert_eq(&told);
+    }
+
+    #[test]
+    fn a_ticket_binds_to_the_first_key_and_answers_its_retries() {
+        check(
+            "0s mint t1 a\n5s t1 by k1 from a\n6s t1 by k1 from a\n7s t1 by k2 from a\n2000s t1 by k1 from a",
+            expect![[r#"
+                5s t1 by k1 from a: admitted
+                6s t1 by k1 from a: admitted
+                7s t1 by k2 from a: the ticket was already used by another installer
+                2000s t1 by k1 from a: admitted
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_ticket_is_good_for_its_own_card_in_its_own_time() {
+        check(
+            "0s mint t1 a\n5s t1 by k1 from b\n6s t9 by k1 from a\n899s t1 by k1 from a\n900s mint t2 a\n1800s t2 by k2 from a",
+            expect![[r#"
+                5s t1 by k1 from b: the ticket was made for network card 02:00:00:00:00:61
+                6s t9 by k1 from a: the ticket is not known
+                899s t1 by k1 from a: admitted
+                1800s t2 by k2 from a: the ticket has expired
+            "#]],
+        );
+    }
+
+    #[test]
+    fn asking_for_scripts_ends_no_session_but_a_new_installer_does() {
+        check(
+            "0s mint t1 a\n5s t1 by k1 from a\n6s mint t2 a\n7s session k1\n8s t2 by k2 from a\n9s session k1\n9s session k2\n10s t1 by k1 from a",
+            expect![[r#"
+                7s session k1: yes
+                9s session k1: no
+                9s session k2: yes
+                5s t1 by k1 from a: admitted
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_neighbour_that_asks_for_many_tickets_of_a_machine_fills_no_disk() {
+        let mut book = Book::default();
+        for n in 0..1000 {
+            book.mint(at(n), MachineId(uuid::Uuid::from_u128(1)), mac("a"), n.to_string());
+        }
+        assert_eq!(book.pages.values().map(|page| page.tickets.len()).sum::<usize>(), PER_MACHINE);
+    }
+
+    #[test]
+    fn tickets_and_sessions_survive_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || Tickets::open(at(0), crate::spool::open_database(&directory.path().join("boot.redb")).unwrap()).unwrap();
+        let machine = MachineId::fresh();
+        let ticket = hex::encode(open().mint(at(0), machine, mac("a")).unwrap());
+        let session = open().present(at(1), &ticket, mac("a"), key("k1")).unwrap();
+        assert_eq!(open().session(key("k1")), Some(session));
+        assert!(open().present(at(2), &ticket, mac("a"), key("k2")).is_err());
+    }
+}

@@ -1,0 +1,319 @@
+//! What boot knows of the machines whose installers it serves: inventory, whether they are
+//! there, and which orders they have ended. [`duty`] decides what an installer is to do.
+//!
+//! Invariants:
+//! - An order that was reported done or failed is not handed out again under the same run
+//!   and attempt, also after a restart; one that was only started is: the machine was reset.
+//! - An installer that has not asked for [`PATIENCE`] is reported lost, once; when it asks
+//!   again it is reported connected again.
+
+use std::{
+    collections::HashMap,
+    net::Ipv4Addr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use rackhand_common::{
+    channel::HOLD,
+    event::{Event, Stage, What},
+    id::{MachineId, RunId},
+    intent::{Boot, MachineIntent, Order},
+    machine::{Inventory, Mac},
+    time::{Clock, Mono},
+};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::spool::Spool;
+
+/// How long an installer may be silent before it is reported lost.
+pub const PATIENCE: Duration = HOLD.saturating_mul(3);
+
+/// How often silent installers are looked for.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// At most one progress report of a machine in this time goes on.
+const PROGRESS: Duration = Duration::from_secs(2);
+
+/// By machine: its [`Record`], as JSON.
+const RECORDS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("installers");
+
+/// What an installer is to do, decided from the intent and what it has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Duty<'a> {
+    /// Stay connected.
+    Wait,
+    /// Carry this out.
+    Work(&'a Order),
+    /// Restart, so that the machine boots what its intent says.
+    Reboot,
+}
+
+/// Decides the duty of a machine's installer. A machine nobody knows waits.
+pub fn duty(machine: Option<&MachineIntent>, ended: Option<(RunId, u32)>) -> Duty<'_> {
+    let Some(machine) = machine else { return Duty::Wait };
+    match (&machine.order, machine.boot) {
+        (Some(order), Boot::Installer) if ended != Some((order.run, order.attempt)) => Duty::Work(order),
+        (_, Boot::Installer) => Duty::Wait,
+        (_, Boot::Disk) => Duty::Reboot,
+    }
+}
+
+/// What is kept of a machine.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Record {
+    mac: Mac,
+    address: Ipv4Addr,
+    inventory: Option<Inventory>,
+    connected: bool,
+    /// Run and attempt of the last order that was reported done or failed.
+    ended: Option<(RunId, u32)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    record: Record,
+    heard: Mono,
+    progress: Option<Mono>,
+}
+
+/// The machines' records; clones share them.
+#[derive(Clone)]
+pub struct Sessions {
+    db: Arc<Database>,
+    clock: Arc<dyn Clock>,
+    spool: Spool,
+    entries: Arc<Mutex<HashMap<MachineId, Entry>>>,
+    /// Counts changes that may change a duty.
+    changes: watch::Sender<u64>,
+}
+
+/// A record cannot be read, written or told.
+#[derive(Debug, thiserror::Error)]
+pub enum NotKept {
+    /// The table fails.
+    #[error("the installers' table is not usable")]
+    Table(#[source] Box<redb::Error>),
+    /// The spool fails.
+    #[error("what happened cannot be recorded")]
+    Spool(#[from] crate::spool::SpoolError),
+}
+
+impl<E: Into<redb::Error>> From<E> for NotKept {
+    fn from(error: E) -> Self {
+        Self::Table(Box::new(error.into()))
+    }
+}
+
+impl Sessions {
+    /// Reads the table, which is made if it is not there. Installers that were connected are
+    /// given the usual time to ask again.
+    pub fn open(db: Arc<Database>, clock: Arc<dyn Clock>, spool: Spool) -> Result<Self, NotKept> {
+        let transaction = db.begin_write()?;
+        transaction.open_table(RECORDS)?;
+        transaction.commit()?;
+        let heard = clock.now().mono;
+        let mut entries = HashMap::new();
+        for row in db.begin_read()?.open_table(RECORDS)?.iter()? {
+            let (machine, record) = row?;
+            let machine = MachineId(uuid::Uuid::from_u128(machine.value()));
+            match serde_json::from_slice(record.value()) {
+                Ok(record) => drop(entries.insert(machine, Entry { record, heard, progress: None })),
+                Err(error) => tracing::error!(%machine, %error, "an installer's record cannot be read and is forgotten"),
+            }
+        }
+        Ok(Self { db, clock, spool, entries: Arc::new(Mutex::new(entries)), changes: watch::Sender::new(0) })
+    }
+
+    /// Something that may change a duty happened.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Run and attempt of the order the machine's installer ended last.
+    pub fn ended(&self, machine: MachineId) -> Option<(RunId, u32)> {
+        self.lock().get(&machine).and_then(|entry| entry.record.ended)
+    }
+
+    /// A machine's installer sent its inventory: it is connected.
+    pub async fn connected(
+        &self,
+        machine: MachineId,
+        mac: Mac,
+        address: Ipv4Addr,
+        inventory: Inventory,
+    ) -> Result<(), NotKept> {
+        let heard = self.clock.now().mono;
+        let ended = self.ended(machine);
+        let record = Record { mac, address, inventory: Some(inventory.clone()), connected: true, ended };
+        self.spool
+            .append(vec![
+                self.event(machine, What::Stage(Stage::Inventoried)),
+                self.event(machine, What::Connected { mac, address, inventory }),
+            ])
+            .await?;
+        self.lock().insert(machine, Entry { record: record.clone(), heard, progress: None });
+        self.write(machine, record).await
+    }
+
+    /// A machine's installer was heard. One that had been lost is connected again.
+    pub async fn heard(&self, machine: MachineId) -> Result<(), NotKept> {
+        let now = self.clock.now().mono;
+        let back = {
+            let mut entries = self.lock();
+            let Some(entry) = entries.get_mut(&machine) else { return Ok(()) };
+            entry.heard = now;
+            (!entry.record.connected).then(|| entry.record.clone())
+        };
+        match back {
+            Some(Record { mac, address, inventory: Some(inventory), .. }) => {
+                self.connected(machine, mac, address, inventory).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A machine's installer was told to restart, and is therefore not connected any more.
+    pub async fn rebooting(&self, machine: MachineId) -> Result<(), NotKept> {
+        self.disconnect(machine, What::Stage(Stage::Rebooting)).await
+    }
+
+    /// A machine's installer ended an order; `events` tell how. On disk on return.
+    pub async fn ended_order(
+        &self,
+        machine: MachineId,
+        run: RunId,
+        attempt: u32,
+        events: Vec<What>,
+    ) -> Result<(), NotKept> {
+        // Told before it is noted: a crash in between makes the installer report again.
+        self.spool.append(events.into_iter().map(|what| self.event(machine, what)).collect()).await?;
+        let record = {
+            let mut entries = self.lock();
+            entries.get_mut(&machine).map(|entry| {
+                entry.record.ended = Some((run, attempt));
+                entry.record.clone()
+            })
+        };
+        if let Some(record) = record {
+            self.write(machine, record).await?;
+        }
+        self.changes.send_modify(|changes| *changes += 1);
+        Ok(())
+    }
+
+    /// Progress goes on now and then only.
+    pub fn progress(&self, machine: MachineId, run: RunId, done: u64, total: u64) {
+        let now = self.clock.now().mono;
+        let mut entries = self.lock();
+        let Some(entry) = entries.get_mut(&machine) else { return };
+        if done < total && entry.progress.is_some_and(|last| last.until(now) < PROGRESS) {
+            return;
+        }
+        entry.progress = Some(now);
+        drop(entries);
+        self.tell(machine, What::Progress { run, done, total });
+    }
+
+    /// Puts an event into the spool without waiting.
+    pub fn tell(&self, machine: MachineId, what: What) {
+        self.spool.offer(self.event(machine, what));
+    }
+
+    /// Reports silent installers as lost, until `shutdown`.
+    pub async fn watch(self, shutdown: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            let now = self.clock.now().mono;
+            let silent: Vec<MachineId> = self
+                .lock()
+                .iter()
+                .filter(|(_, entry)| entry.record.connected && entry.heard.until(now) > PATIENCE)
+                .map(|(machine, _)| *machine)
+                .collect();
+            for machine in silent {
+                tracing::warn!(%machine, "installer lost");
+                if let Err(error) = self.disconnect(machine, What::Lost).await {
+                    tracing::error!(%machine, %error, "cannot record that an installer is lost");
+                }
+            }
+        }
+    }
+
+    async fn disconnect(&self, machine: MachineId, what: What) -> Result<(), NotKept> {
+        let record = {
+            let mut entries = self.lock();
+            let Some(entry) = entries.get_mut(&machine).filter(|entry| entry.record.connected) else { return Ok(()) };
+            entry.record.connected = false;
+            entry.record.clone()
+        };
+        self.spool.append(vec![self.event(machine, what)]).await?;
+        self.write(machine, record).await
+    }
+
+    async fn write(&self, machine: MachineId, record: Record) -> Result<(), NotKept> {
+        let db = self.db.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            let json = serde_json::to_vec(&record).expect("records always serialize");
+            let transaction = db.begin_write()?;
+            transaction.open_table(RECORDS)?.insert(machine.0.as_u128(), json.as_slice())?;
+            transaction.commit()?;
+            Ok(())
+        });
+        written.await.expect("writing a record does not panic")
+    }
+
+    fn event(&self, machine: MachineId, what: What) -> Event {
+        Event { at: self.clock.now().wall, machine: Some(machine), what }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<MachineId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rackhand_common::{id::Epoch, intent::Work};
+
+    use super::*;
+
+    fn machine(boot: Boot, order: Option<Order>) -> MachineIntent {
+        MachineIntent {
+            id: MachineId::fresh(),
+            name: "m-1".into(),
+            macs: vec![],
+            address: Ipv4Addr::LOCALHOST,
+            epoch: Epoch(1),
+            boot,
+            order,
+        }
+    }
+
+    #[test]
+    fn an_order_is_handed_out_until_it_was_reported_ended() {
+        let order = Order { run: RunId::fresh(), attempt: 2, disks: vec![], work: Work::Erase };
+        let known = machine(Boot::Installer, Some(order.clone()));
+        assert_eq!(duty(Some(&known), None), Duty::Work(&order));
+        assert_eq!(duty(Some(&known), Some((order.run, 1))), Duty::Work(&order));
+        assert_eq!(duty(Some(&known), Some((order.run, 2))), Duty::Wait);
+    }
+
+    #[test]
+    fn a_machine_that_shall_run_from_its_disk_restarts_and_is_given_no_order() {
+        let order = Order { run: RunId::fresh(), attempt: 1, disks: vec![], work: Work::Erase };
+        assert_eq!(duty(Some(&machine(Boot::Disk, None)), None), Duty::Reboot);
+        assert_eq!(duty(Some(&machine(Boot::Disk, Some(order))), None), Duty::Reboot);
+    }
+
+    #[test]
+    fn a_machine_nobody_knows_waits() {
+        assert_eq!(duty(None, None), Duty::Wait);
+    }
+}
