@@ -92,41 +92,48 @@ fn unexpected(response: LocalResponse) -> NotFetched {
 
 /// Keeps boot's intent as new as the agent's.
 pub(super) async fn follow_intent(socket: PathBuf, store: intent::Store, shutdown: CancellationToken) {
-    repeatedly(&shutdown, "cannot follow the intent", async || {
-        let mut client = Client::connect(&socket).await?;
-        loop {
-            let after = store.revision();
-            match client.ask(&LocalRequest::Intent { after }).await? {
-                LocalResponse::Intent(Some(intent)) => {
-                    let revision = intent.revision;
-                    store.store(intent).await?;
-                    tracing::info!(revision, "intent taken over");
-                }
-                LocalResponse::Intent(None) => {}
-                other => return Err(unexpected(other).into()),
+    let follow = || take_over(socket.clone(), store.clone());
+    repeatedly(shutdown, "cannot follow the intent", follow).await;
+}
+
+async fn take_over(socket: PathBuf, store: intent::Store) -> anyhow::Result<()> {
+    let mut client = Client::connect(&socket).await?;
+    loop {
+        let after = store.revision();
+        match client.ask(&LocalRequest::Intent { after }).await? {
+            LocalResponse::Intent(Some(intent)) => {
+                let revision = intent.revision;
+                store.store(intent).await?;
+                tracing::info!(revision, "intent taken over");
             }
+            LocalResponse::Intent(None) => {}
+            other => return Err(unexpected(other).into()),
         }
-    })
-    .await;
+    }
 }
 
 /// Hands events over to the agent as they come.
 pub(super) async fn forward_events(socket: PathBuf, spool: Spool, shutdown: CancellationToken) {
-    repeatedly(&shutdown, "cannot hand over events", async || {
-        let mut client = Client::connect(&socket).await?;
-        loop {
-            let (first, events) = spool.batch(MAX_BATCH).await?;
-            match client.ask(&LocalRequest::Events { spool: spool.id(), first, events }).await? {
-                LocalResponse::Next(next) => spool.acknowledge(next).await?,
-                other => return Err(unexpected(other).into()),
-            }
+    let forward = || hand_over(socket.clone(), spool.clone());
+    repeatedly(shutdown, "cannot hand over events", forward).await;
+}
+
+async fn hand_over(socket: PathBuf, spool: Spool) -> anyhow::Result<()> {
+    let mut client = Client::connect(&socket).await?;
+    loop {
+        let (first, events) = spool.batch(MAX_BATCH).await?;
+        match client.ask(&LocalRequest::Events { spool: spool.id(), first, events }).await? {
+            LocalResponse::Next(next) => spool.acknowledge(next).await?,
+            other => return Err(unexpected(other).into()),
         }
-    })
-    .await;
+    }
 }
 
 /// Does `work` again whenever it fails, until shutdown. Says so once per spell of failures.
-async fn repeatedly(shutdown: &CancellationToken, what: &str, work: impl AsyncFn() -> anyhow::Result<()>) {
+async fn repeatedly<W>(shutdown: CancellationToken, what: &'static str, work: impl Fn() -> W)
+where
+    W: Future<Output = anyhow::Result<()>>,
+{
     let mut told = String::new();
     loop {
         let result = tokio::select! {

@@ -158,9 +158,9 @@ impl Chunks {
         if let Some(bytes) = self.read(digest).await {
             return Ok(bytes);
         }
-        let lock = lock(&self.0.fetching).entry(digest).or_default().clone();
+        let turn = lock(&self.0.fetching).entry(digest).or_default().clone();
         let fetched = {
-            let _only = lock.lock().await;
+            let _only = turn.lock().await;
             match self.read(digest).await {
                 Some(bytes) => Ok(bytes),
                 None => match fetch().await {
@@ -169,9 +169,9 @@ impl Chunks {
                 },
             }
         };
-        drop(lock);
+        drop(turn);
         let mut fetching = lock(&self.0.fetching);
-        if fetching.get(&digest).is_some_and(|lock| Arc::strong_count(lock) == 1) {
+        if fetching.get(&digest).is_some_and(|turn| Arc::strong_count(turn) == 1) {
             fetching.remove(&digest);
         }
         fetched
