@@ -37,6 +37,7 @@ use crate::{
     power::{Call, Exec, ExecFile, Executor, Power},
     spool::{self, Spool},
     timeline::Timelines,
+    uplink::{Fetcher, Registration, Uplink},
 };
 
 /// How long shutdown waits for what is under way.
@@ -140,15 +141,11 @@ impl Default for Seams {
 }
 
 /// This node as enrolled, and its way to the controller.
-pub struct Link {
-    /// The node's registration.
-    pub agent: AgentId,
-    /// The rack it serves.
-    pub rack: RackId,
-    /// Where chunks and manifests come from.
-    pub source: Arc<dyn Source>,
-    /// How the uplink stands.
-    pub view: watch::Receiver<UplinkView>,
+struct Link {
+    agent: AgentId,
+    rack: RackId,
+    source: Arc<dyn Source>,
+    view: watch::Receiver<UplinkView>,
 }
 
 /// An agent that runs.
@@ -167,8 +164,38 @@ pub struct Running {
     shutdown: CancellationToken,
 }
 
+/// Builds and starts everything; the node has to be enrolled.
+pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -> Result<Running> {
+    let registration = Arc::new(Registration::load(&config.state)?);
+    let (agent, rack) = (registration.agent, registration.rack);
+    let (view, shown) = watch::channel(UplinkView {
+        connected: false,
+        words: "not yet connected".into(),
+        certificate_until: registration.until,
+    });
+    let (registration, followed) = watch::channel(registration);
+    let clock = seams.clock.clone();
+    let link = Link { agent, rack, source: Arc::new(Fetcher::new(followed)), view: shown };
+    let mut running = assemble(config, seams, link, shutdown.clone()).await?;
+    let uplink = Uplink {
+        registration,
+        state: config.state.clone(),
+        intent: running.intent.clone(),
+        spool: running.spool.clone(),
+        ledger: running.ledger.clone(),
+        calls: running.calls.clone(),
+        view,
+        clock,
+    };
+    running.add("uplink", async move {
+        uplink.run(shutdown).await;
+        Ok(())
+    });
+    Ok(running)
+}
+
 /// Builds the agent and starts all of it but the uplink.
-pub async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: CancellationToken) -> Result<Running> {
+async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: CancellationToken) -> Result<Running> {
     let Seams { clock, power } = seams;
     let path = config.state.join("agent.redb");
     let database = tokio::task::spawn_blocking(move || spool::open_database(&path)).await??;
@@ -236,7 +263,7 @@ pub async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cance
 
 impl Running {
     /// Adds a part that runs until shutdown and is waited for then, such as the uplink.
-    pub fn add(&mut self, name: &'static str, part: impl Future<Output = Result<()>> + Send + 'static) {
+    fn add(&mut self, name: &'static str, part: impl Future<Output = Result<()>> + Send + 'static) {
         self.parts.spawn(async move { part.await.map(|()| name) });
     }
 

@@ -1,1 +1,143 @@
-fn main() {}
+//! `rackhand-agent`: the rack node's two processes, and its enrolment.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand, ValueEnum};
+use rackhand_agent::{agent, boot, uplink};
+use rackhand_common::pki::install_crypto;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// The node of one rack: boots machines, installs them, switches their power.
+///
+/// A new node is enrolled once and then runs two processes, as two systemd services:
+///
+///   rackhand-agent enrol --controller HOST:4433 --code RH1...   (the line the controller's operator was given)
+///   systemctl enable --now rackhand-agent rackhand-boot
+///
+/// `rackhand-diag status` then tells how things stand.
+#[derive(Debug, Parser)]
+#[command(version, verbatim_doc_comment)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// How to log: text for people and the journal, JSON for collectors. RUST_LOG says how much.
+    #[arg(long, global = true, env = "RACKHAND_LOG", value_enum, default_value_t = Format::Text)]
+    log: Format,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Makes this node's key and exchanges a one-time code for its certificate.
+    ///
+    /// The code comes from `rackhand agent enrol --rack NAME` and works once. Run this as the
+    /// user the agent will run as (or before its first start, as root).
+    Enrol {
+        /// The controller, as HOST:PORT; the port is 4433 unless its operator says otherwise.
+        #[arg(long)]
+        controller: String,
+        /// The one-time code: RH1, a dot and the rest.
+        #[arg(long, env = "RACKHAND_CODE", hide_env_values = true)]
+        code: String,
+        /// The controller's API, as HOST:PORT, where images come from; the same host and port
+        /// 8443 when left out.
+        #[arg(long)]
+        api: Option<String>,
+        /// The agent's configuration; defaults apply when there is no such file.
+        #[arg(long, default_value = "/etc/rackhand/agent.toml")]
+        config: PathBuf,
+    },
+    /// Runs the agent: uplink to the controller, intent, events, power.
+    Serve {
+        /// The agent's configuration; defaults apply when there is no such file.
+        #[arg(long, default_value = "/etc/rackhand/agent.toml")]
+        config: PathBuf,
+    },
+    /// Runs the boot services: DHCP, TFTP, HTTP boot, the installers' channel.
+    Boot {
+        /// Boot's configuration.
+        #[arg(long, default_value = "/etc/rackhand/boot.toml")]
+        config: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    install_crypto();
+    log(arguments.log);
+    match run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "rackhand-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(command: Command) -> Result<()> {
+    let shutdown = until_told()?;
+    match command {
+        Command::Enrol { controller, code, api, config } => {
+            let config = agent::Config::load(&config)?;
+            agent::prepare(&config.state)?;
+            let enrolled = uplink::enrol(&config.state, &controller, api.as_deref(), &code).await?;
+            let mut out = std::io::stdout();
+            writeln!(
+                out,
+                "Enrolled as agent {} of rack {}; the certificate ends {}.",
+                enrolled.agent, enrolled.rack, enrolled.until
+            )?;
+            writeln!(out, "Next: systemctl enable --now rackhand-agent rackhand-boot; then: rackhand-diag status")?;
+            Ok(())
+        }
+        Command::Serve { config } => {
+            let config = agent::Config::load(&config)?;
+            agent::prepare(&config.state)?;
+            agent::start(&config, agent::Seams::default(), shutdown).await?.run().await
+        }
+        Command::Boot { config } => {
+            let config = boot::Config::load(&config)?;
+            boot::start(&config, boot::Seams::default(), shutdown).await?.run().await
+        }
+    }
+}
+
+/// A token that is cancelled by SIGTERM and SIGINT.
+fn until_told() -> Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+    let shutdown = CancellationToken::new();
+    let token = shutdown.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("told to stop");
+        token.cancel();
+    });
+    Ok(shutdown)
+}
+
+fn log(format: Format) {
+    use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt};
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    let log = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        Format::Json => log.json().init(),
+        Format::Text if std::io::stderr().is_terminal() => log.init(),
+        Format::Text => log.with_ansi(false).with_target(false).init(),
+    }
+}

@@ -87,7 +87,9 @@ impl Shelf {
     fn evict(&mut self, limit: u64) -> Vec<Digest> {
         let mut gone = Vec::new();
         while self.bytes > limit {
-            let Some(digest) = self.by_use.values().find(|digest| !self.pinned.contains(digest)).copied() else { break };
+            let Some(digest) = self.by_use.values().find(|digest| !self.pinned.contains(digest)).copied() else {
+                break;
+            };
             self.forget(digest);
             gone.push(digest);
         }
@@ -221,7 +223,11 @@ impl Chunks {
     }
 
     /// Pins what present orders need, and fetches it ahead of the installers.
-    pub(super) async fn fetch_ahead(self, mut intent: watch::Receiver<Option<Arc<Intent>>>, shutdown: CancellationToken) {
+    pub(super) async fn fetch_ahead(
+        self,
+        mut intent: watch::Receiver<Option<Arc<Intent>>>,
+        shutdown: CancellationToken,
+    ) {
         intent.mark_changed();
         loop {
             tokio::select! {

@@ -75,7 +75,8 @@ impl Channel {
 
     fn assignment(&self, session: &Session) -> Assignment {
         let intent = self.intent.borrow().clone();
-        let machine = intent.as_deref().and_then(|intent| intent.machines.iter().find(|known| known.id == session.machine));
+        let machine =
+            intent.as_deref().and_then(|intent| intent.machines.iter().find(|known| known.id == session.machine));
         let task = match (duty(machine, self.sessions.ended(session.machine)), machine) {
             (Duty::Work(order), Some(machine)) => self.task(session, machine, order),
             (Duty::Reboot, _) => Task::Reboot,
@@ -101,7 +102,7 @@ impl Channel {
                 Task::Deploy(DeployTask {
                     disk: deploy.disk.clone(),
                     manifest: deploy.manifest,
-                    files: settings::files(machine.id, order.run, session.mac, &deploy.host, &url),
+                    files: settings::files(order.run, session.mac, &deploy.host, &url),
                     warrant,
                 })
             }

@@ -13,8 +13,8 @@ mod chunks;
 pub mod dhcp;
 mod http;
 mod installer;
-mod listener;
 pub mod leases;
+mod listener;
 mod phone_home;
 pub mod router;
 pub mod sessions;
@@ -45,10 +45,11 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    agent_link::AgentLink, chunks::Chunks, http::ServedFile, installer::Channel, leases::Leases,
-    phone_home::PhoneHome, sessions::Sessions, ticket::Tickets,
+    agent_link::AgentLink, chunks::Chunks, http::ServedFile, installer::Channel, leases::Leases, phone_home::PhoneHome,
+    sessions::Sessions, ticket::Tickets,
 };
 use crate::{
+    agent::attend,
     clock::SystemClock,
     intent,
     spool::{self, Spool},
@@ -221,6 +222,7 @@ pub struct Running {
     pub http: SocketAddrV4,
     /// Where the installers' channel is.
     pub channel: SocketAddrV4,
+    spool: Spool,
     parts: JoinSet<Result<&'static str>>,
     shutdown: CancellationToken,
 }
@@ -264,11 +266,13 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
     };
     {
         let settings = dhcp::Settings { node: config.address, http };
-        let serve = dhcp::serve(link, clock.clone(), intent.clone(), leases.clone(), settings, spool.clone(), shutdown.clone());
+        let serve =
+            dhcp::serve(link, clock.clone(), intent.clone(), leases.clone(), settings, spool.clone(), shutdown.clone());
         parts.spawn(async { Ok(serve.await.map(|()| "DHCP")?) });
     }
     {
-        let serve = tftp::serve(tftp, config.tftp.clone(), clock.clone(), leases.clone(), spool.clone(), shutdown.clone());
+        let serve =
+            tftp::serve(tftp, config.tftp.clone(), clock.clone(), leases.clone(), spool.clone(), shutdown.clone());
         parts.spawn(async { Ok(serve.await.map(|()| "TFTP")?) });
     }
     if !simulated {
@@ -314,21 +318,30 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         parts.spawn(async { Ok(ahead.await).map(|()| "chunks ahead") });
         let follow = agent_link::follow_intent(config.socket.clone(), store, shutdown.clone());
         parts.spawn(async { Ok(follow.await).map(|()| "intent from the agent") });
-        let forward = agent_link::forward_events(config.socket.clone(), spool, shutdown.clone());
+        let forward = agent_link::forward_events(config.socket.clone(), spool.clone(), shutdown.clone());
         parts.spawn(async { Ok(forward.await).map(|()| "events to the agent") });
     }
     tracing::info!(%http, %channel, interface = config.interface, "answering machines");
-    Ok(Running { http, channel, parts, shutdown })
+    Ok(Running { http, channel, spool, parts, shutdown })
 }
 
 impl Running {
+    /// Tells systemd that boot is ready, and runs until shutdown.
+    pub async fn run(mut self) -> Result<()> {
+        let attend = attend(self.spool.clone(), self.shutdown.clone());
+        self.parts.spawn(async { Ok(attend.await).map(|()| "systemd's watchdog") });
+        self.ended().await
+    }
+
     /// Waits for shutdown, or for a part that fails; then for the others to end.
     pub async fn ended(mut self) -> Result<()> {
         let mut failed = None;
         let finish = async {
             while let Some(ended) = self.parts.join_next().await {
                 match ended.context("a part of boot panicked").and_then(|ended| ended) {
-                    Ok(part) if !self.shutdown.is_cancelled() => failed = Some(anyhow::anyhow!("{part} ended by itself")),
+                    Ok(part) if !self.shutdown.is_cancelled() => {
+                        failed = Some(anyhow::anyhow!("{part} ended by itself"))
+                    }
                     Ok(_) => {}
                     Err(error) => failed = failed.or(Some(error)),
                 }
@@ -354,9 +367,9 @@ impl Running {
 }
 
 async fn listen(address: Ipv4Addr, port: u16) -> Result<(TcpListener, SocketAddrV4)> {
-    let listener = TcpListener::bind((address, port)).await.with_context(|| {
-        format!("cannot listen on {address}:{port}: is the address configured, and the port free?")
-    })?;
+    let listener = TcpListener::bind((address, port))
+        .await
+        .with_context(|| format!("cannot listen on {address}:{port}: is the address configured, and the port free?"))?;
     match listener.local_addr()? {
         SocketAddr::V4(at) => Ok((listener, at)),
         SocketAddr::V6(at) => anyhow::bail!("asked for IPv4 and got {at}"),

@@ -122,7 +122,9 @@ impl Sessions {
             let machine = MachineId(uuid::Uuid::from_u128(machine.value()));
             match serde_json::from_slice(record.value()) {
                 Ok(record) => drop(entries.insert(machine, Entry { record, heard, progress: None })),
-                Err(error) => tracing::error!(%machine, %error, "an installer's record cannot be read and is forgotten"),
+                Err(error) => {
+                    tracing::error!(%machine, %error, "an installer's record cannot be read and is forgotten")
+                }
             }
         }
         Ok(Self { db, clock, spool, entries: Arc::new(Mutex::new(entries)), changes: watch::Sender::new(0) })

@@ -1,8 +1,7 @@
 //! The files of a machine's config drive (cloud-init's NoCloud), from what the controller
 //! wants the installed system to know.
 //!
-//! - `meta-data`: instance id (machine and run, so that a reinstall is a new instance) and
-//!   host name.
+//! - `meta-data`: host name, and the run as instance id, so that a reinstall is a new instance.
 //! - `network-config` (version 2): DHCP on the card the machine booted from, by its Ethernet
 //!   address; the node gives it the address it has always had.
 //! - `vendor-data`: ours, everything else: the default user's keys, phoning home.
@@ -13,11 +12,7 @@
 
 use std::collections::BTreeMap;
 
-use rackhand_common::{
-    id::{MachineId, RunId},
-    intent::Host,
-    machine::Mac,
-};
+use rackhand_common::{id::RunId, intent::Host, machine::Mac};
 use serde_json::json;
 
 /// cloud-init's marker: the rest of the file is a cloud-config.
@@ -27,9 +22,9 @@ const CLOUD_CONFIG: &str = "#cloud-config\n";
 const TRIES: u32 = 10;
 
 /// The config drive's files by name.
-pub fn files(machine: MachineId, run: RunId, mac: Mac, host: &Host, phone_home: &str) -> BTreeMap<String, String> {
+pub fn files(run: RunId, mac: Mac, host: &Host, phone_home: &str) -> BTreeMap<String, String> {
     let meta_data = json!({
-        "instance-id": format!("{machine}/{run}"),
+        "instance-id": run,
         "local-hostname": host.name,
     });
     let network_config = json!({
@@ -69,8 +64,7 @@ mod tests {
             ssh_keys: vec!["ssh-ed25519 AAAA it's: \"me\"".into()],
             user_data: user_data.map(Into::into),
         };
-        let (machine, run) = (MachineId(Uuid::from_u128(1)), RunId(Uuid::from_u128(2)));
-        files(machine, run, Mac([2, 0, 0, 0, 0, 1]), &host, "http://10.77.0.1:8080/phone-home/abc")
+        files(RunId(Uuid::from_u128(2)), Mac([2, 0, 0, 0, 0, 1]), &host, "http://10.77.0.1:8080/phone-home/abc")
     }
 
     #[test]
@@ -79,7 +73,18 @@ mod tests {
         for (name, contents) in rendered(None) {
             text += &format!("--- {name}\n{contents}");
         }
-        expect![[""]].assert_eq(&text);
+        expect![[r#"
+            --- meta-data
+            {"instance-id":"00000000-0000-0000-0000-000000000002","local-hostname":"web-1"}
+            --- network-config
+            {"ethernets":{"provisioning":{"dhcp4":true,"match":{"macaddress":"02:00:00:00:00:01"}}},"version":2}
+            --- user-data
+            #cloud-config
+            {}
+            --- vendor-data
+            #cloud-config
+            {"package_update":false,"package_upgrade":false,"phone_home":{"post":["instance_id","hostname"],"tries":10,"url":"http://10.77.0.1:8080/phone-home/abc"},"ssh_authorized_keys":["ssh-ed25519 AAAA it's: \"me\""]}
+        "#]].assert_eq(&text);
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //!   ends no session, so that asking for a script does not cut off a working installer.
 //! - A ticket is on disk before the script that carries it is sent, a binding before it is
 //!   answered: a restart of boot is not noticed by an installer.
-//! - A machine has at most [`PER_MACHINE`] tickets; the oldest goes first.
+//! - A machine has at most [`PER_MACHINE`] tickets; the oldest that nobody used goes first.
 
 use std::{
     collections::BTreeMap,
@@ -86,7 +86,8 @@ struct Page<T> {
 impl<T> Page<T> {
     fn map<U>(self, until: impl Fn(T) -> U) -> Page<U> {
         let tickets = self.tickets.into_iter();
-        let tickets = tickets.map(|Minted { ticket, mac, until: old, key }| Minted { ticket, mac, until: until(old), key });
+        let tickets =
+            tickets.map(|Minted { ticket, mac, until: old, key }| Minted { ticket, mac, until: until(old), key });
         Page { tickets: tickets.collect(), session: self.session }
     }
 }
@@ -109,17 +110,24 @@ impl Book {
         let until = now.mono.plus(LIFETIME);
         let page = self.pages.entry(machine).or_default();
         if page.tickets.len() >= PER_MACHINE {
-            page.tickets.remove(0);
+            // The installer that works now may still have to present its ticket again.
+            let unbound = page.tickets.iter().position(|minted| minted.key.is_none());
+            page.tickets.remove(unbound.unwrap_or(0));
         }
         page.tickets.push(Minted { ticket, mac, until, key: None });
     }
 
     /// The session of whoever presents `ticket` with `key`, if the ticket is theirs.
-    fn present(&mut self, now: Now, ticket: &str, mac: Mac, key: KeyPin) -> Result<Session, (Option<MachineId>, Refused)> {
-        let found = self
-            .pages
-            .iter_mut()
-            .find_map(|(machine, page)| page.tickets.iter().position(|minted| minted.ticket == ticket).map(|at| (*machine, page, at)));
+    fn present(
+        &mut self,
+        now: Now,
+        ticket: &str,
+        mac: Mac,
+        key: KeyPin,
+    ) -> Result<Session, (Option<MachineId>, Refused)> {
+        let found = self.pages.iter_mut().find_map(|(machine, page)| {
+            page.tickets.iter().position(|minted| minted.ticket == ticket).map(|at| (*machine, page, at))
+        });
         let Some((machine, page, at)) = found else { return Err((None, Refused::Unknown)) };
         let minted = &mut page.tickets[at];
         let refused = match minted.key {
@@ -328,10 +336,12 @@ mod tests {
         check(
             "0s mint t1 a\n5s t1 by k1 from a\n6s mint t2 a\n7s session k1\n8s t2 by k2 from a\n9s session k1\n9s session k2\n10s t1 by k1 from a",
             expect![[r#"
+                5s t1 by k1 from a: admitted
                 7s session k1: yes
+                8s t2 by k2 from a: admitted
                 9s session k1: no
                 9s session k2: yes
-                5s t1 by k1 from a: admitted
+                10s t1 by k1 from a: the ticket is not known
             "#]],
         );
     }
@@ -348,7 +358,8 @@ mod tests {
     #[test]
     fn tickets_and_sessions_survive_a_restart() {
         let directory = tempfile::tempdir().unwrap();
-        let open = || Tickets::open(at(0), crate::spool::open_database(&directory.path().join("boot.redb")).unwrap()).unwrap();
+        let open =
+            || Tickets::open(at(0), crate::spool::open_database(&directory.path().join("boot.redb")).unwrap()).unwrap();
         let machine = MachineId::fresh();
         let ticket = hex::encode(open().mint(at(0), machine, mac("a")).unwrap());
         let session = open().present(at(1), &ticket, mac("a"), key("k1")).unwrap();

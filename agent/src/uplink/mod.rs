@@ -1,1 +1,94 @@
-//! (in the making)
+//! The agent's connection to the controller: dialled, mutually authenticated, made anew
+//! whenever it breaks.
+//!
+//! Invariants:
+//! - A welcome with a lower number than any before is refused: the controller that gave it
+//!   does not own this agent any more.
+//! - An event leaves the spool only when the controller has acknowledged it.
+//! - The private key never leaves the node; a certificate is renewed over the connection it
+//!   serves, at half of its life.
+
+mod backoff;
+mod enrol;
+mod fetch;
+mod identity;
+mod session;
+
+pub use enrol::enrol;
+pub use fetch::Fetcher;
+pub use identity::{Registration, Unusable};
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use rackhand_common::{id::Incarnation, time::Clock};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use self::{backoff::Backoff, session::Ended};
+use crate::{intent, ledger::Ledger, local::UplinkView, power::Call, spool::Spool};
+
+/// A connection that lasted this long was a good one: the next attempt comes at once.
+const GOOD: Duration = Duration::from_secs(60);
+
+/// What the uplink works with.
+pub struct Uplink {
+    /// This node as enrolled.
+    pub registration: watch::Sender<Arc<Registration>>,
+    /// Where the registration is kept.
+    pub state: std::path::PathBuf,
+    /// Where intents go.
+    pub intent: intent::Store,
+    /// Where events come from.
+    pub spool: Spool,
+    /// Remembers the highest connection number.
+    pub ledger: Ledger,
+    /// Where commands go.
+    pub calls: mpsc::Sender<Call>,
+    /// How it stands, for the technician.
+    pub view: watch::Sender<UplinkView>,
+    /// The present.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Uplink {
+    /// Keeps the controller connected until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let incarnation = Incarnation::fresh();
+        let mut backoff = Backoff::default();
+        let mut told = String::new();
+        while !shutdown.is_cancelled() {
+            let began = self.clock.now();
+            let ended = session::run(&self, incarnation, &shutdown).await;
+            if began.mono.until(self.clock.now().mono) >= GOOD {
+                backoff = Backoff::default();
+            }
+            let error = match ended {
+                Ok(Ended::Shutdown) => return,
+                // With the new certificate, at once.
+                Ok(Ended::Renewed) => continue,
+                Err(error) => format!("{error:#}"),
+            };
+            let wait = backoff.next(rand::random());
+            if error != told {
+                tracing::warn!(error, "no controller; the rack is served from what is here");
+            }
+            let until = self.clock.now().wall + jiff::SignedDuration::try_from(wait).unwrap_or_default();
+            self.show(false, format!("not connected ({error}); next attempt {}", brief(until)));
+            told = error;
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    fn show(&self, connected: bool, words: String) {
+        let certificate_until = self.registration.borrow().until;
+        self.view.send_replace(UplinkView { connected, words, certificate_until });
+    }
+}
+
+fn brief(time: Timestamp) -> String {
+    time.strftime("%H:%M:%S UTC").to_string()
+}

@@ -275,84 +275,120 @@ fn check(workflow: Workflow, script: &str, expect: Expect) {
 
 #[test]
 fn a_boot_is_counted_from_its_power_on() {
-    check(Workflow::Deploy, "0 wait\n800 wait 7\n899 wait 7\n1699 wait 7\n1700 wait 7\n1700 wait 7", expect![[r#"
+    check(
+        Workflow::Deploy,
+        "0 wait\n800 wait 7\n899 wait 7\n1699 wait 7\n1700 wait 7\n1700 wait 7",
+        expect![[r#"
         0 wait: wait for DHCP until 900
         800 wait 7: wait for DHCP until 1700
         899 wait 7: wait for DHCP until 1700
         1699 wait 7: wait for DHCP until 1700
         1700 wait 7: do boot installer 2
         1700 wait 7: wait for DHCP until 2600
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_machine_that_starts_again_and_again_does_not_hold_a_run_for_ever() {
-    check(Workflow::Deploy, "0 wait 1\n800 wait 2\n1600 wait 3\n1799 wait 4\n1800 wait 5", expect![[r#"
+    check(
+        Workflow::Deploy,
+        "0 wait 1\n800 wait 2\n1600 wait 3\n1799 wait 4\n1800 wait 5",
+        expect![[r#"
         0 wait 1: wait for DHCP until 900
         800 wait 2: wait for DHCP until 1700
         1600 wait 3: wait for DHCP until 1800
         1799 wait 4: wait for DHCP until 1800
         1800 wait 5: do boot installer 2
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn an_order_that_failed_for_its_image_is_tried_once_more_and_no_other() {
-    check(Workflow::Deploy, "0 done\n1 fail image\n2 fail image\n3 done", expect![[r#"
+    check(
+        Workflow::Deploy,
+        "0 done\n1 fail image\n2 fail image\n3 done",
+        expect![[r#"
         0 done: do write image 1
         1 fail image: do write image 2
         2 fail image: undo write image 1
         3 done: ended: undone, image: the model says so
-    "#]]);
-    check(Workflow::Deploy, "0 done\n1 fail disk\n2 done", expect![[r#"
+    "#]],
+    );
+    check(
+        Workflow::Deploy,
+        "0 done\n1 fail disk\n2 done",
+        expect![[r#"
         0 done: do write image 1
         1 fail disk: undo write image 1
         2 done: ended: undone, disk_error: the model says so
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_cancel_waits_for_an_installer_that_writes() {
-    check(Workflow::Deploy, "0 done\n1 wait 5\n2 cancel\n3 wait 6\n4 done\n5 done", expect![[r#"
+    check(
+        Workflow::Deploy,
+        "0 done\n1 wait 5\n2 cancel\n3 wait 6\n4 done\n5 done",
+        expect![[r#"
         0 done: do write image 1
         1 wait 5: wait for DHCP until 1201
         2 cancel: wait for DHCP until 1201
         3 wait 6: wait for DHCP until 1203
         4 done: undo write image 1
         5 done: ended: undone, cancelled: cancelled by an operator
-    "#]]);
-    check(Workflow::Deploy, "0 wait 1\n1 cancel", expect![[r#"
+    "#]],
+    );
+    check(
+        Workflow::Deploy,
+        "0 wait 1\n1 cancel",
+        expect![[r#"
         0 wait 1: wait for DHCP until 900
         1 cancel: ended: undone, cancelled: cancelled by an operator
-    "#]]);
-    check(Workflow::Deploy, "0 done\n1 done\n2 wait 1\n3 cancel\n4 done\n5 done", expect![[r#"
+    "#]],
+    );
+    check(
+        Workflow::Deploy,
+        "0 done\n1 done\n2 wait 1\n3 cancel\n4 done\n5 done",
+        expect![[r#"
         0 done: do write image 1
         1 done: do start system 1
         2 wait 1: wait for DHCP until 902
         3 cancel: undo start system 1
         4 done: undo write image 1
         5 done: ended: undone, cancelled: cancelled by an operator
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_release_that_cannot_be_undone_says_what_is_left() {
-    check(Workflow::Release, "0 done\n1 fail disk\n2 fail power\n3 fail power", expect![[r#"
+    check(
+        Workflow::Release,
+        "0 done\n1 fail disk\n2 fail power\n3 fail power",
+        expect![[r#"
         0 done: do erase disks 1
         1 fail disk: undo erase disks 1
         2 fail power: undo erase disks 2
         3 fail power: ended: stuck, disk_error, left behind: erase disks
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_restart_keeps_what_is_left_of_a_deadline_and_looks_before_it_gives_up() {
-    check(Workflow::Deploy, "100 wait 1\n400 restart\n0 look\n0 wait 1", expect![[r#"
+    check(
+        Workflow::Deploy,
+        "100 wait 1\n400 restart\n0 look\n0 wait 1",
+        expect![[r#"
         100 wait 1: wait for DHCP until 1000
         400 restart: do boot installer 1
         0 look: do boot installer 1
         0 wait 1: wait for DHCP until 600
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]

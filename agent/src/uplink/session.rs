@@ -1,0 +1,191 @@
+//! One connection to the controller, from dialling to its end.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use quinn::{Connection, RecvStream, SendStream};
+use rackhand_common::{
+    id::Incarnation,
+    pki::{self, CONTROLLER_NAME},
+    wire::{self, ALPN, AgentRequest, AgentResponse, ControllerRequest, ControllerResponse, Hello, Welcome},
+};
+use rcgen::{CertificateParams, KeyPair};
+use tokio::{sync::oneshot, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Uplink, brief,
+    enrol::{any, resolve},
+    identity::Registration,
+};
+use crate::{intent, power::Call, spool::MAX_BATCH};
+
+/// How long dialling, a request or an answer may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// How often it is looked whether the certificate is to be renewed.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// Requests of the controller at once: an intent and a rack's commands.
+const REQUESTS: u32 = 64;
+
+/// Why a connection ended, when not by an error.
+pub(super) enum Ended {
+    /// The agent stops.
+    Shutdown,
+    /// There is a new certificate to connect with.
+    Renewed,
+}
+
+/// Dials, says hello and works until something ends it.
+pub(super) async fn run(uplink: &Uplink, incarnation: Incarnation, shutdown: &CancellationToken) -> Result<Ended> {
+    let registration = uplink.registration.borrow().clone();
+    let dialled = tokio::select! {
+        () = shutdown.cancelled() => return Ok(Ended::Shutdown),
+        dialled = timeout(PATIENCE, dial(&registration)) => dialled,
+    };
+    let (endpoint, connection) = dialled.with_context(|| format!("{} does not answer", registration.controller))??;
+    let ended = tokio::select! {
+        () = shutdown.cancelled() => Ok(Ended::Shutdown),
+        ended = work(uplink, &registration, incarnation, &connection) => ended,
+    };
+    connection.close(0u32.into(), b"");
+    let _ = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+    ended
+}
+
+async fn dial(registration: &Registration) -> Result<(quinn::Endpoint, Connection)> {
+    let address = resolve(&registration.controller).await?;
+    let tls = pki::agent_client(&registration.bundle, registration.identity(), &[ALPN])?;
+    let mut config = quinn::ClientConfig::new(Arc::new(quinn::crypto::rustls::QuicClientConfig::try_from(tls)?));
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(REQUESTS.into())
+        .max_concurrent_uni_streams(0u32.into())
+        .keep_alive_interval(Some(Duration::from_secs(5)))
+        .max_idle_timeout(Some(Duration::from_secs(15).try_into()?));
+    config.transport_config(Arc::new(transport));
+    let endpoint = quinn::Endpoint::client(any(address))?;
+    let connection = endpoint.connect_with(config, address, CONTROLLER_NAME)?.await?;
+    Ok((endpoint, connection))
+}
+
+async fn work(
+    uplink: &Uplink,
+    registration: &Registration,
+    incarnation: Incarnation,
+    connection: &Connection,
+) -> Result<Ended> {
+    let hello = Hello {
+        incarnation,
+        version: env!("CARGO_PKG_VERSION").into(),
+        revision: uplink.intent.revision(),
+        connection: uplink.ledger.connection().await?,
+    };
+    let highest = hello.connection;
+    let welcome = match ask(connection, &AgentRequest::Hello(hello)).await? {
+        AgentResponse::Welcome(welcome) => welcome,
+        AgentResponse::Refused(reason) => bail!("the controller refused: {reason}"),
+        other => bail!("the controller gave an answer that does not fit: {other:?}"),
+    };
+    let Welcome { connection: number, next_event } = welcome;
+    ensure!(
+        number >= highest,
+        "the controller welcomed us as connection {number}, after {highest}: an older copy of its database was restored"
+    );
+    uplink.ledger.welcomed(number).await?;
+    tracing::info!(controller = registration.controller, connection = number, "connected");
+    uplink.show(true, format!("connected to {} since {}", registration.controller, brief(uplink.clock.now().wall)));
+    tokio::select! {
+        ended = forward(uplink, connection, next_event) => ended.map(|()| Ended::Renewed),
+        ended = serve(uplink, connection) => ended.map(|()| Ended::Renewed),
+        renewed = renew(uplink, connection) => renewed.map(|()| Ended::Renewed),
+        closed = connection.closed() => Err(closed.into()),
+    }
+}
+
+/// Hands events over, as they come, in order.
+async fn forward(uplink: &Uplink, connection: &Connection, next_event: u64) -> Result<()> {
+    // What the controller has already, but we were never told so.
+    uplink.spool.acknowledge(next_event).await?;
+    loop {
+        let (first, events) = uplink.spool.batch(MAX_BATCH).await?;
+        match ask(connection, &AgentRequest::Events { first, events }).await? {
+            AgentResponse::Next(next) => uplink.spool.acknowledge(next).await?,
+            AgentResponse::Refused(reason) => bail!("the controller refused events: {reason}"),
+            other => bail!("the controller gave an answer that does not fit: {other:?}"),
+        }
+    }
+}
+
+/// Answers the controller's requests.
+async fn serve(uplink: &Uplink, connection: &Connection) -> Result<()> {
+    let requests = TaskTracker::new();
+    loop {
+        let (send, receive) = connection.accept_bi().await?;
+        let (intent, calls) = (uplink.intent.clone(), uplink.calls.clone());
+        requests.spawn(async move {
+            if let Err(error) =
+                timeout(PATIENCE, answer(send, receive, intent, calls)).await.map_err(Into::into).flatten()
+            {
+                tracing::warn!(error = format!("{error:#}"), "a request of the controller was not answered");
+            }
+        });
+    }
+}
+
+async fn answer(
+    mut send: SendStream,
+    mut receive: RecvStream,
+    intent: intent::Store,
+    calls: tokio::sync::mpsc::Sender<Call>,
+) -> Result<()> {
+    let response = match wire::decode(&receive.read_to_end(wire::MAX_LEN).await?)? {
+        ControllerRequest::Intent(wanted) => match intent.store(wanted).await {
+            Ok(revision) => ControllerResponse::Stored(revision),
+            Err(error) => ControllerResponse::Refused(format!("{:#}", anyhow::Error::from(error))),
+        },
+        ControllerRequest::Command(command) => {
+            let (answer, answered) = oneshot::channel();
+            calls.send(Call { command, answer }).await.context("the agent stops")?;
+            answered.await.context("the agent stops")?
+        }
+    };
+    send.write_all(&wire::encode(&response)).await?;
+    send.finish()?;
+    Ok(())
+}
+
+/// Returns once the certificate was renewed and kept.
+async fn renew(uplink: &Uplink, connection: &Connection) -> Result<()> {
+    while !uplink.registration.borrow().to_be_renewed(uplink.clock.now().wall) {
+        tokio::time::sleep(LOOK).await;
+    }
+    let old = uplink.registration.borrow().clone();
+    let key = KeyPair::generate()?;
+    let csr = CertificateParams::default().serialize_request(&key)?.der().to_vec();
+    match ask(connection, &AgentRequest::Renew { csr }).await? {
+        AgentResponse::Certificate { agent, rack, chain, bundle } => {
+            ensure!((agent, rack) == (old.agent, old.rack), "the controller renewed another agent's certificate");
+            let addresses = (old.controller.clone(), old.api.clone());
+            let new = Registration::of(addresses, (agent, rack), chain, key.serialize_der(), &bundle)?;
+            let (state, kept): (PathBuf, _) = (uplink.state.clone(), new.clone());
+            tokio::task::spawn_blocking(move || kept.save(&state)).await??;
+            tracing::info!(until = %new.until, "certificate renewed");
+            uplink.registration.send_replace(Arc::new(new));
+            Ok(())
+        }
+        AgentResponse::Refused(reason) => bail!("the controller does not renew the certificate: {reason}"),
+        other => bail!("the controller gave an answer that does not fit: {other:?}"),
+    }
+}
+
+async fn ask(connection: &Connection, request: &AgentRequest) -> Result<AgentResponse> {
+    let answered = timeout(PATIENCE, async {
+        let (mut send, mut receive) = connection.open_bi().await?;
+        send.write_all(&wire::encode(request)).await?;
+        send.finish()?;
+        anyhow::Ok(wire::decode(&receive.read_to_end(wire::MAX_LEN).await?)?)
+    });
+    answered.await.context("the controller does not answer")?
+}
