@@ -1,1 +1,452 @@
-//! (in the making)
+//! The process `rackhand-controller`: its making ([`init`]) and its running ([`start`]), where
+//! everything long-lived is built and spawned.
+//!
+//! Invariants:
+//! - One process serves a data directory: it holds the lock of the file `lock` in it.
+//! - [`init`] ends with the first token, in one transaction: interrupted before that it can be
+//!   repeated and goes on where it was; after that it refuses.
+//! - Shutdown: no new work; what is under way may end, until the [deadline](GRACE), where
+//!   whoever is late is named and left behind. All of it can be repeated after the next start.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::Write,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rackhand_common::{pki::KeyPin, time::Clock};
+use rustls_pki_types::ServerName;
+use serde::Deserialize;
+use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api,
+    authority::Authority,
+    clock::SystemClock,
+    enrol,
+    fleet::{self, Fleet},
+    https,
+    images::{self, Images},
+    store::{Store, StoreError},
+    telemetry::Telemetry,
+    workflows::{self, Workflows},
+};
+
+/// How long shutdown waits for what is under way.
+pub const GRACE: Duration = Duration::from_secs(20);
+
+/// `/etc/rackhand/controller.toml` as written.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Directory of everything that must survive a restart; default `/var/lib/rackhand/controller`.
+    pub data: Option<PathBuf>,
+    /// DNS names and addresses under which operators and agents reach this controller. They are
+    /// in its certificate; the first is the one that new agents are told.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// The operators' API.
+    #[serde(default)]
+    pub api: ApiFile,
+    /// The agents' connections.
+    #[serde(default)]
+    pub agents: AgentsFile,
+    /// Operating system images.
+    #[serde(default)]
+    pub images: ImagesFile,
+}
+
+/// `[api]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApiFile {
+    /// Where HTTPS is served (TCP); default `0.0.0.0:8443`.
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[agents]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentsFile {
+    /// Where agents connect to (UDP); default `0.0.0.0:4433`.
+    pub listen: Option<SocketAddr>,
+    /// What new agents are told, as `HOST:PORT`; default is the first of `names` and the port
+    /// of `listen`. Needed when a router or balancer in between changes the port.
+    pub address: Option<String>,
+}
+
+/// `[images]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImagesFile {
+    /// The largest image that is accepted, in bytes when raw; default 64 GiB.
+    pub limit: Option<u64>,
+    /// Directory from which files on this host may be imported; default `import` below `data`.
+    pub import: Option<PathBuf>,
+}
+
+impl File {
+    /// What is written in this file; `None` when there is no such file.
+    pub fn read(path: &Path) -> Result<Option<Self>> {
+        let text = match fs::read_to_string(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            read => read.with_context(|| format!("cannot read {}", path.display()))?,
+        };
+        toml::from_str(&text).map(Some).with_context(|| format!("{} is not usable", path.display()))
+    }
+}
+
+/// The configuration as used.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Directory of everything that must survive a restart.
+    pub data: PathBuf,
+    /// Names and addresses of this controller; at least one.
+    pub names: Vec<String>,
+    /// Where HTTPS is served.
+    pub api: SocketAddr,
+    /// Where agents connect to.
+    pub agents: SocketAddr,
+    /// What agents are told, when it is not the first name and the port.
+    pub agents_address: Option<String>,
+    /// Operating system images.
+    pub images: images::Config,
+}
+
+impl TryFrom<File> for Config {
+    type Error = String;
+
+    fn try_from(file: File) -> Result<Self, String> {
+        if file.names.is_empty() {
+            return Err("names is empty: list the DNS names or addresses under which operators and agents reach \
+                 this controller, the agents' first, such as names = [\"rackhand.example.net\"]"
+                .into());
+        }
+        for name in &file.names {
+            if ServerName::try_from(name.as_str()).is_err() {
+                return Err(format!(
+                    "names: `{name}` is neither a DNS name nor an address; a port does not belong here"
+                ));
+            }
+        }
+        if let Some(address) = &file.agents.address
+            && !address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        {
+            return Err(format!("agents.address: `{address}` is not HOST:PORT"));
+        }
+        let data = file.data.unwrap_or_else(|| "/var/lib/rackhand/controller".into());
+        let mut images = images::Config::below(&data);
+        if let Some(limit) = file.images.limit {
+            images.limit = limit;
+        }
+        if let Some(import) = file.images.import {
+            images.import = import;
+        }
+        Ok(Self {
+            data,
+            names: file.names,
+            api: file.api.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 8443))),
+            agents: file.agents.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 4433))),
+            agents_address: file.agents.address,
+            images,
+        })
+    }
+}
+
+impl Config {
+    fn pki(&self) -> PathBuf {
+        self.data.join("pki")
+    }
+
+    fn database(&self) -> PathBuf {
+        self.data.join("controller.db")
+    }
+
+    /// What new agents are told when the endpoint has this port.
+    fn told_to_agents(&self, port: u16) -> String {
+        self.agents_address.clone().unwrap_or_else(|| at(&self.names[0], port))
+    }
+
+    /// Where operators reach the API.
+    pub fn url(&self) -> String {
+        format!("https://{}", at(&self.names[0], self.api.port()))
+    }
+}
+
+/// `HOST:PORT`.
+fn at(name: &str, port: u16) -> String {
+    match name.parse::<IpAddr>() {
+        Ok(IpAddr::V6(address)) => format!("[{address}]:{port}"),
+        _ => format!("{name}:{port}"),
+    }
+}
+
+/// What a simulation replaces.
+pub struct Seams {
+    /// The present.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for Seams {
+    fn default() -> Self {
+        Self { clock: Arc::new(SystemClock::default()) }
+    }
+}
+
+/// Makes the data directory: the authority, the database and the first administrator's token.
+/// `tell` is given the token and the file of the authority's certificates before the token
+/// counts; a token that could not be told never does.
+pub async fn init(config: &Config, seams: Seams, tell: impl FnOnce(&str, &Path) -> Result<()>) -> Result<()> {
+    let now = seams.clock.now().wall;
+    let parent = config.data.parent().map_or(Ok(()), fs::create_dir_all);
+    parent
+        .and_then(|()| fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.data))
+        .with_context(|| format!("cannot make {} (`data` in the configuration)", config.data.display()))?;
+    let _lock = lock(config)?;
+    let authority = match config.pki() {
+        pki if pki.exists() => Authority::open(&pki),
+        pki => Authority::init(&pki, now),
+    }
+    .context("cannot make the certificate authority")?;
+    authority.controller(&config.names, now).context("cannot make the controller's certificate")?;
+    let store = open(config).await?;
+    let (token, hash) = api::fresh_token();
+    let mut tx = store.begin().await?;
+    match tx.insert_first_token(now, "admin", &hash).await {
+        Err(StoreError::Taken(_)) => bail!(
+            "{} is a controller's already, and its first token was told then; nothing was changed",
+            config.data.display()
+        ),
+        done => done?,
+    };
+    tell(&token, &authority.ca_file())?;
+    tx.commit().await?;
+    store.close().await;
+    Ok(())
+}
+
+/// Forbids a second process on the same data, until the file is dropped.
+fn lock(config: &Config) -> Result<fs::File> {
+    let path = config.data.join("lock");
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => bail!("another controller runs on {}", config.data.display()),
+        Err(fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+    }
+}
+
+async fn open(config: &Config) -> Result<Store> {
+    let path = config.database();
+    Store::open(&path).await.with_context(|| format!("cannot open the database {}", path.display()))
+}
+
+/// A controller that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// Where HTTPS is served; the port that was given when the configuration said 0.
+    pub api: SocketAddr,
+    /// Where agents connect to.
+    pub agents: SocketAddr,
+    /// The pin of the issuing root, as it stands in enrolment codes.
+    pub root_pin: KeyPin,
+    /// Its health and metrics.
+    pub telemetry: Telemetry,
+    store: Store,
+    parts: Parts,
+    shutdown: CancellationToken,
+    _lock: fs::File,
+}
+
+/// Tasks that run until shutdown, by name.
+#[derive(Debug, Default)]
+struct Parts {
+    tasks: JoinSet<()>,
+    names: HashMap<tokio::task::Id, &'static str>,
+}
+
+impl Parts {
+    fn add(&mut self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
+        let handle = self.tasks.spawn(part);
+        self.names.insert(handle.id(), name);
+    }
+
+    /// The next that ends, and whether by a panic.
+    async fn next(&mut self) -> Option<(&'static str, Result<(), tokio::task::JoinError>)> {
+        let (id, ended) = match self.tasks.join_next_with_id().await? {
+            Ok((id, ())) => (id, Ok(())),
+            Err(error) => (error.id(), Err(error)),
+        };
+        Some((self.names.remove(&id).unwrap_or("a part"), ended))
+    }
+}
+
+/// Builds the controller on data that [`init`] has made, and starts it.
+pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) -> Result<Running> {
+    let clock = seams.clock;
+    let now = clock.now().wall;
+    ensure!(
+        config.pki().exists(),
+        "{} is not a controller's data directory (`data` in the configuration): run `rackhand-controller init` first",
+        config.data.display()
+    );
+    let lock = lock(&config)?;
+    let authority = Arc::new(Authority::open(&config.pki()).context("cannot use the certificate authority")?);
+    let identity = authority.controller(&config.names, now).context("cannot make the controller's certificate")?;
+    let store = open(&config).await?;
+    let mut tx = store.begin().await?;
+    tx.forget_connections().await?;
+    tx.commit().await?;
+
+    let sign: images::Sign = {
+        let authority = authority.clone();
+        Arc::new(move |bytes| authority.sign_image(bytes))
+    };
+    let images = Images::open(config.images.clone(), store.clone(), sign, clock.clone(), shutdown.clone())
+        .await
+        .context("cannot use the image store")?;
+    let workflows = Workflows::new();
+    let fleet = Fleet::new(store.clone(), authority.clone(), clock.clone(), workflows.clone());
+    let telemetry = Telemetry::new(store.clone(), fleet.clone(), &workflows, shutdown.clone());
+
+    let endpoint = fleet::listen(config.agents, &authority, identity.clone())
+        .with_context(|| format!("cannot listen for agents on UDP {} (`agents.listen`)", config.agents))?;
+    let listener = TcpListener::bind(config.api)
+        .await
+        .with_context(|| format!("cannot serve the API on TCP {} (`api.listen`)", config.api))?;
+    let (api_at, agents_at) = (listener.local_addr()?, endpoint.local_addr()?);
+    let tls = https::tls(authority.bundle(), identity)?;
+    let root_pin = authority.root_pin();
+    let changed = {
+        let (workflows, fleet) = (workflows.clone(), fleet.clone());
+        Arc::new(move |rack| {
+            workflows.wake();
+            fleet.wake(rack);
+        })
+    };
+    let app = api::App {
+        store: store.clone(),
+        images: images.clone(),
+        clock: clock.clone(),
+        changed,
+        new_code: Arc::new(move || enrol::fresh_code(root_pin)),
+        agents_address: config.told_to_agents(agents_at.port()),
+        shutdown: shutdown.clone(),
+    };
+    let router = api::router(app).merge(images.router()).merge(telemetry.router());
+
+    let mut parts = Parts::default();
+    parts.add("the API", https::serve(listener, tls, router, shutdown.clone()));
+    parts.add("the agents' connections", fleet.clone().run(endpoint, shutdown.clone()));
+    parts.add("the workflows", workflows::run(workflows, store.clone(), fleet, clock, shutdown.clone()));
+    parts.add("the images", {
+        let shutdown = shutdown.clone();
+        async move {
+            match images.sweep().await {
+                Ok(0) => (),
+                Ok(removed) => tracing::info!(removed, "objects of no image were removed"),
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "unused objects cannot be removed");
+                }
+            }
+            shutdown.cancelled().await;
+            images.closed().await;
+        }
+    });
+    Ok(Running { api: api_at, agents: agents_at, root_pin, telemetry, store, parts, shutdown, _lock: lock })
+}
+
+impl Running {
+    /// Tells systemd that the controller is ready, and runs until shutdown.
+    pub async fn run(mut self) -> Result<()> {
+        let attend = attend(self.telemetry.clone(), self.shutdown.clone());
+        self.parts.add("systemd's watchdog", attend);
+        self.ended().await
+    }
+
+    /// Waits until shutdown, or until a part ends that should not; then ends all others.
+    pub async fn ended(mut self) -> Result<()> {
+        let first = self.parts.next().await;
+        let early = !self.shutdown.is_cancelled();
+        self.shutdown.cancel();
+        let mut result = match first {
+            Some((name, Err(error))) => Err(error).context(name),
+            Some((name, Ok(()))) if early => Err(anyhow::anyhow!("{name} ended by itself")),
+            _ => Ok(()),
+        };
+        let others = async {
+            while let Some((name, ended)) = self.parts.next().await {
+                if let Err(error) = ended
+                    && result.is_ok()
+                {
+                    result = Err(error).context(name);
+                }
+            }
+        };
+        if timeout(GRACE, others).await.is_err() {
+            let late: Vec<_> = self.parts.names.values().copied().collect();
+            tracing::warn!(late = late.join(", "), "shutdown does not wait any longer");
+            self.parts.tasks.abort_all();
+        }
+        // Waits for every connection that is in use; those of parts left behind may be.
+        let _ = timeout(Duration::from_secs(2), self.store.close()).await;
+        result
+    }
+}
+
+/// Tells systemd that the process is ready, and that it is alive for as long as the database
+/// answers.
+async fn attend(telemetry: Telemetry, shutdown: CancellationToken) {
+    notify(sd_notify::NotifyState::Ready);
+    if let Some(period) = sd_notify::watchdog_enabled() {
+        let mut ticks = tokio::time::interval(period / 3);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = shutdown.cancelled() => break,
+            }
+            if telemetry.unready().await.is_none() {
+                notify(sd_notify::NotifyState::Watchdog);
+            }
+        }
+    } else {
+        shutdown.cancelled().await;
+    }
+    notify(sd_notify::NotifyState::Stopping);
+}
+
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::debug!(%error, "systemd is not told");
+    }
+}
+
+/// Writes a first configuration file; fails when there is one.
+pub fn write_config(path: &Path, data: Option<&Path>, names: &[String]) -> Result<()> {
+    let cannot = || format!("cannot write {}", path.display());
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).with_context(cannot)?;
+    }
+    let mut text = String::from("# rackhand-controller; `rackhand-controller help serve` tells what else there is.\n");
+    if let Some(data) = data {
+        text += &format!("data = {}\n", toml::Value::from(data.display().to_string()));
+    }
+    text += &format!("names = {}\n", toml::Value::from(names.to_vec()));
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    let mut file = fs::File::create(&fresh).with_context(cannot)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).with_context(cannot)?;
+    fs::hard_link(&fresh, path).with_context(cannot)?;
+    fs::remove_file(&fresh).with_context(cannot)
+}
+
+#[cfg(test)]
+mod tests;

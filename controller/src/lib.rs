@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod authority;
+pub mod clock;
 pub mod controller;
 pub mod enrol;
 pub mod events;
@@ -14,5 +15,6 @@ pub mod images;
 pub mod intent;
 pub mod steps;
 pub mod store;
+pub mod telemetry;
 pub mod verbs;
 pub mod workflows;

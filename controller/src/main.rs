@@ -1,1 +1,220 @@
-fn main() {}
+//! `rackhand-controller`: made once, then served.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use rackhand_common::pki::install_crypto;
+use rackhand_controller::controller::{self, Config, File, Seams};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// The controller: the operators' API, the database, the racks' agents.
+///
+/// A new controller is made once and then served, by systemd as a rule:
+///
+///   rackhand-controller init --name rackhand.example.net   (prints the first administrator's token, once)
+///   systemctl enable --now rackhand-controller
+///
+/// Operators then use the program `rackhand`, from anywhere that reaches port 8443.
+#[derive(Debug, Parser)]
+#[command(version, verbatim_doc_comment)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// How to log: text for people and the journal, JSON for collectors. RUST_LOG says how much.
+    #[arg(long, global = true, env = "RACKHAND_LOG", value_enum, default_value_t = Format::Text)]
+    log: Format,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Makes the data directory, the certificate authority and the first administrator's token.
+    ///
+    /// Prints the token once: it is kept as a hash only. Also writes the configuration file from
+    /// the flags when there is none. Interrupted, it can be repeated; once a token was printed, it
+    /// refuses to run again and changes nothing. Run it as the user the controller will run as.
+    Init {
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Runs the controller until SIGTERM or SIGINT.
+    ///
+    /// What stands in the configuration file (flags win over it):
+    ///
+    ///   data = "/var/lib/rackhand/controller"
+    ///   names = ["rackhand.example.net", "192.0.2.10"]   # in its certificate; agents are told the first
+    ///
+    ///   [api]
+    ///   listen = "0.0.0.0:8443"                # HTTPS, TCP
+    ///
+    ///   [agents]
+    ///   listen = "0.0.0.0:4433"                # QUIC, UDP
+    ///   address = "rackhand.example.net:4433"  # what new agents are told
+    ///
+    ///   [images]
+    ///   limit = 68719476736                    # bytes of the largest image
+    ///   import = "/srv/images"                 # files on this host that may be imported
+    ///
+    /// `/healthz`, `/readyz` and `/metrics` are answered on the API's port without a token.
+    #[command(verbatim_doc_comment)]
+    Serve {
+        #[command(flatten)]
+        place: Place,
+        /// Where HTTPS is served (TCP); `api.listen`.
+        #[arg(long, value_name = "ADDRESS:PORT", env = "RACKHAND_CONTROLLER_API_LISTEN")]
+        api_listen: Option<SocketAddr>,
+        /// Where agents connect to (UDP); `agents.listen`.
+        #[arg(long, value_name = "ADDRESS:PORT", env = "RACKHAND_CONTROLLER_AGENTS_LISTEN")]
+        agents_listen: Option<SocketAddr>,
+        /// What new agents are told; `agents.address`.
+        #[arg(long, value_name = "HOST:PORT", env = "RACKHAND_CONTROLLER_AGENTS_ADDRESS")]
+        agents_address: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Place {
+    /// The configuration file.
+    #[arg(long, env = "RACKHAND_CONTROLLER_CONFIG", default_value = "/etc/rackhand/controller.toml")]
+    config: PathBuf,
+    /// Directory of everything that must survive a restart; `data` [default: /var/lib/rackhand/controller].
+    #[arg(long, value_name = "DIR", env = "RACKHAND_CONTROLLER_DATA")]
+    data: Option<PathBuf>,
+    /// A DNS name or address of this controller, the one that agents use first; repeat for more; `names`.
+    #[arg(long = "name", value_name = "NAME", env = "RACKHAND_CONTROLLER_NAMES", value_delimiter = ',')]
+    names: Vec<String>,
+}
+
+impl Place {
+    /// The file, if there is one, with the flags over it.
+    fn file(&self) -> Result<(File, bool)> {
+        let read = File::read(&self.config)?;
+        let exists = read.is_some();
+        let mut file = read.unwrap_or_default();
+        if self.data.is_some() {
+            file.data.clone_from(&self.data);
+        }
+        if !self.names.is_empty() {
+            file.names.clone_from(&self.names);
+        }
+        Ok((file, exists))
+    }
+
+    fn config(&self, file: File) -> Result<Config> {
+        let place = || format!("{} and the flags", self.config.display());
+        Config::try_from(file).map_err(anyhow::Error::msg).with_context(place)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    install_crypto();
+    let arguments = Arguments::parse();
+    log(arguments.log);
+    match run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "rackhand-controller: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Init { place } => init(&place).await,
+        Command::Serve { place, api_listen, agents_listen, agents_address } => {
+            let shutdown = until_told()?;
+            let (mut file, _) = place.file()?;
+            file.api.listen = api_listen.or(file.api.listen);
+            file.agents.listen = agents_listen.or(file.agents.listen);
+            file.agents.address = agents_address.or(file.agents.address);
+            let running = controller::start(place.config(file)?, Seams::default(), shutdown).await?;
+            tracing::info!(api = %running.api, agents = %running.agents, "ready");
+            running.run().await
+        }
+    }
+}
+
+async fn init(place: &Place) -> Result<()> {
+    let (file, exists) = place.file()?;
+    if exists {
+        let written = File::read(&place.config)?.unwrap_or_default();
+        ensure!(
+            (written.data, &written.names) == (file.data.clone(), &file.names),
+            "{} exists and says otherwise than the flags; change it there, and run this without flags",
+            place.config.display()
+        );
+    }
+    let config = place.config(file)?;
+    if !exists {
+        controller::write_config(&place.config, place.data.as_deref(), &place.names)?;
+    }
+    controller::init(&config, Seams::default(), |token, ca| tell(&config, token, ca, &place.config)).await
+}
+
+fn tell(config: &Config, token: &str, ca: &Path, file: &Path) -> Result<()> {
+    let (url, ca, file) = (config.url(), ca.display(), file.display());
+    let mut out = std::io::stdout().lock();
+    write!(
+        out,
+        "The controller is made.\n\
+         \n\
+         Administrator's token, shown this once:\n\
+         \n\
+         \x20 {token}\n\
+         \n\
+         Next:\n\
+         \n\
+         \x20 1. Start it: systemctl enable --now rackhand-controller\n\
+         \x20    or: rackhand-controller serve --config {file}\n\
+         \x20 2. Copy {ca} to where you work, and there:\n\
+         \x20      export RACKHAND_CONTROLLER={url}\n\
+         \x20      export RACKHAND_CA=./ca.pem\n\
+         \x20      export RACKHAND_TOKEN=<the token>\n\
+         \x20      rackhand rack list\n\
+         \x20 3. Your first rack: rackhand rack create --help\n"
+    )
+    .and_then(|()| out.flush())
+    .context("the token cannot be printed")
+}
+
+/// A token that is cancelled by SIGTERM and SIGINT.
+fn until_told() -> Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+    let shutdown = CancellationToken::new();
+    let token = shutdown.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("told to stop");
+        token.cancel();
+    });
+    Ok(shutdown)
+}
+
+fn log(format: Format) {
+    use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt};
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    let log = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        Format::Json => log.json().init(),
+        Format::Text if std::io::stderr().is_terminal() => log.init(),
+        Format::Text => log.with_ansi(false).with_target(false).init(),
+    }
+}

@@ -77,4 +77,18 @@ impl Tx {
             .map_err(taken("token name"))?;
         Ok(id)
     }
+
+    /// Keeps the hash of a fresh token if there has never been one.
+    pub async fn insert_first_token(
+        &mut self,
+        now: Timestamp,
+        name: &str,
+        hash: &[u8; 32],
+    ) -> Result<Uuid, StoreError> {
+        let known: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM tokens").fetch_one(&mut *self.inner).await?;
+        if known > 0 {
+            return Err(StoreError::Taken("first token"));
+        }
+        self.insert_token(now, name, hash, None).await
+    }
 }
