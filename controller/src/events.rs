@@ -39,7 +39,7 @@ pub async fn take(
     }
     for (number, event) in (first..).zip(events) {
         if number >= expected {
-            apply(&mut tx, rack, event).await?;
+            apply(&mut tx, rack, agent, event).await?;
         }
     }
     tx.set_next_event(agent, after).await?;
@@ -47,10 +47,10 @@ pub async fn take(
     Ok(after)
 }
 
-async fn apply(tx: &mut Tx, rack: RackId, event: Event) -> Result<(), StoreError> {
+async fn apply(tx: &mut Tx, rack: RackId, agent: AgentId, event: Event) -> Result<(), StoreError> {
     let Some(id) = event.machine else {
-        if matches!(event.what, What::Node(_)) {
-            tx.forget_node_health(rack).await?;
+        if let What::Node(reading) = &event.what {
+            return tx.set_node_health(event.at, agent, reading).await;
         }
         tx.insert_event(event.at, rack, None, None, &Happened::Told(event.what)).await?;
         return Ok(());

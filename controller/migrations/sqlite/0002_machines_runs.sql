@@ -85,6 +85,13 @@ CREATE TABLE events (
 CREATE INDEX events_of_machine ON events (machine, id);
 CREATE INDEX events_of_run ON events (run, id);
 
+-- The newest reading of each node's own health.
+CREATE TABLE node_health (
+    agent   TEXT    PRIMARY KEY NOT NULL REFERENCES agents (id),
+    at      INTEGER NOT NULL,
+    reading TEXT    NOT NULL
+);
+
 CREATE TABLE commands (
     id      TEXT    PRIMARY KEY NOT NULL,
     rack    TEXT    NOT NULL,

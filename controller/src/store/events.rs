@@ -164,16 +164,6 @@ impl Tx {
         Ok(row.try_get::<i64, _>("id")? as u64)
     }
 
-    /// Forgets events of the node itself: reports of its health are told every minute, and
-    /// the newest one tells all.
-    pub async fn forget_node_health(&mut self, rack: RackId) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM events WHERE rack = $1 AND machine IS NULL AND body LIKE '{\"told\":{\"node\":%'")
-            .bind(rack.to_string())
-            .execute(&mut *self.inner)
-            .await?;
-        Ok(())
-    }
-
     /// The number of the newest event; zero when there is none.
     pub(crate) async fn newest_event(&mut self) -> Result<u64, StoreError> {
         let row = sqlx::query("SELECT COALESCE(MAX(id), 0) AS newest FROM events").fetch_one(&mut *self.inner).await?;

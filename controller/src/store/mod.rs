@@ -10,6 +10,7 @@
 mod agents;
 mod commands;
 mod events;
+mod health;
 mod images;
 mod machines;
 mod racks;
