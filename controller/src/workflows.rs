@@ -21,18 +21,19 @@ use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use rackhand_common::{
+    event,
     id::{RackId, RunId},
     intent::Boot,
     time::{Clock, Now},
     wire::{Command, ControllerResponse},
 };
-use rackhand_controller_core::workflow::{self, Cause, Ended, Fault, Next, Note, Workflow};
+use rackhand_controller_core::workflow::{self, Cause, Ended, Fault, Next, Note, Step, Workflow};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     steps::Look,
-    store::{Happened, Machine, Parameters, Run, RunStatus, Store, StoreError, Tx},
+    store::{Happened, Machine, OrderEnd, OrderResult, Parameters, Run, RunStatus, Store, StoreError, Tx},
 };
 
 /// What a run needs of the racks' agents.
@@ -195,6 +196,9 @@ impl<C: Commands> Runner<C> {
             }
         }
         tx.save_run(now.wall, run).await?;
+        if engine.position().is_none() {
+            tx.forget_user_data(run).await?;
+        }
         tx.commit().await?;
         if engine.position().is_none() {
             self.commands.wake(run.rack);
@@ -223,12 +227,8 @@ impl<C: Commands> Runner<C> {
             Note::StepUndone(step) => Happened::StepUndone { step },
             Note::LeftBehind(leftover) => Happened::LeftBehind { step: leftover.step, detail: leftover.fault.detail },
             Note::Ended(ended) => {
-                let fault = fault_of(&ended).cloned();
-                Happened::RunEnded {
-                    status: status(&ended),
-                    cause: fault.as_ref().map(|fault| fault.cause),
-                    detail: fault.map(|fault| fault.detail),
-                }
+                let cause = fault_of(&ended).map(|fault| fault.cause);
+                Happened::RunEnded { status: status(&ended), cause, detail: closing(run, &ended) }
             }
         };
         tracing::info!(run = %run.id, machine = %run.machine, ?happened, "run");
@@ -262,7 +262,7 @@ fn describe(run: &mut Run, engine: &workflow::Run, now: Now) {
     if let Next::Finished(ended) = engine.next(now) {
         run.status = status(&ended);
         run.ended = Some(now.wall);
-        run.detail = fault_of(&ended).map(|fault| fault.detail.clone());
+        run.detail = closing(run, &ended);
     }
 }
 
@@ -306,6 +306,30 @@ fn hand_over(machine: &mut Machine, run: &Run, workflow: Workflow, ended: &Ended
             machine.alert =
                 Some(format!("{workflow} {}: {}; not undone: {}", fault.cause, fault.detail, left.join("; ")));
         }
+    }
+}
+
+/// Why a run failed, and what it left on the machine's disk, for people.
+fn closing(run: &Run, ended: &Ended) -> Option<String> {
+    let fault = fault_of(ended)?;
+    let remark = match (run.parameters.workflow(), run.step) {
+        (Workflow::Deploy, Some(Step::WriteImage | Step::StartSystem)) => match &run.result {
+            Some(OrderResult { end: OrderEnd::Done(_), .. }) => "; the disk holds a system that was never handed over",
+            Some(OrderResult { attempt: 1, end: OrderEnd::Failed { cause, .. } }) if is_refusal(*cause) => "",
+            _ if run.done > 0 => "; the disk holds an unfinished system",
+            _ => "; the disk may hold an unfinished system",
+        },
+        _ => "",
+    };
+    Some(format!("{}{remark}", fault.detail))
+}
+
+/// Whether an installer says this before its first write.
+fn is_refusal(cause: event::Cause) -> bool {
+    use event::Cause::{BootOrder, DiskError, DisksDiffer, Image, ImageUnsuitable, Internal, NoSuitableDisk};
+    match cause {
+        event::Cause::WrongMachine | DisksDiffer | NoSuitableDisk | ImageUnsuitable => true,
+        Image | DiskError | event::Cause::Verify | BootOrder | Internal => false,
     }
 }
 

@@ -285,6 +285,21 @@ impl Tx {
         Ok(())
     }
 
+    /// Forgets what a run that is over was to tell its system in confidence: user data holds
+    /// passwords and keys.
+    pub async fn forget_user_data(&mut self, run: &mut Run) -> Result<(), StoreError> {
+        let Parameters::Deploy(deploy) = &mut run.parameters else { return Ok(()) };
+        if deploy.host.user_data.take().is_none() {
+            return Ok(());
+        }
+        sqlx::query("UPDATE runs SET parameters = $2 WHERE id = $1")
+            .bind(run.id.to_string())
+            .bind(json(&run.parameters))
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
     /// Notes that an operator wants it cancelled.
     pub async fn want_cancelled(&mut self, now: Timestamp, run: RunId) -> Result<(), StoreError> {
         sqlx::query("UPDATE runs SET cancel = TRUE, updated = $2 WHERE id = $1")
