@@ -1,10 +1,11 @@
 //! Orders for the installer: given, waited for, and taken back.
 
 use rackhand_common::{
+    event::Stage,
     intent::{self, Boot, Order, Work},
     wire::Action,
 };
-use rackhand_controller_core::workflow::{Cause, Report, Step, WaitFor};
+use rackhand_controller_core::workflow::{Cause, Report, Step, WaitFor, hop};
 
 use super::{Look, failed};
 use crate::{
@@ -48,6 +49,13 @@ impl<C: Commands> Look<'_, C> {
         let mut machine = self.machine(&mut tx).await?;
         machine.boot = Boot::Installer;
         machine.order = Some(order);
+        if !machine.connected && comes_back(&machine) {
+            self.commit(tx, &mut machine).await?;
+            let (waiting, detail) = hop(machine.stage.as_ref());
+            let detail = format!("installer was lost; {detail}");
+            // Hops do not count: a machine that restarts over and over moves nowhere.
+            return Ok(Report::Waiting { waiting, detail, mark: machine.connection });
+        }
         let back = if machine.connected { None } else { self.bring_back(&mut tx, &machine).await? };
         self.commit(tx, &mut machine).await?;
         if machine.connected {
@@ -104,4 +112,21 @@ impl<C: Commands> Look<'_, C> {
         drop(tx);
         self.boot_installer(true).await
     }
+}
+
+/// Whether the machine was reset and is on its way back: it gets the same order again.
+fn comes_back(machine: &Machine) -> bool {
+    let on_its_way = matches!(
+        machine.stage,
+        Some(
+            Stage::PoweredOn
+                | Stage::RomDhcp(_)
+                | Stage::Loader(_)
+                | Stage::IpxeDhcp
+                | Stage::Script(_)
+                | Stage::Kernel
+                | Stage::Initramfs
+        )
+    );
+    on_its_way && machine.stage_event > machine.connection
 }
