@@ -16,7 +16,7 @@ impl<C: Commands> Look<'_, C> {
     /// switched off and on.
     pub(super) async fn start_system(&self) -> Result<Report, StoreError> {
         if self.run.phoned_home {
-            return Ok(Report::Done);
+            return self.settled().await;
         }
         let mut tx = self.store.begin().await?;
         let mut machine = self.machine(&mut tx).await?;
@@ -49,5 +49,22 @@ impl<C: Commands> Look<'_, C> {
             _ => command.map_or(0, |command| machine.power_event.max(command.after)),
         };
         Ok(Report::Waiting { waiting, detail: detail.to_owned(), mark })
+    }
+    /// The system runs. It is handed over once nothing of ours can reach its power any more:
+    /// an agent performs a machine's commands in the order they came, so when a look that
+    /// was sent last is answered, every command before it is over or will never be begun.
+    async fn settled(&self) -> Result<Report, StoreError> {
+        let mut tx = self.store.begin().await?;
+        let purpose = self.purpose("last look");
+        let last = match tx.command(self.run.id, &purpose).await? {
+            Some(last) => last,
+            None if !tx.has_open_command(self.run.id).await? => return Ok(Report::Done),
+            None => tx.issue(self.now.wall, self.run, &purpose, Action::PowerStatus).await?,
+        };
+        tx.commit().await?;
+        match self.send(&last).await? {
+            Sent::Waiting(waiting, detail) => Ok(Report::Waiting { waiting, detail, mark: 1 }),
+            Sent::Ended(_) => Ok(Report::Done),
+        }
     }
 }

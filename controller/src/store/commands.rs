@@ -90,6 +90,15 @@ impl Tx {
         Ok(command)
     }
 
+    /// Whether the outcome of any of the run's commands is still to come.
+    pub async fn has_open_command(&mut self, run: RunId) -> Result<bool, StoreError> {
+        let open = sqlx::query("SELECT id FROM commands WHERE run = $1 AND outcome IS NULL LIMIT 1")
+            .bind(run.to_string())
+            .fetch_optional(&mut *self.inner)
+            .await?;
+        Ok(open.is_some())
+    }
+
     /// Notes that the agent has it.
     pub async fn command_sent(&mut self, now: Timestamp, id: CommandId) -> Result<(), StoreError> {
         sqlx::query("UPDATE commands SET sent = $2 WHERE id = $1")
