@@ -2,10 +2,16 @@
 
 use super::*;
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    future::poll_fn,
+    pin::pin,
+    task::Poll,
+};
 
+use expect_test::{Expect, expect};
 use rackhand_common::{
-    event::{self, DiskWork, Event, Outcome, Stage, What},
+    event::{DiskWork, Event, Outcome, Stage, What},
     id::{AgentId, CommandId, Epoch, MachineId},
     image::{Digest, Settings},
     intent::{DiskRule, Host, Work},
@@ -35,6 +41,14 @@ struct Behaviour {
     unreachable: bool,
     /// The agent dies in the middle of its first command.
     unknown: bool,
+    /// Commands take this many turns.
+    delay: u32,
+    /// The system calls home only when it is about to be switched off and on.
+    late: bool,
+    /// The machine is reset in the middle of its first order.
+    resets: bool,
+    /// The installer falls silent in the middle of its first order.
+    vanishes: bool,
 }
 
 struct Node {
@@ -50,7 +64,10 @@ struct State {
     behaviour: Behaviour,
     next: u64,
     events: Vec<What>,
-    ledger: BTreeMap<CommandId, Outcome>,
+    turn: u32,
+    ledger: BTreeMap<CommandId, Option<Outcome>>,
+    /// Accepted, and the turn they are performed in.
+    pending: VecDeque<(u32, Command)>,
     network_boots: u32,
     installer: bool,
     worked: Option<(RunId, u32)>,
@@ -61,40 +78,25 @@ struct State {
 impl Commands for Arc<Node> {
     async fn command(&self, rack: RackId, command: Command) -> Result<ControllerResponse, Unreachable> {
         assert_eq!(rack, self.rack);
-        let intent = intent::of(&self.store, rack).await.unwrap();
-        let machine = intent.machines.iter().find(|machine| machine.id == command.machine).unwrap();
+        let row = self.store.machine(&command.machine.to_string()).await.unwrap();
+        self.check_command(&row, &command).await;
         let mut state = self.state.lock().unwrap();
         if state.behaviour.unreachable {
             return Err(Unreachable { rack: "r1".to_owned() });
         }
-        if let Some(outcome) = state.ledger.get(&command.id) {
-            return Ok(ControllerResponse::Known(outcome.clone()));
+        match state.ledger.get(&command.id) {
+            Some(Some(outcome)) => return Ok(ControllerResponse::Known(outcome.clone())),
+            Some(None) => return Ok(ControllerResponse::Accepted),
+            None => {}
         }
-        if machine.epoch != command.epoch {
-            return Ok(ControllerResponse::Refused("another epoch".to_owned()));
-        }
+        assert_eq!(row.epoch, command.epoch, "a command of another epoch");
         if state.behaviour.unknown {
             state.behaviour.unknown = false;
-            state.ledger.insert(command.id, Outcome::Unknown);
-            state.events.push(What::Commanded { command: command.id, outcome: Outcome::Unknown });
-            return Ok(ControllerResponse::Accepted);
-        }
-        state.ledger.insert(command.id, Outcome::Done);
-        state.events.push(What::Commanded { command: command.id, outcome: Outcome::Done });
-        match command.action {
-            Action::PowerStatus => state.events.push(What::Power(Power::On)),
-            Action::PowerOff => state.events.push(What::Power(Power::Off)),
-            Action::PowerOn => state.events.push(What::Power(Power::On)),
-            Action::NetworkBoot => {
-                state.network_boots += 1;
-                state.installer = false;
-                state.events.push(What::Stage(Stage::PoweredOn));
-                state.events.push(What::Stage(Stage::RomDhcp(Firmware::Bios)));
-            }
-            Action::PowerCycle => {
-                state.installer = false;
-                state.events.push(What::Stage(Stage::PoweredOn));
-            }
+            state.end(command.id, Outcome::Unknown);
+        } else {
+            state.ledger.insert(command.id, None);
+            let due = state.turn + state.behaviour.delay;
+            state.pending.push_back((due, command));
         }
         Ok(ControllerResponse::Accepted)
     }
@@ -103,12 +105,66 @@ impl Commands for Arc<Node> {
 }
 
 impl Node {
+    /// P1: whatever changes the power of an active machine belongs to a run that its owner
+    /// asked for since it became active. There, only power runs can be in progress.
+    async fn check_command(&self, row: &Machine, command: &Command) {
+        if row.lifecycle != Lifecycle::Active || command.action == Action::PowerStatus {
+            return;
+        }
+        let runs = self.store.runs_in_progress().await.unwrap();
+        let [run] = runs.as_slice() else { panic!("{:?} of an active machine without a run", command.action) };
+        let Parameters::Power(change) = run.parameters else { panic!("{:?} of an active machine", command.action) };
+        assert_eq!((change.action(), run.epoch), (command.action, row.epoch));
+    }
+
+    /// P1: an active machine is told nothing but to start its own disk.
+    async fn check_intent(&self) {
+        let row = self.store.machine(&self.machine.to_string()).await;
+        let Ok(row) = row else { return };
+        let told = intent::machine(&row);
+        match row.lifecycle {
+            Lifecycle::Active => assert_eq!((told.boot, told.order), (Boot::Disk, None)),
+            Lifecycle::Deploying | Lifecycle::Releasing => {}
+            _ => assert_eq!((told.boot, told.order), (Boot::Installer, None)),
+        }
+    }
+
+    /// Performs the commands that are due.
+    async fn perform(&self) {
+        self.check_intent().await;
+        loop {
+            let command = {
+                let mut state = self.state.lock().unwrap();
+                let turn = state.turn;
+                match state.pending.front() {
+                    Some((due, _)) if *due <= turn => state.pending.pop_front().unwrap().1,
+                    _ => break,
+                }
+            };
+            let row = self.store.machine(&command.machine.to_string()).await.unwrap();
+            self.check_command(&row, &command).await;
+            let mut state = self.state.lock().unwrap();
+            if row.epoch == command.epoch {
+                state.act(&command);
+            } else {
+                state.end(command.id, Outcome::Refused("another epoch".to_owned()));
+            }
+        }
+        self.state.lock().unwrap().turn += 1;
+    }
+
     /// Tells what happened, then lets the machine do what its intent says.
     async fn settle(&self) {
+        self.perform().await;
         let intent = intent::of(&self.store, self.rack).await.unwrap();
         let wanted = intent.machines.iter().find(|machine| machine.id == self.machine).cloned();
         let (first, events) = {
             let mut state = self.state.lock().unwrap();
+            let cycled = state.pending.iter().any(|(_, command)| command.action == Action::PowerCycle);
+            if let Some(run) = state.written.filter(|_| state.behaviour.late && cycled) {
+                state.behaviour.late = false;
+                state.events.push(What::PhonedHome { run });
+            }
             let booting = state.events.iter().any(|what| matches!(what, What::Stage(Stage::RomDhcp(_))));
             let told: Vec<What> = state.events.drain(..).collect();
             if booting && wanted.as_ref().is_none_or(|machine| machine.boot == Boot::Installer) {
@@ -133,10 +189,46 @@ impl Node {
 }
 
 impl State {
+    fn end(&mut self, command: CommandId, outcome: Outcome) {
+        self.ledger.insert(command, Some(outcome.clone()));
+        self.events.push(What::Commanded { command, outcome });
+    }
+
+    fn act(&mut self, command: &Command) {
+        match command.action {
+            Action::PowerStatus => self.events.push(What::Power(Power::On)),
+            Action::PowerOff => self.events.push(What::Power(Power::Off)),
+            Action::PowerOn => self.events.push(What::Power(Power::On)),
+            Action::NetworkBoot => {
+                self.network_boots += 1;
+                self.installer = false;
+                self.events.push(What::Stage(Stage::PoweredOn));
+                self.events.push(What::Stage(Stage::RomDhcp(Firmware::Bios)));
+            }
+            Action::PowerCycle => {
+                self.installer = false;
+                self.events.push(What::Stage(Stage::PoweredOn));
+            }
+        }
+        self.end(command.id, Outcome::Done);
+    }
+
     fn work(&mut self, machine: &rackhand_common::intent::MachineIntent) {
         match &machine.order {
             Some(order) if self.worked != Some((order.run, order.attempt)) && !self.behaviour.hangs => {
                 let (run, attempt) = (order.run, order.attempt);
+                if self.behaviour.resets || self.behaviour.vanishes {
+                    self.installer = false;
+                    self.events.push(What::Stage(Stage::OrderStarted(run)));
+                    self.events.push(What::Progress { run, done: 1, total: 2 });
+                    self.events.push(if self.behaviour.resets {
+                        What::Stage(Stage::RomDhcp(Firmware::Bios))
+                    } else {
+                        What::Lost
+                    });
+                    (self.behaviour.resets, self.behaviour.vanishes) = (false, false);
+                    return;
+                }
                 self.worked = Some((run, attempt));
                 self.events.push(What::Stage(Stage::OrderStarted(run)));
                 if let Some((_, cause)) = self.behaviour.failing.filter(|(until, _)| attempt <= *until) {
@@ -154,7 +246,7 @@ impl State {
                 self.installer = false;
                 self.events.push(What::Stage(Stage::Rebooting));
                 self.events.push(What::Stage(Stage::OsDhcp));
-                if let Some(run) = self.written.filter(|_| !self.behaviour.silent) {
+                if let Some(run) = self.written.filter(|_| !self.behaviour.silent && !self.behaviour.late) {
                     self.events.push(What::PhonedHome { run });
                 }
             }
@@ -207,7 +299,36 @@ struct World {
     node: Arc<Node>,
     clock: Arc<Hand>,
     runner: Runner<Arc<Node>>,
-    restarts: bool,
+    process: Process,
+    cancel_at: Option<u32>,
+    turns: u32,
+}
+
+/// How the controller's process lives.
+#[derive(Clone, Copy, Debug)]
+enum Process {
+    Steady,
+    /// Starts again before every look at its runs.
+    Restarts,
+    /// Killed in the middle of every look, anywhere; the state of a generator.
+    Killed(u64),
+}
+
+impl Process {
+    const ALL: [Self; 4] = [Self::Steady, Self::Restarts, Self::Killed(1), Self::Killed(2)];
+}
+
+/// Polls `future` at most so often, then drops it.
+async fn up_to(polls: u64, future: impl Future) {
+    let (mut future, mut left) = (pin!(future), polls);
+    poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(());
+        }
+        left -= 1;
+        future.as_mut().poll(context).map(drop)
+    })
+    .await;
 }
 
 impl World {
@@ -241,7 +362,7 @@ impl World {
             Arc::new(Node { rack, agent, machine: MachineId::fresh(), store: store.clone(), state: Mutex::new(state) });
         let clock = Arc::new(Hand::default());
         let runner = runner(&store, &node, &clock);
-        let world = Self { _dir: dir, store, node, clock, runner, restarts: false };
+        let world = Self { _dir: dir, store, node, clock, runner, process: Process::Steady, cancel_at: None, turns: 0 };
         world.node.settle().await;
         let mut tx = world.store.begin().await.unwrap();
         let machine = tx.machine(&world.node.machine.to_string()).await.unwrap();
@@ -261,7 +382,7 @@ impl World {
         let mut tx = self.store.begin().await.unwrap();
         let machine = tx.machine("m-3456").await.unwrap();
         let image = tx.image("debian-12").await.unwrap();
-        let host = Host { name: "web".to_owned(), ssh_keys: Vec::new(), user_data: None };
+        let host = Host { name: "web".to_owned(), ssh_keys: Vec::new(), user_data: Some("password".to_owned()) };
         let request = DeployRequest { disk: DiskRule::Smallest, host };
         let run = tx.start_deploy(at(0).wall, &machine, &image, request).await.unwrap();
         tx.commit().await.unwrap();
@@ -277,19 +398,44 @@ impl World {
     }
 
     async fn turn(&mut self) {
-        if self.restarts {
-            self.runner = runner(&self.store, &self.node, &self.clock);
+        match &mut self.process {
+            Process::Steady => self.runner.pass().await.unwrap(),
+            Process::Restarts => {
+                self.runner = runner(&self.store, &self.node, &self.clock);
+                self.runner.pass().await.unwrap();
+            }
+            Process::Killed(state) => {
+                // Knuth's generator; a look takes fewer polls than this in most cases.
+                *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                let polls = (*state >> 33) % 150;
+                self.runner = runner(&self.store, &self.node, &self.clock);
+                up_to(polls, self.runner.pass()).await;
+            }
         }
-        self.runner.pass().await.unwrap();
         self.node.settle().await;
         *self.clock.0.lock().unwrap() += 10;
+        self.turns += 1;
+    }
+
+    async fn cancel(&self, run: &Run) -> Result<Run, Denied> {
+        let mut tx = self.store.begin().await.unwrap();
+        let run = tx.cancel(at(0).wall, run.id).await?;
+        tx.commit().await.unwrap();
+        Ok(run)
     }
 
     async fn finish(&mut self, run: &Run) -> Run {
-        for _ in 0..1500 {
+        for _ in 0..3000 {
             let now = self.store.run(run.id).await.unwrap();
             if now.status != RunStatus::Running {
+                if let Parameters::Deploy(deploy) = &now.parameters {
+                    assert_eq!(deploy.host.user_data, None);
+                }
+                assert_eq!(self.machine().await.order, None);
                 return now;
+            }
+            if self.cancel_at == Some(self.turns) {
+                self.cancel(run).await.unwrap();
             }
             self.turn().await;
         }
@@ -309,9 +455,9 @@ fn runner(store: &Store, node: &Arc<Node>, clock: &Arc<Hand>) -> Runner<Arc<Node
 
 #[tokio::test]
 async fn a_machine_is_deployed_and_released_also_when_the_runner_restarts_at_every_pass() {
-    for restarts in [false, true] {
+    for process in Process::ALL {
         let mut world = World::new(Behaviour::default()).await;
-        world.restarts = restarts;
+        world.process = process;
         let run = world.deploy().await;
         assert_eq!(world.finish(&run).await.status, RunStatus::Done);
         let machine = world.machine().await;
@@ -385,9 +531,7 @@ async fn a_cancel_waits_for_the_installer_and_leaves_the_machine_ready() {
     let mut world = World::new(Behaviour { hangs: true, ..Behaviour::default() }).await;
     let run = world.deploy().await;
     world.turn().await;
-    let mut tx = world.store.begin().await.unwrap();
-    tx.cancel(at(0).wall, run.id).await.unwrap();
-    tx.commit().await.unwrap();
+    world.cancel(&run).await.unwrap();
     world.turn().await;
     assert_eq!(world.store.run(run.id).await.unwrap().status, RunStatus::Running);
     world.node.state.lock().unwrap().behaviour.hangs = false;
@@ -423,4 +567,177 @@ async fn a_cycle_whose_outcome_is_unknown_is_looked_into_and_not_done_twice() {
     assert_eq!((run.status, run.cause.as_deref()), (RunStatus::Failed, Some("power")));
     // The command that was lost, and the look.
     assert_eq!(world.node.state.lock().unwrap().ledger.len(), 2);
+}
+
+/// Deploys, and releases what came of it; however the controller's process lives.
+async fn check(behaviour: Behaviour, cancel_at: Option<u32>, expect: Expect) {
+    let mut outs = Vec::new();
+    for process in Process::ALL {
+        let mut world = World::new(behaviour).await;
+        (world.process, world.cancel_at) = (process, cancel_at);
+        let mut out = String::new();
+        for verb in ["deploy", "release"] {
+            let run = match verb {
+                "deploy" => world.deploy().await,
+                _ if world.machine().await.lifecycle == Lifecycle::Ready => break,
+                _ => world.release().await,
+            };
+            let run = world.finish(&run).await;
+            // What was sent late has its effect now, if it has one.
+            for _ in 0..10 {
+                world.turn().await;
+            }
+            let why = match (&run.cause, &run.detail) {
+                (Some(cause), Some(detail)) => format!(" ({cause}: {detail})"),
+                _ => String::new(),
+            };
+            out += &format!("{verb} {}{why}: {}\n", run.status.word(), world.machine().await.lifecycle);
+        }
+        let state = world.node.state.lock().unwrap();
+        out += &format!("network boots: {}\n", state.network_boots);
+        outs.push(out);
+    }
+    for (process, out) in Process::ALL.iter().zip(&outs) {
+        assert_eq!(outs[0], *out, "{process:?}");
+    }
+    expect.assert_eq(&outs[0]);
+}
+
+#[tokio::test]
+async fn a_system_that_calls_home_while_it_is_switched_off_is_handed_over_afterwards() {
+    check(
+        Behaviour { late: true, delay: 4, ..Behaviour::default() },
+        None,
+        expect![[r#"
+        deploy done: active
+        release done: ready
+        network boots: 1
+    "#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_machine_reset_in_mid_write_is_given_the_same_order_again() {
+    check(
+        Behaviour { resets: true, ..Behaviour::default() },
+        None,
+        expect![[r#"
+        deploy done: active
+        release done: ready
+        network boots: 1
+    "#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn an_installer_that_falls_silent_in_mid_write_is_brought_back_and_goes_on() {
+    check(
+        Behaviour { vanishes: true, ..Behaviour::default() },
+        None,
+        expect![[r#"
+        deploy done: active
+        release done: ready
+        network boots: 2
+    "#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_that_dies_in_a_restart_is_looked_into_before_another() {
+    check(
+        Behaviour { unknown: true, ..Behaviour::default() },
+        None,
+        expect![[r#"
+        deploy done: active
+        release done: ready
+        network boots: 1
+    "#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn slow_commands_are_waited_for() {
+    check(
+        Behaviour { delay: 7, ..Behaviour::default() },
+        None,
+        expect![[r#"
+        deploy done: active
+        release done: ready
+        network boots: 1
+    "#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn an_image_that_never_arrives_fails_the_deploy() {
+    check(
+        Behaviour { failing: Some((2, event::Cause::Image)), ..Behaviour::default() },
+        None,
+        expect![[r#"
+        deploy failed (image: as the test wants; the disk may hold an unfinished system): ready
+        network boots: 0
+    "#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn disks_that_differ_fail_the_deploy_before_anything_is_written() {
+    check(
+        Behaviour { failing: Some((9, event::Cause::DisksDiffer)), ..Behaviour::default() },
+        None,
+        expect![[r#"
+        deploy failed (disks_differ: as the test wants): ready
+        network boots: 0
+    "#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_hanging_installer_fails_the_deploy() {
+    check(Behaviour { hangs: true, ..Behaviour::default() }, None, expect![[r#"
+        deploy failed (overdue: waited for image too long: installer has not begun; the disk may hold an unfinished system): ready
+        network boots: 1
+    "#]]).await;
+}
+
+#[tokio::test]
+async fn a_silent_system_fails_the_deploy() {
+    check(Behaviour { silent: true, ..Behaviour::default() }, None, expect![[r#"
+        deploy failed (overdue: waited for DHCP too long: powered on, has not asked for an address; the disk holds a system that was never handed over): ready
+        network boots: 1
+    "#]]).await;
+}
+
+#[tokio::test]
+async fn a_cancel_at_once_undoes_the_deploy() {
+    check(
+        Behaviour { hangs: true, ..Behaviour::default() },
+        Some(0),
+        expect![[r#"
+        deploy cancelled (cancelled: cancelled by an operator): ready
+        network boots: 0
+    "#]],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_cancel_at_any_moment_ends_in_a_named_state() {
+    for cancel_at in 0..6 {
+        for delay in [0, 3] {
+            let mut world = World::new(Behaviour { late: true, delay, ..Behaviour::default() }).await;
+            (world.process, world.cancel_at) = (Process::Killed(u64::from(cancel_at)), Some(cancel_at));
+            let run = world.deploy().await;
+            let run = world.finish(&run).await;
+            assert_eq!(run.status, RunStatus::Cancelled, "at {cancel_at}");
+            assert_eq!(world.machine().await.lifecycle, Lifecycle::Ready, "at {cancel_at}");
+        }
+    }
 }
