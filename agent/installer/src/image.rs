@@ -1,12 +1,13 @@
 //! Writing an image: chunks come several at a time, are checked before they are decoded, and
-//! are decoded while the one before is written.
+//! are decoded while the one before is written and summed.
 //!
 //! Invariants:
 //! - No byte reaches the decoder whose BLAKE3 is not the manifest's.
-//! - Every byte of the image's range is written or zeroed; a hole is never skipped.
-//! - Where the processor hashes in hardware, the SHA-256 of all that was decoded is compared
-//!   with the manifest's as well. Where it does not, that would take longer than the writing,
-//!   and the chunks' own digests have to do.
+//! - The image's first chunk, with its boot code and partition table, is zeroed before anything
+//!   else is written, and left to the caller, as [`Head`]: a machine that restarts in between
+//!   finds nothing to boot and falls through to the network.
+//! - Every other byte of the image's range is written or zeroed; a hole is never skipped.
+//! - There is a `Head` only if the SHA-256 of all that was decoded is the manifest's.
 
 use std::{
     io,
@@ -74,41 +75,70 @@ pub trait Source: Send + Sync {
 /// Chunks in flight at once: enough that one slow answer does not stop the disk.
 const IN_FLIGHT: usize = 4;
 
-/// Decoded chunks in memory: one being decoded, one waiting, one being written.
-const BUFFERS: usize = 3;
+/// Decoded chunks in memory: one each being decoded, waiting, being written and being summed.
+const BUFFERS: usize = 4;
 
-enum Piece<T> {
-    Data { at: u64, len: usize, bytes: T },
-    Hole { at: u64, len: usize },
+/// The image's first chunk, decoded and checked. All else of the image is on the disk.
+pub struct Head(pub Buffer);
+
+impl std::fmt::Debug for Head {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Head of {} bytes", self.0.len())
+    }
 }
 
-/// Writes the image to the start of the disk. `done` counts bytes of the raw image. Returns
-/// before the disk has flushed its cache.
+#[derive(Clone)]
+struct Piece<T> {
+    at: u64,
+    len: usize,
+    /// None is a hole.
+    bytes: Option<T>,
+}
+
+/// A decoded chunk; its memory goes back to the decoder when the last stage drops it.
+struct Loan {
+    buffer: Buffer,
+    home: SyncSender<Buffer>,
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        // The decoder may be through already. It never waits: there is room for all of them.
+        let _ = self.home.send(std::mem::replace(&mut self.buffer, Buffer::zeroed(0)));
+    }
+}
+
+/// Writes all of the image but its first chunk to the disk, and clears that one's place.
+/// `done` counts bytes of the raw image. Returns before the disk has flushed its cache.
 pub async fn write(
     disk: Arc<dyn Disk>,
     manifest: &Manifest,
     source: &impl Source,
     done: Arc<AtomicU64>,
     withdrawn: &CancellationToken,
-) -> Result<(), ImageError> {
+) -> Result<Head, ImageError> {
     // Bounded by the fetches in flight: a slow disk stops the fetching.
     let (fetched, to_decode) = mpsc::channel(IN_FLIGHT);
+    // Bounded by the memory there is: neither holds up the other by more than that.
     let (decoded, to_write) = sync_channel(BUFFERS);
-    let (emptied, to_fill) = sync_channel(BUFFERS);
+    let (copied, to_sum) = sync_channel(BUFFERS);
+    let (home, to_fill) = sync_channel(BUFFERS);
     for _ in 0..BUFFERS {
-        emptied.send(Buffer::zeroed(CHUNK as usize)).expect("there is room for all of them");
+        home.send(Buffer::zeroed(CHUNK as usize)).expect("there is room for all of them");
     }
-    let sum = hashes_in_hardware().then(|| manifest.sha256.clone());
-    let decoder = spawn_blocking(move || decode(to_decode, decoded, to_fill, sum));
-    let writer = spawn_blocking(move || store(&*disk, to_write, emptied, &done));
+    let head = manifest.chunk_len(0);
+    let decoder = spawn_blocking(move || decode(to_decode, &decoded, &copied, &home, &to_fill));
+    let writer = spawn_blocking(move || store(&*disk, head, to_write, &done));
+    let summer = spawn_blocking(move || sum(to_sum));
 
     let pieces = manifest.chunks.iter().enumerate().map(|(index, chunk)| {
         let (at, len) = (index as u64 * CHUNK, manifest.chunk_len(index));
         async move {
-            match *chunk {
-                None => Ok(Piece::Hole { at, len }),
-                Some(chunk) => source.fetch(chunk).await.map(|bytes| Piece::Data { at, len, bytes: (chunk, bytes) }),
-            }
+            let bytes = match *chunk {
+                None => None,
+                Some(chunk) => Some((chunk, source.fetch(chunk).await?)),
+            };
+            Ok(Piece { at, len, bytes })
         }
     });
     let feed = async {
@@ -125,87 +155,82 @@ pub async fn write(
         () = withdrawn.cancelled() => Err(ImageError::Withdrawn),
     };
     drop(fetched);
-    // Both end soon: their inputs are closed. The last stage's word counts most.
-    let (decoded, written) = (decoder.await, writer.await);
-    written.expect("the writer does not panic")?;
-    let decoded = decoded.expect("the decoder does not panic");
+    // All end soon: their inputs are closed. The last stage's word counts most.
+    let (decoded, written, found) = (decoder.await, writer.await, summer.await);
+    let head = written.expect("the writer does not panic")?;
     fed?;
-    decoded
+    decoded.expect("the decoder does not panic")?;
+    let (wanted, found) = (manifest.sha256.clone(), found.expect("hashing does not panic"));
+    if found == wanted { Ok(Head(head)) } else { Err(ImageError::WrongSum { wanted, found }) }
 }
 
 fn decode(
     mut pieces: mpsc::Receiver<Piece<(Chunk, Bytes)>>,
-    decoded: SyncSender<Piece<Buffer>>,
-    empty: Receiver<Buffer>,
-    wanted: Option<String>,
+    decoded: &SyncSender<Piece<Arc<Loan>>>,
+    copied: &SyncSender<Piece<Arc<Loan>>>,
+    home: &SyncSender<Buffer>,
+    empty: &Receiver<Buffer>,
 ) -> Result<(), ImageError> {
-    let zeros = [0; 1 << 16];
     let mut decoder = zstd::bulk::Decompressor::new().expect("a decoder needs nothing but memory");
-    let mut sum = Sha256::new();
-    while let Some(piece) = pieces.blocking_recv() {
-        let piece = match piece {
-            Piece::Hole { at, len } => {
-                let mut left = if wanted.is_some() { len } else { 0 };
-                while left > 0 {
-                    let step = left.min(zeros.len());
-                    sum.update(&zeros[..step]);
-                    left -= step;
-                }
-                Piece::Hole { at, len }
-            }
-            Piece::Data { at, len, bytes: (chunk, compressed) } => {
-                let Ok(mut buffer) = empty.recv() else { return Ok(()) };
+    while let Some(Piece { at, len, bytes }) = pieces.blocking_recv() {
+        let bytes = match bytes {
+            None => None,
+            Some((chunk, compressed)) => {
+                let mut buffer = empty.recv().expect("we hold a sender");
                 buffer.set_len(len);
                 if !matches!(decoder.decompress_to_buffer(&compressed, &mut buffer[..]), Ok(got) if got == len) {
                     return Err(ImageError::Undecodable(chunk.digest, len));
                 }
-                if wanted.is_some() {
-                    sum.update(&buffer[..]);
-                }
-                Piece::Data { at, len, bytes: buffer }
+                Some(Arc::new(Loan { buffer, home: home.clone() }))
             }
         };
-        if decoded.send(piece).is_err() {
-            return Ok(()); // The writer failed, and says why.
+        let piece = Piece { at, len, bytes };
+        if copied.send(piece.clone()).is_err() || decoded.send(piece).is_err() {
+            break; // The writer failed, and says why.
         }
-    }
-    match (wanted, hex::encode(sum.finalize())) {
-        (Some(wanted), found) if wanted != found => Err(ImageError::WrongSum { wanted, found }),
-        _ => Ok(()),
-    }
-}
-
-fn store(
-    disk: &dyn Disk,
-    pieces: Receiver<Piece<Buffer>>,
-    emptied: SyncSender<Buffer>,
-    done: &AtomicU64,
-) -> Result<(), ImageError> {
-    for piece in pieces {
-        let len = match piece {
-            Piece::Hole { at, len } => {
-                disk.zero(at, len as u64).map_err(|error| ImageError::Disk { at, error })?;
-                len
-            }
-            Piece::Data { at, len, bytes } => {
-                disk.write_at(at, &bytes).map_err(|error| ImageError::Disk { at, error })?;
-                // The decoder may be through already.
-                let _ = emptied.send(bytes);
-                len
-            }
-        };
-        done.fetch_add(len as u64, Ordering::Relaxed);
     }
     Ok(())
 }
 
-fn hashes_in_hardware() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("sha");
-    #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("sha2");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    return false;
+/// Writes what it gets, and returns the first chunk, whose place it clears first of all.
+fn store(
+    disk: &dyn Disk,
+    head: usize,
+    pieces: Receiver<Piece<Arc<Loan>>>,
+    done: &AtomicU64,
+) -> Result<Buffer, ImageError> {
+    let failed = |at| move |error| ImageError::Disk { at, error };
+    disk.zero(0, head as u64).and_then(|()| disk.flush()).map_err(failed(0))?;
+    let mut first = Buffer::zeroed(head);
+    for Piece { at, len, bytes } in pieces {
+        match bytes {
+            Some(loan) if at == 0 => first.copy_from_slice(&loan.buffer),
+            None if at == 0 => (),
+            Some(loan) => disk.write_at(at, &loan.buffer).map_err(failed(at))?,
+            None => disk.zero(at, len as u64).map_err(failed(at))?,
+        }
+        done.fetch_add(len as u64, Ordering::Relaxed);
+    }
+    Ok(first)
+}
+
+/// The SHA-256 of all pieces.
+fn sum(pieces: Receiver<Piece<Arc<Loan>>>) -> String {
+    let zeros = [0; 1 << 16];
+    let mut sum = Sha256::new();
+    for Piece { len, bytes, .. } in pieces {
+        if let Some(loan) = bytes {
+            sum.update(&loan.buffer[..]);
+            continue;
+        }
+        let mut left = len;
+        while left > 0 {
+            let step = left.min(zeros.len());
+            sum.update(&zeros[..step]);
+            left -= step;
+        }
+    }
+    hex::encode(sum.finalize())
 }
 
 /// Chunks from boot by plain HTTP, over connections kept open.
@@ -317,7 +342,11 @@ mod tests {
 
     async fn write_all(disk: Arc<dyn Disk>, manifest: &Manifest, shelf: &Shelf) -> Result<u64, ImageError> {
         let done = Arc::new(AtomicU64::new(0));
-        write(disk, manifest, shelf, done.clone(), &CancellationToken::new()).await?;
+        let head = write(disk.clone(), manifest, shelf, done.clone(), &CancellationToken::new()).await?;
+        let mut found = Buffer::zeroed(head.0.len());
+        disk.read_at(0, &mut found).unwrap();
+        assert!(found.iter().all(|byte| *byte == 0), "the first chunk is left to the caller");
+        disk.write_at(0, &head.0).unwrap();
         Ok(done.load(Ordering::Relaxed))
     }
 
@@ -356,7 +385,10 @@ mod tests {
         harm(&mut manifest, &mut shelf);
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let error = runtime.block_on(write_all(disk, &manifest, &shelf)).unwrap_err().to_string();
-        let masked = error.split(' ').map(|word| if word.len() == 64 { "DIGEST" } else { word });
+        let masked = error.split(' ').map(|word| match word.trim_end_matches(',') {
+            digest if digest.len() == 64 => word.replace(digest, "DIGEST"),
+            _ => word.to_owned(),
+        });
         expected.assert_eq(&masked.collect::<Vec<_>>().join(" "));
     }
 
@@ -376,7 +408,76 @@ mod tests {
             },
             expect!["chunk DIGEST does not decode to 4194304 bytes"],
         );
+        check(
+            size,
+            |manifest, _| manifest.sha256 = Digest([0; 32]).to_string(),
+            expect!["the image's SHA-256 is DIGEST, not DIGEST"],
+        );
         check(size - 512, |_, _| (), expect!["writing the disk at 8388608 failed"]);
+    }
+
+    /// Remembers what was done to it, in order, and fails at a sector if told so.
+    struct Diary {
+        disk: FileDisk,
+        broken: Option<u64>,
+        lines: Mutex<Vec<String>>,
+    }
+
+    impl Diary {
+        fn note(&self, what: &str, at: u64) -> io::Result<()> {
+            self.lines.lock().unwrap().push(format!("{what} {}", at / CHUNK));
+            if self.broken == Some(at) { Err(io::Error::other("worn out")) } else { Ok(()) }
+        }
+    }
+
+    impl Disk for Diary {
+        fn size(&self) -> u64 {
+            self.disk.size()
+        }
+        fn sector(&self) -> u32 {
+            self.disk.sector()
+        }
+        fn read_at(&self, at: u64, bytes: &mut Buffer) -> io::Result<()> {
+            self.disk.read_at(at, bytes)
+        }
+        fn write_at(&self, at: u64, bytes: &Buffer) -> io::Result<()> {
+            self.note("write", at)?;
+            self.disk.write_at(at, bytes)
+        }
+        fn zero(&self, at: u64, len: u64) -> io::Result<()> {
+            self.note("zero", at)?;
+            self.disk.zero(at, len)
+        }
+        fn discard(&self, _: u64, _: u64) {}
+        fn flush(&self) -> io::Result<()> {
+            self.lines.lock().unwrap().push("flush".to_owned());
+            self.disk.flush()
+        }
+    }
+
+    fn check_order(broken: Option<u64>, expected: Expect) {
+        let (file, _) = used_disk(4 * CHUNK as usize);
+        let disk = FileDisk::open(file.path()).unwrap();
+        let diary = Arc::new(Diary { disk, broken, lines: Mutex::default() });
+        let (manifest, shelf) = import(&raw("##.#", 0));
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let outcome =
+            runtime.block_on(write(diary.clone(), &manifest, &shelf, Arc::default(), &CancellationToken::new()));
+        assert_eq!(outcome.is_ok(), broken.is_none());
+        expected.assert_eq(&diary.lines.lock().unwrap().join(", "));
+        let found = std::fs::read(file.path()).unwrap();
+        assert!(found[..CHUNK as usize].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn nothing_is_written_before_the_old_boot_code_is_gone() {
+        check_order(None, expect!["zero 0, flush, write 1, zero 2, write 3"]);
+    }
+
+    #[test]
+    fn a_disk_whose_writing_broke_off_has_nothing_to_boot() {
+        check_order(Some(3 * CHUNK), expect!["zero 0, flush, write 1, zero 2, write 3"]);
+        check_order(Some(CHUNK), expect!["zero 0, flush, write 1"]);
     }
 
     #[tokio::test]

@@ -95,8 +95,8 @@ fn disk(name: String) -> Option<Disk> {
 
 /// Only names given by a registry count; vendors' own (`t10.`) repeat model and serial.
 fn is_wwn(text: &str) -> bool {
-    ["naa.", "eui.", "uuid."].iter().any(|kind| text.starts_with(kind))
-        && text.bytes().any(|byte| byte.is_ascii_hexdigit() && byte != b'0')
+    let name = ["naa.", "eui.", "uuid."].iter().find_map(|kind| text.strip_prefix(kind));
+    name.is_some_and(|name| name.bytes().any(|byte| byte.is_ascii_hexdigit() && byte != b'0'))
 }
 
 /// The unit serial number page of a SCSI disk (SPC-4 §7.8.18).

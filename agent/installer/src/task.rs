@@ -33,7 +33,7 @@ use crate::{
     disk::{self, Buffer},
     erase::{self, EraseError},
     gpt::{self, BASIC_DATA, Guid, Table},
-    image::{self, ImageError, Source},
+    image::{self, Head, ImageError, Source},
     machine::{BootOrderError, Machine},
 };
 
@@ -136,7 +136,7 @@ impl<R: Reporter, S: Source> Work<'_, R, S> {
 
         let done = Arc::new(AtomicU64::new(0));
         let write = image::write(disk.clone(), &manifest, self.source, done.clone(), self.withdrawn);
-        self.with_progress(write, done, manifest.size).await.map_err(|error| match error {
+        let head = self.with_progress(write, done, manifest.size).await.map_err(|error| match error {
             ImageError::Withdrawn => TaskError::Withdrawn,
             error => TaskError::Image(error),
         })?;
@@ -147,7 +147,7 @@ impl<R: Reporter, S: Source> Work<'_, R, S> {
 
         let (on, name) = (disk, identity.clone());
         let table =
-            spawn_blocking(move || finish(&*on, &name, size, &files)).await.expect("finishing does not panic")?;
+            spawn_blocking(move || finish(&*on, &name, size, head, &files)).await.expect("finishing does not panic")?;
         if let Some(table) = table {
             let machine = self.machine.clone();
             let ordered = spawn_blocking(move || machine.boot_from(&table)).await;
@@ -294,13 +294,15 @@ fn choose<'a>(
     Ok(chosen)
 }
 
-/// What makes an image on a disk a system of this machine: the partition table grows to the
-/// disk, the config drive is added, and the disk's end is cleared of what was there. The
-/// table, when the image has one.
+/// What makes an image on a disk a system of this machine: the disk's end is cleared of what
+/// was there, the partition table grows to the disk, the config drive is added, and last comes
+/// the image's head, which makes the disk one that firmware boots. The table, when the image
+/// has one.
 fn finish(
     disk: &dyn disk::Disk,
     name: &str,
     image: u64,
+    Head(mut head): Head,
     files: &BTreeMap<String, String>,
 ) -> Result<Option<Table>, TaskError> {
     let failed = |doing| move |error| TaskError::Disk { disk: name.to_owned(), doing, error };
@@ -308,34 +310,35 @@ fn finish(
     let end = (disk.size() / (1 << 20) * (1 << 20)).saturating_sub(8 << 20).max(image);
     disk.zero(end, disk.size() - end).map_err(failed("clearing the end"))?;
 
-    let mut head = Buffer::zeroed(gpt::HEAD);
-    disk.read_at(0, &mut head).map_err(failed("reading the partition table"))?;
-    let mut table = match Table::read(&head, disk.sector()) {
-        Ok(table) => table,
-        Err(gpt::NotATable::Absent) if files.is_empty() => {
-            disk.flush().map_err(failed("flushing"))?;
-            return Ok(None);
+    let mut parts = Vec::new();
+    let table = match Table::read(&head[..gpt::HEAD.min(head.len())], disk.sector()) {
+        Ok(mut table) => {
+            let no_room = |error: gpt::NoRoom| TaskError::Settings(error.to_string());
+            table.spread(disk.size()).map_err(no_room)?;
+            if !files.is_empty() {
+                let id = Guid(uuid::Uuid::new_v4().to_bytes_le());
+                let partition = table.append(config_drive::LEN, BASIC_DATA, id, "cidata").map_err(no_room)?;
+                let serial = u32::from_le_bytes([id.0[0], id.0[1], id.0[2], id.0[3]]);
+                let volume = config_drive::render(files, disk.sector(), serial)
+                    .map_err(|error| TaskError::Settings(error.to_string()))?;
+                parts.push(("the config drive", partition.first * u64::from(disk.sector()), volume));
+            }
+            let (at, backup) = table.backup();
+            parts.push(("the backup partition table", at, backup));
+            let mbr = head[..440].try_into().expect("440 bytes were taken");
+            let primary = table.primary(mbr);
+            head[..primary.len()].copy_from_slice(&primary);
+            Some(table)
         }
+        Err(gpt::NotATable::Absent) if files.is_empty() => None,
         Err(error) => return Err(TaskError::Unsuitable(error.to_string())),
     };
-    let no_room = |error: gpt::NoRoom| TaskError::Settings(error.to_string());
-    table.spread(disk.size()).map_err(no_room)?;
-    let drive = if files.is_empty() {
-        None
-    } else {
-        let id = Guid(uuid::Uuid::new_v4().to_bytes_le());
-        let partition = table.append(config_drive::LEN, BASIC_DATA, id, "cidata").map_err(no_room)?;
-        let serial = u32::from_le_bytes([id.0[0], id.0[1], id.0[2], id.0[3]]);
-        let volume = config_drive::render(files, disk.sector(), serial)
-            .map_err(|error| TaskError::Settings(error.to_string()))?;
-        Some(("the config drive", partition.first * u64::from(disk.sector()), volume))
-    };
-    let (backup_at, backup) = table.backup();
-    let mbr = head[..440].try_into().expect("440 bytes were taken");
-    // The first table last: whoever stops here leaves a disk with its image's own table.
-    let backup = Some(("the backup partition table", backup_at, backup));
-    let primary = Some(("the partition table", 0, table.primary(mbr)));
-    for (what, at, bytes) in [drive, backup, primary].into_iter().flatten() {
+    // The very first sector goes alone and last: without it no firmware takes the disk for
+    // bootable, and one sector is written or is not.
+    let sector = disk.sector() as usize;
+    parts.push(("the image's head", sector as u64, head[sector..].to_vec()));
+    parts.push(("the first sector", 0, head[..sector].to_vec()));
+    for (what, at, bytes) in parts {
         let written = Buffer::copy_of(&bytes);
         disk.write_at(at, &written).map_err(failed("writing settings and partition table"))?;
         disk.flush().map_err(failed("flushing"))?;
@@ -345,5 +348,5 @@ fn finish(
             return Err(TaskError::Verify(name.to_owned(), what));
         }
     }
-    Ok(Some(table))
+    Ok(table)
 }
