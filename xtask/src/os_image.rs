@@ -59,7 +59,8 @@ struct Ids {
 
 const SECTOR: u64 = 512;
 const MIB: u64 = 1 << 20;
-const SIZE: u64 = 1024 * MIB;
+/// Small, because every machine writes and sums all of it; the root grows at the first start.
+const SIZE: u64 = 640 * MIB;
 const BIOS_BOOT: u64 = MIB;
 const ESP: u64 = 2 * MIB;
 /// On a chunk's boundary, so that equal files make equal chunks in the next build.
@@ -67,7 +68,8 @@ const ROOT: u64 = 64 * MIB;
 /// The backup GPT stands behind it.
 const ROOT_END: u64 = SIZE - MIB;
 
-/// Recommended packages stay out, so what is used is named.
+/// Recommended packages stay out, so what is used is named. libpam-systemd is not among them:
+/// with it, a login waits for a service manager of the user's own.
 const PACKAGES: &[&str] = &[
     "linux-image-cloud-amd64",
     "initramfs-tools",
@@ -76,7 +78,6 @@ const PACKAGES: &[&str] = &[
     "systemd-resolved",
     "udev",
     "dbus",
-    "libpam-systemd",
     "cloud-init",
     "cloud-guest-utils",
     "fdisk",
@@ -94,9 +95,31 @@ const PACKAGES: &[&str] = &[
     "vim-tiny",
 ];
 
+/// What systemd would start and a server of one root file system has no use for.
+const MASKED: &[&str] = &[
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "systemd-pstore.service",
+    // cloud-init takes its settings from a drive, and its calls home are tried again.
+    "systemd-networkd-wait-online.service",
+    // All its modules run in the first and the last stage: a stage less is an interpreter
+    // started less.
+    "cloud-config.service",
+    "cloud-init-hotplugd.socket",
+];
+
 fn bootstrap(work: &Path, tree: &Path) -> Result<()> {
     let overlay = work.join("overlay");
-    write(&overlay.join("etc/initramfs-tools/conf.d/rackhand"), "COMPRESS=zstd\n")?;
+    // The disks of virtual machines and NVMe; all else is loaded from the root.
+    write(&overlay.join("etc/initramfs-tools/conf.d/rackhand"), "MODULES=list\nCOMPRESS=zstd\nFSTYPE=ext4\n")?;
+    write(
+        &overlay.join("etc/initramfs-tools/modules"),
+        "virtio_pci\nvirtio_blk\nvirtio_scsi\nsd_mod\nnvme\next4\ncrc32c\n",
+    )?;
     let sources = work.join("sources.list");
     fs::write(&sources, host_sources()?)?;
 
@@ -113,7 +136,7 @@ fn bootstrap(work: &Path, tree: &Path) -> Result<()> {
     mmdebstrap
         .arg(format!("--essential-hook=sync-in {} /", overlay.display()))
         .arg("--customize-hook=chroot \"$1\" systemctl enable systemd-networkd.service systemd-resolved.service")
-        .arg("--customize-hook=chroot \"$1\" systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer")
+        .arg(format!("--customize-hook=chroot \"$1\" systemctl mask {}", MASKED.join(" ")))
         .arg("bookworm")
         .arg(tree)
         .arg(&sources);
@@ -166,8 +189,17 @@ fn configure(tree: &Path, ids: &Ids) -> Result<()> {
     // The EFI system partition is not mounted: its loader is complete and never updated.
     write(&tree.join("etc/fstab"), &format!("UUID={root} / ext4 errors=remount-ro 0 1\n"))?;
     write(&tree.join("etc/cloud/cloud.cfg.d/90_rackhand.cfg"), CLOUD_CFG)?;
-    // ds-identify would find the same by looking at every disk.
-    write(&tree.join("etc/cloud/ds-identify.cfg"), "policy: enabled\n")?;
+    // cloud-init's generator would look at every disk to decide what is decided here.
+    let (generators, wanted) =
+        (tree.join("etc/systemd/system-generators"), "etc/systemd/system/multi-user.target.wants");
+    fs::create_dir_all(&generators)?;
+    symlink("/dev/null", generators.join("cloud-init-generator"))?;
+    symlink("/lib/systemd/system/cloud-init.target", tree.join(wanted).join("cloud-init.target"))?;
+    // Nothing has changed under /usr since this tree was made, which systemd would otherwise
+    // find out by making its hardware database and message catalogue again.
+    for updated in ["etc/.updated", "var/.updated"] {
+        write(&tree.join(updated), "# As systemd-update-done(8) leaves it.\n")?;
+    }
     write(&tree.join("boot/grub/grub.cfg"), &grub_cfg(root))
 }
 
@@ -177,19 +209,42 @@ datasource_list: [NoCloud, None]
 system_info:
   network:
     renderers: [networkd]
-apt_preserve_sources_list: true
-ssh_genkeytypes: [ed25519, ecdsa]
+ssh_genkeytypes: [ed25519]
+ssh_deletekeys: false
+no_ssh_fingerprints: true
 growpart:
   mode: growpart
   devices: [/]
   ignore_growroot_disabled: true
+resize_rootfs: noblock
+output: {all: '>> /var/log/cloud-init-output.log'}
+# Two stages: what a login needs, and the rest.
+cloud_init_modules:
+  - bootcmd
+  - write-files
+  - growpart
+  - resizefs
+  - set-hostname
+  - update-etc-hosts
+  - users-groups
+  - ssh
+  - set-passwords
+  - timezone
+cloud_config_modules: []
+cloud_final_modules:
+  - package-update-upgrade-install
+  - write-files-deferred
+  - runcmd
+  - scripts-user
+  - phone-home
+  - power-state-change
 ";
 
 fn grub_cfg(root: &str) -> String {
     // /vmlinuz and /initrd.img are links that kernel packages keep on the newest kernel.
     format!(
         "set timeout=0\n\
-         linux /vmlinuz root=UUID={root} ro quiet console=tty0 console=ttyS0,115200n8\n\
+         linux /vmlinuz root=UUID={root} ro quiet noresume console=tty0 console=ttyS0,115200n8\n\
          initrd /initrd.img\n\
          boot\n"
     )
