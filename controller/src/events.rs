@@ -9,6 +9,7 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
+use jiff::Timestamp;
 use rackhand_common::{
     event::{Event, Stage, What},
     id::{AgentId, Epoch, MachineId, RackId, RunId},
@@ -35,7 +36,11 @@ pub async fn take(
         return Ok(expected);
     }
     if first > expected {
-        tracing::warn!(%rack, %agent, missing = first - expected, "a node's spool has lost events");
+        let lost = first - expected;
+        tracing::warn!(%rack, %agent, lost, "a node's spool has lost events");
+        // By the clock of the node, like what follows.
+        let at = events.first().map_or(Timestamp::UNIX_EPOCH, |event| event.at);
+        tx.insert_event(at, rack, None, None, &Happened::Told(What::Gap { lost })).await?;
     }
     for (number, event) in (first..).zip(events) {
         if number >= expected {
@@ -274,3 +279,6 @@ async fn free_name(tx: &mut Tx, mac: Mac) -> Result<String, StoreError> {
     // The same MAC in two racks.
     Ok(format!("m-{digits}-{}", &MachineId::fresh().to_string()[24..]))
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,3 +39,55 @@ pub fn machine(machine: &Machine) -> MachineIntent {
         order: machine.order.clone().filter(|_| adopted),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use rackhand_common::{
+        id::RunId,
+        intent::{Order, Work},
+    };
+
+    use crate::store::tests::{Bench, at, mac};
+
+    #[tokio::test]
+    async fn a_machine_nobody_adopted_keeps_its_installer_and_has_no_order() {
+        let bench = Bench::new().await;
+        let order = Order { run: RunId::fresh(), attempt: 1, disks: Vec::new(), work: Work::Erase };
+        let row = Machine { boot: Boot::Disk, order: Some(order), ..bench.machine(100) };
+        bench.insert(&row).await.unwrap();
+        let intent = of(&bench.store, bench.rack).await.unwrap();
+        let [told] = intent.machines.as_slice() else { panic!("{intent:?}") };
+        assert_eq!((told.boot, &told.order, &told.macs), (Boot::Installer, &None, &vec![mac(100)]));
+        assert_eq!(machine(&Machine { lifecycle: Lifecycle::Active, order: None, ..row }).boot, Boot::Disk);
+    }
+
+    #[tokio::test]
+    async fn the_revision_rises_with_what_is_told_and_with_nothing_else() {
+        let bench = Bench::new().await;
+        let mut machine = bench.adopted(100).await;
+        let mut before = of(&bench.store, bench.rack).await.unwrap();
+        type Change = fn(&mut Machine);
+        let changes: [(bool, Change); 8] = [
+            (true, |machine| machine.name = "web".to_owned()),
+            (true, |machine| machine.boot = Boot::Disk),
+            (true, |machine| machine.epoch = machine.epoch.next()),
+            (true, |machine| machine.macs.push(mac(7))),
+            (true, |machine| machine.macs.reverse()),
+            (false, |machine| machine.connected = !machine.connected),
+            (false, |machine| machine.alert = Some("look".to_owned())),
+            (false, |_| {}),
+        ];
+        for (index, (tells, change)) in changes.into_iter().enumerate() {
+            change(&mut machine);
+            let mut tx = bench.store.begin().await.unwrap();
+            tx.update_machine(at(3), &mut machine).await.unwrap();
+            tx.commit().await.unwrap();
+            let after = of(&bench.store, bench.rack).await.unwrap();
+            assert_eq!(after.revision > before.revision, tells, "change {index}");
+            assert_eq!(after != before, tells, "change {index}");
+            before = after;
+        }
+    }
+}

@@ -142,3 +142,6 @@ fn from_json<T: serde::de::DeserializeOwned>(what: &'static str, text: &str) -> 
 fn id<T: FromStr<Err = uuid::Error>>(text: &str) -> Result<T, StoreError> {
     text.parse().map_err(|error: uuid::Error| StoreError::Damaged("id", error.into()))
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

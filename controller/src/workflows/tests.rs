@@ -124,7 +124,13 @@ impl Node {
         let told = intent::machine(&row);
         match row.lifecycle {
             Lifecycle::Active => assert_eq!((told.boot, told.order), (Boot::Disk, None)),
-            Lifecycle::Deploying | Lifecycle::Releasing => {}
+            Lifecycle::Deploying | Lifecycle::Releasing => {
+                let Some(order) = told.order else { return };
+                let run = self.store.run(order.run).await.unwrap();
+                assert_eq!((run.status, run.epoch), (RunStatus::Running, row.epoch));
+                // Only after the installer was there for it.
+                assert!(!matches!(run.step, Some(Step::BootInstaller | Step::RestartInstaller)));
+            }
             _ => assert_eq!((told.boot, told.order), (Boot::Installer, None)),
         }
     }
@@ -609,10 +615,10 @@ async fn a_system_that_calls_home_while_it_is_switched_off_is_handed_over_afterw
         Behaviour { late: true, delay: 4, ..Behaviour::default() },
         None,
         expect![[r#"
-        deploy done: active
-        release done: ready
-        network boots: 1
-    "#]],
+            deploy done: active
+            release done: ready
+            network boots: 1
+        "#]],
     )
     .await;
 }
@@ -623,10 +629,10 @@ async fn a_machine_reset_in_mid_write_is_given_the_same_order_again() {
         Behaviour { resets: true, ..Behaviour::default() },
         None,
         expect![[r#"
-        deploy done: active
-        release done: ready
-        network boots: 1
-    "#]],
+            deploy done: active
+            release done: ready
+            network boots: 1
+        "#]],
     )
     .await;
 }
@@ -637,10 +643,10 @@ async fn an_installer_that_falls_silent_in_mid_write_is_brought_back_and_goes_on
         Behaviour { vanishes: true, ..Behaviour::default() },
         None,
         expect![[r#"
-        deploy done: active
-        release done: ready
-        network boots: 2
-    "#]],
+            deploy done: active
+            release done: ready
+            network boots: 2
+        "#]],
     )
     .await;
 }
@@ -651,10 +657,10 @@ async fn an_agent_that_dies_in_a_restart_is_looked_into_before_another() {
         Behaviour { unknown: true, ..Behaviour::default() },
         None,
         expect![[r#"
-        deploy done: active
-        release done: ready
-        network boots: 1
-    "#]],
+            deploy done: active
+            release done: ready
+            network boots: 1
+        "#]],
     )
     .await;
 }
@@ -665,10 +671,10 @@ async fn slow_commands_are_waited_for() {
         Behaviour { delay: 7, ..Behaviour::default() },
         None,
         expect![[r#"
-        deploy done: active
-        release done: ready
-        network boots: 1
-    "#]],
+            deploy done: active
+            release done: ready
+            network boots: 1
+        "#]],
     )
     .await;
 }
@@ -679,9 +685,9 @@ async fn an_image_that_never_arrives_fails_the_deploy() {
         Behaviour { failing: Some((2, event::Cause::Image)), ..Behaviour::default() },
         None,
         expect![[r#"
-        deploy failed (image: as the test wants; the disk may hold an unfinished system): ready
-        network boots: 0
-    "#]],
+            deploy failed (image: as the test wants; the disk may hold an unfinished system): ready
+            network boots: 0
+        "#]],
     )
     .await;
 }
@@ -692,9 +698,9 @@ async fn disks_that_differ_fail_the_deploy_before_anything_is_written() {
         Behaviour { failing: Some((9, event::Cause::DisksDiffer)), ..Behaviour::default() },
         None,
         expect![[r#"
-        deploy failed (disks_differ: as the test wants): ready
-        network boots: 0
-    "#]],
+            deploy failed (disks_differ: as the test wants): ready
+            network boots: 0
+        "#]],
     )
     .await;
 }
@@ -721,9 +727,9 @@ async fn a_cancel_at_once_undoes_the_deploy() {
         Behaviour { hangs: true, ..Behaviour::default() },
         Some(0),
         expect![[r#"
-        deploy cancelled (cancelled: cancelled by an operator): ready
-        network boots: 0
-    "#]],
+            deploy cancelled (cancelled: cancelled by an operator): ready
+            network boots: 0
+        "#]],
     )
     .await;
 }

@@ -1,0 +1,335 @@
+//! The queries on a database of its own per test.
+
+use super::*;
+
+use std::net::Ipv4Addr;
+
+use rackhand_common::{
+    event::{Cause, NodeHealth, Outcome, What},
+    id::{AgentId, Epoch, MachineId, RackId, RunId},
+    image::{Digest, Settings},
+    intent::{Boot, DiskRule, Host, Network},
+    machine::{Content, Cpu, Disk, Firmware, Inventory, Mac, Nic, Power, System},
+    pki::KeyPin,
+    wire::Action,
+};
+use rackhand_controller_core::{lifecycle::Lifecycle, workflow::WaitFor};
+
+use crate::verbs::{Denied, DeployRequest};
+
+/// A database with a rack and its agent.
+pub(crate) struct Bench {
+    _dir: tempfile::TempDir,
+    pub(crate) store: Store,
+    pub(crate) rack: RackId,
+    pub(crate) agent: AgentId,
+}
+
+pub(crate) fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_700_000_000 + second).unwrap()
+}
+
+pub(crate) fn mac(last: u8) -> Mac {
+    Mac([0x52, 0x54, 0, 0, 0, last])
+}
+
+pub(crate) fn address(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 77, 0, last)
+}
+
+pub(crate) fn inventory(last: u8) -> Inventory {
+    let disk = Disk {
+        name: "vda".to_owned(),
+        model: "disk".to_owned(),
+        serial: format!("S{last}"),
+        wwn: None,
+        size: 8 << 30,
+        sector: 512,
+        rotational: false,
+        content: Content::Blank,
+    };
+    Inventory {
+        firmware: Firmware::Bios,
+        system: System::default(),
+        cpu: Cpu::default(),
+        memory: 1 << 30,
+        nics: vec![Nic { name: "eth0".to_owned(), mac: mac(last), driver: "virtio_net".to_owned(), link: true }],
+        disks: vec![disk],
+    }
+}
+
+impl Bench {
+    pub(crate) async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("test.db")).await.unwrap();
+        let agent = AgentId::fresh();
+        let mut tx = store.begin().await.unwrap();
+        let rack = tx.insert_rack(at(0), "r1", &network()).await.unwrap();
+        tx.insert_agent(at(0), agent, rack, KeyPin([0; 32]), at(0)).await.unwrap();
+        tx.commit().await.unwrap();
+        Self { _dir: dir, store, rack, agent }
+    }
+
+    /// A row for a discovered machine with this number.
+    pub(crate) fn machine(&self, number: u8) -> Machine {
+        Machine {
+            id: MachineId::fresh(),
+            rack: self.rack,
+            name: format!("m{number}"),
+            lifecycle: Lifecycle::Discovered,
+            epoch: Epoch(1),
+            boot: Boot::Installer,
+            address: address(number),
+            macs: vec![mac(number)],
+            inventory: inventory(number),
+            connection: 0,
+            connected: true,
+            power: Some(Power::On),
+            stage: None,
+            stage_event: 0,
+            power_event: 0,
+            order: None,
+            image: None,
+            alert: None,
+            created: at(0),
+            updated: at(0),
+            version: 1,
+        }
+    }
+
+    pub(crate) async fn insert(&self, machine: &Machine) -> Result<(), StoreError> {
+        let mut tx = self.store.begin().await?;
+        tx.insert_machine(machine).await?;
+        tx.commit().await
+    }
+
+    pub(crate) async fn adopted(&self, number: u8) -> Machine {
+        let machine = self.machine(number);
+        self.insert(&machine).await.unwrap();
+        let mut tx = self.store.begin().await.unwrap();
+        let machine = tx.adopt(at(1), &machine, false).await.unwrap();
+        tx.commit().await.unwrap();
+        machine
+    }
+
+    pub(crate) async fn deploy(&self, machine: &Machine) -> Result<Run, Denied> {
+        let mut tx = self.store.begin().await.unwrap();
+        let image = match tx.image("debian-12").await {
+            Ok(image) => image,
+            Err(_) => {
+                let id = tx.start_import(at(0), "debian-12", Settings::Cidata, "storing", 0).await.unwrap();
+                let stored = Stored {
+                    manifest: Digest::of(b"manifest"),
+                    size: 1 << 30,
+                    stored: 1,
+                    sector: 512,
+                    firmware: vec![Firmware::Bios],
+                    sha256: String::new(),
+                };
+                tx.finish_import(id, &stored).await.unwrap();
+                tx.image("debian-12").await.unwrap()
+            }
+        };
+        let host = Host { name: "web".to_owned(), ssh_keys: Vec::new(), user_data: Some("password".to_owned()) };
+        let run = tx.start_deploy(at(2), machine, &image, DeployRequest { disk: DiskRule::Smallest, host }).await?;
+        tx.commit().await.unwrap();
+        Ok(run)
+    }
+}
+
+fn network() -> SoundNetwork {
+    let network = Network {
+        node: "10.77.0.1/24".parse().unwrap(),
+        gateway: None,
+        dns: Vec::new(),
+        delegated: (address(100), address(150)),
+    };
+    SoundNetwork::try_from(network).unwrap()
+}
+
+#[tokio::test]
+async fn a_machine_is_read_as_it_was_written() {
+    let bench = Bench::new().await;
+    let mut machine = bench.machine(100);
+    machine.macs.push(mac(7));
+    bench.insert(&machine).await.unwrap();
+    assert_eq!(bench.store.machine("m100").await.unwrap(), machine);
+
+    (machine.name, machine.alert, machine.boot) = ("web".to_owned(), Some("look".to_owned()), Boot::Disk);
+    (machine.connected, machine.connection, machine.stage_event, machine.power_event) = (false, 3, 4, 5);
+    machine.macs = vec![mac(9), mac(100)];
+    let stale = machine.clone();
+    let mut tx = bench.store.begin().await.unwrap();
+    tx.update_machine(at(9), &mut machine).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!((machine.version, machine.updated), (2, at(9)));
+    assert_eq!(bench.store.machine(&machine.id.to_string()).await.unwrap(), machine);
+    assert!(matches!(bench.store.machine("m100").await, Err(StoreError::NotFound(_))));
+
+    let mut stale = Machine { alert: None, ..stale };
+    let mut tx = bench.store.begin().await.unwrap();
+    assert!(matches!(tx.update_machine(at(9), &mut stale).await, Err(StoreError::Changed(_))));
+    assert_eq!(tx.machine_by_macs(bench.rack, &[mac(7), mac(9)]).await.unwrap().unwrap().id, machine.id);
+    assert_eq!(tx.machine_by_macs(bench.rack, &[mac(7)]).await.unwrap(), None);
+    assert_eq!(tx.machine_by_address(bench.rack, address(100)).await.unwrap().unwrap().id, machine.id);
+}
+
+#[tokio::test]
+async fn a_name_an_address_and_a_mac_are_one_machines() {
+    let bench = Bench::new().await;
+    bench.insert(&bench.machine(100)).await.unwrap();
+    let other = bench.machine(101);
+    for twin in [
+        Machine { name: "m100".to_owned(), ..other.clone() },
+        Machine { address: address(100), ..other.clone() },
+        Machine { macs: vec![mac(101), mac(100)], ..other.clone() },
+    ] {
+        assert!(matches!(bench.insert(&twin).await, Err(StoreError::Taken(_))), "{twin:?}");
+    }
+    bench.insert(&other).await.unwrap();
+}
+
+#[tokio::test]
+async fn machines_racks_runs_and_events_are_read_page_by_page() {
+    let bench = Bench::new().await;
+    let (mut machines, mut runs, mut racks) = (Vec::new(), Vec::new(), vec![bench.rack]);
+    for number in 100..105 {
+        let machine = bench.adopted(number).await;
+        runs.insert(0, bench.deploy(&machine).await.unwrap().id);
+        machines.push(machine.id);
+        let mut tx = bench.store.begin().await.unwrap();
+        racks.push(tx.insert_rack(at(0), &format!("rack {number}"), &network()).await.unwrap());
+        assert!(matches!(tx.insert_rack(at(0), "r1", &network()).await, Err(StoreError::Taken(_))));
+        tx.commit().await.unwrap();
+    }
+    machines.sort();
+    runs.sort();
+    runs.reverse();
+    racks.sort();
+
+    let mut seen = Vec::new();
+    while let Some(machine) = bench.store.machines(Some(bench.rack), seen.last().copied(), 1).await.unwrap().pop() {
+        seen.push(machine.id);
+    }
+    assert_eq!(seen, machines);
+    let elsewhere = racks.iter().copied().find(|id| *id != bench.rack);
+    assert_eq!(bench.store.machines(elsewhere, None, 9).await.unwrap(), []);
+    let mut seen = Vec::new();
+    while let Some(run) = bench.store.runs(None, seen.last().copied(), 1).await.unwrap().pop() {
+        seen.push(run.id);
+    }
+    assert_eq!(seen, runs);
+    assert_eq!(bench.store.runs(Some(machines[2]), None, 9).await.unwrap().len(), 1);
+    let mut seen = Vec::new();
+    while let Some(rack) = bench.store.racks(seen.last().copied(), 1).await.unwrap().pop() {
+        seen.push(rack.id);
+    }
+    assert_eq!(seen, racks);
+
+    // Per machine: adopted, run started.
+    let all = bench.store.events(0, EventFilter::default(), 99).await.unwrap();
+    assert_eq!(all.len(), 10);
+    assert!(all.windows(2).all(|pair| pair[0].id < pair[1].id));
+    assert_eq!(bench.store.events(all[6].id, EventFilter::default(), 2).await.unwrap(), all[7..9]);
+    let (rack, machine, run) = (Some(bench.rack), Some(machines[1]), Some(runs[1]));
+    for (filter, count) in [
+        (EventFilter { rack, ..EventFilter::default() }, 10),
+        (EventFilter { rack, machine, run: None }, 2),
+        (EventFilter { run, ..EventFilter::default() }, 1),
+        (EventFilter { rack: elsewhere, machine, run: None }, 0),
+    ] {
+        assert_eq!(bench.store.events(0, filter, 99).await.unwrap().len(), count, "{filter:?}");
+    }
+    assert_eq!(bench.store.newest_event().await.unwrap(), all[9].id);
+}
+
+#[tokio::test]
+async fn a_machine_has_one_run_in_progress() {
+    let bench = Bench::new().await;
+    let machine = bench.adopted(100).await;
+    let mut run = bench.deploy(&machine).await.unwrap();
+    assert_eq!(bench.store.run(run.id).await.unwrap(), run);
+    assert_eq!(bench.store.machine("m100").await.unwrap().epoch, Epoch(2));
+    let mut tx = bench.store.begin().await.unwrap();
+    let second = Run { id: RunId::fresh(), ..run.clone() };
+    assert!(matches!(tx.insert_run(&second).await, Err(StoreError::Taken(_))));
+    drop(tx);
+
+    (run.status, run.step, run.attempt, run.undoing) = (RunStatus::Failed, None, 2, true);
+    (run.waiting_for, run.waiting_until) = (Some(WaitFor::System), Some(at(77)));
+    (run.detail, run.cause, run.ended, run.updated) =
+        (Some("it".to_owned()), Some("power".to_owned()), Some(at(5)), at(5));
+    let mut tx = bench.store.begin().await.unwrap();
+    tx.save_run(at(5), &run).await.unwrap();
+    tx.forget_user_data(&mut run).await.unwrap();
+    tx.insert_run(&second).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(bench.store.run(run.id).await.unwrap(), run);
+    let Parameters::Deploy(deploy) = &run.parameters else { panic!() };
+    assert_eq!(deploy.host.user_data, None);
+    assert_eq!(bench.store.runs_in_progress().await.unwrap(), [second]);
+}
+
+#[tokio::test]
+async fn what_a_rack_tells_of_a_run_is_kept_only_while_it_runs_and_never_goes_back() {
+    let bench = Bench::new().await;
+    let machine = bench.adopted(100).await;
+    let other = bench.adopted(101).await;
+    let mut run = bench.deploy(&machine).await.unwrap();
+    let failed =
+        |attempt| OrderResult { attempt, end: OrderEnd::Failed { cause: Cause::Image, detail: "x".to_owned() } };
+    let done = |attempt| OrderResult { attempt, end: OrderEnd::Done(Vec::new()) };
+    let mut tx = bench.store.begin().await.unwrap();
+    tx.run_result(at(3), other.id, run.id, &done(1)).await.unwrap();
+    tx.run_result(at(3), machine.id, RunId::fresh(), &done(1)).await.unwrap();
+    tx.run_phoned_home(at(3), other.id, run.id).await.unwrap();
+    tx.run_progress(at(3), other.id, run.id, 1, 2).await.unwrap();
+    assert_eq!(tx.run(run.id).await.unwrap(), run);
+    tx.run_result(at(3), machine.id, run.id, &done(2)).await.unwrap();
+    tx.run_result(at(3), machine.id, run.id, &failed(1)).await.unwrap();
+    tx.run_result(at(3), machine.id, run.id, &failed(2)).await.unwrap();
+    tx.run_progress(at(3), machine.id, run.id, 1, 2).await.unwrap();
+    let now = tx.run(run.id).await.unwrap();
+    assert_eq!((now.result, now.done, now.total, now.phoned_home), (Some(done(2)), 1, 2, false));
+    run.status = RunStatus::Done;
+    tx.save_run(at(4), &run).await.unwrap();
+    tx.run_phoned_home(at(5), machine.id, run.id).await.unwrap();
+    tx.run_result(at(5), machine.id, run.id, &failed(3)).await.unwrap();
+    tx.run_progress(at(5), machine.id, run.id, 2, 2).await.unwrap();
+    let now = tx.run(run.id).await.unwrap();
+    assert_eq!((now.result, now.done, now.phoned_home), (Some(done(2)), 1, false));
+}
+
+#[tokio::test]
+async fn a_command_is_issued_once_per_purpose_and_its_first_outcome_stands() {
+    let bench = Bench::new().await;
+    let machine = bench.adopted(100).await;
+    let run = bench.deploy(&machine).await.unwrap();
+    let mut tx = bench.store.begin().await.unwrap();
+    assert!(!tx.has_open_command(run.id).await.unwrap());
+    let command = tx.issue(at(3), &run, "restart", Action::NetworkBoot).await.unwrap();
+    assert_eq!(tx.issue(at(4), &run, "restart", Action::NetworkBoot).await.unwrap(), command);
+    assert_eq!((command.epoch, command.after), (Epoch(2), 2));
+    assert!(tx.has_open_command(run.id).await.unwrap());
+    tx.command_sent(at(5), command.id).await.unwrap();
+    assert_eq!(tx.command_ended(RackId::fresh(), command.id, &Outcome::Done).await.unwrap(), None);
+    for outcome in [Outcome::Unknown, Outcome::Done] {
+        let known = tx.command_ended(bench.rack, command.id, &outcome).await.unwrap().unwrap();
+        assert_eq!((known.outcome, known.sent), (Some(Outcome::Unknown), Some(at(5))));
+    }
+    assert!(!tx.has_open_command(run.id).await.unwrap());
+    assert_eq!(tx.command(run.id, "another").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_nodes_newest_health_replaces_the_one_before() {
+    let bench = Bench::new().await;
+    assert_eq!(bench.store.node_health(bench.agent).await.unwrap(), None);
+    for load in [1, 2] {
+        let health = NodeHealth { load, memory: (1, 2), disk: (1, 2), uptime: 1 };
+        let event = rackhand_common::event::Event { at: at(1), machine: None, what: What::Node(health.clone()) };
+        crate::events::take(&bench.store, bench.rack, bench.agent, u64::from(load), vec![event]).await.unwrap();
+        assert_eq!(bench.store.node_health(bench.agent).await.unwrap(), Some((at(1), health)));
+    }
+    assert_eq!(bench.store.newest_event().await.unwrap(), 0);
+}
