@@ -77,6 +77,8 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
+            // What is blanked is to be gone from the file too: user data holds passwords.
+            .pragma("secure_delete", "ON")
             // SQLite has one writer; others wait for it this long before they fail.
             .busy_timeout(Duration::from_secs(10));
         // Four connections: one writer, and readers for the API that it does not block.

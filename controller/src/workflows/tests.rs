@@ -148,12 +148,11 @@ impl Node {
                 }
             };
             let row = self.store.machine(&command.machine.to_string()).await.unwrap();
-            self.check_command(&row, &command).await;
-            let mut state = self.state.lock().unwrap();
             if row.epoch == command.epoch {
-                state.act(&command);
+                self.check_command(&row, &command).await;
+                self.state.lock().unwrap().act(&command);
             } else {
-                state.end(command.id, Outcome::Refused("another epoch".to_owned()));
+                self.state.lock().unwrap().end(command.id, Outcome::Refused("another epoch".to_owned()));
             }
         }
         self.state.lock().unwrap().turn += 1;
@@ -300,7 +299,7 @@ impl Clock for Hand {
 }
 
 struct World {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     store: Store,
     node: Arc<Node>,
     clock: Arc<Hand>,
@@ -368,7 +367,7 @@ impl World {
             Arc::new(Node { rack, agent, machine: MachineId::fresh(), store: store.clone(), state: Mutex::new(state) });
         let clock = Arc::new(Hand::default());
         let runner = runner(&store, &node, &clock);
-        let world = Self { _dir: dir, store, node, clock, runner, process: Process::Steady, cancel_at: None, turns: 0 };
+        let world = Self { dir, store, node, clock, runner, process: Process::Steady, cancel_at: None, turns: 0 };
         world.node.settle().await;
         let mut tx = world.store.begin().await.unwrap();
         let machine = tx.machine(&world.node.machine.to_string()).await.unwrap();
@@ -388,7 +387,7 @@ impl World {
         let mut tx = self.store.begin().await.unwrap();
         let machine = tx.machine("m-3456").await.unwrap();
         let image = tx.image("debian-12").await.unwrap();
-        let host = Host { name: "web".to_owned(), ssh_keys: Vec::new(), user_data: Some("password".to_owned()) };
+        let host = Host { name: "web".to_owned(), ssh_keys: Vec::new(), user_data: Some("password ".repeat(2000)) };
         let request = DeployRequest { disk: DiskRule::Smallest, host };
         let run = tx.start_deploy(at(0).wall, &machine, &image, request).await.unwrap();
         tx.commit().await.unwrap();
@@ -746,4 +745,62 @@ async fn a_cancel_at_any_moment_ends_in_a_named_state() {
             assert_eq!(world.machine().await.lifecycle, Lifecycle::Ready, "at {cancel_at}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_power_command_that_comes_late_does_not_reach_the_system_deployed_meanwhile() {
+    for process in Process::ALL {
+        // Longer than a power run waits, shorter than the deploy and the turns after it.
+        let mut world = World::new(Behaviour { delay: 45, ..Behaviour::default() }).await;
+        world.process = process;
+        let mut tx = world.store.begin().await.unwrap();
+        let machine = tx.machine("m-3456").await.unwrap();
+        let run = tx.start_power(at(0).wall, &machine, PowerChange::Off).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(world.finish(&run).await.cause.as_deref(), Some("overdue"));
+        let run = world.deploy().await;
+        assert_eq!(world.finish(&run).await.status, RunStatus::Done);
+        for _ in 0..50 {
+            world.turn().await;
+        }
+        assert_eq!(world.machine().await.lifecycle, Lifecycle::Active);
+        let state = world.node.state.lock().unwrap();
+        let refused = |outcome: &Option<Outcome>| matches!(outcome, Some(Outcome::Refused(_)));
+        assert!(state.ledger.values().any(refused), "{:?}", state.ledger);
+    }
+}
+
+#[tokio::test]
+async fn the_owner_of_an_active_machine_switches_its_power_once() {
+    for process in Process::ALL {
+        let mut world = World::new(Behaviour { delay: 3, ..Behaviour::default() }).await;
+        world.process = process;
+        let run = world.deploy().await;
+        world.finish(&run).await;
+        let mut tx = world.store.begin().await.unwrap();
+        let machine = tx.machine("m-3456").await.unwrap();
+        let run = tx.start_power(at(0).wall, &machine, PowerChange::Off).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(world.finish(&run).await.status, RunStatus::Done);
+        let machine = world.machine().await;
+        assert_eq!((machine.lifecycle, machine.power), (Lifecycle::Active, Some(Power::Off)));
+        assert_eq!(world.node.state.lock().unwrap().ledger.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn nothing_of_the_user_data_is_left_in_the_database_after_the_run() {
+    let mut world = World::new(Behaviour::default()).await;
+    let run = world.deploy().await;
+    let file = world.dir.path().join("test.db");
+    let is_there = || {
+        let bytes = |path: &std::path::Path| std::fs::read(path).unwrap_or_default();
+        let both = [bytes(&file), bytes(&file.with_extension("db-wal"))].concat();
+        both.windows(8).any(|window| window == b"password")
+    };
+    assert!(is_there());
+    world.finish(&run).await;
+    // Empties the write-ahead log.
+    world.store.close().await;
+    assert!(!is_there());
 }
