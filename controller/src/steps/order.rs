@@ -53,8 +53,9 @@ impl<C: Commands> Look<'_, C> {
             self.commit(tx, &mut machine).await?;
             let (waiting, detail) = hop(machine.stage.as_ref());
             let detail = format!("installer was lost; {detail}");
-            // Hops do not count: a machine that restarts over and over moves nowhere.
-            return Ok(Report::Waiting { waiting, detail, mark: machine.connection });
+            // Bytes count, hops do not: a machine that restarts over and over moves nowhere, and
+            // one whose installer goes on, the request not being its own, does.
+            return Ok(Report::Waiting { waiting, detail, mark: self.run.done });
         }
         let back = if machine.connected { None } else { self.bring_back(&mut tx, &machine).await? };
         self.commit(tx, &mut machine).await?;
