@@ -6,10 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use jiff::Timestamp;
 use rackhand_common::event::{Event, What};
-use serde_json::Value;
 
 use crate::{machine::Machine, network::Place, operator::Operator, rack::Rack, run::output};
 
@@ -117,7 +116,5 @@ pub(crate) fn node_timeline(rack: &Rack, machine: &Machine) -> anyhow::Result<Ve
             .args(["timeline", &machine.label.mac.to_string(), "--output", "json", "--socket"])
             .arg(rack.files.socket()),
     )?;
-    let answer: Value = serde_json::from_str(&text)?;
-    let events = answer.get("events").cloned().context("the timeline has no events")?;
-    Ok(serde_json::from_value(events)?)
+    Ok(serde_json::from_str(&text)?)
 }
