@@ -161,7 +161,7 @@ fn entries(name: &str, number: usize, first: u16, len: usize) -> Vec<[u8; 32]> {
     let sum = short.iter().fold(0u8, |sum, byte| sum.rotate_right(1).wrapping_add(*byte));
 
     let mut units: Vec<u16> = name.encode_utf16().collect();
-    if units.len() % 13 != 0 {
+    if !units.len().is_multiple_of(13) {
         units.push(0);
         units.resize(units.len().next_multiple_of(13), 0xffff);
     }
