@@ -106,10 +106,24 @@ const MASKED: &[&str] = &[
     "systemd-pstore.service",
     // cloud-init takes its settings from a drive, and its calls home are tried again.
     "systemd-networkd-wait-online.service",
-    // All its modules run in the first and the last stage: a stage less is an interpreter
-    // started less.
+    // All its modules run in the first stage, before the network, and in the last: a stage
+    // less is an interpreter started less.
+    "cloud-init.service",
     "cloud-config.service",
     "cloud-init-hotplugd.socket",
+    "modprobe@dm_mod.service",
+    "modprobe@drm.service",
+    "modprobe@fuse.service",
+    "modprobe@loop.service",
+    "proc-sys-fs-binfmt_misc.automount",
+    "sys-fs-fuse-connections.mount",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "systemd-binfmt.service",
+    // No address is given on the kernel's command line.
+    "systemd-network-generator.service",
+    "systemd-update-utmp.service",
+    "systemd-update-utmp-runlevel.service",
 ];
 
 fn bootstrap(work: &Path, tree: &Path) -> Result<()> {
@@ -206,6 +220,11 @@ fn configure(tree: &Path, ids: &Ids) -> Result<()> {
 const CLOUD_CFG: &str = "\
 # A machine is told its settings by a drive labelled cidata, or by nobody.
 datasource_list: [NoCloud, None]
+# Found before the network is up, and acted on then; what the drive says comes on top.
+datasource:
+  NoCloud:
+    user-data: ''
+    meta-data: {dsmode: local}
 system_info:
   network:
     renderers: [networkd]
@@ -218,7 +237,7 @@ growpart:
   ignore_growroot_disabled: true
 resize_rootfs: noblock
 output: {all: '>> /var/log/cloud-init-output.log'}
-# Two stages: what a login needs, and the rest.
+# Two stages: what a login needs, before the network, and the rest.
 cloud_init_modules:
   - bootcmd
   - write-files

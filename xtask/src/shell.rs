@@ -33,11 +33,6 @@ impl Shell {
         self
     }
 
-    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
-        self.command.env(name, value);
-        self
-    }
-
     /// Shows the program's output only when it fails.
     pub(crate) fn quiet(mut self) -> Self {
         self.quiet = true;
