@@ -1,5 +1,6 @@
-//! The files of a machine's config drive (cloud-init's NoCloud), from what the controller
-//! wants the installed system to know.
+//! The files of a machine's config drive (cloud-init's NoCloud), from the templates in
+//! `firmware-scripts/install/cloud-init/` and what the controller wants the installed system
+//! to know.
 //!
 //! - `meta-data`: host name, and the run as instance id, so that a reinstall is a new instance.
 //! - `network-config` (version 2): DHCP on the card the machine booted from, by its Ethernet
@@ -8,45 +9,60 @@
 //! - `user-data`: the tenant's own, untouched; an empty cloud-config when there is none.
 //!
 //! cloud-init merges user data over vendor data, so that a tenant can change what we set but
-//! need not know it. All is JSON, which is YAML (YAML 1.2 §1.3): nothing is pasted into text.
+//! need not know it. All is JSON, which is YAML (YAML 1.2 §1.3), and a template is filled in as
+//! a value, not as text: what stands in a key or a name cannot end a string.
 
 use std::collections::BTreeMap;
 
 use rackhand_common::{id::RunId, intent::Host, machine::Mac};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// cloud-init's marker: the rest of the file is a cloud-config.
 const CLOUD_CONFIG: &str = "#cloud-config\n";
 
-/// How often a system tries to phone home. cloud-init waits ever longer in between.
-const TRIES: u32 = 10;
+const META_DATA: &str = include_str!("../../../firmware-scripts/install/cloud-init/meta-data.json");
+const NETWORK_CONFIG: &str = include_str!("../../../firmware-scripts/install/cloud-init/network-config.json");
+const VENDOR_DATA: &str = include_str!("../../../firmware-scripts/install/cloud-init/vendor-data.json");
 
 /// The config drive's files by name.
 pub fn files(run: RunId, mac: Mac, host: &Host, phone_home: &str) -> BTreeMap<String, String> {
-    let meta_data = json!({
-        "instance-id": run,
-        "local-hostname": host.name,
-    });
-    let network_config = json!({
-        "version": 2,
-        "ethernets": { "provisioning": { "match": { "macaddress": mac.to_string() }, "dhcp4": true } },
-    });
-    let vendor_data = json!({
-        "ssh_authorized_keys": host.ssh_keys,
-        "package_update": false,
-        "package_upgrade": false,
-        "phone_home": { "url": phone_home, "post": ["instance_id", "hostname"], "tries": TRIES },
+    let values = json!({
+        "run": run,
+        "name": host.name,
+        "mac": mac,
+        "ssh_keys": host.ssh_keys,
+        "phone_home": phone_home,
     });
     let user_data = host.user_data.clone().unwrap_or_else(|| CLOUD_CONFIG.to_owned() + "{}\n");
     [
-        ("meta-data", format!("{meta_data}\n")),
-        ("network-config", format!("{network_config}\n")),
-        ("vendor-data", format!("{CLOUD_CONFIG}{vendor_data}\n")),
+        ("meta-data", fill(META_DATA, &values)),
+        ("network-config", fill(NETWORK_CONFIG, &values)),
+        ("vendor-data", CLOUD_CONFIG.to_owned() + &fill(VENDOR_DATA, &values)),
         ("user-data", user_data),
     ]
     .into_iter()
     .map(|(name, text)| (name.to_owned(), text))
     .collect()
+}
+
+/// A template with each string `"@name@"` replaced by the value of that name.
+fn fill(template: &str, values: &Value) -> String {
+    let mut filled = serde_json::from_str(template).expect("templates are JSON; a test fills each");
+    replace(&mut filled, values);
+    format!("{filled}\n")
+}
+
+fn replace(place: &mut Value, values: &Value) {
+    match place {
+        Value::String(text) => {
+            if let Some(name) = text.strip_prefix('@').and_then(|rest| rest.strip_suffix('@')) {
+                *place = values.get(name).expect("templates name only values that are given").clone();
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| replace(item, values)),
+        Value::Object(members) => members.values_mut().for_each(|member| replace(member, values)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 #[cfg(test)]
