@@ -350,3 +350,77 @@ fn finish(
     }
     Ok(table)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::disk::FileDisk;
+
+    /// A disk whose first sector cannot be written by itself.
+    struct Stubborn(FileDisk);
+
+    impl disk::Disk for Stubborn {
+        fn size(&self) -> u64 {
+            self.0.size()
+        }
+        fn sector(&self) -> u32 {
+            self.0.sector()
+        }
+        fn read_at(&self, at: u64, bytes: &mut Buffer) -> io::Result<()> {
+            self.0.read_at(at, bytes)
+        }
+        fn write_at(&self, at: u64, bytes: &Buffer) -> io::Result<()> {
+            if at == 0 { Err(io::Error::other("power failed")) } else { self.0.write_at(at, bytes) }
+        }
+        fn zero(&self, at: u64, len: u64) -> io::Result<()> {
+            self.0.zero(at, len)
+        }
+        fn discard(&self, _: u64, _: u64) {}
+        fn flush(&self) -> io::Result<()> {
+            self.0.flush()
+        }
+    }
+
+    /// An image of 4 MiB with boot code and one partition, as the head of itself.
+    fn head() -> Head {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let mut raw = vec![0; 4 << 20];
+        raw[..440].fill(0xeb);
+        fs::write(image.path(), raw).unwrap();
+        let made = std::process::Command::new("sgdisk").args(["-n", "1:2048:+1M"]).arg(image.path()).output().unwrap();
+        assert!(made.status.success());
+        Head(Buffer::copy_of(&fs::read(image.path()).unwrap()))
+    }
+
+    fn blank_disk() -> (tempfile::NamedTempFile, FileDisk) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(32 << 20).unwrap();
+        let disk = FileDisk::open(file.path()).unwrap();
+        (file, disk)
+    }
+
+    #[test]
+    fn a_finished_disk_has_boot_code_a_grown_table_and_its_settings() {
+        let (file, disk) = blank_disk();
+        let files = [("user-data".to_owned(), "#cloud-config\n".to_owned())].into();
+        finish(&disk, "disk", 4 << 20, head(), &files).unwrap();
+        let found = fs::read(file.path()).unwrap();
+        assert!(found[..440].iter().all(|byte| *byte == 0xeb));
+        let table = Table::read(&found, 512).unwrap();
+        let drive = table.partitions().find(|partition| partition.number == 2).unwrap();
+        assert_eq!(found[drive.first as usize * 512 + 510..][..2], [0x55, 0xaa]);
+        assert_eq!(&found[found.len() - 512..][..8], b"EFI PART");
+    }
+
+    #[test]
+    fn the_sector_that_makes_a_disk_bootable_is_written_last() {
+        let (file, disk) = blank_disk();
+        let files = [("user-data".to_owned(), "#cloud-config\n".to_owned())].into();
+        finish(&Stubborn(disk), "disk", 4 << 20, head(), &files).unwrap_err();
+        let found = fs::read(file.path()).unwrap();
+        assert!(found[..512].iter().all(|byte| *byte == 0));
+        assert!(found[512..].starts_with(b"EFI PART") && &found[found.len() - 512..][..8] == b"EFI PART");
+    }
+}
