@@ -2,11 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{
-    artefacts,
-    packages,
-    shell::Shell,
-};
+use crate::{artefacts, packages, shell::Shell};
 
 /// Runs everything, stops at the first failure, and says where the time went.
 pub(crate) fn run(without_rack: bool) -> anyhow::Result<()> {

@@ -11,12 +11,23 @@ pub(crate) const BUILD: &[&str] = &["gcc", "libc6-dev", "make"];
 
 /// To make the installer's and the operating system's images.
 pub(crate) const IMAGES: &[&str] = &[
-    "mmdebstrap", "debian-archive-keyring", "mtools", "dosfstools", "e2fsprogs", "gdisk", "kmod", "cpio", "zstd", "grub-common",
-    "grub-pc-bin", "grub-efi-amd64-bin",
+    "mmdebstrap",
+    "debian-archive-keyring",
+    "mtools",
+    "dosfstools",
+    "e2fsprogs",
+    "gdisk",
+    "kmod",
+    "cpio",
+    "zstd",
+    "grub-common",
+    "grub-pc-bin",
+    "grub-efi-amd64-bin",
 ];
 
 /// To run a virtual rack and its machines.
-pub(crate) const RACK: &[&str] = &["qemu-system-x86", "qemu-utils", "ovmf", "ipxe", "ipxe-qemu", "iproute2", "util-linux", "openssh-client"];
+pub(crate) const RACK: &[&str] =
+    &["qemu-system-x86", "qemu-utils", "ovmf", "ipxe", "ipxe-qemu", "iproute2", "util-linux", "openssh-client"];
 
 /// What tests use as peers nobody here wrote.
 pub(crate) const PEERS: &[&str] =
@@ -54,7 +65,9 @@ pub(crate) fn install(wanted: &[&[&str]], yes: bool) -> anyhow::Result<()> {
 }
 
 fn installed(package: &str) -> bool {
-    Shell::new(&["dpkg-query", "-W", "-f=${db:Status-Status}", package]).read().is_ok_and(|status| status == "installed")
+    Shell::new(&["dpkg-query", "-W", "-f=${db:Status-Status}", package])
+        .read()
+        .is_ok_and(|status| status == "installed")
 }
 
 /// `package=version` as the release's archive has it, whatever is installed.

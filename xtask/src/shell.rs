@@ -43,14 +43,16 @@ impl Shell {
         if self.quiet {
             return self.read().map(drop);
         }
-        let status = self.command.stdin(Stdio::null()).status().with_context(|| format!("cannot start {:?}", self.command))?;
+        let status =
+            self.command.stdin(Stdio::null()).status().with_context(|| format!("cannot start {:?}", self.command))?;
         ensure!(status.success(), "{:?} failed ({status})", self.command);
         Ok(())
     }
 
     /// Its standard output.
     pub(crate) fn read(mut self) -> anyhow::Result<String> {
-        let output = self.command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {:?}", self.command))?;
+        let output =
+            self.command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {:?}", self.command))?;
         ensure!(
             output.status.success(),
             "{:?} failed ({})\n{}{}",
