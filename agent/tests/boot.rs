@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -61,6 +61,8 @@ struct Node {
     directory: TempDir,
     machine: MachineId,
     rack: RackId,
+    /// HTTP's and the channel's, chosen at the first start: machines go on asking there.
+    ports: OnceLock<(u16, u16)>,
 }
 
 /// A boot of this node.
@@ -75,7 +77,7 @@ impl Node {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("kernel"), vec![7; 786_437]).unwrap();
         fs::write(directory.path().join("initramfs"), b"ram disk").unwrap();
-        Self { directory, machine: MachineId::fresh(), rack: RackId::fresh() }
+        Self { directory, machine: MachineId::fresh(), rack: RackId::fresh(), ports: OnceLock::new() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -84,9 +86,10 @@ impl Node {
 
     async fn start(&self) -> Up {
         pki::install_crypto();
+        let (http, channel) = self.ports.get().copied().unwrap_or_default();
         let toml = format!(
             "state = {:?}\nsocket = {:?}\ninterface = \"lo\"\naddress = \"127.0.0.1\"\n\
-             http = 0\nchannel = 0\ntftp_port = 0\ninstaller = {{ kernel = {:?}, initramfs = {:?} }}\n",
+             http = {http}\nchannel = {channel}\ntftp_port = 0\ninstaller = {{ kernel = {:?}, initramfs = {:?} }}\n",
             self.path("state"),
             self.path("agent.sock"),
             self.path("kernel"),
@@ -96,6 +99,7 @@ impl Node {
         let seams = Seams { link: Some(Arc::new(Silence)), ..Seams::default() };
         let shutdown = CancellationToken::new();
         let boot = start(&config, seams, shutdown.clone()).await.unwrap();
+        self.ports.get_or_init(|| (boot.http.port(), boot.channel.port()));
         let key = PrivateKeyDer::try_from(fs::read(self.path("state/boot.key")).unwrap()).unwrap();
         Up { boot, pin: pki::pin_of(&key).unwrap(), shutdown }
     }

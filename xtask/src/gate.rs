@@ -27,7 +27,7 @@ fn steps(clock: &mut Stopwatch, without_rack: bool) -> anyhow::Result<()> {
     clock.step("licences and bans", || {
         Shell::new(&["cargo", "deny", "--log-level", "error", "check", "bans", "licenses", "sources"]).run()
     })?;
-    clock.step("tests", || Shell::new(&["cargo", "test", "--workspace"]).run())?;
+    clock.step("tests", || Shell::new(&["cargo", "test", "--workspace", "--no-fail-fast"]).run())?;
     clock.step("clippy", || {
         Shell::new(&["cargo", "clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"]).run()
     })?;
