@@ -229,14 +229,14 @@ mod tests {
         let lines: Vec<_> =
             [event(0, What::Lost), event(5, What::Stage(Stage::PoweredOn)), event(17, What::Stage(Stage::Installer))]
                 .iter()
-                .map(|event| clock.line(event)[19..].to_owned())
+                .map(|event| format!("|{}", &clock.line(event)[19..]))
                 .collect();
         check(
             &lines.join("\n"),
             expect![[r#"
-                       +0.0 s  installer no longer heard of
-                       +0.0 s  powered on
-                      +12.0 s  installer connected"#]],
+                |       +0.0 s  installer no longer heard of
+                |       +0.0 s  powered on
+                |      +12.0 s  installer connected"#]],
         );
     }
 

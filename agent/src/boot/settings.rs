@@ -5,7 +5,7 @@
 //! - `meta-data`: host name, and the run as instance id, so that a reinstall is a new instance.
 //! - `network-config` (version 2): DHCP on the card the machine booted from, by its Ethernet
 //!   address; the node gives it the address it has always had.
-//! - `vendor-data`: ours, everything else: the default user's keys, phoning home.
+//! - `vendor-data`: ours, everything else: the keys of the default user and of root, phoning home.
 //! - `user-data`: the tenant's own, untouched; an empty cloud-config when there is none.
 //!
 //! cloud-init merges user data over vendor data, so that a tenant can change what we set but
@@ -99,7 +99,7 @@ mod tests {
             {}
             --- vendor-data
             #cloud-config
-            {"package_update":false,"package_upgrade":false,"phone_home":{"post":["instance_id","hostname"],"tries":10,"url":"http://10.77.0.1:8080/phone-home/abc"},"ssh_authorized_keys":["ssh-ed25519 AAAA it's: \"me\""]}
+            {"disable_root":false,"package_update":false,"package_upgrade":false,"phone_home":{"post":["instance_id","hostname"],"tries":10,"url":"http://10.77.0.1:8080/phone-home/abc"},"ssh_authorized_keys":["ssh-ed25519 AAAA it's: \"me\""]}
         "#]].assert_eq(&text);
     }
 

@@ -576,7 +576,8 @@ mod tests {
         let mut command = Cli::command();
         command.build();
         let found = path.iter().fold(&mut command, |command, name| command.find_subcommand_mut(name).unwrap());
-        found.clone().term_width(100).render_long_help().to_string()
+        let help = found.clone().term_width(100).render_long_help().to_string();
+        help.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
     }
 
     #[test]
@@ -604,22 +605,22 @@ mod tests {
             Options:
                   --controller <URL>
                       The controller's address; otherwise the one of the last login
-          
+
                       [env: RACKHAND_CONTROLLER=]
 
                   --token <TOKEN>
                       The token; better given in the environment, where other users do not see it
-          
+
                       [env: RACKHAND_TOKEN]
 
                   --ca <FILE>
                       File with the controller's CA certificate (ca.pem)
-          
+
                       [env: RACKHAND_CA=]
 
               -o, --output <OUTPUT>
                       What to print: tables for people or the API's JSON for programs
-          
+
                       [default: table]
                       [possible values: table, json]
 
@@ -659,7 +660,7 @@ mod tests {
             Options:
                   --controller <URL>
                       The controller's address; otherwise the one of the last login
-          
+
                       [env: RACKHAND_CONTROLLER=]
 
                   --image <IMAGE>
@@ -670,12 +671,12 @@ mod tests {
 
                   --token <TOKEN>
                       The token; better given in the environment, where other users do not see it
-          
+
                       [env: RACKHAND_TOKEN]
 
                   --ca <FILE>
                       File with the controller's CA certificate (ca.pem)
-          
+
                       [env: RACKHAND_CA=]
 
                   --ssh-key <FILE>
@@ -683,7 +684,7 @@ mod tests {
 
               -o, --output <OUTPUT>
                       What to print: tables for people or the API's JSON for programs
-          
+
                       [default: table]
                       [possible values: table, json]
 
