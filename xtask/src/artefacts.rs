@@ -30,13 +30,10 @@ pub(crate) fn make_released() -> anyhow::Result<Artefacts> {
 }
 
 fn make_in(directory: &str, profile: &[&str]) -> anyhow::Result<Artefacts> {
-    let mut build = vec!["cargo", "build"];
-    for package in ["rackhand-controller", "rackhand-cli", "rackhand-agent", "rackhand-diag", "rackhand-vrack"] {
-        build.extend(["--package", package]);
-    }
-    build.extend(profile);
     println!("   building the binaries");
-    Shell::new(&build).run()?;
+    // The whole workspace, as `cargo test` builds it: a selection of packages has other features
+    // of its dependencies, and all of them would be compiled again.
+    Shell::new(&[&["cargo", "build", "--workspace", "--bins"], profile].concat()).run()?;
     let (installer, image) = (cache().join("installer"), cache().join("debian-12.raw"));
     println!("   making the installer image");
     installer_image::build(&installer).context("making the installer image")?;
