@@ -1,5 +1,7 @@
 //! Boot as a whole, over loopback: scripts, files, the channel, and restarts of all of it.
 
+#![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
+
 use std::{
     fs, io,
     net::{Ipv4Addr, SocketAddr},

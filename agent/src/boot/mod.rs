@@ -277,7 +277,10 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
     }
     if !simulated {
         let serve = router::serve(config.interface.clone(), shutdown.clone());
-        parts.spawn(async { Ok(serve.await).map(|()| "router advertisements") });
+        parts.spawn(async {
+            serve.await;
+            Ok("router advertisements")
+        });
     }
     {
         let site = http::Site {
@@ -313,13 +316,25 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
     }
     {
         let watch = sessions.watch(shutdown.clone());
-        parts.spawn(async { Ok(watch.await).map(|()| "installers' watch") });
+        parts.spawn(async {
+            watch.await;
+            Ok("installers' watch")
+        });
         let ahead = chunks.fetch_ahead(intent, shutdown.clone());
-        parts.spawn(async { Ok(ahead.await).map(|()| "chunks ahead") });
+        parts.spawn(async {
+            ahead.await;
+            Ok("chunks ahead")
+        });
         let follow = agent_link::follow_intent(config.socket.clone(), store, shutdown.clone());
-        parts.spawn(async { Ok(follow.await).map(|()| "intent from the agent") });
+        parts.spawn(async {
+            follow.await;
+            Ok("intent from the agent")
+        });
         let forward = agent_link::forward_events(config.socket.clone(), spool.clone(), shutdown.clone());
-        parts.spawn(async { Ok(forward.await).map(|()| "events to the agent") });
+        parts.spawn(async {
+            forward.await;
+            Ok("events to the agent")
+        });
     }
     tracing::info!(%http, %channel, interface = config.interface, "answering machines");
     Ok(Running { http, channel, spool, parts, shutdown })
@@ -329,7 +344,10 @@ impl Running {
     /// Tells systemd that boot is ready, and runs until shutdown.
     pub async fn run(mut self) -> Result<()> {
         let attend = attend(self.spool.clone(), self.shutdown.clone());
-        self.parts.spawn(async { Ok(attend.await).map(|()| "systemd's watchdog") });
+        self.parts.spawn(async {
+            attend.await;
+            Ok("systemd's watchdog")
+        });
         self.ended().await
     }
 
