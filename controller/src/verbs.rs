@@ -172,6 +172,7 @@ impl Tx {
             id: RunId::fresh(),
             rack: machine.rack,
             machine: machine.id,
+            machine_name: machine.name.clone(),
             epoch: machine.epoch,
             parameters,
             engine: workflow::Stored::new(workflow),

@@ -94,7 +94,7 @@ pub(crate) fn runs(runs: &[Run]) -> String {
         vec![
             run.id.clone(),
             run.kind.clone(),
-            run.machine.clone(),
+            run.machine_name.clone(),
             run.status.clone(),
             or_dash(took.as_deref()),
             or_dash(run.cause.as_deref().or(run.waiting_for.as_deref())),
@@ -105,7 +105,7 @@ pub(crate) fn runs(runs: &[Run]) -> String {
 
 pub(crate) fn run(run: &Run) -> String {
     let mut lines = vec![
-        format!("{} {}  {}", run.kind, run.machine, run.id),
+        format!("{} {}  {}", run.kind, run.machine_name, run.id),
         format!("  status   {}", run.status),
         format!("  started  {}", second(run.created)),
     ];
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn a_run_that_failed_says_why() {
         let failed: Run = serde_json::from_value(json!({
-            "id": "01931b1e-0000-7000-8000-000000000002", "machine": "vm0", "kind": "deploy", "status": "failed",
+            "id": "01931b1e-0000-7000-8000-000000000002", "machine": "01931b1e-0000-7000-8000-000000000001", "machine_name": "vm0", "kind": "deploy", "status": "failed",
             "step": "order", "attempt": 3, "waiting_for": null, "waiting_until": null, "cause": "image",
             "detail": "chunk 7 never had the right digest\nlast lines", "created": "2026-01-01T00:00:00Z",
             "ended": "2026-01-01T00:01:07.35Z"

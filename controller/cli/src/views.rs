@@ -28,6 +28,7 @@ pub(crate) struct Machine {
 pub(crate) struct Run {
     pub(crate) id: String,
     pub(crate) machine: String,
+    pub(crate) machine_name: String,
     pub(crate) kind: String,
     pub(crate) status: String,
     pub(crate) step: Option<String>,

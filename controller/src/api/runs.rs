@@ -25,6 +25,9 @@ pub(super) struct Run {
     /// The machine it is performed on.
     #[schema(value_type = uuid::Uuid)]
     machine: id::MachineId,
+    /// That machine's name.
+    #[schema(example = "web-1")]
+    machine_name: String,
     /// What is done: `deploy`, `release`, `power`.
     #[schema(example = "deploy")]
     kind: String,
@@ -83,6 +86,7 @@ impl From<store::Run> for Run {
         Self {
             id: row.id,
             machine: row.machine,
+            machine_name: row.machine_name,
             kind: row.parameters.workflow().to_string(),
             status: row.status.word(),
             step: row.step.map(|step| step.to_string()),

@@ -28,6 +28,8 @@ pub struct Run {
     pub rack: RackId,
     /// The machine it is performed on.
     pub machine: MachineId,
+    /// The machine's present name, read with the run and never written with it.
+    pub machine_name: String,
     /// The allocation epoch of everything it orders and commands.
     pub epoch: Epoch,
     /// What is done, with what.
@@ -177,6 +179,10 @@ pub enum OrderEnd {
     },
 }
 
+/// A run with its machine's present name.
+const SELECT: &str =
+    "SELECT runs.*, machines.name AS machine_name FROM runs JOIN machines ON machines.id = runs.machine";
+
 impl Store {
     /// The run with this id.
     pub async fn run(&self, id: RunId) -> Result<Run, StoreError> {
@@ -190,10 +196,10 @@ impl Store {
         before: Option<RunId>,
         limit: u32,
     ) -> Result<Vec<Run>, StoreError> {
-        sqlx::query(
-            "SELECT * FROM runs WHERE ($1 IS NULL OR machine = $1) AND ($2 IS NULL OR id < $2)
-             ORDER BY id DESC LIMIT $3",
-        )
+        sqlx::query(sqlx::AssertSqlSafe(format!(
+            "{SELECT} WHERE ($1 IS NULL OR runs.machine = $1) AND ($2 IS NULL OR runs.id < $2)
+             ORDER BY runs.id DESC LIMIT $3"
+        )))
         .bind(machine.map(|id| id.to_string()))
         .bind(before.map(|id| id.to_string()))
         .bind(limit)
@@ -206,7 +212,7 @@ impl Store {
 
     /// All runs in progress, the oldest first.
     pub async fn runs_in_progress(&self) -> Result<Vec<Run>, StoreError> {
-        sqlx::query("SELECT * FROM runs WHERE status = $1 ORDER BY id")
+        sqlx::query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE runs.status = $1 ORDER BY runs.id")))
             .bind(RunStatus::Running.word())
             .fetch_all(&self.pool)
             .await?
@@ -396,7 +402,7 @@ impl RunStatus {
 }
 
 async fn run(executor: impl SqliteExecutor<'_>, id: RunId) -> Result<Run, StoreError> {
-    sqlx::query("SELECT * FROM runs WHERE id = $1")
+    sqlx::query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE runs.id = $1")))
         .bind(id.to_string())
         .fetch_optional(executor)
         .await?
@@ -413,6 +419,7 @@ fn read(row: &SqliteRow) -> Result<Run, StoreError> {
         id: id(row.try_get("id")?)?,
         rack: id(row.try_get("rack")?)?,
         machine: id(row.try_get("machine")?)?,
+        machine_name: row.try_get("machine_name")?,
         epoch: Epoch(row.try_get::<i64, _>("epoch")? as u64),
         parameters: from_json("run parameters", row.try_get("parameters")?)?,
         engine: from_json("run state", row.try_get("engine")?)?,
