@@ -2,8 +2,9 @@
 //!
 //! An image is the raw contents of a disk, cut into chunks of [`CHUNK`] bytes. Each chunk is
 //! compressed by itself with zstd and named by the BLAKE3 of its *compressed* bytes, so that
-//! nothing unverified reaches the decoder. A chunk of zeros has no bytes at all and is
-//! discarded or zeroed on the disk, never skipped.
+//! nothing unverified reaches the decoder; its frame carries a checksum of its contents
+//! (RFC 8878 §3.1.1), so that what was decoded is checked too. A chunk of zeros has no bytes
+//! at all and is discarded or zeroed on the disk, never skipped.
 
 use std::{fmt, str::FromStr};
 

@@ -8,6 +8,7 @@ use futures_util::{Stream, StreamExt};
 use rackhand_common::image::{CHUNK, Digest};
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::mpsc, task};
+use zstd::zstd_safe::CParameter;
 
 use super::ImportError;
 
@@ -84,6 +85,9 @@ fn read(mut file: File, size: u64, send: &mpsc::Sender<Result<Raw, ImportError>>
 }
 
 fn compress(bytes: &[u8]) -> Result<Piece, ImportError> {
-    let compressed = zstd::bulk::compress(bytes, LEVEL).map_err(ImportError::Compress)?;
+    let mut compressor = zstd::bulk::Compressor::new(LEVEL).map_err(ImportError::Compress)?;
+    // The decoder, on another machine, then proves to itself what it decoded.
+    compressor.set_parameter(CParameter::ChecksumFlag(true)).map_err(ImportError::Compress)?;
+    let compressed = compressor.compress(bytes).map_err(ImportError::Compress)?;
     Ok(Piece::Data { raw: bytes.len() as u64, digest: Digest::of(&compressed), compressed: compressed.into() })
 }

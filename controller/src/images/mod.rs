@@ -451,7 +451,7 @@ impl Images {
             firmware: firmware.clone(),
             settings: request.settings,
             sha256: sha256.clone(),
-            compression: format!("zstd {} level {}", zstd::zstd_safe::version_string(), cut::LEVEL),
+            compression: format!("zstd {} level {} checksum", zstd::zstd_safe::version_string(), cut::LEVEL),
             chunks,
         };
         let manifest = serde_json::to_string(&manifest).expect("manifests always serialize");
