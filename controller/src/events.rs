@@ -197,8 +197,14 @@ async fn connected(tx: &mut Tx, rack: RackId, event: &Event, connection: Connect
             let number =
                 tx.insert_event(event.at, rack, Some(machine.id), run, &Happened::Told(event.what.clone())).await?;
             let renamed = machine.id != id || machine.address != address;
+            let known = machine.changes();
             machine.macs = macs;
             machine.inventory = inventory;
+            let changes = machine.changes();
+            if !changes.is_empty() && changes != known {
+                tracing::warn!(machine = %machine.id, ?changes, "a machine's parts are not those that were accepted");
+                tx.insert_event(event.at, rack, Some(machine.id), run, &Happened::PartsChanged { changes }).await?;
+            }
             machine.connected = true;
             machine.connection = number;
             tx.update_machine(event.at, &mut machine).await?;
@@ -220,6 +226,7 @@ async fn connected(tx: &mut Tx, rack: RackId, event: &Event, connection: Connect
                 address,
                 macs,
                 inventory,
+                accepted: None,
                 connection: number,
                 connected: true,
                 power: Some(Power::On),
@@ -236,6 +243,12 @@ async fn connected(tx: &mut Tx, rack: RackId, event: &Event, connection: Connect
             tx.insert_machine(&machine).await?;
             tx.touch_rack(rack).await?;
             tx.insert_event(event.at, rack, Some(id), None, &Happened::Discovered { name }).await?;
+            let parts = tx.parts_of_others(&machine).await?;
+            if !parts.is_empty() {
+                let parts: Vec<_> =
+                    parts.iter().map(|(part, identity, of)| format!("{part} {identity} is {of}'s")).collect();
+                return alert(tx, rack, event, Some(machine), parts.join("; ")).await;
+            }
         }
     }
     Ok(())

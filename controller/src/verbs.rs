@@ -2,8 +2,11 @@
 //! and the event in the caller's transaction; what takes time is a run that
 //! [`workflows`](crate::workflows) performs afterwards.
 //!
-//! Invariant: the allocation epoch rises whenever a machine is given out or taken back, so
-//! that whatever was ordered or commanded before is refused from then on.
+//! Invariants:
+//! - The allocation epoch rises whenever a machine is given out or taken back, so that whatever
+//!   was ordered or commanded before is refused from then on.
+//! - Nothing destructive begins on a machine whose parts are not those an operator accepted, and
+//!   no part of another machine is accepted without being named.
 
 use jiff::Timestamp;
 use rackhand_common::{
@@ -12,7 +15,8 @@ use rackhand_common::{
     machine::{Content, Disk},
 };
 use rackhand_controller_core::{
-    lifecycle::{Event, Forbidden},
+    identity::{Change, Part},
+    lifecycle::{Event, Forbidden, Lifecycle},
     workflow,
 };
 
@@ -32,6 +36,21 @@ pub enum Denied {
     /// Disks hold data, and the operator has not said that it may be lost.
     #[error("disks hold data that a deploy or release will destroy: {}", named(.0))]
     HasData(Vec<Disk>),
+    /// Parts are not those that were accepted.
+    #[error("its parts changed since they were accepted: {}", listed(.0))]
+    Changed(Vec<Change>),
+    /// Nothing changed.
+    #[error("its parts are those that were accepted")]
+    Unchanged,
+    /// Parts are another machine's.
+    #[error("it has parts of other machines: {}", elsewhere(.0))]
+    Elsewhere(Vec<(Part, String, String)>),
+    /// Only a machine that nobody adopted can turn out to be another.
+    #[error("{0} is {1}: only a machine that is discovered can be merged into another")]
+    NotNew(String, Lifecycle),
+    /// A machine cannot be merged into itself.
+    #[error("that is the same machine")]
+    Same,
     /// The machine has no disk that tells its identity: an order could not name it.
     #[error("the machine has a disk that tells neither a serial number nor a WWN: {0}")]
     NamelessDisk(String),
@@ -69,18 +88,99 @@ pub struct DeployRequest {
     pub host: Host,
 }
 
+/// What an operator accepts of a machine's parts as found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Accept {
+    /// Disks may hold data, which a later deploy or release will destroy.
+    pub data: bool,
+    /// Parts may be another machine's; they are this one's from now on.
+    pub parts: bool,
+}
+
 impl Tx {
-    /// Says that a discovered machine is ours. Disks with data need `accept_data`.
-    pub async fn adopt(&mut self, now: Timestamp, machine: &Machine, accept_data: bool) -> Result<Machine, Denied> {
+    /// Says that a discovered machine is ours, with the parts found in it.
+    pub async fn adopt(&mut self, now: Timestamp, machine: &Machine, accept: Accept) -> Result<Machine, Denied> {
         let lifecycle = machine.lifecycle.on(Event::Adopt)?;
-        let with_data = disks_with_data(machine);
-        if !with_data.is_empty() && !accept_data {
+        let machine = Machine { lifecycle, boot: Boot::Installer, order: None, ..machine.clone() };
+        self.accept(now, machine, disks_with_data, accept, &Happened::Adopted).await
+    }
+
+    /// Says that the parts found last are the machine's. New disks with data need its word.
+    pub async fn replace_part(&mut self, now: Timestamp, machine: &Machine, accept: Accept) -> Result<Machine, Denied> {
+        self.check_idle(machine).await?;
+        let changes = machine.changes();
+        if changes.is_empty() {
+            return Err(Denied::Unchanged);
+        }
+        let new_with_data = |machine: &Machine| {
+            let known: Vec<_> =
+                machine.accepted.iter().flat_map(|accepted| &accepted.disks).map(Disk::identity).collect();
+            disks_with_data(machine).into_iter().filter(|disk| !known.contains(&disk.identity())).collect()
+        };
+        self.accept(now, machine.clone(), new_with_data, accept, &Happened::PartsAccepted { changes }).await
+    }
+
+    async fn accept(
+        &mut self,
+        now: Timestamp,
+        mut machine: Machine,
+        doubtful: impl Fn(&Machine) -> Vec<Disk>,
+        accept: Accept,
+        happened: &Happened,
+    ) -> Result<Machine, Denied> {
+        let elsewhere = self.parts_of_others(&machine).await?;
+        if !elsewhere.is_empty() && !accept.parts {
+            return Err(Denied::Elsewhere(elsewhere));
+        }
+        let with_data = doubtful(&machine);
+        if !with_data.is_empty() && !accept.data {
             return Err(Denied::HasData(with_data));
         }
-        let mut machine = Machine { lifecycle, boot: Boot::Installer, order: None, ..machine.clone() };
+        machine.accepted = Some(machine.inventory.clone());
+        machine.alert = None;
         self.update_machine(now, &mut machine).await?;
-        self.insert_event(now, machine.rack, Some(machine.id), None, &Happened::Adopted).await?;
+        self.claim_parts(&machine).await?;
+        self.insert_event(now, machine.rack, Some(machine.id), None, happened).await?;
         Ok(machine)
+    }
+
+    /// Says that a machine which was discovered is really `into`: with another mainboard, or in
+    /// another rack. `into` takes its cards and what was found in it, keeps its name, and its
+    /// address where the rack is the same. What differs is then to be accepted as well.
+    pub async fn merge(&mut self, now: Timestamp, from: &Machine, into: &Machine) -> Result<Machine, Denied> {
+        if from.id == into.id {
+            return Err(Denied::Same);
+        }
+        if from.lifecycle != Lifecycle::Discovered {
+            return Err(Denied::NotNew(from.name.clone(), from.lifecycle));
+        }
+        self.check_idle(into).await?;
+        self.delete_machine(from).await?;
+        self.move_events(from.id, into.id).await?;
+        let mut merged = Machine {
+            rack: from.rack,
+            address: if from.rack == into.rack { into.address } else { from.address },
+            macs: from.macs.clone(),
+            inventory: from.inventory.clone(),
+            // Its installer was admitted under another id: only a new start counts.
+            connected: false,
+            ..into.clone()
+        };
+        self.update_machine(now, &mut merged).await?;
+        let happened = Happened::Merged { name: from.name.clone() };
+        self.insert_event(now, merged.rack, Some(merged.id), None, &happened).await?;
+        Ok(merged)
+    }
+
+    /// Removes a machine that is nobody's, with its runs; its events stay. Should it start
+    /// again, it is discovered anew.
+    pub async fn forget(&mut self, now: Timestamp, machine: &Machine) -> Result<(), Denied> {
+        machine.lifecycle.on(Event::Forget)?;
+        self.check_idle(machine).await?;
+        self.delete_machine(machine).await?;
+        let happened = Happened::Forgotten { name: machine.name.clone() };
+        self.insert_event(now, machine.rack, Some(machine.id), None, &happened).await?;
+        Ok(())
     }
 
     /// Begins a run that installs a system.
@@ -93,6 +193,7 @@ impl Tx {
     ) -> Result<Run, Denied> {
         let lifecycle = machine.lifecycle.on(Event::Deploy)?;
         self.check_idle(machine).await?;
+        check_parts(machine)?;
         let stored = image.stored().ok_or_else(|| Denied::ImageNotReady(image.name.clone()))?;
         let unsuitable = |reason: String| Denied::ImageUnsuitable { image: image.name.clone(), reason };
         let firmware = machine.inventory.firmware;
@@ -132,6 +233,7 @@ impl Tx {
     pub async fn start_release(&mut self, now: Timestamp, machine: &Machine) -> Result<Run, Denied> {
         let lifecycle = machine.lifecycle.on(Event::Release)?;
         self.check_idle(machine).await?;
+        check_parts(machine)?;
         let disks = disk_identities(machine)?;
         let machine = Machine { lifecycle, epoch: machine.epoch.next(), order: None, ..machine.clone() };
         self.start(now, machine, Parameters::Release(Release { disks })).await
@@ -199,6 +301,11 @@ impl Tx {
     }
 }
 
+fn check_parts(machine: &Machine) -> Result<(), Denied> {
+    let changes = machine.changes();
+    if changes.is_empty() { Ok(()) } else { Err(Denied::Changed(changes)) }
+}
+
 /// The machine's disks that hold something.
 pub fn disks_with_data(machine: &Machine) -> Vec<Disk> {
     machine.inventory.disks.iter().filter(|disk| disk.content != Content::Blank).cloned().collect()
@@ -215,6 +322,14 @@ pub fn disk_identities(machine: &Machine) -> Result<Vec<String>, Denied> {
         .iter()
         .map(|disk| disk.identity().ok_or_else(|| Denied::NamelessDisk(disk.name.clone())))
         .collect()
+}
+
+fn listed(changes: &[Change]) -> String {
+    changes.iter().map(Change::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn elsewhere(parts: &[(Part, String, String)]) -> String {
+    parts.iter().map(|(part, identity, name)| format!("{part} {identity} is {name}'s")).collect::<Vec<_>>().join("; ")
 }
 
 fn named(disks: &[Disk]) -> String {

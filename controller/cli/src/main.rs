@@ -181,9 +181,37 @@ overwrites them.")]
         /// Give it a name at once
         #[arg(long, value_name = "NAME")]
         rename: Option<String>,
-        /// Its disks may hold data that will be lost
+        #[command(flatten)]
+        accept: Accept,
+    },
+    /// Say that a machine's parts were replaced and are right as they are now
+    #[command(after_help = "  rackhand machine show web-1          # what was, what is
+  rackhand machine replace-part web-1
+
+A machine whose mainboard, network card or disk is another than when it was adopted is not
+deployed and not erased until somebody says so.")]
+    ReplacePart {
+        /// Name or id
+        machine: String,
+        #[command(flatten)]
+        accept: Accept,
+    },
+    /// Say that a machine which was discovered is one we had already
+    #[command(after_help = "  rackhand machine merge m-7a01 --into web-1
+
+For a machine that came back with another mainboard, or in another rack. It keeps name and
+history of web-1; what differs is shown, and wants replace-part.")]
+    Merge {
+        /// Name or id of the one that was discovered
+        machine: String,
+        /// Name or id of the one it is
         #[arg(long)]
-        accept_data: bool,
+        into: String,
+    },
+    /// Remove a machine that is nobody's; should it start again, it is discovered anew
+    Forget {
+        /// Name or id
+        machine: String,
     },
     /// Install an operating system
     #[command(after_help = "  rackhand machine deploy web-1 --image debian-12 --ssh-key ~/.ssh/id_ed25519.pub --wait
@@ -240,6 +268,16 @@ Everything on its disks is overwritten and read back. There is no way to undo it
         /// Name or id
         machine: String,
     },
+}
+
+#[derive(Args)]
+struct Accept {
+    /// Disks may hold data, which will be lost
+    #[arg(long)]
+    accept_data: bool,
+    /// Parts may be another machine's: they were moved here
+    #[arg(long)]
+    accept_parts: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -433,10 +471,25 @@ async fn machine(client: &Client, command: MachineCommand, output: Output) -> an
             let value = client.ask(Method::GET, &format!("/v1/machines/{machine}"), None).await?;
             print(output, value, |machine| show::machine(&machine))
         }
-        MachineCommand::Adopt { machine, rename, accept_data } => {
-            let body = json!({"name": rename, "accept_data": accept_data});
+        MachineCommand::Adopt { machine, rename, accept } => {
+            let body = json!({
+                "name": rename, "accept_data": accept.accept_data, "accept_parts": accept.accept_parts,
+            });
             let value = client.post(&format!("/v1/machines/{machine}/adopt"), body).await?;
             print(output, value, |machine| show::machine(&machine))
+        }
+        MachineCommand::ReplacePart { machine, accept } => {
+            let body = json!({"accept_data": accept.accept_data, "accept_parts": accept.accept_parts});
+            let value = client.post(&format!("/v1/machines/{machine}/replace-part"), body).await?;
+            print(output, value, |machine| show::machine(&machine))
+        }
+        MachineCommand::Merge { machine, into } => {
+            let value = client.post(&format!("/v1/machines/{into}/merge"), json!({"from": machine})).await?;
+            print(output, value, |machine| show::machine(&machine))
+        }
+        MachineCommand::Forget { machine } => {
+            client.ask(Method::DELETE, &format!("/v1/machines/{machine}"), None).await?;
+            Ok(format!("machine {machine} is forgotten"))
         }
         MachineCommand::Deploy { machine, image, hostname, ssh_keys, user_data, disk, wait } => {
             let body = json!({

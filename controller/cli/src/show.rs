@@ -35,10 +35,14 @@ pub(crate) fn machines(machines: &[Machine]) -> String {
             or_dash(machine.power.as_deref()),
             machine.address.clone(),
             or_dash(machine.image.as_deref()),
-            or_dash(machine.alert.as_deref().or(machine.stage.as_deref())),
+            or_dash(machine.alert.as_deref().or(changed(machine)).or(machine.stage.as_deref())),
         ]
     });
     table(&["NAME", "LIFECYCLE", "POWER", "ADDRESS", "IMAGE", "LATEST"], rows)
+}
+
+fn changed(machine: &Machine) -> Option<&'static str> {
+    (!machine.changes.is_empty()).then_some("parts changed: see `rackhand machine show`")
 }
 
 pub(crate) fn machine(machine: &Machine) -> String {
@@ -55,6 +59,11 @@ pub(crate) fn machine(machine: &Machine) -> String {
     ];
     if let Some(alert) = &machine.alert {
         lines.push(format!("  ALERT      {alert}"));
+    }
+    for change in &machine.changes {
+        let side = |side: &Option<String>| side.clone().unwrap_or_else(|| "nothing".into());
+        let (was, is) = (side(&change.was), side(&change.is));
+        lines.push(format!("  CHANGED    {}: was {was}, is {is}", change.part.replace('_', " ")));
     }
     if let Some(run) = &machine.run {
         lines.push(format!("  run        {run}"));
@@ -78,6 +87,9 @@ pub(crate) fn machine(machine: &Machine) -> String {
             let name = [of("model"), of("serial")].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>();
             lines.push(format!("  disk       {} {} {} ({content})", of("name"), bytes(size), name.join(" ")));
         }
+    }
+    if !machine.changes.is_empty() {
+        lines.push(format!("If the parts are right: rackhand machine replace-part {}", machine.name));
     }
     if !machine.verbs.is_empty() {
         lines.push(format!("Possible now: {}", machine.verbs.join(", ")));
@@ -278,6 +290,21 @@ mod tests {
               disk       vda 8.0 GiB disk0 (blank)
             Possible now: deploy, power"#]]
         .assert_eq(&machine(&vm0()));
+    }
+
+    #[test]
+    fn a_part_that_changed_stands_out_with_both_sides() {
+        let changes =
+            json!([{"part": "disk", "was": "disk0", "is": null}, {"part": "disk", "was": null, "is": "disk9 (GPT)"}]);
+        let swapped = Machine { changes: serde_json::from_value(changes).unwrap(), inventory: None, ..vm0() };
+        let page = machine(&swapped);
+        let (_, page) = page.split_once("inventory taken\n").unwrap();
+        expect![[r#"
+              CHANGED    disk: was disk0, is nothing
+              CHANGED    disk: was nothing, is disk9 (GPT)
+            If the parts are right: rackhand machine replace-part vm0
+            Possible now: deploy, power"#]]
+        .assert_eq(page);
     }
 
     #[test]

@@ -22,6 +22,15 @@ pub(crate) struct Machine {
     #[serde(default)]
     pub(crate) verbs: Vec<String>,
     pub(crate) inventory: Option<Value>,
+    #[serde(default)]
+    pub(crate) changes: Vec<PartChange>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct PartChange {
+    pub(crate) part: String,
+    pub(crate) was: Option<String>,
+    pub(crate) is: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

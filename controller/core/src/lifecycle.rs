@@ -46,11 +46,18 @@ pub enum Event {
     Broke,
     /// An operator switches its power.
     Power,
+    /// An operator removes it from the books.
+    Forget,
 }
 
 /// What an operator can ask for, with the word for it.
-const VERBS: [(Event, &str); 4] =
-    [(Event::Adopt, "adopt"), (Event::Deploy, "deploy"), (Event::Release, "release"), (Event::Power, "power")];
+const VERBS: [(Event, &str); 5] = [
+    (Event::Adopt, "adopt"),
+    (Event::Deploy, "deploy"),
+    (Event::Release, "release"),
+    (Event::Power, "power"),
+    (Event::Forget, "forget"),
+];
 
 impl Lifecycle {
     /// All of them.
@@ -77,6 +84,7 @@ impl Lifecycle {
             (Self::Releasing, Event::Released) => Some(Self::Ready),
             (Self::Deploying | Self::Releasing, Event::Broke) => Some(Self::Quarantined),
             (Self::Ready | Self::Active | Self::Quarantined, Event::Power) => Some(self),
+            (Self::Discovered | Self::Ready | Self::Quarantined, Event::Forget) => Some(self),
             _ => None,
         }
     }
@@ -139,7 +147,7 @@ mod tests {
 
     use expect_test::expect;
 
-    const EVENTS: [Event; 8] = [
+    const EVENTS: [Event; 9] = [
         Event::Adopt,
         Event::Deploy,
         Event::Deployed,
@@ -148,6 +156,7 @@ mod tests {
         Event::Released,
         Event::Broke,
         Event::Power,
+        Event::Forget,
     ];
 
     #[test]

@@ -202,6 +202,12 @@ impl From<Denied> for Error {
         match denied {
             Denied::Store(error) => error.into(),
             Denied::HasData(_) => Self::conflict(format!("{denied}; say `accept_data` if it may be lost")),
+            Denied::Changed(_) => {
+                Self::conflict(format!("{denied}; see both sides in the machine's `changes`, then say `replace-part`"))
+            }
+            Denied::Elsewhere(_) => Self::conflict(format!(
+                "{denied}; `merge` it if it is that machine, or say `accept_parts` if they were moved here"
+            )),
             Denied::NoSuchDisk(_) => Self::invalid("/disk", denied),
             Denied::Forbidden(_)
             | Denied::Busy(_)
@@ -209,6 +215,9 @@ impl From<Denied> for Error {
             | Denied::NoDisk
             | Denied::ImageNotReady(_)
             | Denied::ImageUnsuitable { .. }
+            | Denied::Unchanged
+            | Denied::NotNew(..)
+            | Denied::Same
             | Denied::RunOver => Self::conflict(denied),
         }
     }

@@ -13,6 +13,7 @@ use axum::{
 use futures_util::{Stream, stream};
 use jiff::Timestamp;
 use rackhand_common::{event::What, id};
+use rackhand_controller_core::identity::Change;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -116,7 +117,15 @@ fn text(body: &Happened) -> String {
             }
         }
         Happened::Alert { reason } => format!("ALERT: {reason}"),
+        Happened::PartsChanged { changes } => format!("ALERT: {}", listed(changes)),
+        Happened::PartsAccepted { changes } => format!("an operator accepts its parts: {}", listed(changes)),
+        Happened::Merged { name } => format!("an operator says that {name}, discovered lately, is this machine"),
+        Happened::Forgotten { name } => format!("an operator removed {name}"),
     }
+}
+
+fn listed(changes: &[Change]) -> String {
+    changes.iter().map(Change::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// Which events.

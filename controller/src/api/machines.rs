@@ -13,7 +13,7 @@ use rackhand_common::{
     intent::{DiskRule, Host},
     machine::{Inventory, Mac, Power},
 };
-use rackhand_controller_core::lifecycle::Lifecycle;
+use rackhand_controller_core::{identity, lifecycle::Lifecycle};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -23,7 +23,10 @@ use super::{
     racks,
     runs::Run,
 };
-use crate::{store, verbs::DeployRequest};
+use crate::{
+    store,
+    verbs::{Accept, DeployRequest},
+};
 
 /// The longest user data, in bytes: what fits the config drive with room to spare.
 const MAX_USER_DATA: usize = 512 << 10;
@@ -47,7 +50,7 @@ pub(super) struct Machine {
     /// `deploying`, `active` (its system runs), `releasing`, `quarantined` (look at it).
     #[schema(value_type = String, example = "ready")]
     lifecycle: Lifecycle,
-    /// What can be done with it now: `adopt`, `deploy`, `release`, `power`.
+    /// What can be done with it now: `adopt`, `deploy`, `release`, `power`, `forget`.
     verbs: Vec<&'static str>,
     /// Counts how often it was given out or taken back; older orders are refused.
     epoch: u64,
@@ -75,6 +78,9 @@ pub(super) struct Machine {
     /// What its installer found in it last: firmware, system, cpu, memory, nics, disks.
     #[schema(value_type = Object)]
     inventory: Inventory,
+    /// Parts that are not those accepted when it was adopted: until `replace-part` says that
+    /// they are right, nothing is written to its disks.
+    changes: Vec<PartChange>,
     /// When it was discovered.
     #[schema(value_type = String, format = DateTime)]
     created: Timestamp,
@@ -83,9 +89,30 @@ pub(super) struct Machine {
     updated: Timestamp,
 }
 
+/// A part that is not what was accepted.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct PartChange {
+    /// Which kind: `mainboard`, `network_card`, `disk`.
+    #[schema(value_type = String, example = "disk")]
+    part: identity::Part,
+    /// What was accepted; absent when the part is new.
+    #[schema(example = "Samsung/S1")]
+    was: Option<String>,
+    /// What was found; absent when the part is gone.
+    #[schema(example = "Samsung/S2 (GPT, 3 partitions)")]
+    is: Option<String>,
+}
+
+impl From<identity::Change> for PartChange {
+    fn from(identity::Change { part, was, is }: identity::Change) -> Self {
+        Self { part, was, is }
+    }
+}
+
 impl Machine {
     fn of(row: store::Machine, rack: String, run: Option<id::RunId>) -> Self {
         Self {
+            changes: row.changes().into_iter().map(PartChange::from).collect(),
             id: row.id,
             name: row.name,
             rack,
@@ -198,12 +225,16 @@ pub(super) struct Adopt {
     /// Its disks may hold data, which a later deploy will destroy.
     #[serde(default)]
     accept_data: bool,
+    /// It may have parts that are another machine's: they were moved here.
+    #[serde(default)]
+    accept_parts: bool,
 }
 
 /// Adopt a machine
 ///
 /// Says that a discovered machine is ours: from then on it can be deployed. Refused when its
-/// disks hold data, unless `accept_data` says that they may be lost.
+/// disks hold data, unless `accept_data` says that they may be lost, or when it has parts of a
+/// machine that was adopted before, unless `accept_parts` says that they were moved.
 #[utoipa::path(post, path = "/v1/machines/{machine}/adopt", tag = "machines", request_body = Adopt,
     params(("machine" = String, Path, description = "Id or name.")), responses((status = 200, body = Machine)))]
 pub(super) async fn adopt(
@@ -214,7 +245,8 @@ pub(super) async fn adopt(
     let now = app.clock.now().wall;
     let mut tx = app.store.begin().await?;
     let machine = tx.machine(&machine).await?;
-    let mut machine = tx.adopt(now, &machine, body.accept_data).await?;
+    let accept = Accept { data: body.accept_data, parts: body.accept_parts };
+    let mut machine = tx.adopt(now, &machine, accept).await?;
     if let Some(name) = body.name {
         check_host_name("/name", &name)?;
         machine.name = name;
@@ -223,6 +255,82 @@ pub(super) async fn adopt(
     tx.commit().await?;
     (app.changed)(machine.rack);
     view(&app, &machine.id.to_string()).await
+}
+
+/// What is accepted of a machine's new parts.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReplacePart {
+    /// New disks may hold data, which a later deploy or release will destroy.
+    #[serde(default)]
+    accept_data: bool,
+    /// New parts may be another machine's: they were moved here.
+    #[serde(default)]
+    accept_parts: bool,
+}
+
+/// Accept replaced parts
+///
+/// Says that the machine's parts as its installer found them last are right: a mainboard,
+/// network card or disk was replaced. Until then nothing is written to its disks.
+#[utoipa::path(post, path = "/v1/machines/{machine}/replace-part", tag = "machines", request_body = ReplacePart,
+    params(("machine" = String, Path, description = "Id or name.")), responses((status = 200, body = Machine)))]
+pub(super) async fn replace_part(
+    State(app): State<App>,
+    Path(machine): Path<String>,
+    Json(body): Json<ReplacePart>,
+) -> Result<impl IntoResponse, Error> {
+    let mut tx = app.store.begin().await?;
+    let machine = tx.machine(&machine).await?;
+    let accept = Accept { data: body.accept_data, parts: body.accept_parts };
+    let machine = tx.replace_part(app.clock.now().wall, &machine, accept).await?;
+    tx.commit().await?;
+    view(&app, &machine.id.to_string()).await
+}
+
+/// Which machine turned out to be another.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Merge {
+    /// Id or name of the machine that was discovered; it is no machine of its own afterwards.
+    #[schema(example = "m-7a01")]
+    from: String,
+}
+
+/// Merge a discovered machine into this one
+///
+/// For a machine that came back as a stranger: with another mainboard and so with other network
+/// cards, or in another rack. It keeps its name, lifecycle and history, and takes the other's
+/// cards and inventory; what differs is then shown in `changes` and wants `replace-part`.
+#[utoipa::path(post, path = "/v1/machines/{machine}/merge", tag = "machines", request_body = Merge,
+    params(("machine" = String, Path, description = "Id or name.")), responses((status = 200, body = Machine)))]
+pub(super) async fn merge(
+    State(app): State<App>,
+    Path(machine): Path<String>,
+    Json(body): Json<Merge>,
+) -> Result<impl IntoResponse, Error> {
+    let mut tx = app.store.begin().await?;
+    let (from, into) = (tx.machine(&body.from).await?, tx.machine(&machine).await?);
+    let merged = tx.merge(app.clock.now().wall, &from, &into).await?;
+    tx.commit().await?;
+    (app.changed)(into.rack);
+    (app.changed)(merged.rack);
+    view(&app, &merged.id.to_string()).await
+}
+
+/// Forget a machine
+///
+/// Removes a machine that is nobody's, with its runs; what happened stays among the events.
+/// Should it start again in a rack, it is discovered anew.
+#[utoipa::path(delete, path = "/v1/machines/{machine}", tag = "machines",
+    params(("machine" = String, Path, description = "Id or name.")), responses((status = 204)))]
+pub(super) async fn forget(State(app): State<App>, Path(machine): Path<String>) -> Result<impl IntoResponse, Error> {
+    let mut tx = app.store.begin().await?;
+    let machine = tx.machine(&machine).await?;
+    tx.forget(app.clock.now().wall, &machine).await?;
+    tx.commit().await?;
+    (app.changed)(machine.rack);
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// What is to be installed.

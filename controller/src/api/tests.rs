@@ -282,7 +282,7 @@ async fn a_machine_is_adopted_deployed_and_the_deploy_cancelled() {
         (status, &adopted["name"], &adopted["lifecycle"], &adopted["rack"]),
         (StatusCode::OK, &json!("web-1"), &json!("ready"), &json!("lab"))
     );
-    assert_eq!(adopted["verbs"], json!(["deploy", "power"]));
+    assert_eq!(adopted["verbs"], json!(["deploy", "power", "forget"]));
 
     bench.ask(Method::PUT, "/v1/images/debian?firmware=bios", vec![7u8; 8192]).await;
     bench.app.images.closed().await;

@@ -1,11 +1,14 @@
 use super::*;
 
 use expect_test::{Expect, expect};
-use rackhand_common::event;
+use rackhand_common::{event, machine::Content};
 
-use crate::store::{
-    EventFilter, Run,
-    tests::{Bench, address, at, inventory, mac},
+use crate::{
+    store::{
+        EventFilter, Run,
+        tests::{Bench, address, at, inventory, mac},
+    },
+    verbs::{Accept, Denied},
 };
 
 fn connection(mac_number: u8, address_number: u8) -> What {
@@ -165,4 +168,128 @@ async fn what_belongs_to_another_run_or_try_is_on_record_and_changes_no_run() {
     assert_eq!(result, Some(OrderResult { attempt: 2, end: OrderEnd::Done(Vec::new()) }));
     take_next(&bench, vec![of(machine.id, What::PhonedHome { run: run.id })]).await;
     assert!(bench.store.run(run.id).await.unwrap().phoned_home);
+}
+
+/// The machine's parts as its installer finds them now, told by a new connection.
+async fn found(bench: &Bench, machine: &Machine, inventory: Inventory) -> Machine {
+    let what = What::Connected { mac: machine.macs[0], address: machine.address, inventory };
+    take_next(bench, vec![of(machine.id, What::Lost), of(machine.id, what)]).await;
+    bench.store.machine(&machine.id.to_string()).await.unwrap()
+}
+
+fn words(machine: &Machine) -> Vec<String> {
+    machine.changes().iter().map(ToString::to_string).collect()
+}
+
+#[tokio::test]
+async fn a_swapped_disk_stops_deploy_and_release_until_an_operator_has_decided() {
+    let bench = Bench::new().await;
+    let machine = bench.adopted(100).await;
+    let mut swapped = inventory(100);
+    swapped.disks[0].serial = "S9".into();
+    swapped.disks[0].content = Content::Data("GPT, 3 partitions".into());
+    let machine = found(&bench, &machine, swapped).await;
+    assert_eq!(words(&machine), ["disk disk/S100 is gone", "disk disk/S9 (GPT, 3 partitions) is new"]);
+    assert!(matches!(bench.deploy(&machine).await, Err(Denied::Changed(_))));
+    let mut tx = bench.store.begin().await.unwrap();
+    let quarantined = Machine { lifecycle: Lifecycle::Quarantined, ..machine.clone() };
+    assert!(matches!(tx.start_release(at(9), &quarantined).await, Err(Denied::Changed(_))));
+    assert!(matches!(tx.replace_part(at(9), &machine, Accept::default()).await, Err(Denied::HasData(_))));
+    let accepted = tx.replace_part(at(9), &machine, Accept { data: true, parts: false }).await.unwrap();
+    assert!(matches!(tx.replace_part(at(9), &accepted, Accept::default()).await, Err(Denied::Unchanged)));
+    tx.commit().await.unwrap();
+    bench.deploy(&accepted).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_part_of_another_machine_is_named_and_never_taken_silently() {
+    let bench = Bench::new().await;
+    let owner = bench.adopted(100).await;
+    let stranger = bench.machine(101);
+    let mut with_its_disk = inventory(101);
+    with_its_disk.disks.push(inventory(100).disks.remove(0));
+    let what = What::Connected { mac: mac(101), address: address(101), inventory: with_its_disk };
+    take_next(&bench, vec![of(stranger.id, what)]).await;
+    let stranger = bench.store.machine(&stranger.id.to_string()).await.unwrap();
+    assert_eq!(stranger.alert.as_deref(), Some("disk disk/S100 is m100's"));
+    let mut tx = bench.store.begin().await.unwrap();
+    assert!(matches!(tx.adopt(at(9), &stranger, Accept::default()).await, Err(Denied::Elsewhere(_))));
+    let stranger = tx.adopt(at(9), &stranger, Accept { data: false, parts: true }).await.unwrap();
+    assert_eq!((stranger.lifecycle, stranger.alert), (Lifecycle::Ready, None));
+    tx.commit().await.unwrap();
+    // The one it was taken from shows what is gone when it is looked at next.
+    let mut without = inventory(100);
+    without.disks.clear();
+    assert_eq!(words(&found(&bench, &owner, without).await), ["disk disk/S100 is gone"]);
+}
+
+#[tokio::test]
+async fn a_new_mainboard_with_new_cards_is_merged_and_keeps_name_address_and_history() {
+    let bench = Bench::new().await;
+    let machine = bench.adopted(100).await;
+    let run = bench.deploy(&machine).await.unwrap();
+    let stranger = MachineId::fresh();
+    let mut board = inventory(100);
+    board.nics[0].mac = mac(50);
+    board.system.serial = "B2".into();
+    let what = What::Connected { mac: mac(50), address: address(150), inventory: board };
+    take_next(&bench, vec![of(stranger, what)]).await;
+    let stranger = bench.store.machine(&stranger.to_string()).await.unwrap();
+    let revision = bench.store.rack_revision(bench.rack).await.unwrap();
+
+    let mut tx = bench.store.begin().await.unwrap();
+    let busy = tx.machine("m100").await.unwrap();
+    assert!(matches!(tx.merge(at(9), &stranger, &busy).await, Err(Denied::Busy(_))));
+    let ended = Run { status: crate::store::RunStatus::Done, ..run };
+    tx.save_run(at(9), &ended).await.unwrap();
+    assert!(matches!(tx.merge(at(9), &busy, &stranger).await, Err(Denied::NotNew(..))));
+    assert!(matches!(tx.merge(at(9), &busy, &busy).await, Err(Denied::Same)));
+    let merged = tx.merge(at(9), &stranger, &busy).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!((merged.id, merged.address, &merged.macs), (machine.id, address(100), &vec![mac(50)]));
+    assert_eq!(words(&merged), ["network card 52:54:00:00:00:64 is gone", "network card 52:54:00:00:00:32 is new"]);
+    assert!(bench.store.rack_revision(bench.rack).await.unwrap() > revision);
+    assert!(matches!(bench.store.machine(&stranger.id.to_string()).await, Err(StoreError::NotFound(_))));
+    let told = EventFilter { machine: Some(machine.id), ..EventFilter::default() };
+    let told = bench.store.events(0, told, 99).await.unwrap();
+    assert!(told.iter().any(|event| matches!(&event.body, Happened::Discovered { name } if *name == stranger.name)));
+    // Its installer still runs under the other id, and asks again.
+    let what = What::Connected { mac: mac(50), address: address(150), inventory: inventory(50) };
+    take_next(&bench, vec![of(stranger.id, what)]).await;
+    assert_eq!(bench.store.machines(None, None, 9).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_machine_moved_to_another_rack_is_found_by_its_parts_and_goes_there_by_an_operators_word() {
+    let bench = Bench::new().await;
+    let machine = bench.adopted(100).await;
+    let (rack, agent) = bench.another_rack().await;
+    let stranger = MachineId::fresh();
+    take(&bench.store, rack, agent, 1, vec![of(stranger, connection(100, 7))]).await.unwrap();
+    let stranger = bench.store.machine(&stranger.to_string()).await.unwrap();
+    assert_eq!((stranger.rack, stranger.alert.as_deref()), (rack, Some("disk disk/S100 is m100's")));
+    let mut tx = bench.store.begin().await.unwrap();
+    let merged = tx.merge(at(9), &stranger, &machine).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!((merged.id, merged.rack, merged.address), (machine.id, rack, address(7)));
+    assert_eq!(words(&merged), Vec::<String>::new());
+    for (of, there) in [(bench.rack, 0), (rack, 1)] {
+        assert_eq!(crate::intent::of(&bench.store, of).await.unwrap().machines.len(), there);
+    }
+}
+
+#[tokio::test]
+async fn a_machine_that_is_forgotten_is_discovered_anew_and_somebodys_is_not_forgotten() {
+    let bench = Bench::new().await;
+    let machine = bench.adopted(100).await;
+    let mut tx = bench.store.begin().await.unwrap();
+    let active = Machine { lifecycle: Lifecycle::Active, ..machine.clone() };
+    assert!(matches!(tx.forget(at(9), &active).await, Err(Denied::Forbidden(_))));
+    tx.forget(at(9), &machine).await.unwrap();
+    tx.commit().await.unwrap();
+    assert!(crate::intent::of(&bench.store, bench.rack).await.unwrap().machines.is_empty());
+    let id = MachineId::fresh();
+    take_next(&bench, vec![of(id, connection(100, 100))]).await;
+    let again = bench.store.machine(&id.to_string()).await.unwrap();
+    assert_eq!((again.lifecycle, again.alert), (Lifecycle::Discovered, None));
 }

@@ -6,7 +6,10 @@ use rackhand_common::{
     event::What,
     id::{MachineId, RackId, RunId},
 };
-use rackhand_controller_core::workflow::{Cause, Step, Workflow};
+use rackhand_controller_core::{
+    identity::Change,
+    workflow::{Cause, Step, Workflow},
+};
 use serde::{Deserialize, Serialize};
 use sqlx::{Row, sqlite::SqliteRow};
 
@@ -98,6 +101,26 @@ pub enum Happened {
         /// For people.
         reason: String,
     },
+    /// The installer found other parts than were accepted.
+    PartsChanged {
+        /// Which.
+        changes: Vec<Change>,
+    },
+    /// An operator said that the parts found are the machine's.
+    PartsAccepted {
+        /// What had changed.
+        changes: Vec<Change>,
+    },
+    /// A machine that was discovered is this one, as an operator said.
+    Merged {
+        /// The name it was discovered under.
+        name: String,
+    },
+    /// An operator removed the machine.
+    Forgotten {
+        /// The name it had.
+        name: String,
+    },
 }
 
 /// Which events are asked for.
@@ -162,6 +185,16 @@ impl Tx {
                 .fetch_one(&mut *self.inner)
                 .await?;
         Ok(row.try_get::<i64, _>("id")? as u64)
+    }
+
+    /// Makes what happened to one machine part of another's history.
+    pub async fn move_events(&mut self, from: MachineId, to: MachineId) -> Result<(), StoreError> {
+        sqlx::query("UPDATE events SET machine = $2 WHERE machine = $1")
+            .bind(from.to_string())
+            .bind(to.to_string())
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
     }
 
     /// The number of the newest event; zero when there is none.

@@ -14,7 +14,10 @@ use rackhand_common::{
     intent::{Boot, Order},
     machine::{Inventory, Mac, Power},
 };
-use rackhand_controller_core::lifecycle::Lifecycle;
+use rackhand_controller_core::{
+    identity::{self, Part},
+    lifecycle::Lifecycle,
+};
 use sqlx::{Row, SqliteExecutor, sqlite::SqliteRow};
 
 use super::{Store, StoreError, Tx, from_json, id, json, micros, taken, timestamp};
@@ -40,6 +43,8 @@ pub struct Machine {
     pub macs: Vec<Mac>,
     /// What its installer found last.
     pub inventory: Inventory,
+    /// What an operator accepted as its parts; `None` while nobody has adopted it.
+    pub accepted: Option<Inventory>,
     /// The event of its installer's latest connection.
     pub connection: u64,
     /// Whether that connection stands.
@@ -64,6 +69,13 @@ pub struct Machine {
     pub updated: Timestamp,
     /// Counts its changes.
     pub version: u64,
+}
+
+impl Machine {
+    /// Parts that are not those accepted; empty while nobody has adopted it.
+    pub fn changes(&self) -> Vec<identity::Change> {
+        self.accepted.as_ref().map(|accepted| identity::compare(accepted, &self.inventory)).unwrap_or_default()
+    }
 }
 
 const SELECT: &str = "SELECT machines.*,
@@ -146,8 +158,8 @@ impl Tx {
     pub async fn insert_machine(&mut self, machine: &Machine) -> Result<(), StoreError> {
         sqlx::query(
             "INSERT INTO machines (id, rack, name, lifecycle, epoch, boot, address, inventory, connection, connected,
-                power, stage, stage_event, power_event, orders, image, alert, created, updated, version)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, 1)",
+                power, stage, stage_event, power_event, orders, image, alert, created, updated, accepted, version)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, 1)",
         )
         .bind(machine.id.to_string())
         .bind(machine.rack.to_string())
@@ -168,6 +180,7 @@ impl Tx {
         .bind(&machine.alert)
         .bind(micros(machine.created))
         .bind(micros(machine.updated))
+        .bind(machine.accepted.as_ref().map(json))
         .execute(&mut *self.inner)
         .await
         .map_err(taken("machine name, id or address"))?;
@@ -185,7 +198,8 @@ impl Tx {
         let changed = sqlx::query(
             "UPDATE machines SET name = $3, lifecycle = $4, epoch = $5, boot = $6, inventory = $7, connection = $8,
                 connected = $9, power = $10, stage = $11, stage_event = $12, power_event = $13, orders = $14,
-                image = $15, alert = $16, updated = $17, version = version + 1
+                image = $15, alert = $16, updated = $17, accepted = $18, rack = $19, address = $20,
+                version = version + 1
              WHERE id = $1 AND version = $2",
         )
         .bind(machine.id.to_string())
@@ -205,25 +219,85 @@ impl Tx {
         .bind(&machine.image)
         .bind(&machine.alert)
         .bind(micros(now))
+        .bind(machine.accepted.as_ref().map(json))
+        .bind(machine.rack.to_string())
+        .bind(machine.address.to_string())
         .execute(&mut *self.inner)
         .await
-        .map_err(taken("machine name"))?
+        .map_err(taken("machine name or address"))?
         .rows_affected();
         if changed == 0 {
             return Err(StoreError::Changed("machine"));
         }
-        if before.macs != machine.macs {
+        if (before.rack, &before.macs) != (machine.rack, &machine.macs) {
             sqlx::query("DELETE FROM macs WHERE machine = $1")
                 .bind(machine.id.to_string())
                 .execute(&mut *self.inner)
                 .await?;
             self.write_macs(machine).await?;
         }
-        if crate::intent::machine(&before) != crate::intent::machine(machine) {
+        if before.rack != machine.rack {
+            self.touch_rack(before.rack).await?;
+        }
+        if before.rack != machine.rack || crate::intent::machine(&before) != crate::intent::machine(machine) {
             self.touch_rack(machine.rack).await?;
         }
         machine.updated = now;
         machine.version += 1;
+        Ok(())
+    }
+
+    /// Notes that the machine's accepted parts are its own, whoever's they were before.
+    pub async fn claim_parts(&mut self, machine: &Machine) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM parts WHERE machine = $1")
+            .bind(machine.id.to_string())
+            .execute(&mut *self.inner)
+            .await?;
+        for (kind, identity) in machine.accepted.iter().flat_map(identity::marks) {
+            sqlx::query(
+                "INSERT INTO parts (kind, identity, machine) VALUES ($1, $2, $3)
+                 ON CONFLICT (kind, identity) DO UPDATE SET machine = excluded.machine",
+            )
+            .bind(kind.to_string())
+            .bind(identity)
+            .bind(machine.id.to_string())
+            .execute(&mut *self.inner)
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Parts found in this machine that are another's, with that machine's name.
+    pub async fn parts_of_others(&mut self, machine: &Machine) -> Result<Vec<(Part, String, String)>, StoreError> {
+        let mut found = Vec::new();
+        for (kind, identity) in identity::marks(&machine.inventory) {
+            let row = sqlx::query(
+                "SELECT machines.name AS name FROM parts JOIN machines ON machines.id = parts.machine
+                 WHERE parts.kind = $1 AND parts.identity = $2 AND parts.machine <> $3",
+            )
+            .bind(kind.to_string())
+            .bind(&identity)
+            .bind(machine.id.to_string())
+            .fetch_optional(&mut *self.inner)
+            .await?;
+            if let Some(row) = row {
+                found.push((kind, identity, row.try_get("name")?));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes a machine with its runs and commands; its events stay. It must have no run in
+    /// progress.
+    pub async fn delete_machine(&mut self, machine: &Machine) -> Result<(), StoreError> {
+        for statement in [
+            "DELETE FROM commands WHERE machine = $1",
+            "DELETE FROM runs WHERE machine = $1",
+            "DELETE FROM machines WHERE id = $1",
+        ] {
+            sqlx::query(statement).bind(machine.id.to_string()).execute(&mut *self.inner).await?;
+        }
+        self.touch_rack(machine.rack).await?;
         Ok(())
     }
 
@@ -266,6 +340,7 @@ fn read(row: &SqliteRow) -> Result<Machine, StoreError> {
         address: parsed("address", row.try_get("address")?)?,
         macs: macs.unwrap_or_default().split_whitespace().map(|mac| parsed("MAC", mac)).collect::<Result<_, _>>()?,
         inventory: from_json("inventory", row.try_get("inventory")?)?,
+        accepted: optional("accepted")?.map(|text| from_json("accepted inventory", &text)).transpose()?,
         connection: row.try_get::<i64, _>("connection")? as u64,
         connected: row.try_get("connected")?,
         power: optional("power")?.map(|text| from_json("power", &text)).transpose()?,

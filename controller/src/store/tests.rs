@@ -15,7 +15,7 @@ use rackhand_common::{
 };
 use rackhand_controller_core::{lifecycle::Lifecycle, workflow::WaitFor};
 
-use crate::verbs::{Denied, DeployRequest};
+use crate::verbs::{Accept, Denied, DeployRequest};
 
 /// A database with a rack and its agent.
 pub(crate) struct Bench {
@@ -70,6 +70,16 @@ impl Bench {
         Self { _dir: dir, store, rack, agent }
     }
 
+    /// A second rack in the same database, and its agent.
+    pub(crate) async fn another_rack(&self) -> (RackId, AgentId) {
+        let agent = AgentId::fresh();
+        let mut tx = self.store.begin().await.unwrap();
+        let rack = tx.insert_rack(at(0), "r2", &network()).await.unwrap();
+        tx.insert_agent(at(0), agent, rack, KeyPin([1; 32]), at(0)).await.unwrap();
+        tx.commit().await.unwrap();
+        (rack, agent)
+    }
+
     /// A row for a discovered machine with this number.
     pub(crate) fn machine(&self, number: u8) -> Machine {
         Machine {
@@ -82,6 +92,7 @@ impl Bench {
             address: address(number),
             macs: vec![mac(number)],
             inventory: inventory(number),
+            accepted: None,
             connection: 0,
             connected: true,
             power: Some(Power::On),
@@ -107,7 +118,7 @@ impl Bench {
         let machine = self.machine(number);
         self.insert(&machine).await.unwrap();
         let mut tx = self.store.begin().await.unwrap();
-        let machine = tx.adopt(at(1), &machine, false).await.unwrap();
+        let machine = tx.adopt(at(1), &machine, Accept::default()).await.unwrap();
         tx.commit().await.unwrap();
         machine
     }

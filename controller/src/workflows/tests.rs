@@ -25,7 +25,7 @@ use rackhand_controller_core::lifecycle::Lifecycle;
 use crate::{
     intent,
     store::{EventFilter, PowerChange, SoundNetwork, Stored},
-    verbs::{Denied, DeployRequest},
+    verbs::{Accept, Denied, DeployRequest},
 };
 
 /// How the simulated rack behaves.
@@ -372,8 +372,8 @@ impl World {
         let mut tx = world.store.begin().await.unwrap();
         let machine = tx.machine(&world.node.machine.to_string()).await.unwrap();
         assert_eq!((machine.lifecycle, machine.name.as_str()), (Lifecycle::Discovered, "m-3456"));
-        assert!(matches!(tx.adopt(now, &machine, false).await, Err(Denied::HasData(_))));
-        tx.adopt(now, &machine, true).await.unwrap();
+        assert!(matches!(tx.adopt(now, &machine, Accept::default()).await, Err(Denied::HasData(_))));
+        tx.adopt(now, &machine, Accept { data: true, parts: false }).await.unwrap();
         tx.commit().await.unwrap();
         world.node.state.lock().unwrap().behaviour = behaviour;
         world

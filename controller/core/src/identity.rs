@@ -1,0 +1,184 @@
+//! Whether a machine is still the one it was accepted as: its parts as an operator accepted
+//! them, against those its installer found last.
+//!
+//! Evidence, not names: a part that differs renames nobody and erases nothing. It is shown
+//! with both sides, and stops what would destroy data until an operator has decided.
+
+use std::{collections::BTreeSet, fmt};
+
+use rackhand_common::machine::{Content, Disk, Inventory, System};
+use serde::{Deserialize, Serialize};
+
+/// A kind of part that tells machines apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// By serial number and UUID in its SMBIOS.
+    Mainboard,
+    /// By Ethernet address.
+    NetworkCard,
+    /// By [`Disk::identity`].
+    Disk,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mainboard => "mainboard",
+            Self::NetworkCard => "network card",
+            Self::Disk => "disk",
+        })
+    }
+}
+
+/// A part that is not what was accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Which kind.
+    pub part: Part,
+    /// What was accepted; `None` for a part that is new.
+    pub was: Option<String>,
+    /// What was found; `None` for a part that is gone.
+    pub is: Option<String>,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { part, was, is } = self;
+        match (was, is) {
+            (Some(was), Some(is)) => write!(f, "{part} was {was}, is {is}"),
+            (Some(was), None) => write!(f, "{part} {was} is gone"),
+            (None, Some(is)) => write!(f, "{part} {is} is new"),
+            (None, None) => write!(f, "{part} changed"),
+        }
+    }
+}
+
+/// What differs, mainboard first.
+pub fn compare(accepted: &Inventory, found: &Inventory) -> Vec<Change> {
+    let mut changes = Vec::new();
+    if is_other_board(&accepted.system, &found.system) {
+        let (was, is) = (Some(board_words(&accepted.system)), Some(board_words(&found.system)));
+        changes.push(Change { part: Part::Mainboard, was, is });
+    }
+    let macs = |inventory: &Inventory| inventory.nics.iter().map(|nic| nic.mac.to_string()).collect();
+    changes.extend(differing(Part::NetworkCard, macs(accepted), macs(found)));
+    let disks = |inventory: &Inventory| inventory.disks.iter().map(disk_name).collect();
+    changes.extend(differing(Part::Disk, disks(accepted), disks(found)).map(|change| with_content(change, found)));
+    changes
+}
+
+/// What makes a machine's parts known again, by kind, for finding them in another machine. A
+/// mainboard without a UUID and a disk without an identity are not among them.
+pub fn marks(inventory: &Inventory) -> BTreeSet<(Part, String)> {
+    let uuid = inventory.system.uuid.map(|uuid| (Part::Mainboard, uuid.to_string()));
+    let disks = inventory.disks.iter().filter_map(Disk::identity).map(|identity| (Part::Disk, identity));
+    uuid.into_iter().chain(disks).collect()
+}
+
+/// Vendors leave any of it empty, and firmware updates lose it: what is empty on one side
+/// tells nothing.
+fn is_other_board(was: &System, is: &System) -> bool {
+    let serials = !was.serial.is_empty() && !is.serial.is_empty() && was.serial != is.serial;
+    let uuids = was.uuid.is_some() && is.uuid.is_some() && was.uuid != is.uuid;
+    serials || uuids
+}
+
+fn board_words(system: &System) -> String {
+    let uuid = system.uuid.map_or("no UUID".to_owned(), |uuid| uuid.to_string());
+    match system.serial.as_str() {
+        "" => format!("without serial number ({uuid})"),
+        serial => format!("{serial} ({uuid})"),
+    }
+}
+
+fn disk_name(disk: &Disk) -> String {
+    disk.identity().unwrap_or_else(|| format!("{} without serial number", disk.name))
+}
+
+fn differing(part: Part, was: BTreeSet<String>, is: BTreeSet<String>) -> impl Iterator<Item = Change> {
+    let gone: Vec<_> = was.difference(&is).cloned().map(|was| Change { part, was: Some(was), is: None }).collect();
+    let new: Vec<_> = is.difference(&was).cloned().map(|is| Change { part, was: None, is: Some(is) }).collect();
+    gone.into_iter().chain(new)
+}
+
+fn with_content(change: Change, found: &Inventory) -> Change {
+    let content = found.disks.iter().find(|disk| Some(disk_name(disk)) == change.is).map(|disk| &disk.content);
+    match (content, change.is) {
+        (Some(Content::Data(words)), Some(is)) => Change { is: Some(format!("{is} ({words})")), ..change },
+        (_, is) => Change { is, ..change },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use rackhand_common::machine::{Cpu, Firmware, Mac, Nic};
+
+    use super::*;
+
+    fn machine() -> Inventory {
+        Inventory {
+            firmware: Firmware::Bios,
+            system: System { serial: "S1".into(), uuid: Some(uuid::Uuid::from_u128(1)), ..System::default() },
+            cpu: Cpu::default(),
+            memory: 1 << 30,
+            nics: vec![nic(1)],
+            disks: vec![disk("D1", Content::Blank), disk("D2", Content::Blank)],
+        }
+    }
+
+    fn nic(last: u8) -> Nic {
+        Nic { name: "eth0".into(), mac: Mac([2, 0, 0, 0, 0, last]), driver: String::new(), link: true }
+    }
+
+    fn disk(serial: &str, content: Content) -> Disk {
+        Disk {
+            name: "vda".into(),
+            model: "m".into(),
+            serial: serial.into(),
+            wwn: None,
+            size: 1 << 30,
+            sector: 512,
+            rotational: false,
+            content,
+        }
+    }
+
+    fn check(change: impl FnOnce(&mut Inventory), expected: Expect) {
+        let mut found = machine();
+        change(&mut found);
+        let lines: Vec<_> = compare(&machine(), &found).iter().map(ToString::to_string).collect();
+        expected.assert_eq(&lines.join("\n"));
+    }
+
+    #[test]
+    fn what_a_machine_goes_through_without_becoming_another_is_no_change() {
+        check(|_| (), expect![""]);
+        check(
+            |found| {
+                found.disks.reverse();
+                found.disks[0].name = "sdb".into();
+                found.disks[0].content = Content::Data("GPT".into());
+                found.memory = 2 << 30;
+                found.nics[0].link = false;
+            },
+            expect![""],
+        );
+    }
+
+    #[test]
+    fn each_part_that_differs_is_named_with_both_sides() {
+        check(
+            |found| found.system = System { serial: "S2".into(), ..System::default() },
+            expect!["mainboard was S1 (00000000-0000-0000-0000-000000000001), is S2 (no UUID)"],
+        );
+        check(|found| found.nics = vec![nic(1), nic(2)], expect!["network card 02:00:00:00:00:02 is new"]);
+        check(
+            |found| found.disks[1] = disk("D9", Content::Data("GPT, 3 partitions".into())),
+            expect![[r#"
+                disk m/D2 is gone
+                disk m/D9 (GPT, 3 partitions) is new"#]],
+        );
+    }
+}
