@@ -92,6 +92,8 @@ struct Inside {
     system: Option<System>,
     /// The kernel command line of the latest installer.
     line: Option<String>,
+    /// What its installers are told instead of their own command line.
+    forged: Option<cmdline::Parameters>,
     effects: Vec<Effect>,
     screen: Vec<String>,
     starts: u32,
@@ -180,6 +182,12 @@ impl Machine {
         inside.running = Some(Running { off, thread });
     }
 
+    /// Goes on with an installer that was told this, and not what boot has for this machine.
+    pub fn power_on_forged(&self, parameters: cmdline::Parameters) {
+        self.lock().forged = Some(parameters);
+        self.power_on();
+    }
+
     /// Pulls the plug: whatever it is doing ends here, a write to its disk included.
     pub fn power_off(&self) {
         let running = self.lock().running.take();
@@ -228,8 +236,12 @@ impl Machine {
                 inside.system = None;
                 std::mem::take(&mut inside.network_once)
             };
-            let disk = !network && self.has_system();
-            let tried = if disk { self.start_disk().await } else { self.start_network(&supply).await };
+            let forged = self.lock().forged.clone();
+            let tried = match forged {
+                Some(parameters) => self.install(parameters, &supply).await,
+                None if !network && self.has_system() => self.start_disk().await,
+                None => self.start_network(&supply).await,
+            };
             if let Err(error) = tried {
                 self.show(format!("{error:#}"));
                 tokio::time::sleep(RETRY).await;
@@ -288,6 +300,11 @@ impl Machine {
         self.lock().line = Some(line.to_owned());
         let parameters = cmdline::parse(line)?;
         ensure!(parameters.address == address, "told {} and given {address}", parameters.address);
+        self.install(parameters, supply).await
+    }
+
+    /// Runs the real installer until it restarts the machine.
+    async fn install(&self, parameters: cmdline::Parameters, supply: &Supply) -> Result<()> {
         let hardware = Powered { machine: self.clone(), supply: supply.clone() };
         session::run(parameters, Arc::new(hardware), Log::default()).await.context("the installer ended")?;
         self.show("the installer restarts the machine");

@@ -71,28 +71,6 @@ impl Operator {
         Ok(machines["items"].as_array().context("not a list")?.iter().find(has).cloned())
     }
 
-    /// Waits until the machine with this card is as wanted. A controller that is away is
-    /// waited for.
-    pub async fn wait_for(&self, mac: Mac, wanted: &str, is: impl Fn(&Value) -> bool) -> Value {
-        wait::until(&format!("machine {mac} is {wanted}"), PATIENCE, async || match self.machine(mac).await {
-            Ok(Some(machine)) if is(&machine) => Ok(machine),
-            Ok(seen) => {
-                let run = match seen.as_ref().map(|machine| &machine["run"]) {
-                    Some(Value::String(run)) => self.get(&format!("/v1/runs/{run}")).await.unwrap_or_default(),
-                    _ => Value::Null,
-                };
-                Err(format!("{:#}\nrun: {run:#}", seen.unwrap_or_default()))
-            }
-            Err(error) => Err(format!("{error:#}")),
-        })
-        .await
-    }
-
-    /// Waits for a lifecycle.
-    pub async fn wait_for_lifecycle(&self, mac: Mac, lifecycle: &str) -> Value {
-        self.wait_for(mac, lifecycle, |machine| machine["lifecycle"] == lifecycle).await
-    }
-
     /// Waits until this run is over; the run.
     pub async fn wait_for_end(&self, run: &Value) -> Value {
         let path = format!("/v1/runs/{}", run["id"].as_str().unwrap_or_default());

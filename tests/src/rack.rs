@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU8, Ordering},
     },
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result};
@@ -23,9 +24,10 @@ use crate::{
     disk::Drive,
     image,
     machine::{Machine, Model, Place, PowerDriver},
-    operator::Operator,
+    operator::{Operator, PATIENCE},
     process::Process,
     segment::Segment,
+    wait,
 };
 
 /// A daemon that can be killed and started.
@@ -157,7 +159,19 @@ impl VirtualRack {
         self.begin(service).await.expect("a daemon that was killed starts again");
     }
 
+    /// Starts a daemon, also when its files are still locked: a program that another story
+    /// starts in this moment inherits them until it is executed.
     async fn begin(&mut self, service: Service) -> Result<()> {
+        let end = Instant::now() + PATIENCE / 4;
+        loop {
+            match self.try_begin(service).await {
+                Err(error) if Instant::now() < end && is_locked(&error) => tokio::task::yield_now().await,
+                began => return began,
+            }
+        }
+    }
+
+    async fn try_begin(&mut self, service: Service) -> Result<()> {
         let shutdown = CancellationToken::new();
         match service {
             Service::Controller => {
@@ -262,19 +276,54 @@ impl VirtualRack {
         raw
     }
 
+    /// Waits until a machine is as wanted; its row. A controller that is away is waited for.
+    pub async fn wait_for(&self, machine: &Machine, wanted: &str, is: impl Fn(&Value) -> bool) -> Value {
+        let wanted = format!("machine {} is {wanted}", machine.mac());
+        wait::until(&wanted, PATIENCE, async || match self.operator.machine(machine.mac()).await {
+            Ok(Some(row)) if is(&row) => Ok(row),
+            Ok(Some(row)) => Err(self.report(machine, &row).await),
+            Ok(None) => Err(format!("the controller does not know it; its screen:{}", machine.screen())),
+            Err(error) => Err(format!("{error:#}; its screen:{}", machine.screen())),
+        })
+        .await
+    }
+
+    /// Waits for a lifecycle.
+    pub async fn becomes(&self, machine: &Machine, lifecycle: &str) -> Value {
+        self.wait_for(machine, lifecycle, |row| row["lifecycle"] == lifecycle).await
+    }
+
+    /// How it stands with a machine, for the message of a failure.
+    async fn report(&self, machine: &Machine, row: &Value) -> String {
+        let run = match &row["run"] {
+            Value::String(run) => self.operator.get(&format!("/v1/runs/{run}")).await.unwrap_or_default(),
+            _ => Value::Null,
+        };
+        let history = self.operator.history(machine.mac()).await.unwrap_or_default();
+        let history: String = history.iter().rev().take(25).rev().map(|(_, text)| format!("\n    {text}")).collect();
+        format!(
+            "{}, power {}, alert {}, run {run:#}\nhistory:{history}\nits screen:{}\npower effects: {:?}",
+            row["lifecycle"],
+            row["power"],
+            row["alert"],
+            machine.screen(),
+            machine.effects()
+        )
+    }
+
     /// A machine that was switched on, discovered and adopted; its row.
     pub async fn ready(&self, machine: &Machine) -> Value {
         machine.power_on();
-        self.operator.wait_for_lifecycle(machine.mac(), "discovered").await;
+        self.becomes(machine, "discovered").await;
         self.operator.act(machine.mac(), "adopt", json!({})).await.expect("a blank machine is adopted");
-        self.operator.wait_for(machine.mac(), "ready and waiting in the installer", waiting).await
+        self.wait_for(machine, "ready and waiting in the installer", waiting).await
     }
 
     /// A ready machine that runs this image.
     pub async fn active(&self, machine: &Machine, image: &str) -> Value {
         self.ready(machine).await;
         self.operator.deploy(machine.mac(), image).await.expect("a ready machine is deployed");
-        self.operator.wait_for_lifecycle(machine.mac(), "active").await
+        self.becomes(machine, "active").await
     }
 
     /// The controller's copies of an image's chunks.
@@ -304,6 +353,11 @@ impl Drop for VirtualRack {
             machine.power_off();
         }
     }
+}
+
+fn is_locked(error: &anyhow::Error) -> bool {
+    let text = format!("{error:#}");
+    text.contains("another controller runs") || text.contains("already open")
 }
 
 /// Whether a machine waits in the installer, nobody's and ready.

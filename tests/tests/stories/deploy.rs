@@ -28,7 +28,7 @@ async fn there_and_back(firmware: Firmware) {
     let machine = rack.machine(Model { firmware, ..Model::default() });
     rack.ready(&machine).await;
     rack.operator.deploy(machine.mac(), "sim-1").await.unwrap();
-    let active = rack.operator.wait_for_lifecycle(machine.mac(), "active").await;
+    let active = rack.becomes(&machine, "active").await;
 
     let system = machine.system_up(PATIENCE).await;
     assert_eq!((system.hostname.as_str(), system.ssh_keys.as_slice()), ("web-1", &[KEY.to_owned()][..]));
@@ -37,7 +37,7 @@ async fn there_and_back(firmware: Firmware) {
     assert!(machine.drive().writes().iter().all(|(chunk, times)| *times == 1 || *chunk == 0 || *chunk >= 3));
 
     rack.operator.act(machine.mac(), "release", json!({})).await.unwrap();
-    rack.operator.wait_for_lifecycle(machine.mac(), "ready").await;
+    rack.becomes(&machine, "ready").await;
     assert!(machine.drive().contents().unwrap().iter().all(|byte| *byte == 0), "something is left on the disk");
     rack.stop().await.unwrap();
 }

@@ -4,3 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
 
 mod deploy;
+mod disks;
+mod identity;
+mod images;
+mod kills;
