@@ -71,7 +71,7 @@ pub type Fetched<'a, T> = Pin<Box<dyn Future<Output = Result<T, FetchError>> + S
 /// Why a chunk or manifest is not here.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum FetchError {
-    /// The controller has no such thing.
+    /// The controller has no such thing, or none that is whole.
     #[error("not found: {0}")]
     NotFound(String),
     /// Ask again later.

@@ -9,7 +9,8 @@
 //!   a machine cut off at any instruction leaves the events of whole transactions.
 //! - Events leave in the order in which they came. The numbers told with them are
 //!   consecutive from 1 for the life of the spool, and an event that was once told under a
-//!   number keeps it: the receiver recognises repetitions by the number alone.
+//!   number keeps it: the receiver recognises repetitions by the number alone. Only a
+//!   receiver that has seen higher numbers than any here moves them on.
 //! - A spool that is full drops its oldest events but for the first [`MAX_BATCH`], which may
 //!   be under way, and puts one [`What::Gap`] in their place that counts them. Nothing is
 //!   dropped without being counted.
@@ -210,7 +211,8 @@ impl Spool {
     }
 
     /// All events with lower numbers have been taken and may go. A number that is too low
-    /// changes nothing; one that is too high is taken for all.
+    /// changes nothing. One that is higher than any here was given by a spool of which this is
+    /// an older copy, or the successor: what waits here is told under numbers from there on.
     pub async fn acknowledge(&self, next: u64) -> Result<(), SpoolError> {
         self.request(|answer| Write::Acknowledge { next, answer }).await
     }
@@ -444,6 +446,10 @@ impl<'tx> Store<'tx> {
 
     fn acknowledge(&mut self, next: u64) -> Result<(), SpoolError> {
         let mut first = self.numbers.get(FIRST)?.map_or(1, |first| first.value());
+        if next > first + self.length()? {
+            tracing::warn!(next, "events were taken that are not here: their numbers are passed over");
+            first = next;
+        }
         while first < next && self.events.pop_first()?.is_some() {
             first += 1;
         }
@@ -547,6 +553,18 @@ mod tests {
         assert_eq!(spool.batch(256).await.unwrap(), (3, vec![event(12)]));
         spool.acknowledge(2).await.unwrap();
         assert_eq!(spool.waiting(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_older_copy_of_a_spool_tells_its_events_under_numbers_not_yet_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(&dir.path().join("spool.redb"), 1000).unwrap();
+        spool.append(vec![event(10), event(11)]).await.unwrap();
+        spool.acknowledge(15).await.unwrap();
+        assert_eq!(spool.batch(256).await.unwrap(), (15, vec![event(10), event(11)]));
+        spool.acknowledge(17).await.unwrap();
+        spool.append(vec![event(12)]).await.unwrap();
+        assert_eq!(spool.batch(256).await.unwrap(), (17, vec![event(12)]));
     }
 
     #[tokio::test]

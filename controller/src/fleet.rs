@@ -46,7 +46,7 @@ const RECHECK: Duration = Duration::from_secs(30);
 const ENROL_LEN: usize = 64 << 10;
 
 /// Closed because a newer connection took over.
-const REPLACED: VarInt = VarInt::from_u32(1);
+const REPLACED: VarInt = VarInt::from_u32(wire::REPLACED);
 /// Closed because the peer is not let in, or broke the protocol.
 const REFUSED: VarInt = VarInt::from_u32(2);
 /// Closed because the controller stops, or the work is done.

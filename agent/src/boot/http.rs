@@ -39,6 +39,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use super::{
+    agent_link::NotFetched,
     chunks::{ChunkError, Chunks},
     leases::{Holder, Leases},
     listener::Client,
@@ -188,9 +189,7 @@ async fn initramfs(State(site): State<Site>, Extension(client): Extension<Client
 async fn chunk(State(site): State<Site>, Path(digest): Path<Digest>) -> Response {
     match site.chunks.chunk(digest).await {
         Ok(bytes) => ([(header::CONTENT_TYPE, "application/zstd")], bytes).into_response(),
-        Err(ChunkError::NotFetched(super::agent_link::NotFetched::NotFound(_))) => {
-            StatusCode::NOT_FOUND.into_response()
-        }
+        Err(ChunkError::NotFetched(NotFetched::NotFound(why))) => (StatusCode::NOT_FOUND, why).into_response(),
         Err(error) => {
             tracing::warn!(%digest, error = format!("{:#}", anyhow::Error::from(error)), "a chunk cannot be served");
             StatusCode::SERVICE_UNAVAILABLE.into_response()

@@ -114,7 +114,8 @@ impl Source for Fetcher {
             if Digest::of(&bytes) == digest {
                 Ok(bytes)
             } else {
-                Err(FetchError::Unavailable(format!("the controller sent other bytes than chunk {digest}")))
+                // TLS keeps bytes whole on their way: the controller's own copy is not.
+                Err(FetchError::NotFound(format!("the controller's copy of chunk {digest} is damaged")))
             }
         })
     }

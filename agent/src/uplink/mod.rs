@@ -7,6 +7,8 @@
 //! - An event leaves the spool only when the controller has acknowledged it.
 //! - The private key never leaves the node; a certificate is renewed over the connection it
 //!   serves, at half of its life.
+//! - Of two processes that connect as the same agent the newest is served; the other never
+//!   dials again.
 
 mod backoff;
 mod enrol;
@@ -67,6 +69,14 @@ impl Uplink {
                 Ok(Ended::Shutdown) => return,
                 // With the new certificate, at once.
                 Ok(Ended::Renewed) => continue,
+                // Dialling again would take the connection from the other, which would dial again.
+                Ok(Ended::Replaced) => {
+                    let words = "a newer process of this agent has connected: this one has stood down; restart it if \
+                                 the other is not to be the rack's agent";
+                    tracing::error!("{words}");
+                    self.show(false, words.to_owned());
+                    return shutdown.cancelled().await;
+                }
                 Err(error) => format!("{error:#}"),
             };
             let wait = backoff.next(rand::random());

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
 use rackhand_common::{
     id::Incarnation,
     pki::{self, CONTROLLER_NAME},
@@ -35,6 +35,8 @@ pub(super) enum Ended {
     Shutdown,
     /// There is a new certificate to connect with.
     Renewed,
+    /// Another process has connected as this agent, after us.
+    Replaced,
 }
 
 /// Dials, says hello and works until something ends it.
@@ -49,9 +51,19 @@ pub(super) async fn run(uplink: &Uplink, incarnation: Incarnation, shutdown: &Ca
         () = shutdown.cancelled() => Ok(Ended::Shutdown),
         ended = work(uplink, &registration, incarnation, &connection) => ended,
     };
+    let ended = if is_replaced(&connection) { Ok(Ended::Replaced) } else { ended };
     connection.close(0u32.into(), b"");
     let _ = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
     ended
+}
+
+/// Whether the controller closed the connection in favour of another process's: one of our
+/// own is dialled only when this one is closed already.
+fn is_replaced(connection: &Connection) -> bool {
+    match connection.close_reason() {
+        Some(ConnectionError::ApplicationClosed(close)) => close.error_code == VarInt::from_u32(wire::REPLACED),
+        _ => false,
+    }
 }
 
 async fn dial(registration: &Registration) -> Result<(quinn::Endpoint, Connection)> {

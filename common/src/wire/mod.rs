@@ -28,6 +28,10 @@ pub const ALPN: &[u8] = b"rackhand/1";
 /// ALPN of a node that has a code and no certificate yet.
 pub const ALPN_ENROL: &[u8] = b"rackhand-enrol/1";
 
+/// The code with which the controller closes an agent's connection when a newer one of the
+/// same agent has taken its place.
+pub const REPLACED: u32 = 1;
+
 /// Why bytes are not a message.
 #[derive(Debug, thiserror::Error)]
 pub enum Malformed {

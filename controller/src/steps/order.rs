@@ -127,6 +127,8 @@ fn comes_back(machine: &Machine) -> bool {
                 | Stage::Script(_)
                 | Stage::Kernel
                 | Stage::Initramfs
+                | Stage::Installer
+                | Stage::Inventoried
         )
     );
     on_its_way && machine.stage_event > machine.connection

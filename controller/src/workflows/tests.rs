@@ -170,12 +170,19 @@ impl Node {
                 state.behaviour.late = false;
                 state.events.push(What::PhonedHome { run });
             }
-            let booting = state.events.iter().any(|what| matches!(what, What::Stage(Stage::RomDhcp(_))));
+            let has = |wanted: fn(&Stage) -> bool| {
+                state.events.iter().any(|what| matches!(what, What::Stage(stage) if wanted(stage)))
+            };
+            let booting = has(|stage| matches!(stage, Stage::RomDhcp(_)));
+            let admitted = has(|stage| *stage == Stage::Installer);
             let told: Vec<What> = state.events.drain(..).collect();
             if booting && wanted.as_ref().is_none_or(|machine| machine.boot == Boot::Installer) {
+                state.events.push(What::Stage(Stage::Installer));
+            }
+            // Its inventory comes in another batch than its admission.
+            if admitted {
                 state.installer = true;
-                let what = connection();
-                state.events.push(what);
+                state.events.extend([What::Stage(Stage::Inventoried), connection()]);
             }
             if let Some(machine) = wanted.filter(|_| state.installer) {
                 state.work(&machine);

@@ -1,0 +1,406 @@
+//! A simulated machine: chassis power, firmware that starts the disk or the network, iPXE, the
+//! real installer, and the system it installed.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use jiff::Timestamp;
+use rackhand_agent::power::{Answer, Power, PowerError, Target};
+use rackhand_common::machine::{self, Cpu, Firmware, Inventory, Mac, Nic, Power as State};
+use rackhand_installer::{
+    boot_order, cmdline, disk,
+    gpt::Table,
+    log::Log,
+    machine::{BootOrderError, Machine as Hardware},
+    session,
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    dhcp::{self, Program},
+    disk::{Drive, Supply},
+    ipxe::{End, Ipxe},
+    segment::Segment,
+    system::{self, System},
+    tftp, wait,
+};
+
+/// What distinguishes one machine from another.
+#[derive(Clone, Copy, Debug)]
+pub struct Model {
+    /// BIOS with iPXE for a boot ROM, or UEFI, whose own PXE client loads iPXE by TFTP.
+    pub firmware: Firmware,
+    /// Bytes of its disk.
+    pub disk: u64,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self { firmware: Firmware::Bios, disk: 32 << 20 }
+    }
+}
+
+/// The machine's surroundings.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The cable in its card.
+    pub segment: Segment,
+    /// The port that stands for TFTP's 69.
+    pub tftp: u16,
+    /// What the loader that firmware fetches must be.
+    pub loader: Vec<u8>,
+}
+
+/// What was done to a machine's power from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It went on.
+    On,
+    /// It went off.
+    Off,
+    /// Its next start was bound to the network.
+    NetworkOnce,
+}
+
+/// A machine; clones are the same.
+#[derive(Clone, Debug)]
+pub struct Machine(Arc<Chassis>);
+
+#[derive(Debug)]
+struct Chassis {
+    mac: Mac,
+    uuid: Uuid,
+    firmware: Firmware,
+    place: Place,
+    supply: Supply,
+    state: Mutex<Inside>,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    drives: Vec<Drive>,
+    running: Option<Running>,
+    network_once: bool,
+    /// UEFI's boot variables.
+    variables: boot_order::Variables,
+    system: Option<System>,
+    /// The kernel command line of the latest installer.
+    line: Option<String>,
+    /// What its installers are told instead of their own command line.
+    forged: Option<cmdline::Parameters>,
+    effects: Vec<Effect>,
+    screen: Vec<String>,
+    starts: u32,
+}
+
+/// A machine that is on: a thread of its own.
+#[derive(Debug)]
+struct Running {
+    off: CancellationToken,
+    thread: std::thread::JoinHandle<()>,
+}
+
+/// Between tries of firmware that found nothing to start.
+const RETRY: Duration = Duration::from_millis(200);
+
+impl Machine {
+    /// A machine that is off, with these disks.
+    pub fn new(mac: Mac, firmware: Firmware, place: Place, drives: Vec<Drive>) -> Self {
+        Self(Arc::new(Chassis {
+            mac,
+            uuid: Uuid::new_v4(),
+            firmware,
+            place,
+            supply: Supply::default(),
+            state: Mutex::new(Inside { drives, ..Inside::default() }),
+        }))
+    }
+
+    /// Its card's address.
+    pub fn mac(&self) -> Mac {
+        self.0.mac
+    }
+
+    /// Its first disk.
+    pub fn drive(&self) -> Drive {
+        self.lock().drives[0].clone()
+    }
+
+    /// Takes out the first disk and puts in another.
+    pub fn swap_drive(&self, other: Drive) -> Drive {
+        std::mem::replace(&mut self.lock().drives[0], other)
+    }
+
+    /// The system that runs on it.
+    pub fn system(&self) -> Option<System> {
+        self.lock().system.clone()
+    }
+
+    /// The kernel command line of its latest installer.
+    pub fn installer_line(&self) -> Option<String> {
+        self.lock().line.clone()
+    }
+
+    /// What was done to its power by a driver, in order.
+    pub fn effects(&self) -> Vec<Effect> {
+        self.lock().effects.clone()
+    }
+
+    /// How often it was started, by power or by itself.
+    pub fn starts(&self) -> u32 {
+        self.lock().starts
+    }
+
+    /// What is on its screen, for the message of a failure.
+    pub fn screen(&self) -> String {
+        let inside = self.lock();
+        let lines = inside.screen.iter().rev().take(12).rev();
+        lines.map(|line| format!("\n    {line}")).collect()
+    }
+
+    /// Presses the power button; nothing when it is on.
+    pub fn power_on(&self) {
+        let mut inside = self.lock();
+        if inside.running.is_some() {
+            return;
+        }
+        let (machine, supply, off) = (self.clone(), self.0.supply.now(), CancellationToken::new());
+        let until = off.clone();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.expect("a machine gets a runtime");
+            runtime.block_on(until.run_until_cancelled(machine.run(supply)));
+            // Threads that write to its disks find that there is no power.
+            runtime.shutdown_background();
+        });
+        inside.running = Some(Running { off, thread });
+    }
+
+    /// Goes on with an installer that was told this, and not what boot has for this machine.
+    pub fn power_on_forged(&self, parameters: cmdline::Parameters) {
+        self.lock().forged = Some(parameters);
+        self.power_on();
+    }
+
+    /// Pulls the plug: whatever it is doing ends here, a write to its disk included.
+    pub fn power_off(&self) {
+        let running = self.lock().running.take();
+        if let Some(Running { off, thread }) = running {
+            self.0.supply.cut();
+            off.cancel();
+            // A thread that panicked has said why.
+            let _ = thread.join();
+            self.lock().system = None;
+        }
+    }
+
+    /// Presses the reset button. The next start is from the network if `network` says so, as
+    /// a technician would choose in the firmware's menu.
+    pub fn reset(&self, network: bool) {
+        self.power_off();
+        self.lock().network_once |= network;
+        self.power_on();
+    }
+
+    /// Whether it is on.
+    pub fn power(&self) -> State {
+        if self.lock().running.is_some() { State::On } else { State::Off }
+    }
+
+    /// Returns the system when one runs on it.
+    pub async fn system_up(&self, patience: Duration) -> System {
+        let wanted = format!("a system runs on {}", self.0.mac);
+        wait::until(&wanted, patience, async || self.system().ok_or_else(|| self.screen())).await
+    }
+
+    fn show(&self, line: impl Into<String>) {
+        self.lock().screen.push(line.into());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From power-on to power-off.
+    async fn run(self, supply: Supply) {
+        loop {
+            let network = {
+                let mut inside = self.lock();
+                inside.starts += 1;
+                inside.system = None;
+                std::mem::take(&mut inside.network_once)
+            };
+            let forged = self.lock().forged.clone();
+            let tried = match forged {
+                Some(parameters) => self.install(parameters, &supply).await,
+                None if !network && self.has_system() => self.start_disk().await,
+                None => self.start_network(&supply).await,
+            };
+            if let Err(error) = tried {
+                self.show(format!("{error:#}"));
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+
+    fn has_system(&self) -> bool {
+        self.drive().contents().is_ok_and(|disk| system::starts(&disk, self.0.firmware))
+    }
+
+    /// Runs the system on the disk until the power goes.
+    async fn start_disk(&self) -> Result<()> {
+        self.show("starting from disk");
+        let drive = self.drive();
+        let system = System::start(drive.path(), &drive.contents()?, self.0.mac);
+        match system {
+            Ok(system) => {
+                self.lock().system = Some(system.clone());
+                match system.run(&self.0.place.segment, self.0.mac).await {
+                    Ok(()) => self.show(format!("{} has called home", system.hostname)),
+                    Err(error) => self.show(format!("{error:#}")),
+                }
+            }
+            Err(error) => self.show(format!("{error:#}")),
+        }
+        // Idle, or hung: until someone does something about it.
+        std::future::pending().await
+    }
+
+    /// Boots from the network; returns when the machine restarts.
+    async fn start_network(&self, supply: &Supply) -> Result<()> {
+        let Chassis { mac, uuid, firmware, place, .. } = &*self.0;
+        let mut card = place.segment.card(*mac);
+        if *firmware == Firmware::Uefi {
+            let lease = dhcp::obtain(&mut card, *mac, Program::Rom(*firmware, *uuid)).await;
+            ensure!(lease.file == "snponly.efi", "a UEFI machine was told to load {:?}", lease.file);
+            let server = SocketAddrV4::new(lease.next_server, place.tftp);
+            let loader = tftp::fetch(lease.address, server, &lease.file).await?;
+            ensure!(loader == place.loader, "the loader is not the loader");
+        }
+        let lease = dhcp::obtain(&mut card, *mac, Program::Ipxe(*firmware, *uuid)).await;
+        let mut ipxe = Ipxe::new(*mac, lease.address, *firmware);
+        let end = ipxe.run(&lease.file).await;
+        for line in std::mem::take(&mut ipxe.screen) {
+            self.show(line);
+        }
+        match end? {
+            End::Kernel(line) => self.start_installer(&line, lease.address, supply).await,
+            End::Disk | End::Exit if self.has_system() => self.start_disk().await,
+            End::Disk | End::Exit => anyhow::bail!("no bootable device"),
+        }
+    }
+
+    async fn start_installer(&self, line: &str, address: Ipv4Addr, supply: &Supply) -> Result<()> {
+        self.lock().line = Some(line.to_owned());
+        let parameters = cmdline::parse(line)?;
+        ensure!(parameters.address == address, "told {} and given {address}", parameters.address);
+        self.install(parameters, supply).await
+    }
+
+    /// Runs the real installer until it restarts the machine.
+    async fn install(&self, parameters: cmdline::Parameters, supply: &Supply) -> Result<()> {
+        let hardware = Powered { machine: self.clone(), supply: supply.clone() };
+        session::run(parameters, Arc::new(hardware), Log::default()).await.context("the installer ended")?;
+        self.show("the installer restarts the machine");
+        Ok(())
+    }
+}
+
+/// The hardware as the installer finds it, as long as the machine is on.
+struct Powered {
+    machine: Machine,
+    supply: Supply,
+}
+
+impl Hardware for Powered {
+    fn inventory(&self) -> Inventory {
+        let Chassis { mac, uuid, firmware, .. } = &*self.machine.0;
+        let drives = self.machine.lock().drives.clone();
+        Inventory {
+            firmware: *firmware,
+            system: machine::System {
+                vendor: "Simulated".into(),
+                product: "Machine".into(),
+                serial: format!("SN-{mac}"),
+                uuid: Some(*uuid),
+            },
+            cpu: Cpu { model: "Simulated CPU".into(), threads: 4 },
+            memory: 1 << 30,
+            nics: vec![Nic { name: "eth0".into(), mac: *mac, driver: "sim".into(), link: true }],
+            disks: drives.iter().zip(["vda", "vdb", "vdc"]).map(|(drive, name)| drive.facts(name)).collect(),
+        }
+    }
+
+    fn open(&self, disk: &machine::Disk) -> io::Result<Arc<dyn disk::Disk>> {
+        let drives = self.machine.lock().drives.clone();
+        let found = drives.iter().zip(["vda", "vdb", "vdc"]).find(|(_, name)| **name == *disk.name);
+        found.ok_or(io::ErrorKind::NotFound)?.0.open(self.supply.clone())
+    }
+
+    fn boot_from(&self, table: &Table) -> Result<(), BootOrderError> {
+        if self.machine.0.firmware == Firmware::Bios {
+            return Ok(());
+        }
+        let mut inside = self.machine.lock();
+        for change in boot_order::plan(&inside.variables, table).map_err(BootOrderError::Image)? {
+            match change {
+                boot_order::Change::Write(name, contents) => drop(inside.variables.insert(name, contents)),
+                boot_order::Change::Remove(name) => drop(inside.variables.remove(&name)),
+            }
+        }
+        Ok(())
+    }
+
+    fn set_clock(&self, _: Timestamp) {}
+}
+
+/// The power driver of a rack of simulated machines; every effect is noted at the machine.
+#[derive(Clone, Debug, Default)]
+pub struct PowerDriver(Arc<Mutex<Vec<Machine>>>);
+
+impl PowerDriver {
+    /// Racks a machine.
+    pub fn add(&self, machine: Machine) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(machine);
+    }
+
+    fn find(&self, target: &Target) -> Result<Machine, PowerError> {
+        let machines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = machines.iter().find(|machine| target.macs.contains(&machine.0.mac));
+        found.cloned().ok_or_else(|| PowerError::Refused(format!("no machine has a card of {:?}", target.macs)))
+    }
+}
+
+impl Power for PowerDriver {
+    fn status<'a>(&'a self, target: &'a Target) -> Answer<'a, State> {
+        Box::pin(async { Ok(self.find(target)?.power()) })
+    }
+
+    fn set<'a>(&'a self, target: &'a Target, wanted: State) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let machine = self.find(target)?;
+            if machine.power() != wanted {
+                let effect = if wanted == State::On { Effect::On } else { Effect::Off };
+                machine.lock().effects.push(effect);
+                if wanted == State::On { machine.power_on() } else { machine.power_off() }
+            }
+            Ok(())
+        })
+    }
+
+    fn network_boot_once<'a>(&'a self, target: &'a Target) -> Answer<'a, ()> {
+        Box::pin(async {
+            let machine = self.find(target)?;
+            let mut inside = machine.lock();
+            inside.effects.push(Effect::NetworkOnce);
+            inside.network_once = true;
+            Ok(())
+        })
+    }
+}

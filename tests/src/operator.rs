@@ -1,0 +1,118 @@
+//! The operator: acts through the controller's HTTPS API with a token, as any client would.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use rackhand_common::machine::Mac;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::wait;
+
+/// How long anything here may take that waits for no person: everything hurries.
+pub const PATIENCE: Duration = Duration::from_secs(40);
+
+/// An operator with a token.
+#[derive(Clone, Debug)]
+pub struct Operator {
+    http: reqwest::Client,
+    url: String,
+    token: String,
+}
+
+impl Operator {
+    /// An operator of the controller at this place.
+    pub fn new(url: String, ca: &Path, token: String) -> Result<Self> {
+        let ca = reqwest::Certificate::from_pem_bundle(&std::fs::read(ca)?)?;
+        let http = reqwest::Client::builder().no_proxy().tls_certs_only(ca).timeout(Duration::from_secs(20)).build()?;
+        Ok(Self { http, url, token })
+    }
+
+    /// One request; the answer's JSON, or the problem as the error.
+    pub async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value> {
+        let mut request = self.http.request(method, format!("{}{path}", self.url)).bearer_auth(&self.token);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        answer(request).await
+    }
+
+    /// Reads.
+    pub async fn get(&self, path: &str) -> Result<Value> {
+        self.ask(Method::GET, path, None).await
+    }
+
+    /// Acts.
+    pub async fn post(&self, path: &str, body: Value) -> Result<Value> {
+        self.ask(Method::POST, path, Some(body)).await
+    }
+
+    /// Sends an image's file and waits until it is imported.
+    pub async fn import(&self, name: &str, file: Vec<u8>) -> Result<Value> {
+        let path = format!("/v1/images/{name}");
+        let request = self.http.put(format!("{}{path}", self.url)).bearer_auth(&self.token);
+        answer(request.header("content-type", "application/octet-stream").body(file)).await?;
+        let image = wait::until("the image is imported", PATIENCE, async || {
+            let image = self.get(&path).await.map_err(|error| format!("{error:#}"))?;
+            if image["state"] == "importing" { Err(image.to_string()) } else { Ok(image) }
+        })
+        .await;
+        if image["state"] != "ready" {
+            bail!("the image was not imported: {image}");
+        }
+        Ok(image)
+    }
+
+    /// The machine with this card, once the controller knows it.
+    pub async fn machine(&self, mac: Mac) -> Result<Option<Value>> {
+        let machines = self.get("/v1/machines").await?;
+        let mac = Value::from(mac.to_string());
+        let has = |machine: &&Value| machine["macs"].as_array().is_some_and(|macs| macs.contains(&mac));
+        Ok(machines["items"].as_array().context("not a list")?.iter().find(has).cloned())
+    }
+
+    /// Waits until this run is over; the run.
+    pub async fn wait_for_end(&self, run: &Value) -> Value {
+        let path = format!("/v1/runs/{}", run["id"].as_str().unwrap_or_default());
+        wait::until("the run is over", PATIENCE, async || match self.get(&path).await {
+            Ok(run) if run["status"] != "running" => Ok(run),
+            Ok(run) => Err(format!("{run:#}")),
+            Err(error) => Err(format!("{error:#}")),
+        })
+        .await
+    }
+
+    /// Does something to the machine with this card, by the API's verb.
+    pub async fn act(&self, mac: Mac, verb: &str, body: Value) -> Result<Value> {
+        let machine = self.machine(mac).await?.with_context(|| format!("no machine has {mac}"))?;
+        self.post(&format!("/v1/machines/{}/{verb}", machine["id"].as_str().unwrap_or_default()), body).await
+    }
+
+    /// Asks for a deploy of this image; the run.
+    pub async fn deploy(&self, mac: Mac, image: &str) -> Result<Value> {
+        self.act(mac, "deploy", json!({ "image": image, "hostname": "web-1", "ssh_keys": [KEY] })).await
+    }
+
+    /// What happened to the machine with this card, oldest first: kind and words.
+    pub async fn history(&self, mac: Mac) -> Result<Vec<(String, String)>> {
+        let machine = self.machine(mac).await?.with_context(|| format!("no machine has {mac}"))?;
+        let path = format!("/v1/events?machine={}&limit=200", machine["id"].as_str().unwrap_or_default());
+        let events = self.get(&path).await?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let events = events["items"].as_array().context("not a list")?.iter();
+        Ok(events.map(|event| (text(&event["kind"]), text(&event["text"]))).collect())
+    }
+}
+
+/// Whom deployed systems let in.
+pub const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHRhbGUgb2YgYSBrZXkgdGhhdCBvcGVucyBub3RoaW5n me@laptop";
+
+async fn answer(request: reqwest::RequestBuilder) -> Result<Value> {
+    let response = request.send().await?;
+    let status = response.status();
+    let text = response.text().await?;
+    if !status.is_success() {
+        bail!("{status}: {text}");
+    }
+    Ok(if text.is_empty() { Value::Null } else { serde_json::from_str(&text)? })
+}

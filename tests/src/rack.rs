@@ -1,0 +1,394 @@
+//! A rack with its controller: the real daemons, each in a runtime of its own, on a loopback
+//! network that no other rack uses.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result};
+use rackhand_agent::{agent, boot, uplink};
+use rackhand_common::{image::Digest, machine::Mac, pki};
+use rackhand_controller::controller;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    disk::Drive,
+    image,
+    machine::{Machine, Model, Place, PowerDriver},
+    operator::{Operator, PATIENCE},
+    process::Process,
+    segment::Segment,
+    wait,
+};
+
+/// A daemon that can be killed and started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// `rackhand-controller serve`.
+    Controller,
+    /// `rackhand-agent serve`.
+    Agent,
+    /// `rackhand-agent boot`.
+    Boot,
+}
+
+/// A network of addresses 127.x.y.0/24. Every rack of this host has another, so that its
+/// ports can be the same in each and nobody takes them while a daemon is away.
+#[derive(Debug)]
+struct Subnet {
+    node: Ipv4Addr,
+    /// Claims the subnet.
+    _claim: TcpListener,
+}
+
+impl Subnet {
+    fn claim() -> Result<Self> {
+        static NEXT: AtomicU8 = AtomicU8::new(0);
+        for _ in 0..64 {
+            let [x, y, ..] = *uuid::Uuid::new_v4().as_bytes();
+            let y = y.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+            let node = Ipv4Addr::new(127, x.clamp(2, 253), y, 1);
+            if let Ok(claim) = TcpListener::bind((node, CLAIM)) {
+                return Ok(Self { node, _claim: claim });
+            }
+        }
+        anyhow::bail!("no loopback network is free")
+    }
+
+    fn host(&self, last: u8) -> Ipv4Addr {
+        let [a, b, c, _] = self.node.octets();
+        Ipv4Addr::new(a, b, c, last)
+    }
+}
+
+const CLAIM: u16 = 4430;
+const API: u16 = 8443;
+const AGENTS: u16 = 4433;
+const HTTP: u16 = 8080;
+const CHANNEL: u16 = 8444;
+/// 69 is for root.
+const TFTP: u16 = 6969;
+
+/// A controller, a node and its machines.
+#[derive(Debug)]
+pub struct VirtualRack {
+    /// The operator.
+    pub operator: Operator,
+    subnet: Subnet,
+    segment: Segment,
+    chassis: PowerDriver,
+    machines: Vec<Machine>,
+    controller: Option<Process>,
+    agent: Option<Process>,
+    boot: Option<Process>,
+    directory: TempDir,
+}
+
+impl VirtualRack {
+    /// A rack without machines: controller made and started, agent enrolled, boot running.
+    pub async fn new() -> Self {
+        Self::build().await.expect("a virtual rack starts")
+    }
+
+    async fn build() -> Result<Self> {
+        pki::install_crypto();
+        log();
+        let (subnet, directory) = (Subnet::claim()?, tempfile::tempdir()?);
+        for (file, contents) in [("kernel", KERNEL), ("initramfs", INITRAMFS), ("loader", LOADER)] {
+            fs::write(directory.path().join(file), contents.repeat(1000))?;
+        }
+        let told = Arc::new(Mutex::new(None));
+        let keep = told.clone();
+        let config = controller_config(&subnet, directory.path())?;
+        let tell = move |token: &str, ca: &Path| {
+            *keep.lock().expect("nothing panics while it is held") = Some((token.to_owned(), ca.to_owned()));
+            Ok(())
+        };
+        controller::init(&config, controller::Seams::default(), tell).await?;
+        let (token, ca) = told.lock().expect("nothing panics while it is held").take().context("no token was told")?;
+        let operator = Operator::new(config.url(), &ca, token)?;
+        let mut rack = Self {
+            operator,
+            subnet,
+            segment: Segment::default(),
+            chassis: PowerDriver::default(),
+            machines: Vec::new(),
+            controller: None,
+            agent: None,
+            boot: None,
+            directory,
+        };
+        rack.begin(Service::Controller).await?;
+        let network = json!({
+            "node": format!("{}/24", rack.subnet.node),
+            "delegated": [rack.subnet.host(100), rack.subnet.host(199)],
+        });
+        rack.operator.post("/v1/racks", json!({ "name": "r1", "network": network })).await?;
+        let code = rack.code().await?;
+        rack.enrol(&code, &rack.path("agent")).await?;
+        rack.begin(Service::Agent).await?;
+        rack.begin(Service::Boot).await?;
+        Ok(rack)
+    }
+
+    /// A fresh enrolment code for the rack.
+    pub async fn code(&self) -> Result<String> {
+        let made = self.operator.post("/v1/racks/r1/enrolment-codes", json!({})).await?;
+        Ok(made["code"].as_str().context("no code")?.to_owned())
+    }
+
+    /// Enrols a node with its state in this directory.
+    pub async fn enrol(&self, code: &str, state: &Path) -> Result<()> {
+        agent::prepare(state)?;
+        let (controller, api) = (format!("{}:{AGENTS}", self.subnet.node), format!("{}:{API}", self.subnet.node));
+        uplink::enrol(state, &controller, Some(&api), code).await?;
+        Ok(())
+    }
+
+    /// Starts a daemon that is not running.
+    pub async fn start(&mut self, service: Service) {
+        self.begin(service).await.expect("a daemon that was killed starts again");
+    }
+
+    /// Starts a daemon, also when its files are still locked: a program that another story
+    /// starts in this moment inherits them until it is executed.
+    async fn begin(&mut self, service: Service) -> Result<()> {
+        let end = Instant::now() + PATIENCE / 4;
+        loop {
+            match self.try_begin(service).await {
+                Err(error) if Instant::now() < end && is_locked(&error) => tokio::task::yield_now().await,
+                began => return began,
+            }
+        }
+    }
+
+    async fn try_begin(&mut self, service: Service) -> Result<()> {
+        let shutdown = CancellationToken::new();
+        match service {
+            Service::Controller => {
+                let (config, token) = (controller_config(&self.subnet, self.directory.path())?, shutdown.clone());
+                let start = async move {
+                    let running = controller::start(config, controller::Seams::default(), token).await?;
+                    Ok(((), Box::pin(running.ended()) as _))
+                };
+                self.controller = Some(Process::spawn("controller", shutdown, start).await?.0);
+            }
+            Service::Agent => self.agent = Some(self.agent(&self.path("agent"), "agent.sock").await?),
+            Service::Boot => {
+                let (config, link, token) = (self.boot_config()?, self.segment.server(), shutdown.clone());
+                let start = async move {
+                    let seams = boot::Seams { link: Some(link), ..boot::Seams::default() };
+                    let running = boot::start(&config, seams, token).await?;
+                    Ok(((), Box::pin(running.ended()) as _))
+                };
+                self.boot = Some(Process::spawn("boot", shutdown, start).await?.0);
+            }
+        }
+        Ok(())
+    }
+
+    /// An agent on the state in this directory, with a socket of this name.
+    pub async fn agent(&self, state: &Path, socket: &str) -> Result<Process> {
+        let text =
+            format!("state = {state:?}\nsocket = {:?}\nmetrics = \"{}:0\"\n", self.path(socket), self.subnet.node);
+        let config = agent::Config::try_from(toml::from_str::<agent::File>(&text)?).map_err(anyhow::Error::msg)?;
+        let (shutdown, driver) = (CancellationToken::new(), Arc::new(self.chassis.clone()));
+        let token = shutdown.clone();
+        let start = async move {
+            let seams = agent::Seams { power: Some(driver), ..agent::Seams::default() };
+            let running = agent::start(&config, seams, token).await?;
+            Ok(((), Box::pin(running.wait()) as _))
+        };
+        Ok(Process::spawn("agent", shutdown, start).await?.0)
+    }
+
+    fn boot_config(&self) -> Result<boot::Config> {
+        let text = format!(
+            "state = {:?}\nsocket = {:?}\ninterface = \"lo\"\naddress = \"{}\"\nhttp = {HTTP}\nchannel = {CHANNEL}\n\
+             tftp_port = {TFTP}\ntftp = {{ \"snponly.efi\" = {:?} }}\ninstaller = {{ kernel = {:?}, initramfs = {:?} }}\n",
+            self.path("boot"),
+            self.path("agent.sock"),
+            self.subnet.node,
+            self.path("loader"),
+            self.path("kernel"),
+            self.path("initramfs"),
+        );
+        boot::Config::try_from(toml::from_str::<boot::File>(&text)?).map_err(anyhow::Error::msg)
+    }
+
+    /// Kills a daemon, as by SIGKILL.
+    pub async fn kill(&mut self, service: Service) {
+        let process = match service {
+            Service::Controller => self.controller.take(),
+            Service::Agent => self.agent.take(),
+            Service::Boot => self.boot.take(),
+        };
+        process.expect("only what runs is killed").kill().await;
+    }
+
+    /// Kills a daemon and starts it again.
+    pub async fn restart(&mut self, service: Service) {
+        self.kill(service).await;
+        self.start(service).await;
+    }
+
+    /// Stops everything in order; what went wrong with that.
+    pub async fn stop(mut self) -> Result<()> {
+        for process in [self.boot.take(), self.agent.take(), self.controller.take()].into_iter().flatten() {
+            process.stop().await?;
+        }
+        Ok(())
+    }
+
+    /// A new machine with a blank disk, off.
+    pub fn machine(&mut self, model: Model) -> Machine {
+        let number = u8::try_from(self.machines.len() + 1).expect("a rack here has few machines");
+        let [_, x, y, _] = self.subnet.node.octets();
+        let mac = Mac([0x52, 0x54, 0, x, y, number]);
+        let drive = self.drive(&format!("serial-{number}"), model.disk);
+        let place = Place { segment: self.segment.clone(), tftp: TFTP, loader: LOADER.repeat(1000) };
+        let machine = Machine::new(mac, model.firmware, place, vec![drive]);
+        self.chassis.add(machine.clone());
+        self.machines.push(machine.clone());
+        machine
+    }
+
+    /// A disk in nobody's machine.
+    pub fn drive(&self, serial: &str, size: u64) -> Drive {
+        Drive::blank(self.directory.path(), serial, size).expect("a sparse file can be made")
+    }
+
+    /// Makes an image of this many chunks and has it imported; its raw bytes.
+    pub async fn image(&self, name: &str, chunks: u64) -> Vec<u8> {
+        let path = self.path(&format!("{name}.raw"));
+        let raw = tokio::task::spawn_blocking(move || image::make(&path, chunks)).await;
+        let raw = raw.expect("making an image does not panic").expect("an image can be made");
+        self.operator.import(name, raw.clone()).await.expect("the image is imported");
+        raw
+    }
+
+    /// Waits until a machine is as wanted; its row. A controller that is away is waited for.
+    pub async fn wait_for(&self, machine: &Machine, wanted: &str, is: impl Fn(&Value) -> bool) -> Value {
+        let wanted = format!("machine {} is {wanted}", machine.mac());
+        wait::until(&wanted, PATIENCE, async || match self.operator.machine(machine.mac()).await {
+            Ok(Some(row)) if is(&row) => Ok(row),
+            Ok(Some(row)) => Err(self.report(machine, &row).await),
+            Ok(None) => Err(format!("the controller does not know it; its screen:{}", machine.screen())),
+            Err(error) => Err(format!("{error:#}; its screen:{}", machine.screen())),
+        })
+        .await
+    }
+
+    /// Waits for a lifecycle.
+    pub async fn becomes(&self, machine: &Machine, lifecycle: &str) -> Value {
+        self.wait_for(machine, lifecycle, |row| row["lifecycle"] == lifecycle).await
+    }
+
+    /// How it stands with a machine, for the message of a failure.
+    async fn report(&self, machine: &Machine, row: &Value) -> String {
+        let run = match &row["run"] {
+            Value::String(run) => self.operator.get(&format!("/v1/runs/{run}")).await.unwrap_or_default(),
+            _ => Value::Null,
+        };
+        let history = self.operator.history(machine.mac()).await.unwrap_or_default();
+        let history: String = history.iter().rev().take(25).rev().map(|(_, text)| format!("\n    {text}")).collect();
+        format!(
+            "{}, power {}, alert {}, run {run:#}\nhistory:{history}\nits screen:{}\npower effects: {:?}",
+            row["lifecycle"],
+            row["power"],
+            row["alert"],
+            machine.screen(),
+            machine.effects()
+        )
+    }
+
+    /// A machine that was switched on, discovered and adopted; its row.
+    pub async fn ready(&self, machine: &Machine) -> Value {
+        machine.power_on();
+        self.becomes(machine, "discovered").await;
+        self.operator.act(machine.mac(), "adopt", json!({})).await.expect("a blank machine is adopted");
+        self.wait_for(machine, "ready and waiting in the installer", waiting).await
+    }
+
+    /// A ready machine that runs this image.
+    pub async fn active(&self, machine: &Machine, image: &str) -> Value {
+        self.ready(machine).await;
+        self.operator.deploy(machine.mac(), image).await.expect("a ready machine is deployed");
+        self.becomes(machine, "active").await
+    }
+
+    /// The controller's copies of an image's chunks.
+    pub fn objects(&self) -> Vec<PathBuf> {
+        files(&self.path("controller/objects/chunks"))
+    }
+
+    /// Boot's copies of chunks and manifests; those of chunks alone where `digests` are given.
+    pub fn cached(&self) -> Vec<PathBuf> {
+        let cached = files(&self.path("boot/chunks"));
+        let is_chunk = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<Digest>().ok());
+            fs::read(path).is_ok_and(|bytes| name == Some(Digest::of(&bytes)))
+        };
+        cached.into_iter().filter(is_chunk).collect()
+    }
+
+    /// A file or directory of this rack's.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+impl Drop for VirtualRack {
+    fn drop(&mut self) {
+        for machine in &self.machines {
+            machine.power_off();
+        }
+    }
+}
+
+fn is_locked(error: &anyhow::Error) -> bool {
+    let text = format!("{error:#}");
+    text.contains("another controller runs") || text.contains("already open")
+}
+
+/// Whether a machine waits in the installer, nobody's and ready.
+fn waiting(machine: &Value) -> bool {
+    machine["lifecycle"] == "ready" && machine["installer"] == true
+}
+
+fn controller_config(subnet: &Subnet, directory: &Path) -> Result<controller::Config> {
+    let text = format!(
+        "data = {:?}\nnames = [\"{node}\"]\n[api]\nlisten = \"{node}:{API}\"\n[agents]\nlisten = \"{node}:{AGENTS}\"\n",
+        directory.join("controller"),
+        node = subnet.node,
+    );
+    controller::Config::try_from(toml::from_str::<controller::File>(&text)?).map_err(anyhow::Error::msg)
+}
+
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut found: Vec<_> = entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect();
+    found.sort();
+    found
+}
+
+/// The daemons' logs, for whoever sets RUST_LOG.
+fn log() {
+    if std::env::var_os("RUST_LOG").is_some() {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    }
+}
+
+const KERNEL: &[u8] = b"kernel";
+const INITRAMFS: &[u8] = b"initramfs";
+const LOADER: &[u8] = b"iPXE";

@@ -1,0 +1,53 @@
+//! A machine's way from first sight to handed over and back.
+
+use rackhand_common::machine::Firmware;
+use rackhand_tests::{Machine, Model, VirtualRack, operator::KEY, operator::PATIENCE, system};
+use serde_json::json;
+
+/// The disk is the image, but for its partition tables and what lies behind it.
+pub(crate) fn holds(machine: &Machine, raw: &[u8]) {
+    let disk = machine.drive().contents().unwrap();
+    // The protective MBR's length, the header and the entries: one was added.
+    let table = 440..34 * 512;
+    assert!(disk[..table.start] == raw[..table.start], "the boot code is not the image's");
+    // The image ends in its own backup table, which is no one's any more.
+    let differs = (table.end..raw.len()).find(|at| disk[*at] != raw[*at]);
+    assert_eq!(differs, None, "the disk differs from the image");
+    let before = system::partitions(raw);
+    let partitions = system::partitions(&disk);
+    assert_eq!(partitions[..before.len()], before[..]);
+    assert_eq!(partitions.len(), before.len() + 1);
+    let verified = std::process::Command::new("sgdisk").arg("-v").arg(machine.drive().path()).output().unwrap();
+    let said = String::from_utf8_lossy(&verified.stdout);
+    assert!(said.contains("No problems found."), "{said}");
+}
+
+async fn there_and_back(firmware: Firmware) {
+    let mut rack = VirtualRack::new().await;
+    let raw = rack.image("sim-1", 3).await;
+    let machine = rack.machine(Model { firmware, ..Model::default() });
+    rack.ready(&machine).await;
+    rack.operator.deploy(machine.mac(), "sim-1").await.unwrap();
+    let active = rack.becomes(&machine, "active").await;
+
+    let system = machine.system_up(PATIENCE).await;
+    assert_eq!((system.hostname.as_str(), system.ssh_keys.as_slice()), ("web-1", &[KEY.to_owned()][..]));
+    assert_eq!(active["image"], "sim-1");
+    holds(&machine, &raw);
+    assert!(machine.drive().writes().iter().all(|(chunk, times)| *times == 1 || *chunk == 0 || *chunk >= 3));
+
+    rack.operator.act(machine.mac(), "release", json!({})).await.unwrap();
+    rack.becomes(&machine, "ready").await;
+    assert!(machine.drive().contents().unwrap().iter().all(|byte| *byte == 0), "something is left on the disk");
+    rack.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bios_machine_is_discovered_adopted_deployed_and_released_empty() {
+    there_and_back(Firmware::Bios).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_uefi_machine_is_discovered_adopted_deployed_and_released_empty() {
+    there_and_back(Firmware::Uefi).await;
+}

@@ -1,0 +1,10 @@
+//! Stories of the whole product, told on a virtual rack. A story's name is the fact it
+//! protects. All are in one program, so that they wait side by side.
+
+#![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
+
+mod deploy;
+mod disks;
+mod identity;
+mod images;
+mod kills;
