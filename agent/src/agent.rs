@@ -214,6 +214,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let counters = Arc::new(Metrics::default());
     let (measured, health) = watch::channel(None);
     let (calls, receiver) = mpsc::channel(CALLS);
+    let boot_has = watch::Sender::new(0);
     let mut parts = JoinSet::new();
     {
         let executor = Executor {
@@ -221,6 +222,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
             ledger: ledger.clone(),
             spool: spool.clone(),
             intent: intent.clone(),
+            boot_has: boot_has.subscribe(),
             clock: clock.clone(),
             metrics: counters.clone(),
         };
@@ -235,6 +237,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
             agent: link.agent,
             rack: link.rack,
             intent: intent.clone(),
+            boot_has,
             spool: spool.clone(),
             timelines,
             source: link.source,

@@ -98,6 +98,8 @@ pub struct Node {
     pub rack: RackId,
     /// What the controller wants.
     pub intent: intent::Store,
+    /// The revision of it that boot has on its disk, as it last said.
+    pub boot_has: watch::Sender<u64>,
     /// Where boot's events go.
     pub spool: Spool,
     /// What happened lately.
@@ -187,6 +189,7 @@ impl Desk {
         match request {
             LocalRequest::Intent { after } => {
                 self.hear_boot();
+                self.node.boot_has.send_replace(after);
                 LocalResponse::Intent(self.newer_intent(after, shutdown).await)
             }
             LocalRequest::Events { spool, first, events } => {
@@ -448,6 +451,7 @@ mod tests {
                 agent: AgentId::fresh(),
                 rack: RackId::fresh(),
                 intent: intent.clone(),
+                boot_has: watch::Sender::new(0),
                 spool: spool.clone(),
                 timelines,
                 source: Arc::new(Shelf),

@@ -9,6 +9,8 @@
 //!   before acting.
 //! - Power is set to a state and read back until it is there; nothing is ever toggled.
 //! - One command at a time per machine, in the order of receipt.
+//! - A machine is restarted into the network only when boot knows what it shall boot there, or
+//!   has not been heard of for [`BOOT_FOLLOWS`].
 
 use std::{collections::HashMap, pin::Pin, process::Stdio, sync::Arc, time::Duration};
 
@@ -16,7 +18,7 @@ use serde::Deserialize;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     process,
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
@@ -93,6 +95,10 @@ const REPEAT: Duration = Duration::from_secs(30);
 /// How often power is read back.
 const POLL: Duration = Duration::from_secs(1);
 
+/// How long boot may take to follow the intent before a machine is restarted all the same.
+/// Boot stores it with two flushes to disk, which a busy one delays by seconds.
+const BOOT_FOLLOWS: Duration = Duration::from_secs(15);
+
 /// Off time within a cycle: power supplies want to notice.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -106,6 +112,8 @@ pub struct Executor {
     pub spool: Spool,
     /// Which machines are ours, and their epochs.
     pub intent: intent::Store,
+    /// The revision of it that boot has.
+    pub boot_has: watch::Receiver<u64>,
     /// The present.
     pub clock: Arc<dyn Clock>,
     /// Where commands are counted.
@@ -181,6 +189,9 @@ impl Executor {
     }
 
     async fn perform(&self, command: Command, received: Mono) {
+        if command.action == Action::NetworkBoot {
+            self.wait_for_boot().await;
+        }
         let outcome = match self.judge(&command, received) {
             Err(reason) => Outcome::Refused(reason),
             Ok(target) => {
@@ -199,6 +210,15 @@ impl Executor {
         self.metrics.commanded(&outcome);
         if let Err(error) = self.ledger.end(command.id, command.machine, outcome, self.clock.now().wall).await {
             tracing::error!(command = %command.id, error = chain(&error), "a power command's outcome cannot be written down");
+        }
+    }
+
+    /// A machine that is restarted before boot has the intent we act on would be given what
+    /// an older one says, its own disk as a rule.
+    async fn wait_for_boot(&self) {
+        let (wanted, mut boot_has) = (self.intent.revision(), self.boot_has.clone());
+        if timeout(BOOT_FOLLOWS, boot_has.wait_for(|revision| *revision >= wanted)).await.is_err() {
+            tracing::warn!(wanted, has = *self.boot_has.borrow(), "boot does not follow the intent");
         }
     }
 
@@ -578,6 +598,8 @@ mod tests {
         calls: mpsc::Sender<Call>,
         spool: Spool,
         machine: MachineId,
+        /// The revision that boot has.
+        boot: watch::Sender<u64>,
     }
 
     impl Rack {
@@ -593,9 +615,18 @@ mod tests {
             let (calls, receiver) = mpsc::channel(8);
             let bench = Arc::new(bench);
             let metrics = Arc::new(Metrics::default());
-            let executor = Executor { driver: bench.clone(), ledger, spool: spool.clone(), intent, clock, metrics };
+            let boot = watch::Sender::new(1);
+            let executor = Executor {
+                driver: bench.clone(),
+                ledger,
+                spool: spool.clone(),
+                intent,
+                boot_has: boot.subscribe(),
+                clock,
+                metrics,
+            };
             tokio::spawn(executor.run(receiver, CancellationToken::new()));
-            Self { _dir: dir, bench, calls, spool, machine }
+            Self { _dir: dir, bench, calls, spool, machine, boot }
         }
 
         fn command(&self, action: Action) -> Command {
@@ -645,6 +676,27 @@ mod tests {
             order: None,
         };
         Intent { revision: 1, rack: RackId::fresh(), name: "r1".into(), network, machines: vec![machine] }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_is_not_restarted_into_the_network_before_boot_knows_what_for() {
+        let rack = Rack::with(Bench::new(State::On)).await;
+        rack.boot.send_replace(0);
+        let start = Instant::now();
+        assert_eq!(rack.call(&rack.command(Action::NetworkBoot)).await, ControllerResponse::Accepted);
+        let follows = async {
+            sleep(Duration::from_secs(5)).await;
+            rack.boot.send_replace(1);
+        };
+        let (told, ()) = tokio::join!(rack.told(), follows);
+        assert_eq!(told.last().unwrap(), "power command: done");
+        assert!((Duration::from_secs(7)..BOOT_FOLLOWS).contains(&start.elapsed()), "{:?}", start.elapsed());
+
+        // One that is away does not keep the machine from its next try.
+        rack.boot.send_replace(0);
+        rack.call(&rack.command(Action::NetworkBoot)).await;
+        assert_eq!(rack.told().await.last().unwrap(), "power command: done");
+        assert_eq!(rack.bench.acts(), ["network-boot-once", "off", "on"].repeat(2));
     }
 
     #[tokio::test(start_paused = true)]

@@ -331,7 +331,7 @@ impl VirtualRack {
         files(&self.path("controller/objects/chunks"))
     }
 
-    /// Boot's copies of chunks and manifests; those of chunks alone where `digests` are given.
+    /// Boot's copies of chunks, those that are whole.
     pub fn cached(&self) -> Vec<PathBuf> {
         let cached = files(&self.path("boot/chunks"));
         let is_chunk = |path: &PathBuf| {
