@@ -2,6 +2,8 @@
 
 use std::{
     ffi::OsString,
+    io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -45,6 +47,30 @@ impl Shell {
         }
         let status =
             self.command.stdin(Stdio::null()).status().with_context(|| format!("cannot start {:?}", self.command))?;
+        ensure!(status.success(), "{:?} failed ({status})", self.command);
+        Ok(())
+    }
+
+    /// Goes on as this program: an interrupt is for it alone. Returns only when it cannot.
+    pub(crate) fn become_it(mut self) -> anyhow::Result<()> {
+        Err(self.command.stdin(Stdio::null()).exec()).with_context(|| format!("cannot start {:?}", self.command))
+    }
+
+    /// Shows its standard output, and gives each line to `read` as well.
+    pub(crate) fn run_reading(mut self, mut read: impl FnMut(&str)) -> anyhow::Result<()> {
+        let mut child = self
+            .command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {:?}", self.command))?;
+        let output = child.stdout.take().context("its standard output is not piped")?;
+        for line in BufReader::new(output).split(b'\n') {
+            let line = String::from_utf8_lossy(&line?).into_owned();
+            println!("{line}");
+            read(&line);
+        }
+        let status = child.wait()?;
         ensure!(status.success(), "{:?} failed ({status})", self.command);
         Ok(())
     }

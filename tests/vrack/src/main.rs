@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "a command-line tool talks on standard output")]
 
 mod bench;
+mod peers;
 mod demo;
 mod machine;
 mod narrator;
@@ -14,6 +15,7 @@ mod reference;
 mod run;
 mod services;
 mod story;
+mod supervisor;
 mod varstore;
 
 use std::path::PathBuf;
@@ -49,8 +51,12 @@ enum Verb {
         #[arg(long)]
         keep: bool,
     },
-    /// Ends and removes a demo's rack.
-    Down,
+    /// Looks after a rack that a demo left running.
+    #[command(hide = true)]
+    Tend {
+        #[command(flatten)]
+        parts: Parts,
+    },
     /// Measures boots and image writing.
     Bench {
         #[command(flatten)]
@@ -70,10 +76,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().verb {
         Verb::Power { machines, verb } => power(&machines, &verb),
         Verb::Demo { parts, keep } => demo::run(&parts, keep),
-        Verb::Down => {
-            demo::down();
-            Ok(())
-        }
+        Verb::Tend { parts } => demo::tend(&parts),
         Verb::Bench { parts, repeat } => bench::run(&parts, repeat),
         Verb::Stories { parts } => story::tell(&parts),
     }
