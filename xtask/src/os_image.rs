@@ -128,7 +128,9 @@ fn in_phases(command: &mut Command) -> Result<()> {
     loop {
         match told.recv_timeout(SIGN_OF_LIFE) {
             Ok(line) => {
-                if let Some(next) = line.rsplit('\r').next().and_then(|line| line.strip_prefix("I: ")) {
+                let next = line.rsplit('\r').next().and_then(|line| line.strip_prefix("I: "));
+                // Hooks are short, and named by their whole command.
+                if let Some(next) = next.filter(|next| !next.contains("hook")) {
                     phase = next.trim_end_matches('.').to_owned();
                     println!("   {:>4.0} s  {phase}", start.elapsed().as_secs_f64());
                 }

@@ -184,6 +184,7 @@ fn show(parts: &Parts) -> anyhow::Result<Rack> {
         let deploy = ["machine", "deploy", name(&known)?, "--image", "debian-12", "--ssh-key", &key];
         accepted(&rack, machine, &["machine", "adopt", name(&known)?], &["ready"])?;
         rack.operator.wait_for_lifecycle(machine.label.mac, "ready", PATIENCE)?;
+        println!("{} is ready", name(&known)?);
         accepted(&rack, machine, &deploy, &["deploying", "active"])?;
     }
     narrator.until(&rack, &machines, PATIENCE, |operator| all(operator, &machines, "active"))?;
@@ -210,7 +211,9 @@ fn show(parts: &Parts) -> anyhow::Result<Rack> {
 fn accepted(rack: &Rack, machine: &Machine, words: &[&str], reached: &[&str]) -> anyhow::Result<()> {
     let end = Instant::now() + Duration::from_secs(60);
     loop {
-        let Err(error) = rack.operator.type_in(words) else { return Ok(()) };
+        println!("{}", prompt(&[&["rackhand"], words].concat()));
+        let Err(error) = rack.operator.ask(words) else { return Ok(()) };
+        println!("   ! the controller did not answer");
         while Instant::now() < end {
             rack.check()?;
             if let Ok(Some(seen)) = rack.operator.machine(machine.label.mac) {

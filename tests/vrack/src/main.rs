@@ -69,6 +69,9 @@ enum Verb {
     Stories {
         #[command(flatten)]
         parts: Parts,
+        /// Only those with this in their names, which may want what others arrive at.
+        #[arg(long)]
+        only: Option<String>,
     },
 }
 
@@ -78,7 +81,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Demo { parts, keep } => demo::run(&parts, keep),
         Verb::Tend { parts } => demo::tend(&parts),
         Verb::Bench { parts, repeat } => bench::run(&parts, repeat),
-        Verb::Stories { parts } => story::tell(&parts),
+        Verb::Stories { parts, only } => story::tell(&parts, only.as_deref().unwrap_or_default()),
     }
 }
 

@@ -23,6 +23,9 @@ use crate::{
 
 const LOOK: Duration = Duration::from_millis(300);
 
+/// How long after something happened everything before it is known too.
+const SETTLED: Duration = Duration::from_millis(1500);
+
 /// Percents between two lines of progress: at most five lines a disk.
 const STEP: u64 = 20;
 
@@ -32,6 +35,8 @@ pub(crate) struct Narrator {
     /// When the present chapter began: what times are counted from.
     since: Timestamp,
     machines: BTreeMap<String, Told>,
+    /// Seen, and not told yet: what happened before it may still be on its way.
+    pending: Vec<Line>,
 }
 
 #[derive(Debug, Default)]
@@ -48,7 +53,7 @@ type Line = (Timestamp, String);
 impl Narrator {
     /// One that counts from now on.
     pub(crate) fn new() -> Self {
-        Self { since: Timestamp::now(), machines: BTreeMap::new() }
+        Self { since: Timestamp::now(), machines: BTreeMap::new(), pending: Vec::new() }
     }
 
     /// A new chapter of the story; times count from here.
@@ -72,13 +77,11 @@ impl Narrator {
         loop {
             // Asked before the telling, so that what led to it is told too.
             let finished = done(&rack.operator).unwrap_or(false);
-            let mut lines: Vec<Line> = machines.iter().flat_map(|machine| self.news(rack, machine)).collect();
-            lines.sort();
-            for (at, line) in lines {
-                let seconds = at.duration_since(self.since).as_secs_f64();
-                let line: String = format!("{seconds:>6.1} s  {line}").chars().take(COLUMNS).collect();
-                println!("{line}");
+            for machine in machines {
+                let news = self.news(rack, machine);
+                self.pending.extend(news);
             }
+            self.tell(if finished { None } else { Timestamp::now().checked_sub(SETTLED).ok() });
             if finished {
                 return Ok(());
             }
@@ -90,7 +93,18 @@ impl Narrator {
         }
     }
 
-    /// What was not told yet. Node and controller may be between two starts: the next look
+    /// Tells in their order what happened before `until`, or all.
+    fn tell(&mut self, until: Option<Timestamp>) {
+        self.pending.sort();
+        let ripe = self.pending.iter().take_while(|(at, _)| until.is_none_or(|until| *at < until)).count();
+        for (at, line) in self.pending.drain(..ripe) {
+            let seconds = at.duration_since(self.since).as_secs_f64();
+            let line: String = format!("{seconds:>6.1} s  {line}").chars().take(COLUMNS).collect();
+            println!("{line}");
+        }
+    }
+
+    /// What was not seen yet. Node and controller may be between two starts: the next look
     /// sees what this one missed.
     fn news(&mut self, rack: &Rack, machine: &Machine) -> Vec<Line> {
         let told = self.machines.entry(machine.label.serial.clone()).or_default();

@@ -97,9 +97,12 @@ impl<'a> Client<'a> {
         let mut words = vec!["dhclient", "-4", "-v", "-1", "-cf", &configuration, "-lf", &leases];
         let (pid, script) = (self.path("dhclient.pid"), self.path("script"));
         words.extend(["-pf", &pid, "-sf", &script, "eth0"]);
+        let _ = fs::remove_file(&pid);
         let got = self.dhcp(&words)?;
-        // It stays behind to renew; ended like this it tells nobody.
-        run("kill", &["-9", fs::read_to_string(&pid)?.trim()])?;
+        // It stays behind to renew, and writes its number down a little later; ended like this it
+        // tells nobody.
+        let number = self.wait(&pid, "number of dhclient", |number| number.ends_with('\n'))?;
+        run("kill", &["-9", number.trim()])?;
         Ok(got)
     }
 
@@ -145,10 +148,11 @@ impl<'a> Client<'a> {
         said
     }
 
+    /// Waits until a file that a client writes is as wanted.
     fn wait(&self, log: &str, what: &str, is: impl Fn(&str) -> bool) -> anyhow::Result<String> {
         let end = Instant::now() + PATIENCE;
         loop {
-            let said = fs::read_to_string(log)?;
+            let said = fs::read_to_string(log).unwrap_or_default();
             if is(&said) {
                 return Ok(said);
             }
