@@ -90,9 +90,8 @@ impl Entry {
         ensure!(!entry.firmware.is_empty(), "`firmware` names no mode to start in");
         ensure!(!entry.kernel_command_line.contains(['\n', '$', ';']), "`kernel_command_line` is one line of words");
         // These become words of commands.
-        for word in [&entry.packages, &entry.initramfs_modules, &entry.enabled_units, &entry.masked_units]
-            .into_iter()
-            .flatten()
+        for word in
+            [&entry.packages, &entry.initramfs_modules, &entry.enabled_units, &entry.masked_units].into_iter().flatten()
         {
             let plain = word.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._@".contains(&b));
             ensure!(plain && word.starts_with(|c: char| c.is_ascii_alphanumeric()), "{word:?} is no name");

@@ -31,7 +31,8 @@ fn steps(clock: &mut Stopwatch, tests: &mut Tally, boots: &mut Tally, without_ra
     clock.step("packages", || {
         packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK, packages::PEERS], true)?;
         if Shell::new(&["cargo", "deny", "--version"]).quiet().run().is_err() {
-            Shell::new(&["cargo", "install", "--quiet", "--locked", "cargo-deny"]).run()?;
+            println!("   installing cargo-deny (a few minutes, once)");
+            Shell::new(&["cargo", "install", "--locked", "cargo-deny"]).quiet().run()?;
         }
         Ok(())
     })?;

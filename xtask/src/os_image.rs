@@ -23,13 +23,16 @@ use std::{
     process::{Command, Stdio},
     sync::mpsc,
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
-use crate::catalogue::{self, Entry, Family, Firmware};
+use crate::{
+    catalogue::{self, Entry, Family, Firmware},
+    shell::SIGN_OF_LIFE,
+};
 
 /// Makes the image of Debian 12 at `out`, unless the one there was made by this same recipe.
 /// `cache` holds the tree while it is made, and goes on holding nothing.
@@ -149,9 +152,6 @@ fn in_phases(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// How long a phase may be silent.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
-
 /// Debian's own package sources as apt on this machine is configured to reach them.
 fn host_sources(suite: &str) -> Result<String> {
     let format = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(REPO_URI) $(RELEASE) $(COMPONENT)";
@@ -180,7 +180,8 @@ fn host_apt_options() -> Result<Vec<String>> {
 }
 
 fn configure(entry: &Entry, tree: &Path, ids: &Ids) -> Result<()> {
-    let (family, user) = (fs::read_to_string(tree.join("etc/cloud/cloud.cfg"))?, format!("name: {}", entry.default_user));
+    let (family, user) =
+        (fs::read_to_string(tree.join("etc/cloud/cloud.cfg"))?, format!("name: {}", entry.default_user));
     ensure!(family.lines().any(|line| line.trim() == user), "its cloud-init makes no user {}", entry.default_user);
     let release = fs::read_to_string(tree.join("etc/os-release"))?;
     let version = format!("VERSION_ID=\"{}\"", entry.version);

@@ -6,6 +6,9 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, ensure};
@@ -43,7 +46,7 @@ impl Shell {
 
     pub(crate) fn run(mut self) -> anyhow::Result<()> {
         if self.quiet {
-            return self.read().map(drop);
+            return with_signs_of_life(|| self.read().map(drop));
         }
         let status =
             self.command.stdin(Stdio::null()).status().with_context(|| format!("cannot start {:?}", self.command))?;
@@ -90,6 +93,24 @@ impl Shell {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
+
+/// Does work that says nothing, and says every now and then that it goes on.
+fn with_signs_of_life<T>(work: impl FnOnce() -> T) -> T {
+    let (over, is_over) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            while is_over.recv_timeout(SIGN_OF_LIFE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                println!("   … still at it");
+            }
+        });
+        let done = work();
+        drop(over);
+        done
+    })
+}
+
+/// How long a command may be silent before whoever watches wonders.
+pub(crate) const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 
 pub(crate) fn is_root() -> bool {
     // `id -u` rather than a dependency for one number.

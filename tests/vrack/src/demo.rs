@@ -44,6 +44,9 @@ pub(crate) fn run(parts: &Parts, keep: bool) -> anyhow::Result<()> {
     let start = Instant::now();
     println!("A virtual rack: a controller, a rack node, one BIOS and one UEFI machine.");
     println!("Kill any of their processes while you watch: what dies is started again.\n");
+    if rack::directory(NAME).exists() {
+        println!("   an earlier demo left its rack behind: that is removed first");
+    }
     let result = show(parts);
     if is_ending() {
         // Whoever ends it also ends this process.
@@ -189,7 +192,7 @@ fn show(parts: &Parts) -> anyhow::Result<Rack> {
     }
     narrator.until(&rack, &machines, PATIENCE, |operator| all(operator, &machines, "active"))?;
 
-    narrator.chapter("Whose they are logs in");
+    narrator.chapter("Their owner logs in");
     for (machine, user) in machines.iter().zip(["debian", "root"]) {
         let login = format!("{user}@{}", address(&known(&rack, machine)?)?);
         let command = "whoami; hostname; uname -r; uptime -p";

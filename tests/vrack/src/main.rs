@@ -4,12 +4,12 @@
 #![expect(clippy::print_stdout, reason = "a command-line tool talks on standard output")]
 
 mod bench;
-mod peers;
 mod demo;
 mod machine;
 mod narrator;
 mod network;
 mod operator;
+mod peers;
 mod rack;
 mod reference;
 mod run;

@@ -149,7 +149,8 @@ fn bios_through_kills(rack: &mut Rack) -> anyhow::Result<()> {
         rack.start(service)?;
         println!("   {} killed at {seen} %", service.name());
     }
-    let seen = at_work(rack, &run, 70)?;
+    // The node's word is the fresher one: its agent may still be dialling.
+    let seen = node_at_work(rack, &machine, &run, 70)?;
     machine.reset()?;
     let reset = Timestamp::now();
     kills.push(reset);

@@ -80,7 +80,10 @@ pub(crate) fn look_after(services: &Services, machines: &Path, over: impl Fn() -
                 // The network as the boot device: the node knows what the machine shall boot.
                 machine.network_boot_once()?;
                 machine.power_on()?;
-                println!("   ! {0} lost power (its QEMU was killed); someone presses F12 and its button", machine.label.serial);
+                println!(
+                    "   ! {0} lost power (its QEMU was killed); someone presses F12 and its button",
+                    machine.label.serial
+                );
             }
         }
         std::thread::sleep(LOOK);
