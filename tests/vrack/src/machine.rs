@@ -234,7 +234,17 @@ impl Machine {
     }
 
     fn monitor(&self, request: serde_json::Value) -> anyhow::Result<()> {
-        let stream = UnixStream::connect(self.qmp()).context("the machine is off")?;
+        // A QEMU that just starts has its number before its monitor.
+        let end = Instant::now() + SETTLE;
+        let stream = loop {
+            match UnixStream::connect(self.qmp()) {
+                Ok(stream) => break stream,
+                Err(error) if self.pid().is_none() || Instant::now() > end => {
+                    return Err(error).context("the machine is off");
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        };
         stream.set_read_timeout(Some(SETTLE))?;
         let mut answers = BufReader::new(stream.try_clone()?).lines();
         for request in [json!({"execute": "qmp_capabilities"}), request] {

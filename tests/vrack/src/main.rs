@@ -69,9 +69,10 @@ enum Verb {
     Stories {
         #[command(flatten)]
         parts: Parts,
-        /// Only those with this in their names, which may want what others arrive at.
+        /// Only those with this in their names, which may want what others arrive at; may be
+        /// repeated.
         #[arg(long)]
-        only: Option<String>,
+        only: Vec<String>,
     },
 }
 
@@ -81,7 +82,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Demo { parts, keep } => demo::run(&parts, keep),
         Verb::Tend { parts } => demo::tend(&parts),
         Verb::Bench { parts, repeat } => bench::run(&parts, repeat),
-        Verb::Stories { parts, only } => story::tell(&parts, only.as_deref().unwrap_or_default()),
+        Verb::Stories { parts, only } => story::tell(&parts, &only),
     }
 }
 
