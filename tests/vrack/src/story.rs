@@ -178,9 +178,10 @@ fn bios_through_kills(rack: &mut Rack) -> anyhow::Result<()> {
     );
     ensure!(started.iter().any(|start| *start > reset), "the order was not started again after the reset: {started:?}");
 
-    // One command for power-off, one for the network boot: each took effect once.
+    // Every command the run gave was reported once, and moved the machine's power once.
     let done: Vec<_> = events
         .iter()
+        .filter(|event| event.at > created)
         .filter_map(|event| match &event.what {
             What::Commanded { command, outcome } => Some((*command, outcome.clone())),
             _ => None,
@@ -190,7 +191,13 @@ fn bios_through_kills(rack: &mut Rack) -> anyhow::Result<()> {
     ensure!(ids.len() == done.len(), "a power command was reported twice: {done:?}");
     ensure!(done.iter().all(|(_, outcome)| *outcome == Outcome::Done), "a power command was not done: {done:?}");
     let switched = &machine.power_history()[history..];
-    ensure!(switched == ["network-boot-once", "on"], "the deploy switched the machine otherwise: {switched:?}");
+    let times = |what| switched.iter().filter(|done| *done == what).count();
+    ensure!(
+        times("network-boot-once") == done.len() && times("on") == done.len(),
+        "{} commands switched the machine otherwise: {switched:?}",
+        done.len()
+    );
+    println!("   {} network boots were commanded, each took effect once", done.len());
     Ok(())
 }
 
