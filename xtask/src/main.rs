@@ -3,6 +3,8 @@
 #![expect(clippy::print_stdout, reason = "a command-line tool talks on standard output")]
 
 mod artefacts;
+mod catalogue;
+mod demo;
 mod gate;
 mod installer_image;
 mod os_image;
@@ -10,7 +12,7 @@ mod packages;
 mod shell;
 
 use clap::{Parser, Subcommand};
-use shell::{Shell, cache, target};
+use shell::cache;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about, disable_help_subcommand = true)]
@@ -71,13 +73,11 @@ enum Bench {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().verb {
-        Verb::Demo { down: Some(DemoVerb::Down), .. } => {
-            Shell::as_root(&[&target().join("debug/rackhand-vrack").to_string_lossy(), "down"]).run()
-        }
+        Verb::Demo { down: Some(DemoVerb::Down), .. } => demo::down(),
         Verb::Demo { yes, keep, down: None } => {
             packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK], yes)?;
             let demo = artefacts::make()?.rack("demo");
-            if keep { demo.arg("--keep") } else { demo }.run()
+            if keep { demo.arg("--keep") } else { demo }.become_it()
         }
         Verb::Test { without_rack } => gate::run(without_rack),
         Verb::Bench { what: Bench::Boot { repeat } } => {

@@ -1,4 +1,4 @@
-//! A Debian 12 image for machines: raw, GPT, bootable by BIOS and by UEFI, told its settings
+//! A system of the catalogue as an image for machines: raw, GPT, bootable by BIOS and by UEFI, told its settings
 //! by a `cidata` drive.
 //!
 //! mmdebstrap makes the tree from the package sources of this machine; nothing is mounted:
@@ -17,20 +17,30 @@
 
 use std::{
     fs::{self, File},
-    io::{Read, Seek, SeekFrom, Write},
-    os::unix::fs::{FileExt, symlink},
+    io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    os::unix::fs::{FileExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Instant,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 
-/// Makes the image at `out`, unless the one there was made by this same recipe. `cache` holds
-/// the tree while it is made, and goes on holding nothing.
+use crate::{
+    catalogue::{self, Entry, Family, Firmware},
+    shell::SIGN_OF_LIFE,
+};
+
+/// Makes the image of Debian 12 at `out`, unless the one there was made by this same recipe.
+/// `cache` holds the tree while it is made, and goes on holding nothing.
 pub(crate) fn build(out: &Path, cache: &Path) -> Result<()> {
-    let recipe = hex::encode(Sha256::digest(include_str!("os_image.rs")));
+    let entry = Entry::parse(catalogue::DEBIAN_12)?;
+    let recipe = hex::encode(Sha256::digest([include_str!("os_image.rs"), catalogue::DEBIAN_12].concat()));
     let stamp = out.with_extension("recipe");
+    println!("   {} for {:?}, of {} packages and what they need", entry.title, entry.firmware, entry.packages.len());
     if out.exists() && fs::read_to_string(&stamp).is_ok_and(|made_by| made_by == recipe) {
         return Ok(());
     }
@@ -42,10 +52,13 @@ pub(crate) fn build(out: &Path, cache: &Path) -> Result<()> {
 
     let ids = Ids { root: uuid()?, esp: uuid()?[..8].to_uppercase() };
     let tree = work.join("tree");
-    bootstrap(&work, &tree)?;
-    configure(&tree, &ids)?;
+    match entry.family {
+        Family::Debian => bootstrap(&entry, &work, &tree)?,
+    }
+    configure(&entry, &tree, &ids)?;
+    println!("   putting the image together");
     let unfinished = out.with_extension("part");
-    assemble(&work, &tree, &ids, &unfinished)?;
+    assemble(&entry, &work, &tree, &ids, &unfinished)?;
     fs::rename(&unfinished, out)?;
     fs::write(&stamp, recipe)?;
     fs::remove_dir_all(&work)?;
@@ -68,79 +81,17 @@ const ROOT: u64 = 64 * MIB;
 /// The backup GPT stands behind it.
 const ROOT_END: u64 = SIZE - MIB;
 
-/// Recommended packages stay out, so what is used is named. libpam-systemd is not among them:
-/// with it, a login waits for a service manager of the user's own.
-const PACKAGES: &[&str] = &[
-    "linux-image-cloud-amd64",
-    "initramfs-tools",
-    "zstd",
-    "systemd-sysv",
-    "systemd-resolved",
-    "udev",
-    "dbus",
-    "cloud-init",
-    "cloud-guest-utils",
-    "fdisk",
-    "e2fsprogs",
-    "kmod",
-    "openssh-server",
-    "sudo",
-    "ca-certificates",
-    "curl",
-    "iproute2",
-    "iputils-ping",
-    "less",
-    "netbase",
-    "procps",
-    "vim-tiny",
-];
-
-/// What systemd would start and a server of one root file system has no use for.
-const MASKED: &[&str] = &[
-    "apt-daily.timer",
-    "apt-daily-upgrade.timer",
-    "dpkg-db-backup.timer",
-    "e2scrub_all.timer",
-    "e2scrub_reap.service",
-    "fstrim.timer",
-    "systemd-pstore.service",
-    // cloud-init takes its settings from a drive, and its calls home are tried again.
-    "systemd-networkd-wait-online.service",
-    // All its modules run in the first stage, before the network, and in the last: a stage
-    // less is an interpreter started less.
-    "cloud-init.service",
-    "cloud-config.service",
-    "cloud-init-hotplugd.socket",
-    "modprobe@dm_mod.service",
-    "modprobe@drm.service",
-    "modprobe@fuse.service",
-    "modprobe@loop.service",
-    "proc-sys-fs-binfmt_misc.automount",
-    "sys-fs-fuse-connections.mount",
-    "sys-kernel-debug.mount",
-    "sys-kernel-tracing.mount",
-    "systemd-binfmt.service",
-    // No address is given on the kernel's command line.
-    "systemd-network-generator.service",
-    "systemd-update-utmp.service",
-    "systemd-update-utmp-runlevel.service",
-];
-
-fn bootstrap(work: &Path, tree: &Path) -> Result<()> {
+fn bootstrap(entry: &Entry, work: &Path, tree: &Path) -> Result<()> {
     let overlay = work.join("overlay");
-    // The disks of virtual machines and NVMe; all else is loaded from the root.
     write(&overlay.join("etc/initramfs-tools/conf.d/rackhand"), "MODULES=list\nCOMPRESS=zstd\nFSTYPE=ext4\n")?;
-    write(
-        &overlay.join("etc/initramfs-tools/modules"),
-        "virtio_pci\nvirtio_blk\nvirtio_scsi\nsd_mod\nnvme\next4\ncrc32c\n",
-    )?;
+    write(&overlay.join("etc/initramfs-tools/modules"), &(entry.initramfs_modules.join("\n") + "\n"))?;
     let sources = work.join("sources.list");
-    fs::write(&sources, host_sources()?)?;
+    fs::write(&sources, host_sources(&entry.suite)?)?;
 
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap
         .args(["--mode=root", "--variant=apt", "--format=directory"])
-        .arg(format!("--include={}", PACKAGES.join(",")))
+        .arg(format!("--include={}", entry.packages.join(",")))
         .args(["--aptopt=APT::Install-Recommends \"false\"", "--dpkgopt=path-exclude=/usr/share/man/*"])
         .args(["--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/doc/*"])
         .arg("--dpkgopt=path-include=/usr/share/doc/*/copyright");
@@ -149,16 +100,60 @@ fn bootstrap(work: &Path, tree: &Path) -> Result<()> {
     }
     mmdebstrap
         .arg(format!("--essential-hook=sync-in {} /", overlay.display()))
-        .arg("--customize-hook=chroot \"$1\" systemctl enable systemd-networkd.service systemd-resolved.service")
-        .arg(format!("--customize-hook=chroot \"$1\" systemctl mask {}", MASKED.join(" ")))
-        .arg("bookworm")
+        .arg(format!("--customize-hook=chroot \"$1\" systemctl enable {}", entry.enabled_units.join(" ")))
+        .arg(format!("--customize-hook=chroot \"$1\" systemctl mask {}", entry.masked_units.join(" ")))
+        .arg(&entry.suite)
         .arg(tree)
         .arg(&sources);
-    run(&mut mmdebstrap)
+    in_phases(&mut mmdebstrap)
+}
+
+/// Runs a program that names its phases as mmdebstrap does (`I: installing …`): a line for
+/// each as it begins and a sign of life in long ones; everything it said when it fails.
+fn in_phases(command: &mut Command) -> Result<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let mut child = child.with_context(|| format!("cannot start {name}: is it installed?"))?;
+    let complaints = child.stderr.take().context("its standard error is not piped")?;
+    let (tell, told) = mpsc::channel();
+    let reader = thread::spawn(move || {
+        // A progress bar rewrites its line by carriage returns: those are no lines.
+        for line in BufReader::new(complaints).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            if tell.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    let start = Instant::now();
+    let mut said = Vec::new();
+    let mut phase = "starting".to_owned();
+    loop {
+        match told.recv_timeout(SIGN_OF_LIFE) {
+            Ok(line) => {
+                let next = line.rsplit('\r').next().and_then(|line| line.strip_prefix("I: "));
+                // Hooks are short, and named by their whole command.
+                if let Some(next) = next.filter(|next| !next.contains("hook")) {
+                    phase = next.trim_end_matches('.').to_owned();
+                    println!("   {:>4.0} s  {phase}", start.elapsed().as_secs_f64());
+                }
+                said.push(line);
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                println!("   {:>4.0} s  … still {phase}", start.elapsed().as_secs_f64());
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    let status = child.wait()?;
+    // It sent its last line before it hung up.
+    let _ = reader.join();
+    ensure!(status.success(), "{name} failed ({status}):\n{}", said.join("\n"));
+    Ok(())
 }
 
 /// Debian's own package sources as apt on this machine is configured to reach them.
-fn host_sources() -> Result<String> {
+fn host_sources(suite: &str) -> Result<String> {
     let format = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(REPO_URI) $(RELEASE) $(COMPONENT)";
     let list = output(Command::new("apt-get").args([
         "indextargets",
@@ -167,8 +162,9 @@ fn host_sources() -> Result<String> {
         "Created-By: Packages",
         "Origin: Debian",
     ]))?;
-    let lines: Vec<_> = list.lines().filter(|line| line.contains(" bookworm")).collect();
-    ensure!(!lines.is_empty(), "apt on this machine knows no Debian 12 packages: run `apt-get update` first");
+    let of_suite = |line: &&str| line.split(' ').any(|word| word.split(['-', '/']).next() == Some(suite));
+    let lines: Vec<_> = list.lines().filter(of_suite).collect();
+    ensure!(!lines.is_empty(), "apt on this machine knows no packages of {suite}: run `apt-get update` first");
     Ok(lines.join("\n") + "\n")
 }
 
@@ -183,7 +179,13 @@ fn host_apt_options() -> Result<Vec<String>> {
     Ok(dump.lines().filter(worth).map(|line| line.trim_end_matches(';').to_owned()).collect())
 }
 
-fn configure(tree: &Path, ids: &Ids) -> Result<()> {
+fn configure(entry: &Entry, tree: &Path, ids: &Ids) -> Result<()> {
+    let (family, user) =
+        (fs::read_to_string(tree.join("etc/cloud/cloud.cfg"))?, format!("name: {}", entry.default_user));
+    ensure!(family.lines().any(|line| line.trim() == user), "its cloud-init makes no user {}", entry.default_user);
+    let release = fs::read_to_string(tree.join("etc/os-release"))?;
+    let version = format!("VERSION_ID=\"{}\"", entry.version);
+    ensure!(release.lines().any(|line| line == version), "{} is not version {}", entry.suite, entry.version);
     for unwanted in ["etc/apt/apt.conf.d/99mmdebstrap", "etc/dpkg/dpkg.cfg.d/99mmdebstrap", "etc/resolv.conf"] {
         remove(&tree.join(unwanted))?;
     }
@@ -202,7 +204,12 @@ fn configure(tree: &Path, ids: &Ids) -> Result<()> {
     write(&tree.join("etc/hosts"), "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n")?;
     // The EFI system partition is not mounted: its loader is complete and never updated.
     write(&tree.join("etc/fstab"), &format!("UUID={root} / ext4 errors=remount-ro 0 1\n"))?;
-    write(&tree.join("etc/cloud/cloud.cfg.d/90_rackhand.cfg"), CLOUD_CFG)?;
+    write(&tree.join("etc/cloud/cloud.cfg.d/90_rackhand.cfg"), &entry.cloud_init)?;
+    // Whoever hears that the system runs may cut its power: host keys that are still on their way
+    // to the disk would be empty files, and nobody could log in any more.
+    let sync = tree.join("var/lib/cloud/scripts/per-boot/sync");
+    write(&sync, "#!/bin/sh\nexec sync\n")?;
+    fs::set_permissions(&sync, fs::Permissions::from_mode(0o755))?;
     // cloud-init's generator would look at every disk to decide what is decided here.
     let (generators, wanted) =
         (tree.join("etc/systemd/system-generators"), "etc/systemd/system/multi-user.target.wants");
@@ -214,62 +221,20 @@ fn configure(tree: &Path, ids: &Ids) -> Result<()> {
     for updated in ["etc/.updated", "var/.updated"] {
         write(&tree.join(updated), "# As systemd-update-done(8) leaves it.\n")?;
     }
-    write(&tree.join("boot/grub/grub.cfg"), &grub_cfg(root))
+    write(&tree.join("boot/grub/grub.cfg"), &grub_cfg(root, &entry.kernel_command_line))
 }
 
-const CLOUD_CFG: &str = "\
-# A machine is told its settings by a drive labelled cidata, or by nobody.
-datasource_list: [NoCloud, None]
-# Found before the network is up, and acted on then; what the drive says comes on top.
-datasource:
-  NoCloud:
-    user-data: ''
-    meta-data: {dsmode: local}
-system_info:
-  network:
-    renderers: [networkd]
-ssh_genkeytypes: [ed25519]
-ssh_deletekeys: false
-no_ssh_fingerprints: true
-growpart:
-  mode: growpart
-  devices: [/]
-  ignore_growroot_disabled: true
-resize_rootfs: noblock
-output: {all: '>> /var/log/cloud-init-output.log'}
-# Two stages: what a login needs, before the network, and the rest.
-cloud_init_modules:
-  - bootcmd
-  - write-files
-  - growpart
-  - resizefs
-  - set-hostname
-  - update-etc-hosts
-  - users-groups
-  - ssh
-  - set-passwords
-  - timezone
-cloud_config_modules: []
-cloud_final_modules:
-  - package-update-upgrade-install
-  - write-files-deferred
-  - runcmd
-  - scripts-user
-  - phone-home
-  - power-state-change
-";
-
-fn grub_cfg(root: &str) -> String {
+fn grub_cfg(root: &str, command_line: &str) -> String {
     // /vmlinuz and /initrd.img are links that kernel packages keep on the newest kernel.
     format!(
         "set timeout=0\n\
-         linux /vmlinuz root=UUID={root} ro quiet noresume console=tty0 console=ttyS0,115200n8\n\
+         linux /vmlinuz root=UUID={root} {command_line}\n\
          initrd /initrd.img\n\
          boot\n"
     )
 }
 
-fn assemble(work: &Path, tree: &Path, ids: &Ids, image: &Path) -> Result<()> {
+fn assemble(entry: &Entry, work: &Path, tree: &Path, ids: &Ids, image: &Path) -> Result<()> {
     remove(image)?;
     File::create(image)?.set_len(SIZE)?;
     let sectors = |from: u64, to: u64| format!("{}:{}", from / SECTOR, to / SECTOR - 1);
@@ -295,8 +260,13 @@ fn assemble(work: &Path, tree: &Path, ids: &Ids, image: &Path) -> Result<()> {
 
     let embedded = work.join("grub-embedded.cfg");
     fs::write(&embedded, format!("search.fs_uuid {} root\nset prefix=($root)/boot/grub\n", ids.root))?;
-    esp(work, ids, &embedded, image)?;
-    bios_loader(work, &embedded, image)
+    for firmware in &entry.firmware {
+        match firmware {
+            Firmware::Bios => bios_loader(work, &embedded, image)?,
+            Firmware::Uefi => esp(work, ids, &embedded, image)?,
+        }
+    }
+    Ok(())
 }
 
 fn esp(work: &Path, ids: &Ids, embedded: &Path, image: &Path) -> Result<()> {

@@ -2,8 +2,13 @@
 
 use std::{
     ffi::OsString,
+    io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context, ensure};
@@ -41,10 +46,34 @@ impl Shell {
 
     pub(crate) fn run(mut self) -> anyhow::Result<()> {
         if self.quiet {
-            return self.read().map(drop);
+            return with_signs_of_life(|| self.read().map(drop));
         }
         let status =
             self.command.stdin(Stdio::null()).status().with_context(|| format!("cannot start {:?}", self.command))?;
+        ensure!(status.success(), "{:?} failed ({status})", self.command);
+        Ok(())
+    }
+
+    /// Goes on as this program: an interrupt is for it alone. Returns only when it cannot.
+    pub(crate) fn become_it(mut self) -> anyhow::Result<()> {
+        Err(self.command.stdin(Stdio::null()).exec()).with_context(|| format!("cannot start {:?}", self.command))
+    }
+
+    /// Shows its standard output, and gives each line to `read` as well.
+    pub(crate) fn run_reading(mut self, mut read: impl FnMut(&str)) -> anyhow::Result<()> {
+        let mut child = self
+            .command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {:?}", self.command))?;
+        let output = child.stdout.take().context("its standard output is not piped")?;
+        for line in BufReader::new(output).split(b'\n') {
+            let line = String::from_utf8_lossy(&line?).into_owned();
+            println!("{line}");
+            read(&line);
+        }
+        let status = child.wait()?;
         ensure!(status.success(), "{:?} failed ({status})", self.command);
         Ok(())
     }
@@ -64,6 +93,24 @@ impl Shell {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
+
+/// Does work that says nothing, and says every now and then that it goes on.
+fn with_signs_of_life<T>(work: impl FnOnce() -> T) -> T {
+    let (over, is_over) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            while is_over.recv_timeout(SIGN_OF_LIFE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                println!("   … still at it");
+            }
+        });
+        let done = work();
+        drop(over);
+        done
+    })
+}
+
+/// How long a command may be silent before whoever watches wonders.
+pub(crate) const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 
 pub(crate) fn is_root() -> bool {
     // `id -u` rather than a dependency for one number.

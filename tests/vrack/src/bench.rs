@@ -14,7 +14,7 @@ use rackhand_common::{
 use crate::{
     machine::Machine,
     narrator::node_timeline,
-    rack::{DISK, Parts, Rack},
+    rack::{Care, DISK, Parts, Rack},
     reference,
     story::{address, name},
 };
@@ -93,7 +93,7 @@ const TO_DISK: &[Stretch] = &[
 /// Measures every kind of boot `repeat` times.
 pub(crate) fn run(parts: &Parts, repeat: usize) -> anyhow::Result<()> {
     for firmware in [Firmware::Bios, Firmware::Uefi] {
-        let mut rack = Rack::build("bench", 3, parts, &vec![firmware; repeat], |_| {})?;
+        let mut rack = Rack::build("bench", 3, parts, &vec![firmware; repeat], Care::Strict, |_| {})?;
         rack.import()?;
         let mut table = Table::default();
         for machine in rack.machines.clone() {
@@ -125,7 +125,7 @@ fn measure(rack: &mut Rack, machine: &Machine, table: &mut Table) -> anyhow::Res
     rack.operator.wait_for_lifecycle(mac, "ready", PATIENCE)?;
     machine.power_off()?;
     // The controller has to learn that the installer is gone before the next deploy.
-    rack.operator.wait_for(mac, "disconnected", PATIENCE, |seen| seen["installer_connected"] == false)?;
+    rack.operator.wait_for(mac, "disconnected", PATIENCE, |seen| seen["installer"] == false)?;
     deploy(rack, machine, "deploy of a machine that is off → login", TO_INSTALLER, table)?;
     machine.power_off()
 }
@@ -149,7 +149,7 @@ fn deploy(
         "--ssh-key",
         &key.to_string_lossy(),
     ])?;
-    rack.ssh(address(&known)?, "true", PATIENCE)?;
+    rack.ssh(&format!("debian@{}", address(&known)?), "true", PATIENCE)?;
     let login = clock.elapsed();
     rack.operator.wait_for_lifecycle(machine.label.mac, "active", PATIENCE)?;
     let events = node_timeline(rack, machine)?;

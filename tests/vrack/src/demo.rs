@@ -1,96 +1,242 @@
 //! `cargo xtask demo`: two machines, from power-off to a login and back.
+//!
+//! Whoever watches may kill any process of it at any time: the rack's processes are started
+//! again, a machine without power is switched on, and the demo itself, when it is interrupted,
+//! takes everything with it. What is left when nothing could be done any more, `down` removes.
 
-use std::time::Duration;
+use std::{
+    fs::{self, File},
+    io::{Read, Seek, Write},
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use nix::fcntl::{Flock, FlockArg};
 use rackhand_common::machine::Firmware;
+use serde_json::Value;
 
 use crate::{
     machine::Machine,
     narrator::Narrator,
-    network::Cabling,
-    operator::Operator,
-    rack::{self, Parts, Rack},
+    network::{Cabling, Place},
+    operator::{Operator, prompt},
+    rack::{self, Care, Parts, Rack},
+    run::{end, is_ending},
+    services::{Service, Services},
     story::{address, name},
+    supervisor::look_after,
 };
 
 const NAME: &str = "demo";
 const NUMBER: u8 = 1;
 const PATIENCE: Duration = Duration::from_secs(900);
 
+/// Held by whoever runs the demo's rack; its number is in it. `cargo xtask demo down` removes
+/// it.
+const CLAIM: &str = "/run/rackhand-demo.lock";
+
 /// Shows the whole way; leaves the rack running when told to `keep` it.
 pub(crate) fn run(parts: &Parts, keep: bool) -> anyhow::Result<()> {
-    println!("A virtual rack: a controller, a rack node, one BIOS and one UEFI machine.\n");
-    let mut rack = Rack::build(NAME, NUMBER, parts, &[Firmware::Bios, Firmware::Uefi], |what| println!("   {what}"))?;
-    let result = show(&mut rack);
-    if let Err(error) = result {
-        println!("\nThe demo stopped. Logs, consoles and disks: {}", rack.files.directory.display());
-        println!("Clean up with: cargo xtask demo down");
-        return Err(error);
+    let claim = claim()?;
+    watch_for_signals(parts.clone(), keep)?;
+    let start = Instant::now();
+    println!("A virtual rack: a controller, a rack node, one BIOS and one UEFI machine.");
+    println!("Kill any of their processes while you watch: what dies is started again.\n");
+    if rack::directory(NAME).exists() {
+        println!("   an earlier demo left its rack behind: that is removed first");
     }
-    where_to_look(&rack);
+    let result = show(parts);
+    if is_ending() {
+        // Whoever ends it also ends this process.
+        loop {
+            std::thread::park();
+        }
+    }
+    let rack = match result {
+        Ok(rack) => rack,
+        Err(error) => {
+            println!("\nThe demo stopped. Logs, consoles and disks: {}", rack::directory(NAME).display());
+            println!("Clean up with: cargo xtask demo down");
+            return Err(error);
+        }
+    };
+    println!("\nThe demo took {:.0} s.", start.elapsed().as_secs_f64());
     if keep {
-        println!("\nEverything is left running; end it with: cargo xtask demo down");
+        where_to_look(&rack)?;
+        leave(parts)?;
     } else {
         rack.tear_down();
-        println!("\nEverything was ended and removed; `cargo xtask demo --keep` leaves it running.");
+        println!("Everything was ended and removed.\n\nWhere to look next:");
+        println!("  cargo xtask demo --keep          the same, and left running for you to look around");
+        println!("  docs/operator/first-rack.md      the same with real machines");
+        println!("  controller/openapi.json          the API's reference");
+        println!("  target/debug/rackhand --help     the operator's commands");
     }
+    drop(claim);
     Ok(())
 }
 
-/// Removes whatever a demo left, in whatever state.
-pub(crate) fn down() {
-    Cabling::new(NAME, NUMBER).cut();
-    let _ = std::fs::remove_dir_all(rack::directory(NAME));
-    println!("The demo's processes, namespaces and files are gone.");
+/// Looks after a rack that was left running, until `down`.
+pub(crate) fn tend(parts: &Parts) -> anyhow::Result<()> {
+    let file = claim_file()?;
+    // The demo that started this is about to end.
+    let mut claim = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
+    sign(&mut claim)?;
+    let files = parts.files(NAME)?;
+    let machines = files.machines();
+    look_after(&Services::found(files, Cabling::new(NAME, NUMBER))?, &machines, || false)
 }
 
-fn show(rack: &mut Rack) -> anyhow::Result<()> {
-    println!("\n$ rackhand image import debian-12.raw --name debian-12");
-    rack.import()?;
-    let mut narrator = Narrator::default();
-    let machines = rack.machines.clone();
+fn claim() -> anyhow::Result<Flock<File>> {
+    match Flock::lock(claim_file()?, FlockArg::LockExclusiveNonblock) {
+        Ok(mut claim) => {
+            sign(&mut claim)?;
+            Ok(claim)
+        }
+        Err((mut file, _)) => {
+            let mut holder = String::new();
+            file.read_to_string(&mut holder)?;
+            bail!("a demo is running already (process {}); end it with: cargo xtask demo down", holder.trim())
+        }
+    }
+}
 
+fn claim_file() -> anyhow::Result<File> {
+    let opened = File::options().read(true).write(true).create(true).truncate(false).open(CLAIM);
+    opened.with_context(|| format!("cannot open {CLAIM}: a virtual rack needs root, run it with sudo"))
+}
+
+fn sign(claim: &mut Flock<File>) -> anyhow::Result<()> {
+    claim.set_len(0)?;
+    claim.rewind()?;
+    writeln!(claim, "{}", std::process::id()).map_err(Into::into)
+}
+
+/// Ends everything when the demo is interrupted, or leaves it when it is to be kept.
+fn watch_for_signals(parts: Parts, keep: bool) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate, mut hangup) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?)
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+        });
+        end();
+        if keep && leave(&parts).is_ok() {
+            std::process::exit(130);
+        }
+        println!("\nInterrupted: everything is ended and removed.");
+        // What was just being started has been started by then.
+        std::thread::sleep(Duration::from_millis(300));
+        Cabling::new(NAME, NUMBER).cut();
+        let _ = fs::remove_dir_all(rack::directory(NAME));
+        std::process::exit(130);
+    });
+    Ok(())
+}
+
+/// Hands the rack over to a process that looks after it.
+fn leave(parts: &Parts) -> anyhow::Result<()> {
+    let log = File::options().create(true).append(true).open(rack::directory(NAME).join("logs/supervisor.log"))?;
+    Command::new(std::env::current_exe()?)
+        .arg("tend")
+        .arg("--binaries")
+        .arg(&parts.binaries)
+        .arg("--installer")
+        .arg(&parts.installer)
+        .arg("--image")
+        .arg(&parts.image)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .process_group(0)
+        .spawn()?;
+    println!("\nEverything is left running; end it with: cargo xtask demo down");
+    Ok(())
+}
+
+fn show(parts: &Parts) -> anyhow::Result<Rack> {
+    let firmware = [Firmware::Bios, Firmware::Uefi];
+    let rack = Rack::build(NAME, NUMBER, parts, &firmware, Care::Supervised, |what| println!("   {what}"))?;
+    println!();
+    rack.import()?;
+    let machines = rack.machines.clone();
+    let mut narrator = Narrator::new();
+
+    narrator.chapter("Someone presses the power buttons: VR0000 boots by BIOS, VR0001 by UEFI");
     for machine in &machines {
-        narrator.chapter(machine, "someone presses the power button");
         machine.power_on()?;
     }
-    narrator.until(rack, &machines, PATIENCE, |operator| all(operator, &machines, "discovered"))?;
+    narrator.until(&rack, &machines, PATIENCE, |operator| all(operator, &machines, "discovered"))?;
 
+    narrator.chapter("The operator adopts them and has Debian 12 installed");
+    let key = rack.ssh_key()?.with_extension("pub");
+    let key = key.to_string_lossy();
     for machine in &machines {
-        let known = rack.operator.machine(machine.label.mac)?.context("the machine is gone")?;
-        narrator.chapter(
-            machine,
-            &format!("$ rackhand machine adopt {0}; rackhand machine deploy {0} --image debian-12", name(&known)?),
-        );
-        rack.operator.ask(&["machine", "adopt", name(&known)?])?;
-        let key = rack.ssh_key()?.with_extension("pub");
+        let known = known(&rack, machine)?;
+        let deploy = ["machine", "deploy", name(&known)?, "--image", "debian-12", "--ssh-key", &key];
+        accepted(&rack, machine, &["machine", "adopt", name(&known)?], &["ready"])?;
         rack.operator.wait_for_lifecycle(machine.label.mac, "ready", PATIENCE)?;
-        rack.operator.ask(&[
-            "machine",
-            "deploy",
-            name(&known)?,
-            "--image",
-            "debian-12",
-            "--ssh-key",
-            &key.to_string_lossy(),
-        ])?;
+        println!("{} is ready", name(&known)?);
+        accepted(&rack, machine, &deploy, &["deploying", "active"])?;
     }
-    narrator.until(rack, &machines, PATIENCE, |operator| all(operator, &machines, "active"))?;
+    narrator.until(&rack, &machines, PATIENCE, |operator| all(operator, &machines, "active"))?;
 
-    for machine in &machines {
-        let known = rack.operator.machine(machine.label.mac)?.context("the machine is gone")?;
-        println!("\n$ ssh debian@{} 'hostname; uname -r; uptime -p'", address(&known)?);
-        print!("{}", rack.ssh(address(&known)?, "hostname; uname -r; uptime -p", PATIENCE)?);
+    narrator.chapter("Their owner logs in");
+    for (machine, user) in machines.iter().zip(["debian", "root"]) {
+        let login = format!("{user}@{}", address(&known(&rack, machine)?)?);
+        let command = "whoami; hostname; uname -r; uptime -p";
+        println!("{}", prompt(&["ssh", &login, command]));
+        print!("{}", rack.ssh(&login, command, PATIENCE)?);
     }
 
+    narrator.chapter("The first is given back: every disk is overwritten and read back");
     let first = &machines[..1];
-    let known = rack.operator.machine(first[0].label.mac)?.context("the machine is gone")?;
-    narrator.chapter(&first[0], &format!("$ rackhand machine release {}", name(&known)?));
-    rack.operator.ask(&["machine", "release", name(&known)?])?;
-    narrator.until(rack, first, PATIENCE, |operator| all(operator, first, "ready"))?;
+    let released = known(&rack, &first[0])?;
+    accepted(&rack, &first[0], &["machine", "release", name(&released)?], &["releasing", "ready"])?;
+    narrator.until(&rack, first, PATIENCE, |operator| all(operator, first, "ready"))?;
     println!();
-    rack.operator.show(&["machine", "list"])
+    rack.operator.type_in(&["machine", "list"])?;
+    Ok(rack)
+}
+
+/// Types a command until the controller took it: it may have been killed before it answered.
+fn accepted(rack: &Rack, machine: &Machine, words: &[&str], reached: &[&str]) -> anyhow::Result<()> {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        println!("{}", prompt(&[&["rackhand"], words].concat()));
+        let Err(error) = rack.operator.ask(words) else { return Ok(()) };
+        println!("   ! the controller did not answer");
+        while Instant::now() < end {
+            rack.check()?;
+            if let Ok(Some(seen)) = rack.operator.machine(machine.label.mac) {
+                if seen["lifecycle"].as_str().is_some_and(|lifecycle| reached.contains(&lifecycle)) {
+                    println!("   it was taken all the same");
+                    return Ok(());
+                }
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(250));
+        }
+        if Instant::now() > end {
+            return Err(error);
+        }
+    }
+}
+
+/// The machine as the controller knows it; waits for a controller that was killed just now.
+fn known(rack: &Rack, machine: &Machine) -> anyhow::Result<Value> {
+    rack.operator.wait_for(machine.label.mac, "known", Duration::from_secs(60), |_| true)
 }
 
 fn all(operator: &Operator, machines: &[Machine], lifecycle: &str) -> anyhow::Result<bool> {
@@ -102,18 +248,37 @@ fn all(operator: &Operator, machines: &[Machine], lifecycle: &str) -> anyhow::Re
     Ok(true)
 }
 
-fn where_to_look(rack: &Rack) {
-    let operator = &rack.operator;
-    println!("\nWhere to look next (while it runs):");
-    println!("  export RACKHAND_CONTROLLER={} RACKHAND_CA={} \\", operator.controller, operator.ca.display());
-    println!("         RACKHAND_TOKEN={}", operator.token);
-    println!("  {} machine list        every machine; also: run list, image list, --help", operator.program.display());
-    println!(
-        "  curl --cacert $RACKHAND_CA -H \"Authorization: Bearer $RACKHAND_TOKEN\" {}/v1/openapi.json",
-        operator.controller
-    );
-    println!("  {}   logs of controller, agent and boot", rack.files.directory.join("logs").display());
-    for machine in &rack.machines {
-        println!("  {}   serial console of {}", machine.console_log().display(), machine.label.serial);
+/// What whoever keeps the rack can do with it.
+fn where_to_look(rack: &Rack) -> anyhow::Result<()> {
+    let (operator, directory) = (&rack.operator, &rack.files.directory);
+    let environment = directory.join("operator.env");
+    let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&environment)?;
+    writeln!(file, "export RACKHAND_CONTROLLER={}", operator.controller)?;
+    writeln!(file, "export RACKHAND_CA={}", operator.ca.display())?;
+    writeln!(file, "export RACKHAND_TOKEN={}", operator.token)?;
+    writeln!(file, "export RACKHAND_SOCKET={}", rack.files.socket().display())?;
+    writeln!(file, "export PATH={}:$PATH", rack.files.binaries.display())?;
+
+    let active = rack.machines.last().context("there are two")?;
+    let active = known(rack, active)?;
+    let (name, address) = (name(&active)?, address(&active)?);
+    let node = rack.cabling.namespace(Place::Node);
+    println!("\nWhere to look next:");
+    println!("  . {}       who you are, for all that follows", environment.display());
+    println!("  rackhand machine list                       also: run list, image list, --help");
+    println!("  rackhand machine timeline {name}            what the controller knows of it");
+    println!("  rackhand-diag timeline {name}               what the node knows, without the controller");
+    println!("  rackhand-diag status                        how the node fares");
+    println!("  curl --cacert $RACKHAND_CA $RACKHAND_CONTROLLER/v1/openapi.json     the API's reference");
+    println!("  ip netns exec {node} ssh -i {} root@{address}", rack.ssh_key()?.display());
+    println!("Logs:");
+    for service in [Service::Controller, Service::Agent, Service::Boot] {
+        println!("  {}", rack.files.log(service).display());
     }
+    println!("  {}       what died and was started again", directory.join("logs/supervisor.log").display());
+    println!("Serial consoles:");
+    for machine in &rack.machines {
+        println!("  {}", machine.console_log().display());
+    }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 //! power button and, for UEFI, a variable store.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -10,9 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
+use nix::fcntl::{Flock, FlockArg};
 use rackhand_common::machine::{Firmware, Mac, Power};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::{
     network::tap,
@@ -64,23 +66,29 @@ impl Machine {
         let directory = parent.join(&label.serial);
         fs::create_dir_all(&directory)?;
         fs::write(directory.join("label.json"), serde_json::to_vec_pretty(&label)?)?;
-        fs::File::create(directory.join("disk.raw"))?.set_len(disk)?;
+        File::create(directory.join("disk.raw"))?.set_len(disk)?;
         if firmware == Firmware::Uefi {
             fs::copy(OVMF_VARS, directory.join("variables.fd")).context("is Debian's package ovmf installed?")?;
         }
         Ok(Self { directory, label })
     }
 
-    /// The machine with this network card among those racked in `parent`.
-    pub(crate) fn find(parent: &Path, mac: Mac) -> anyhow::Result<Self> {
+    /// All machines racked in `parent`.
+    pub(crate) fn all(parent: &Path) -> anyhow::Result<Vec<Self>> {
+        let mut machines = Vec::new();
         for entry in fs::read_dir(parent)? {
             let directory = entry?.path();
-            let label: Label = serde_json::from_slice(&fs::read(directory.join("label.json"))?)?;
-            if label.mac == mac {
-                return Ok(Self { directory, label });
-            }
+            let label = serde_json::from_slice(&fs::read(directory.join("label.json"))?)?;
+            machines.push(Self { directory, label });
         }
-        bail!("no machine with network card {mac} in {}", parent.display())
+        machines.sort_by(|a, b| a.directory.cmp(&b.directory));
+        Ok(machines)
+    }
+
+    /// The machine with this network card among those racked in `parent`.
+    pub(crate) fn find(parent: &Path, mac: Mac) -> anyhow::Result<Self> {
+        let found = Self::all(parent)?.into_iter().find(|machine| machine.label.mac == mac);
+        found.with_context(|| format!("no machine with network card {mac} in {}", parent.display()))
     }
 
     pub(crate) fn disk(&self) -> PathBuf {
@@ -95,7 +103,8 @@ impl Machine {
         self.directory.join("qemu.pid")
     }
 
-    fn pid(&self) -> Option<i32> {
+    /// The QEMU it is, while it is on.
+    pub(crate) fn pid(&self) -> Option<i32> {
         let pid = fs::read_to_string(self.pid_file()).ok()?.trim().parse().ok()?;
         let program = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
         program.starts_with("qemu").then_some(pid)
@@ -105,7 +114,9 @@ impl Machine {
         if self.pid().is_some() { Power::On } else { Power::Off }
     }
 
+    /// Presses the power button of a machine that is off.
     pub(crate) fn power_on(&self) -> anyhow::Result<()> {
+        let _alone = self.lock()?;
         if self.power() == Power::On {
             return Ok(());
         }
@@ -157,12 +168,14 @@ impl Machine {
         if network {
             fs::remove_file(once)?;
         }
-        Ok(())
+        self.note("on")
     }
 
     /// Pulls the plug.
     pub(crate) fn power_off(&self) -> anyhow::Result<()> {
+        let _alone = self.lock()?;
         let Some(pid) = self.pid() else { return Ok(()) };
+        self.note("off")?;
         run("kill", &["-9", &pid.to_string()])?;
         let patience = Instant::now() + SETTLE;
         while self.pid().is_some() {
@@ -176,25 +189,75 @@ impl Machine {
 
     /// Has the next start boot from the network, as a BMC's one-time override does.
     pub(crate) fn network_boot_once(&self) -> anyhow::Result<()> {
-        fs::write(self.directory.join("network-once"), b"").map_err(Into::into)
+        fs::write(self.directory.join("network-once"), b"")?;
+        self.note("network-boot-once")
+    }
+
+    /// What was done to its power, oldest first: what a BMC's own log would say.
+    pub(crate) fn power_history(&self) -> Vec<String> {
+        let history = fs::read_to_string(self.directory.join("power.log")).unwrap_or_default();
+        history.lines().map(str::to_owned).collect()
+    }
+
+    /// Whether it was switched on and is off all the same: its QEMU was killed.
+    pub(crate) fn has_lost_power(&self) -> anyhow::Result<bool> {
+        let _alone = self.lock()?;
+        let last = self.power_history().into_iter().rfind(|what| what != "network-boot-once");
+        Ok(last.is_some_and(|last| last == "on") && self.power() == Power::Off)
+    }
+
+    fn note(&self, what: &str) -> anyhow::Result<()> {
+        let mut history = File::options().create(true).append(true).open(self.directory.join("power.log"))?;
+        writeln!(history, "{what}").map_err(Into::into)
+    }
+
+    /// One hand at the power button at a time: the agent's driver and the demo are two processes.
+    fn lock(&self) -> anyhow::Result<Flock<File>> {
+        let file = File::create(self.directory.join("lock"))?;
+        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
     }
 
     /// Presses the reset button.
     pub(crate) fn reset(&self) -> anyhow::Result<()> {
-        let stream = UnixStream::connect(self.qmp()).context("the machine is off")?;
+        self.monitor(json!({"execute": "system_reset"}))
+    }
+
+    /// Lets its disk write so many bytes in a second, until it is switched off; zero is as
+    /// many as it can.
+    pub(crate) fn slow_disk(&self, bytes: u64) -> anyhow::Result<()> {
+        self.monitor(json!({
+            "execute": "block_set_io_throttle",
+            "arguments": {
+                "device": "disk", "bps": 0, "bps_rd": 0, "bps_wr": bytes, "iops": 0, "iops_rd": 0, "iops_wr": 0
+            }
+        }))
+    }
+
+    fn monitor(&self, request: serde_json::Value) -> anyhow::Result<()> {
+        // A QEMU that just starts has its number before its monitor.
+        let end = Instant::now() + SETTLE;
+        let stream = loop {
+            match UnixStream::connect(self.qmp()) {
+                Ok(stream) => break stream,
+                Err(error) if self.pid().is_none() || Instant::now() > end => {
+                    return Err(error).context("the machine is off");
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        };
         stream.set_read_timeout(Some(SETTLE))?;
         let mut answers = BufReader::new(stream.try_clone()?).lines();
-        let mut ask = |request: &str| -> anyhow::Result<()> {
+        for request in [json!({"execute": "qmp_capabilities"}), request] {
             writeln!(&stream, "{request}")?;
-            for answer in &mut answers {
-                if answer?.contains("\"return\"") {
-                    return Ok(());
+            loop {
+                let answer = answers.next().context("QEMU closed its monitor")??;
+                ensure!(!answer.contains("\"error\""), "QEMU refused {request}: {answer}");
+                if answer.contains("\"return\"") {
+                    break;
                 }
             }
-            bail!("QEMU closed its monitor")
-        };
-        ask(r#"{"execute":"qmp_capabilities"}"#)?;
-        ask(r#"{"execute":"system_reset"}"#)
+        }
+        Ok(())
     }
 
     fn qmp(&self) -> PathBuf {

@@ -9,11 +9,13 @@ mod machine;
 mod narrator;
 mod network;
 mod operator;
+mod peers;
 mod rack;
 mod reference;
 mod run;
 mod services;
 mod story;
+mod supervisor;
 mod varstore;
 
 use std::path::PathBuf;
@@ -49,8 +51,12 @@ enum Verb {
         #[arg(long)]
         keep: bool,
     },
-    /// Ends and removes a demo's rack.
-    Down,
+    /// Looks after a rack that a demo left running.
+    #[command(hide = true)]
+    Tend {
+        #[command(flatten)]
+        parts: Parts,
+    },
     /// Measures boots and image writing.
     Bench {
         #[command(flatten)]
@@ -63,6 +69,10 @@ enum Verb {
     Stories {
         #[command(flatten)]
         parts: Parts,
+        /// Only those with this in their names, which may want what others arrive at; may be
+        /// repeated.
+        #[arg(long)]
+        only: Vec<String>,
     },
 }
 
@@ -70,12 +80,9 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().verb {
         Verb::Power { machines, verb } => power(&machines, &verb),
         Verb::Demo { parts, keep } => demo::run(&parts, keep),
-        Verb::Down => {
-            demo::down();
-            Ok(())
-        }
+        Verb::Tend { parts } => demo::tend(&parts),
         Verb::Bench { parts, repeat } => bench::run(&parts, repeat),
-        Verb::Stories { parts } => story::tell(&parts),
+        Verb::Stories { parts, only } => story::tell(&parts, &only),
     }
 }
 

@@ -8,41 +8,67 @@ use std::{
 
 use anyhow::bail;
 use jiff::Timestamp;
-use rackhand_common::event::{Event, What};
+use rackhand_common::{
+    event::{Event, Stage, What},
+    machine::Power,
+};
 
-use crate::{machine::Machine, network::Place, operator::Operator, rack::Rack, run::output};
+use crate::{
+    machine::Machine,
+    network::Place,
+    operator::{COLUMNS, Operator},
+    rack::Rack,
+    run::output,
+};
 
 const LOOK: Duration = Duration::from_millis(300);
 
+/// How long after something happened everything before it is known too.
+const SETTLED: Duration = Duration::from_millis(1500);
+
+/// Percents between two lines of progress: at most five lines a disk.
+const STEP: u64 = 20;
+
 /// Tells each thing once.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Narrator {
+    /// When the present chapter began: what times are counted from.
+    since: Timestamp,
     machines: BTreeMap<String, Told>,
+    /// Seen, and not told yet: what happened before it may still be on its way.
+    pending: Vec<Line>,
 }
 
 #[derive(Debug, Default)]
 struct Told {
-    /// When its present chapter began: what times are counted from.
-    since: Option<Timestamp>,
     /// What was told, by its debug form: two things may have happened in one microsecond.
     events: HashSet<String>,
     lifecycle: String,
     percent: u64,
 }
 
+/// Something to tell, and when it happened.
+type Line = (Timestamp, String);
+
 impl Narrator {
-    /// A new chapter of a machine's story; times count from here.
-    pub(crate) fn chapter(&mut self, machine: &Machine, title: &str) {
-        let told = self.machines.entry(machine.label.serial.clone()).or_default();
-        told.since = Some(Timestamp::now());
-        told.percent = 0;
-        println!("\n── {} ({}): {title}", machine.label.serial, machine.label.firmware);
+    /// One that counts from now on.
+    pub(crate) fn new() -> Self {
+        Self { since: Timestamp::now(), machines: BTreeMap::new(), pending: Vec::new() }
+    }
+
+    /// A new chapter of the story; times count from here.
+    pub(crate) fn chapter(&mut self, title: &str) {
+        self.since = Timestamp::now();
+        for told in self.machines.values_mut() {
+            told.percent = 0;
+        }
+        println!("\n── {title}");
     }
 
     /// Tells the machines' stories until `done`.
     pub(crate) fn until(
         &mut self,
-        rack: &mut Rack,
+        rack: &Rack,
         machines: &[Machine],
         patience: Duration,
         done: impl Fn(&Operator) -> anyhow::Result<bool>,
@@ -52,9 +78,10 @@ impl Narrator {
             // Asked before the telling, so that what led to it is told too.
             let finished = done(&rack.operator).unwrap_or(false);
             for machine in machines {
-                // The node may be between two starts: the next look sees what was missed.
-                let _ = self.tell(rack, machine);
+                let news = self.news(rack, machine);
+                self.pending.extend(news);
             }
+            self.tell(if finished { None } else { Timestamp::now().checked_sub(SETTLED).ok() });
             if finished {
                 return Ok(());
             }
@@ -66,44 +93,93 @@ impl Narrator {
         }
     }
 
-    fn tell(&mut self, rack: &Rack, machine: &Machine) -> anyhow::Result<()> {
+    /// Tells in their order what happened before `until`, or all.
+    fn tell(&mut self, until: Option<Timestamp>) {
+        self.pending.sort();
+        let ripe = self.pending.iter().take_while(|(at, _)| until.is_none_or(|until| *at < until)).count();
+        for (at, line) in self.pending.drain(..ripe) {
+            let seconds = at.duration_since(self.since).as_secs_f64();
+            let line: String = format!("{seconds:>6.1} s  {line}").chars().take(COLUMNS).collect();
+            println!("{line}");
+        }
+    }
+
+    /// What was not seen yet. Node and controller may be between two starts: the next look
+    /// sees what this one missed.
+    fn news(&mut self, rack: &Rack, machine: &Machine) -> Vec<Line> {
         let told = self.machines.entry(machine.label.serial.clone()).or_default();
+        let mut lines = Vec::new();
+        let mut say = |at, what: String| {
+            lines.push((at, format!("{} {:4}  {what}", machine.label.serial, machine.label.firmware)));
+        };
         for event in node_timeline(rack, machine).unwrap_or_default() {
-            if !told.events.insert(format!("{event:?}")) {
-                continue;
-            }
-            match &event.what {
-                What::Progress { done, total, .. } => {
-                    let percent = done * 100 / (*total).max(1);
-                    if percent >= told.percent + 20 {
-                        told.percent = percent;
-                        told.line(machine, event.at, &format!("disk {percent} %"));
-                    }
-                }
-                What::Stage(stage) => told.line(machine, event.at, &stage.to_string()),
-                What::Failed { cause, detail, .. } => {
-                    told.line(machine, event.at, &format!("failed: {cause:?}: {detail}"))
-                }
-                What::PhonedHome { .. } => told.line(machine, event.at, "cloud-init is done: the system phoned home"),
-                What::Lost => told.line(machine, event.at, "installer is gone"),
-                _ => {}
+            if told.events.insert(format!("{event:?}"))
+                && let Some(what) = told.words(&event.what)
+            {
+                say(event.at, what);
             }
         }
-        if let Some(seen) = rack.operator.machine(machine.label.mac)? {
+        if let Ok(Some(seen)) = rack.operator.machine(machine.label.mac) {
             let lifecycle = seen["lifecycle"].as_str().unwrap_or_default();
             if lifecycle != told.lifecycle {
                 told.lifecycle = lifecycle.to_owned();
-                told.line(machine, Timestamp::now(), &format!("── controller: {lifecycle}"));
+                say(Timestamp::now(), format!("══ {}: {lifecycle}", seen["name"].as_str().unwrap_or("?")));
             }
         }
-        Ok(())
+        lines
     }
 }
 
 impl Told {
-    fn line(&self, machine: &Machine, at: Timestamp, what: &str) {
-        let since = self.since.map_or(0.0, |since| at.duration_since(since).as_secs_f64());
-        println!("{:>7.1} s  {} {:4}  {what}", since, machine.label.serial, machine.label.firmware);
+    /// What an event is to whoever watches, if anything.
+    fn words(&mut self, what: &What) -> Option<String> {
+        Some(match what {
+            What::Progress { done, total, .. } => {
+                let percent = done.saturating_mul(100).checked_div(*total).unwrap_or(100);
+                if percent < self.percent {
+                    // Begun again, after a reset.
+                    self.percent = 0;
+                }
+                if percent < self.percent + STEP || percent >= 100 {
+                    return None;
+                }
+                self.percent = percent / STEP * STEP;
+                format!("disk: {percent} % of {} MiB", total >> 20)
+            }
+            What::Stage(stage) => match stage {
+                Stage::PoweredOn => "power: switched on by the node".into(),
+                Stage::RomDhcp(firmware) => format!("DHCP: its {firmware} boot ROM has an address"),
+                Stage::Loader(file) => format!("loader: fetched {file} by TFTP"),
+                Stage::IpxeDhcp => "DHCP: iPXE has the same address".into(),
+                Stage::Script(target) => format!("script: iPXE is told to start {target}"),
+                Stage::Kernel => "kernel: fetched by HTTP".into(),
+                Stage::Initramfs => "kernel: fetched its initial RAM disk".into(),
+                Stage::Installer => "installer: runs from RAM and has proven its ticket".into(),
+                Stage::OrderStarted(_) => "installer: begins its work on the disk".into(),
+                Stage::ImageWritten => "disk: image written and flushed".into(),
+                Stage::SettingsWritten => "disk: settings and boot order written".into(),
+                Stage::Rebooting => "reboot: into its own disk".into(),
+                Stage::OsDhcp => "DHCP: the installed system has the same address".into(),
+                Stage::Erased => "disk: overwritten and read back".into(),
+                Stage::Inventoried => return None,
+            },
+            What::Connected { inventory, .. } => {
+                let disks: Vec<_> = inventory
+                    .disks
+                    .iter()
+                    .map(|disk| format!("{} GiB {}", disk.size >> 30, disk.identity().unwrap_or_default()))
+                    .collect();
+                format!("inventory: {} MiB memory, disks: {}", inventory.memory >> 20, disks.join(", "))
+            }
+            What::PhonedHome { .. } => "cloud-init: done, the system called home".into(),
+            What::Lost => "installer: is not heard of any more".into(),
+            What::Power(Power::Off) => "power: switched off by the node".into(),
+            What::Failed { cause, detail, .. } => {
+                format!("failed: {cause:?}: {}", detail.lines().next().unwrap_or_default())
+            }
+            What::TicketRefused { .. } | What::Gap { .. } => what.to_string(),
+            What::Power(Power::On) | What::Done { .. } | What::Commanded { .. } | What::Node(_) => return None,
+        })
     }
 }
 

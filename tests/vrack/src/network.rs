@@ -1,14 +1,18 @@
-//! The virtual rack's cabling: three network namespaces.
+//! The virtual rack's cabling: network namespaces.
 //!
 //! ```text
 //!  this machine ──veth── CONTROLLER ──veth── NODE ──veth── LAN (bridge) ──tap── machines
 //!   10.78.N.1/30          10.78.N.2           │ 10.77.0.1/24
 //!                         10.78.N.5/30 ── 10.78.N.6
 //! ```
+//!
+//! A client of the stories is plugged into the bridge by a cable of its own, from a fourth
+//! namespace.
 
 use std::process::Command;
 
 use anyhow::{Context, ensure};
+use rackhand_common::machine::Mac;
 
 use crate::run::{quiet, run};
 
@@ -30,6 +34,8 @@ pub(crate) enum Place {
     Node,
     /// The provisioning network, where machines are plugged in.
     Lan,
+    /// A client with one card on the provisioning network.
+    Client,
 }
 
 impl Cabling {
@@ -52,6 +58,7 @@ impl Cabling {
             Place::Controller => "controller",
             Place::Node => "node",
             Place::Lan => "lan",
+            Place::Client => "client",
         };
         format!("rackhand-{}-{place}", self.name)
     }
@@ -104,18 +111,46 @@ impl Cabling {
         Ok(())
     }
 
-    /// Ends every process in the namespaces and removes them, whatever state they are in.
+    /// Plugs a client with this card into the provisioning network, in place of the one before.
+    pub(crate) fn plug(&self, mac: Mac) -> anyhow::Result<()> {
+        self.unplug();
+        let (client, lan) = (self.namespace(Place::Client), self.namespace(Place::Lan));
+        run("ip", &["netns", "add", &client])?;
+        run("ip", &["-n", &client, "link", "set", "lo", "up"])?;
+        run("ip", &["-n", &lan, "link", "add", "client0", "type", "veth", "peer", "name", "eth0", "netns", &client])?;
+        run("ip", &["-n", &lan, "link", "set", "client0", "master", "br0", "up"])?;
+        run("ip", &["-n", &client, "link", "set", "eth0", "address", &mac.to_string(), "up"])?;
+        Ok(())
+    }
+
+    /// Ends the client's processes and removes it.
+    pub(crate) fn unplug(&self) {
+        self.remove(Place::Client);
+        quiet("ip", &["-n", &self.namespace(Place::Lan), "link", "del", "client0"]);
+    }
+
+    /// Ends every process in the namespaces and removes them, whatever state they are in. The
+    /// machines go last: until the agent is gone it may switch one on.
     pub(crate) fn cut(&self) {
-        for place in [Place::Lan, Place::Node, Place::Controller] {
-            let namespace = self.namespace(place);
-            if let Ok(pids) = run("ip", &["netns", "pids", &namespace]) {
-                for pid in pids.split_whitespace() {
-                    quiet("kill", &["-9", pid]);
-                }
-            }
-            quiet("ip", &["netns", "del", &namespace]);
+        for place in [Place::Client, Place::Controller, Place::Node, Place::Lan] {
+            self.remove(place);
         }
         quiet("ip", &["link", "del", &self.link()]);
+    }
+
+    fn remove(&self, place: Place) {
+        let namespace = self.namespace(place);
+        // More than once: what was just ending another's start may have started something.
+        for _ in 0..5 {
+            let pids = quiet("ip", &["netns", "pids", &namespace]);
+            if pids.trim().is_empty() {
+                break;
+            }
+            for pid in pids.split_whitespace() {
+                quiet("kill", &["-9", pid]);
+            }
+        }
+        quiet("ip", &["netns", "del", &namespace]);
     }
 
     /// Breaks or mends the link between node and controller.

@@ -7,11 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use rackhand_common::machine::Mac;
 use serde_json::Value;
 
-use crate::run::output;
+use crate::run::{is_ending, output};
 
 /// How often a state is looked at while waiting for it.
 const LOOK: Duration = Duration::from_millis(250);
@@ -44,9 +44,21 @@ impl Operator {
 
     /// Runs the command in sight of whoever watches.
     pub(crate) fn show(&self, words: &[&str]) -> anyhow::Result<()> {
+        ensure!(!is_ending(), "the virtual rack is being taken apart");
         let status = self.command(words).stdin(Stdio::null()).status()?;
-        anyhow::ensure!(status.success(), "rackhand {words:?} failed ({status})");
+        ensure!(status.success(), "rackhand {words:?} failed ({status})");
         Ok(())
+    }
+
+    /// Shows the command and what it answers, as on an operator's terminal.
+    pub(crate) fn type_in(&self, words: &[&str]) -> anyhow::Result<()> {
+        println!("{}", prompt(&[&["rackhand"], words].concat()));
+        self.show(words)
+    }
+
+    /// A run as it stands.
+    pub(crate) fn run(&self, id: &str) -> anyhow::Result<Value> {
+        self.ask(&["run", "show", id])
     }
 
     /// The machine with this card, once the controller knows it.
@@ -75,7 +87,7 @@ impl Operator {
                 Ok(Some(machine)) if is(&machine) => return Ok(machine),
                 Ok(Some(machine)) => seen = machine,
                 Ok(None) => {}
-                Err(error) if Instant::now() > end => return Err(error),
+                Err(error) if Instant::now() > end || is_ending() => return Err(error),
                 Err(_) => {}
             }
             if Instant::now() > end {
@@ -90,6 +102,29 @@ impl Operator {
         self.wait_for(mac, lifecycle, patience, |machine| machine["lifecycle"] == lifecycle)
     }
 }
+
+/// A command as it is typed, on as many lines as [`COLUMNS`] want.
+pub(crate) fn prompt(words: &[&str]) -> String {
+    let mut lines = vec![String::from("$")];
+    for word in words {
+        let word = match word.contains([' ', ';', '\'', '|', '$']) {
+            true => format!("'{word}'"),
+            false => (*word).to_owned(),
+        };
+        let line = lines.last_mut().expect("there is one from the beginning");
+        if line.len() > 2 && line.chars().count() + word.chars().count() + 3 > COLUMNS {
+            line.push_str(" \\");
+            lines.push(format!("    {word}"));
+        } else {
+            line.push(' ');
+            line.push_str(&word);
+        }
+    }
+    lines.join("\n")
+}
+
+/// How wide the terminals are that people watch on.
+pub(crate) const COLUMNS: usize = 100;
 
 /// The rows of a list answer.
 pub(crate) fn items(answer: &Value) -> anyhow::Result<&Vec<Value>> {

@@ -1,7 +1,6 @@
 //! A virtual rack: a controller, a rack node and machines, from nothing to serving.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -14,9 +13,10 @@ use rackhand_common::machine::Firmware;
 use crate::{
     machine::Machine,
     network::{Cabling, Place},
-    operator::Operator,
+    operator::{Operator, items},
     run::{output, run},
-    services::{Files, Process, Service},
+    services::{Files, Service, Services},
+    supervisor::Supervisor,
 };
 
 /// A process that is to be up is given this long.
@@ -39,6 +39,26 @@ pub(crate) struct Parts {
     pub(crate) image: PathBuf,
 }
 
+impl Parts {
+    /// Where the rack of this name, built of these parts, keeps everything.
+    pub(crate) fn files(&self, name: &str) -> anyhow::Result<Files> {
+        Ok(Files {
+            directory: directory(name),
+            binaries: self.binaries.canonicalize().context("no binaries")?,
+            installer: self.installer.canonicalize().context("no installer image")?,
+        })
+    }
+}
+
+/// What becomes of a process that ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Care {
+    /// It is started again, and a machine that lost power is switched on: the demo's.
+    Supervised,
+    /// It is a failure: the stories'.
+    Strict,
+}
+
 /// A virtual rack and everything in it.
 #[derive(Debug)]
 pub(crate) struct Rack {
@@ -47,7 +67,8 @@ pub(crate) struct Rack {
     pub(crate) operator: Operator,
     pub(crate) machines: Vec<Machine>,
     image: PathBuf,
-    processes: BTreeMap<Service, Process>,
+    services: Services,
+    supervisor: Option<Supervisor>,
 }
 
 /// Where the rack of this name lives.
@@ -62,18 +83,14 @@ impl Rack {
         number: u8,
         parts: &Parts,
         firmware: &[Firmware],
+        care: Care,
         progress: impl Fn(&str),
     ) -> anyhow::Result<Self> {
         let cabling = Cabling::new(name, number);
         progress("laying cables: three network namespaces, a bridge, a tap per machine");
         cabling.lay(firmware.len())?;
-        let directory = directory(name);
-        let _ = fs::remove_dir_all(&directory);
-        let files = Files {
-            directory: directory.clone(),
-            binaries: parts.binaries.canonicalize().context("no binaries")?,
-            installer: parts.installer.canonicalize().context("no installer image")?,
-        };
+        let files = parts.files(name)?;
+        let _ = fs::remove_dir_all(&files.directory);
         files.configure(&cabling)?;
 
         progress("controller: init, serve");
@@ -92,33 +109,35 @@ impl Rack {
         let mut rack = Self {
             machines: Vec::new(),
             image: parts.image.clone(),
-            processes: BTreeMap::new(),
+            services: Services::new(files.clone(), cabling.clone()),
+            supervisor: None,
             cabling,
             files,
             operator,
         };
+        if care == Care::Supervised {
+            rack.supervisor = Some(Supervisor::spawn(rack.services.clone(), rack.files.machines()));
+        }
         rack.start(Service::Controller)?;
-        rack.wait_for("controller", |rack| rack.operator.ask(&["rack", "list"]).is_ok())?;
+        rack.wait_for("controller", |rack| rack.operator.ask(&["rack", "list"]).map(drop))?;
 
         progress("rack node: enrol with a one-time code, serve, boot");
-        rack.operator.ask(&[
-            "rack",
-            "create",
-            "r1",
-            "--node",
-            "10.77.0.1/24",
-            "--delegated",
-            "10.77.0.100-10.77.0.199",
-        ])?;
-        let code = rack.operator.ask(&["agent", "enrol", "--rack", "r1"])?;
-        let code = code["code"].as_str().context("no enrolment code")?;
-        let controller = format!("{}:4433", rack.cabling.controller_from_node());
-        output(
-            rack.cabling
-                .command(Place::Node, &rack.files.binary("rackhand-agent").to_string_lossy())
-                .args(["enrol", "--controller", &controller, "--code", code, "--config"])
-                .arg(rack.files.config(Service::Agent)),
-        )?;
+        rack.wait_for("rack", |rack| {
+            let racks = rack.operator.ask(&["rack", "list"])?;
+            if items(&racks)?.is_empty() {
+                let delegated = "10.77.0.100-10.77.0.199";
+                rack.operator.ask(&["rack", "create", "r1", "--node", "10.77.0.1/24", "--delegated", delegated])?;
+            }
+            Ok(())
+        })?;
+        rack.wait_for("enrolment", |rack| {
+            let code = rack.operator.ask(&["agent", "enrol", "--rack", "r1"])?;
+            let code = code["code"].as_str().context("no enrolment code")?;
+            let controller = format!("{}:4433", rack.cabling.controller_from_node());
+            let mut enrol = rack.cabling.command(Place::Node, &rack.files.binary("rackhand-agent").to_string_lossy());
+            enrol.args(["enrol", "--controller", &controller, "--code", code, "--config"]);
+            output(enrol.arg(rack.files.config(Service::Agent))).map(drop)
+        })?;
         rack.start(Service::Agent)?;
         rack.start(Service::Boot)?;
 
@@ -129,37 +148,54 @@ impl Rack {
         Ok(rack)
     }
 
-    /// Imports the Debian image, as an operator does.
+    /// Imports the Debian image, as an operator does; again when the controller was killed
+    /// meanwhile.
     pub(crate) fn import(&self) -> anyhow::Result<()> {
-        self.operator.show(&["image", "import", &self.image.to_string_lossy(), "--name", "debian-12", "--wait"])
+        let image = self.image.to_string_lossy();
+        let words = ["image", "import", &image, "--name", "debian-12", "--wait"];
+        for _ in 0..3 {
+            if self.operator.type_in(&words).is_ok() {
+                return Ok(());
+            }
+            self.wait_for("controller", |rack| {
+                for image in items(&rack.operator.ask(&["image", "list"])?)? {
+                    rack.operator.ask(&["image", "delete", image["id"].as_str().context("an image has no id")?])?;
+                }
+                Ok(())
+            })?;
+            println!("   the import was cut short; once more");
+        }
+        bail!("the image cannot be imported; the controller's log is {}", self.files.log(Service::Controller).display())
     }
 
-    pub(crate) fn start(&mut self, service: Service) -> anyhow::Result<()> {
-        let process = Process::start(&self.files, &self.cabling, service)?;
-        self.processes.insert(service, process);
-        Ok(())
+    pub(crate) fn start(&self, service: Service) -> anyhow::Result<()> {
+        self.services.start(service)
     }
 
     /// SIGKILL.
-    pub(crate) fn kill(&mut self, service: Service) -> anyhow::Result<()> {
-        self.processes.remove(&service).with_context(|| format!("{} does not run", service.name()))?.kill()
+    pub(crate) fn kill(&self, service: Service) -> anyhow::Result<()> {
+        self.services.kill(service)
     }
 
-    /// Fails when a process that should run does not.
-    pub(crate) fn check(&mut self) -> anyhow::Result<()> {
-        self.processes.values_mut().try_for_each(|process| process.check(&self.files))
+    /// Fails when a process that should run does not, and nobody starts it again.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        match &self.supervisor {
+            Some(supervisor) => supervisor.check(),
+            None => self.services.check(),
+        }
     }
 
-    fn wait_for(&mut self, what: &str, is: impl Fn(&Self) -> bool) -> anyhow::Result<()> {
+    fn wait_for(&self, what: &str, attempt: impl Fn(&Self) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let end = Instant::now() + START;
-        while !is(self) {
+        loop {
+            let Err(error) = attempt(self) else { return Ok(()) };
             self.check()?;
             if Instant::now() > end {
-                bail!("{what} is not up after {START:?}; logs are in {}", self.files.directory.join("logs").display());
+                let logs = self.files.directory.join("logs");
+                return Err(error.context(format!("no {what} after {START:?}; logs are in {}", logs.display())));
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        Ok(())
     }
 
     /// A key pair for logging in to deployed machines: the path of its private half.
@@ -171,15 +207,16 @@ impl Rack {
         Ok(key)
     }
 
-    /// Runs a command on a deployed machine over SSH, as its owner; waits until SSH answers.
-    pub(crate) fn ssh(&self, address: &str, command: &str, patience: Duration) -> anyhow::Result<String> {
+    /// Runs a command on a deployed machine over SSH; waits until SSH answers. `login` is
+    /// `user@address`.
+    pub(crate) fn ssh(&self, login: &str, command: &str, patience: Duration) -> anyhow::Result<String> {
         let key = self.ssh_key()?;
         let end = Instant::now() + patience;
         loop {
             let mut ssh = self.cabling.command(Place::Node, "ssh");
             ssh.args(["-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);
             ssh.args(["-o", "ConnectTimeout=5", "-o", "LogLevel=ERROR", "-i"]).arg(&key);
-            ssh.arg(format!("debian@{address}")).arg(command);
+            ssh.args([login, command]);
             match output(&mut ssh) {
                 Ok(answer) => return Ok(answer),
                 Err(error) if Instant::now() > end => return Err(error.context("no login over SSH")),
@@ -190,6 +227,7 @@ impl Rack {
 
     /// Ends everything and removes it.
     pub(crate) fn tear_down(self) {
+        drop(self.supervisor);
         self.cabling.cut();
         let _ = fs::remove_dir_all(&self.files.directory);
     }

@@ -2,14 +2,20 @@
 //! would, killed as no operator should.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
+    os::unix::process::{CommandExt, ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 
-use crate::network::{Cabling, Place};
+use crate::{
+    network::{Cabling, Place},
+    run::is_ending,
+};
 
 /// One of the product's processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,6 +75,10 @@ impl Files {
         self.directory.join("logs").join(service.name()).with_extension("log")
     }
 
+    fn pid_file(&self, service: Service) -> PathBuf {
+        self.directory.join(service.name()).with_extension("pid")
+    }
+
     pub(crate) fn socket(&self) -> PathBuf {
         self.directory.join("agent.sock")
     }
@@ -115,15 +125,17 @@ impl Files {
     }
 }
 
-/// A running process of the product.
+/// A process of the product. Whoever started it reaps it; another process knows it by the
+/// number in its file.
 #[derive(Debug)]
-pub(crate) struct Process {
-    child: Child,
-    service: Service,
+struct Process {
+    pid: i32,
+    child: Option<Child>,
 }
 
 impl Process {
-    pub(crate) fn start(files: &Files, cabling: &Cabling, service: Service) -> anyhow::Result<Self> {
+    fn start(files: &Files, cabling: &Cabling, service: Service) -> anyhow::Result<Self> {
+        ensure!(!is_ending(), "the virtual rack is being taken apart");
         let (program, verb) = service.program();
         let log = File::options().create(true).append(true).open(files.log(service))?;
         let child = cabling
@@ -134,27 +146,105 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
+            // Ctrl-C on a terminal is for the demo, not for what it shows.
+            .process_group(0)
             .spawn()
             .with_context(|| format!("starting {}", service.name()))?;
-        Ok(Self { child, service })
+        let pid = i32::try_from(child.id())?;
+        fs::write(files.pid_file(service), format!("{pid}\n"))?;
+        Ok(Self { pid, child: Some(child) })
+    }
+
+    /// The one that another process started.
+    fn found(files: &Files, service: Service) -> anyhow::Result<Self> {
+        let pid = fs::read_to_string(files.pid_file(service))?.trim().parse()?;
+        Ok(Self { pid, child: None })
+    }
+
+    /// How it ended, once it has.
+    fn ended(&mut self, service: Service) -> anyhow::Result<Option<String>> {
+        let Some(child) = &mut self.child else {
+            let comm = fs::read_to_string(format!("/proc/{}/comm", self.pid)).unwrap_or_default();
+            let state = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+            // Fifteen bytes of a name are kept.
+            let alive = service.program().0.starts_with(comm.trim()) && !comm.is_empty() && !state.contains(") Z ");
+            return Ok((!alive).then(|| "ended".to_owned()));
+        };
+        Ok(child.try_wait()?.map(|status| match status.signal() {
+            Some(9) => "was killed".to_owned(),
+            Some(signal) => format!("was ended by signal {signal}"),
+            None => format!("ended by itself ({status})"),
+        }))
     }
 
     /// SIGKILL, and nothing else.
-    pub(crate) fn kill(mut self) -> anyhow::Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
+    fn kill(mut self) -> anyhow::Result<()> {
+        if let Some(child) = &mut self.child {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+}
+
+/// The product's processes of one rack. Cheap to clone: all clones are the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Services {
+    files: Files,
+    cabling: Cabling,
+    running: Arc<Mutex<BTreeMap<Service, Process>>>,
+}
+
+impl Services {
+    pub(crate) fn new(files: Files, cabling: Cabling) -> Self {
+        Self { files, cabling, running: Arc::default() }
+    }
+
+    /// Those that another process started.
+    pub(crate) fn found(files: Files, cabling: Cabling) -> anyhow::Result<Self> {
+        let services = Self::new(files, cabling);
+        for service in [Service::Controller, Service::Agent, Service::Boot] {
+            let process = Process::found(&services.files, service)?;
+            services.running().insert(service, process);
+        }
+        Ok(services)
+    }
+
+    pub(crate) fn start(&self, service: Service) -> anyhow::Result<()> {
+        let mut running = self.running();
+        running.insert(service, Process::start(&self.files, &self.cabling, service)?);
         Ok(())
     }
 
-    /// Fails when the process has ended by itself.
-    pub(crate) fn check(&mut self, files: &Files) -> anyhow::Result<()> {
-        let ended = self.child.try_wait()?;
-        ensure!(
-            ended.is_none(),
-            "{} ended by itself; its log is {}",
-            self.service.name(),
-            files.log(self.service).display()
-        );
+    /// SIGKILL.
+    pub(crate) fn kill(&self, service: Service) -> anyhow::Result<()> {
+        let process = self.running().remove(&service);
+        process.with_context(|| format!("{} does not run", service.name()))?.kill()
+    }
+
+    /// Fails when a process that should run does not.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        for (service, process) in self.running().iter_mut() {
+            if let Some(how) = process.ended(*service)? {
+                bail!("{} {how}; its log is {}", service.name(), self.files.log(*service).display());
+            }
+        }
         Ok(())
+    }
+
+    /// Starts again what has ended, as systemd does in a real rack; says what that was.
+    pub(crate) fn restart_ended(&self) -> anyhow::Result<Vec<String>> {
+        let mut told = Vec::new();
+        for (service, process) in self.running().iter_mut() {
+            if let Some(how) = process.ended(*service)? {
+                *process = Process::start(&self.files, &self.cabling, *service)?;
+                told.push(format!("{} {how}; started again, as systemd would", service.name()));
+            }
+        }
+        Ok(told)
+    }
+
+    fn running(&self) -> MutexGuard<'_, BTreeMap<Service, Process>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
