@@ -6,7 +6,7 @@ use rackhand_common::{image::CHUNK, machine::Power};
 use rackhand_tests::{Machine, Model, Service, VirtualRack, machine::Effect, operator::PATIENCE, wait};
 use serde_json::json;
 
-use crate::deploy::holds;
+use crate::deploy::{holds, is_empty};
 
 /// More chunks than the installer fetches ahead: some are asked for after a kill.
 const MANY: u64 = 14;
@@ -82,7 +82,7 @@ async fn killed_in_mid_command(service: Service) {
     .await;
     rack.restart(service).await;
     rack.becomes(&machine, "ready").await;
-    assert!(machine.drive().contents().unwrap().iter().all(|byte| *byte == 0));
+    is_empty(&machine);
     at_most_one_effect_per_command(&rack, &machine).await;
 }
 
