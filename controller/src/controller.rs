@@ -337,6 +337,10 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         images: images.clone(),
         clock: clock.clone(),
         changed,
+        cut: {
+            let fleet = fleet.clone();
+            Arc::new(move |agent| fleet.cut(agent))
+        },
         new_code: Arc::new(move || enrol::fresh_code(root_pin)),
         agents_address: config.told_to_agents(agents_at.port()),
         shutdown: shutdown.clone(),
@@ -344,7 +348,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     let router = api::router(app).merge(images.router()).merge(telemetry.router());
 
     let mut parts = Parts::default();
-    parts.add("the API", https::serve(listener, tls, router, shutdown.clone()));
+    parts.add("the API", https::serve(listener, tls, router, clock.clone(), shutdown.clone()));
     parts.add("the agents' connections", fleet.clone().run(endpoint, shutdown.clone()));
     parts.add("the workflows", workflows::run(workflows, store.clone(), fleet, clock, shutdown.clone()));
     parts.add("the images", {

@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     authority::{AGENT_TTL, Authority, AuthorityError, Issued},
-    store::{Store, StoreError},
+    store::{Happened, Store, StoreError},
 };
 
 /// How long a code can be used, unless said otherwise.
@@ -66,7 +66,11 @@ pub async fn redeem(
         error => NotEnrolled::Store(error),
     })?;
     let issued = authority.issue(csr, Role::Agent { agent, rack }, AGENT_TTL, now).map_err(NotEnrolled::Certificate)?;
-    tx.insert_agent(now, agent, rack, issued.key, issued.until).await?;
+    for old in tx.insert_agent(now, agent, rack, issued.key, issued.until).await? {
+        let by = format!("the enrolment of agent {agent}");
+        tx.insert_event(now, rack, None, None, &Happened::AgentRevoked { agent: old, by }).await?;
+    }
+    tx.insert_event(now, rack, None, None, &Happened::AgentEnrolled { agent }).await?;
     tx.commit().await?;
     tracing::info!(%agent, %rack, "enrolled");
     Ok((agent, rack, issued))

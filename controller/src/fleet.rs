@@ -3,6 +3,10 @@
 //! Invariants:
 //! - Nobody is served whose certificate does not name a registered agent that is not revoked;
 //!   what may be asked without a certificate is enrolment only, told apart by the protocol.
+//! - Whose certificate has ended may renew it, when its key is the registered one, and is
+//!   answered nothing else.
+//! - A revoked agent is cut off: either [`Fleet::cut`] finds its connection, or the connection,
+//!   once it can be found, finds the revocation.
 //! - A connection counts only after its number was committed.
 //! - No transaction is open while a peer is waited for.
 
@@ -16,9 +20,9 @@ use std::{
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rackhand_common::{
     id::{AgentId, RackId},
-    pki::{self, Identity, Peer, Role},
+    pki::{self, Identity, KeyPin, NotAPeer, Peer, Role},
     time::Clock,
-    wire::{self, AgentRequest, AgentResponse, Command, ControllerRequest, ControllerResponse, Welcome},
+    wire::{self, AgentRequest, AgentResponse, Closing, Command, ControllerRequest, ControllerResponse, Welcome},
 };
 use rustls_pki_types::CertificateDer;
 use serde::{Serialize, de::DeserializeOwned};
@@ -45,12 +49,9 @@ const RECHECK: Duration = Duration::from_secs(30);
 /// The longest request of an agent that is not yet enrolled, in bytes.
 const ENROL_LEN: usize = 64 << 10;
 
-/// Closed because a newer connection took over.
-const REPLACED: VarInt = VarInt::from_u32(1);
-/// Closed because the peer is not let in, or broke the protocol.
-const REFUSED: VarInt = VarInt::from_u32(2);
-/// Closed because the controller stops, or the work is done.
-const BYE: VarInt = VarInt::from_u32(0);
+/// Requests that are answered to whose certificate has ended: the renewal, and what it asked
+/// for before it knew.
+const LAPSED_REQUESTS: usize = 4;
 
 /// A handle on the connections; clones are the same.
 #[derive(Clone, Debug)]
@@ -73,6 +74,7 @@ impl std::fmt::Debug for Inner {
 
 #[derive(Clone)]
 struct Live {
+    agent: AgentId,
     number: u64,
     quic: Connection,
     wake: Arc<Notify>,
@@ -95,10 +97,35 @@ enum Dropped {
     Malformed(#[from] wire::Malformed),
     #[error("not let in: {0}")]
     Refused(&'static str),
+    #[error("agent {0} is revoked; to let its node in again, enrol it: rackhand agent enrol")]
+    Revoked(AgentId),
+    #[error("agent {0} comes with a certificate that has ended and a key that is not registered")]
+    OtherKey(AgentId),
     #[error("not a peer")]
-    NotAPeer(#[from] pki::NotAPeer),
+    NotAPeer(#[from] NotAPeer),
     #[error("database")]
     Store(#[from] StoreError),
+}
+
+impl Dropped {
+    /// What the peer is told: how its connection ends, and why, for people.
+    fn closing(&self) -> (Closing, &'static str) {
+        match self {
+            Self::Revoked(_) => (Closing::Revoked, "its registration was revoked"),
+            Self::NotAPeer(NotAPeer::Ended { .. }) => (Closing::Ended, "its certificate ended too long ago"),
+            Self::OtherKey(_) => (Closing::Ended, "its certificate has ended, and its key is not the registered one"),
+            Self::Refused(reason) => (Closing::Refused, reason),
+            Self::NotAPeer(_) => (Closing::Refused, "its certificate names no agent, or is not valid yet"),
+            Self::Store(StoreError::NotFound(_)) => (Closing::Refused, "it is not registered here"),
+            Self::Slow(_) => (Closing::Refused, "it was too slow"),
+            Self::Malformed(_) => (Closing::Refused, "it sent what is not a message"),
+            Self::Lost(_) | Self::Read(_) | Self::Write(_) | Self::Closed(_) | Self::Store(_) => (Closing::Refused, ""),
+        }
+    }
+}
+
+fn close(quic: &Connection, closing: Closing, reason: &str) {
+    quic.close(VarInt::from_u32(closing as u32), reason.as_bytes());
 }
 
 /// A QUIC endpoint for agents at this address.
@@ -143,6 +170,16 @@ impl Fleet {
         self.racks().len()
     }
 
+    /// Cuts a revoked agent's connection, at once.
+    pub fn cut(&self, agent: AgentId) {
+        let mut racks = self.racks();
+        let Some((rack, _)) = racks.iter().find(|(_, live)| live.agent == agent) else { return };
+        let rack = *rack;
+        if let Some(live) = racks.remove(&rack) {
+            close(&live.quic, Closing::Revoked, "an operator revoked it");
+        }
+    }
+
     /// Gives a command to the rack's agent. Whether it arrived is not known when this fails:
     /// the same command may be given again.
     pub async fn command(&self, rack: RackId, command: Command) -> Result<ControllerResponse, Unreachable> {
@@ -185,7 +222,7 @@ impl Fleet {
                 }
             });
         }
-        endpoint.close(BYE, b"the controller stops");
+        endpoint.close(VarInt::from_u32(Closing::Done as u32), b"the controller stops");
         tracker.close();
         tracker.wait().await;
         endpoint.wait_idle().await;
@@ -199,7 +236,8 @@ impl Fleet {
             Some(wire::ALPN_ENROL) => timeout(PATIENCE, self.enrol(&quic)).await.map_err(Dropped::from).flatten(),
             _ => Err(Dropped::Refused("unknown protocol")),
         };
-        quic.close(if ended.is_ok() { BYE } else { REFUSED }, b"");
+        let (closing, reason) = ended.as_ref().err().map_or((Closing::Done, ""), Dropped::closing);
+        close(&quic, closing, reason);
         ended
     }
 
@@ -216,7 +254,7 @@ impl Fleet {
                 Ok((agent, rack, issued)) => {
                     // Whoever the rack's agent was until now is revoked.
                     if let Some(old) = self.racks().remove(&rack) {
-                        old.quic.close(REPLACED, b"another node was enrolled for this rack");
+                        close(&old.quic, Closing::Revoked, "another node was enrolled for its rack");
                     }
                     self.certificate(agent, rack, &issued)
                 }
@@ -234,28 +272,48 @@ impl Fleet {
 
     async fn agent(&self, quic: &Connection) -> Result<(), Dropped> {
         let chain = quic.peer_identity().and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
-        let Peer::Certified(Role::Agent { agent, rack }) = Peer::certified(&chain.unwrap_or_default())? else {
-            return Err(Dropped::Refused("not an agent"));
+        let chain = chain.ok_or(NotAPeer::Anonymous)?;
+        let peer = Peer::certified(&chain, self.0.clock.now().wall)?;
+        let (Peer::Certified(Role::Agent { agent, rack }) | Peer::Lapsed(Role::Agent { agent, rack })) = peer else {
+            return Err(Dropped::Refused("it is not an agent"));
         };
+        let key = KeyPin::of_certificate(&chain[0])?;
         let known = self.0.store.agent(agent).await?;
-        if known.revoked.is_some() || known.rack != rack {
-            return Err(Dropped::Refused("the agent is revoked"));
+        if known.rack != rack {
+            return Err(Dropped::Refused("its certificate is for another rack"));
+        }
+        if known.revoked.is_some() {
+            return Err(Dropped::Revoked(agent));
+        }
+        if let Peer::Lapsed(_) = peer {
+            if !known.has(key) {
+                return Err(Dropped::OtherKey(agent));
+            }
+            return timeout(PATIENCE, self.renew_only(quic, agent, rack)).await?;
         }
         let (send, mut recv) = timeout(PATIENCE, quic.accept_bi()).await??;
         let first = timeout(PATIENCE, recv.read_to_end(ENROL_LEN)).await??;
-        let AgentRequest::Hello(hello) = wire::decode(&first)? else { return Err(Dropped::Refused("no hello")) };
+        let AgentRequest::Hello(hello) = wire::decode(&first)? else {
+            return Err(Dropped::Refused("it said no hello"));
+        };
 
         let now = self.0.clock.now().wall;
         let version: String = hello.version.chars().take(64).collect();
         let mut tx = self.0.store.begin().await?;
-        let row = tx.welcome(now, agent, hello.connection, hello.incarnation, &version, hello.revision).await?;
+        let row = tx.welcome(now, agent, key, hello.connection, hello.incarnation, &version, hello.revision).await;
+        let row = row.map_err(|error| match error {
+            StoreError::NotFound(_) => Dropped::Revoked(agent),
+            error => error.into(),
+        })?;
         tx.commit().await?;
         let number = row.connection;
-        let live = Live { number, quic: quic.clone(), wake: Arc::new(Notify::new()) };
+        let live = Live { agent, number, quic: quic.clone(), wake: Arc::new(Notify::new()) };
         let old = {
             let mut racks = self.racks();
             match racks.get(&rack) {
-                Some(newer) if newer.number > number => return Err(Dropped::Refused("a newer connection is here")),
+                Some(newer) if newer.agent == agent && newer.number > number => {
+                    return Err(Dropped::Refused("a newer connection is here"));
+                }
                 _ => racks.insert(rack, live.clone()),
             }
         };
@@ -265,9 +323,12 @@ impl Fleet {
             {
                 tracing::warn!(%agent, %rack, "a second process of this agent has connected; the newest is served");
             }
-            old.quic.close(REPLACED, b"a newer connection took over");
+            close(&old.quic, Closing::Replaced, "a newer connection took over");
         }
         let ended = async {
+            if self.0.store.agent(agent).await?.revoked.is_some() {
+                return Err(Dropped::Revoked(agent));
+            }
             answer(send, &AgentResponse::Welcome(Welcome { connection: number, next_event: row.next_event })).await?;
             tracing::info!(%agent, %rack, connection = number, version, "agent connected");
             tokio::select! {
@@ -278,7 +339,7 @@ impl Fleet {
         .await;
         {
             let mut racks = self.racks();
-            if racks.get(&rack).is_some_and(|current| current.number == number) {
+            if racks.get(&rack).is_some_and(|current| (current.agent, current.number) == (agent, number)) {
                 racks.remove(&rack);
             }
         }
@@ -286,6 +347,40 @@ impl Fleet {
         tx.disconnected(self.0.clock.now().wall, agent, number).await?;
         tx.commit().await?;
         ended
+    }
+
+    /// Renews the certificate of an agent whose last one has ended.
+    async fn renew_only(&self, quic: &Connection, agent: AgentId, rack: RackId) -> Result<(), Dropped> {
+        for _ in 0..LAPSED_REQUESTS {
+            let (send, mut recv) = quic.accept_bi().await?;
+            let request = wire::decode(&recv.read_to_end(ENROL_LEN).await?)?;
+            let AgentRequest::Renew { csr } = request else {
+                answer(send, &AgentResponse::Lapsed).await?;
+                continue;
+            };
+            let response = self.renew(agent, rack, &csr).await?;
+            answer(send, &response).await?;
+            tracing::info!(%agent, %rack, "a certificate that had ended was renewed");
+            // The peer closes once it has read the answer.
+            quic.closed().await;
+            return Ok(());
+        }
+        Err(Dropped::Refused("it does not renew its certificate"))
+    }
+
+    async fn renew(&self, agent: AgentId, rack: RackId, csr: &[u8]) -> Result<AgentResponse, Dropped> {
+        let now = self.0.clock.now().wall;
+        let issued = match self.0.authority.issue(csr, Role::Agent { agent, rack }, AGENT_TTL, now) {
+            Ok(issued) => issued,
+            Err(error) => return Ok(AgentResponse::Refused(error.to_string())),
+        };
+        let mut tx = self.0.store.begin().await?;
+        match tx.issued(agent, issued.key, issued.until).await {
+            Err(StoreError::NotFound(_)) => return Err(Dropped::Revoked(agent)),
+            issued => issued?,
+        }
+        tx.commit().await?;
+        Ok(self.certificate(agent, rack, &issued))
     }
 
     /// Answers requests, one after the other: events must be taken in order.
@@ -299,18 +394,7 @@ impl Fleet {
                     self.0.workflows.wake();
                     AgentResponse::Next(next)
                 }
-                AgentRequest::Renew { csr } => {
-                    let now = self.0.clock.now().wall;
-                    match self.0.authority.issue(&csr, Role::Agent { agent, rack }, AGENT_TTL, now) {
-                        Ok(issued) => {
-                            let mut tx = self.0.store.begin().await?;
-                            tx.renewed(agent, issued.key, issued.until).await?;
-                            tx.commit().await?;
-                            self.certificate(agent, rack, &issued)
-                        }
-                        Err(error) => AgentResponse::Refused(error.to_string()),
-                    }
-                }
+                AgentRequest::Renew { csr } => self.renew(agent, rack, &csr).await?,
                 AgentRequest::Hello(_) | AgentRequest::Enrol { .. } => AgentResponse::Refused("not now".into()),
             };
             answer(send, &response).await?;

@@ -6,7 +6,8 @@
 //!   does not own this agent any more.
 //! - An event leaves the spool only when the controller has acknowledged it.
 //! - The private key never leaves the node; a certificate is renewed over the connection it
-//!   serves, at half of its life.
+//!   serves, at half of its life, or as the only thing that can be done once it has ended.
+//! - A node that is not let in goes on serving its rack, says why, and asks again.
 
 mod backoff;
 mod enrol;
@@ -16,7 +17,7 @@ mod session;
 
 pub use enrol::enrol;
 pub use fetch::Fetcher;
-pub use identity::{Registration, Unusable};
+pub use identity::{Identity, Registration, Unusable};
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,9 +35,7 @@ const GOOD: Duration = Duration::from_secs(60);
 /// What the uplink works with.
 pub struct Uplink {
     /// This node as enrolled.
-    pub registration: watch::Sender<Arc<Registration>>,
-    /// Where the registration is kept.
-    pub state: std::path::PathBuf,
+    pub identity: Arc<Identity>,
     /// Where intents go.
     pub intent: intent::Store,
     /// Where events come from.
@@ -57,16 +56,20 @@ impl Uplink {
         let incarnation = Incarnation::fresh();
         let mut backoff = Backoff::default();
         let mut told = String::new();
+        let mut renewed = None;
         while !shutdown.is_cancelled() {
             let began = self.clock.now();
-            let ended = session::run(&self, incarnation, &shutdown).await;
+            let ended = session::run(&self, incarnation, renewed, &shutdown).await;
             if began.mono.until(self.clock.now().mono) >= GOOD {
                 backoff = Backoff::default();
             }
             let error = match ended {
                 Ok(Ended::Shutdown) => return,
                 // With the new certificate, at once.
-                Ok(Ended::Renewed) => continue,
+                Ok(Ended::Renewed) => {
+                    renewed = Some(self.clock.now().mono);
+                    continue;
+                }
                 Err(error) => format!("{error:#}"),
             };
             let wait = backoff.next(rand::random());
@@ -84,7 +87,7 @@ impl Uplink {
     }
 
     fn show(&self, connected: bool, words: String) {
-        let certificate_until = self.registration.borrow().until;
+        let certificate_until = self.identity.current().until;
         self.view.send_replace(UplinkView { connected, words, certificate_until });
     }
 }

@@ -189,7 +189,12 @@ pub(crate) fn agents(agents: &[Agent]) -> String {
         vec![
             agent.id.clone(),
             agent.rack.clone(),
-            if agent.connected { "connected" } else { "away" }.into(),
+            match agent {
+                Agent { revoked: Some(_), .. } => "revoked",
+                Agent { connected: true, .. } => "connected",
+                _ => "away",
+            }
+            .into(),
             or_dash(agent.version.as_deref()),
             or_dash(agent.seen.map(second).as_deref()),
         ]

@@ -116,6 +116,8 @@ fn text(body: &Happened) -> String {
             }
         }
         Happened::Alert { reason } => format!("ALERT: {reason}"),
+        Happened::AgentEnrolled { agent } => format!("agent {agent} enrolled"),
+        Happened::AgentRevoked { agent, by } => format!("agent {agent} revoked by {by}"),
     }
 }
 

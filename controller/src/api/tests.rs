@@ -59,6 +59,7 @@ impl Bench {
             images,
             clock,
             changed: Arc::new(|_| ()),
+            cut: Arc::new(|_| ()),
             new_code: Arc::new(|| ("RH1.secret.pin".into(), [7; 32])),
             agents_address: "controller.example:4433".into(),
             shutdown,
