@@ -247,6 +247,12 @@ impl From<rustls::Error> for Unusable {
 }
 
 impl TrustBundle {
+    /// Names this bundle: SHA-256 of its JSON text, in hexadecimal.
+    pub fn fingerprint(&self) -> String {
+        let json = serde_json::to_vec(self).expect("a bundle always serializes");
+        hex::encode(Sha256::digest(&json))
+    }
+
     /// The image key's certificate, for [`SignedManifest::verify`](crate::image::SignedManifest::verify).
     pub fn image_key(&self) -> Result<CertificateDer<'static>, Unusable> {
         CertificateDer::from_pem_slice(self.image_key.as_bytes()).map_err(Unusable::Pem)

@@ -8,6 +8,8 @@
 //! - Shutdown: no new work; what is under way may end, until the [deadline](GRACE), where
 //!   whoever is late is named and left behind. All of it can be repeated after the next start.
 
+pub mod rotation;
+
 use std::{
     collections::HashMap,
     fs,
@@ -300,6 +302,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     );
     let lock = lock(&config)?;
     let authority = Arc::new(Authority::open(&config.pki()).context("cannot use the certificate authority")?);
+    authority.settle().context("cannot use the certificate authority")?;
     let identity = authority.controller(&config.names, now).context("cannot make the controller's certificate")?;
     let store = open(&config).await?;
     let mut tx = store.begin().await?;

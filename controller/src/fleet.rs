@@ -33,7 +33,7 @@ use crate::{
     authority::{AGENT_TTL, Authority, Issued},
     enrol::{self, Limit},
     events, intent,
-    store::{Store, StoreError},
+    store::{Agent, Store, StoreError},
     workflows::{Commands, Unreachable, Workflows},
 };
 
@@ -300,7 +300,9 @@ impl Fleet {
         let now = self.0.clock.now().wall;
         let version: String = hello.version.chars().take(64).collect();
         let mut tx = self.0.store.begin().await?;
-        let row = tx.welcome(now, agent, key, hello.connection, hello.incarnation, &version, hello.revision).await;
+        let certificate = (key, self.0.authority.root_of(&chain[0]));
+        let row =
+            tx.welcome(now, agent, certificate, hello.connection, hello.incarnation, &version, hello.revision).await;
         let row = row.map_err(|error| match error {
             StoreError::NotFound(_) => Dropped::Revoked(agent),
             error => error.into(),
@@ -333,7 +335,7 @@ impl Fleet {
             tracing::info!(%agent, %rack, connection = number, version, "agent connected");
             tokio::select! {
                 ended = self.serve(quic, agent, rack) => ended,
-                ended = self.push(&live, agent, rack, hello.revision) => ended,
+                ended = self.push(&live, &row, hello.revision) => ended,
             }
         }
         .await;
@@ -401,8 +403,23 @@ impl Fleet {
         }
     }
 
-    /// Sends the intent whenever the rack's is newer than the one on the agent's disk.
-    async fn push(&self, live: &Live, agent: AgentId, rack: RackId, on_disk: u64) -> Result<(), Dropped> {
+    /// Sends the trust bundle when the agent has another, then the intent whenever the rack's is
+    /// newer than the one on the agent's disk.
+    async fn push(&self, live: &Live, row: &Agent, on_disk: u64) -> Result<(), Dropped> {
+        let (agent, rack) = (row.id, row.rack);
+        let bundle = self.0.authority.bundle();
+        if row.bundle.as_ref() != Some(&bundle.fingerprint()) {
+            let json = serde_json::to_string(bundle).expect("a bundle always serializes");
+            match ask(&live.quic, &ControllerRequest::Trust(json)).await {
+                Ok(ControllerResponse::Trusted) => {
+                    let mut tx = self.0.store.begin().await?;
+                    tx.trusts(agent, &bundle.fingerprint()).await?;
+                    tx.commit().await?;
+                }
+                // It is asked again at its next connection, and no root is retired before.
+                other => tracing::warn!(%agent, %rack, ?other, "the agent does not take the trust bundle"),
+            }
+        }
         let mut on_disk = on_disk;
         loop {
             let revision = self.0.store.rack_revision(rack).await?;

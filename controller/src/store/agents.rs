@@ -29,6 +29,10 @@ pub struct Agent {
     pub key: KeyPin,
     /// Key of a certificate issued to it since.
     pub next_key: Option<KeyPin>,
+    /// Fingerprint of the trust bundle on its disk, as last acknowledged.
+    pub bundle: Option<String>,
+    /// The root that the certificate it used last comes from.
+    pub root: Option<KeyPin>,
     /// End of its newest certificate.
     pub certificate_until: Timestamp,
     /// The process that connected last.
@@ -180,13 +184,13 @@ impl Tx {
 
     /// The agent has connected: counts its connection and gives its row as it is now. `known`
     /// is the highest number the agent was ever welcomed with; after a database was restored
-    /// from an older copy the next number still is higher than that. `key` is that of the
-    /// certificate it used.
+    /// from an older copy the next number still is higher than that. `key` and `root` are those
+    /// of the certificate it used.
     pub async fn welcome(
         &mut self,
         now: Timestamp,
         id: AgentId,
-        key: KeyPin,
+        (key, root): (KeyPin, Option<KeyPin>),
         known: u64,
         incarnation: Incarnation,
         version: &str,
@@ -196,6 +200,7 @@ impl Tx {
             "UPDATE agents
              SET connection = CASE WHEN connection > $2 THEN connection ELSE $2 END + 1,
                  incarnation = $3, version = $4, revision = $5, connected = $6, seen = $6,
+                 root = $8,
                  key_pin = CASE WHEN next_key_pin = $7 THEN $7 ELSE key_pin END,
                  next_key_pin = CASE WHEN next_key_pin = $7 THEN NULL ELSE next_key_pin END
              WHERE id = $1 AND revoked IS NULL RETURNING *",
@@ -207,10 +212,21 @@ impl Tx {
         .bind(i64::try_from(revision).unwrap_or(0))
         .bind(micros(now))
         .bind(key.to_string())
+        .bind(root.map(|root| root.to_string()))
         .fetch_optional(&mut *self.inner)
         .await?
         .ok_or(StoreError::NotFound("agent"))?;
         read(&row)
+    }
+
+    /// The agent has the trust bundle with this fingerprint on its disk.
+    pub async fn trusts(&mut self, id: AgentId, bundle: &str) -> Result<(), StoreError> {
+        sqlx::query("UPDATE agents SET bundle = $2 WHERE id = $1")
+            .bind(id.to_string())
+            .bind(bundle)
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
     }
 
     /// The agent has this revision on its disk.
@@ -264,12 +280,17 @@ async fn agent(executor: impl SqliteExecutor<'_>, id: AgentId) -> Result<Agent, 
 fn read(row: &SqliteRow) -> Result<Agent, StoreError> {
     let optional = |column| row.try_get::<Option<i64>, _>(column).map_err(StoreError::from)?.map(timestamp).transpose();
     let incarnation = row.try_get::<Option<&str>, _>("incarnation")?.map(str::parse).transpose();
-    let next_key = row.try_get::<Option<&str>, _>("next_key_pin")?.map(str::parse).transpose();
+    let pin = |column| {
+        let pin = row.try_get::<Option<&str>, _>(column)?.map(str::parse::<KeyPin>).transpose();
+        pin.map_err(|e| StoreError::Damaged("key pin", Box::new(e)))
+    };
     Ok(Agent {
         id: row.try_get::<&str, _>("id")?.parse().map_err(|e| StoreError::Damaged("id", Box::new(e)))?,
         rack: row.try_get::<&str, _>("rack")?.parse().map_err(|e| StoreError::Damaged("id", Box::new(e)))?,
         key: row.try_get::<&str, _>("key_pin")?.parse().map_err(|e| StoreError::Damaged("key pin", Box::new(e)))?,
-        next_key: next_key.map_err(|e| StoreError::Damaged("key pin", Box::new(e)))?,
+        next_key: pin("next_key_pin")?,
+        bundle: row.try_get("bundle")?,
+        root: pin("root")?,
         certificate_until: timestamp(row.try_get("cert_until")?)?,
         incarnation: incarnation.map_err(|e| StoreError::Damaged("id", Box::new(e)))?,
         connection: row.try_get::<i64, _>("connection")? as u64,

@@ -95,8 +95,7 @@ impl Controller {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut controller = Self { dir, config, token, process: None, api: nowhere, agents: nowhere };
         controller.start(clock).await;
-        let network = json!({"node": "10.77.0.1/24", "delegated": ["10.77.0.100", "10.77.0.199"], "gateway": null});
-        controller.ask(Method::POST, "/v1/racks", json!({"name": "r1", "network": network})).await;
+        controller.create_rack("r1").await;
         controller
     }
 
@@ -137,10 +136,28 @@ impl Controller {
         (response.status(), response.json().await.unwrap())
     }
 
-    /// A fresh enrolment code for the rack.
+    /// A fresh enrolment code for `r1`.
     pub(crate) async fn code(&self) -> String {
-        let made = self.ask(Method::POST, "/v1/racks/r1/enrolment-codes", json!({})).await;
+        self.code_for("r1").await
+    }
+
+    pub(crate) async fn code_for(&self, rack: &str) -> String {
+        let made = self.ask(Method::POST, &format!("/v1/racks/{rack}/enrolment-codes"), json!({})).await;
         made["code"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) async fn create_rack(&self, name: &str) {
+        let network = json!({"node": "10.77.0.1/24", "delegated": ["10.77.0.100", "10.77.0.199"], "gateway": null});
+        self.ask(Method::POST, "/v1/racks", json!({"name": name, "network": network})).await;
+    }
+
+    /// Waits until this process of the controller has the node connected.
+    pub(crate) async fn sees(&self, node: &Node) {
+        wait_for("the agent's connection", async || {
+            let agent = self.agent(&node.id()).await;
+            if agent["connected"] == true { Ok(()) } else { Err(agent.to_string()) }
+        })
+        .await;
     }
 
     /// The agent with this id, as operators see it.
