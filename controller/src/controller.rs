@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api,
-    authority::Authority,
+    authority::{self, Authority},
     clock::SystemClock,
     enrol,
     fleet::{self, Fleet},
@@ -248,7 +248,8 @@ fn lock(config: &Config) -> Result<fs::File> {
 
 async fn open(config: &Config) -> Result<Store> {
     let path = config.database();
-    Store::open(&path).await.with_context(|| format!("cannot open the database {}", path.display()))
+    let seal = authority::seal(&config.pki()).context("cannot use the key of the secrets in the database")?;
+    Store::open(&path, seal).await.with_context(|| format!("cannot open the database {}", path.display()))
 }
 
 /// A controller that runs.

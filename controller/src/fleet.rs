@@ -26,12 +26,15 @@ use rackhand_common::{
 };
 use rustls_pki_types::CertificateDer;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     authority::{AGENT_TTL, Authority, Issued},
-    enrol::{self, Limit},
+    enrol::{self, Limits},
     events, intent,
     store::{Agent, Store, StoreError},
     workflows::{Commands, Unreachable, Workflows},
@@ -42,6 +45,17 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Connections at once, all together; further ones are refused.
 const CONNECTIONS: usize = 2048;
+
+/// With this many connections, whoever comes proves first that its address is its own.
+const BUSY: usize = 128;
+
+/// Nodes that enrol at once; further ones are told to come again.
+const ENROLMENTS: usize = 64;
+
+/// What a peer may have under way before it is known, and a known agent: streams, and bytes
+/// received and not yet read. Two thousand strangers hold a quarter of a gigabyte.
+const STRANGER: (u32, u32) = (1, 128 << 10);
+const AGENT: (u32, u32) = (4, 4 << 20);
 
 /// Without a wake-up the revision is compared this often.
 const RECHECK: Duration = Duration::from_secs(30);
@@ -63,7 +77,8 @@ struct Inner {
     clock: Arc<dyn Clock>,
     workflows: Workflows,
     racks: Mutex<HashMap<RackId, Live>>,
-    limit: Mutex<Limit>,
+    limits: Mutex<Limits>,
+    enrolling: Semaphore,
 }
 
 impl std::fmt::Debug for Inner {
@@ -135,10 +150,10 @@ pub fn listen(address: SocketAddr, authority: &Authority, identity: Identity) ->
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     let mut transport = quinn::TransportConfig::default();
     transport
-        .max_concurrent_bidi_streams(4u32.into())
+        .max_concurrent_bidi_streams(STRANGER.0.into())
         .max_concurrent_uni_streams(0u32.into())
         .stream_receive_window((1u32 << 20).into())
-        .receive_window((4u32 << 20).into())
+        .receive_window(STRANGER.1.into())
         .datagram_receive_buffer_size(None)
         .keep_alive_interval(Some(Duration::from_secs(5)))
         .max_idle_timeout(Some(Duration::from_secs(15).try_into()?));
@@ -149,8 +164,9 @@ pub fn listen(address: SocketAddr, authority: &Authority, identity: Identity) ->
 impl Fleet {
     /// A fleet nobody has joined yet.
     pub fn new(store: Store, authority: Arc<Authority>, clock: Arc<dyn Clock>, workflows: Workflows) -> Self {
-        let (racks, limit) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { store, authority, clock, workflows, racks, limit }))
+        let (racks, limits) = (Mutex::default(), Mutex::default());
+        let enrolling = Semaphore::new(ENROLMENTS);
+        Self(Arc::new(Inner { store, authority, clock, workflows, racks, limits, enrolling }))
     }
 
     /// The rack's intent may have changed: its agent is told, if it is connected.
@@ -208,6 +224,10 @@ impl Fleet {
                 incoming.refuse();
                 continue;
             }
+            if endpoint.open_connections() >= BUSY && incoming.may_retry() && !incoming.remote_address_validated() {
+                let _ = incoming.retry();
+                continue;
+            }
             let fleet = self.clone();
             let shutdown = shutdown.clone();
             tracker.spawn(async move {
@@ -242,13 +262,17 @@ impl Fleet {
     }
 
     async fn enrol(&self, quic: &Connection) -> Result<(), Dropped> {
+        let Ok(_place) = self.0.enrolling.try_acquire() else {
+            return Err(Dropped::Refused("too many nodes enrol at once: try again in a minute"));
+        };
         let (send, mut recv) = quic.accept_bi().await?;
         let request: AgentRequest = wire::decode(&recv.read_to_end(ENROL_LEN).await?)?;
         let AgentRequest::Enrol { secret, csr } = request else { return Err(Dropped::Refused("enrolment only")) };
         let now = self.0.clock.now();
-        let admitted = self.0.limit.lock().expect("nothing panics while it is held").admits(now.mono);
+        let from = quic.remote_address().ip();
+        let admitted = self.0.limits.lock().expect("nothing panics while it is held").admits(from, now.mono);
         let response = if !admitted {
-            AgentResponse::Refused("too many enrolments at once: try again in a few seconds".into())
+            AgentResponse::Refused("too many attempts to enrol: try again in a minute".into())
         } else {
             match enrol::redeem(&self.0.store, &self.0.authority, now.wall, &secret, &csr).await {
                 Ok((agent, rack, issued)) => {
@@ -331,6 +355,8 @@ impl Fleet {
             if self.0.store.agent(agent).await?.revoked.is_some() {
                 return Err(Dropped::Revoked(agent));
             }
+            quic.set_receive_window(AGENT.1.into());
+            quic.set_max_concurrent_bi_streams(AGENT.0.into());
             answer(send, &AgentResponse::Welcome(Welcome { connection: number, next_event: row.next_event })).await?;
             tracing::info!(%agent, %rack, connection = number, version, "agent connected");
             tokio::select! {
@@ -416,6 +442,7 @@ impl Fleet {
                     tx.trusts(agent, &bundle.fingerprint()).await?;
                     tx.commit().await?;
                 }
+                Err(error @ Dropped::Slow(_)) => return Err(error),
                 // It is asked again at its next connection, and no root is retired before.
                 other => tracing::warn!(%agent, %rack, ?other, "the agent does not take the trust bundle"),
             }

@@ -255,6 +255,23 @@ mod tests {
     }
 
     #[test]
+    fn a_revoked_agent_is_shown_as_such() {
+        let agent = |id: &str, connected| -> Agent {
+            serde_json::from_value(json!({
+                "id": id, "rack": "demo", "connected": connected, "version": "0.1.0", "seen": null, "revoked": null,
+            }))
+            .unwrap()
+        };
+        let revoked = Agent { revoked: Some(Timestamp::UNIX_EPOCH), ..agent("a3", false) };
+        expect![[r#"
+            AGENT  RACK  STATE      VERSION  SEEN
+            a1     demo  connected  0.1.0    -
+            a2     demo  away       0.1.0    -
+            a3     demo  revoked    0.1.0    -"#]]
+        .assert_eq(&agents(&[agent("a1", true), agent("a2", false), revoked]));
+    }
+
+    #[test]
     fn a_list_of_machines_is_a_plain_table() {
         let away = Machine { name: "db-1".into(), power: None, stage: None, image: Some("debian-12".into()), ..vm0() };
         expect![[r#"

@@ -43,7 +43,9 @@ impl Bench {
     async fn new(limit: u64) -> Self {
         rackhand_common::pki::install_crypto();
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("controller.db")).await.unwrap();
+        let store = Store::open(&directory.path().join("controller.db"), rackhand_common::seal::Seal::new(&[7; 32]))
+            .await
+            .unwrap();
         let (sign, key) = signer();
         let config = Config { limit, ..Config::below(directory.path()) };
         let images =

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 /// How long anything may take here. Promises about time are asserted where they are made.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The system's clock, set wrong by this much.
 pub(crate) struct Shifted(SignedDuration, Instant);
@@ -192,9 +192,18 @@ pub(crate) struct Dialled {
 }
 
 pub(crate) async fn dial(at: SocketAddr, tls: rustls::ClientConfig) -> Result<Dialled, quinn::ConnectionError> {
+    dial_with(at, tls, quinn::TransportConfig::default()).await
+}
+
+pub(crate) async fn dial_with(
+    at: SocketAddr,
+    tls: rustls::ClientConfig,
+    transport: quinn::TransportConfig,
+) -> Result<Dialled, quinn::ConnectionError> {
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
     let endpoint = quinn::Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
-    let config = quinn::ClientConfig::new(Arc::new(crypto));
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(Arc::new(transport));
     let quic = endpoint.connect_with(config, at, CONTROLLER_NAME).unwrap().await?;
     Ok(Dialled { quic, _endpoint: endpoint })
 }
@@ -241,9 +250,14 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// A node that was never enrolled.
+    pub(crate) fn blank() -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), process: None }
+    }
+
     /// A node that has exchanged this code.
     pub(crate) async fn enrolled(controller: &Controller, code: &str) -> Self {
-        let node = Self { dir: tempfile::tempdir().unwrap(), process: None };
+        let node = Self::blank();
         node.enrol(controller, code).await.unwrap();
         node
     }

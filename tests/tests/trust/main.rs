@@ -4,4 +4,6 @@
 mod bench;
 
 mod certificates;
+mod enrolment;
+mod hostile;
 mod rotation;
