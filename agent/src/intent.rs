@@ -14,7 +14,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -202,9 +202,11 @@ fn key(dir: &Path) -> io::Result<[u8; 32]> {
     Ok(key)
 }
 
-/// Puts these bytes in the file's place, all or nothing, on stable storage, for this user alone.
+/// Puts these bytes in the file's place, all or nothing, on stable storage. The file is readable
+/// by the directory's owner alone, also when root enrols a node that runs as another user.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let fresh = path.with_extension("new");
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match fs::remove_file(&fresh) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -212,8 +214,12 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
     file.write_all(bytes)?;
     file.sync_all()?;
+    let owner = fs::metadata(dir)?;
+    if file.metadata()?.uid() != owner.uid() {
+        fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+    }
     fs::rename(&fresh, path)?;
-    File::open(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()
+    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]
@@ -272,6 +278,18 @@ mod tests {
         assert_eq!(Store::open_for(dir.path(), rack).unwrap().revision(), 1);
         let enrolled_elsewhere = Store::open_for(dir.path(), RackId::fresh()).unwrap();
         assert_eq!(enrolled_elsewhere.current(), None);
+    }
+
+    #[test]
+    fn a_file_is_its_directorys_owners_also_when_root_writes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        // Whoever is not root cannot give a directory away, and has files of its own anyhow.
+        let _ = std::os::unix::fs::chown(dir.path(), Some(65534), Some(65534));
+        let path = dir.path().join("it.json");
+        replace(&path, b"1").unwrap();
+        replace(&path, b"2").unwrap();
+        assert_eq!(path.metadata().unwrap().uid(), dir.path().metadata().unwrap().uid());
+        assert_eq!((path.metadata().unwrap().mode() & 0o777, std::fs::read(&path).unwrap()), (0o600, b"2".to_vec()));
     }
 
     #[tokio::test]

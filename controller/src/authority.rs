@@ -15,7 +15,7 @@ use std::{
     fs, io,
     io::Write as _,
     net::IpAddr,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -465,13 +465,19 @@ fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), AuthorityError> {
     sync(dir)
 }
 
+/// Writes a file readable by the directory's owner alone, also when root rotates the roots of a
+/// controller that runs as another user.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), AuthorityError> {
-    let written =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path).and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        });
-    written.map_err(|error| AuthorityError::File(path.to_owned(), error))
+    let written = || {
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let owner = fs::metadata(path.parent().unwrap_or(Path::new("/")))?;
+        if file.metadata()?.uid() != owner.uid() {
+            fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+        }
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    written().map_err(|error| AuthorityError::File(path.to_owned(), error))
 }
 
 fn sync(dir: &Path) -> Result<(), AuthorityError> {

@@ -322,12 +322,9 @@ impl Fleet {
         };
 
         let now = self.0.clock.now().wall;
-        let version: String = hello.version.chars().take(64).collect();
         let mut tx = self.0.store.begin().await?;
         let certificate = (key, self.0.authority.root_of(&chain[0]));
-        let row =
-            tx.welcome(now, agent, certificate, hello.connection, hello.incarnation, &version, hello.revision).await;
-        let row = row.map_err(|error| match error {
+        let row = tx.welcome(now, agent, certificate, &hello).await.map_err(|error| match error {
             StoreError::NotFound(_) => Dropped::Revoked(agent),
             error => error.into(),
         })?;
@@ -358,7 +355,7 @@ impl Fleet {
             quic.set_receive_window(AGENT.1.into());
             quic.set_max_concurrent_bi_streams(AGENT.0.into());
             answer(send, &AgentResponse::Welcome(Welcome { connection: number, next_event: row.next_event })).await?;
-            tracing::info!(%agent, %rack, connection = number, version, "agent connected");
+            tracing::info!(%agent, %rack, connection = number, version = row.version, "agent connected");
             tokio::select! {
                 ended = self.serve(quic, agent, rack) => ended,
                 ended = self.push(&live, &row, hello.revision) => ended,

@@ -119,6 +119,9 @@ async fn work(
     let highest = hello.connection;
     let welcome = match ask(connection, &AgentRequest::Hello(hello)).await? {
         AgentResponse::Welcome(welcome) => welcome,
+        AgentResponse::Lapsed if !rested(uplink, renewed) => {
+            bail!("the controller finds this node's new certificate ended already: is its clock right?")
+        }
         AgentResponse::Lapsed => {
             tracing::warn!(until = %registration.until, "this node's certificate has ended: renewing it");
             return renew(uplink, connection).await.map(|()| Ended::Renewed);
@@ -205,13 +208,17 @@ async fn answer(
 /// Renews the certificate at half of its life.
 async fn renew_in_time(uplink: &Uplink, renewed: Option<Mono>, connection: &Connection) -> Result<()> {
     loop {
-        let now = uplink.clock.now();
-        let rested = renewed.is_none_or(|renewed| renewed.until(now.mono) >= RENEW_AGAIN);
-        if rested && uplink.identity.current().to_be_renewed(now.wall) {
+        let now = uplink.clock.now().wall;
+        if rested(uplink, renewed) && uplink.identity.current().to_be_renewed(now) {
             return renew(uplink, connection).await;
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Whether the last renewal is long enough ago for another.
+fn rested(uplink: &Uplink, renewed: Option<Mono>) -> bool {
+    renewed.is_none_or(|renewed| renewed.until(uplink.clock.now().mono) >= RENEW_AGAIN)
 }
 
 /// Returns once the certificate was renewed and kept.

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use rackhand_common::{
     id::{AgentId, Incarnation, RackId},
     pki::KeyPin,
+    wire::Hello,
 };
 use sqlx::{Row, SqliteExecutor, sqlite::SqliteRow};
 
@@ -182,20 +183,20 @@ impl Tx {
         if changed.rows_affected() == 1 { Ok(()) } else { Err(StoreError::NotFound("agent")) }
     }
 
-    /// The agent has connected: counts its connection and gives its row as it is now. `known`
-    /// is the highest number the agent was ever welcomed with; after a database was restored
-    /// from an older copy the next number still is higher than that. `key` and `root` are those
-    /// of the certificate it used.
+    /// The agent has connected: counts its connection and gives its row as it is now. After a
+    /// database was restored from an older copy the number still is higher than any it was
+    /// welcomed with before, unless it claims one that cannot be. `key` and `root` are those of
+    /// the certificate it used.
     pub async fn welcome(
         &mut self,
         now: Timestamp,
         id: AgentId,
         (key, root): (KeyPin, Option<KeyPin>),
-        known: u64,
-        incarnation: Incarnation,
-        version: &str,
-        revision: u64,
+        hello: &Hello,
     ) -> Result<Agent, StoreError> {
+        // One connection in every microsecond for eight years.
+        let known = i64::try_from(hello.connection).ok().filter(|known| *known < 1 << 48).unwrap_or(0);
+        let version: String = hello.version.chars().take(64).collect();
         let row = sqlx::query(
             "UPDATE agents
              SET connection = CASE WHEN connection > $2 THEN connection ELSE $2 END + 1,
@@ -206,10 +207,10 @@ impl Tx {
              WHERE id = $1 AND revoked IS NULL RETURNING *",
         )
         .bind(id.to_string())
-        .bind(i64::try_from(known).unwrap_or(0))
-        .bind(incarnation.to_string())
+        .bind(known)
+        .bind(hello.incarnation.to_string())
         .bind(version)
-        .bind(i64::try_from(revision).unwrap_or(0))
+        .bind(i64::try_from(hello.revision).unwrap_or(0))
         .bind(micros(now))
         .bind(key.to_string())
         .bind(root.map(|root| root.to_string()))

@@ -12,7 +12,7 @@ use rackhand_common::{
     machine::{Content, Cpu, Disk, Firmware, Inventory, Mac, Nic, Power, System},
     pki::KeyPin,
     seal::Seal,
-    wire::Action,
+    wire::{Action, Hello},
 };
 use rackhand_controller_core::{lifecycle::Lifecycle, workflow::WaitFor};
 
@@ -393,7 +393,8 @@ async fn a_key_is_registered_when_it_is_used_and_the_one_before_it_until_then() 
     let connect = async |key| {
         let mut tx = bench.store.begin().await.unwrap();
         let incarnation = rackhand_common::id::Incarnation::fresh();
-        tx.welcome(at(1), bench.agent, (key, None), 0, incarnation, "1", 0).await.unwrap();
+        let hello = Hello { incarnation, version: "1".to_owned(), revision: 0, connection: 0 };
+        tx.welcome(at(1), bench.agent, (key, None), &hello).await.unwrap();
         tx.commit().await.unwrap();
     };
     issue(two).await;

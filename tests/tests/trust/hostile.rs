@@ -141,6 +141,21 @@ async fn garbage_and_oversized_messages_end_the_connection_that_brought_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_claims_absurd_numbers_harms_itself_alone() {
+    let scene = Scene::new().await;
+    for number in [i64::MAX as u64, u64::MAX, 1 << 48] {
+        let dialled = scene.controller.dial(scene.turned.stolen(), ALPN).await.unwrap();
+        let AgentRequest::Hello(hello) = hello() else { unreachable!("it says hello") };
+        let hello = wire::Hello { connection: number, revision: number, version: "9".repeat(60_000), ..hello };
+        assert!(matches!(dialled.ask(&AgentRequest::Hello(hello)).await.unwrap(), AgentResponse::Welcome(_)));
+        let events = AgentRequest::Events { first: number, events: Vec::new() };
+        assert!(matches!(dialled.ask(&events).await.unwrap(), AgentResponse::Next(_)));
+        assert_eq!(scene.controller.agent(&scene.turned.id()).await["version"], "9".repeat(64));
+    }
+    scene.honest_agent_is_served().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_tells_an_impostor_of_its_controller_nothing() {
     let mut scene = Scene::new().await;
     scene.controller.stop().await;
@@ -254,13 +269,13 @@ async fn a_crowd_of_strangers_neither_fills_the_memory_nor_keeps_an_agent_out() 
     let mut crowd = Vec::new();
     for _ in 0..300 {
         let tls = scene.anonymous(ALPN_ENROL);
-        if let Ok(stranger) = dial(scene.controller.agents, tls).await {
-            if let Ok(Ok((mut send, receive))) =
-                tokio::time::timeout(Duration::from_millis(100), stranger.quic.open_bi()).await
-            {
-                let _ = tokio::time::timeout(Duration::from_millis(100), send.write_all(&[0; 60 << 10])).await;
-                crowd.push((stranger, send, receive));
-            }
+        let open =
+            async |stranger: &Dialled| tokio::time::timeout(Duration::from_millis(100), stranger.quic.open_bi()).await;
+        if let Ok(stranger) = dial(scene.controller.agents, tls).await
+            && let Ok(Ok((mut send, receive))) = open(&stranger).await
+        {
+            let _ = tokio::time::timeout(Duration::from_millis(100), send.write_all(&[0; 60 << 10])).await;
+            crowd.push((stranger, send, receive));
         }
     }
     // The crowd itself lives in this process too.
