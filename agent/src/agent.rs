@@ -37,7 +37,7 @@ use crate::{
     power::{Call, Exec, ExecFile, Executor, Power},
     spool::{self, Spool},
     timeline::Timelines,
-    uplink::{Fetcher, Registration, Uplink},
+    uplink::{Fetcher, Identity, Uplink},
 };
 
 /// How long shutdown waits for what is under way.
@@ -166,20 +166,19 @@ pub struct Running {
 
 /// Builds and starts everything; the node has to be enrolled.
 pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -> Result<Running> {
-    let registration = Arc::new(Registration::load(&config.state)?);
+    let identity = Arc::new(Identity::load(&config.state)?);
+    let registration = identity.current();
     let (agent, rack) = (registration.agent, registration.rack);
     let (view, shown) = watch::channel(UplinkView {
         connected: false,
         words: "not yet connected".into(),
         certificate_until: registration.until,
     });
-    let (registration, followed) = watch::channel(registration);
     let clock = seams.clock.clone();
-    let link = Link { agent, rack, source: Arc::new(Fetcher::new(followed)), view: shown };
+    let link = Link { agent, rack, source: Arc::new(Fetcher::new(identity.subscribe())), view: shown };
     let mut running = assemble(config, seams, link, shutdown.clone()).await?;
     let uplink = Uplink {
-        registration,
-        state: config.state.clone(),
+        identity,
         intent: running.intent.clone(),
         spool: running.spool.clone(),
         ledger: running.ledger.clone(),

@@ -6,21 +6,31 @@
 //!   renaming a finished one over it.
 //! - The revision only moves forward. An older one is answered with the newer on disk.
 //! - An intent for another rack is refused.
+//! - Secrets in it are sealed in the file, with a key in a file of its own beside it: a copy of
+//!   the one tells nothing without the other.
 //! - A file that cannot be read is moved aside and named in the log; the node then has no
 //!   intent until the next one comes, instead of failing at every start.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, fchown},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use rackhand_common::{id::RackId, intent::Intent};
+use rackhand_common::{
+    id::RackId,
+    intent::{Intent, MachineIntent, Work},
+    seal::{self, Seal, Sealed as _},
+};
 use tokio::sync::watch;
 
 /// Name of the file in the state directory.
 const FILE: &str = "intent.json";
+
+/// The key of the secrets in it, in hexadecimal.
+const KEY: &str = "seal.key";
 
 /// A handle to the stored intent.
 #[derive(Clone, Debug)]
@@ -29,6 +39,7 @@ pub struct Store(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     file: PathBuf,
+    seal: Seal,
     rack: Option<RackId>,
     current: watch::Sender<Option<Arc<Intent>>>,
     /// Held while the file is being replaced.
@@ -71,9 +82,15 @@ impl Store {
 
     fn open_any(dir: &Path, rack: Option<RackId>) -> io::Result<Self> {
         let file = dir.join(FILE);
+        let seal = Seal::new(&key(dir)?);
         let found = match fs::read(&file) {
-            Ok(bytes) => match parse(&bytes, rack) {
-                Ok(intent) => Some(Arc::new(intent)),
+            Ok(bytes) => match parse(&bytes, rack).and_then(|stored| opened(stored, &seal)) {
+                Ok((intent, was_sealed)) => {
+                    if !was_sealed {
+                        replace(&file, &sealed(&intent, &seal))?;
+                    }
+                    Some(Arc::new(intent))
+                }
                 Err(reason) => {
                     let aside = dir.join(format!("{FILE}.damaged"));
                     fs::rename(&file, &aside)?;
@@ -89,7 +106,7 @@ impl Store {
             Err(error) => return Err(error),
         };
         let current = watch::Sender::new(found);
-        Ok(Self(Arc::new(Inner { file, rack, current, writing: tokio::sync::Mutex::new(()) })))
+        Ok(Self(Arc::new(Inner { file, seal, rack, current, writing: tokio::sync::Mutex::new(()) })))
     }
 
     /// The intent to act on.
@@ -120,7 +137,7 @@ impl Store {
             return Ok(current.revision);
         }
         let revision = intent.revision;
-        let bytes = serde_json::to_vec_pretty(&intent).expect("an intent always serializes");
+        let bytes = sealed(&intent, &self.0.seal);
         let path = self.0.file.clone();
         let written = tokio::task::spawn_blocking(move || replace(&path, &bytes)).await.map_err(io::Error::other);
         written.flatten().map_err(|source| Refused::Disk { path: self.0.file.clone(), source })?;
@@ -137,19 +154,82 @@ fn parse(bytes: &[u8], rack: Option<RackId>) -> Result<Intent, String> {
     }
 }
 
-/// Puts these bytes in the file's place, all or nothing, on stable storage.
+/// The intent as its file has it.
+fn sealed(intent: &Intent, seal: &Seal) -> Vec<u8> {
+    let machine = |machine: &MachineIntent| MachineIntent {
+        order: machine.order.as_ref().map(|order| order.sealed(seal, order.run)),
+        ..machine.clone()
+    };
+    let stored = Intent { machines: intent.machines.iter().map(machine).collect(), ..intent.clone() };
+    serde_json::to_vec_pretty(&stored).expect("an intent always serializes")
+}
+
+/// The intent that a file had, and whether its secrets were sealed: those of an earlier version
+/// are in clear. An order whose secrets do not open is left out and the revision forgotten, so
+/// that the rack is served and the controller sends the intent again.
+fn opened(mut intent: Intent, seal: &Seal) -> Result<(Intent, bool), String> {
+    let (mut was_sealed, mut lost) = (true, false);
+    for machine in &mut intent.machines {
+        let Some(order) = machine.order.take() else { continue };
+        let clear = matches!(&order.work, Work::Deploy(deploy)
+            if deploy.host.user_data.as_ref().is_some_and(|data| !seal::is_sealed(data)));
+        was_sealed &= !clear;
+        let run = order.run;
+        machine.order = if clear { Some(order) } else { order.opened(seal, run).ok() };
+        lost |= machine.order.is_none();
+    }
+    if lost {
+        tracing::error!("secrets in the stored intent were sealed with another key; the controller will send it again");
+        intent.revision = 0;
+    }
+    Ok((intent, was_sealed))
+}
+
+/// The key in this directory; made where there is none.
+fn key(dir: &Path) -> io::Result<[u8; 32]> {
+    let path = dir.join(KEY);
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let text = hex::encode(seal::fresh_key());
+            replace(&path, text.as_bytes())?;
+            text
+        }
+        read => read?,
+    };
+    let mut key = [0; 32];
+    hex::decode_to_slice(text.trim(), &mut key)
+        .map_err(|_| io::Error::other(format!("{} is damaged", path.display())))?;
+    Ok(key)
+}
+
+/// Puts these bytes in the file's place, all or nothing, on stable storage. The file is readable
+/// by the directory's owner alone, also when root enrols a node that runs as another user.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let fresh = path.with_extension("new");
-    let mut file = File::create(&fresh)?;
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
     file.write_all(bytes)?;
     file.sync_all()?;
+    let owner = fs::metadata(dir)?;
+    if file.metadata()?.uid() != owner.uid() {
+        fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+    }
     fs::rename(&fresh, path)?;
-    File::open(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()
+    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]
 mod tests {
-    use rackhand_common::intent::Network;
+    use rackhand_common::{
+        id::{Epoch, MachineId, RunId},
+        image::Digest,
+        intent::{Boot, Deploy, DiskRule, Host, Network, Order},
+        machine::Mac,
+    };
 
     use super::*;
 
@@ -198,6 +278,69 @@ mod tests {
         assert_eq!(Store::open_for(dir.path(), rack).unwrap().revision(), 1);
         let enrolled_elsewhere = Store::open_for(dir.path(), RackId::fresh()).unwrap();
         assert_eq!(enrolled_elsewhere.current(), None);
+    }
+
+    #[test]
+    fn a_file_is_its_directorys_owners_also_when_root_writes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        // Whoever is not root cannot give a directory away, and has files of its own anyhow.
+        let _ = std::os::unix::fs::chown(dir.path(), Some(65534), Some(65534));
+        let path = dir.path().join("it.json");
+        replace(&path, b"1").unwrap();
+        replace(&path, b"2").unwrap();
+        assert_eq!(path.metadata().unwrap().uid(), dir.path().metadata().unwrap().uid());
+        assert_eq!((path.metadata().unwrap().mode() & 0o777, std::fs::read(&path).unwrap()), (0o600, b"2".to_vec()));
+    }
+
+    #[tokio::test]
+    async fn user_data_is_not_in_the_file_in_clear_and_there_again_after_a_restart() {
+        const CANARY: &str = "canary-51c0-in-user-data";
+        let dir = tempfile::tempdir().unwrap();
+        let rack = RackId::fresh();
+        let order = Order {
+            run: RunId::fresh(),
+            attempt: 1,
+            disks: vec!["d1".into()],
+            work: Work::Deploy(Deploy {
+                manifest: Digest([7; 32]),
+                disk: DiskRule::Smallest,
+                host: Host { name: "m-1".into(), ssh_keys: Vec::new(), user_data: Some(CANARY.into()) },
+            }),
+        };
+        let machine = MachineIntent {
+            id: MachineId::fresh(),
+            name: "m-1".into(),
+            macs: vec![Mac([2, 0, 0, 0, 0, 1])],
+            address: "10.77.0.9".parse().unwrap(),
+            epoch: Epoch(1),
+            boot: Boot::Installer,
+            order: Some(order),
+        };
+        let wanted = Intent { machines: vec![machine], ..intent(rack, 3) };
+        let is_there = || {
+            let mut files = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+            files.any(|file| std::fs::read_to_string(file).unwrap().contains(CANARY))
+        };
+        Store::open(dir.path()).unwrap().store(wanted.clone()).await.unwrap();
+        assert!(!is_there());
+        assert_eq!(Store::open(dir.path()).unwrap().current().as_deref(), Some(&wanted));
+        let mode =
+            |name| std::os::unix::fs::PermissionsExt::mode(&dir.path().join(name).metadata().unwrap().permissions());
+        assert_eq!((mode(KEY) & 0o777, mode(FILE) & 0o777), (0o600, 0o600));
+
+        // As an earlier version left it.
+        std::fs::write(dir.path().join(FILE), serde_json::to_vec(&wanted).unwrap()).unwrap();
+        assert!(is_there());
+        assert_eq!(Store::open(dir.path()).unwrap().current().as_deref(), Some(&wanted));
+        assert!(!is_there());
+
+        // The key is lost: the machines are served, and the controller is asked for the rest.
+        std::fs::remove_file(dir.path().join(KEY)).unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(store.revision(), 0);
+        assert_eq!(store.current().unwrap().machines[0].order, None);
+        assert_eq!(store.store(wanted.clone()).await.unwrap(), 3);
+        assert_eq!(Store::open(dir.path()).unwrap().current().as_deref(), Some(&wanted));
     }
 
     /// Power lost while the next revision was being written: a stray half of a new file.

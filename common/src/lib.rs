@@ -3,7 +3,8 @@
 //! Read in this order: [`id`] and [`machine`] are the vocabulary; [`intent`] is what the
 //! controller wants of a rack and [`event`] what happened there; [`wire`] carries both
 //! between controller, agent and boot; [`channel`] is spoken between boot and the installer;
-//! [`image`] describes what the installer writes; [`pki`] says who may be whom.
+//! [`image`] describes what the installer writes; [`pki`] says who may be whom; [`seal`] keeps
+//! secrets unreadable on disk.
 
 pub mod channel;
 pub mod event;
@@ -12,5 +13,6 @@ pub mod image;
 pub mod intent;
 pub mod machine;
 pub mod pki;
+pub mod seal;
 pub mod time;
 pub mod wire;

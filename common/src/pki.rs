@@ -5,11 +5,16 @@
 //! Invariants:
 //! - A [`Peer`] exists only as the result of verifying a certificate against the trust
 //!   bundle, or of matching a pinned key.
+//! - A handshake proves that an agent's certificate is of our root and that its key is held;
+//!   what it is worth today is said by [`Peer::certified`] alone: everything before its end,
+//!   renewal only for [`GRACE`] afterwards, nothing later.
+//! - No TLS session is resumed: whoever connects proves everything again.
 //! - A role is a URI in the certificate's subject alternative names, never its common name.
 //! - A pinned key has no dates: a machine's clock may say 1970.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -18,7 +23,7 @@ use rustls::{
         verify_tls13_signature_with_raw_key,
     },
     server::{
-        WebPkiClientVerifier,
+        NoServerSessionStorage, WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
     sign::{CertifiedKey, SigningKey},
@@ -34,6 +39,10 @@ use crate::{
 
 /// The name every controller's certificate carries for agents, whatever its address.
 pub const CONTROLLER_NAME: &str = "controller.rackhand.internal";
+
+/// How long after the end of its certificate an agent may still come to renew it: a rack that
+/// was cut off for a month comes back by itself.
+pub const GRACE: Duration = Duration::from_secs(45 * 24 * 3600);
 
 const SCHEME: &str = "rackhand";
 
@@ -96,6 +105,8 @@ impl FromStr for Role {
 pub enum Peer {
     /// The holder of a certificate with this role.
     Certified(Role),
+    /// The holder of one that has ended, at most [`GRACE`] ago: it may renew it, and nothing else.
+    Lapsed(Role),
     /// The holder of the private half of this key: a machine's installer, or boot.
     Pinned(KeyPin),
 }
@@ -112,12 +123,23 @@ pub enum NotAPeer {
     /// The bytes are not a certificate.
     #[error("the peer's certificate is malformed")]
     Malformed,
+    /// The certificate begins later than now.
+    #[error("the peer's certificate is not valid yet")]
+    Early,
+    /// The certificate ended longer than [`GRACE`] ago.
+    #[error("the peer's certificate ended {until}, too long ago to be renewed")]
+    Ended {
+        /// What it was for.
+        role: Role,
+        /// When it ended.
+        until: Timestamp,
+    },
 }
 
 impl Peer {
     /// The peer of a finished handshake in which the certificate chain was verified against
     /// the trust bundle. `chain` is what rustls returns as the peer's certificates.
-    pub fn certified(chain: &[CertificateDer<'_>]) -> Result<Self, NotAPeer> {
+    pub fn certified(chain: &[CertificateDer<'_>], now: Timestamp) -> Result<Self, NotAPeer> {
         let leaf = chain.first().ok_or(NotAPeer::Anonymous)?;
         let (_, certificate) = x509_parser::parse_x509_certificate(leaf).map_err(|_| NotAPeer::Malformed)?;
         let names = certificate.subject_alternative_name().map_err(|_| NotAPeer::Malformed)?.ok_or(NotAPeer::NoRole)?;
@@ -125,9 +147,15 @@ impl Peer {
             x509_parser::extensions::GeneralName::URI(uri) => uri.parse().ok(),
             _ => None,
         });
-        match (roles.next(), roles.next()) {
-            (Some(role), None) => Ok(Self::Certified(role)),
-            _ => Err(NotAPeer::NoRole),
+        let (Some(role), None) = (roles.next(), roles.next()) else { return Err(NotAPeer::NoRole) };
+        let time = |seconds| Timestamp::from_second(seconds).map_err(|_| NotAPeer::Malformed);
+        let since = time(certificate.validity().not_before.timestamp())?;
+        let until = time(certificate.validity().not_after.timestamp())?;
+        match now {
+            _ if now < since => Err(NotAPeer::Early),
+            _ if now <= until => Ok(Self::Certified(role)),
+            _ if now.duration_since(until).unsigned_abs() <= GRACE => Ok(Self::Lapsed(role)),
+            _ => Err(NotAPeer::Ended { role, until }),
         }
     }
 
@@ -219,6 +247,12 @@ impl From<rustls::Error> for Unusable {
 }
 
 impl TrustBundle {
+    /// Names this bundle: SHA-256 of its JSON text, in hexadecimal.
+    pub fn fingerprint(&self) -> String {
+        let json = serde_json::to_vec(self).expect("a bundle always serializes");
+        hex::encode(Sha256::digest(&json))
+    }
+
     /// The image key's certificate, for [`SignedManifest::verify`](crate::image::SignedManifest::verify).
     pub fn image_key(&self) -> Result<CertificateDer<'static>, Unusable> {
         CertificateDer::from_pem_slice(self.image_key.as_bytes()).map_err(Unusable::Pem)
@@ -281,10 +315,12 @@ pub fn controller_server(bundle: &TrustBundle, identity: Identity) -> Result<Ser
         .map_err(Unusable::Verifier)?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(OfOurRoots(verifier)))
         .with_single_cert(identity.chain, identity.key)?;
     config.alpn_protocols = vec![ALPN.to_vec(), ALPN_ENROL.to_vec()];
     config.max_early_data_size = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     Ok(config)
 }
 
@@ -324,6 +360,71 @@ fn raw_key(key: PrivateKeyDer<'static>) -> Result<Arc<CertifiedKey>, Unusable> {
     let signing = provider().key_provider.load_private_key(key)?;
     let public = CertificateDer::from(spki(&*signing)?.to_vec());
     Ok(Arc::new(CertifiedKey::new(vec![public], signing)))
+}
+
+/// Believes a client's certificate that our roots vouch for, now or at its end: of one that
+/// has ended, [`Peer::certified`] says what it is still good for.
+#[derive(Debug)]
+struct OfOurRoots(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for OfOurRoots {
+    fn offer_client_auth(&self) -> bool {
+        self.0.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        use rustls::{CertificateError as Cause, Error::InvalidCertificate};
+        match self.0.verify_client_cert(leaf, intermediates, now) {
+            Err(error @ InvalidCertificate(Cause::Expired | Cause::ExpiredContext { .. })) => {
+                // When it is a root that has ended, this fails again.
+                let end = end(leaf).filter(|end| *end < now.as_secs()).ok_or(error)?;
+                let then = UnixTime::since_unix_epoch(Duration::from_secs(end));
+                self.0.verify_client_cert(leaf, intermediates, then)
+            }
+            verified => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+/// When a certificate ends, in seconds since 1970.
+fn end(certificate: &[u8]) -> Option<u64> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    certificate.validity().not_after.timestamp().try_into().ok()
 }
 
 /// Believes a chain that ends in the root with this pin and carries [`CONTROLLER_NAME`].
@@ -555,8 +656,20 @@ mod tests {
     }
 
     fn issue(ca: &Ca, role: Role) -> Identity {
+        issue_at(ca, role, now(), Duration::from_secs(3600))
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a handshake looks at the system's clock")]
+    fn now() -> Timestamp {
+        Timestamp::now()
+    }
+
+    fn issue_at(ca: &Ca, role: Role, since: Timestamp, ttl: Duration) -> Identity {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![CONTROLLER_NAME.to_owned()]).unwrap();
+        let since = Duration::from_secs(since.as_second().try_into().unwrap());
+        params.not_before = rcgen::date_time_ymd(1970, 1, 1) + since;
+        params.not_after = params.not_before + ttl;
         params.subject_alt_names.push(SanType::URI(role.to_string().try_into().unwrap()));
         let leaf = params.signed_by(&key, &ca.issuer).unwrap();
         Identity { chain: vec![leaf.der().clone(), ca.certificate.der().clone()], key: key.into() }
@@ -575,7 +688,39 @@ mod tests {
             controller_server(&bundle(&ca), issue(&ca, Role::Controller)).unwrap(),
         )
         .unwrap();
-        assert_eq!(Peer::certified(server.peer_certificates().unwrap()).unwrap(), Peer::Certified(role));
+        assert_eq!(Peer::certified(server.peer_certificates().unwrap(), now()).unwrap(), Peer::Certified(role));
+    }
+
+    #[test]
+    fn a_certificate_that_ended_is_good_for_renewal_for_45_days_and_then_for_nothing() {
+        const DAY: Duration = Duration::from_secs(24 * 3600);
+        let ca = ca();
+        let role = Role::Agent { agent: AgentId::fresh(), rack: RackId::fresh() };
+        let peer = |ended_ago: Duration| {
+            let identity = issue_at(&ca, role, now() - ended_ago - 2 * DAY, 2 * DAY);
+            let client = agent_client(&bundle(&ca), identity, &[ALPN]).unwrap();
+            let server = controller_server(&bundle(&ca), issue(&ca, Role::Controller)).unwrap();
+            let (_, server) = handshake(client, server).unwrap();
+            Peer::certified(server.peer_certificates().unwrap(), now())
+        };
+        assert_eq!(peer(30 * DAY).unwrap(), Peer::Lapsed(role));
+        assert_eq!(peer(GRACE - Duration::from_secs(60)).unwrap(), Peer::Lapsed(role));
+        let late = peer(GRACE + Duration::from_secs(60));
+        assert!(matches!(late, Err(NotAPeer::Ended { role: of, .. }) if of == role), "{late:?}");
+    }
+
+    #[test]
+    fn a_certificate_that_ended_is_believed_only_of_our_root_and_never_before_it_begins() {
+        let (ours, theirs) = (ca(), ca());
+        let role = Role::Agent { agent: AgentId::fresh(), rack: RackId::fresh() };
+        let hour = Duration::from_secs(3600);
+        let attempt = |ca, since| {
+            let client = agent_client(&bundle(&ours), issue_at(ca, role, since, hour), &[ALPN]).unwrap();
+            handshake(client, controller_server(&bundle(&ours), issue(&ours, Role::Controller)).unwrap())
+        };
+        assert!(attempt(&ours, now() - 2 * hour).is_ok());
+        assert!(attempt(&theirs, now() - 2 * hour).is_err());
+        assert!(attempt(&ours, now() + hour).is_err());
     }
 
     #[test]
@@ -606,6 +751,6 @@ mod tests {
             params.subject_alt_names.push(SanType::URI(Role::Controller.to_string().try_into().unwrap()));
         }
         let leaf = params.signed_by(&key, &ca.issuer).unwrap();
-        assert!(matches!(Peer::certified(&[leaf.der().clone()]), Err(NotAPeer::NoRole)));
+        assert!(matches!(Peer::certified(&[leaf.der().clone()], now()), Err(NotAPeer::NoRole)));
     }
 }

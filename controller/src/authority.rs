@@ -1,9 +1,12 @@
-//! The certificate authority: two roots, the image key, and the controller's own identity.
+//! The certificate authority: its roots, the image key, and the controller's own identity.
 //!
 //! Everything is in one directory, mode 0700, its files 0600. It is made whole by renaming a
-//! finished directory into place; only the controller's identity is replaced later.
+//! finished directory into place. `ca.json` says which roots count and which one issues; it is
+//! replaced whole, and what other files say otherwise is set right by [`Authority::settle`].
 //!
 //! Invariants:
+//! - At most two roots count, in the order of their numbers, and one of them issues. A number
+//!   is never used again.
 //! - A certificate's role is decided here; of a request only the public key is used, after its
 //!   signature has shown that the private half is held.
 //! - A chain ends with the root itself, so that a node that knows only the root's hash can check.
@@ -12,18 +15,22 @@ use std::{
     fs, io,
     io::Write as _,
     net::IpAddr,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use jiff::Timestamp;
-use rackhand_common::pki::{CONTROLLER_NAME, Identity, KeyPin, Role, TrustBundle, Unusable};
+use rackhand_common::{
+    pki::{CONTROLLER_NAME, Identity, KeyPin, Role, TrustBundle, Unusable},
+    seal::{self, Seal},
+};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SigningKey,
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, pem::PemObject};
+use serde::{Deserialize, Serialize};
 
 /// The type that rcgen wants, which it does not let us name.
 macro_rules! offset_date_time {
@@ -40,6 +47,15 @@ const CONTROLLER_TTL: Duration = Duration::from_secs(825 * 24 * 3600);
 
 /// At a start with less than this left, the controller's certificate is made anew.
 const CONTROLLER_MARGIN: Duration = Duration::from_secs(200 * 24 * 3600);
+
+/// Which roots count.
+const STATE: &str = "ca.json";
+
+/// The key that secrets in the database are sealed with, in hexadecimal.
+const SEAL: &str = "seal.key";
+
+/// The controller's own key and certificate.
+const CONTROLLER: &str = "controller.pem";
 
 /// Certificates begin this long ago: the clocks of nodes differ.
 const SKEW: Duration = Duration::from_secs(3600);
@@ -65,6 +81,9 @@ pub enum AuthorityError {
     /// Cryptography failed.
     #[error("cannot make a key or certificate")]
     Make(#[source] rcgen::Error),
+    /// A rotation's steps come in their order.
+    #[error("{0}")]
+    Order(&'static str),
     /// TLS cannot be built of it.
     #[error("cannot be used for TLS")]
     Unusable(#[from] Unusable),
@@ -74,6 +93,23 @@ impl From<rcgen::Error> for AuthorityError {
     fn from(error: rcgen::Error) -> Self {
         Self::Make(error)
     }
+}
+
+/// The seal of the secrets in the database, with the key in this directory. One is made where
+/// there is none; the database knows whether it is its own.
+pub fn seal(dir: &Path) -> Result<Seal, AuthorityError> {
+    let path = dir.join(SEAL);
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let text = hex::encode(seal::fresh_key());
+            replace(dir, SEAL, text.as_bytes())?;
+            text
+        }
+        read => read.map_err(|error| AuthorityError::File(path.clone(), error))?,
+    };
+    let mut key = [0; 32];
+    hex::decode_to_slice(text.trim(), &mut key).map_err(|error| AuthorityError::Damaged(path, error.into()))?;
+    Ok(Seal::new(&key))
 }
 
 /// A certificate fresh from the authority.
@@ -87,10 +123,48 @@ pub struct Issued {
     pub until: Timestamp,
 }
 
+/// Which roots count: `ca.json`. Absent in a directory that has never been rotated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Roots {
+    /// Numbers of those in the trust bundle, the oldest first.
+    bundle: Vec<u32>,
+    /// Number of the one that issues.
+    issuer: u32,
+}
+
+impl Default for Roots {
+    fn default() -> Self {
+        Self { bundle: vec![1, 2], issuer: 1 }
+    }
+}
+
+impl Roots {
+    /// The newest root.
+    fn newest(&self) -> u32 {
+        self.bundle.last().copied().unwrap_or_default()
+    }
+}
+
+/// A root in the trust bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Root {
+    /// Counts up.
+    pub number: u32,
+    /// Hash of its key.
+    pub pin: KeyPin,
+    /// Its end.
+    pub until: Timestamp,
+    /// Whether certificates come from it.
+    pub issues: bool,
+}
+
 /// The opened authority.
 #[derive(Debug)]
 pub struct Authority {
     dir: PathBuf,
+    roots: Roots,
+    certificates: Vec<CertificateDer<'static>>,
     root: CertificateDer<'static>,
     root_key: KeyPair,
     image_key: KeyPair,
@@ -114,12 +188,8 @@ impl Authority {
         }
         fs::DirBuilder::new().mode(0o700).create(&fresh).map_err(at(&fresh))?;
         let mut roots = String::new();
-        for number in [1, 2] {
-            let key = KeyPair::generate()?;
-            let certificate = self_signed(&format!("Rackhand root {number}"), true, now, &key)?;
-            write(&fresh.join(format!("root-{number}.key")), key.serialize_pem().as_bytes())?;
-            write(&fresh.join(format!("root-{number}.pem")), certificate.as_bytes())?;
-            roots += &certificate;
+        for number in Roots::default().bundle {
+            roots += &make_root(&fresh, number, now)?;
         }
         write(&fresh.join("ca.pem"), roots.as_bytes())?;
         let key = KeyPair::generate()?;
@@ -140,13 +210,99 @@ impl Authority {
         let key = |name: &str| {
             KeyPair::from_pem(&text(name)?).map_err(|error| AuthorityError::Damaged(dir.join(name), error.into()))
         };
-        let bundle =
-            TrustBundle { roots: vec![text("root-1.pem")?, text("root-2.pem")?], image_key: text("image.pem")? };
-        let root = CertificateDer::from_pem_slice(bundle.roots[0].as_bytes())
-            .map_err(|error| AuthorityError::Damaged(dir.join("root-1.pem"), error.into()))?;
+        let roots: Roots = match fs::read(dir.join(STATE)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Roots::default(),
+            Err(error) => return Err(AuthorityError::File(dir.join(STATE), error)),
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|error| AuthorityError::Damaged(dir.join(STATE), error.into()))?,
+        };
+        let texts = roots.bundle.iter().map(|number| text(&format!("root-{number}.pem")));
+        let bundle = TrustBundle { roots: texts.collect::<Result<_, _>>()?, image_key: text("image.pem")? };
         bundle.root_store()?;
         bundle.image_key()?;
-        Ok(Self { dir: dir.to_owned(), root, root_key: key("root-1.key")?, image_key: key("image.key")?, bundle })
+        let mut certificates = Vec::new();
+        for (number, root) in roots.bundle.iter().zip(&bundle.roots) {
+            let certificate = CertificateDer::from_pem_slice(root.as_bytes())
+                .map_err(|error| AuthorityError::Damaged(dir.join(format!("root-{number}.pem")), error.into()))?;
+            certificates.push(certificate);
+        }
+        let issuer = roots.bundle.iter().position(|number| *number == roots.issuer);
+        let issuer = issuer.ok_or_else(|| AuthorityError::Damaged(dir.join(STATE), "its issuer is no root".into()))?;
+        let (root, root_key) = (certificates[issuer].clone(), key(&format!("root-{}.key", roots.issuer))?);
+        Ok(Self { dir: dir.to_owned(), roots, certificates, root, root_key, image_key: key("image.key")?, bundle })
+    }
+
+    /// The roots in the trust bundle, the oldest first.
+    pub fn roots(&self) -> Vec<Root> {
+        let root = |(number, certificate): (&u32, &CertificateDer<'_>)| Root {
+            number: *number,
+            pin: KeyPin::of_certificate(certificate).unwrap_or(KeyPin([0; 32])),
+            until: ends(certificate).unwrap_or(Timestamp::UNIX_EPOCH),
+            issues: *number == self.roots.issuer,
+        };
+        self.roots.bundle.iter().zip(&self.certificates).map(root).collect()
+    }
+
+    /// The root in the bundle that issued this certificate, which a handshake has verified.
+    pub fn root_of(&self, leaf: &CertificateDer<'_>) -> Option<KeyPin> {
+        let (_, leaf) = x509_parser::parse_x509_certificate(leaf).ok()?;
+        let issuer = self.certificates.iter().find(|root| {
+            x509_parser::parse_x509_certificate(root)
+                .is_ok_and(|(_, root)| root.subject().as_raw() == leaf.issuer().as_raw())
+        });
+        KeyPin::of_certificate(issuer?).ok()
+    }
+
+    /// Makes a root and adds it to the trust bundle. There must be one only.
+    pub fn add_root(&mut self, now: Timestamp) -> Result<(), AuthorityError> {
+        if self.roots.bundle.len() != 1 {
+            return Err(AuthorityError::Order("there are two roots already"));
+        }
+        let number = self.roots.newest() + 1;
+        make_root(&self.dir, number, now)?;
+        sync(&self.dir)?;
+        self.change(Roots { bundle: vec![self.roots.issuer, number], issuer: self.roots.issuer })
+    }
+
+    /// Issues from the newest root from now on.
+    pub fn issue_from_newest(&mut self) -> Result<(), AuthorityError> {
+        if self.roots.issuer == self.roots.newest() {
+            return Err(AuthorityError::Order("certificates come from the newest root already"));
+        }
+        self.change(Roots { bundle: self.roots.bundle.clone(), issuer: self.roots.newest() })
+    }
+
+    /// Forgets the older root and destroys its key.
+    pub fn retire_oldest(&mut self) -> Result<(), AuthorityError> {
+        if self.roots.bundle.len() != 2 || self.roots.issuer != self.roots.newest() {
+            return Err(AuthorityError::Order("no root is there that nothing comes from any more"));
+        }
+        self.change(Roots { bundle: vec![self.roots.issuer], issuer: self.roots.issuer })
+    }
+
+    fn change(&mut self, roots: Roots) -> Result<(), AuthorityError> {
+        let json = serde_json::to_vec(&roots).expect("numbers always serialize");
+        replace(&self.dir, STATE, &json)?;
+        *self = Self::open(&self.dir)?;
+        self.settle()
+    }
+
+    /// Makes the other files say what `ca.json` says, after a change that was interrupted. Only
+    /// whoever holds the lock of the data directory may call it.
+    pub fn settle(&self) -> Result<(), AuthorityError> {
+        let failed = |error| AuthorityError::File(self.dir.clone(), error);
+        let roots = self.bundle.roots.concat();
+        if fs::read_to_string(self.ca_file()).ok().as_deref() != Some(&roots) {
+            replace(&self.dir, "ca.pem", roots.as_bytes())?;
+        }
+        for entry in fs::read_dir(&self.dir).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            let name = path.file_stem().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix("root-"));
+            if name.and_then(|name| name.parse().ok()).is_some_and(|number| !self.roots.bundle.contains(&number)) {
+                fs::remove_file(&path).map_err(|error| AuthorityError::File(path, error))?;
+            }
+        }
+        sync(&self.dir)
     }
 
     /// Whom everyone is to believe.
@@ -179,13 +335,14 @@ impl Authority {
     /// The controller's own certificate and key for these names and addresses, made anew when
     /// there is none, when its end is near or when the names are others.
     pub fn controller(&self, names: &[String], now: Timestamp) -> Result<Identity, AuthorityError> {
-        let path = self.dir.join("controller.pem");
+        let path = self.dir.join(CONTROLLER);
         let mut all: Vec<String> = vec![CONTROLLER_NAME.into(), "localhost".into(), "127.0.0.1".into(), "::1".into()];
         all.extend(names.iter().filter(|name| !all.contains(name)).cloned().collect::<Vec<_>>());
         let heading = format!("# {}\n", all.join(" "));
         if let Ok(text) = fs::read_to_string(&path)
             && text.starts_with(&heading)
             && let Some(identity) = identity(&text)
+            && identity.chain.last() == Some(&self.root)
             && ends(&identity.chain[0]).is_some_and(|end| until(now, CONTROLLER_MARGIN) < end)
         {
             return Ok(identity);
@@ -196,10 +353,7 @@ impl Authority {
         for certificate in &issued.chain {
             text += &pem(certificate);
         }
-        let fresh = self.dir.join("controller.pem.new");
-        write(&fresh, text.as_bytes())?;
-        fs::rename(&fresh, &path).map_err(|error| AuthorityError::File(path, error))?;
-        sync(&self.dir)?;
+        replace(&self.dir, CONTROLLER, text.as_bytes())?;
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
         Ok(Identity { chain: issued.chain, key })
     }
@@ -294,15 +448,80 @@ fn until(now: Timestamp, ttl: Duration) -> Timestamp {
     Timestamp::from_second(end).unwrap_or(now)
 }
 
+/// Makes a root's key and certificate; the certificate, PEM.
+fn make_root(dir: &Path, number: u32, now: Timestamp) -> Result<String, AuthorityError> {
+    let key = KeyPair::generate()?;
+    let certificate = self_signed(&format!("Rackhand root {number}"), true, now, &key)?;
+    write(&dir.join(format!("root-{number}.key")), key.serialize_pem().as_bytes())?;
+    write(&dir.join(format!("root-{number}.pem")), certificate.as_bytes())?;
+    Ok(certificate)
+}
+
+/// Puts these bytes in a file's place, all or nothing, on stable storage.
+fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), AuthorityError> {
+    let (path, fresh) = (dir.join(name), dir.join(format!("{name}.new")));
+    write(&fresh, bytes)?;
+    fs::rename(&fresh, &path).map_err(|error| AuthorityError::File(path, error))?;
+    sync(dir)
+}
+
+/// Writes a file readable by the directory's owner alone, also when root rotates the roots of a
+/// controller that runs as another user.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), AuthorityError> {
-    let written =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path).and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        });
-    written.map_err(|error| AuthorityError::File(path.to_owned(), error))
+    let written = || {
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let owner = fs::metadata(path.parent().unwrap_or(Path::new("/")))?;
+        if file.metadata()?.uid() != owner.uid() {
+            fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+        }
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    written().map_err(|error| AuthorityError::File(path.to_owned(), error))
 }
 
 fn sync(dir: &Path) -> Result<(), AuthorityError> {
     fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| AuthorityError::File(dir.to_owned(), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rotation_that_was_interrupted_leaves_the_roots_as_they_were() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = dir.path().join("pki");
+        let now = Timestamp::from_second(1_700_000_000).unwrap();
+        let mut authority = Authority::init(&pki, now).unwrap();
+        authority.issue_from_newest().unwrap();
+        authority.retire_oldest().unwrap();
+        let before = fs::read(pki.join("ca.pem")).unwrap();
+        // A root was made and does not count yet; the file for operators says too much.
+        make_root(&pki, 3, now).unwrap();
+        fs::write(pki.join("ca.pem"), "other").unwrap();
+
+        let mut authority = Authority::open(&pki).unwrap();
+        authority.settle().unwrap();
+        assert_eq!(fs::read(pki.join("ca.pem")).unwrap(), before);
+        assert!(!pki.join("root-3.key").exists() && !pki.join("root-1.key").exists());
+        assert_eq!(authority.roots().iter().map(|root| (root.number, root.issues)).collect::<Vec<_>>(), [(2, true)]);
+        authority.add_root(now).unwrap();
+        let numbers: Vec<_> = authority.roots().iter().map(|root| (root.number, root.issues)).collect();
+        assert_eq!(numbers, [(2, true), (3, false)]);
+        assert!(authority.add_root(now).is_err() && authority.retire_oldest().is_err());
+    }
+
+    #[test]
+    fn the_root_of_a_certificate_is_known() {
+        rackhand_common::pki::install_crypto();
+        let dir = tempfile::tempdir().unwrap();
+        let now = Timestamp::from_second(1_700_000_000).unwrap();
+        let mut authority = Authority::init(&dir.path().join("pki"), now).unwrap();
+        for number in [0, 1] {
+            let leaf = authority.controller(&["a.example".into()], now).unwrap().chain.remove(0);
+            assert_eq!(authority.root_of(&leaf), Some(authority.roots()[number].pin));
+            let _ = authority.issue_from_newest();
+        }
+    }
 }

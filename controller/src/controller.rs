@@ -8,6 +8,8 @@
 //! - Shutdown: no new work; what is under way may end, until the [deadline](GRACE), where
 //!   whoever is late is named and left behind. All of it can be repeated after the next start.
 
+pub mod rotation;
+
 use std::{
     collections::HashMap,
     fs,
@@ -28,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     api,
-    authority::Authority,
+    authority::{self, Authority},
     clock::SystemClock,
     enrol,
     fleet::{self, Fleet},
@@ -246,7 +248,8 @@ fn lock(config: &Config) -> Result<fs::File> {
 
 async fn open(config: &Config) -> Result<Store> {
     let path = config.database();
-    Store::open(&path).await.with_context(|| format!("cannot open the database {}", path.display()))
+    let seal = authority::seal(&config.pki()).context("cannot use the key of the secrets in the database")?;
+    Store::open(&path, seal).await.with_context(|| format!("cannot open the database {}", path.display()))
 }
 
 /// A controller that runs.
@@ -300,6 +303,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     );
     let lock = lock(&config)?;
     let authority = Arc::new(Authority::open(&config.pki()).context("cannot use the certificate authority")?);
+    authority.settle().context("cannot use the certificate authority")?;
     let identity = authority.controller(&config.names, now).context("cannot make the controller's certificate")?;
     let store = open(&config).await?;
     let mut tx = store.begin().await?;
@@ -337,6 +341,10 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         images: images.clone(),
         clock: clock.clone(),
         changed,
+        cut: {
+            let fleet = fleet.clone();
+            Arc::new(move |agent| fleet.cut(agent))
+        },
         new_code: Arc::new(move || enrol::fresh_code(root_pin)),
         agents_address: config.told_to_agents(agents_at.port()),
         shutdown: shutdown.clone(),
@@ -344,7 +352,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     let router = api::router(app).merge(images.router()).merge(telemetry.router());
 
     let mut parts = Parts::default();
-    parts.add("the API", https::serve(listener, tls, router, shutdown.clone()));
+    parts.add("the API", https::serve(listener, tls, router, clock.clone(), shutdown.clone()));
     parts.add("the agents' connections", fleet.clone().run(endpoint, shutdown.clone()));
     parts.add("the workflows", workflows::run(workflows, store.clone(), fleet, clock, shutdown.clone()));
     parts.add("the images", {

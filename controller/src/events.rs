@@ -30,7 +30,11 @@ pub async fn take(
     events: Vec<Event>,
 ) -> Result<u64, StoreError> {
     let mut tx = store.begin().await?;
-    let expected = tx.agent(agent).await?.next_event;
+    let teller = tx.agent(agent).await?;
+    if teller.revoked.is_some() {
+        return Err(StoreError::NotFound("agent"));
+    }
+    let expected = teller.next_event;
     let after = first.saturating_add(events.len() as u64);
     if after <= expected {
         return Ok(expected);

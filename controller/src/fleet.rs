@@ -3,6 +3,10 @@
 //! Invariants:
 //! - Nobody is served whose certificate does not name a registered agent that is not revoked;
 //!   what may be asked without a certificate is enrolment only, told apart by the protocol.
+//! - Whose certificate has ended may renew it, when its key is the registered one, and is
+//!   answered nothing else.
+//! - A revoked agent is cut off: either [`Fleet::cut`] finds its connection, or the connection,
+//!   once it can be found, finds the revocation.
 //! - A connection counts only after its number was committed.
 //! - No transaction is open while a peer is waited for.
 
@@ -16,20 +20,23 @@ use std::{
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rackhand_common::{
     id::{AgentId, RackId},
-    pki::{self, Identity, Peer, Role},
+    pki::{self, Identity, KeyPin, NotAPeer, Peer, Role},
     time::Clock,
-    wire::{self, AgentRequest, AgentResponse, Command, ControllerRequest, ControllerResponse, Welcome},
+    wire::{self, AgentRequest, AgentResponse, Closing, Command, ControllerRequest, ControllerResponse, Welcome},
 };
 use rustls_pki_types::CertificateDer;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     authority::{AGENT_TTL, Authority, Issued},
-    enrol::{self, Limit},
+    enrol::{self, Limits},
     events, intent,
-    store::{Store, StoreError},
+    store::{Agent, Store, StoreError},
     workflows::{Commands, Unreachable, Workflows},
 };
 
@@ -39,18 +46,26 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Connections at once, all together; further ones are refused.
 const CONNECTIONS: usize = 2048;
 
+/// With this many connections, whoever comes proves first that its address is its own.
+const BUSY: usize = 128;
+
+/// Nodes that enrol at once; further ones are told to come again.
+const ENROLMENTS: usize = 64;
+
+/// What a peer may have under way before it is known, and a known agent: streams, and bytes
+/// received and not yet read. Two thousand strangers hold a quarter of a gigabyte.
+const STRANGER: (u32, u32) = (1, 128 << 10);
+const AGENT: (u32, u32) = (4, 4 << 20);
+
 /// Without a wake-up the revision is compared this often.
 const RECHECK: Duration = Duration::from_secs(30);
 
 /// The longest request of an agent that is not yet enrolled, in bytes.
 const ENROL_LEN: usize = 64 << 10;
 
-/// Closed because a newer connection took over.
-const REPLACED: VarInt = VarInt::from_u32(wire::REPLACED);
-/// Closed because the peer is not let in, or broke the protocol.
-const REFUSED: VarInt = VarInt::from_u32(2);
-/// Closed because the controller stops, or the work is done.
-const BYE: VarInt = VarInt::from_u32(0);
+/// Requests that are answered to whose certificate has ended: the renewal, and what it asked
+/// for before it knew.
+const LAPSED_REQUESTS: usize = 4;
 
 /// A handle on the connections; clones are the same.
 #[derive(Clone, Debug)]
@@ -62,7 +77,8 @@ struct Inner {
     clock: Arc<dyn Clock>,
     workflows: Workflows,
     racks: Mutex<HashMap<RackId, Live>>,
-    limit: Mutex<Limit>,
+    limits: Mutex<Limits>,
+    enrolling: Semaphore,
 }
 
 impl std::fmt::Debug for Inner {
@@ -73,6 +89,7 @@ impl std::fmt::Debug for Inner {
 
 #[derive(Clone)]
 struct Live {
+    agent: AgentId,
     number: u64,
     quic: Connection,
     wake: Arc<Notify>,
@@ -95,10 +112,35 @@ enum Dropped {
     Malformed(#[from] wire::Malformed),
     #[error("not let in: {0}")]
     Refused(&'static str),
+    #[error("agent {0} is revoked; to let its node in again, enrol it: rackhand agent enrol")]
+    Revoked(AgentId),
+    #[error("agent {0} comes with a certificate that has ended and a key that is not registered")]
+    OtherKey(AgentId),
     #[error("not a peer")]
-    NotAPeer(#[from] pki::NotAPeer),
+    NotAPeer(#[from] NotAPeer),
     #[error("database")]
     Store(#[from] StoreError),
+}
+
+impl Dropped {
+    /// What the peer is told: how its connection ends, and why, for people.
+    fn closing(&self) -> (Closing, &'static str) {
+        match self {
+            Self::Revoked(_) => (Closing::Revoked, "its registration was revoked"),
+            Self::NotAPeer(NotAPeer::Ended { .. }) => (Closing::Ended, "its certificate ended too long ago"),
+            Self::OtherKey(_) => (Closing::Ended, "its certificate has ended, and its key is not the registered one"),
+            Self::Refused(reason) => (Closing::Refused, reason),
+            Self::NotAPeer(_) => (Closing::Refused, "its certificate names no agent, or is not valid yet"),
+            Self::Store(StoreError::NotFound(_)) => (Closing::Refused, "it is not registered here"),
+            Self::Slow(_) => (Closing::Refused, "it was too slow"),
+            Self::Malformed(_) => (Closing::Refused, "it sent what is not a message"),
+            Self::Lost(_) | Self::Read(_) | Self::Write(_) | Self::Closed(_) | Self::Store(_) => (Closing::Refused, ""),
+        }
+    }
+}
+
+fn close(quic: &Connection, closing: Closing, reason: &str) {
+    quic.close(VarInt::from_u32(closing as u32), reason.as_bytes());
 }
 
 /// A QUIC endpoint for agents at this address.
@@ -108,10 +150,10 @@ pub fn listen(address: SocketAddr, authority: &Authority, identity: Identity) ->
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     let mut transport = quinn::TransportConfig::default();
     transport
-        .max_concurrent_bidi_streams(4u32.into())
+        .max_concurrent_bidi_streams(STRANGER.0.into())
         .max_concurrent_uni_streams(0u32.into())
         .stream_receive_window((1u32 << 20).into())
-        .receive_window((4u32 << 20).into())
+        .receive_window(STRANGER.1.into())
         .datagram_receive_buffer_size(None)
         .keep_alive_interval(Some(Duration::from_secs(5)))
         .max_idle_timeout(Some(Duration::from_secs(15).try_into()?));
@@ -122,8 +164,9 @@ pub fn listen(address: SocketAddr, authority: &Authority, identity: Identity) ->
 impl Fleet {
     /// A fleet nobody has joined yet.
     pub fn new(store: Store, authority: Arc<Authority>, clock: Arc<dyn Clock>, workflows: Workflows) -> Self {
-        let (racks, limit) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { store, authority, clock, workflows, racks, limit }))
+        let (racks, limits) = (Mutex::default(), Mutex::default());
+        let enrolling = Semaphore::new(ENROLMENTS);
+        Self(Arc::new(Inner { store, authority, clock, workflows, racks, limits, enrolling }))
     }
 
     /// The rack's intent may have changed: its agent is told, if it is connected.
@@ -141,6 +184,16 @@ impl Fleet {
     /// How many agents are connected.
     pub fn count(&self) -> usize {
         self.racks().len()
+    }
+
+    /// Cuts a revoked agent's connection, at once.
+    pub fn cut(&self, agent: AgentId) {
+        let mut racks = self.racks();
+        let Some((rack, _)) = racks.iter().find(|(_, live)| live.agent == agent) else { return };
+        let rack = *rack;
+        if let Some(live) = racks.remove(&rack) {
+            close(&live.quic, Closing::Revoked, "an operator revoked it");
+        }
     }
 
     /// Gives a command to the rack's agent. Whether it arrived is not known when this fails:
@@ -171,6 +224,10 @@ impl Fleet {
                 incoming.refuse();
                 continue;
             }
+            if endpoint.open_connections() >= BUSY && incoming.may_retry() && !incoming.remote_address_validated() {
+                let _ = incoming.retry();
+                continue;
+            }
             let fleet = self.clone();
             let shutdown = shutdown.clone();
             tracker.spawn(async move {
@@ -185,7 +242,7 @@ impl Fleet {
                 }
             });
         }
-        endpoint.close(BYE, b"the controller stops");
+        endpoint.close(VarInt::from_u32(Closing::Done as u32), b"the controller stops");
         tracker.close();
         tracker.wait().await;
         endpoint.wait_idle().await;
@@ -199,24 +256,29 @@ impl Fleet {
             Some(wire::ALPN_ENROL) => timeout(PATIENCE, self.enrol(&quic)).await.map_err(Dropped::from).flatten(),
             _ => Err(Dropped::Refused("unknown protocol")),
         };
-        quic.close(if ended.is_ok() { BYE } else { REFUSED }, b"");
+        let (closing, reason) = ended.as_ref().err().map_or((Closing::Done, ""), Dropped::closing);
+        close(&quic, closing, reason);
         ended
     }
 
     async fn enrol(&self, quic: &Connection) -> Result<(), Dropped> {
+        let Ok(_place) = self.0.enrolling.try_acquire() else {
+            return Err(Dropped::Refused("too many nodes enrol at once: try again in a minute"));
+        };
         let (send, mut recv) = quic.accept_bi().await?;
         let request: AgentRequest = wire::decode(&recv.read_to_end(ENROL_LEN).await?)?;
         let AgentRequest::Enrol { secret, csr } = request else { return Err(Dropped::Refused("enrolment only")) };
         let now = self.0.clock.now();
-        let admitted = self.0.limit.lock().expect("nothing panics while it is held").admits(now.mono);
+        let from = quic.remote_address().ip();
+        let admitted = self.0.limits.lock().expect("nothing panics while it is held").admits(from, now.mono);
         let response = if !admitted {
-            AgentResponse::Refused("too many enrolments at once: try again in a few seconds".into())
+            AgentResponse::Refused("too many attempts to enrol: try again in a minute".into())
         } else {
             match enrol::redeem(&self.0.store, &self.0.authority, now.wall, &secret, &csr).await {
                 Ok((agent, rack, issued)) => {
                     // Whoever the rack's agent was until now is revoked.
                     if let Some(old) = self.racks().remove(&rack) {
-                        old.quic.close(REPLACED, b"another node was enrolled for this rack");
+                        close(&old.quic, Closing::Revoked, "another node was enrolled for its rack");
                     }
                     self.certificate(agent, rack, &issued)
                 }
@@ -234,28 +296,47 @@ impl Fleet {
 
     async fn agent(&self, quic: &Connection) -> Result<(), Dropped> {
         let chain = quic.peer_identity().and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
-        let Peer::Certified(Role::Agent { agent, rack }) = Peer::certified(&chain.unwrap_or_default())? else {
-            return Err(Dropped::Refused("not an agent"));
+        let chain = chain.ok_or(NotAPeer::Anonymous)?;
+        let peer = Peer::certified(&chain, self.0.clock.now().wall)?;
+        let (Peer::Certified(Role::Agent { agent, rack }) | Peer::Lapsed(Role::Agent { agent, rack })) = peer else {
+            return Err(Dropped::Refused("it is not an agent"));
         };
+        let key = KeyPin::of_certificate(&chain[0])?;
         let known = self.0.store.agent(agent).await?;
-        if known.revoked.is_some() || known.rack != rack {
-            return Err(Dropped::Refused("the agent is revoked"));
+        if known.rack != rack {
+            return Err(Dropped::Refused("its certificate is for another rack"));
+        }
+        if known.revoked.is_some() {
+            return Err(Dropped::Revoked(agent));
+        }
+        if let Peer::Lapsed(_) = peer {
+            if !known.has(key) {
+                return Err(Dropped::OtherKey(agent));
+            }
+            return timeout(PATIENCE, self.renew_only(quic, agent, rack)).await?;
         }
         let (send, mut recv) = timeout(PATIENCE, quic.accept_bi()).await??;
         let first = timeout(PATIENCE, recv.read_to_end(ENROL_LEN)).await??;
-        let AgentRequest::Hello(hello) = wire::decode(&first)? else { return Err(Dropped::Refused("no hello")) };
+        let AgentRequest::Hello(hello) = wire::decode(&first)? else {
+            return Err(Dropped::Refused("it said no hello"));
+        };
 
         let now = self.0.clock.now().wall;
-        let version: String = hello.version.chars().take(64).collect();
         let mut tx = self.0.store.begin().await?;
-        let row = tx.welcome(now, agent, hello.connection, hello.incarnation, &version, hello.revision).await?;
+        let certificate = (key, self.0.authority.root_of(&chain[0]));
+        let row = tx.welcome(now, agent, certificate, &hello).await.map_err(|error| match error {
+            StoreError::NotFound(_) => Dropped::Revoked(agent),
+            error => error.into(),
+        })?;
         tx.commit().await?;
         let number = row.connection;
-        let live = Live { number, quic: quic.clone(), wake: Arc::new(Notify::new()) };
+        let live = Live { agent, number, quic: quic.clone(), wake: Arc::new(Notify::new()) };
         let old = {
             let mut racks = self.racks();
             match racks.get(&rack) {
-                Some(newer) if newer.number > number => return Err(Dropped::Refused("a newer connection is here")),
+                Some(newer) if newer.agent == agent && newer.number > number => {
+                    return Err(Dropped::Refused("a newer connection is here"));
+                }
                 _ => racks.insert(rack, live.clone()),
             }
         };
@@ -265,20 +346,25 @@ impl Fleet {
             {
                 tracing::warn!(%agent, %rack, "a second process of this agent has connected; the newest is served");
             }
-            old.quic.close(REPLACED, b"a newer connection took over");
+            close(&old.quic, Closing::Replaced, "a newer connection took over");
         }
         let ended = async {
+            if self.0.store.agent(agent).await?.revoked.is_some() {
+                return Err(Dropped::Revoked(agent));
+            }
+            quic.set_receive_window(AGENT.1.into());
+            quic.set_max_concurrent_bi_streams(AGENT.0.into());
             answer(send, &AgentResponse::Welcome(Welcome { connection: number, next_event: row.next_event })).await?;
-            tracing::info!(%agent, %rack, connection = number, version, "agent connected");
+            tracing::info!(%agent, %rack, connection = number, version = row.version, "agent connected");
             tokio::select! {
                 ended = self.serve(quic, agent, rack) => ended,
-                ended = self.push(&live, agent, rack, hello.revision) => ended,
+                ended = self.push(&live, &row, hello.revision) => ended,
             }
         }
         .await;
         {
             let mut racks = self.racks();
-            if racks.get(&rack).is_some_and(|current| current.number == number) {
+            if racks.get(&rack).is_some_and(|current| (current.agent, current.number) == (agent, number)) {
                 racks.remove(&rack);
             }
         }
@@ -286,6 +372,40 @@ impl Fleet {
         tx.disconnected(self.0.clock.now().wall, agent, number).await?;
         tx.commit().await?;
         ended
+    }
+
+    /// Renews the certificate of an agent whose last one has ended.
+    async fn renew_only(&self, quic: &Connection, agent: AgentId, rack: RackId) -> Result<(), Dropped> {
+        for _ in 0..LAPSED_REQUESTS {
+            let (send, mut recv) = quic.accept_bi().await?;
+            let request = wire::decode(&recv.read_to_end(ENROL_LEN).await?)?;
+            let AgentRequest::Renew { csr } = request else {
+                answer(send, &AgentResponse::Lapsed).await?;
+                continue;
+            };
+            let response = self.renew(agent, rack, &csr).await?;
+            answer(send, &response).await?;
+            tracing::info!(%agent, %rack, "a certificate that had ended was renewed");
+            // The peer closes once it has read the answer.
+            quic.closed().await;
+            return Ok(());
+        }
+        Err(Dropped::Refused("it does not renew its certificate"))
+    }
+
+    async fn renew(&self, agent: AgentId, rack: RackId, csr: &[u8]) -> Result<AgentResponse, Dropped> {
+        let now = self.0.clock.now().wall;
+        let issued = match self.0.authority.issue(csr, Role::Agent { agent, rack }, AGENT_TTL, now) {
+            Ok(issued) => issued,
+            Err(error) => return Ok(AgentResponse::Refused(error.to_string())),
+        };
+        let mut tx = self.0.store.begin().await?;
+        match tx.issued(agent, issued.key, issued.until).await {
+            Err(StoreError::NotFound(_)) => return Err(Dropped::Revoked(agent)),
+            issued => issued?,
+        }
+        tx.commit().await?;
+        Ok(self.certificate(agent, rack, &issued))
     }
 
     /// Answers requests, one after the other: events must be taken in order.
@@ -299,26 +419,31 @@ impl Fleet {
                     self.0.workflows.wake();
                     AgentResponse::Next(next)
                 }
-                AgentRequest::Renew { csr } => {
-                    let now = self.0.clock.now().wall;
-                    match self.0.authority.issue(&csr, Role::Agent { agent, rack }, AGENT_TTL, now) {
-                        Ok(issued) => {
-                            let mut tx = self.0.store.begin().await?;
-                            tx.renewed(agent, issued.key, issued.until).await?;
-                            tx.commit().await?;
-                            self.certificate(agent, rack, &issued)
-                        }
-                        Err(error) => AgentResponse::Refused(error.to_string()),
-                    }
-                }
+                AgentRequest::Renew { csr } => self.renew(agent, rack, &csr).await?,
                 AgentRequest::Hello(_) | AgentRequest::Enrol { .. } => AgentResponse::Refused("not now".into()),
             };
             answer(send, &response).await?;
         }
     }
 
-    /// Sends the intent whenever the rack's is newer than the one on the agent's disk.
-    async fn push(&self, live: &Live, agent: AgentId, rack: RackId, on_disk: u64) -> Result<(), Dropped> {
+    /// Sends the trust bundle when the agent has another, then the intent whenever the rack's is
+    /// newer than the one on the agent's disk.
+    async fn push(&self, live: &Live, row: &Agent, on_disk: u64) -> Result<(), Dropped> {
+        let (agent, rack) = (row.id, row.rack);
+        let bundle = self.0.authority.bundle();
+        if row.bundle.as_ref() != Some(&bundle.fingerprint()) {
+            let json = serde_json::to_string(bundle).expect("a bundle always serializes");
+            match ask(&live.quic, &ControllerRequest::Trust(json)).await {
+                Ok(ControllerResponse::Trusted) => {
+                    let mut tx = self.0.store.begin().await?;
+                    tx.trusts(agent, &bundle.fingerprint()).await?;
+                    tx.commit().await?;
+                }
+                Err(error @ Dropped::Slow(_)) => return Err(error),
+                // It is asked again at its next connection, and no root is retired before.
+                other => tracing::warn!(%agent, %rack, ?other, "the agent does not take the trust bundle"),
+            }
+        }
         let mut on_disk = on_disk;
         loop {
             let revision = self.0.store.rack_revision(rack).await?;

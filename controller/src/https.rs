@@ -1,15 +1,22 @@
 //! The HTTPS listener: HTTP/1.1 over TLS 1.3. A client may present a certificate; who it proves
-//! to be stands in every request's extensions as `Option<Peer>`, the client's address as
-//! `ConnectInfo<SocketAddr>`.
+//! to be at the time of a request stands in that request's extensions as `Option<Peer>`, the
+//! client's address as `ConnectInfo<SocketAddr>`.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Extension, Router, extract::ConnectInfo};
+use axum::{
+    Extension, Router,
+    extract::{ConnectInfo, Request},
+    middleware::map_request,
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use rackhand_common::pki::{self, Identity, Peer, TrustBundle, Unusable};
+use rackhand_common::{
+    pki::{self, Identity, Peer, TrustBundle, Unusable},
+    time::Clock,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -32,7 +39,13 @@ pub fn tls(bundle: &TrustBundle, identity: Identity) -> Result<TlsAcceptor, Unus
 }
 
 /// Serves until shutdown, then lets requests in flight finish.
-pub async fn serve(listener: TcpListener, tls: TlsAcceptor, router: Router, shutdown: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    router: Router,
+    clock: Arc<dyn Clock>,
+    shutdown: CancellationToken,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let tracker = TaskTracker::new();
     loop {
@@ -52,9 +65,9 @@ pub async fn serve(listener: TcpListener, tls: TlsAcceptor, router: Router, shut
                 continue;
             }
         };
-        let (tls, router, shutdown) = (tls.clone(), router.clone(), shutdown.clone());
+        let (tls, router, clock, shutdown) = (tls.clone(), router.clone(), clock.clone(), shutdown.clone());
         tracker.spawn(async move {
-            connection(socket, from, tls, router, shutdown).await;
+            connection(socket, from, tls, router, clock, shutdown).await;
             drop(place);
         });
     }
@@ -68,6 +81,7 @@ async fn connection(
     from: SocketAddr,
     tls: TlsAcceptor,
     router: Router,
+    clock: Arc<dyn Clock>,
     shutdown: CancellationToken,
 ) {
     let _ = socket.set_nodelay(true);
@@ -76,8 +90,13 @@ async fn connection(
         Ok(Err(error)) => return tracing::debug!(%from, %error, "TLS handshake failed"),
         Err(_) => return tracing::debug!(%from, "TLS handshake took too long"),
     };
-    let peer = stream.get_ref().1.peer_certificates().and_then(|chain| Peer::certified(chain).ok());
-    let router = router.layer(Extension(peer)).layer(Extension(ConnectInfo(from)));
+    let chain = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
+    let peer = move |mut request: Request| {
+        // Looked at for every request: a connection may outlive the certificate it began with.
+        request.extensions_mut().insert(Peer::certified(&chain, clock.now().wall).ok());
+        std::future::ready(request)
+    };
+    let router = router.layer(map_request(peer)).layer(Extension(ConnectInfo(from)));
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)

@@ -9,8 +9,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use rackhand_common::pki::install_crypto;
-use rackhand_controller::controller::{self, Config, File, Seams};
+use rackhand_common::{pki::install_crypto, time::Clock as _};
+use rackhand_controller::{
+    clock::SystemClock,
+    controller::{self, Config, File, Seams, rotation},
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -76,6 +79,36 @@ enum Command {
         #[arg(long, value_name = "HOST:PORT", env = "RACKHAND_CONTROLLER_AGENTS_ADDRESS")]
         agents_address: Option<String>,
     },
+    /// Replaces the root of trust, in steps that shut no rack out.
+    ///
+    /// Two roots are believed as a rule, and one of them issues. A rotation:
+    ///
+    ///   ca rotate   certificates come from the newer root; agents renew within a day
+    ///   ca retire   the older root is forgotten and its key destroyed
+    ///   ca next     a new root is added for the next rotation; agents learn it when they connect
+    ///
+    /// Stop the controller for each step and start it again; racks do not notice. A step that an
+    /// agent has not followed up to is refused and names the agent.
+    #[command(verbatim_doc_comment)]
+    Ca {
+        /// What to do.
+        #[arg(value_enum)]
+        step: Step,
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Step {
+    /// Shows the roots, and how far each agent has followed. The controller may run.
+    Status,
+    /// Adds a root to the trust bundle.
+    Next,
+    /// Issues from the newest root.
+    Rotate,
+    /// Forgets the older root and destroys its key.
+    Retire,
 }
 
 #[derive(Debug, Args)]
@@ -144,6 +177,17 @@ async fn run(command: Command) -> Result<()> {
             let running = controller::start(place.config(file)?, Seams::default(), shutdown).await?;
             tracing::info!(api = %running.api, agents = %running.agents, "ready");
             running.run().await
+        }
+        Command::Ca { step, place } => {
+            let (file, _) = place.file()?;
+            let config = place.config(file)?;
+            let text = match step {
+                Step::Status => rotation::status(&config).await?,
+                Step::Next => rotation::next(&config, SystemClock::default().now().wall).await?,
+                Step::Rotate => rotation::rotate(&config).await?,
+                Step::Retire => rotation::retire(&config).await?,
+            };
+            writeln!(std::io::stdout(), "{}", text.trim_end()).context("nothing can be printed")
         }
     }
 }

@@ -5,8 +5,10 @@
 //! - A chunk leaves the cache only after its BLAKE3 was compared, at every read: a file torn
 //!   by a power cut or rotten on its disk is fetched again. Files are therefore not synced.
 //! - Many machines that want a chunk at once cause one fetch.
-//! - The cache stays within its limit, but never drops a chunk that a manifest of a present
-//!   order lists.
+//! - The cache stays within its limit, but never drops a manifest of a present order nor a
+//!   chunk that it lists. Nothing is dropped before it is known what these are.
+//! - A download that breaks off leaves nothing behind; the next begins anew. A chunk that cannot
+//!   be kept, the disk being full, is served all the same.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -38,9 +40,6 @@ pub(super) enum ChunkError {
     /// What the agent gave is something else.
     #[error("the bytes fetched are not those of {0}")]
     WrongBytes(Digest),
-    /// The cache's disk fails.
-    #[error("the cache cannot be written")]
-    Disk(#[from] io::Error),
 }
 
 /// The cache; clones share it.
@@ -64,7 +63,10 @@ struct Shelf {
     by_use: BTreeMap<u64, Digest>,
     bytes: u64,
     uses: u64,
-    pinned: HashSet<Digest>,
+    /// The chunks of every manifest that a present order names.
+    orders: HashMap<Digest, HashSet<Digest>>,
+    /// All of these, once they are known.
+    pinned: Option<HashSet<Digest>>,
 }
 
 impl Shelf {
@@ -83,15 +85,35 @@ impl Shelf {
         }
     }
 
+    /// An order needs this manifest, and these chunks of it as far as they are known.
+    fn pin(&mut self, manifest: Digest, chunks: impl IntoIterator<Item = Digest>) {
+        self.orders.entry(manifest).or_default().extend(chunks);
+        if let Some(pinned) = &mut self.pinned {
+            pinned.insert(manifest);
+            pinned.extend(&self.orders[&manifest]);
+        }
+    }
+
+    /// These are all manifests that orders need.
+    fn pin_only(&mut self, manifests: &HashSet<Digest>) {
+        self.orders.retain(|manifest, _| manifests.contains(manifest));
+        let chunks = self.orders.values().flatten();
+        self.pinned = Some(manifests.iter().chain(chunks).copied().collect());
+    }
+
     /// What has to go to come back under `limit`, least recently used first.
     fn evict(&mut self, limit: u64) -> Vec<Digest> {
-        let mut gone = Vec::new();
-        while self.bytes > limit {
-            let Some(digest) = self.by_use.values().find(|digest| !self.pinned.contains(digest)).copied() else {
+        let Some(pinned) = &self.pinned else { return Vec::new() };
+        let (mut gone, mut left) = (Vec::new(), self.bytes);
+        for digest in self.by_use.values().filter(|digest| !pinned.contains(*digest)) {
+            if left <= limit {
                 break;
-            };
-            self.forget(digest);
-            gone.push(digest);
+            }
+            left -= self.sizes[digest].0;
+            gone.push(*digest);
+        }
+        for digest in &gone {
+            self.forget(*digest);
         }
         gone
     }
@@ -166,7 +188,7 @@ impl Chunks {
             match self.read(digest).await {
                 Some(bytes) => Ok(bytes),
                 None => match fetch().await {
-                    Ok(bytes) => self.write(digest, bytes).await,
+                    Ok(bytes) => Ok(self.keep(digest, bytes).await),
                     Err(error) => Err(error),
                 },
             }
@@ -198,24 +220,29 @@ impl Chunks {
         bytes
     }
 
-    async fn write(&self, digest: Digest, bytes: Vec<u8>) -> Result<Bytes, ChunkError> {
+    /// Puts the bytes on disk, if they fit there; gives them on in any case.
+    async fn keep(&self, digest: Digest, bytes: Vec<u8>) -> Bytes {
         let bytes = Bytes::from(bytes);
         let (path, copy) = (self.path(digest), bytes.clone());
         let beside = path.with_extension("part");
         let written = tokio::task::spawn_blocking(move || {
-            fs::write(&beside, &copy)?;
-            fs::rename(&beside, &path)
+            fs::write(&beside, &copy).and_then(|()| fs::rename(&beside, &path)).inspect_err(|_| {
+                let _ = fs::remove_file(&beside);
+            })
         });
-        written.await.map_err(io::Error::other)??;
-        let gone = {
-            let mut shelf = lock(&self.0.shelf);
-            shelf.used(digest, bytes.len() as u64);
-            shelf.evict(self.0.limit)
-        };
+        match written.await.map_err(io::Error::other).flatten() {
+            Ok(()) => lock(&self.0.shelf).used(digest, bytes.len() as u64),
+            Err(error) => tracing::warn!(%digest, %error, "a chunk is served but cannot be kept"),
+        }
+        self.evict().await;
+        bytes
+    }
+
+    async fn evict(&self) {
+        let gone = lock(&self.0.shelf).evict(self.0.limit);
         for digest in gone {
             let _ = tokio::fs::remove_file(self.path(digest)).await;
         }
-        Ok(bytes)
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
@@ -248,15 +275,21 @@ impl Chunks {
     async fn fetch_all(&self, wanted: HashSet<Digest>) {
         let mut chunks = Vec::new();
         for digest in &wanted {
+            lock(&self.0.shelf).pin(*digest, []);
             let manifest = self.manifest(*digest).await.map(|signed| signed.parse_unverified());
             match manifest {
-                Ok(Ok(manifest)) => chunks.extend(manifest.chunks.into_iter().flatten().map(|chunk| chunk.digest)),
+                Ok(Ok(manifest)) => {
+                    let listed: Vec<_> = manifest.chunks.into_iter().flatten().map(|chunk| chunk.digest).collect();
+                    lock(&self.0.shelf).pin(*digest, listed.iter().copied());
+                    chunks.extend(listed);
+                }
                 Ok(Err(error)) => tracing::error!(%digest, %error, "an order's manifest is not usable"),
                 // The installer asks again, and with it we do.
                 Err(error) => tracing::warn!(%digest, %error, "an order's manifest is not here yet"),
             }
         }
-        lock(&self.0.shelf).pinned = wanted.into_iter().chain(chunks.iter().copied()).collect();
+        lock(&self.0.shelf).pin_only(&wanted);
+        self.evict().await;
         let fetched = stream::iter(chunks).map(|digest| self.fetch_if_absent(digest)).buffer_unordered(AHEAD);
         fetched.collect::<()>().await;
     }
@@ -294,6 +327,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use rackhand_common::{
+        id::ImageId,
+        image::{Chunk, Manifest, Settings},
+        wire::{self, LocalRequest, LocalResponse},
+    };
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     fn digest(n: u8) -> Digest {
@@ -307,7 +349,9 @@ mod tests {
             shelf.used(digest(n), 10);
         }
         shelf.used(digest(1), 10);
-        shelf.pinned.insert(digest(2));
+        assert_eq!(shelf.evict(20), []);
+        shelf.pin(digest(2), []);
+        shelf.pin_only(&HashSet::from([digest(2)]));
         assert_eq!(shelf.evict(20), [digest(3), digest(4)]);
         assert_eq!(shelf.evict(5), [digest(1)]);
         assert_eq!(shelf.bytes, 10);
@@ -327,5 +371,170 @@ mod tests {
         assert_eq!(chunks.chunk(good).await.unwrap(), "good");
         assert!(matches!(chunks.chunk(bad).await, Err(ChunkError::NotFetched(_))));
         assert!(!cache.join("half.part").exists());
+    }
+
+    /// What the agent on the node does when it is asked, in this order.
+    enum Answer {
+        Give(LocalResponse),
+        /// Half of an answer, and the connection is gone.
+        BreakOff(LocalResponse),
+    }
+
+    /// An agent with these answers, and how often it was asked.
+    fn agent(dir: &Path, answers: Vec<Answer>) -> (AgentLink, Arc<AtomicUsize>) {
+        let socket = dir.join("agent.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let (asked, count) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let counted = asked.clone();
+        let answers = Arc::new(answers);
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let (answers, counted, count) = (answers.clone(), counted.clone(), count.clone());
+                tokio::spawn(async move {
+                    let mut prefix = [0; 4];
+                    while stream.read_exact(&mut prefix).await.is_ok() {
+                        let mut request = vec![0; wire::frame_len(prefix).unwrap()];
+                        stream.read_exact(&mut request).await.unwrap();
+                        wire::decode::<LocalRequest>(&request).unwrap();
+                        counted.fetch_add(1, Ordering::SeqCst);
+                        match answers.get(count.fetch_add(1, Ordering::SeqCst)) {
+                            Some(Answer::Give(response)) => stream.write_all(&wire::frame(response)).await.unwrap(),
+                            Some(Answer::BreakOff(response)) => {
+                                let frame = wire::frame(response);
+                                return stream.write_all(&frame[..frame.len() / 2]).await.unwrap();
+                            }
+                            None => panic!("asked too often"),
+                        }
+                    }
+                });
+            }
+        });
+        (AgentLink::new(&socket), asked)
+    }
+
+    fn give(bytes: &[u8]) -> Answer {
+        Answer::Give(LocalResponse::Chunk(bytes.to_vec()))
+    }
+
+    fn files(cache: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(cache).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[tokio::test]
+    async fn a_damaged_chunk_is_fetched_again_and_is_whole_then() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, asked) = agent(dir.path(), vec![give(b"chunk"), give(b"chunk")]);
+        let cache = dir.path().join("chunks");
+        fs::create_dir(&cache).unwrap();
+        let digest = Digest::of(b"chunk");
+        fs::write(cache.join(digest.to_string()), b"chu").unwrap();
+        let chunks = Chunks::open(&cache, 1 << 20, link).unwrap();
+        for _ in 0..2 {
+            assert_eq!(chunks.chunk(digest).await.unwrap(), "chunk");
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        assert_eq!(fs::read(cache.join(digest.to_string())).unwrap(), b"chunk");
+        // Rotten while it is in use.
+        fs::write(cache.join(digest.to_string()), b"chunk!").unwrap();
+        assert_eq!(chunks.chunk(digest).await.unwrap(), "chunk");
+        assert_eq!(asked.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn a_download_that_breaks_off_or_is_wrong_leaves_nothing_and_the_next_begins_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let half = || Answer::BreakOff(LocalResponse::Chunk(b"chunk".to_vec()));
+        let busy = Answer::Give(LocalResponse::Unavailable("not now".into()));
+        // The link asks a second time itself before it gives up.
+        let (link, _) = agent(dir.path(), vec![half(), half(), busy, give(b"other"), half(), give(b"chunk")]);
+        let cache = dir.path().join("chunks");
+        let chunks = Chunks::open(&cache, 1 << 20, link).unwrap();
+        let digest = Digest::of(b"chunk");
+        assert!(matches!(chunks.chunk(digest).await, Err(ChunkError::NotFetched(NotFetched::Local(_)))));
+        assert!(matches!(chunks.chunk(digest).await, Err(ChunkError::NotFetched(NotFetched::Unavailable(_)))));
+        assert!(matches!(chunks.chunk(digest).await, Err(ChunkError::WrongBytes(_))));
+        assert_eq!(files(&cache), Vec::<String>::new());
+        assert_eq!(chunks.chunk(digest).await.unwrap(), "chunk");
+        assert_eq!(files(&cache), [digest.to_string()]);
+        assert!(lock(&chunks.0.fetching).is_empty());
+    }
+
+    #[tokio::test]
+    async fn many_machines_that_want_a_chunk_cause_one_fetch() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, asked) = agent(dir.path(), vec![give(b"chunk")]);
+        let chunks = Chunks::open(&dir.path().join("chunks"), 1 << 20, link).unwrap();
+        let mut machines = tokio::task::JoinSet::new();
+        for _ in 0..100 {
+            let chunks = chunks.clone();
+            machines.spawn(async move { chunks.chunk(Digest::of(b"chunk")).await.unwrap() });
+        }
+        assert!(machines.join_all().await.iter().all(|bytes| bytes == "chunk"));
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn the_disk_is_bounded_and_what_a_present_order_needs_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let chunk = |n: u8| vec![n; 100];
+        let name = |n: u8| Digest::of(&chunk(n));
+        let manifest = Manifest {
+            image: ImageId::fresh(),
+            name: "it".into(),
+            size: 512,
+            sector: 512,
+            firmware: Vec::new(),
+            settings: Settings::None,
+            sha256: String::new(),
+            compression: String::new(),
+            chunks: vec![Some(Chunk { digest: name(1), compressed: 100 })],
+        };
+        let manifest = serde_json::to_string(&manifest).unwrap();
+        let signed = SignedManifest { manifest: manifest.clone(), signature: String::new() };
+        let manifest_len = serde_json::to_vec(&signed).unwrap().len() as u64;
+        let wanted = HashSet::from([signed.digest()]);
+        let given = Answer::Give(LocalResponse::Manifest { manifest, signature: String::new() });
+        let mut answers = vec![given];
+        answers.extend((1..=20).map(|n| give(&chunk(n))));
+        let (link, _) = agent(dir.path(), answers);
+        let cache = dir.path().join("chunks");
+        let limit = manifest_len + 300;
+        let chunks = Chunks::open(&cache, limit, link.clone()).unwrap();
+        chunks.fetch_all(wanted.clone()).await;
+        for n in 2..=20 {
+            chunks.chunk(name(n)).await.unwrap();
+            let bytes: u64 = fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+            assert!(bytes <= limit, "{bytes}");
+            assert!(cache.join(name(1).to_string()).exists());
+        }
+        assert!(!cache.join(name(2).to_string()).exists());
+
+        // After a restart too, although nobody knows at first what orders need.
+        let chunks = Chunks::open(&cache, 0, link).unwrap();
+        assert_eq!(chunks.chunk(name(20)).await.unwrap(), chunk(20));
+        assert!(cache.join(name(1).to_string()).exists());
+        chunks.fetch_all(wanted).await;
+        let mut kept = vec![signed.digest().to_string(), name(1).to_string()];
+        kept.sort();
+        assert_eq!(files(&cache), kept);
+        chunks.fetch_all(HashSet::new()).await;
+        assert_eq!(files(&cache), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn a_chunk_that_cannot_be_kept_is_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, _) = agent(dir.path(), vec![give(b"chunk"), give(b"chunk")]);
+        let cache = dir.path().join("chunks");
+        let chunks = Chunks::open(&cache, 1 << 20, link).unwrap();
+        fs::remove_dir(&cache).unwrap();
+        assert_eq!(chunks.chunk(Digest::of(b"chunk")).await.unwrap(), "chunk");
+        fs::create_dir(&cache).unwrap();
+        assert_eq!(chunks.chunk(Digest::of(b"chunk")).await.unwrap(), "chunk");
+        assert_eq!(files(&cache).len(), 1);
     }
 }

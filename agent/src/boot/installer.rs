@@ -62,7 +62,7 @@ impl Channel {
     fn key(client: Client) -> Result<KeyPin, Refusal> {
         match client.peer {
             Some(Peer::Pinned(key)) => Ok(key),
-            Some(Peer::Certified(_)) | None => Err(Refusal::NoSession),
+            Some(Peer::Certified(_) | Peer::Lapsed(_)) | None => Err(Refusal::NoSession),
         }
     }
 

@@ -1,15 +1,20 @@
 //! This node as the controller knows it, kept in one file so that key, certificate and trust
 //! bundle are always replaced together.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use rackhand_common::{
     id::{AgentId, RackId},
-    pki::{Identity, TrustBundle},
+    pki::{self, TrustBundle},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, watch};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 const FILE: &str = "identity.json";
@@ -60,9 +65,51 @@ pub enum Unusable {
     /// The file cannot be read or written.
     #[error("the node's identity cannot be read or written")]
     Disk(#[from] io::Error),
+    /// A trust bundle has no root that this node believes already, or is not one.
+    #[error("the trust bundle is not one of the controller this node is enrolled with")]
+    Bundle,
     /// The file is not a registration.
     #[error("the node's identity file is damaged; enrol again")]
     Damaged,
+}
+
+/// The registration in use and its file: changed one after the other, on disk before in use.
+#[derive(Debug)]
+pub struct Identity {
+    state: PathBuf,
+    current: watch::Sender<Arc<Registration>>,
+    changing: Mutex<()>,
+}
+
+impl Identity {
+    /// Of the node whose state is in this directory.
+    pub fn load(state: &Path) -> Result<Self, Unusable> {
+        let current = watch::Sender::new(Arc::new(Registration::load(state)?));
+        Ok(Self { state: state.to_owned(), current, changing: Mutex::default() })
+    }
+
+    /// The registration in use.
+    pub fn current(&self) -> Arc<Registration> {
+        self.current.borrow().clone()
+    }
+
+    /// The registration and its successors.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Registration>> {
+        self.current.subscribe()
+    }
+
+    /// Replaces it by what `change` makes of it.
+    pub(super) async fn replace(
+        &self,
+        change: impl FnOnce(&Registration) -> Result<Registration, Unusable>,
+    ) -> Result<Arc<Registration>, Unusable> {
+        let _changing = self.changing.lock().await;
+        let new = Arc::new(change(&self.current())?);
+        let (state, kept) = (self.state.clone(), new.clone());
+        tokio::task::spawn_blocking(move || kept.save(&state)).await.map_err(io::Error::other)??;
+        self.current.send_replace(new.clone());
+        Ok(new)
+    }
 }
 
 impl Registration {
@@ -102,6 +149,15 @@ impl Registration {
         Ok(Self { controller, api, agent, rack, bundle, since, until, chain, key })
     }
 
+    /// The same with another trust bundle, given as its JSON text. It has to vouch for the
+    /// controller that we believe now, or we would shut ourselves out.
+    pub(super) fn trusting(&self, bundle: &str) -> Result<Self, Unusable> {
+        let bundle: TrustBundle = serde_json::from_str(bundle).map_err(|_| Unusable::Bundle)?;
+        let usable = bundle.root_store().is_ok_and(|store| !store.is_empty()) && bundle.image_key().is_ok();
+        let shared = bundle.roots.iter().any(|root| self.bundle.roots.contains(root));
+        if usable && shared { Ok(Self { bundle, ..self.clone() }) } else { Err(Unusable::Bundle) }
+    }
+
     /// Keeps it: whole, on stable storage, readable by us alone.
     pub(super) fn save(&self, state: &Path) -> Result<(), Unusable> {
         let stored = Stored {
@@ -118,8 +174,8 @@ impl Registration {
     }
 
     /// For TLS.
-    pub(super) fn identity(&self) -> Identity {
-        Identity {
+    pub(super) fn identity(&self) -> pki::Identity {
+        pki::Identity {
             chain: self.chain.iter().cloned().map(CertificateDer::from).collect(),
             key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.clone())),
         }

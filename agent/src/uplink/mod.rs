@@ -6,9 +6,10 @@
 //!   does not own this agent any more.
 //! - An event leaves the spool only when the controller has acknowledged it.
 //! - The private key never leaves the node; a certificate is renewed over the connection it
-//!   serves, at half of its life.
+//!   serves, at half of its life, or as the only thing that can be done once it has ended.
 //! - Of two processes that connect as the same agent the newest is served; the other never
 //!   dials again.
+//! - A node that is not let in goes on serving its rack, says why, and asks again.
 
 mod backoff;
 mod enrol;
@@ -18,7 +19,7 @@ mod session;
 
 pub use enrol::enrol;
 pub use fetch::Fetcher;
-pub use identity::{Registration, Unusable};
+pub use identity::{Identity, Registration, Unusable};
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,9 +37,7 @@ const GOOD: Duration = Duration::from_secs(60);
 /// What the uplink works with.
 pub struct Uplink {
     /// This node as enrolled.
-    pub registration: watch::Sender<Arc<Registration>>,
-    /// Where the registration is kept.
-    pub state: std::path::PathBuf,
+    pub identity: Arc<Identity>,
     /// Where intents go.
     pub intent: intent::Store,
     /// Where events come from.
@@ -59,16 +58,20 @@ impl Uplink {
         let incarnation = Incarnation::fresh();
         let mut backoff = Backoff::default();
         let mut told = String::new();
+        let mut renewed = None;
         while !shutdown.is_cancelled() {
             let began = self.clock.now();
-            let ended = session::run(&self, incarnation, &shutdown).await;
+            let ended = session::run(&self, incarnation, renewed, &shutdown).await;
             if began.mono.until(self.clock.now().mono) >= GOOD {
                 backoff = Backoff::default();
             }
             let error = match ended {
                 Ok(Ended::Shutdown) => return,
                 // With the new certificate, at once.
-                Ok(Ended::Renewed) => continue,
+                Ok(Ended::Renewed) => {
+                    renewed = Some(self.clock.now().mono);
+                    continue;
+                }
                 // Dialling again would take the connection from the other, which would dial again.
                 Ok(Ended::Replaced) => {
                     let words = "a newer process of this agent has connected: this one has stood down; restart it if \
@@ -94,7 +97,7 @@ impl Uplink {
     }
 
     fn show(&self, connected: bool, words: String) {
-        let certificate_until = self.registration.borrow().until;
+        let certificate_until = self.identity.current().until;
         self.view.send_replace(UplinkView { connected, words, certificate_until });
     }
 }

@@ -1,13 +1,14 @@
 //! One connection to the controller, from dialling to its end.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use rackhand_common::{
     id::Incarnation,
     pki::{self, CONTROLLER_NAME},
-    wire::{self, ALPN, AgentRequest, AgentResponse, ControllerRequest, ControllerResponse, Hello, Welcome},
+    time::Mono,
+    wire::{self, ALPN, AgentRequest, AgentResponse, Closing, ControllerRequest, ControllerResponse, Hello, Welcome},
 };
 use rcgen::{CertificateParams, KeyPair};
 use tokio::{sync::oneshot, time::timeout};
@@ -16,7 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Uplink, brief,
     enrol::{any, resolve},
-    identity::Registration,
+    identity::{Identity, Registration},
 };
 use crate::{intent, power::Call, spool::MAX_BATCH};
 
@@ -25,6 +26,15 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// How often it is looked whether the certificate is to be renewed.
 const LOOK: Duration = Duration::from_secs(60);
+
+/// A certificate is not renewed again before this has passed: a node whose clock is ahead
+/// finds every certificate old.
+const RENEW_AGAIN: Duration = Duration::from_secs(3600);
+
+/// What to do with a node that is not let in any more.
+const ENROL_AGAIN: &str = "the rack is served from this node's disk, but no command, image or change reaches it; \
+    to let the node in again run `rackhand agent enrol --rack NAME` as an operator, the line it prints here, \
+    and then `systemctl restart rackhand-agent`";
 
 /// Requests of the controller at once: an intent and a rack's commands.
 const REQUESTS: u32 = 64;
@@ -39,9 +49,15 @@ pub(super) enum Ended {
     Replaced,
 }
 
-/// Dials, says hello and works until something ends it.
-pub(super) async fn run(uplink: &Uplink, incarnation: Incarnation, shutdown: &CancellationToken) -> Result<Ended> {
-    let registration = uplink.registration.borrow().clone();
+/// Dials, says hello and works until something ends it. `renewed` is when the certificate was
+/// renewed last by this process.
+pub(super) async fn run(
+    uplink: &Uplink,
+    incarnation: Incarnation,
+    renewed: Option<Mono>,
+    shutdown: &CancellationToken,
+) -> Result<Ended> {
+    let registration = uplink.identity.current();
     let dialled = tokio::select! {
         () = shutdown.cancelled() => return Ok(Ended::Shutdown),
         dialled = timeout(PATIENCE, dial(&registration)) => dialled,
@@ -49,20 +65,36 @@ pub(super) async fn run(uplink: &Uplink, incarnation: Incarnation, shutdown: &Ca
     let (endpoint, connection) = dialled.with_context(|| format!("{} does not answer", registration.controller))??;
     let ended = tokio::select! {
         () = shutdown.cancelled() => Ok(Ended::Shutdown),
-        ended = work(uplink, &registration, incarnation, &connection) => ended,
+        ended = work(uplink, &registration, incarnation, renewed, &connection) => ended,
     };
-    let ended = if is_replaced(&connection) { Ok(Ended::Replaced) } else { ended };
+    let ended = match closing(&connection) {
+        // One of our own is dialled only when this one is closed already: it is another process's.
+        Some((Closing::Replaced, _)) => Ok(Ended::Replaced),
+        Some((closing, reason)) => ended.map_err(|error| dismissed(closing, &reason, &registration).unwrap_or(error)),
+        None => ended,
+    };
     connection.close(0u32.into(), b"");
     let _ = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
     ended
 }
 
-/// Whether the controller closed the connection in favour of another process's: one of our
-/// own is dialled only when this one is closed already.
-fn is_replaced(connection: &Connection) -> bool {
-    match connection.close_reason() {
-        Some(ConnectionError::ApplicationClosed(close)) => close.error_code == VarInt::from_u32(wire::REPLACED),
-        _ => false,
+/// Why the controller closed the connection, when it did, and what it said.
+fn closing(connection: &Connection) -> Option<(Closing, String)> {
+    let Some(ConnectionError::ApplicationClosed(closed)) = connection.close_reason() else { return None };
+    let reason = String::from_utf8_lossy(&closed.reason).chars().take(200).collect();
+    Some((Closing::of(closed.error_code.into_inner())?, reason))
+}
+
+/// What a refusal means for this node.
+fn dismissed(closing: Closing, reason: &str, registration: &Registration) -> Option<anyhow::Error> {
+    match closing {
+        Closing::Revoked => Some(anyhow!("this node is REVOKED by the controller ({reason}): {ENROL_AGAIN}")),
+        Closing::Ended => Some(anyhow!(
+            "this node's certificate ENDED {} and can no longer be renewed ({reason}): {ENROL_AGAIN}",
+            registration.until
+        )),
+        Closing::Refused => Some(anyhow!("the controller does not let this node in: {reason}")),
+        Closing::Replaced | Closing::Done => None,
     }
 }
 
@@ -86,6 +118,7 @@ async fn work(
     uplink: &Uplink,
     registration: &Registration,
     incarnation: Incarnation,
+    renewed: Option<Mono>,
     connection: &Connection,
 ) -> Result<Ended> {
     let hello = Hello {
@@ -97,6 +130,13 @@ async fn work(
     let highest = hello.connection;
     let welcome = match ask(connection, &AgentRequest::Hello(hello)).await? {
         AgentResponse::Welcome(welcome) => welcome,
+        AgentResponse::Lapsed if !rested(uplink, renewed) => {
+            bail!("the controller finds this node's new certificate ended already: is its clock right?")
+        }
+        AgentResponse::Lapsed => {
+            tracing::warn!(until = %registration.until, "this node's certificate has ended: renewing it");
+            return renew(uplink, connection).await.map(|()| Ended::Renewed);
+        }
         AgentResponse::Refused(reason) => bail!("the controller refused: {reason}"),
         other => bail!("the controller gave an answer that does not fit: {other:?}"),
     };
@@ -111,7 +151,7 @@ async fn work(
     tokio::select! {
         ended = forward(uplink, connection, next_event) => ended.map(|()| Ended::Renewed),
         ended = serve(uplink, connection) => ended.map(|()| Ended::Renewed),
-        renewed = renew(uplink, connection) => renewed.map(|()| Ended::Renewed),
+        ended = renew_in_time(uplink, renewed, connection) => ended.map(|()| Ended::Renewed),
         closed = connection.closed() => Err(closed.into()),
     }
 }
@@ -135,10 +175,10 @@ async fn serve(uplink: &Uplink, connection: &Connection) -> Result<()> {
     let requests = TaskTracker::new();
     loop {
         let (send, receive) = connection.accept_bi().await?;
-        let (intent, calls) = (uplink.intent.clone(), uplink.calls.clone());
+        let (intent, calls, identity) = (uplink.intent.clone(), uplink.calls.clone(), uplink.identity.clone());
         requests.spawn(async move {
             if let Err(error) =
-                timeout(PATIENCE, answer(send, receive, intent, calls)).await.map_err(Into::into).flatten()
+                timeout(PATIENCE, answer(send, receive, intent, calls, identity)).await.map_err(Into::into).flatten()
             {
                 tracing::warn!(error = format!("{error:#}"), "a request of the controller was not answered");
             }
@@ -151,6 +191,7 @@ async fn answer(
     mut receive: RecvStream,
     intent: intent::Store,
     calls: tokio::sync::mpsc::Sender<Call>,
+    identity: Arc<Identity>,
 ) -> Result<()> {
     let response = match wire::decode(&receive.read_to_end(wire::MAX_LEN).await?)? {
         ControllerRequest::Intent(wanted) => match intent.store(wanted).await {
@@ -162,29 +203,49 @@ async fn answer(
             calls.send(Call { command, answer }).await.context("the agent stops")?;
             answered.await.context("the agent stops")?
         }
+        ControllerRequest::Trust(bundle) => match identity.replace(|old| old.trusting(&bundle)).await {
+            Ok(_) => {
+                tracing::info!("the controller's trust bundle was renewed");
+                ControllerResponse::Trusted
+            }
+            Err(error) => ControllerResponse::Refused(format!("{:#}", anyhow::Error::from(error))),
+        },
     };
     send.write_all(&wire::encode(&response)).await?;
     send.finish()?;
     Ok(())
 }
 
-/// Returns once the certificate was renewed and kept.
-async fn renew(uplink: &Uplink, connection: &Connection) -> Result<()> {
-    while !uplink.registration.borrow().to_be_renewed(uplink.clock.now().wall) {
+/// Renews the certificate at half of its life.
+async fn renew_in_time(uplink: &Uplink, renewed: Option<Mono>, connection: &Connection) -> Result<()> {
+    loop {
+        let now = uplink.clock.now().wall;
+        if rested(uplink, renewed) && uplink.identity.current().to_be_renewed(now) {
+            return renew(uplink, connection).await;
+        }
         tokio::time::sleep(LOOK).await;
     }
-    let old = uplink.registration.borrow().clone();
+}
+
+/// Whether the last renewal is long enough ago for another.
+fn rested(uplink: &Uplink, renewed: Option<Mono>) -> bool {
+    renewed.is_none_or(|renewed| renewed.until(uplink.clock.now().mono) >= RENEW_AGAIN)
+}
+
+/// Returns once the certificate was renewed and kept.
+async fn renew(uplink: &Uplink, connection: &Connection) -> Result<()> {
     let key = KeyPair::generate()?;
     let csr = CertificateParams::default().serialize_request(&key)?.der().to_vec();
     match ask(connection, &AgentRequest::Renew { csr }).await? {
         AgentResponse::Certificate { agent, rack, chain, bundle } => {
+            let old = uplink.identity.current();
             ensure!((agent, rack) == (old.agent, old.rack), "the controller renewed another agent's certificate");
-            let addresses = (old.controller.clone(), old.api.clone());
-            let new = Registration::of(addresses, (agent, rack), chain, key.serialize_der(), &bundle)?;
-            let (state, kept): (PathBuf, _) = (uplink.state.clone(), new.clone());
-            tokio::task::spawn_blocking(move || kept.save(&state)).await??;
+            let change = |old: &Registration| {
+                let addresses = (old.controller.clone(), old.api.clone());
+                Registration::of(addresses, (agent, rack), chain, key.serialize_der(), &bundle)
+            };
+            let new = uplink.identity.replace(change).await?;
             tracing::info!(until = %new.until, "certificate renewed");
-            uplink.registration.send_replace(Arc::new(new));
             Ok(())
         }
         AgentResponse::Refused(reason) => bail!("the controller does not renew the certificate: {reason}"),

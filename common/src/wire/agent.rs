@@ -78,4 +78,7 @@ pub enum AgentResponse {
     },
     /// The request was understood and is not granted.
     Refused(String),
+    /// To anything but `Renew`: the certificate has ended, and renewing it is all that can be
+    /// done on this connection.
+    Lapsed,
 }

@@ -17,6 +17,8 @@ pub enum ControllerRequest {
     Intent(Intent),
     /// Change hardware, at most once.
     Command(Command),
+    /// Believe this trust bundle from now on, given as its JSON text.
+    Trust(String),
 }
 
 /// A command that changes hardware. Its id goes into the agent's ledger before it is acted
@@ -62,4 +64,6 @@ pub enum ControllerResponse {
     Known(Outcome),
     /// The request was understood and is not granted.
     Refused(String),
+    /// To `Trust`: the bundle is on disk and in use.
+    Trusted,
 }

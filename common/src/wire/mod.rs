@@ -28,9 +28,30 @@ pub const ALPN: &[u8] = b"rackhand/1";
 /// ALPN of a node that has a code and no certificate yet.
 pub const ALPN_ENROL: &[u8] = b"rackhand-enrol/1";
 
-/// The code with which the controller closes an agent's connection when a newer one of the
-/// same agent has taken its place.
-pub const REPLACED: u32 = 1;
+/// Why one end closes a connection: QUIC's application error code. Grows at the end only; the
+/// reason that travels with it is for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// The work is done, or the process stops.
+    Done = 0,
+    /// A newer connection of the same agent took over.
+    Replaced = 1,
+    /// The peer is not let in, or broke the protocol.
+    Refused = 2,
+    /// The agent's registration was revoked: it is never let in again.
+    Revoked = 3,
+    /// The agent's certificate ended too long ago to be renewed.
+    Ended = 4,
+}
+
+impl Closing {
+    /// The reason with this code.
+    pub fn of(code: u64) -> Option<Self> {
+        [Self::Done, Self::Replaced, Self::Refused, Self::Revoked, Self::Ended]
+            .into_iter()
+            .find(|closing| *closing as u64 == code)
+    }
+}
 
 /// Why bytes are not a message.
 #[derive(Debug, thiserror::Error)]

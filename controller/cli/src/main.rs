@@ -155,6 +155,19 @@ enum AgentCommand {
         #[arg(long, value_name = "MINUTES", default_value_t = 60)]
         minutes: u32,
     },
+    /// Cut an agent off for good: its node was stolen, lost or replaced
+    #[command(after_help = "  rackhand agent list
+  rackhand agent revoke 01931b1e-0000-7000-8000-000000000000
+
+Its connection is cut at once; it gets no command, image or certificate any more. Its rack's
+machines still boot what the node has on its disk. To let the node in again, enrol it again.")]
+    Revoke {
+        /// Its id
+        agent: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -458,7 +471,28 @@ async fn agent(client: &Client, command: AgentCommand, output: Output) -> anyhow
             }
             print(output, code, |code: Code| code.command)
         }
+        AgentCommand::Revoke { agent, yes } => {
+            if !yes {
+                confirm(&format!(
+                    "Agent {agent} is cut off for good; its rack gets no commands until a node is enrolled again."
+                ))?;
+            }
+            let revoked = client.post(&format!("/v1/agents/{agent}/revoke"), json!({})).await?;
+            print(output, revoked, |agent: views::Agent| {
+                format!("agent {} is revoked; next: rackhand agent enrol --rack {}", agent.id, agent.rack)
+            })
+        }
     }
+}
+
+/// Lets a person think again; a program has to say `--yes`.
+fn confirm(what: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(std::io::stdin().is_terminal(), "{what} Say --yes if that is meant.");
+    let _ = write!(std::io::stderr(), "{what} Go on? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    anyhow::ensure!(matches!(answer.trim(), "y" | "Y" | "yes"), "nothing was changed");
+    Ok(())
 }
 
 async fn machine(client: &Client, command: MachineCommand, output: Output) -> anyhow::Result<String> {

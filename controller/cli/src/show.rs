@@ -201,7 +201,12 @@ pub(crate) fn agents(agents: &[Agent]) -> String {
         vec![
             agent.id.clone(),
             agent.rack.clone(),
-            if agent.connected { "connected" } else { "away" }.into(),
+            match agent {
+                Agent { revoked: Some(_), .. } => "revoked",
+                Agent { connected: true, .. } => "connected",
+                _ => "away",
+            }
+            .into(),
             or_dash(agent.version.as_deref()),
             or_dash(agent.seen.map(second).as_deref()),
         ]
@@ -259,6 +264,23 @@ mod tests {
             }
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn a_revoked_agent_is_shown_as_such() {
+        let agent = |id: &str, connected| -> Agent {
+            serde_json::from_value(json!({
+                "id": id, "rack": "demo", "connected": connected, "version": "0.1.0", "seen": null, "revoked": null,
+            }))
+            .unwrap()
+        };
+        let revoked = Agent { revoked: Some(Timestamp::UNIX_EPOCH), ..agent("a3", false) };
+        expect![[r#"
+            AGENT  RACK  STATE      VERSION  SEEN
+            a1     demo  connected  0.1.0    -
+            a2     demo  away       0.1.0    -
+            a3     demo  revoked    0.1.0    -"#]]
+        .assert_eq(&agents(&[agent("a1", true), agent("a2", false), revoked]));
     }
 
     #[test]

@@ -122,6 +122,7 @@ pub(crate) struct Agent {
     pub(crate) connected: bool,
     pub(crate) version: Option<String>,
     pub(crate) seen: Option<Timestamp>,
+    pub(crate) revoked: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -192,7 +192,7 @@ impl From<StoreError> for Error {
         match error {
             StoreError::NotFound(what) => Self::not_found(format!("there is no such {what}")),
             StoreError::Taken(_) | StoreError::Changed(_) => Self::conflict(error),
-            StoreError::Database(_) | StoreError::Damaged(..) => Self::internal(error),
+            StoreError::Database(_) | StoreError::Damaged(..) | StoreError::OtherKey => Self::internal(error),
         }
     }
 }

@@ -121,6 +121,8 @@ fn text(body: &Happened) -> String {
         Happened::PartsAccepted { changes } => format!("an operator accepts its parts: {}", listed(changes)),
         Happened::Merged { name } => format!("an operator says that {name}, discovered lately, is this machine"),
         Happened::Forgotten { name } => format!("an operator removed {name}"),
+        Happened::AgentEnrolled { agent } => format!("agent {agent} enrolled"),
+        Happened::AgentRevoked { agent, by } => format!("agent {agent} revoked by {by}"),
     }
 }
 

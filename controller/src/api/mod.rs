@@ -27,7 +27,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use rackhand_common::{id::RackId, time::Clock};
+use rackhand_common::{
+    id::{AgentId, RackId},
+    time::Clock,
+};
 use tokio_util::sync::CancellationToken;
 use utoipa::{
     Modify, OpenApi,
@@ -56,6 +59,8 @@ pub struct App {
     /// Called after every commit that changed something in a rack: wakes the workflows and
     /// whoever tells the rack.
     pub changed: Arc<dyn Fn(RackId) + Send + Sync>,
+    /// Called after a revocation was committed: cuts the agent's connection.
+    pub cut: Arc<dyn Fn(AgentId) + Send + Sync>,
     /// Makes a fresh enrolment code: its text, and the hash to keep of it.
     pub new_code: Arc<dyn Fn() -> (String, [u8; 32]) + Send + Sync>,
     /// `HOST:PORT` at which agents reach this controller.
@@ -88,6 +93,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(racks::show))
         .routes(routes!(racks::enrolment_code))
         .routes(routes!(racks::agents))
+        .routes(routes!(racks::revoke))
         .routes(routes!(machines::list))
         .routes(routes!(machines::show, machines::rename, machines::forget))
         .routes(routes!(machines::adopt))

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, net::Ipv4Addr};
 
 use axum::{
+    Extension,
     extract::{Path, State},
     http::{StatusCode, header},
     response::IntoResponse,
@@ -14,10 +15,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    App, Error,
+    App, Caller, Error,
     extract::{Json, Page, Query, Window, check_name, parse},
 };
-use crate::store::{self, SoundNetwork};
+use crate::store::{self, Happened, SoundNetwork};
 
 /// A rack: one provisioning network with its node and machines.
 #[derive(Debug, Serialize, ToSchema)]
@@ -180,9 +181,25 @@ pub(super) struct Agent {
     /// Until when its certificate is good; it renews it at half its time.
     #[schema(value_type = String, format = DateTime)]
     certificate_until: Timestamp,
-    /// Since when it is no longer let in, because another node was enrolled for the rack.
+    /// Since when it is no longer let in: it was revoked, or another node was enrolled for the rack.
     #[schema(value_type = Option<String>, format = DateTime)]
     revoked: Option<Timestamp>,
+}
+
+impl Agent {
+    fn of(row: store::Agent, rack: String) -> Self {
+        Self {
+            id: row.id,
+            rack,
+            connected: row.connected.is_some(),
+            version: row.version,
+            revision: row.revision,
+            enrolled: row.enrolled,
+            seen: row.seen,
+            certificate_until: row.certificate_until,
+            revoked: row.revoked,
+        }
+    }
 }
 
 /// List agents
@@ -193,18 +210,38 @@ pub(super) async fn agents(State(app): State<App>, Query(window): Query<Window>)
     let limit = window.limit()?;
     let rows = app.store.agents(parse("after", window.after.as_deref())?, limit + 1).await?;
     let names = names(&app).await?;
-    let view = |row: store::Agent| Agent {
-        id: row.id,
-        rack: names.get(&row.rack).cloned().unwrap_or_else(|| row.rack.to_string()),
-        connected: row.connected.is_some(),
-        version: row.version,
-        revision: row.revision,
-        enrolled: row.enrolled,
-        seen: row.seen,
-        certificate_until: row.certificate_until,
-        revoked: row.revoked,
+    let view = |row: store::Agent| {
+        let rack = names.get(&row.rack).cloned().unwrap_or_else(|| row.rack.to_string());
+        Agent::of(row, rack)
     };
     Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), view)))
+}
+
+/// Revoke an agent
+///
+/// For a node that was stolen, lost or replaced. Its connection is cut at once, and neither it nor
+/// whoever has its certificate is ever let in again, gets an image, a command or a new certificate.
+/// The node goes on booting the machines it knows, from its own disk. To let it in again, enrol it
+/// with a new code. Revoking what is revoked changes nothing.
+#[utoipa::path(post, path = "/v1/agents/{agent}/revoke", tag = "agents",
+    params(("agent" = String, Path, description = "Id.")), responses((status = 200, body = Agent)))]
+pub(super) async fn revoke(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path(agent): Path<String>,
+) -> Result<impl IntoResponse, Error> {
+    let agent = agent.parse().map_err(|_| Error::not_found("there is no such agent; /v1/agents lists them"))?;
+    let now = app.clock.now().wall;
+    let mut tx = app.store.begin().await?;
+    let rack = tx.agent(agent).await?.rack;
+    if tx.revoke(now, agent).await? {
+        tx.insert_event(now, rack, None, None, &Happened::AgentRevoked { agent, by: caller.name }).await?;
+    }
+    let row = tx.agent(agent).await?;
+    let rack = tx.rack(&rack.to_string()).await?.name;
+    tx.commit().await?;
+    (app.cut)(agent);
+    Ok(axum::Json(Agent::of(row, rack)))
 }
 
 /// Names of all racks.

@@ -38,7 +38,9 @@ impl Bench {
     async fn new() -> Self {
         rackhand_common::pki::install_crypto();
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("controller.db")).await.unwrap();
+        let store = Store::open(&directory.path().join("controller.db"), rackhand_common::seal::Seal::new(&[7; 32]))
+            .await
+            .unwrap();
         let (token, hash) = fresh_token();
         let mut tx = store.begin().await.unwrap();
         tx.insert_token(Timestamp::UNIX_EPOCH, "admin", &hash, None).await.unwrap();
@@ -59,6 +61,7 @@ impl Bench {
             images,
             clock,
             changed: Arc::new(|_| ()),
+            cut: Arc::new(|_| ()),
             new_code: Arc::new(|| ("RH1.secret.pin".into(), [7; 32])),
             agents_address: "controller.example:4433".into(),
             shutdown,

@@ -312,12 +312,12 @@ impl Images {
     }
 
     /// What agents fetch, below `/agents/v1`. Every request must carry `Option<Peer>` in its
-    /// extensions, put there by the TLS server; only an enrolled agent is answered.
+    /// extensions, put there by the TLS server; only a registered agent is answered.
     pub fn router(&self) -> Router {
         Router::new()
             .route("/agents/v1/chunks/{digest}", get(serve_chunk))
             .route("/agents/v1/manifests/{digest}", get(serve_manifest))
-            .layer(axum::middleware::from_fn(agents_only))
+            .layer(axum::middleware::from_fn_with_state(self.clone(), agents_only))
             .with_state(self.clone())
     }
 
@@ -598,14 +598,26 @@ fn manifest_path(digest: Digest) -> ObjectPath {
     ObjectPath::from_iter(["manifests", &digest.to_string()])
 }
 
+/// Lets through whom the agents' listener would serve too: a registered agent that is not
+/// revoked, as of this request.
 async fn agents_only(
+    State(images): State<Images>,
     peer: Option<Extension<Option<Peer>>>,
     request: extract::Request,
     next: axum::middleware::Next,
 ) -> Response {
-    match peer {
-        Some(Extension(Some(Peer::Certified(Role::Agent { .. })))) => next.run(request).await,
-        _ => (StatusCode::UNAUTHORIZED, "this needs the certificate of an enrolled agent\n").into_response(),
+    let Some(Extension(Some(Peer::Certified(Role::Agent { agent, rack })))) = peer else {
+        return (StatusCode::UNAUTHORIZED, "this needs the certificate of an enrolled agent\n").into_response();
+    };
+    match images.0.store.agent(agent).await {
+        Ok(known) if known.rack == rack && known.revoked.is_none() => next.run(request).await,
+        Ok(_) | Err(StoreError::NotFound(_)) => {
+            (StatusCode::FORBIDDEN, "this agent is revoked: enrol its node again\n").into_response()
+        }
+        Err(error) => {
+            tracing::error!(%agent, error = &error as &dyn std::error::Error, "the database fails");
+            (StatusCode::SERVICE_UNAVAILABLE, "the database fails\n").into_response()
+        }
     }
 }
 

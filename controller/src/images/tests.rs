@@ -43,12 +43,31 @@ impl Bench {
     async fn new(limit: u64) -> Self {
         rackhand_common::pki::install_crypto();
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("controller.db")).await.unwrap();
+        let store = Store::open(&directory.path().join("controller.db"), rackhand_common::seal::Seal::new(&[7; 32]))
+            .await
+            .unwrap();
         let (sign, key) = signer();
         let config = Config { limit, ..Config::below(directory.path()) };
         let images =
             Images::open(config, store.clone(), sign, Arc::new(Still), CancellationToken::new()).await.unwrap();
         Self { directory, images, store, key }
+    }
+
+    /// A registered agent and its rack.
+    async fn agent(&self) -> (RackId, AgentId) {
+        let network = rackhand_common::intent::Network {
+            node: "10.77.0.1/24".parse().unwrap(),
+            gateway: None,
+            dns: Vec::new(),
+            delegated: ("10.77.0.100".parse().unwrap(), "10.77.0.150".parse().unwrap()),
+        };
+        let agent = AgentId::fresh();
+        let mut tx = self.store.begin().await.unwrap();
+        let rack = tx.insert_rack(Timestamp::UNIX_EPOCH, "r1", &network.try_into().unwrap()).await.unwrap();
+        let key = rackhand_common::pki::KeyPin([0; 32]);
+        tx.insert_agent(Timestamp::UNIX_EPOCH, agent, rack, key, Timestamp::UNIX_EPOCH).await.unwrap();
+        tx.commit().await.unwrap();
+        (rack, agent)
     }
 
     fn put(&self, name: &str, bytes: &[u8]) {
@@ -355,7 +374,8 @@ async fn only_agents_are_served() {
     bench.put("it", &disk(4096));
     let image = bench.import("it", "it").await;
     let manifest = image.stored().unwrap().manifest;
-    let agent = Peer::Certified(Role::Agent { agent: AgentId::fresh(), rack: RackId::fresh() });
+    let (rack, id) = bench.agent().await;
+    let agent = Peer::Certified(Role::Agent { agent: id, rack });
     let ask = async |uri: String, peer: Option<Peer>| {
         let mut request = HttpRequest::get(uri).body(Body::empty()).unwrap();
         request.extensions_mut().insert(peer);
@@ -377,4 +397,16 @@ async fn only_agents_are_served() {
     let absent = Digest::of(b"absent");
     assert_eq!(ask(format!("/agents/v1/chunks/{absent}"), Some(agent)).await.0, StatusCode::NOT_FOUND);
     assert_eq!(ask("/agents/v1/chunks/..%2fmanifests".into(), Some(agent)).await.0, StatusCode::BAD_REQUEST);
+
+    let uri = format!("/agents/v1/chunks/{chunk}");
+    let lapsed = Peer::Lapsed(Role::Agent { agent: id, rack });
+    assert_eq!(ask(uri.clone(), Some(lapsed)).await.0, StatusCode::UNAUTHORIZED);
+    let elsewhere = Peer::Certified(Role::Agent { agent: id, rack: RackId::fresh() });
+    assert_eq!(ask(uri.clone(), Some(elsewhere)).await.0, StatusCode::FORBIDDEN);
+    let stranger = Peer::Certified(Role::Agent { agent: AgentId::fresh(), rack });
+    assert_eq!(ask(uri.clone(), Some(stranger)).await.0, StatusCode::FORBIDDEN);
+    let mut tx = bench.store.begin().await.unwrap();
+    assert!(tx.revoke(Timestamp::UNIX_EPOCH, id).await.unwrap());
+    tx.commit().await.unwrap();
+    assert_eq!(ask(uri, Some(agent)).await.0, StatusCode::FORBIDDEN);
 }

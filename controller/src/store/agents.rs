@@ -3,6 +3,9 @@
 //! Invariants:
 //! - A code is used at most once: the row is taken by compare-and-set, in the transaction that
 //!   registers the agent.
+//! - A registration has the key of the newest certificate seen in use, and that of one issued
+//!   since: whichever the node has kept, it can come back with it.
+//! - A revoked registration never changes again.
 //! - The connection number only rises; what a connection writes at its end is written only
 //!   while its number is still the newest.
 
@@ -10,6 +13,7 @@ use jiff::Timestamp;
 use rackhand_common::{
     id::{AgentId, Incarnation, RackId},
     pki::KeyPin,
+    wire::Hello,
 };
 use sqlx::{Row, SqliteExecutor, sqlite::SqliteRow};
 
@@ -22,8 +26,14 @@ pub struct Agent {
     pub id: AgentId,
     /// The rack it serves.
     pub rack: RackId,
-    /// Key of its newest certificate.
+    /// Key of the newest certificate it has used.
     pub key: KeyPin,
+    /// Key of a certificate issued to it since.
+    pub next_key: Option<KeyPin>,
+    /// Fingerprint of the trust bundle on its disk, as last acknowledged.
+    pub bundle: Option<String>,
+    /// The root that the certificate it used last comes from.
+    pub root: Option<KeyPin>,
     /// End of its newest certificate.
     pub certificate_until: Timestamp,
     /// The process that connected last.
@@ -44,6 +54,13 @@ pub struct Agent {
     pub seen: Option<Timestamp>,
     /// From when on it is no longer let in.
     pub revoked: Option<Timestamp>,
+}
+
+impl Agent {
+    /// Whether this is the registered key, or the one that is to follow it.
+    pub fn has(&self, key: KeyPin) -> bool {
+        self.key == key || self.next_key == Some(key)
+    }
 }
 
 impl Store {
@@ -117,7 +134,7 @@ impl Tx {
     }
 
     /// Registers an agent. An earlier one of the same rack is revoked: a rack has one node, and
-    /// whoever enrols another has said that the old one is gone.
+    /// whoever enrols another has said that the old one is gone. Gives those revoked.
     pub async fn insert_agent(
         &mut self,
         now: Timestamp,
@@ -125,12 +142,14 @@ impl Tx {
         rack: RackId,
         key: KeyPin,
         until: Timestamp,
-    ) -> Result<(), StoreError> {
-        sqlx::query("UPDATE agents SET revoked = $2, connected = NULL WHERE rack = $1 AND revoked IS NULL")
-            .bind(rack.to_string())
-            .bind(micros(now))
-            .execute(&mut *self.inner)
-            .await?;
+    ) -> Result<Vec<AgentId>, StoreError> {
+        let revoked: Vec<String> = sqlx::query_scalar(
+            "UPDATE agents SET revoked = $2, connected = NULL WHERE rack = $1 AND revoked IS NULL RETURNING id",
+        )
+        .bind(rack.to_string())
+        .bind(micros(now))
+        .fetch_all(&mut *self.inner)
+        .await?;
         sqlx::query("INSERT INTO agents (id, rack, key_pin, cert_until, enrolled) VALUES ($1, $2, $3, $4, $5)")
             .bind(id.to_string())
             .bind(rack.to_string())
@@ -139,48 +158,76 @@ impl Tx {
             .bind(micros(now))
             .execute(&mut *self.inner)
             .await?;
-        Ok(())
+        revoked.iter().map(|old| super::id(old)).collect()
     }
 
-    /// The agent has a new certificate.
-    pub async fn renewed(&mut self, id: AgentId, key: KeyPin, until: Timestamp) -> Result<(), StoreError> {
-        let changed = sqlx::query("UPDATE agents SET key_pin = $2, cert_until = $3 WHERE id = $1 AND revoked IS NULL")
+    /// No connection of this agent is served from now on. Whether it was let in until now.
+    pub async fn revoke(&mut self, now: Timestamp, id: AgentId) -> Result<bool, StoreError> {
+        let changed = sqlx::query("UPDATE agents SET revoked = $2, connected = NULL WHERE id = $1 AND revoked IS NULL")
             .bind(id.to_string())
-            .bind(key.to_string())
-            .bind(micros(until))
+            .bind(micros(now))
             .execute(&mut *self.inner)
             .await?;
+        Ok(changed.rows_affected() == 1)
+    }
+
+    /// A further certificate was issued to the agent.
+    pub async fn issued(&mut self, id: AgentId, key: KeyPin, until: Timestamp) -> Result<(), StoreError> {
+        let changed =
+            sqlx::query("UPDATE agents SET next_key_pin = $2, cert_until = $3 WHERE id = $1 AND revoked IS NULL")
+                .bind(id.to_string())
+                .bind(key.to_string())
+                .bind(micros(until))
+                .execute(&mut *self.inner)
+                .await?;
         if changed.rows_affected() == 1 { Ok(()) } else { Err(StoreError::NotFound("agent")) }
     }
 
-    /// The agent has connected: counts its connection and gives its row as it is now. `known`
-    /// is the highest number the agent was ever welcomed with; after a database was restored
-    /// from an older copy the next number still is higher than that.
+    /// The agent has connected: counts its connection and gives its row as it is now. After a
+    /// database was restored from an older copy the number still is higher than any it was
+    /// welcomed with before, unless it claims one that cannot be. `key` and `root` are those of
+    /// the certificate it used.
     pub async fn welcome(
         &mut self,
         now: Timestamp,
         id: AgentId,
-        known: u64,
-        incarnation: Incarnation,
-        version: &str,
-        revision: u64,
+        (key, root): (KeyPin, Option<KeyPin>),
+        hello: &Hello,
     ) -> Result<Agent, StoreError> {
+        // One connection in every microsecond for eight years.
+        let known = i64::try_from(hello.connection).ok().filter(|known| *known < 1 << 48).unwrap_or(0);
+        let version: String = hello.version.chars().take(64).collect();
         let row = sqlx::query(
             "UPDATE agents
              SET connection = CASE WHEN connection > $2 THEN connection ELSE $2 END + 1,
-                 incarnation = $3, version = $4, revision = $5, connected = $6, seen = $6
+                 incarnation = $3, version = $4, revision = $5, connected = $6, seen = $6,
+                 root = $8,
+                 key_pin = CASE WHEN next_key_pin = $7 THEN $7 ELSE key_pin END,
+                 next_key_pin = CASE WHEN next_key_pin = $7 THEN NULL ELSE next_key_pin END
              WHERE id = $1 AND revoked IS NULL RETURNING *",
         )
         .bind(id.to_string())
-        .bind(i64::try_from(known).unwrap_or(0))
-        .bind(incarnation.to_string())
+        .bind(known)
+        .bind(hello.incarnation.to_string())
         .bind(version)
-        .bind(i64::try_from(revision).unwrap_or(0))
+        .bind(i64::try_from(hello.revision).unwrap_or(0))
         .bind(micros(now))
+        .bind(key.to_string())
+        .bind(root.map(|root| root.to_string()))
         .fetch_optional(&mut *self.inner)
         .await?
         .ok_or(StoreError::NotFound("agent"))?;
         read(&row)
+    }
+
+    /// The agent has the trust bundle with this fingerprint on its disk.
+    pub async fn trusts(&mut self, id: AgentId, bundle: &str) -> Result<(), StoreError> {
+        sqlx::query("UPDATE agents SET bundle = $2 WHERE id = $1")
+            .bind(id.to_string())
+            .bind(bundle)
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
     }
 
     /// The agent has this revision on its disk.
@@ -234,10 +281,17 @@ async fn agent(executor: impl SqliteExecutor<'_>, id: AgentId) -> Result<Agent, 
 fn read(row: &SqliteRow) -> Result<Agent, StoreError> {
     let optional = |column| row.try_get::<Option<i64>, _>(column).map_err(StoreError::from)?.map(timestamp).transpose();
     let incarnation = row.try_get::<Option<&str>, _>("incarnation")?.map(str::parse).transpose();
+    let pin = |column| {
+        let pin = row.try_get::<Option<&str>, _>(column)?.map(str::parse::<KeyPin>).transpose();
+        pin.map_err(|e| StoreError::Damaged("key pin", Box::new(e)))
+    };
     Ok(Agent {
         id: row.try_get::<&str, _>("id")?.parse().map_err(|e| StoreError::Damaged("id", Box::new(e)))?,
         rack: row.try_get::<&str, _>("rack")?.parse().map_err(|e| StoreError::Damaged("id", Box::new(e)))?,
         key: row.try_get::<&str, _>("key_pin")?.parse().map_err(|e| StoreError::Damaged("key pin", Box::new(e)))?,
+        next_key: pin("next_key_pin")?,
+        bundle: row.try_get("bundle")?,
+        root: pin("root")?,
         certificate_until: timestamp(row.try_get("cert_until")?)?,
         incarnation: incarnation.map_err(|e| StoreError::Damaged("id", Box::new(e)))?,
         connection: row.try_get::<i64, _>("connection")? as u64,

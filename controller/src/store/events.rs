@@ -4,7 +4,7 @@
 use jiff::Timestamp;
 use rackhand_common::{
     event::What,
-    id::{MachineId, RackId, RunId},
+    id::{AgentId, MachineId, RackId, RunId},
 };
 use rackhand_controller_core::{
     identity::Change,
@@ -120,6 +120,18 @@ pub enum Happened {
     Forgotten {
         /// The name it had.
         name: String,
+    },
+    /// A node became the rack's agent.
+    AgentEnrolled {
+        /// Its registration.
+        agent: AgentId,
+    },
+    /// An agent is no longer let in.
+    AgentRevoked {
+        /// Its registration.
+        agent: AgentId,
+        /// Who wanted it: the name of their token, or what took its place.
+        by: String,
     },
 }
 

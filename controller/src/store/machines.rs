@@ -13,6 +13,7 @@ use rackhand_common::{
     id::{Epoch, MachineId, RackId},
     intent::{Boot, Order},
     machine::{Inventory, Mac, Power},
+    seal::{Seal, Sealed as _},
 };
 use rackhand_controller_core::{
     identity::{self, Part},
@@ -85,7 +86,7 @@ const SELECT: &str = "SELECT machines.*,
 impl Store {
     /// The machine with this id or name.
     pub async fn machine(&self, id_or_name: &str) -> Result<Machine, StoreError> {
-        machine(&self.pool, id_or_name).await
+        machine(&self.seal, &self.pool, id_or_name).await
     }
 
     /// Machines in the order of their discovery, after `after`, at most `limit`; of one rack
@@ -105,7 +106,7 @@ impl Store {
         .fetch_all(&self.pool)
         .await?
         .iter()
-        .map(read)
+        .map(|row| read(&self.seal, row))
         .collect()
     }
 }
@@ -113,7 +114,7 @@ impl Store {
 impl Tx {
     /// The machine with this id or name.
     pub async fn machine(&mut self, id_or_name: &str) -> Result<Machine, StoreError> {
-        machine(&mut *self.inner, id_or_name).await
+        machine(&self.seal, &mut *self.inner, id_or_name).await
     }
 
     /// All machines of a rack, in the order of their discovery.
@@ -123,7 +124,7 @@ impl Tx {
             .fetch_all(&mut *self.inner)
             .await?
             .iter()
-            .map(read)
+            .map(|row| read(&self.seal, row))
             .collect()
     }
 
@@ -150,7 +151,7 @@ impl Tx {
             .fetch_optional(&mut *self.inner)
             .await?
             .as_ref()
-            .map(read)
+            .map(|row| read(&self.seal, row))
             .transpose()
     }
 
@@ -175,7 +176,7 @@ impl Tx {
         .bind(machine.stage.as_ref().map(json))
         .bind(machine.stage_event as i64)
         .bind(machine.power_event as i64)
-        .bind(machine.order.as_ref().map(json))
+        .bind(machine.order.as_ref().map(|order| json(&order.sealed(&self.seal, order.run))))
         .bind(&machine.image)
         .bind(&machine.alert)
         .bind(micros(machine.created))
@@ -215,7 +216,7 @@ impl Tx {
         .bind(machine.stage.as_ref().map(json))
         .bind(machine.stage_event as i64)
         .bind(machine.power_event as i64)
-        .bind(machine.order.as_ref().map(json))
+        .bind(machine.order.as_ref().map(|order| json(&order.sealed(&self.seal, order.run))))
         .bind(&machine.image)
         .bind(&machine.alert)
         .bind(micros(now))
@@ -316,18 +317,18 @@ impl Tx {
     }
 }
 
-async fn machine(executor: impl SqliteExecutor<'_>, id_or_name: &str) -> Result<Machine, StoreError> {
+async fn machine(seal: &Seal, executor: impl SqliteExecutor<'_>, id_or_name: &str) -> Result<Machine, StoreError> {
     sqlx::query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE id = $1 OR name = $1 ORDER BY id = $1 DESC LIMIT 1")))
         .bind(id_or_name)
         .fetch_optional(executor)
         .await?
         .as_ref()
-        .map(read)
+        .map(|row| read(seal, row))
         .transpose()?
         .ok_or(StoreError::NotFound("machine"))
 }
 
-fn read(row: &SqliteRow) -> Result<Machine, StoreError> {
+fn read(seal: &Seal, row: &SqliteRow) -> Result<Machine, StoreError> {
     let macs: Option<String> = row.try_get("macs")?;
     let optional = |column| row.try_get::<Option<String>, _>(column);
     Ok(Machine {
@@ -347,13 +348,19 @@ fn read(row: &SqliteRow) -> Result<Machine, StoreError> {
         stage: optional("stage")?.map(|text| from_json("stage", &text)).transpose()?,
         stage_event: row.try_get::<i64, _>("stage_event")? as u64,
         power_event: row.try_get::<i64, _>("power_event")? as u64,
-        order: optional("orders")?.map(|text| from_json("order", &text)).transpose()?,
+        order: optional("orders")?.map(|text| order(seal, &text)).transpose()?,
         image: row.try_get("image")?,
         alert: row.try_get("alert")?,
         created: timestamp(row.try_get("created")?)?,
         updated: timestamp(row.try_get("updated")?)?,
         version: row.try_get::<i64, _>("version")? as u64,
     })
+}
+
+fn order(seal: &Seal, text: &str) -> Result<Order, StoreError> {
+    let order: Order = from_json("order", text)?;
+    let run = order.run;
+    order.opened(seal, run).map_err(|error| StoreError::Damaged("order", error.into()))
 }
 
 fn parsed<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(

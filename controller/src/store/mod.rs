@@ -6,6 +6,8 @@
 //! microseconds since 1970 (UTC), structures as JSON text.
 //!
 //! A transaction is short and never open while we talk to a device, an agent or a peer.
+//! Secrets that must be readable again are sealed in it with a key that lies elsewhere; rows
+//! from before that are sealed when the database is opened.
 
 mod agents;
 mod commands;
@@ -17,11 +19,15 @@ mod racks;
 mod runs;
 mod tokens;
 
-use std::{path::Path, str::FromStr, time::Duration};
+use std::{path::Path, str::FromStr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use rackhand_common::{
+    intent::Order,
+    seal::{Seal, Sealed as _},
+};
 use sqlx::{
-    Sqlite, SqlitePool, Transaction,
+    Row as _, Sqlite, SqlitePool, Transaction,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
@@ -54,6 +60,9 @@ pub enum StoreError {
     /// A stored value cannot be read: damage, or a newer version's.
     #[error("stored {0} cannot be read")]
     Damaged(&'static str, #[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Its secrets cannot be read with the key at hand.
+    #[error("the database is sealed with another key: put back the `seal.key` that belongs to it")]
+    OtherKey,
 }
 
 impl From<sqlx::Error> for StoreError {
@@ -66,11 +75,13 @@ impl From<sqlx::Error> for StoreError {
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: SqlitePool,
+    seal: Arc<Seal>,
 }
 
 impl Store {
-    /// Opens the database, making it where there is none, and brings its schema up to date.
-    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+    /// Opens the database, making it where there is none, and brings its schema up to date. Its
+    /// secrets are sealed with `seal`, always the same for one database.
+    pub async fn open(path: &Path, seal: Seal) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -84,13 +95,53 @@ impl Store {
         // Four connections: one writer, and readers for the API that it does not block.
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
         sqlx::migrate!("migrations/sqlite").run(&pool).await.map_err(|error| StoreError::Database(error.into()))?;
-        Ok(Self { pool })
+        let store = Self { pool, seal: Arc::new(seal) };
+        store.seal_rows().await?;
+        Ok(store)
+    }
+
+    /// Checks the key against the one this database is sealed with; seals what is in clear when
+    /// there has been none.
+    async fn seal_rows(&self) -> Result<(), StoreError> {
+        const PROBE: &str = "probe";
+        let mut tx = self.begin().await?;
+        let probe: Option<String> = sqlx::query_scalar("SELECT probe FROM seal").fetch_optional(&mut *tx.inner).await?;
+        if let Some(probe) = probe {
+            return self.seal.open(PROBE, &probe).map(drop).map_err(|_| StoreError::OtherKey);
+        }
+        for row in sqlx::query("SELECT id, parameters FROM runs").fetch_all(&mut *tx.inner).await? {
+            let parameters: Parameters = from_json("run parameters", row.try_get("parameters")?)?;
+            let run = id(row.try_get("id")?)?;
+            sqlx::query("UPDATE runs SET parameters = $2 WHERE id = $1")
+                .bind(row.try_get::<&str, _>("id")?)
+                .bind(json(&parameters.sealed(&self.seal, run)))
+                .execute(&mut *tx.inner)
+                .await?;
+        }
+        for row in
+            sqlx::query("SELECT id, orders FROM machines WHERE orders IS NOT NULL").fetch_all(&mut *tx.inner).await?
+        {
+            let order: Order = from_json("order", row.try_get("orders")?)?;
+            sqlx::query("UPDATE machines SET orders = $2 WHERE id = $1")
+                .bind(row.try_get::<&str, _>("id")?)
+                .bind(json(&order.sealed(&self.seal, order.run)))
+                .execute(&mut *tx.inner)
+                .await?;
+        }
+        sqlx::query("INSERT INTO seal (id, probe) VALUES (1, $1)")
+            .bind(self.seal.seal(PROBE, PROBE))
+            .execute(&mut *tx.inner)
+            .await?;
+        tx.commit().await?;
+        // The log still has the rows as they were.
+        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&self.pool).await?;
+        Ok(())
     }
 
     /// A transaction for writing. It takes the write lock at once, so that what it reads
     /// is still true when it writes; dropped without [`Tx::commit`], it changed nothing.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
-        Ok(Tx { inner: self.pool.begin_with("BEGIN IMMEDIATE").await? })
+        Ok(Tx { inner: self.pool.begin_with("BEGIN IMMEDIATE").await?, seal: self.seal.clone() })
     }
 
     /// Waits for statements in flight and closes.
@@ -103,6 +154,7 @@ impl Store {
 #[derive(Debug)]
 pub struct Tx {
     inner: Transaction<'static, Sqlite>,
+    seal: Arc<Seal>,
 }
 
 impl Tx {

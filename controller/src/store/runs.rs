@@ -11,6 +11,7 @@ use rackhand_common::{
     id::{Epoch, ImageId, MachineId, RackId, RunId},
     image::Digest,
     intent::{DiskRule, Host},
+    seal::{NotOpened, Seal, Sealed},
     wire::Action,
 };
 use rackhand_controller_core::workflow::{self, Step, WaitFor, Workflow};
@@ -183,10 +184,26 @@ pub enum OrderEnd {
 const SELECT: &str =
     "SELECT runs.*, machines.name AS machine_name FROM runs JOIN machines ON machines.id = runs.machine";
 
+impl Sealed for Parameters {
+    fn sealed(&self, seal: &Seal, run: RunId) -> Self {
+        match self {
+            Self::Deploy(deploy) => Self::Deploy(Deploy { host: deploy.host.sealed(seal, run), ..deploy.clone() }),
+            other => other.clone(),
+        }
+    }
+
+    fn opened(self, seal: &Seal, run: RunId) -> Result<Self, NotOpened> {
+        match self {
+            Self::Deploy(deploy) => Ok(Self::Deploy(Deploy { host: deploy.host.opened(seal, run)?, ..deploy })),
+            other => Ok(other),
+        }
+    }
+}
+
 impl Store {
     /// The run with this id.
     pub async fn run(&self, id: RunId) -> Result<Run, StoreError> {
-        run(&self.pool, id).await
+        run(&self.seal, &self.pool, id).await
     }
 
     /// Runs, the newest first, those before `before`, at most `limit`; of one machine or all.
@@ -206,7 +223,7 @@ impl Store {
         .fetch_all(&self.pool)
         .await?
         .iter()
-        .map(read)
+        .map(|row| read(&self.seal, row))
         .collect()
     }
 
@@ -217,7 +234,7 @@ impl Store {
             .fetch_all(&self.pool)
             .await?
             .iter()
-            .map(read)
+            .map(|row| read(&self.seal, row))
             .collect()
     }
 }
@@ -225,7 +242,7 @@ impl Store {
 impl Tx {
     /// The run with this id.
     pub async fn run(&mut self, id: RunId) -> Result<Run, StoreError> {
-        run(&mut *self.inner, id).await
+        run(&self.seal, &mut *self.inner, id).await
     }
 
     /// The machine's run in progress.
@@ -249,7 +266,7 @@ impl Tx {
         .bind(run.rack.to_string())
         .bind(run.machine.to_string())
         .bind(run.epoch.0 as i64)
-        .bind(json(&run.parameters))
+        .bind(json(&run.parameters.sealed(&self.seal, run.id)))
         .bind(json(&run.engine))
         .bind(run.status.word())
         .bind(run.step.as_ref().map(json))
@@ -300,7 +317,7 @@ impl Tx {
         }
         sqlx::query("UPDATE runs SET parameters = $2 WHERE id = $1")
             .bind(run.id.to_string())
-            .bind(json(&run.parameters))
+            .bind(json(&run.parameters.sealed(&self.seal, run.id)))
             .execute(&mut *self.inner)
             .await?;
         Ok(())
@@ -401,27 +418,29 @@ impl RunStatus {
     }
 }
 
-async fn run(executor: impl SqliteExecutor<'_>, id: RunId) -> Result<Run, StoreError> {
+async fn run(seal: &Seal, executor: impl SqliteExecutor<'_>, id: RunId) -> Result<Run, StoreError> {
     sqlx::query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE runs.id = $1")))
         .bind(id.to_string())
         .fetch_optional(executor)
         .await?
         .as_ref()
-        .map(read)
+        .map(|row| read(seal, row))
         .transpose()?
         .ok_or(StoreError::NotFound("run"))
 }
 
-fn read(row: &SqliteRow) -> Result<Run, StoreError> {
+fn read(seal: &Seal, row: &SqliteRow) -> Result<Run, StoreError> {
+    let run = id(row.try_get("id")?)?;
+    let parameters: Parameters = from_json("run parameters", row.try_get("parameters")?)?;
     let optional = |column| row.try_get::<Option<String>, _>(column);
     let time = |column| row.try_get::<Option<i64>, _>(column).map_err(StoreError::from)?.map(timestamp).transpose();
     Ok(Run {
-        id: id(row.try_get("id")?)?,
+        id: run,
         rack: id(row.try_get("rack")?)?,
         machine: id(row.try_get("machine")?)?,
         machine_name: row.try_get("machine_name")?,
         epoch: Epoch(row.try_get::<i64, _>("epoch")? as u64),
-        parameters: from_json("run parameters", row.try_get("parameters")?)?,
+        parameters: parameters.opened(seal, run).map_err(|e| StoreError::Damaged("run parameters", e.into()))?,
         engine: from_json("run state", row.try_get("engine")?)?,
         status: RunStatus::of_word(row.try_get("status")?)?,
         step: optional("step")?.map(|text| from_json("step", &text)).transpose()?,

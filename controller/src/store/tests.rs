@@ -11,7 +11,8 @@ use rackhand_common::{
     intent::{Boot, DiskRule, Host, Network},
     machine::{Content, Cpu, Disk, Firmware, Inventory, Mac, Nic, Power, System},
     pki::KeyPin,
-    wire::Action,
+    seal::Seal,
+    wire::{Action, Hello},
 };
 use rackhand_controller_core::{lifecycle::Lifecycle, workflow::WaitFor};
 
@@ -19,7 +20,7 @@ use crate::verbs::{Accept, Denied, DeployRequest};
 
 /// A database with a rack and its agent.
 pub(crate) struct Bench {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     pub(crate) store: Store,
     pub(crate) rack: RackId,
     pub(crate) agent: AgentId,
@@ -61,13 +62,13 @@ pub(crate) fn inventory(last: u8) -> Inventory {
 impl Bench {
     pub(crate) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("test.db")).await.unwrap();
+        let store = Store::open(&dir.path().join("test.db"), Seal::new(&[7; 32])).await.unwrap();
         let agent = AgentId::fresh();
         let mut tx = store.begin().await.unwrap();
         let rack = tx.insert_rack(at(0), "r1", &network()).await.unwrap();
         tx.insert_agent(at(0), agent, rack, KeyPin([0; 32]), at(0)).await.unwrap();
         tx.commit().await.unwrap();
-        Self { _dir: dir, store, rack, agent }
+        Self { dir, store, rack, agent }
     }
 
     /// A second rack in the same database, and its agent.
@@ -343,4 +344,83 @@ async fn a_nodes_newest_health_replaces_the_one_before() {
         assert_eq!(bench.store.node_health(bench.agent).await.unwrap(), Some((at(1), health)));
     }
     assert_eq!(bench.store.newest_event().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn secrets_in_clear_are_sealed_when_the_database_is_opened_and_only_the_same_key_opens_them() {
+    const CANARY: &str = "canary-7d1f-in-user-data";
+    let bench = Bench::new().await;
+    let file = bench.dir.path().join("test.db");
+    let machine = bench.adopted(1).await;
+    let run = bench.deploy(&machine).await.unwrap();
+    // As an earlier version left it.
+    let Parameters::Deploy(mut deploy) = run.parameters.clone() else { panic!("{run:?}") };
+    deploy.host.user_data = Some(CANARY.to_owned());
+    let order = Order {
+        run: run.id,
+        attempt: 1,
+        disks: vec!["S1".to_owned()],
+        work: rackhand_common::intent::Work::Deploy(rackhand_common::intent::Deploy {
+            manifest: deploy.manifest,
+            disk: DiskRule::Smallest,
+            host: deploy.host.clone(),
+        }),
+    };
+    let parameters = Parameters::Deploy(deploy);
+    sqlx::query("UPDATE runs SET parameters = $1").bind(json(&parameters)).execute(&bench.store.pool).await.unwrap();
+    sqlx::query("UPDATE machines SET orders = $1").bind(json(&order)).execute(&bench.store.pool).await.unwrap();
+    sqlx::query("DELETE FROM seal").execute(&bench.store.pool).await.unwrap();
+    bench.store.close().await;
+    let is_there = || {
+        let entries = std::fs::read_dir(bench.dir.path()).unwrap();
+        entries
+            .map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
+            .any(|bytes| bytes.windows(CANARY.len()).any(|window| window == CANARY.as_bytes()))
+    };
+    assert!(is_there());
+
+    for _ in 0..2 {
+        let store = Store::open(&file, Seal::new(&[7; 32])).await.unwrap();
+        assert!(!is_there());
+        assert_eq!(store.run(run.id).await.unwrap().parameters, parameters);
+        assert_eq!(store.machine(&machine.name).await.unwrap().order, Some(order.clone()));
+        store.close().await;
+        assert!(!is_there());
+    }
+    let other = Store::open(&file, Seal::new(&[8; 32])).await;
+    assert!(matches!(other, Err(StoreError::OtherKey)), "{other:?}");
+}
+
+#[tokio::test]
+async fn a_key_is_registered_when_it_is_used_and_the_one_before_it_until_then() {
+    let bench = Bench::new().await;
+    let [one, two, three] = [0, 2, 3].map(|n| KeyPin([n; 32]));
+    let agent = async || bench.store.agent(bench.agent).await.unwrap();
+    let issue = async |key| {
+        let mut tx = bench.store.begin().await.unwrap();
+        tx.issued(bench.agent, key, at(9)).await.unwrap();
+        tx.commit().await.unwrap();
+    };
+    let connect = async |key| {
+        let mut tx = bench.store.begin().await.unwrap();
+        let incarnation = rackhand_common::id::Incarnation::fresh();
+        let hello = Hello { incarnation, version: "1".to_owned(), revision: 0, connection: 0 };
+        tx.welcome(at(1), bench.agent, (key, None), &hello).await.unwrap();
+        tx.commit().await.unwrap();
+    };
+    issue(two).await;
+    assert!(agent().await.has(one) && agent().await.has(two));
+    // The answer was lost: it comes with the old one again, and gets a third.
+    connect(one).await;
+    issue(three).await;
+    assert!(agent().await.has(one) && agent().await.has(three) && !agent().await.has(two));
+    connect(three).await;
+    assert!(agent().await.has(three) && !agent().await.has(one));
+
+    let mut tx = bench.store.begin().await.unwrap();
+    assert!(tx.revoke(at(2), bench.agent).await.unwrap());
+    assert!(!tx.revoke(at(3), bench.agent).await.unwrap());
+    assert!(matches!(tx.issued(bench.agent, one, at(9)).await, Err(StoreError::NotFound(_))));
+    tx.commit().await.unwrap();
+    assert_eq!(agent().await.revoked, Some(at(2)));
 }

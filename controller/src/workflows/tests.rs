@@ -347,7 +347,7 @@ impl World {
     /// A rack with one machine, discovered and adopted, and an image.
     async fn new(behaviour: Behaviour) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("test.db")).await.unwrap();
+        let store = Store::open(&dir.path().join("test.db"), rackhand_common::seal::Seal::new(&[7; 32])).await.unwrap();
         let network = rackhand_common::intent::Network {
             node: "10.77.0.1/24".parse().unwrap(),
             gateway: None,
@@ -796,18 +796,20 @@ async fn the_owner_of_an_active_machine_switches_its_power_once() {
 }
 
 #[tokio::test]
-async fn nothing_of_the_user_data_is_left_in_the_database_after_the_run() {
+async fn user_data_is_sealed_in_the_database_and_gone_from_it_after_the_run() {
     let mut world = World::new(Behaviour::default()).await;
     let run = world.deploy().await;
     let file = world.dir.path().join("test.db");
-    let is_there = || {
+    let is_there = |text: &str| {
         let bytes = |path: &std::path::Path| std::fs::read(path).unwrap_or_default();
         let both = [bytes(&file), bytes(&file.with_extension("db-wal"))].concat();
-        both.windows(8).any(|window| window == b"password")
+        both.windows(text.len()).any(|window| window == text.as_bytes())
     };
-    assert!(is_there());
+    let place = format!("user-data of run {}", run.id);
+    let sealed = "user_data\":\"sealed-1:";
+    assert!(is_there(sealed) && !is_there("password") && !is_there(&place));
     world.finish(&run).await;
     // Empties the write-ahead log.
     world.store.close().await;
-    assert!(!is_there());
+    assert!(!is_there(sealed) && !is_there("password"));
 }

@@ -1,0 +1,137 @@
+//! Secrets that must be readable again, as they are stored: AES-256-GCM-SIV (RFC 8452) with a
+//! random nonce, in hexadecimal after a prefix that names the form.
+//!
+//! Invariants:
+//! - A sealed secret opens only with the key and for the run it was sealed for: moved to
+//!   another place it is refused.
+//! - Two seals of one secret differ.
+//!
+//! The key lies outside what is sealed, in a file that its reader alone may read. It protects
+//! copies and backups of the data, not a machine on which both can be read.
+
+use std::fmt;
+
+use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
+
+use crate::{
+    id::RunId,
+    intent::{Deploy, Host, Order, Work},
+};
+
+const PREFIX: &str = "sealed-1:";
+
+/// Seals and opens, with one key.
+pub struct Seal(RandomizedNonceKey);
+
+impl fmt::Debug for Seal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Seal")
+    }
+}
+
+/// What was sealed with another key or for another place, was altered, or is not sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a sealed secret cannot be opened: it was sealed with another key, or altered")]
+pub struct NotOpened;
+
+/// A fresh key for [`Seal::new`].
+pub fn fresh_key() -> [u8; 32] {
+    let mut key = [0; 32];
+    aws_lc_rs::rand::fill(&mut key).expect("the system has random bytes");
+    key
+}
+
+/// Whether this text is a sealed secret.
+pub fn is_sealed(text: &str) -> bool {
+    text.starts_with(PREFIX)
+}
+
+impl Seal {
+    /// With this key.
+    pub fn new(key: &[u8; 32]) -> Self {
+        Self(RandomizedNonceKey::new(&AES_256_GCM_SIV, key).expect("the algorithm takes 32 bytes"))
+    }
+
+    /// The secret as it is stored in `place`, which is told again to open it.
+    pub fn seal(&self, place: &str, secret: &str) -> String {
+        let mut bytes = secret.as_bytes().to_vec();
+        let nonce = self.0.seal_in_place_append_tag(Aad::from(place), &mut bytes).expect("secrets are short");
+        format!("{PREFIX}{}{}", hex::encode(nonce.as_ref()), hex::encode(bytes))
+    }
+
+    /// The secret that was sealed in this place.
+    pub fn open(&self, place: &str, sealed: &str) -> Result<String, NotOpened> {
+        let bytes = hex::decode(sealed.strip_prefix(PREFIX).ok_or(NotOpened)?).map_err(|_| NotOpened)?;
+        let (nonce, text) = bytes.split_at_checked(NONCE_LEN).ok_or(NotOpened)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| NotOpened)?;
+        let mut text = text.to_vec();
+        let secret = self.0.open_in_place(nonce, Aad::from(place), &mut text).map_err(|_| NotOpened)?;
+        String::from_utf8(secret.to_vec()).map_err(|_| NotOpened)
+    }
+}
+
+/// What is stored of something that holds secrets of a run.
+pub trait Sealed: Sized {
+    /// With its secrets sealed.
+    fn sealed(&self, seal: &Seal, run: RunId) -> Self;
+    /// With its secrets opened again.
+    fn opened(self, seal: &Seal, run: RunId) -> Result<Self, NotOpened>;
+}
+
+impl Sealed for Host {
+    fn sealed(&self, seal: &Seal, run: RunId) -> Self {
+        let user_data = self.user_data.as_ref().map(|data| seal.seal(&place(run), data));
+        Self { user_data, ..self.clone() }
+    }
+
+    fn opened(self, seal: &Seal, run: RunId) -> Result<Self, NotOpened> {
+        let user_data = self.user_data.as_ref().map(|data| seal.open(&place(run), data)).transpose()?;
+        Ok(Self { user_data, ..self })
+    }
+}
+
+impl Sealed for Order {
+    fn sealed(&self, seal: &Seal, run: RunId) -> Self {
+        match &self.work {
+            Work::Deploy(deploy) => {
+                let deploy = Deploy { host: deploy.host.sealed(seal, run), ..deploy.clone() };
+                Self { work: Work::Deploy(deploy), ..self.clone() }
+            }
+            Work::Erase => self.clone(),
+        }
+    }
+
+    fn opened(self, seal: &Seal, run: RunId) -> Result<Self, NotOpened> {
+        match self.work {
+            Work::Deploy(deploy) => {
+                let deploy = Deploy { host: deploy.host.opened(seal, run)?, ..deploy };
+                Ok(Self { work: Work::Deploy(deploy), ..self })
+            }
+            Work::Erase => Ok(self),
+        }
+    }
+}
+
+fn place(run: RunId) -> String {
+    format!("user-data of run {run}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_opens_with_its_key_in_its_place_and_nowhere_else() {
+        let seal = Seal::new(&[7; 32]);
+        let sealed = seal.seal("here", "canary");
+        assert!(is_sealed(&sealed) && !sealed.contains("canary") && !sealed.contains(&hex::encode("canary")));
+        assert_eq!(seal.open("here", &sealed).as_deref(), Ok("canary"));
+        assert_eq!(seal.open("there", &sealed), Err(NotOpened));
+        assert_eq!(Seal::new(&[8; 32]).open("here", &sealed), Err(NotOpened));
+        assert_ne!(seal.seal("here", "canary"), sealed);
+        for altered in ["", "canary", PREFIX, &sealed[..sealed.len() - 2], &format!("{sealed}00"), &sealed[1..]] {
+            assert_eq!(seal.open("here", altered), Err(NotOpened), "{altered}");
+        }
+        assert_eq!(seal.open("here", &seal.seal("here", "")).as_deref(), Ok(""));
+    }
+}
