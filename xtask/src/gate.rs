@@ -17,7 +17,7 @@ fn steps(clock: &mut Stopwatch, without_rack: bool) -> anyhow::Result<()> {
         packages::require_root()?;
     }
     clock.step("packages", || {
-        packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK, packages::PEERS], true)?;
+        packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK, packages::PEERS, packages::DIST], true)?;
         if Shell::new(&["cargo", "deny", "--version"]).quiet().run().is_err() {
             Shell::new(&["cargo", "install", "--quiet", "--locked", "cargo-deny"]).run()?;
         }

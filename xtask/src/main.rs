@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "a command-line tool talks on standard output")]
 
 mod artefacts;
+mod dist;
 mod gate;
 mod installer_image;
 mod os_image;
@@ -51,6 +52,31 @@ enum Verb {
     InstallerImage,
     /// Makes a Debian 12 disk image.
     OsImage,
+    /// Makes Debian packages in target/dist.
+    Dist {
+        /// Their version.
+        #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+        package_version: String,
+        /// Of unoptimised binaries, which are sooner built.
+        #[arg(long)]
+        debug: bool,
+    },
+    /// Stories that take longer than the gate has.
+    Soak {
+        #[command(subcommand)]
+        what: Soak,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Soak {
+    /// The Debian packages on a Debian machine with its systemd: installed, killed, upgraded,
+    /// downgraded, removed, purged. Ten minutes and more.
+    Packages {
+        /// Of unoptimised binaries, which are sooner built.
+        #[arg(long)]
+        debug: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -67,6 +93,20 @@ enum Bench {
         #[arg(long, default_value_t = 3)]
         repeat: u32,
     },
+}
+
+fn binaries(debug: bool) -> std::path::PathBuf {
+    target().join(if debug { "debug" } else { "release" })
+}
+
+/// Builds what packages hold, and them.
+fn dist(version: &str, debug: bool) -> anyhow::Result<Vec<std::path::PathBuf>> {
+    packages::install(&[packages::BUILD, packages::IMAGES, packages::DIST], true)?;
+    let build = Shell::new(&["cargo", "build", "--workspace", "--bins"]);
+    if debug { build } else { build.arg("--release") }.run()?;
+    let installer = cache().join("installer");
+    installer_image::build(&installer)?;
+    dist::packages(&binaries(debug), &installer, &target().join("dist"), version)
 }
 
 fn main() -> anyhow::Result<()> {
@@ -91,6 +131,28 @@ fn main() -> anyhow::Result<()> {
         Verb::OsImage => {
             packages::install(&[packages::IMAGES], true)?;
             os_image::build(&cache().join("debian-12.raw"), &cache())
+        }
+        Verb::Dist { package_version, debug } => {
+            for package in dist(&package_version, debug)? {
+                println!("{}", package.display());
+            }
+            Ok(())
+        }
+        Verb::Soak { what: Soak::Packages { debug } } => {
+            let version = env!("CARGO_PKG_VERSION");
+            dist(version, debug)?;
+            // The same programs: what is tried is the way from one version to the next and back.
+            let newer = format!("{version}+next");
+            dist(&newer, debug)?;
+            packages::install(&[packages::RACK], true)?;
+            let image = cache().join("debian-12.raw");
+            os_image::build(&image, &cache())?;
+            Shell::new(&[&binaries(debug).join("rackhand-vrack").to_string_lossy(), "packages"])
+                .arg("--packages")
+                .arg(target().join("dist"))
+                .args(["--version", version, "--newer", &newer, "--image"])
+                .arg(image)
+                .run()
         }
     }
 }

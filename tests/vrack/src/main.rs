@@ -9,6 +9,7 @@ mod machine;
 mod narrator;
 mod network;
 mod operator;
+mod packages;
 mod rack;
 mod reference;
 mod run;
@@ -59,6 +60,11 @@ enum Verb {
         #[arg(long, default_value_t = 3)]
         repeat: usize,
     },
+    /// Tries the Debian packages on a machine of their own.
+    Packages {
+        #[command(flatten)]
+        tried: packages::Tried,
+    },
     /// Tells the gate's stories; the last line says how many were true.
     Stories {
         #[command(flatten)]
@@ -75,6 +81,7 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Verb::Bench { parts, repeat } => bench::run(&parts, repeat),
+        Verb::Packages { tried } => packages::tell(&tried),
         Verb::Stories { parts } => story::tell(&parts),
     }
 }
