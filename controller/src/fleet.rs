@@ -28,7 +28,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     authority::{AGENT_TTL, Authority, Issued},
     enrol::{self, Limit},
-    events, intent,
+    events, intent, restored,
     store::{Store, StoreError},
     workflows::{Commands, Unreachable, Workflows},
 };
@@ -270,6 +270,9 @@ impl Fleet {
         let ended = async {
             answer(send, &AgentResponse::Welcome(Welcome { connection: number, next_event: row.next_event })).await?;
             tracing::info!(%agent, %rack, connection = number, version, "agent connected");
+            if self.0.store.rack(&rack.to_string()).await?.restored.is_some() {
+                self.reconcile(&live, rack, hello.revision).await?;
+            }
             tokio::select! {
                 ended = self.serve(quic, agent, rack) => ended,
                 ended = self.push(&live, agent, rack, hello.revision) => ended,
@@ -315,6 +318,16 @@ impl Fleet {
             };
             answer(send, &response).await?;
         }
+    }
+
+    /// Learns from the agent what a restored database does not know.
+    async fn reconcile(&self, live: &Live, rack: RackId, on_disk: u64) -> Result<(), Dropped> {
+        let ControllerResponse::Reported(told) = ask(&live.quic, &ControllerRequest::Report).await? else {
+            return Err(Dropped::Refused("no report, which a restored database needs"));
+        };
+        restored::reconcile(&self.0.store, self.0.clock.now().wall, rack, on_disk, told).await?;
+        self.0.workflows.wake();
+        Ok(())
     }
 
     /// Sends the intent whenever the rack's is newer than the one on the agent's disk.
@@ -377,7 +390,8 @@ async fn ask<T: DeserializeOwned>(quic: &Connection, request: &impl Serialize) -
         let (mut send, mut recv): (SendStream, RecvStream) = quic.open_bi().await?;
         send.write_all(&wire::encode(request)).await?;
         send.finish()?;
-        Ok(wire::decode(&recv.read_to_end(ENROL_LEN).await?)?)
+        // An enrolled agent's report is as long as an intent.
+        Ok(wire::decode(&recv.read_to_end(wire::MAX_LEN).await?)?)
     })
     .await?
 }

@@ -55,6 +55,12 @@ pub enum Denied {
     /// The run is over.
     #[error("the run is over")]
     RunOver,
+    /// The database was restored, and what the rack did since its backup is not known.
+    #[error(
+        "the database was restored from a backup, and the agent of rack {0} has not reported since: what was done \
+         meanwhile is not known, and nothing is allocated, erased or switched there before it connects"
+    )]
+    RackRestored(String),
     /// The database failed, or the row is not there.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -72,6 +78,7 @@ pub struct DeployRequest {
 impl Tx {
     /// Says that a discovered machine is ours. Disks with data need `accept_data`.
     pub async fn adopt(&mut self, now: Timestamp, machine: &Machine, accept_data: bool) -> Result<Machine, Denied> {
+        self.check_rack(machine).await?;
         let lifecycle = machine.lifecycle.on(Event::Adopt)?;
         let with_data = disks_with_data(machine);
         if !with_data.is_empty() && !accept_data {
@@ -158,7 +165,13 @@ impl Tx {
         Ok(self.run(run.id).await?)
     }
 
+    async fn check_rack(&mut self, machine: &Machine) -> Result<(), Denied> {
+        let rack = self.rack(&machine.rack.to_string()).await?;
+        if rack.restored.is_some() { Err(Denied::RackRestored(rack.name)) } else { Ok(()) }
+    }
+
     async fn check_idle(&mut self, machine: &Machine) -> Result<(), Denied> {
+        self.check_rack(machine).await?;
         match self.run_in_progress(machine.id).await? {
             Some(run) => Err(Denied::Busy(run)),
             None => Ok(()),

@@ -17,6 +17,8 @@ pub enum ControllerRequest {
     Intent(Intent),
     /// Change hardware, at most once.
     Command(Command),
+    /// Tell the intent on your disk: asked by a controller whose database was restored.
+    Report,
 }
 
 /// A command that changes hardware. Its id goes into the agent's ledger before it is acted
@@ -62,4 +64,6 @@ pub enum ControllerResponse {
     Known(Outcome),
     /// The request was understood and is not granted.
     Refused(String),
+    /// To `Report`: the intent acted on, if there is one.
+    Reported(Option<Intent>),
 }

@@ -46,6 +46,8 @@ pub enum Event {
     Broke,
     /// An operator switches its power.
     Power,
+    /// What was done with it is not known: the database was restored from a backup.
+    Doubted,
 }
 
 /// What an operator can ask for, with the word for it.
@@ -76,6 +78,9 @@ impl Lifecycle {
             (Self::Active | Self::Quarantined, Event::Release) => Some(Self::Releasing),
             (Self::Releasing, Event::Released) => Some(Self::Ready),
             (Self::Deploying | Self::Releasing, Event::Broke) => Some(Self::Quarantined),
+            // Someone's stays someone's: nothing happens to it before its release is asked for.
+            (Self::Active, Event::Doubted) => Some(self),
+            (_, Event::Doubted) => Some(Self::Quarantined),
             (Self::Ready | Self::Active | Self::Quarantined, Event::Power) => Some(self),
             _ => None,
         }
@@ -139,7 +144,7 @@ mod tests {
 
     use expect_test::expect;
 
-    const EVENTS: [Event; 8] = [
+    const EVENTS: [Event; 9] = [
         Event::Adopt,
         Event::Deploy,
         Event::Deployed,
@@ -148,6 +153,7 @@ mod tests {
         Event::Released,
         Event::Broke,
         Event::Power,
+        Event::Doubted,
     ];
 
     #[test]
@@ -162,17 +168,23 @@ mod tests {
         }
         expect![[r#"
             discovered Adopt: ready
+            discovered Doubted: quarantined
             ready Deploy: deploying
             ready Power: ready
+            ready Doubted: quarantined
             deploying Deployed: active
             deploying Undone: ready
             deploying Broke: quarantined
+            deploying Doubted: quarantined
             active Release: releasing
             active Power: active
+            active Doubted: active
             releasing Released: ready
             releasing Broke: quarantined
+            releasing Doubted: quarantined
             quarantined Release: releasing
             quarantined Power: quarantined
+            quarantined Doubted: quarantined
         "#]]
         .assert_eq(&table);
     }

@@ -209,7 +209,8 @@ impl From<Denied> for Error {
             | Denied::NoDisk
             | Denied::ImageNotReady(_)
             | Denied::ImageUnsuitable { .. }
-            | Denied::RunOver => Self::conflict(denied),
+            | Denied::RunOver
+            | Denied::RackRestored(_) => Self::conflict(denied),
         }
     }
 }

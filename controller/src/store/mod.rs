@@ -8,6 +8,7 @@
 //! A transaction is short and never open while we talk to a device, an agent or a peer.
 
 mod agents;
+mod backup;
 mod commands;
 mod events;
 mod health;
@@ -17,7 +18,7 @@ mod racks;
 mod runs;
 mod tokens;
 
-use std::{path::Path, str::FromStr, time::Duration};
+use std::{os::unix::fs::OpenOptionsExt as _, path::Path, str::FromStr, time::Duration};
 
 use jiff::Timestamp;
 use sqlx::{
@@ -27,6 +28,7 @@ use sqlx::{
 
 pub use self::{
     agents::Agent,
+    backup::{Contents, Examined, examine, read_backup, write_backup},
     commands::StoredCommand,
     events::{EventFilter, Happened, StoredEvent},
     images::{Image, ImageState, Stored},
@@ -71,6 +73,13 @@ pub struct Store {
 impl Store {
     /// Opens the database, making it where there is none, and brings its schema up to date.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        // SQLite takes an empty file for a new database, and gives its mode to those beside it.
+        match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(StoreError::Database(sqlx::Error::Io(error)));
+            }
+            _ => {}
+        }
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
