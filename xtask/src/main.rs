@@ -57,7 +57,7 @@ enum Verb {
         /// Their version.
         #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
         package_version: String,
-        /// Of unoptimised binaries, which are sooner built.
+        /// Of unoptimised binaries and the installer image that is there: sooner built.
         #[arg(long)]
         debug: bool,
     },
@@ -73,7 +73,7 @@ enum Soak {
     /// The Debian packages on a Debian machine with its systemd: installed, killed, upgraded,
     /// downgraded, removed, purged. Ten minutes and more.
     Packages {
-        /// Of unoptimised binaries, which are sooner built.
+        /// Of unoptimised binaries and the installer image that is there: sooner built.
         #[arg(long)]
         debug: bool,
     },
@@ -105,7 +105,9 @@ fn dist(version: &str, debug: bool) -> anyhow::Result<Vec<std::path::PathBuf>> {
     let build = Shell::new(&["cargo", "build", "--workspace", "--bins"]);
     if debug { build } else { build.arg("--release") }.run()?;
     let installer = cache().join("installer");
-    installer_image::build(&installer)?;
+    if !debug || !installer.join("manifest.json").exists() {
+        installer_image::build(&installer)?;
+    }
     dist::packages(&binaries(debug), &installer, &target().join("dist"), version)
 }
 

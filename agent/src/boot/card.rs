@@ -45,7 +45,12 @@ pub(super) async fn wait(interface: &str, address: Ipv4Addr, shutdown: &Cancella
     let mut told = false;
     loop {
         let missing = match find(interface, address) {
-            Ok(card) => return Ok(card),
+            Ok(card) => {
+                if told {
+                    status("the network card is there");
+                }
+                return Ok(card);
+            }
             Err(missing) => missing,
         };
         if Instant::now() > end {
@@ -53,15 +58,19 @@ pub(super) async fn wait(interface: &str, address: Ipv4Addr, shutdown: &Cancella
         }
         if !std::mem::replace(&mut told, true) {
             tracing::warn!("{missing}; waiting for it");
-            let status = format!("waiting: {missing}");
-            if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Status(&status)]) {
-                tracing::debug!(%error, "systemd is not told");
-            }
+            status(&format!("waiting: {missing}"));
         }
         tokio::select! {
             () = sleep(LOOK) => {}
             () = shutdown.cancelled() => bail!("told to stop while {missing}"),
         }
+    }
+}
+
+/// What `systemctl status` shows.
+fn status(words: &str) {
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Status(words)]) {
+        tracing::debug!(%error, "systemd is not told");
     }
 }
 

@@ -55,6 +55,8 @@ const STORIES: &[(&str, Story)] = &[
     ("state_and_run_directories_are_for_their_users_alone", modes),
     ("the_journal_knows_unit_and_priority_of_every_line", journal),
     ("a_service_that_was_killed_is_back_by_itself", killed),
+    ("the_doctors_find_nothing_and_then_what_was_broken", doctors),
+    ("a_backup_made_by_root_is_restored_beside_the_running_agent", restored),
     ("a_restart_takes_a_changed_configuration", reconfigured),
     ("an_upgrade_and_the_way_back_keep_everything_running", upgraded),
     ("removal_keeps_state_and_purge_does_not", removed),
@@ -380,6 +382,40 @@ fn killed(node: &Node) -> anyhow::Result<()> {
         ensure!(node.shown(unit, "NRestarts")?.parse::<u32>()? >= 1, "{unit} counts no restart");
     }
     node.works()
+}
+
+fn doctors(node: &Node) -> anyhow::Result<()> {
+    // Debian's iPXE and qemu-img are not on this machine.
+    node.sh("mkdir -p /usr/lib/ipxe && echo rom > /usr/lib/ipxe/undionly.kpxe && cp /usr/lib/ipxe/undionly.kpxe /usr/lib/ipxe/snponly.efi")?;
+    let status = |command: &str| node.sh(&format!("{command} >/tmp/doctor; echo $?; cat /tmp/doctor"));
+    let agent = status("rackhand-agent doctor")?;
+    ensure!(agent.starts_with("0\n"), "the agent's doctor found something: {agent}");
+    let controller = status("rackhand-controller doctor")?;
+    let bad: Vec<_> =
+        controller.lines().filter(|line| line.starts_with("ERROR") || line.starts_with("WARNING")).collect();
+    ensure!(controller.starts_with("1\n") && bad.len() == 1 && bad[0].contains("qemu-img"), "{controller}");
+
+    node.sh("chmod 0644 /var/lib/rackhand/controller/pki/root-1.key && rm /usr/lib/ipxe/snponly.efi")?;
+    let controller = status("rackhand-controller doctor")?;
+    ensure!(controller.starts_with("2\n") && controller.contains("chmod 0600"), "{controller}");
+    let agent = status("rackhand-agent doctor --output json")?;
+    ensure!(agent.starts_with("2\n") && agent.contains("snponly.efi"), "{agent}");
+    node.sh("chmod 0600 /var/lib/rackhand/controller/pki/root-1.key")?;
+    node.works()
+}
+
+fn restored(node: &Node) -> anyhow::Result<()> {
+    node.sh("rackhand-controller backup /root/backup")?;
+    node.says("stat -c '%a %U' /root/backup", "600 root")?;
+    node.works()?;
+    node.sh("! rackhand-controller restore /root/backup --force 2>/dev/null")
+        .context("restored under a running controller")?;
+    node.sh("systemctl stop rackhand-controller && rackhand-controller restore /root/backup --force")?;
+    node.says("find /var/lib/rackhand/controller ! -user rackhand-controller", "")?;
+    node.says("find /var/lib/rackhand/controller -type f -perm /077", "")?;
+    node.sh("systemctl start rackhand-controller")?;
+    node.works()?;
+    node.wait("journalctl --no-pager -u rackhand-controller | grep -q 'has reported what was done since'").map(drop)
 }
 
 fn reconfigured(node: &Node) -> anyhow::Result<()> {
