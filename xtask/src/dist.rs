@@ -198,9 +198,15 @@ impl Package {
         }
         for page in fs::read_dir(&written)? {
             let page = page?.path();
+            // `rackhand agent enrol` and `rackhand-agent enrol` would have pages of one name.
+            let others = PACKAGES.iter().flat_map(|package| package.programs).filter(|other| **other != program);
+            let name = page.file_name().context("a page has a name")?.to_string_lossy().into_owned();
+            if others.filter(|other| other.len() > program.len()).any(|other| name.starts_with(other)) {
+                continue;
+            }
             // Named after neither time nor file: `gzip -n`.
             run(Command::new("gzip").args(["-9", "-n"]).arg(&page))?;
-            let name = format!("{}.gz", page.file_name().context("a page has a name")?.to_string_lossy());
+            let name = format!("{name}.gz");
             put(&tree.join("usr/share/man/man1").join(&name), &fs::read(written.join(&name))?, 0o644)?;
         }
         Ok(fs::remove_dir_all(&written)?)
@@ -334,8 +340,8 @@ mod tests {
             // cannot write is written by a wrapper in a test of the real binaries.
             let code = format!(
                 "#include <stdio.h>\nint main(int c, char **v) {{ char p[4096];\n\
-                 const char *n[] = {{\"{program}.bash\", \"{program}.fish\", \"_{program}\", \"{program}.1\"}};\n\
-                 for (int i = 0; i < 4; i++) {{ snprintf(p, sizeof p, \"%s/%s\", v[2], n[i]);\n\
+                 const char *n[] = {{\"{program}.bash\", \"{program}.fish\", \"_{program}\", \"{program}.1\", \"{program}-agent.1\"}};\n\
+                 for (int i = 0; i < 5; i++) {{ snprintf(p, sizeof p, \"%s/%s\", v[2], n[i]);\n\
                  FILE *f = fopen(p, \"w\"); if (!f) return 1; fputs(n[i], f); fclose(f); }} return 0; }}\n"
             );
             let file = dir.join("program.c");
@@ -357,6 +363,7 @@ mod tests {
     fn packages_hold_what_they_should_and_are_the_same_bytes_each_time() {
         let dir = std::env::temp_dir().join(format!("rackhand-dist-{}", std::process::id()));
         let source = source(&dir);
+        let mut owners = std::collections::HashMap::new();
         for package in PACKAGES {
             let (one, two) = (dir.join("one"), dir.join("two"));
             fs::create_dir_all(&one).unwrap();
@@ -378,6 +385,12 @@ mod tests {
             }
             for path in wanted {
                 assert!(contents.lines().any(|line| line.ends_with(&path)), "{path} is not in\n{contents}");
+            }
+            for file in
+                contents.lines().filter_map(|line| line.split_whitespace().last()).filter(|file| !file.ends_with('/'))
+            {
+                let other = owners.insert(file.to_owned(), package.name);
+                assert_eq!(other, None, "{file} is in two packages");
             }
             let info = said("dpkg-deb", &["--info"], &deb);
             assert_eq!(info.contains("libc6"), !package.programs.is_empty(), "{info}");

@@ -40,8 +40,8 @@ pub(crate) struct Tried {
 }
 
 /// Emulated processors are slow.
-const BOOT: Duration = Duration::from_secs(300);
-const SETTLE: Duration = Duration::from_secs(120);
+const BOOT: Duration = Duration::from_secs(600);
+const SETTLE: Duration = Duration::from_secs(180);
 
 const UNITS: [&str; 3] = ["rackhand-controller", "rackhand-agent", "rackhand-boot"];
 
