@@ -285,7 +285,7 @@ fn installed(node: &Node) -> anyhow::Result<()> {
         node.says(&format!("systemctl is-active {unit} || true"), "inactive")?;
         node.says(&format!("systemctl is-enabled {unit} || true"), "disabled")?;
     }
-    node.says("systemctl --failed --no-legend --plain 'rackhand*'", "")?;
+    node.says("systemctl list-units --failed --no-legend --plain 'rackhand*'", "")?;
     node.sh(
         "rackhand --version && rackhand-controller --version && rackhand-agent --version && rackhand-diag --version",
     )?;
