@@ -50,7 +50,7 @@ const CALLS: usize = 64;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct File {
-    /// Directory of everything that must survive a restart; default `/var/lib/rackhand-agent`.
+    /// Directory of everything that must survive a restart; default `/var/lib/rackhand/agent`.
     #[serde(default = "default_state")]
     pub state: PathBuf,
     /// The unix socket for boot and the technician; default `/run/rackhand/agent.sock`.
@@ -83,7 +83,7 @@ pub struct Config {
 }
 
 fn default_state() -> PathBuf {
-    "/var/lib/rackhand-agent".into()
+    "/var/lib/rackhand/agent".into()
 }
 
 fn default_socket() -> PathBuf {
@@ -343,6 +343,21 @@ pub fn prepare(state: &Path) -> Result<()> {
         .mode(0o700)
         .create(state)
         .with_context(|| format!("cannot make {} (`state` in agent.toml)", state.display()))
+}
+
+/// Gives up root's rights for those of the state directory's owner, so that what is written
+/// can be read by the service; whoever is not root stays who they are.
+pub fn become_owner(state: &Path) -> Result<()> {
+    use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
+    use std::os::unix::fs::MetadataExt as _;
+    let owner = std::fs::metadata(state).with_context(|| format!("cannot look at {}", state.display()))?;
+    if !geteuid().is_root() || owner.uid() == 0 {
+        return Ok(());
+    }
+    setgroups(&[])
+        .and_then(|()| setgid(Gid::from_raw(owner.gid())))
+        .and_then(|()| setuid(Uid::from_raw(owner.uid())))
+        .with_context(|| format!("cannot become the owner of {}", state.display()))
 }
 
 #[cfg(test)]

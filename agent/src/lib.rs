@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod boot;
 pub mod clock;
+pub mod doctor;
 pub mod health;
 pub mod intent;
 pub mod ledger;

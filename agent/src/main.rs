@@ -7,9 +7,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use clap::{Parser, Subcommand, ValueEnum};
-use rackhand_agent::{agent, boot, uplink};
-use rackhand_common::pki::install_crypto;
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+use rackhand_agent::{agent, boot, clock::SystemClock, doctor, uplink};
+use rackhand_common::{pki::install_crypto, time::Clock as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -35,8 +35,8 @@ struct Arguments {
 enum Command {
     /// Makes this node's key and exchanges a one-time code for its certificate.
     ///
-    /// The code comes from `rackhand agent enrol --rack NAME` and works once. Run this as the
-    /// user the agent will run as (or before its first start, as root).
+    /// The code comes from `rackhand agent enrol --rack NAME` and works once. Run this as root
+    /// or as the user the agent runs as: what root writes belongs to the state directory's owner.
     Enrol {
         /// The controller, as HOST:PORT; the port is 4433 unless its operator says otherwise.
         #[arg(long)]
@@ -64,6 +64,27 @@ enum Command {
         #[arg(long, default_value = "/etc/rackhand/boot.toml")]
         config: PathBuf,
     },
+    /// Looks at this node's installation and says what is wrong and what to do about it.
+    ///
+    /// Run it as root. The exit status is 0 when all is well, 1 when something needs a look, 2
+    /// when something does not work.
+    Doctor {
+        /// The agent's configuration.
+        #[arg(long, default_value = "/etc/rackhand/agent.toml")]
+        config: PathBuf,
+        /// Boot's configuration.
+        #[arg(long, default_value = "/etc/rackhand/boot.toml")]
+        boot_config: PathBuf,
+        /// How to print: for people, or JSON for programs.
+        #[arg(long, short, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Writes man pages and shells' completions into a directory: for packages.
+    #[command(hide = true)]
+    Documentation {
+        /// The directory.
+        directory: PathBuf,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -72,12 +93,19 @@ enum Format {
     Json,
 }
 
+/// What `doctor` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     install_crypto();
     log(arguments.log);
     match run(arguments.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "rackhand-agent: {error:#}");
             ExitCode::FAILURE
@@ -86,12 +114,18 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(command: Command) -> Result<()> {
+async fn run(command: Command) -> Result<ExitCode> {
     let shutdown = until_told()?;
-    match command {
+    let done = match command {
+        Command::Doctor { config, boot_config, output } => {
+            let (agent, boot) = (agent::Config::load(&config), boot::Config::load(&boot_config));
+            let now = SystemClock::default().now().wall;
+            return show(&doctor::examine(agent, boot, now).await, output);
+        }
         Command::Enrol { controller, code, api, config } => {
             let config = agent::Config::load(&config)?;
             agent::prepare(&config.state)?;
+            agent::become_owner(&config.state)?;
             let enrolled = uplink::enrol(&config.state, &controller, api.as_deref(), &code).await?;
             let mut out = std::io::stdout();
             writeln!(
@@ -111,7 +145,28 @@ async fn run(command: Command) -> Result<()> {
             let config = boot::Config::load(&config)?;
             boot::start(&config, boot::Seams::default(), shutdown).await?.run().await
         }
+        Command::Documentation { directory } => {
+            use clap_complete::Shell;
+            clap_mangen::generate_to(Arguments::command(), &directory)?;
+            for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
+                clap_complete::generate_to(shell, &mut Arguments::command(), "rackhand-agent", &directory)?;
+            }
+            Ok(())
+        }
+    };
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+fn show(findings: &rackhand_common::finding::Findings, output: Output) -> Result<ExitCode> {
+    let mut out = std::io::stdout().lock();
+    match output {
+        Output::Table => write!(out, "{findings}")?,
+        Output::Json => {
+            serde_json::to_writer_pretty(&mut out, findings)?;
+            writeln!(out)?;
+        }
     }
+    Ok(ExitCode::from(findings.status()))
 }
 
 /// A token that is cancelled by SIGTERM and SIGINT.
@@ -138,6 +193,37 @@ fn log(format: Format) {
     match format {
         Format::Json => log.json().init(),
         Format::Text if std::io::stderr().is_terminal() => log.init(),
+        // The journal keeps the time, and takes the level as its own from the line's beginning.
+        Format::Text if std::env::var_os("JOURNAL_STREAM").is_some() => {
+            let line = fmt::format().with_ansi(false).with_target(false).with_level(false).without_time();
+            log.with_ansi(false).event_format(Journal(line)).init();
+        }
         Format::Text => log.with_ansi(false).with_target(false).init(),
+    }
+}
+
+/// A line with its level before it, as sd-daemon(3) says: `journalctl --priority` chooses by it.
+struct Journal<F>(F);
+
+impl<S, N, F> tracing_subscriber::fmt::FormatEvent<S, N> for Journal<F>
+where
+    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+    N: for<'a> tracing_subscriber::fmt::FormatFields<'a> + 'static,
+    F: tracing_subscriber::fmt::FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &tracing_subscriber::fmt::FmtContext<'_, S, N>,
+        mut writer: tracing_subscriber::fmt::format::Writer<'_>,
+        event: &tracing::Event<'_>,
+    ) -> std::fmt::Result {
+        let priority = match *event.metadata().level() {
+            tracing::Level::ERROR => 3,
+            tracing::Level::WARN => 4,
+            tracing::Level::INFO => 6,
+            _ => 7,
+        };
+        write!(writer, "<{priority}>")?;
+        self.0.format_event(context, writer, event)
     }
 }

@@ -4,10 +4,12 @@
 //! controller wants of a rack and [`event`] what happened there; [`wire`] carries both
 //! between controller, agent and boot; [`channel`] is spoken between boot and the installer;
 //! [`image`] describes what the installer writes; [`pki`] says who may be whom; [`seal`] keeps
-//! secrets unreadable on disk.
+//! secrets unreadable on disk; [`finding`] is how a program tells what it found when it
+//! examined itself.
 
 pub mod channel;
 pub mod event;
+pub mod finding;
 pub mod id;
 pub mod image;
 pub mod intent;

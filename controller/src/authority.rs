@@ -46,7 +46,7 @@ pub const AGENT_TTL: Duration = Duration::from_secs(48 * 3600);
 const CONTROLLER_TTL: Duration = Duration::from_secs(825 * 24 * 3600);
 
 /// At a start with less than this left, the controller's certificate is made anew.
-const CONTROLLER_MARGIN: Duration = Duration::from_secs(200 * 24 * 3600);
+pub(crate) const CONTROLLER_MARGIN: Duration = Duration::from_secs(200 * 24 * 3600);
 
 /// Which roots count.
 const STATE: &str = "ca.json";
@@ -412,6 +412,11 @@ fn identity(text: &str) -> Option<Identity> {
     let chain = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>().ok()?;
     let key = PrivateKeyDer::from_pem_slice(text.as_bytes()).ok()?;
     (!chain.is_empty()).then_some(Identity { chain, key })
+}
+
+/// The end of the first certificate in a PEM file.
+pub(crate) fn end(text: &str) -> Option<Timestamp> {
+    ends(&CertificateDer::pem_slice_iter(text.as_bytes()).next()?.ok()?)
 }
 
 fn ends(certificate: &[u8]) -> Option<Timestamp> {

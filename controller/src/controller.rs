@@ -163,11 +163,13 @@ impl TryFrom<File> for Config {
 }
 
 impl Config {
-    fn pki(&self) -> PathBuf {
+    /// Keys and certificates.
+    pub fn pki(&self) -> PathBuf {
         self.data.join("pki")
     }
 
-    fn database(&self) -> PathBuf {
+    /// The database.
+    pub fn database(&self) -> PathBuf {
         self.data.join("controller.db")
     }
 
@@ -234,8 +236,26 @@ pub async fn init(config: &Config, seams: Seams, tell: impl FnOnce(&str, &Path) 
     Ok(())
 }
 
+/// Gives up root's rights for those of the data directory's owner, so that what is written can
+/// be read by the service; whoever is not root, and where there is no directory yet, stays.
+pub fn become_owner(data: &Path) -> Result<()> {
+    use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
+    use std::os::unix::fs::MetadataExt as _;
+    let owner = match fs::metadata(data) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        read => read.with_context(|| format!("cannot look at {}", data.display()))?,
+    };
+    if !geteuid().is_root() || owner.uid() == 0 {
+        return Ok(());
+    }
+    setgroups(&[])
+        .and_then(|()| setgid(Gid::from_raw(owner.gid())))
+        .and_then(|()| setuid(Uid::from_raw(owner.uid())))
+        .with_context(|| format!("cannot become the owner of {}", data.display()))
+}
+
 /// Forbids a second process on the same data, until the file is dropped.
-fn lock(config: &Config) -> Result<fs::File> {
+pub(crate) fn lock(config: &Config) -> Result<fs::File> {
     let path = config.data.join("lock");
     let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
@@ -356,9 +376,15 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     parts.add("the agents' connections", fleet.clone().run(endpoint, shutdown.clone()));
     parts.add("the workflows", workflows::run(workflows, store.clone(), fleet, clock, shutdown.clone()));
     parts.add("the images", {
-        let shutdown = shutdown.clone();
+        let (shutdown, store) = (shutdown.clone(), store.clone());
         async move {
-            match images.sweep().await {
+            // What a restored database does not know may be what is deployed.
+            let swept = match store.any_restored().await {
+                Ok(false) => images.sweep().await,
+                Ok(true) => Ok(0),
+                Err(error) => Err(error.into()),
+            };
+            match swept {
                 Ok(0) => (),
                 Ok(removed) => tracing::info!(removed, "objects of no image were removed"),
                 Err(error) => {

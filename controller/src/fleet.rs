@@ -35,7 +35,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     authority::{AGENT_TTL, Authority, Issued},
     enrol::{self, Limits},
-    events, intent,
+    events, intent, restored,
     store::{Agent, Store, StoreError},
     workflows::{Commands, Unreachable, Workflows},
 };
@@ -356,6 +356,9 @@ impl Fleet {
             quic.set_max_concurrent_bi_streams(AGENT.0.into());
             answer(send, &AgentResponse::Welcome(Welcome { connection: number, next_event: row.next_event })).await?;
             tracing::info!(%agent, %rack, connection = number, version = row.version, "agent connected");
+            if self.0.store.rack(&rack.to_string()).await?.restored.is_some() {
+                self.reconcile(&live, rack, hello.revision).await?;
+            }
             tokio::select! {
                 ended = self.serve(quic, agent, rack) => ended,
                 ended = self.push(&live, &row, hello.revision) => ended,
@@ -424,6 +427,16 @@ impl Fleet {
             };
             answer(send, &response).await?;
         }
+    }
+
+    /// Learns from the agent what a restored database does not know.
+    async fn reconcile(&self, live: &Live, rack: RackId, on_disk: u64) -> Result<(), Dropped> {
+        let ControllerResponse::Reported(told) = ask(&live.quic, &ControllerRequest::Report).await? else {
+            return Err(Dropped::Refused("no report, which a restored database needs"));
+        };
+        restored::reconcile(&self.0.store, self.0.clock.now().wall, rack, on_disk, told).await?;
+        self.0.workflows.wake();
+        Ok(())
     }
 
     /// Sends the trust bundle when the agent has another, then the intent whenever the rack's is
@@ -502,7 +515,8 @@ async fn ask<T: DeserializeOwned>(quic: &Connection, request: &impl Serialize) -
         let (mut send, mut recv): (SendStream, RecvStream) = quic.open_bi().await?;
         send.write_all(&wire::encode(request)).await?;
         send.finish()?;
-        Ok(wire::decode(&recv.read_to_end(ENROL_LEN).await?)?)
+        // An enrolled agent's report is as long as an intent.
+        Ok(wire::decode(&recv.read_to_end(wire::MAX_LEN).await?)?)
     })
     .await?
 }

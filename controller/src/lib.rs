@@ -5,14 +5,17 @@
 
 pub mod api;
 pub mod authority;
+pub mod backup;
 pub mod clock;
 pub mod controller;
+pub mod doctor;
 pub mod enrol;
 pub mod events;
 pub mod fleet;
 pub mod https;
 pub mod images;
 pub mod intent;
+pub mod restored;
 pub mod steps;
 pub mod store;
 pub mod telemetry;

@@ -8,11 +8,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use rackhand_common::{pki::install_crypto, time::Clock as _};
 use rackhand_controller::{
+    backup,
     clock::SystemClock,
     controller::{self, Config, File, Seams, rotation},
+    doctor,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -41,7 +43,8 @@ enum Command {
     ///
     /// Prints the token once: it is kept as a hash only. Also writes the configuration file from
     /// the flags when there is none. Interrupted, it can be repeated; once a token was printed, it
-    /// refuses to run again and changes nothing. Run it as the user the controller will run as.
+    /// refuses to run again and changes nothing. Run it as root or as the user the controller runs
+    /// as: what root writes belongs to the data directory's owner.
     Init {
         #[command(flatten)]
         place: Place,
@@ -97,6 +100,48 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// Writes the database, the keys and a list of the images' objects into one file, also while
+    /// the controller runs.
+    ///
+    /// The file is as secret as the data directory. Images themselves are not in it: keep the
+    /// objects' directory another way, or import the images again.
+    Backup {
+        /// The file; one that is there is replaced once the new one is complete.
+        file: PathBuf,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Puts a backup in place of this controller's data; the controller must not be running.
+    ///
+    /// Afterwards nothing is allocated, erased or switched in a rack before its agent has
+    /// connected and reported what was done since the backup. Runs that were in progress are
+    /// ended as failed.
+    Restore {
+        /// The file that `backup` wrote.
+        file: PathBuf,
+        /// Replace data that is there; it is kept beside, in `replaced-TIME`.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Looks at this controller's installation and says what is wrong and what to do about it.
+    ///
+    /// Run it as root. The exit status is 0 when all is well, 1 when something needs a look, 2
+    /// when something does not work.
+    Doctor {
+        #[command(flatten)]
+        place: Place,
+        /// How to print: for people, or JSON for programs.
+        #[arg(long, short, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Writes man pages and shells' completions into a directory: for packages.
+    #[command(hide = true)]
+    Documentation {
+        /// The directory.
+        directory: PathBuf,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -151,12 +196,19 @@ enum Format {
     Json,
 }
 
+/// What `doctor` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Table,
+    Json,
+}
+
 fn main() -> ExitCode {
     install_crypto();
     let arguments = Arguments::parse();
     log(arguments.log);
     match run(arguments.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "rackhand-controller: {error:#}");
             ExitCode::FAILURE
@@ -165,8 +217,15 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(command: Command) -> Result<()> {
-    match command {
+async fn run(command: Command) -> Result<ExitCode> {
+    let done = match command {
+        Command::Doctor { place, output } => {
+            let findings = match place.file().and_then(|(file, _)| place.config(file)) {
+                Ok(config) => doctor::examine(&config, SystemClock::default().now().wall).await,
+                Err(error) => doctor::unusable(&error),
+            };
+            return show(&findings, output);
+        }
         Command::Init { place } => init(&place).await,
         Command::Serve { place, api_listen, agents_listen, agents_address } => {
             let shutdown = until_told()?;
@@ -189,7 +248,36 @@ async fn run(command: Command) -> Result<()> {
             };
             writeln!(std::io::stdout(), "{}", text.trim_end()).context("nothing can be printed")
         }
-    }
+        Command::Backup { file, place } => {
+            let (written, _) = place.file()?;
+            let config = place.config(written)?;
+            let made = backup::backup(&config, &file, SystemClock::default().now().wall).await?;
+            writeln!(
+                std::io::stdout(),
+                "{} holds the database and {} files of keys and certificates; {} objects of images are listed, not held.",
+                file.display(),
+                made.pki.len(),
+                made.objects.len()
+            )?;
+            Ok(())
+        }
+        Command::Restore { file, force, place } => {
+            let (written, _) = place.file()?;
+            let config = place.config(written)?;
+            let restored = backup::restore(&config, &file, force, SystemClock::default().now().wall).await?;
+            write!(std::io::stdout(), "{restored}")?;
+            Ok(())
+        }
+        Command::Documentation { directory } => {
+            use clap_complete::Shell;
+            clap_mangen::generate_to(Arguments::command(), &directory)?;
+            for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
+                clap_complete::generate_to(shell, &mut Arguments::command(), "rackhand-controller", &directory)?;
+            }
+            Ok(())
+        }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 async fn init(place: &Place) -> Result<()> {
@@ -206,6 +294,7 @@ async fn init(place: &Place) -> Result<()> {
     if !exists {
         controller::write_config(&place.config, place.data.as_deref(), &place.names)?;
     }
+    controller::become_owner(&config.data)?;
     controller::init(&config, Seams::default(), |token, ca| tell(&config, token, ca, &place.config)).await
 }
 
@@ -235,6 +324,18 @@ fn tell(config: &Config, token: &str, ca: &Path, file: &Path) -> Result<()> {
     .context("the token cannot be printed")
 }
 
+fn show(findings: &rackhand_common::finding::Findings, output: Output) -> Result<ExitCode> {
+    let mut out = std::io::stdout().lock();
+    match output {
+        Output::Table => write!(out, "{findings}")?,
+        Output::Json => {
+            serde_json::to_writer_pretty(&mut out, findings)?;
+            writeln!(out)?;
+        }
+    }
+    Ok(ExitCode::from(findings.status()))
+}
+
 /// A token that is cancelled by SIGTERM and SIGINT.
 fn until_told() -> Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
@@ -259,6 +360,37 @@ fn log(format: Format) {
     match format {
         Format::Json => log.json().init(),
         Format::Text if std::io::stderr().is_terminal() => log.init(),
+        // The journal keeps the time, and takes the level as its own from the line's beginning.
+        Format::Text if std::env::var_os("JOURNAL_STREAM").is_some() => {
+            let line = fmt::format().with_ansi(false).with_target(false).with_level(false).without_time();
+            log.with_ansi(false).event_format(Journal(line)).init();
+        }
         Format::Text => log.with_ansi(false).with_target(false).init(),
+    }
+}
+
+/// A line with its level before it, as sd-daemon(3) says: `journalctl --priority` chooses by it.
+struct Journal<F>(F);
+
+impl<S, N, F> tracing_subscriber::fmt::FormatEvent<S, N> for Journal<F>
+where
+    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+    N: for<'a> tracing_subscriber::fmt::FormatFields<'a> + 'static,
+    F: tracing_subscriber::fmt::FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &tracing_subscriber::fmt::FmtContext<'_, S, N>,
+        mut writer: tracing_subscriber::fmt::format::Writer<'_>,
+        event: &tracing::Event<'_>,
+    ) -> std::fmt::Result {
+        let priority = match *event.metadata().level() {
+            tracing::Level::ERROR => 3,
+            tracing::Level::WARN => 4,
+            tracing::Level::INFO => 6,
+            _ => 7,
+        };
+        write!(writer, "<{priority}>")?;
+        self.0.format_event(context, writer, event)
     }
 }

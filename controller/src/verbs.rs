@@ -74,6 +74,12 @@ pub enum Denied {
     /// The run is over.
     #[error("the run is over")]
     RunOver,
+    /// The database was restored, and what the rack did since its backup is not known.
+    #[error(
+        "the database was restored from a backup, and the agent of rack {0} has not reported since: what was done \
+         meanwhile is not known, and nothing is allocated, erased or switched there before it connects"
+    )]
+    RackRestored(String),
     /// The database failed, or the row is not there.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -100,6 +106,7 @@ pub struct Accept {
 impl Tx {
     /// Says that a discovered machine is ours, with the parts found in it.
     pub async fn adopt(&mut self, now: Timestamp, machine: &Machine, accept: Accept) -> Result<Machine, Denied> {
+        self.check_rack(machine).await?;
         let lifecycle = machine.lifecycle.on(Event::Adopt)?;
         let machine = Machine { lifecycle, boot: Boot::Installer, order: None, ..machine.clone() };
         self.accept(now, machine, disks_with_data, accept, &Happened::Adopted).await
@@ -107,6 +114,7 @@ impl Tx {
 
     /// Says that the parts found last are the machine's. New disks with data need its word.
     pub async fn replace_part(&mut self, now: Timestamp, machine: &Machine, accept: Accept) -> Result<Machine, Denied> {
+        self.check_rack(machine).await?;
         self.check_idle(machine).await?;
         let changes = machine.changes();
         if changes.is_empty() {
@@ -154,6 +162,8 @@ impl Tx {
         if from.lifecycle != Lifecycle::Discovered {
             return Err(Denied::NotNew(from.name.clone(), from.lifecycle));
         }
+        self.check_rack(from).await?;
+        self.check_rack(into).await?;
         self.check_idle(into).await?;
         self.delete_machine(from).await?;
         self.move_events(from.id, into.id).await?;
@@ -175,6 +185,7 @@ impl Tx {
     /// Removes a machine that is nobody's, with its runs; its events stay. Should it start
     /// again, it is discovered anew.
     pub async fn forget(&mut self, now: Timestamp, machine: &Machine) -> Result<(), Denied> {
+        self.check_rack(machine).await?;
         machine.lifecycle.on(Event::Forget)?;
         self.check_idle(machine).await?;
         self.delete_machine(machine).await?;
@@ -260,7 +271,13 @@ impl Tx {
         Ok(self.run(run.id).await?)
     }
 
+    async fn check_rack(&mut self, machine: &Machine) -> Result<(), Denied> {
+        let rack = self.rack(&machine.rack.to_string()).await?;
+        if rack.restored.is_some() { Err(Denied::RackRestored(rack.name)) } else { Ok(()) }
+    }
+
     async fn check_idle(&mut self, machine: &Machine) -> Result<(), Denied> {
+        self.check_rack(machine).await?;
         match self.run_in_progress(machine.id).await? {
             Some(run) => Err(Denied::Busy(run)),
             None => Ok(()),

@@ -5,6 +5,7 @@
 mod artefacts;
 mod catalogue;
 mod demo;
+mod dist;
 mod gate;
 mod installer_image;
 mod os_image;
@@ -12,7 +13,7 @@ mod packages;
 mod shell;
 
 use clap::{Parser, Subcommand};
-use shell::cache;
+use shell::{Shell, cache, target};
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about, disable_help_subcommand = true)]
@@ -53,6 +54,31 @@ enum Verb {
     InstallerImage,
     /// Makes a Debian 12 disk image.
     OsImage,
+    /// Makes Debian packages in target/dist.
+    Dist {
+        /// Their version.
+        #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+        package_version: String,
+        /// Of unoptimised binaries and the installer image that is there: sooner built.
+        #[arg(long)]
+        debug: bool,
+    },
+    /// Stories that take longer than the gate has.
+    Soak {
+        #[command(subcommand)]
+        what: Soak,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Soak {
+    /// The Debian packages on a Debian machine with its systemd: installed, killed, upgraded,
+    /// downgraded, removed, purged. Ten minutes and more.
+    Packages {
+        /// Of unoptimised binaries and the installer image that is there: sooner built.
+        #[arg(long)]
+        debug: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -69,6 +95,22 @@ enum Bench {
         #[arg(long, default_value_t = 3)]
         repeat: u32,
     },
+}
+
+fn binaries(debug: bool) -> std::path::PathBuf {
+    target().join(if debug { "debug" } else { "release" })
+}
+
+/// Builds what packages hold, and them.
+fn dist(version: &str, debug: bool) -> anyhow::Result<Vec<std::path::PathBuf>> {
+    packages::install(&[packages::BUILD, packages::IMAGES, packages::DIST], true)?;
+    let build = Shell::new(&["cargo", "build", "--workspace", "--bins"]);
+    if debug { build } else { build.arg("--release") }.run()?;
+    let installer = cache().join("installer");
+    if !debug || !installer.join("manifest.json").exists() {
+        installer_image::build(&installer)?;
+    }
+    dist::packages(&binaries(debug), &installer, &target().join("dist"), version)
 }
 
 fn main() -> anyhow::Result<()> {
@@ -91,6 +133,28 @@ fn main() -> anyhow::Result<()> {
         Verb::OsImage => {
             packages::install(&[packages::IMAGES], true)?;
             os_image::build(&cache().join("debian-12.raw"), &cache())
+        }
+        Verb::Dist { package_version, debug } => {
+            for package in dist(&package_version, debug)? {
+                println!("{}", package.display());
+            }
+            Ok(())
+        }
+        Verb::Soak { what: Soak::Packages { debug } } => {
+            let version = env!("CARGO_PKG_VERSION");
+            dist(version, debug)?;
+            // The same programs: what is tried is the way from one version to the next and back.
+            let newer = format!("{version}+next");
+            dist(&newer, debug)?;
+            packages::install(&[packages::RACK], true)?;
+            let image = cache().join("debian-12.raw");
+            os_image::build(&image, &cache())?;
+            Shell::new(&[&binaries(debug).join("rackhand-vrack").to_string_lossy(), "packages"])
+                .arg("--packages")
+                .arg(target().join("dist"))
+                .args(["--version", version, "--newer", &newer, "--image"])
+                .arg(image)
+                .run()
         }
     }
 }

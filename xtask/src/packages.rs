@@ -25,6 +25,9 @@ pub(crate) const IMAGES: &[&str] = &[
     "grub-efi-amd64-bin",
 ];
 
+/// To make Debian packages.
+pub(crate) const DIST: &[&str] = &["dpkg-dev", "binutils", "gzip", "xz-utils"];
+
 /// To run a virtual rack and its machines.
 pub(crate) const RACK: &[&str] =
     &["qemu-system-x86", "qemu-utils", "ovmf", "ipxe", "ipxe-qemu", "iproute2", "util-linux", "openssh-client"];

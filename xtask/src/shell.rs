@@ -38,6 +38,11 @@ impl Shell {
         self
     }
 
+    pub(crate) fn args(mut self, arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.command.args(arguments.into_iter().map(Into::into));
+        self
+    }
+
     /// Shows the program's output only when it fails.
     pub(crate) fn quiet(mut self) -> Self {
         self.quiet = true;

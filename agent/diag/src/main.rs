@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use rackhand_common::{
     event::Event,
@@ -58,6 +58,12 @@ enum Command {
         #[arg(long, short)]
         follow: bool,
     },
+    /// Writes man pages and shells' completions into a directory: for packages.
+    #[command(hide = true)]
+    Documentation {
+        /// The directory.
+        directory: PathBuf,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -83,6 +89,14 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 fn run(arguments: Arguments) -> Result<()> {
+    if let Command::Documentation { directory } = &arguments.command {
+        use clap_complete::Shell;
+        clap_mangen::generate_to(Arguments::command(), directory)?;
+        for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
+            clap_complete::generate_to(shell, &mut Arguments::command(), "rackhand-diag", directory)?;
+        }
+        return Ok(());
+    }
     let mut agent = connect(&arguments.socket)?;
     let mut out = io::stdout().lock();
     let json = arguments.output == Output::Json;
@@ -121,6 +135,7 @@ fn run(arguments: Arguments) -> Result<()> {
                 shown = VecDeque::from(events);
             }
         }
+        Command::Documentation { .. } => unreachable!("done above, without an agent"),
     }
     Ok(())
 }

@@ -9,6 +9,7 @@
 //!   same state is refused.
 
 mod agent_link;
+mod card;
 mod chunks;
 pub mod dhcp;
 mod http;
@@ -21,6 +22,8 @@ pub mod sessions;
 pub mod settings;
 pub mod tftp;
 pub mod ticket;
+
+pub use card::card_is_there;
 
 use std::{
     fs,
@@ -65,7 +68,7 @@ const EVENTS: u64 = 50_000;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct File {
-    /// Directory of everything that must survive a restart; default `/var/lib/rackhand-boot`.
+    /// Directory of everything that must survive a restart; default `/var/lib/rackhand/boot`.
     #[serde(default = "default_state")]
     pub state: PathBuf,
     /// The agent's unix socket; default `/run/rackhand/agent.sock`.
@@ -99,21 +102,21 @@ pub struct File {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InstallerFiles {
-    /// Its kernel; default `/var/lib/rackhand/installer/kernel`.
+    /// Its kernel; default `/usr/lib/rackhand/installer/kernel`.
     pub kernel: PathBuf,
-    /// Its initial RAM disk; default `/var/lib/rackhand/installer/initramfs`.
+    /// Its initial RAM disk; default `/usr/lib/rackhand/installer/initramfs`.
     pub initramfs: PathBuf,
 }
 
 impl Default for InstallerFiles {
     fn default() -> Self {
-        let directory = Path::new("/var/lib/rackhand/installer");
+        let directory = Path::new("/usr/lib/rackhand/installer");
         Self { kernel: directory.join("kernel"), initramfs: directory.join("initramfs") }
     }
 }
 
 fn default_state() -> PathBuf {
-    "/var/lib/rackhand-boot".into()
+    "/var/lib/rackhand/boot".into()
 }
 
 fn default_socket() -> PathBuf {
@@ -230,6 +233,11 @@ pub struct Running {
 /// Builds and starts everything.
 pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -> Result<Running> {
     let clock = seams.clock;
+    // Before anything is made: a card that comes late is waited for, one that is mistyped is named.
+    let card = match seams.link {
+        Some(_) => None,
+        None => Some(card::wait(&config.interface, config.address, &shutdown).await?),
+    };
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -257,7 +265,6 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
     let tls = TlsAcceptor::from(Arc::new(pki::boot_server(identity.key)?));
 
     let mut parts = JoinSet::new();
-    let simulated = seams.link.is_some();
     let link = match seams.link {
         Some(link) => link,
         None => Arc::new(dhcp::System::open(&config.interface, config.address).with_context(|| {
@@ -275,7 +282,9 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
             tftp::serve(tftp, config.tftp.clone(), clock.clone(), leases.clone(), spool.clone(), shutdown.clone());
         parts.spawn(async { Ok(serve.await.map(|()| "TFTP")?) });
     }
-    if !simulated {
+    if let Some(card) = card {
+        let stays = card.stays(shutdown.clone());
+        parts.spawn(async { Ok(stays.await.map(|()| "the network card")?) });
         let serve = router::serve(config.interface.clone(), shutdown.clone());
         parts.spawn(async {
             serve.await;

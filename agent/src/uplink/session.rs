@@ -198,6 +198,10 @@ async fn answer(
             Ok(revision) => ControllerResponse::Stored(revision),
             Err(error) => ControllerResponse::Refused(format!("{:#}", anyhow::Error::from(error))),
         },
+        ControllerRequest::Report => {
+            let on_disk = intent.subscribe().borrow().clone();
+            ControllerResponse::Reported(on_disk.map(|intent| intent.as_ref().clone()))
+        }
         ControllerRequest::Command(command) => {
             let (answer, answered) = oneshot::channel();
             calls.send(Call { command, answer }).await.context("the agent stops")?;

@@ -19,6 +19,8 @@ pub enum ControllerRequest {
     Command(Command),
     /// Believe this trust bundle from now on, given as its JSON text.
     Trust(String),
+    /// Tell the intent on your disk: asked by a controller whose database was restored.
+    Report,
 }
 
 /// A command that changes hardware. Its id goes into the agent's ledger before it is acted
@@ -66,4 +68,6 @@ pub enum ControllerResponse {
     Refused(String),
     /// To `Trust`: the bundle is on disk and in use.
     Trusted,
+    /// To `Report`: the intent acted on, if there is one.
+    Reported(Option<Intent>),
 }

@@ -105,6 +105,12 @@ It is saved in ~/.config/rackhand/config.toml, readable by you alone.")]
         /// Which shell
         shell: clap_complete::Shell,
     },
+    /// Write man pages and shells' completions into a directory: for packages
+    #[command(hide = true)]
+    Documentation {
+        /// The directory
+        directory: PathBuf,
+    },
 }
 
 #[derive(Args)]
@@ -386,12 +392,20 @@ async fn run(cli: Cli) -> anyhow::Result<String> {
         clap_complete::generate(shell, &mut Cli::command(), "rackhand", &mut script);
         return Ok(String::from_utf8(script)?);
     }
+    if let Command::Documentation { directory } = &cli.command {
+        use clap_complete::Shell;
+        clap_mangen::generate_to(Cli::command(), directory)?;
+        for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
+            clap_complete::generate_to(shell, &mut Cli::command(), "rackhand", directory)?;
+        }
+        return Ok(String::new());
+    }
     if let Command::Login = cli.command {
         return login(controller, token, ca).await;
     }
     let client = Client::new(Context::resolve(Overrides { controller, token, ca })?)?;
     match cli.command {
-        Command::Login | Command::Completion { .. } => unreachable!("done above"),
+        Command::Login | Command::Completion { .. } | Command::Documentation { .. } => unreachable!("done above"),
         Command::Rack(command) => rack(&client, command, output).await,
         Command::Agent(command) => agent(&client, command, output).await,
         Command::Machine(command) => machine(&client, command, output).await,

@@ -48,6 +48,8 @@ pub enum Event {
     Power,
     /// An operator removes it from the books.
     Forget,
+    /// What was done with it is not known: the database was restored from a backup.
+    Doubted,
 }
 
 /// What an operator can ask for, with the word for it.
@@ -83,6 +85,9 @@ impl Lifecycle {
             (Self::Active | Self::Quarantined, Event::Release) => Some(Self::Releasing),
             (Self::Releasing, Event::Released) => Some(Self::Ready),
             (Self::Deploying | Self::Releasing, Event::Broke) => Some(Self::Quarantined),
+            // Someone's stays someone's: nothing happens to it before its release is asked for.
+            (Self::Active, Event::Doubted) => Some(self),
+            (_, Event::Doubted) => Some(Self::Quarantined),
             (Self::Ready | Self::Active | Self::Quarantined, Event::Power) => Some(self),
             (Self::Discovered | Self::Ready | Self::Quarantined, Event::Forget) => Some(self),
             _ => None,
@@ -147,7 +152,7 @@ mod tests {
 
     use expect_test::expect;
 
-    const EVENTS: [Event; 9] = [
+    const EVENTS: [Event; 10] = [
         Event::Adopt,
         Event::Deploy,
         Event::Deployed,
@@ -157,6 +162,7 @@ mod tests {
         Event::Broke,
         Event::Power,
         Event::Forget,
+        Event::Doubted,
     ];
 
     #[test]
@@ -171,17 +177,26 @@ mod tests {
         }
         expect![[r#"
             discovered Adopt: ready
+            discovered Forget: discovered
+            discovered Doubted: quarantined
             ready Deploy: deploying
             ready Power: ready
+            ready Forget: ready
+            ready Doubted: quarantined
             deploying Deployed: active
             deploying Undone: ready
             deploying Broke: quarantined
+            deploying Doubted: quarantined
             active Release: releasing
             active Power: active
+            active Doubted: active
             releasing Released: ready
             releasing Broke: quarantined
+            releasing Doubted: quarantined
             quarantined Release: releasing
             quarantined Power: quarantined
+            quarantined Forget: quarantined
+            quarantined Doubted: quarantined
         "#]]
         .assert_eq(&table);
     }

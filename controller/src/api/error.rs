@@ -218,7 +218,8 @@ impl From<Denied> for Error {
             | Denied::Unchanged
             | Denied::NotNew(..)
             | Denied::Same
-            | Denied::RunOver => Self::conflict(denied),
+            | Denied::RunOver
+            | Denied::RackRestored(_) => Self::conflict(denied),
         }
     }
 }

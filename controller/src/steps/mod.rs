@@ -126,7 +126,7 @@ impl<C: Commands> Look<'_, C> {
             Ok(ControllerResponse::Refused(reason)) => {
                 Ok(Sent::Waiting(WaitFor::Agent, format!("agent does not take the command: {reason}")))
             }
-            Ok(ControllerResponse::Stored(_) | ControllerResponse::Trusted) => {
+            Ok(ControllerResponse::Stored(_) | ControllerResponse::Trusted | ControllerResponse::Reported(_)) => {
                 Ok(Sent::Waiting(WaitFor::Agent, "agent answered another question".to_owned()))
             }
         }

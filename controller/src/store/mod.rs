@@ -10,6 +10,7 @@
 //! from before that are sealed when the database is opened.
 
 mod agents;
+mod backup;
 mod commands;
 mod events;
 mod health;
@@ -19,7 +20,7 @@ mod racks;
 mod runs;
 mod tokens;
 
-use std::{path::Path, str::FromStr, sync::Arc, time::Duration};
+use std::{os::unix::fs::OpenOptionsExt as _, path::Path, str::FromStr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use rackhand_common::{
@@ -33,6 +34,7 @@ use sqlx::{
 
 pub use self::{
     agents::Agent,
+    backup::{Contents, Examined, examine, read_backup, write_backup},
     commands::StoredCommand,
     events::{EventFilter, Happened, StoredEvent},
     images::{Image, ImageState, Stored},
@@ -82,6 +84,13 @@ impl Store {
     /// Opens the database, making it where there is none, and brings its schema up to date. Its
     /// secrets are sealed with `seal`, always the same for one database.
     pub async fn open(path: &Path, seal: Seal) -> Result<Self, StoreError> {
+        // SQLite takes an empty file for a new database, and gives its mode to those beside it.
+        match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(StoreError::Database(sqlx::Error::Io(error)));
+            }
+            _ => {}
+        }
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)

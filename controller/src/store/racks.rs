@@ -21,6 +21,9 @@ pub struct Rack {
     pub revision: u64,
     /// When it was made.
     pub created: Timestamp,
+    /// When the database was restored from a backup, while the rack's agent has not reported
+    /// since: until then nothing is allocated, erased or switched in it.
+    pub restored: Option<Timestamp>,
 }
 
 /// Why a provisioning network cannot work.
@@ -109,6 +112,13 @@ impl Store {
             .collect()
     }
 
+    /// Whether a rack waits for its agent's report after a restore.
+    pub async fn any_restored(&self) -> Result<bool, StoreError> {
+        let restored: i64 =
+            sqlx::query_scalar("SELECT COUNT(*) FROM racks WHERE restored IS NOT NULL").fetch_one(&self.pool).await?;
+        Ok(restored > 0)
+    }
+
     /// The revision of a rack's intent.
     pub async fn rack_revision(&self, id: RackId) -> Result<u64, StoreError> {
         let revision: Option<i64> = sqlx::query_scalar("SELECT revision FROM racks WHERE id = $1")
@@ -144,6 +154,26 @@ impl Tx {
         Ok(id)
     }
 
+    /// All racks wait for their agents' reports: the database was restored.
+    pub async fn freeze_racks(&mut self, now: Timestamp) -> Result<u64, StoreError> {
+        let frozen = sqlx::query("UPDATE racks SET restored = $1").bind(micros(now)).execute(&mut *self.inner).await?;
+        Ok(frozen.rows_affected())
+    }
+
+    /// The rack's agent has reported, and has this revision on its disk: the next one is higher.
+    pub async fn thaw_rack(&mut self, id: RackId, on_disk: u64) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE racks
+             SET restored = NULL, revision = CASE WHEN revision > $2 THEN revision ELSE $2 END + 1
+             WHERE id = $1",
+        )
+        .bind(id.to_string())
+        .bind(i64::try_from(on_disk).unwrap_or(0))
+        .execute(&mut *self.inner)
+        .await?;
+        Ok(())
+    }
+
     /// Counts up the revision of a rack's intent; to be called in every transaction that
     /// changes anything the intent tells. Gives the new revision.
     pub async fn touch_rack(&mut self, id: RackId) -> Result<u64, StoreError> {
@@ -176,6 +206,7 @@ fn read(row: &SqliteRow) -> Result<Rack, StoreError> {
             .map_err(|e| StoreError::Damaged("network", Box::new(e)))?,
         revision: row.try_get::<i64, _>("revision")? as u64,
         created: timestamp(row.try_get("created")?)?,
+        restored: row.try_get::<Option<i64>, _>("restored")?.map(timestamp).transpose()?,
     })
 }
 

@@ -9,6 +9,7 @@ mod machine;
 mod narrator;
 mod network;
 mod operator;
+mod packages;
 mod peers;
 mod rack;
 mod reference;
@@ -65,6 +66,11 @@ enum Verb {
         #[arg(long, default_value_t = 3)]
         repeat: usize,
     },
+    /// Tries the Debian packages on a machine of their own.
+    Packages {
+        #[command(flatten)]
+        tried: packages::Tried,
+    },
     /// Tells the gate's stories; the last line says how many were true.
     Stories {
         #[command(flatten)]
@@ -83,6 +89,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Tend { parts } => demo::tend(&parts),
         Verb::Bench { parts, repeat } => bench::run(&parts, repeat),
         Verb::Stories { parts, only } => story::tell(&parts, &only),
+        Verb::Packages { tried } => packages::tell(&tried),
     }
 }
 
