@@ -17,6 +17,11 @@ async fn a_revoked_agent_is_cut_off_within_five_seconds_and_gets_nothing_any_mor
     node.start(ahead(0)).await;
     node.connected().await;
     let (agent, thief) = (node.id(), node.stolen());
+    wait_for("the intent", async || {
+        let row = controller.agent(&agent).await;
+        if row["revision"].as_u64() > Some(0) { Ok(()) } else { Err(row.to_string()) }
+    })
+    .await;
     assert_eq!(chunk_as(&controller, thief.clone()).await, StatusCode::NOT_FOUND);
 
     let revoke = format!("/v1/agents/{agent}/revoke");
