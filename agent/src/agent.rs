@@ -29,7 +29,7 @@ use rackhand_common::{
 };
 
 use crate::{
-    clock::SystemClock,
+    clock::{SystemClock, SystemTimer},
     health::{self, Metrics},
     intent,
     ledger::Ledger,
@@ -222,6 +222,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
             spool: spool.clone(),
             intent: intent.clone(),
             clock: clock.clone(),
+            timer: Arc::new(SystemTimer::default()),
             metrics: counters.clone(),
         };
         let shutdown = shutdown.clone();
