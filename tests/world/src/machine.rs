@@ -97,6 +97,8 @@ pub struct Installer {
     pub key: KeyPin,
     /// Its ticket.
     pub ticket: String,
+    /// How often boot has refused that.
+    pub refusals: u32,
     /// Who it is, once it was admitted.
     pub admitted: Option<MachineId>,
     /// Whether its inventory was taken.
@@ -132,6 +134,9 @@ pub enum WorkStage {
     /// Its end is to be told.
     Ends(News),
 }
+
+/// Refusals of a ticket after which an installer restarts its machine.
+pub const REFUSALS: u32 = 8;
 
 /// Steps of an order, each some seconds long.
 pub const STEPS: u64 = 6;

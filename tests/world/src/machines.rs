@@ -21,7 +21,7 @@ use tower::ServiceExt as _;
 
 use crate::{
     fault::Part,
-    machine::{Asker, DISK, Home, Installer, OnDisk, Phase, STEPS, Trying, Work, WorkStage, answer, dhcp, failed},
+    machine::{Asker, DISK, Home, Installer, OnDisk, Phase, REFUSALS, STEPS, Trying, Work, WorkStage, answer, dhcp, failed},
     node::Cable,
     plant::Plant,
     world::{Happens, World},
@@ -106,6 +106,7 @@ impl World {
                 let installer = Installer {
                     key: KeyPin(key),
                     ticket,
+                    refusals: 0,
                     admitted: None,
                     inventoried: false,
                     epoch: Epoch(0),
@@ -308,11 +309,17 @@ impl World {
             let present = Present { ticket: installer.ticket.clone(), mac, uuid: None };
             let body = serde_json::to_vec(&present).expect("messages always serialize");
             let told = self.asks(at, Some(key), Method::POST, "/v1/ticket", Some(body)).await;
+            let refused = told.as_ref().is_some_and(|(status, _)| *status == StatusCode::FORBIDDEN);
             let admitted = told.filter(|(status, _)| status.is_success());
             let admitted = admitted.and_then(|(_, body)| serde_json::from_slice::<Admitted>(&body).ok());
             let wait = if admitted.is_some() { Duration::from_millis(100) } else { seconds(7) };
             if let Some(installer) = self.machine(at).installer() {
+                installer.refusals = if refused { installer.refusals + 1 } else { 0 };
                 installer.admitted = admitted.map(|admitted| admitted.machine);
+                if installer.refusals >= REFUSALS {
+                    self.say_machine(at, "gives its ticket up");
+                    return self.machine_starts(at);
+                }
             }
             return self.machine_in(at, wait);
         }
