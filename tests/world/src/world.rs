@@ -1049,14 +1049,18 @@ impl World {
             }
             .unzip();
             let (Some(spool), Some(clock)) = (spool, clock) else { continue };
-            let number = &mut node.notes[part as usize];
-            *number += 1;
-            let (number, source) = (*number, source(rack, part));
-            let what = What::TicketRefused { reason: note_text(number, &source) };
-            let stored = spool.append(vec![Event { at: clock.now().wall, machine: None, what }]).await.is_ok();
+            // Now and then so many that a spool nobody takes from has to drop some.
+            let count = if self.rng.percent(3) { 200 } else { 1 };
+            let first = node.notes[part as usize] + 1;
+            node.notes[part as usize] += count;
+            let (numbers, source) = (first..first + count, source(rack, part));
+            let note = |number| What::TicketRefused { reason: note_text(number, &source) };
+            let at = clock.now().wall;
+            let events = numbers.clone().map(|number| Event { at, machine: None, what: note(number) }).collect();
+            let stored = spool.append(events).await.is_ok();
             let cut = self.nodes[rack].is_cut(part);
             if stored && !cut {
-                self.oracles.noted(&source, number);
+                numbers.for_each(|number| self.oracles.noted(&source, number));
             }
             if cut {
                 self.power_went(rack, part);
@@ -1064,7 +1068,7 @@ impl World {
         }
         self.local_soon(rack);
         if self.time.passed() < self.faults_end() {
-            let wait = if self.month { seconds(1800) } else { seconds(120) };
+            let wait = if self.month { seconds(6 * 3600) } else { seconds(400) };
             self.after(wait, Happens::Note(rack));
         }
     }
