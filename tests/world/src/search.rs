@@ -97,3 +97,11 @@ fn sum(a: Tally, b: Tally) -> Tally {
         notes: a.notes + b.notes,
     }
 }
+
+/// The first of so many seeds in which a planted bug breaks its promise, as the oracle says.
+pub fn caught(plant: Plant, seeds: u64, length: Duration) -> Option<u64> {
+    (1..=seeds).find(|seed| {
+        let outcome = World::run(Options { plant: Some(plant), ..Options::of(*seed, length) });
+        outcome.violations.iter().any(|violation| violation.promise == plant.breaks())
+    })
+}

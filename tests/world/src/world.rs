@@ -180,6 +180,8 @@ pub struct World {
     /// Since when all rest, with the revisions of then.
     rests: Option<(Duration, Vec<u64>, u64)>,
     tally: Tally,
+    /// When the planted bug raised a revision last.
+    flapped: Duration,
     over: bool,
     _dir: tempfile::TempDir,
 }
@@ -273,6 +275,7 @@ impl World {
             local: vec![false; size.racks],
             rests: None,
             tally: Tally::default(),
+            flapped: Duration::ZERO,
             over: false,
             _dir: dir,
         };
@@ -500,8 +503,10 @@ impl World {
         }
         debug_assert_eq!(before, self.tally.restarts);
         if self.plant == Some(Plant::IntentFlaps)
+            && self.flapped + seconds(60) < self.time.passed()
             && let Ok(mut tx) = self.truth.begin().await
         {
+            self.flapped = self.time.passed();
             let _ = tx.touch_rack(self.nodes[0].rack).await;
             let _ = tx.commit().await;
         }
