@@ -275,12 +275,7 @@ impl From<Response> for ControllerResponse {
 
 /// Brings power to a state and reads it back; whether that changed anything. A device that
 /// does not answer is asked again until [`SETTLE`] has passed, one that says no is not.
-pub async fn settle(
-    timer: &dyn Timer,
-    driver: &dyn Power,
-    target: &Target,
-    wanted: State,
-) -> Result<bool, PowerError> {
+pub async fn settle(timer: &dyn Timer, driver: &dyn Power, target: &Target, wanted: State) -> Result<bool, PowerError> {
     if patiently(timer, || driver.status(target)).await? == wanted {
         return Ok(false);
     }
@@ -579,7 +574,10 @@ mod tests {
         let bench = Bench { silent: Mutex::new(2), ..Bench::new(State::Off) };
         assert!(settle(&SystemTimer::default(), &bench, &target(), State::On).await.unwrap());
         let dead = Bench { silent: Mutex::new(3), ..Bench::new(State::Off) };
-        assert!(matches!(settle(&SystemTimer::default(), &dead, &target(), State::On).await, Err(PowerError::Unreachable(_))));
+        assert!(matches!(
+            settle(&SystemTimer::default(), &dead, &target(), State::On).await,
+            Err(PowerError::Unreachable(_))
+        ));
     }
 
     #[tokio::test(start_paused = true)]

@@ -181,9 +181,6 @@ impl Hub {
                 command.epoch = machine.epoch;
             }
         }
-        if self.plant == Some(Plant::AgentForgetsDeadline) {
-            command.within = Duration::from_secs(86400);
-        }
         let received = clock.now().mono;
         let response = executor.accept(&command, received).await;
         self.history.say(&format!("r{}/agent", rack + 1), format!("command {}: {response:?}", command.id));
@@ -203,7 +200,11 @@ impl Hub {
             let mut inner = self.lock();
             for _ in 0..3 {
                 let after = inner.rng.between(Duration::from_secs(60), Duration::from_secs(3600));
-                inner.uplinks[rack].late.push((after, u64::MAX, command.clone()));
+                let again = Command { id: CommandId::fresh(), ..command.clone() };
+                if let Some(asked) = inner.asked.get(&command.id).cloned() {
+                    inner.asked.insert(again.id, asked);
+                }
+                inner.uplinks[rack].late.push((after, u64::MAX, again));
             }
         }
         match fate {
@@ -398,7 +399,11 @@ impl Power for Driver {
             match trouble {
                 Some(Trouble::Stubborn) => {}
                 Some(Trouble::Late) => {
-                    bmcs.later.insert((now + Duration::from_secs(90), mac, wanted == State::On, command));
+                    // One that is told again what it is about to do does it once.
+                    let on = wanted == State::On;
+                    if !bmcs.later.iter().any(|later| (later.1, later.2) == (mac, on)) {
+                        bmcs.later.insert((now + Duration::from_secs(90), mac, on, command));
+                    }
                 }
                 _ => bmcs.switch(mac, wanted, command),
             }

@@ -21,7 +21,9 @@ use tower::ServiceExt as _;
 
 use crate::{
     fault::Part,
-    machine::{Asker, DISK, Home, Installer, OnDisk, Phase, REFUSALS, STEPS, Trying, Work, WorkStage, answer, dhcp, failed},
+    machine::{
+        Asker, DISK, Home, Installer, OnDisk, Phase, REFUSALS, STEPS, Trying, Work, WorkStage, answer, dhcp, failed,
+    },
     node::Cable,
     plant::Plant,
     world::{Happens, World},
@@ -36,7 +38,7 @@ const TRIES: u32 = 8;
 
 /// How long a known machine may need for its address and its script, when nothing but the
 /// controller is missing.
-const BOOTS_WITHIN: Duration = seconds(180);
+const BOOTS_WITHIN: Duration = seconds(30);
 
 impl World {
     /// A machine got power, or was reset.
@@ -196,8 +198,7 @@ impl World {
             self.history.name(holder.machine, &self.machines[at.0][at.1].name);
         }
         let others = self.machines[at.0].iter().enumerate().filter(|(index, _)| *index != at.1);
-        let others: Vec<_> =
-            others.filter_map(|(_, other)| Some((other.name.clone(), other.address?))).collect();
+        let others: Vec<_> = others.filter_map(|(_, other)| Some((other.name.clone(), other.address?))).collect();
         let name = self.machines[at.0][at.1].name.clone();
         self.oracles.acknowledged(now, (at.0, &name, mac, address), others.into_iter(), planned);
         self.machines[at.0][at.1].address = Some(address);
@@ -379,7 +380,8 @@ impl World {
                 self.say_machine(at, "restarts, as told");
                 self.machine_starts(at);
             }
-            Task::Deploy(DeployTask { ref warrant, .. }) | Task::Erase(rackhand_common::channel::EraseTask { ref warrant }) => {
+            Task::Deploy(DeployTask { ref warrant, .. })
+            | Task::Erase(rackhand_common::channel::EraseTask { ref warrant }) => {
                 let order = (warrant.run, warrant.attempt);
                 if installer.work.as_ref().is_some_and(|work| work.order == order) {
                     return;
@@ -473,7 +475,12 @@ impl World {
         }
     }
 
-    async fn report(&mut self, at: (usize, usize), (run, attempt): (rackhand_common::id::RunId, u32), news: News) -> bool {
+    async fn report(
+        &mut self,
+        at: (usize, usize),
+        (run, attempt): (rackhand_common::id::RunId, u32),
+        news: News,
+    ) -> bool {
         let Some(installer) = self.machine(at).installer() else { return false };
         let key = installer.key;
         let body = serde_json::to_vec(&Report { run, attempt, news }).expect("messages always serialize");

@@ -68,9 +68,9 @@ fn main() -> ExitCode {
 }
 
 fn one(arguments: &Arguments, seed: u64, length: Duration, plant: Option<Plant>) -> ExitCode {
-    let mut options = Options { plant, ..Options::of(seed, length) };
+    let mut options = rackhand_world::search::options(seed, length, plant);
     if let Some(kept) = &arguments.faults {
-        let planned = World::planned(&options);
+        let planned = options.faults.take().unwrap_or_else(|| World::planned(&options));
         let kept: Vec<usize> = kept.split(',').filter_map(|number| number.parse().ok()).collect();
         let faults = planned.into_iter().enumerate().filter(|(index, _)| kept.contains(index));
         options.faults = Some(faults.map(|(_, fault)| fault).collect());
@@ -94,7 +94,7 @@ fn many(arguments: &Arguments, length: Duration, plant: Option<Plant>) -> ExitCo
     let Some((seed, outcome)) = found.failed.into_iter().next() else { return ExitCode::SUCCESS };
     let Some(violation) = outcome.violations.first() else { return ExitCode::SUCCESS };
     println!("\nseed {seed}: {violation}\ncutting down its {} faults", outcome.faults.len());
-    let options = Options { plant, ..Options::of(seed, length) };
+    let options = rackhand_world::search::options(seed, length, plant);
     let (needed, cut) = minimise(&options, violation.promise, outcome.faults.clone());
     let cut = cut.unwrap_or(World::run(Options { faults: Some(needed.clone()), ..options }));
     println!("{}", cut.history);

@@ -173,13 +173,13 @@ impl Node {
             tx.delete_table(TableDefinition::<u128, &[u8]>::new("ledger_commands"))?;
             tx.commit()?;
         }
-        let (current, old) = (dir.join("intent.json"), dir.join("intent.old"));
-        if plant == Some(Plant::IntentGoesBack) && current.exists() {
-            if old.exists() {
-                fs::copy(&old, &current)?;
-            } else {
-                fs::copy(&current, &old)?;
-            }
+        let file = dir.join("intent.json");
+        if plant == Some(Plant::IntentGoesBack)
+            && let Ok(text) = fs::read(&file)
+        {
+            let mut old: rackhand_common::intent::Intent = serde_json::from_slice(&text)?;
+            old.revision = old.revision.saturating_sub(1);
+            fs::write(&file, serde_json::to_vec(&old)?)?;
         }
         let timelines = Timelines::open(&database)?;
         let spool = Spool::simulated(database.clone(), EVENTS, Some(timelines))?;

@@ -198,6 +198,16 @@ impl Oracles {
 
     /// P6: the runs in progress after a pass of the runner.
     pub fn runs(&mut self, at: Duration, wall: Timestamp, up_since: Duration, runs: &[Run]) {
+        // Those that have moved on since the last look, perhaps because they were overdue.
+        let moved = |id: &RunId, limit: &Limit| {
+            runs.iter().find(|run| run.id == *id).is_none_or(|run| run.waiting_until != Some(limit.until))
+        };
+        let overdue =
+            self.limits.iter().filter(|(id, limit)| moved(id, limit) && at > limit.deadline.max(up_since) + ALERT);
+        let late: Vec<_> = overdue.map(|(id, limit)| (*id, (at - limit.deadline).as_secs())).collect();
+        for (run, late) in late {
+            self.broken(Promise::P6, at, format!("run {run} was looked at {late} s after its limit"));
+        }
         self.limits.retain(|id, _| runs.iter().any(|run| run.id == *id));
         for run in runs {
             let (Some(waiting), Some(until)) = (run.waiting_for, run.waiting_until) else {

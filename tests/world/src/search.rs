@@ -39,7 +39,7 @@ pub fn search(first: u64, seeds: u64, length: Duration, plant: Option<Plant>, th
                     if seed >= first.saturating_add(seeds) || lock().failed.len() >= enough {
                         return;
                     }
-                    let outcome = World::run(Options { plant, ..Options::of(seed, length) });
+                    let outcome = World::run(options(seed, length, plant));
                     let mut found = lock();
                     found.seeds += 1;
                     found.tally = sum(found.tally, outcome.tally);
@@ -98,10 +98,23 @@ fn sum(a: Tally, b: Tally) -> Tally {
     }
 }
 
+/// The world of a seed, with a bug or without.
+pub fn options(seed: u64, length: Duration, plant: Option<Plant>) -> Options {
+    plant.map_or_else(|| Options::of(seed, length), |plant| planted(plant, seed, length))
+}
+
+/// The world of a seed with a planted bug, and what gives it occasion.
+fn planted(plant: Plant, seed: u64, length: Duration) -> Options {
+    let options = Options { plant: Some(plant), ..Options::of(seed, length) };
+    let mut faults = World::planned(&options);
+    faults.extend(plant.occasions());
+    Options { faults: Some(faults), ..options }
+}
+
 /// The first of so many seeds in which a planted bug breaks its promise, as the oracle says.
 pub fn caught(plant: Plant, seeds: u64, length: Duration) -> Option<u64> {
     (1..=seeds).find(|seed| {
-        let outcome = World::run(Options { plant: Some(plant), ..Options::of(*seed, length) });
+        let outcome = World::run(planted(plant, *seed, length));
         outcome.violations.iter().any(|violation| violation.promise == plant.breaks())
     })
 }

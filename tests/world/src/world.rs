@@ -303,10 +303,7 @@ impl World {
                 node: format!("10.77.{}.1/24", index + 1).parse()?,
                 gateway: None,
                 dns: Vec::new(),
-                delegated: (
-                    format!("10.77.{}.100", index + 1).parse()?,
-                    format!("10.77.{}.150", index + 1).parse()?,
-                ),
+                delegated: (format!("10.77.{}.100", index + 1).parse()?, format!("10.77.{}.150", index + 1).parse()?),
             };
             let name = format!("r{}", index + 1);
             let rack = tx.insert_rack(now, &name, &SoundNetwork::try_from(network)?).await?;
@@ -321,6 +318,7 @@ impl World {
                 let bmc = Bmc { power: Power::Off, network_once: false, trouble: None };
                 node.bmcs.lock().machines.insert(machine.mac, bmc);
             }
+            node.boot_disk.set_lying(self.plant == Some(Plant::BootDiskLies));
             self.nodes.push(node);
             self.machines.push(machines);
         }
@@ -472,6 +470,9 @@ impl World {
     }
 
     fn wake_runner(&mut self, wait: Duration) {
+        if self.plant == Some(Plant::RunnerSleeps) && wait < seconds(1) && self.controller.busy {
+            return;
+        }
         self.controller.schedule += 1;
         let schedule = self.controller.schedule;
         self.after(wait, Happens::Pass(schedule));
@@ -518,7 +519,7 @@ impl World {
             self.push(rack).await;
         }
         let wait = if self.plant == Some(Plant::RunnerSleeps) {
-            seconds(1800)
+            seconds(437)
         } else if self.controller.busy {
             seconds(20)
         } else {
@@ -662,7 +663,8 @@ impl World {
         let Some(agent) = &mut self.nodes[rack].agent else { return };
         agent.sending = false;
         let believed = number >= highest || self.plant.is_some();
-        let noted = agent.ledger.welcomed(number).await.is_ok() && agent.spool.acknowledge(row.next_event).await.is_ok();
+        let noted =
+            agent.ledger.welcomed(number).await.is_ok() && agent.spool.acknowledge(row.next_event).await.is_ok();
         if self.agent_worked(rack) || !noted || !believed {
             return self.after(again, Happens::Dial(rack));
         }
@@ -711,9 +713,6 @@ impl World {
         }
         let Ok((first, events)) = agent.spool.batch(256).await else { return };
         agent.sending = true;
-        if self.plant == Some(Plant::EventsForgottenWhenSent) {
-            let _ = agent.spool.acknowledge(first + events.len() as u64).await;
-        }
         let again = Message::Events(first, events.clone());
         self.send(rack, connection, Message::Events(first, events), Some(again));
     }
@@ -804,12 +803,15 @@ impl World {
         }
     }
 
-    async fn take(&mut self, rack: usize, connection: u64, mut first: u64, events: Vec<Event>) {
+    async fn take(&mut self, rack: usize, connection: u64, mut first: u64, mut events: Vec<Event>) {
         let (store, id, agent) = (self.controller.store.clone(), self.nodes[rack].rack, self.nodes[rack].id);
         if self.plant == Some(Plant::EventsTakenTwice)
             && let Ok(row) = self.truth.agent(agent).await
         {
             first = first.max(row.next_event);
+        }
+        if self.plant == Some(Plant::EventsMistaken) {
+            events.iter_mut().skip(2).step_by(3).for_each(|event| event.what = What::Lost);
         }
         for event in &events {
             let machine = event.machine.map(|id| format!("{id}: ")).unwrap_or_default();
@@ -1111,8 +1113,7 @@ impl World {
     }
 
     async fn perform_in(&mut self, rack: usize) {
-        let machines: Vec<_> =
-            self.nodes[rack].agent.iter().flat_map(|agent| agent.lanes.keys().copied()).collect();
+        let machines: Vec<_> = self.nodes[rack].agent.iter().flat_map(|agent| agent.lanes.keys().copied()).collect();
         for machine in machines {
             loop {
                 let now = self.time.passed();
@@ -1360,7 +1361,9 @@ impl World {
             let wanted = self.truth.rack_revision(node.rack).await.unwrap_or_default();
             let (at_agent, at_boot) = (agent.intent.revision(), boot.services.intent.revision());
             if (at_agent, at_boot) != (wanted, wanted) {
-                return Some(format!("{name} is wanted at revision {wanted}, its agent has {at_agent}, boot {at_boot}"));
+                return Some(format!(
+                    "{name} is wanted at revision {wanted}, its agent has {at_agent}, boot {at_boot}"
+                ));
             }
             if boot.services.spool.waiting() > 0 || agent.spool.waiting() > 0 {
                 return Some(format!("{name} has events that nobody took"));
@@ -1393,7 +1396,11 @@ impl World {
         }
         if now > self.faults_end() + REST_WITHIN {
             let what = restless.unwrap_or_else(|| "it moves again and again".into());
-            self.oracles.broken(Promise::Converges, now, format!("not at rest {} s later: {what}", REST_WITHIN.as_secs()));
+            self.oracles.broken(
+                Promise::Converges,
+                now,
+                format!("not at rest {} s later: {what}", REST_WITHIN.as_secs()),
+            );
             self.over = true;
         }
         if !self.over {
@@ -1435,10 +1442,8 @@ impl World {
         }
         self.tally.lived = now;
         self.tally.notes = self.oracles.notes() as u64;
-        let renamed = |violation: &Violation| Violation {
-            what: self.history.renamed(&violation.what),
-            ..violation.clone()
-        };
+        let renamed =
+            |violation: &Violation| Violation { what: self.history.renamed(&violation.what), ..violation.clone() };
         let violations = self.oracles.violations.iter().map(renamed).collect();
         Outcome { history: self.history.text(), violations, faults: self.faults.clone(), tally: self.tally }
     }

@@ -27,15 +27,14 @@ macro_rules! planted {
 }
 
 planted! {
-    p1_catches_an_agent_that_forgets_the_epoch: AgentForgetsEpoch, 100;
-    p2_catches_a_boot_whose_disk_lies: BootDiskLies, 100;
+    p1_catches_an_agent_that_forgets_the_epoch: AgentForgetsEpoch, 40;
+    p2_catches_a_boot_whose_disk_lies: BootDiskLies, 40;
     p3_catches_a_boot_that_loses_leases: BootLosesLeases, 20;
     p4_catches_a_boot_that_asks_the_controller: BootAsksController, 20;
-    p5_catches_a_ledger_that_forgets: LedgerForgets, 100;
-    p5_catches_a_command_begun_too_late: AgentForgetsDeadline, 100;
+    p5_catches_a_ledger_that_forgets: LedgerForgets, 40;
     p6_catches_a_runner_that_sleeps: RunnerSleeps, 40;
     p7_catches_events_taken_twice: EventsTakenTwice, 20;
-    p7_catches_events_forgotten_when_sent: EventsForgottenWhenSent, 20;
+    p7_catches_events_taken_for_others: EventsMistaken, 20;
     revisions_that_go_back_are_caught: IntentGoesBack, 20;
     connection_numbers_that_go_back_are_caught: ConnectionsGoBack, 20;
     an_intent_that_never_rests_is_caught: IntentFlaps, 5;
