@@ -104,7 +104,7 @@ impl World {
             Phase::Kernel(ticket) => {
                 let ticket = ticket.clone();
                 let mut key = [0; 32];
-                key.chunks_mut(8).for_each(|part| part.copy_from_slice(&self.rng.next().to_be_bytes()));
+                key.chunks_mut(8).for_each(|part| part.copy_from_slice(&self.rng.draw().to_be_bytes()));
                 let installer = Installer {
                     key: KeyPin(key),
                     ticket,

@@ -145,7 +145,7 @@ impl Node {
     pub fn new(time: &Time, rack: RackId, id: AgentId, address: Ipv4Addr, dir: PathBuf, rng: &mut Rng) -> Result<Self> {
         fs::create_dir_all(dir.join("agent"))?;
         fs::create_dir_all(dir.join("boot"))?;
-        let mut disk = || Disk::new(Rng::new(rng.next(), 0));
+        let mut disk = || Disk::new(Rng::new(rng.draw(), 0));
         Ok(Self {
             rack,
             id,
