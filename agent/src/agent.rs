@@ -29,7 +29,7 @@ use rackhand_common::{
 };
 
 use crate::{
-    clock::SystemClock,
+    clock::{SystemClock, SystemTimer},
     health::{self, Metrics},
     intent,
     ledger::Ledger,
@@ -223,6 +223,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
             intent: intent.clone(),
             boot_has: boot_has.subscribe(),
             clock: clock.clone(),
+            timer: Arc::new(SystemTimer::default()),
             metrics: counters.clone(),
         };
         let shutdown = shutdown.clone();

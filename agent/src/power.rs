@@ -20,7 +20,7 @@ use tokio::{
     process,
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
-    time::{Instant, sleep, timeout},
+    time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -33,6 +33,7 @@ use rackhand_common::{
 };
 
 use crate::{
+    clock::Timer,
     health::Metrics,
     intent,
     ledger::{Begun, Ledger},
@@ -116,6 +117,8 @@ pub struct Executor {
     pub boot_has: watch::Receiver<u64>,
     /// The present.
     pub clock: Arc<dyn Clock>,
+    /// How a slow device is waited for.
+    pub timer: Arc<dyn Timer>,
     /// Where commands are counted.
     pub metrics: Arc<Metrics>,
 }
@@ -157,7 +160,9 @@ impl Executor {
         works.wait().await;
     }
 
-    async fn accept(&self, command: &Command, received: Mono) -> Response {
+    /// Judges a command that came at `received` and writes it down; a fresh one is to be
+    /// [performed](Self::perform) after those of its machine that came before. For one task only.
+    pub async fn accept(&self, command: &Command, received: Mono) -> Response {
         if let Err(reason) = self.judge(command, received) {
             return Response::Refused(reason);
         }
@@ -188,7 +193,8 @@ impl Executor {
         Ok(Target { id: machine.id, name: machine.name.clone(), macs: machine.macs.clone() })
     }
 
-    async fn perform(&self, command: Command, received: Mono) {
+    /// Performs an accepted command, or refuses it when its time or epoch is over by now.
+    pub async fn perform(&self, command: Command, received: Mono) {
         if command.action == Action::NetworkBoot {
             self.wait_for_boot().await;
         }
@@ -225,7 +231,7 @@ impl Executor {
     async fn act(&self, target: &Target, action: Action) -> Result<(), PowerError> {
         match action {
             Action::PowerStatus => {
-                let state = patiently(|| self.driver.status(target)).await?;
+                let state = patiently(&*self.timer, || self.driver.status(target)).await?;
                 self.tell(target, vec![What::Power(state)]).await;
                 Ok(())
             }
@@ -233,7 +239,7 @@ impl Executor {
             Action::PowerOff => self.bring(target, State::Off).await,
             Action::PowerCycle => self.cycle(target).await,
             Action::NetworkBoot => {
-                patiently(|| self.driver.network_boot_once(target)).await?;
+                patiently(&*self.timer, || self.driver.network_boot_once(target)).await?;
                 self.cycle(target).await
             }
         }
@@ -241,12 +247,12 @@ impl Executor {
 
     async fn cycle(&self, target: &Target) -> Result<(), PowerError> {
         self.bring(target, State::Off).await?;
-        sleep(PAUSE).await;
+        self.timer.sleep(PAUSE).await;
         self.bring(target, State::On).await
     }
 
     async fn bring(&self, target: &Target, wanted: State) -> Result<(), PowerError> {
-        let changed = settle(&*self.driver, target, wanted).await?;
+        let changed = settle(&*self.timer, &*self.driver, target, wanted).await?;
         let mut news = vec![What::Power(wanted)];
         if changed && wanted == State::On {
             news.insert(0, What::Stage(Stage::PoweredOn));
@@ -266,10 +272,14 @@ impl Executor {
 
 /// What became of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Response {
+pub enum Response {
+    /// It is in the ledger now, and to be performed.
     Fresh,
+    /// It came before and has not ended.
     Running,
+    /// It has ended.
     Known(Outcome),
+    /// It is not in the ledger and has no effect.
     Refused(String),
 }
 
@@ -285,37 +295,37 @@ impl From<Response> for ControllerResponse {
 
 /// Brings power to a state and reads it back; whether that changed anything. A device that
 /// does not answer is asked again until [`SETTLE`] has passed, one that says no is not.
-pub async fn settle(driver: &dyn Power, target: &Target, wanted: State) -> Result<bool, PowerError> {
-    if patiently(|| driver.status(target)).await? == wanted {
+pub async fn settle(timer: &dyn Timer, driver: &dyn Power, target: &Target, wanted: State) -> Result<bool, PowerError> {
+    if patiently(timer, || driver.status(target)).await? == wanted {
         return Ok(false);
     }
-    let until = Instant::now() + SETTLE;
+    let until = timer.now().plus(SETTLE);
     loop {
-        patiently(|| driver.set(target, wanted)).await?;
-        let again = Instant::now() + REPEAT;
+        patiently(timer, || driver.set(target, wanted)).await?;
+        let again = timer.now().plus(REPEAT);
         loop {
-            if patiently(|| driver.status(target)).await? == wanted {
+            if patiently(timer, || driver.status(target)).await? == wanted {
                 return Ok(true);
             }
-            if Instant::now() > until {
+            if timer.now() > until {
                 let state = if wanted == State::On { "off" } else { "on" };
                 return Err(PowerError::Unreachable(format!("power is still {state} after {} s", SETTLE.as_secs())));
             }
-            if Instant::now() > again {
+            if timer.now() > again {
                 break;
             }
-            sleep(POLL).await;
+            timer.sleep(POLL).await;
         }
     }
 }
 
 /// Asks until there is an answer, or a refusal, or three silences.
-async fn patiently<'a, T>(ask: impl Fn() -> Answer<'a, T>) -> Result<T, PowerError> {
+async fn patiently<'a, T>(timer: &dyn Timer, ask: impl Fn() -> Answer<'a, T>) -> Result<T, PowerError> {
     for _ in 0..2 {
         match ask().await {
             Err(PowerError::Unreachable(reason)) => {
                 tracing::debug!(reason, "a power driver did not answer; asking again");
-                sleep(2 * POLL).await;
+                timer.sleep(2 * POLL).await;
             }
             answer => return answer,
         }
@@ -510,8 +520,13 @@ mod tests {
         intent::{Boot, Intent, MachineIntent, Network},
     };
 
+    use tokio::time::Instant;
+
     use super::*;
-    use crate::{clock::SystemClock, spool::open_database};
+    use crate::{
+        clock::{SystemClock, SystemTimer},
+        spool::open_database,
+    };
 
     /// A machine on a bench: what it was asked is written down.
     struct Bench {
@@ -570,23 +585,26 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_machine_that_is_there_already_is_not_touched() {
         let bench = Bench::new(State::On);
-        assert!(!settle(&bench, &target(), State::On).await.unwrap());
+        assert!(!settle(&SystemTimer::default(), &bench, &target(), State::On).await.unwrap());
         assert_eq!(bench.acts(), [""; 0]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_driver_that_is_silent_twice_is_asked_again() {
         let bench = Bench { silent: Mutex::new(2), ..Bench::new(State::Off) };
-        assert!(settle(&bench, &target(), State::On).await.unwrap());
+        assert!(settle(&SystemTimer::default(), &bench, &target(), State::On).await.unwrap());
         let dead = Bench { silent: Mutex::new(3), ..Bench::new(State::Off) };
-        assert!(matches!(settle(&dead, &target(), State::On).await, Err(PowerError::Unreachable(_))));
+        assert!(matches!(
+            settle(&SystemTimer::default(), &dead, &target(), State::On).await,
+            Err(PowerError::Unreachable(_))
+        ));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_device_that_says_yes_and_does_nothing_is_named_in_the_end() {
         let bench = Bench { stuck: true, ..Bench::new(State::On) };
         let start = Instant::now();
-        let error = settle(&bench, &target(), State::Off).await.unwrap_err();
+        let error = settle(&SystemTimer::default(), &bench, &target(), State::Off).await.unwrap_err();
         assert_eq!(error.to_string(), "unreachable: power is still on after 120 s");
         assert!(start.elapsed() < SETTLE + 2 * REPEAT);
         assert!(bench.acts().len() <= 5, "asked again now and then: {:?}", bench.acts());
@@ -615,7 +633,7 @@ mod tests {
             let (calls, receiver) = mpsc::channel(8);
             let bench = Arc::new(bench);
             let metrics = Arc::new(Metrics::default());
-            let boot = watch::Sender::new(1);
+            let (boot, timer) = (watch::Sender::new(1), Arc::new(SystemTimer::default()));
             let executor = Executor {
                 driver: bench.clone(),
                 ledger,
@@ -623,6 +641,7 @@ mod tests {
                 intent,
                 boot_has: boot.subscribe(),
                 clock,
+                timer,
                 metrics,
             };
             tokio::spawn(executor.run(receiver, CancellationToken::new()));
@@ -685,7 +704,7 @@ mod tests {
         let start = Instant::now();
         assert_eq!(rack.call(&rack.command(Action::NetworkBoot)).await, ControllerResponse::Accepted);
         let follows = async {
-            sleep(Duration::from_secs(5)).await;
+            tokio::time::sleep(Duration::from_secs(5)).await;
             rack.boot.send_replace(1);
         };
         let (told, ()) = tokio::join!(rack.told(), follows);

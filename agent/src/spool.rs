@@ -2,7 +2,8 @@
 //! until the controller has them.
 //!
 //! One thread writes. It takes whatever is queued, puts it into one transaction and commits
-//! once (group commit), so that a burst costs one flush to stable storage.
+//! once (group commit), so that a burst costs one flush to stable storage. A simulation has
+//! no such thread ([`Spool::simulated`]): whoever asks writes, so that one seed has one history.
 //!
 //! Invariants:
 //! - An event that [`Spool::append`] returned for is on stable storage. A process killed or
@@ -21,7 +22,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -105,7 +106,7 @@ pub struct Spool(Arc<Inner>);
 struct Inner {
     database: Arc<Database>,
     id: Uuid,
-    queue: Option<mpsc::Sender<Write>>,
+    queue: Queue,
     /// Offered events that found the queue full; the writer turns them into a gap.
     lost: Arc<AtomicU64>,
     waiting: watch::Receiver<u64>,
@@ -114,7 +115,7 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.queue.take();
+        self.queue = Queue::Closed;
         if let Some(writer) = self.writer.take() {
             // The writer ends by itself once the queue is closed and empty.
             let _ = writer.join();
@@ -136,6 +137,22 @@ impl Spool {
     }
 
     fn with_bounds(database: Arc<Database>, bounds: Bounds, timelines: Option<Timelines>) -> Result<Self, SpoolError> {
+        Self::opened(database, bounds, timelines, true)
+    }
+
+    /// A spool without a thread: a request is written, with all that was offered before it, by
+    /// whoever makes it. What is offered waits for the next request, as in a queue.
+    pub fn simulated(database: Arc<Database>, limit: u64, timelines: Option<Timelines>) -> Result<Self, SpoolError> {
+        let bounds = Bounds { limit: limit.max(2 * MAX_BATCH as u64), kept: MAX_BATCH as u64 };
+        Self::opened(database, bounds, timelines, false)
+    }
+
+    fn opened(
+        database: Arc<Database>,
+        bounds: Bounds,
+        timelines: Option<Timelines>,
+        threaded: bool,
+    ) -> Result<Self, SpoolError> {
         let tx = database.begin_write()?;
         let stored = {
             let mut identity = tx.open_table(IDENTITY)?;
@@ -149,16 +166,19 @@ impl Spool {
         tx.commit()?;
         let (id, length) = stored;
 
-        let (queue, requests) = mpsc::channel(QUEUE);
         let (length_changed, waiting) = watch::channel(length);
         let lost = Arc::new(AtomicU64::new(0));
         let writer =
             Writer { database: database.clone(), bounds, timelines, lost: lost.clone(), length: length_changed };
-        let writer = std::thread::Builder::new()
-            .name("spool".into())
-            .spawn(move || writer.run(requests))
-            .map_err(redb::Error::Io)?;
-        Ok(Self(Arc::new(Inner { database, id, queue: Some(queue), lost, waiting, writer: Some(writer) })))
+        let (queue, thread) = if threaded {
+            let (queue, requests) = mpsc::channel(QUEUE);
+            let thread = std::thread::Builder::new().name("spool".into());
+            let thread = thread.spawn(move || writer.run(requests)).map_err(redb::Error::Io)?;
+            (Queue::Thread(queue), Some(thread))
+        } else {
+            (Queue::Inline(Mutex::new(Inline { writer, offered: Vec::new() })), None)
+        };
+        Ok(Self(Arc::new(Inner { database, id, queue, lost, waiting, writer: thread })))
     }
 
     /// Names this spool: numbers begin again in another.
@@ -181,7 +201,12 @@ impl Spool {
     /// dropped, and counted in the gap that stands in its place.
     pub fn offer(&self, event: Event) {
         let write = Write::Append { events: vec![event], also: None, answer: None };
-        if self.queue().try_send(write).is_err() {
+        let queued = match &self.0.queue {
+            Queue::Thread(queue) => queue.try_send(write).is_ok(),
+            Queue::Inline(inline) => lock(inline).offer(write),
+            Queue::Closed => false,
+        };
+        if !queued {
             self.0.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -222,16 +247,16 @@ impl Spool {
         *self.0.waiting.borrow()
     }
 
-    fn queue(&self) -> &mpsc::Sender<Write> {
-        self.0.queue.as_ref().expect("the queue is closed only when the last handle goes")
-    }
-
     async fn request<T>(
         &self,
         write: impl FnOnce(oneshot::Sender<Result<T, SpoolError>>) -> Write,
     ) -> Result<T, SpoolError> {
         let (answer, answered) = oneshot::channel();
-        self.queue().send(write(answer)).await.map_err(|_| SpoolError::Closed)?;
+        match &self.0.queue {
+            Queue::Thread(queue) => queue.send(write(answer)).await.map_err(|_| SpoolError::Closed)?,
+            Queue::Inline(inline) => lock(inline).write(write(answer)),
+            Queue::Closed => return Err(SpoolError::Closed),
+        }
         answered.await.map_err(|_| SpoolError::Closed)?
     }
 }
@@ -269,6 +294,16 @@ enum Write {
     Acknowledge { next: u64, answer: Answer<()> },
 }
 
+impl std::fmt::Debug for Write {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Append { .. } => "Append",
+            Self::Take { .. } => "Take",
+            Self::Acknowledge { .. } => "Acknowledge",
+        })
+    }
+}
+
 /// Answers kept back until the transaction they belong to is committed.
 enum Pending {
     Nobody { events: u64 },
@@ -276,6 +311,44 @@ enum Pending {
     Next(Answer<u64>, u64),
 }
 
+/// How requests reach the writer.
+#[derive(Debug)]
+enum Queue {
+    /// It has a thread of its own.
+    Thread(mpsc::Sender<Write>),
+    /// Whoever asks does its work.
+    Inline(Mutex<Inline>),
+    /// The last handle has gone.
+    Closed,
+}
+
+#[derive(Debug)]
+struct Inline {
+    writer: Writer,
+    offered: Vec<Write>,
+}
+
+impl Inline {
+    fn offer(&mut self, write: Write) -> bool {
+        let room = self.offered.len() < QUEUE;
+        if room {
+            self.offered.push(write);
+        }
+        room
+    }
+
+    fn write(&mut self, write: Write) {
+        let mut group = std::mem::take(&mut self.offered);
+        group.push(write);
+        self.writer.commit(group);
+    }
+}
+
+fn lock(inline: &Mutex<Inline>) -> MutexGuard<'_, Inline> {
+    inline.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Debug)]
 struct Writer {
     database: Arc<Database>,
     bounds: Bounds,

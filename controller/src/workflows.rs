@@ -104,7 +104,7 @@ pub async fn run<C: Commands>(
     clock: Arc<dyn Clock>,
     shutdown: CancellationToken,
 ) {
-    let runner = Runner { workflows, store, commands, clock, live: Mutex::default() };
+    let runner = Runner::new(workflows, store, commands, clock, AT_ONCE);
     while !shutdown.is_cancelled() {
         if let Err(error) = runner.pass().await {
             tracing::error!(error = chain(&error), "runs in progress cannot be read");
@@ -117,22 +117,29 @@ pub async fn run<C: Commands>(
     }
 }
 
-struct Runner<C> {
+/// Looks at runs and moves them on.
+pub struct Runner<C> {
     workflows: Workflows,
     store: Store,
     commands: C,
     clock: Arc<dyn Clock>,
+    at_once: usize,
     /// Runs with their deadlines on this process's monotonic time.
     live: Mutex<HashMap<RunId, workflow::Run>>,
 }
 
 impl<C: Commands> Runner<C> {
+    /// A runner that knows nothing but the rows, and looks at so many runs at once.
+    pub fn new(workflows: Workflows, store: Store, commands: C, clock: Arc<dyn Clock>, at_once: usize) -> Self {
+        Self { workflows, store, commands, clock, at_once, live: Mutex::default() }
+    }
+
     /// Looks at every run in progress once.
-    async fn pass(&self) -> Result<(), StoreError> {
+    pub async fn pass(&self) -> Result<(), StoreError> {
         let runs = self.store.runs_in_progress().await?;
         self.live().retain(|id, _| runs.iter().any(|run| run.id == *id));
         stream::iter(runs)
-            .for_each_concurrent(AT_ONCE, |run| async move {
+            .for_each_concurrent(self.at_once, |run| async move {
                 let id = run.id;
                 if let Err(error) = self.drive(run).await {
                     // Its row is as it was: the next pass tries again.

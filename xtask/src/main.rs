@@ -50,6 +50,24 @@ enum Verb {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Runs seeds of a whole simulated installation, in virtual time and with faults.
+    ///
+    /// A seed that breaks a promise is printed with its history, cut down to the faults it
+    /// needs, and with the command that runs it again.
+    Sim {
+        /// How many seeds.
+        #[arg(long, default_value_t = 1000)]
+        seeds: u64,
+        /// Minutes of virtual time with operators and faults, before all comes to rest.
+        #[arg(long, default_value_t = 120)]
+        minutes: u64,
+        /// Run this seed alone, and print its history.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Further arguments of `rackhand-world`: `--first N`, `--faults N,N`, `--plant BUG`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        more: Vec<String>,
+    },
     /// Makes the installer's kernel and initial RAM disk.
     InstallerImage,
     /// Makes a Debian 12 disk image.
@@ -125,6 +143,18 @@ fn main() -> anyhow::Result<()> {
         Verb::Bench { what: Bench::Boot { repeat } } => {
             packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK], true)?;
             artefacts::make_released()?.rack("bench").arg("--repeat").arg(repeat.to_string()).run()
+        }
+        Verb::Sim { seeds, minutes, seed, more } => {
+            // Released: a seed takes a fraction of the time, and there are many.
+            Shell::new(&["cargo", "build", "--quiet", "--release", "--workspace", "--bin", "rackhand-world"]).run()?;
+            let world = target().join("release/rackhand-world");
+            let mut sim = Shell::new(&[&world.to_string_lossy()]);
+            sim = match seed {
+                Some(seed) => sim.arg("--seed").arg(seed.to_string()),
+                None => sim.arg("--seeds").arg(seeds.to_string()),
+            };
+            sim = sim.arg("--minutes").arg(minutes.to_string());
+            more.into_iter().fold(sim, Shell::arg).run()
         }
         Verb::InstallerImage => {
             packages::install(&[packages::BUILD, packages::IMAGES], true)?;

@@ -1,6 +1,7 @@
 //! Talking to boot. A [`Lane`] is one kept-alive HTTP/1.1 connection; the [`Channel`] speaks
-//! [`rackhand_common::channel`] over lanes of TLS with raw public keys, and never gives up:
-//! boot restarts, cables are pulled, and the machine waits connected through all of it.
+//! [`rackhand_common::channel`] over lanes of TLS with raw public keys, and is patient: boot
+//! restarts, cables are pulled, and the machine waits connected through all of it. Only a
+//! ticket that is refused again and again is given up, since no other will come to this start.
 
 use std::{io, net::SocketAddrV4, sync::Arc, time::Duration};
 
@@ -21,7 +22,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsConnector;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::cmdline::Parameters;
 
@@ -155,11 +156,16 @@ impl Default for Backoff {
 const ANSWER: Duration = Duration::from_secs(15);
 const MANIFEST: Duration = Duration::from_secs(60);
 
+/// How often boot says no to a ticket before it is given up: about a minute. A ticket that was
+/// not presented in time, or to a boot that lost its tables, would be refused for ever.
+const REFUSALS: u32 = 8;
+
 /// Boot, as the installer knows it: where it is, its pinned key, and our ticket.
 pub struct Channel {
     parameters: Parameters,
     present: Bytes,
     tls: Arc<rustls::ClientConfig>,
+    given_up: CancellationToken,
 }
 
 impl Channel {
@@ -172,7 +178,7 @@ impl Channel {
         let present = Present { ticket: parameters.ticket.clone(), mac: parameters.mac, uuid };
         let present = serde_json::to_vec(&present).expect("messages always serialize").into();
         let tls = Arc::new(pki::installer_client(parameters.pin, key)?);
-        Ok(Self { parameters, present, tls })
+        Ok(Self { parameters, present, tls, given_up: CancellationToken::new() })
     }
 
     /// A lane of this channel.
@@ -190,16 +196,25 @@ impl Channel {
         self.parameters.http
     }
 
-    /// Presents the ticket until boot accepts it. A refusal is final only for boot's present
-    /// state of mind: an operator may correct it, so the machine goes on asking, slowly.
+    /// Returns once the ticket was given up: it has expired, or is another's by now, and only
+    /// a restart brings a fresh one.
+    pub async fn given_up(&self) {
+        self.given_up.cancelled().await;
+    }
+
+    /// Presents the ticket until boot accepts it, or has refused it [so often](REFUSALS).
     pub async fn present(&self, lane: &mut Lane) -> Admitted {
         let mut backoff = Backoff::new();
+        let mut refusals = Refusals::default();
         loop {
             let answer = lane.ask(Method::POST, "/v1/ticket", Some(self.present.clone()), MAX_BODY, ANSWER).await;
             match answer.and_then(parse) {
                 Ok(admitted) => return admitted,
                 Err(failure) => {
                     complain("ticket", &failure);
+                    if refusals.count(&failure) {
+                        self.given_up.cancel();
+                    }
                     if let Failure::Refused(..) = failure {
                         sleep(Duration::from_secs(5)).await;
                     }
@@ -278,4 +293,34 @@ fn parse<T: DeserializeOwned>(body: Bytes) -> Result<T, Failure> {
 fn complain(what: &str, failure: &Failure) {
     let cause = std::error::Error::source(failure).map(ToString::to_string).unwrap_or_default();
     tracing::warn!(what, cause, "boot {failure}");
+}
+
+/// How often boot has said no to the ticket.
+#[derive(Debug, Default)]
+struct Refusals(u32);
+
+impl Refusals {
+    /// Whether the ticket is to be given up after this.
+    fn count(&mut self, failure: &Failure) -> bool {
+        if matches!(failure, Failure::Refused(StatusCode::FORBIDDEN, _)) {
+            self.0 += 1;
+        }
+        self.0 >= REFUSALS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ticket_that_is_refused_again_and_again_is_given_up_and_one_of_a_sick_boot_is_not() {
+        let mut refusals = Refusals::default();
+        let sick = Failure::Refused(StatusCode::INTERNAL_SERVER_ERROR, String::new());
+        let away = Failure::Unreachable(io::ErrorKind::ConnectionRefused.into());
+        assert!((0..1000).all(|_| !refusals.count(&sick) && !refusals.count(&away)));
+        let no = Failure::Refused(StatusCode::FORBIDDEN, String::new());
+        assert!((1..REFUSALS).all(|_| !refusals.count(&no)));
+        assert!(refusals.count(&no));
+    }
 }

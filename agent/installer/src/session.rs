@@ -3,6 +3,7 @@
 //!
 //! Invariants:
 //! - One order at a time; a new one starts when the old has let go of its disks.
+//! - A ticket that boot refuses ends it: the machine restarts and is given another.
 //! - An order (run and attempt) that was carried out or failed in this session is not carried
 //!   out again; its outcome is told again.
 
@@ -18,6 +19,7 @@ use rackhand_common::{
     channel::{Assignment, News, Report, Task},
     event::{Cause, MAX_TEXT},
     id::{Epoch, RunId},
+    machine::Inventory,
     pki,
 };
 use tokio::{sync::Mutex, task::spawn_blocking};
@@ -41,6 +43,9 @@ pub enum NoSession {
     /// TLS refuses the key.
     #[error("cannot use the key")]
     Tls(#[source] pki::Unusable),
+    /// Boot refuses the ticket, and would for ever.
+    #[error("boot refuses the ticket")]
+    Ticket,
 }
 
 /// Works for boot until it says to restart, however long that takes.
@@ -48,6 +53,13 @@ pub async fn run(parameters: Parameters, machine: Arc<dyn Machine>, log: Log) ->
     let key = rcgen::KeyPair::generate().map_err(NoSession::Key)?;
     let inventory = take_inventory(&machine).await;
     let channel = Channel::new(parameters, key.into(), inventory.system.uuid).map_err(NoSession::Tls)?;
+    tokio::select! {
+        () = serve(&channel, inventory, machine, log) => Ok(()),
+        () = channel.given_up() => Err(NoSession::Ticket),
+    }
+}
+
+async fn serve(channel: &Channel, inventory: Inventory, machine: Arc<dyn Machine>, log: Log) {
     let mut lane = channel.lane();
     tracing::info!(boot = %channel.place(), "connecting");
     let admitted = channel.present(&mut lane).await;
@@ -60,18 +72,17 @@ pub async fn run(parameters: Parameters, machine: Arc<dyn Machine>, log: Log) ->
         backoff.wait().await;
     }
     Session { channel, machine, log, reports: Mutex::default(), machine_id: admitted.machine }.serve(lane).await;
-    Ok(())
 }
 
-async fn take_inventory(machine: &Arc<dyn Machine>) -> rackhand_common::machine::Inventory {
+async fn take_inventory(machine: &Arc<dyn Machine>) -> Inventory {
     let machine = machine.clone();
     spawn_blocking(move || machine.inventory()).await.expect("taking the inventory does not panic")
 }
 
 type Order = (RunId, u32);
 
-struct Session {
-    channel: Channel,
+struct Session<'a> {
+    channel: &'a Channel,
     machine: Arc<dyn Machine>,
     log: Log,
     /// Beside the lane that waits for assignments.
@@ -79,7 +90,7 @@ struct Session {
     machine_id: rackhand_common::id::MachineId,
 }
 
-impl Session {
+impl Session<'_> {
     /// Returns when told to restart.
     async fn serve(&self, mut lane: Lane) {
         let mut told: BTreeMap<Order, News> = BTreeMap::new();
@@ -239,7 +250,7 @@ fn warrant(task: &Task) -> Option<&rackhand_common::channel::Warrant> {
 }
 
 struct Reports<'a> {
-    session: &'a Session,
+    session: &'a Session<'a>,
     order: Order,
     withdrawn: &'a CancellationToken,
 }

@@ -238,7 +238,9 @@ impl<R: Reporter, S: Source> Work<'_, R, S> {
 }
 
 /// Whether the warrant is for this machine as it is.
-fn check(warrant: &Warrant, admission: Admission, inventory: &Inventory) -> Result<(), TaskError> {
+/// Whether the machine may be written at all: it is the one that is meant, in the latest epoch
+/// it has heard of, with exactly the disks that are listed.
+pub fn check(warrant: &Warrant, admission: Admission, inventory: &Inventory) -> Result<(), TaskError> {
     if warrant.machine != admission.machine {
         return Err(TaskError::WrongMachine { wanted: warrant.machine, found: admission.machine });
     }

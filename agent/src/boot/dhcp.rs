@@ -38,7 +38,7 @@ pub trait Link: Send + Sync + fmt::Debug + 'static {
 /// during which a burst of a rack's machines queues in the socket.
 pub const BATCH: usize = 64;
 
-/// Answers until `shutdown`. A reply whose lease cannot be committed is not sent.
+/// Answers until `shutdown`.
 pub async fn serve(
     link: Arc<dyn Link>,
     clock: Arc<dyn Clock>,
@@ -48,8 +48,7 @@ pub async fn serve(
     spool: Spool,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let mut server = Server::new(settings, leases.all());
-    let mut starved = 0;
+    let mut desk = Desk::open(clock, leases, settings, spool);
     intent.mark_changed();
     loop {
         let batch = tokio::select! {
@@ -61,35 +60,63 @@ pub async fn serve(
                 }
                 let newest = intent.borrow_and_update().clone();
                 if let Some(newest) = newest {
-                    let ended = server.follow(&newest);
-                    if !ended.is_empty() && let Err(error) = leases.commit(vec![], ended).await {
-                        // They stay in the table, contradicted by the intent, and end at the next start.
-                        error!(error = %Chain(&error), "leases that ended are still on disk");
-                    }
+                    desk.follow(&newest).await;
                 }
                 continue;
             }
             batch = link.receive() => batch,
         };
-        let batch = match batch {
-            Ok(batch) => batch,
+        match batch {
+            Ok(batch) => desk.answer(&*link, &batch).await,
             Err(error) => {
                 // The interface is down, or is gone: both pass, and machines ask again.
                 warn!(%error, "DHCP requests not received");
                 tokio::select! {
                     () = shutdown.cancelled() => return Ok(()),
-                    () = tokio::time::sleep(RETRY) => continue,
+                    () = tokio::time::sleep(RETRY) => {}
                 }
             }
-        };
-        let mut replies = answer(&mut server, clock.as_ref(), &batch);
+        }
+    }
+}
+
+/// Where messages are answered: the core, and the disk behind it.
+pub struct Desk {
+    server: Server,
+    clock: Arc<dyn Clock>,
+    leases: Leases,
+    spool: Spool,
+    starved: u64,
+}
+
+impl Desk {
+    /// A desk with the leases found on disk; silent until it has an intent.
+    pub fn open(clock: Arc<dyn Clock>, leases: Leases, settings: Settings, spool: Spool) -> Self {
+        let server = Server::new(settings, leases.all());
+        Self { server, clock, leases, spool, starved: 0 }
+    }
+
+    /// Takes a newer intent.
+    pub async fn follow(&mut self, intent: &Intent) {
+        let ended = self.server.follow(intent);
+        if !ended.is_empty()
+            && let Err(error) = self.leases.commit(vec![], ended).await
+        {
+            // They stay in the table, contradicted by the intent, and end at the next start.
+            error!(error = %Chain(&error), "leases that ended are still on disk");
+        }
+    }
+
+    /// Answers a batch. A reply whose lease cannot be committed is not sent.
+    pub async fn answer(&mut self, link: &dyn Link, batch: &[Vec<u8>]) {
+        let mut replies = self.replies(batch);
         let made: Vec<_> = replies.iter().filter_map(|reply| reply.commit).collect();
         if !made.is_empty() {
-            match leases.commit(made.clone(), vec![]).await {
+            match self.leases.commit(made.clone(), vec![]).await {
                 Ok(()) => {
                     for holder in made {
                         info!(mac = %holder.mac, address = %holder.address, machine = %holder.machine, "address given");
-                        server.committed(holder.mac);
+                        self.server.committed(holder.mac);
                     }
                 }
                 Err(error) => {
@@ -105,29 +132,30 @@ pub async fn serve(
             }
             if let Some((machine, stage)) = stage {
                 info!(%machine, "{stage}");
-                spool.offer(Event { at: clock.now().wall, machine: Some(machine), what: What::Stage(stage) });
+                let at = self.clock.now().wall;
+                self.spool.offer(Event { at, machine: Some(machine), what: What::Stage(stage) });
             }
         }
-        if server.starved() > starved {
-            starved = server.starved();
-            warn!(starved, "no delegated address is free: new machines get no answer");
+        if self.server.starved() > self.starved {
+            self.starved = self.server.starved();
+            warn!(starved = self.starved, "no delegated address is free: new machines get no answer");
         }
     }
-}
 
-fn answer(server: &mut Server, clock: &dyn Clock, batch: &[Vec<u8>]) -> Vec<Reply> {
-    let mut replies = Vec::with_capacity(batch.len());
-    for bytes in batch {
-        match Request::parse(bytes) {
-            Ok(request) => {
-                let reply = server.reply(clock.now(), &request, MachineId::fresh());
-                debug!(mac = %request.mac, kind = ?request.kind, client = ?request.client, to = ?reply.as_ref().map(|r| r.to), "DHCP");
-                replies.extend(reply);
+    fn replies(&mut self, batch: &[Vec<u8>]) -> Vec<Reply> {
+        let mut replies = Vec::with_capacity(batch.len());
+        for bytes in batch {
+            match Request::parse(bytes) {
+                Ok(request) => {
+                    let reply = self.server.reply(self.clock.now(), &request, MachineId::fresh());
+                    debug!(mac = %request.mac, kind = ?request.kind, client = ?request.client, to = ?reply.as_ref().map(|r| r.to), "DHCP");
+                    replies.extend(reply);
+                }
+                Err(malformed) => debug!(%malformed, "DHCP message ignored"),
             }
-            Err(malformed) => debug!(%malformed, "DHCP message ignored"),
         }
+        replies
     }
-    replies
 }
 
 /// The system's sockets on one interface: UDP for who has an address, raw Ethernet for who

@@ -27,11 +27,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Who is connected; found by handlers in a request's extensions.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Client {
+pub struct Client {
     /// Where from.
-    pub(super) address: SocketAddr,
+    pub address: SocketAddr,
     /// Over TLS: the key it holds.
-    pub(super) peer: Option<Peer>,
+    pub peer: Option<Peer>,
 }
 
 /// Serves `routes` until `shutdown`, then lets requests in flight finish.

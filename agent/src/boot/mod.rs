@@ -15,7 +15,7 @@ pub mod dhcp;
 mod http;
 mod installer;
 pub mod leases;
-mod listener;
+pub mod listener;
 mod phone_home;
 pub mod router;
 pub mod sessions;
@@ -36,6 +36,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use axum::Router;
 use rackhand_common::{pki, time::Clock};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::Deserialize;
@@ -243,26 +244,19 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         .mode(0o700)
         .create(&config.state)
         .with_context(|| format!("cannot make {}", config.state.display()))?;
-    let identity = Identity::load(&config.state)?;
-    let db = spool::open_database(&config.state.join("boot.redb"))?;
-    let spool = Spool::open(&config.state.join("events.redb"), EVENTS)?;
-    let store = intent::Store::open(&config.state)
-        .with_context(|| format!("cannot read the intent in {}", config.state.display()))?;
-    let intent = store.subscribe();
-    let leases = Leases::open(db.clone(), intent.clone())?;
-    let tickets = Tickets::open(clock.now(), db.clone())?;
-    let sessions = Sessions::open(db, clock.clone(), spool.clone())?;
-    let agent = AgentLink::new(&config.socket);
-    let chunks = Chunks::open(&config.state.join("chunks"), config.cache, agent)?;
-
+    let disk = Disk {
+        database: spool::open_database(&config.state.join("boot.redb"))?,
+        spool: Spool::open(&config.state.join("events.redb"), EVENTS)?,
+    };
     let (http_listener, http) = listen(config.address, config.http).await?;
     let (channel_listener, channel) = listen(config.address, config.channel).await?;
     let tftp = UdpSocket::bind((config.address, config.tftp_port))
         .await
         .with_context(|| format!("cannot serve TFTP on {}:{}", config.address, config.tftp_port))?;
-    let phone_home = PhoneHome::new(identity.phone_home, http);
-    let pin = pki::pin_of(&identity.key)?;
-    let tls = TlsAcceptor::from(Arc::new(pki::boot_server(identity.key)?));
+    let (services, key) = assemble(config, disk, clock.clone(), http, channel)?;
+    let Services { intent: store, leases, sessions, spool, site, channel: installers, chunks } = services;
+    let tls = TlsAcceptor::from(Arc::new(pki::boot_server(key)?));
+    let intent = store.subscribe();
 
     let mut parts = JoinSet::new();
     let link = match seams.link {
@@ -292,35 +286,11 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         });
     }
     {
-        let site = http::Site {
-            clock: clock.clone(),
-            intent: intent.clone(),
-            leases: leases.clone(),
-            tickets: tickets.clone(),
-            chunks: chunks.clone(),
-            phone_home: phone_home.clone(),
-            spool: spool.clone(),
-            kernel: ServedFile::new(config.installer.kernel.clone()),
-            initramfs: ServedFile::new(config.installer.initramfs.clone()),
-            http,
-            channel,
-            pin,
-            home: Arc::default(),
-        };
-        let serve = listener::serve(http_listener, None, site.routes(), shutdown.clone());
+        let serve = listener::serve(http_listener, None, site, shutdown.clone());
         parts.spawn(async { Ok(serve.await.map(|()| "HTTP")?) });
     }
     {
-        let channel = Channel {
-            clock,
-            intent: intent.clone(),
-            leases,
-            tickets,
-            sessions: sessions.clone(),
-            chunks: chunks.clone(),
-            phone_home,
-        };
-        let serve = listener::serve(channel_listener, Some(tls), channel.routes(), shutdown.clone());
+        let serve = listener::serve(channel_listener, Some(tls), installers, shutdown.clone());
         parts.spawn(async { Ok(serve.await.map(|()| "the installers' channel")?) });
     }
     {
@@ -347,6 +317,89 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
     }
     tracing::info!(%http, %channel, interface = config.interface, "answering machines");
     Ok(Running { http, channel, spool, parts, shutdown })
+}
+
+/// What boot keeps, opened.
+pub struct Disk {
+    /// Leases, tickets and installers.
+    pub database: Arc<redb::Database>,
+    /// Events on their way to the agent.
+    pub spool: Spool,
+}
+
+/// Everything that answers machines, without sockets and tasks.
+pub struct Services {
+    /// What the controller wants of the rack.
+    pub intent: intent::Store,
+    /// Who has which address; [`dhcp::Desk`] gives them.
+    pub leases: Leases,
+    /// The machines' installers.
+    pub sessions: Sessions,
+    /// Events on their way to the agent.
+    pub spool: Spool,
+    /// Plain HTTP; requests carry a [`listener::Client`] among their extensions.
+    pub site: Router,
+    /// The installers' channel; likewise.
+    pub channel: Router,
+    chunks: Chunks,
+}
+
+impl Services {
+    /// Those of a node whose disk is `disk`; its sockets are said to be at `http` and `channel`.
+    pub fn open(
+        config: &Config,
+        disk: Disk,
+        clock: Arc<dyn Clock>,
+        http: SocketAddrV4,
+        channel: SocketAddrV4,
+    ) -> Result<Self> {
+        Ok(assemble(config, disk, clock, http, channel)?.0)
+    }
+}
+
+fn assemble(
+    config: &Config,
+    Disk { database, spool }: Disk,
+    clock: Arc<dyn Clock>,
+    http: SocketAddrV4,
+    channel: SocketAddrV4,
+) -> Result<(Services, PrivateKeyDer<'static>)> {
+    let identity = Identity::load(&config.state)?;
+    let store = intent::Store::open(&config.state)
+        .with_context(|| format!("cannot read the intent in {}", config.state.display()))?;
+    let intent = store.subscribe();
+    let leases = Leases::open(database.clone(), intent.clone())?;
+    let tickets = Tickets::open(clock.now(), database.clone())?;
+    let sessions = Sessions::open(database, clock.clone(), spool.clone())?;
+    let agent = AgentLink::new(&config.socket);
+    let chunks = Chunks::open(&config.state.join("chunks"), config.cache, agent)?;
+    let phone_home = PhoneHome::new(identity.phone_home, http);
+    let site = http::Site {
+        clock: clock.clone(),
+        intent: intent.clone(),
+        leases: leases.clone(),
+        tickets: tickets.clone(),
+        chunks: chunks.clone(),
+        phone_home: phone_home.clone(),
+        spool: spool.clone(),
+        kernel: ServedFile::new(config.installer.kernel.clone()),
+        initramfs: ServedFile::new(config.installer.initramfs.clone()),
+        http,
+        channel,
+        pin: pki::pin_of(&identity.key)?,
+        home: Arc::default(),
+    };
+    let installers = Channel {
+        clock,
+        intent,
+        leases: leases.clone(),
+        tickets,
+        sessions: sessions.clone(),
+        chunks: chunks.clone(),
+        phone_home,
+    };
+    let (site, channel) = (site.routes(), installers.routes());
+    Ok((Services { intent: store, leases, sessions, spool, site, channel, chunks }, identity.key))
 }
 
 impl Running {

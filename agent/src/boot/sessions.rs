@@ -232,18 +232,24 @@ impl Sessions {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(LOOK) => {}
             }
-            let now = self.clock.now().mono;
-            let silent: Vec<MachineId> = self
-                .lock()
-                .iter()
-                .filter(|(_, entry)| entry.record.connected && entry.heard.until(now) > PATIENCE)
-                .map(|(machine, _)| *machine)
-                .collect();
-            for machine in silent {
-                tracing::warn!(%machine, "installer lost");
-                if let Err(error) = self.disconnect(machine, What::Lost).await {
-                    tracing::error!(%machine, %error, "cannot record that an installer is lost");
-                }
+            self.look().await;
+        }
+    }
+
+    /// Reports those as lost that are silent by now, in the order of their ids.
+    pub async fn look(&self) {
+        let now = self.clock.now().mono;
+        let mut silent: Vec<MachineId> = self
+            .lock()
+            .iter()
+            .filter(|(_, entry)| entry.record.connected && entry.heard.until(now) > PATIENCE)
+            .map(|(machine, _)| *machine)
+            .collect();
+        silent.sort();
+        for machine in silent {
+            tracing::warn!(%machine, "installer lost");
+            if let Err(error) = self.disconnect(machine, What::Lost).await {
+                tracing::error!(%machine, %error, "cannot record that an installer is lost");
             }
         }
     }

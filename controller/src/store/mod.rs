@@ -20,8 +20,9 @@ mod racks;
 mod runs;
 mod tokens;
 
-use std::{os::unix::fs::OpenOptionsExt as _, path::Path, str::FromStr, sync::Arc, time::Duration};
+use std::{fmt, os::unix::fs::OpenOptionsExt as _, path::Path, str::FromStr, sync::Arc, time::Duration};
 
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use rackhand_common::{
     intent::Order,
@@ -78,6 +79,15 @@ impl From<sqlx::Error> for StoreError {
 pub struct Store {
     pool: SqlitePool,
     seal: Arc<Seal>,
+    gate: Option<Arc<dyn Gate>>,
+}
+
+/// What a simulation puts around every commit: where a process dies, or its disk fails.
+pub trait Gate: fmt::Debug + Send + Sync + 'static {
+    /// Before it; an error keeps the transaction from being committed.
+    fn before(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+    /// After it, before anybody knows.
+    fn after(&self) -> BoxFuture<'_, ()>;
 }
 
 impl Store {
@@ -104,7 +114,7 @@ impl Store {
         // Four connections: one writer, and readers for the API that it does not block.
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
         sqlx::migrate!("migrations/sqlite").run(&pool).await.map_err(|error| StoreError::Database(error.into()))?;
-        let store = Self { pool, seal: Arc::new(seal) };
+        let store = Self { pool, seal: Arc::new(seal), gate: None };
         store.seal_rows().await?;
         Ok(store)
     }
@@ -147,10 +157,16 @@ impl Store {
         Ok(())
     }
 
+    /// The same database, every commit of which goes through `gate`.
+    pub fn gated(self, gate: Arc<dyn Gate>) -> Self {
+        Self { gate: Some(gate), ..self }
+    }
+
     /// A transaction for writing. It takes the write lock at once, so that what it reads
     /// is still true when it writes; dropped without [`Tx::commit`], it changed nothing.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
-        Ok(Tx { inner: self.pool.begin_with("BEGIN IMMEDIATE").await?, seal: self.seal.clone() })
+        let inner = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        Ok(Tx { inner, seal: self.seal.clone(), gate: self.gate.clone() })
     }
 
     /// Waits for statements in flight and closes.
@@ -164,12 +180,17 @@ impl Store {
 pub struct Tx {
     inner: Transaction<'static, Sqlite>,
     seal: Arc<Seal>,
+    gate: Option<Arc<dyn Gate>>,
 }
 
 impl Tx {
     /// Makes everything done in it durable.
     pub async fn commit(self) -> Result<(), StoreError> {
-        Ok(self.inner.commit().await?)
+        let Some(gate) = self.gate else { return Ok(self.inner.commit().await?) };
+        gate.before().await?;
+        self.inner.commit().await?;
+        gate.after().await;
+        Ok(())
     }
 }
 

@@ -456,13 +456,7 @@ impl World {
 }
 
 fn runner(store: &Store, node: &Arc<Node>, clock: &Arc<Hand>) -> Runner<Arc<Node>> {
-    Runner {
-        workflows: Workflows::new(),
-        store: store.clone(),
-        commands: node.clone(),
-        clock: clock.clone(),
-        live: Mutex::default(),
-    }
+    Runner::new(Workflows::new(), store.clone(), node.clone(), clock.clone(), AT_ONCE)
 }
 
 #[tokio::test]

@@ -1,0 +1,169 @@
+//! What goes wrong, planned from the seed before the world begins: a failing seed is cut down
+//! by leaving faults out.
+
+use std::{fmt, time::Duration};
+
+use crate::{history::clock, rng::Rng, world::Size};
+
+/// Something that goes wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// When.
+    pub at: Duration,
+    /// How long; for a killed process, until it is started again.
+    pub lasts: Duration,
+    /// What.
+    pub kind: Kind,
+}
+
+/// The kinds of faults. Racks and machines are counted from 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "their text says what they are")]
+pub enum Kind {
+    KillController,
+    KillControllerAtPoint(u64),
+    KillAgent(usize),
+    KillBoot(usize),
+    NodePowerCut(usize),
+    PowerCutAtSync { rack: usize, part: Part, sync: u64 },
+    Partition(usize),
+    LossyUplink(usize),
+    SocketGone(usize),
+    LossyRack(usize),
+    DiskFull { rack: usize, part: Part },
+    DiskFails { rack: usize, part: Part },
+    ClockJump { rack: Option<usize>, seconds: i64 },
+    MachineReset { rack: usize, machine: usize },
+    Bmc { rack: usize, machine: usize, trouble: Trouble },
+    InstallerHangs { rack: usize, machine: usize },
+    MachineDiskFails { rack: usize, machine: usize },
+    NoImage(usize),
+}
+
+/// A process of a rack's node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "their text says what they are")]
+pub enum Part {
+    Agent,
+    Boot,
+}
+
+/// What is wrong with a machine's power control.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// It does not answer.
+    Dead,
+    /// Each answer takes half a minute.
+    Slow,
+    /// It says yes and does nothing.
+    Stubborn,
+    /// It does what it is told a minute and a half later.
+    Late,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Self::Agent { "agent" } else { "boot" })
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", clock(self.at))?;
+        let rack = |rack: &usize| format!("r{}", rack + 1);
+        let place = |rack: &usize, machine: &usize| format!("r{}m{}", rack + 1, machine + 1);
+        match &self.kind {
+            Kind::KillController => f.write_str("the controller is killed"),
+            Kind::KillControllerAtPoint(point) => {
+                write!(f, "the controller is killed at its commit or command number {point} from here")
+            }
+            Kind::KillAgent(r) => write!(f, "{}'s agent is killed", rack(r)),
+            Kind::KillBoot(r) => write!(f, "{}'s boot is killed", rack(r)),
+            Kind::NodePowerCut(r) => write!(f, "{}'s node loses power", rack(r)),
+            Kind::PowerCutAtSync { rack: r, part, sync } => {
+                write!(f, "{}'s {part} loses power at sync {sync} of its disk from here", rack(r))
+            }
+            Kind::Partition(r) => write!(f, "{} is cut off from the controller", rack(r)),
+            Kind::LossyUplink(r) => write!(f, "{}'s uplink loses, delays and repeats", rack(r)),
+            Kind::SocketGone(r) => write!(f, "{}'s boot does not reach its agent", rack(r)),
+            Kind::LossyRack(r) => write!(f, "{}'s machines lose packets", rack(r)),
+            Kind::DiskFull { rack: r, part } => write!(f, "the disk of {}'s {part} is full", rack(r)),
+            Kind::DiskFails { rack: r, part } => write!(f, "the disk of {}'s {part} fails", rack(r)),
+            Kind::ClockJump { rack: r, seconds } => {
+                let whose = r.as_ref().map_or("the controller".to_owned(), rack);
+                return write!(f, "the wall clock of {whose} jumps by {seconds} s");
+            }
+            Kind::MachineReset { rack, machine } => return write!(f, "{} is reset", place(rack, machine)),
+            Kind::Bmc { rack, machine, trouble } => {
+                let how = match trouble {
+                    Trouble::Dead => "does not answer",
+                    Trouble::Slow => "takes half a minute for each answer",
+                    Trouble::Stubborn => "says yes and does nothing",
+                    Trouble::Late => "does what it is told a minute and a half later",
+                };
+                write!(f, "the BMC of {} {how}", place(rack, machine))
+            }
+            Kind::InstallerHangs { rack, machine } => write!(f, "{}'s installer hangs", place(rack, machine)),
+            Kind::MachineDiskFails { rack, machine } => write!(f, "{}'s disk fails", place(rack, machine)),
+            Kind::NoImage(r) => write!(f, "{} cannot fetch images", rack(r)),
+        }?;
+        write!(f, " for {} s", self.lasts.as_secs())
+    }
+}
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// A partition that is longer than any certificate or deadline.
+pub const MONTH: Duration = seconds(30 * 86400);
+
+/// The faults of a seed, in the order of their times. All are over at `length`, but for what
+/// a killed process needs to start again.
+pub fn plan(rng: &mut Rng, size: Size, length: Duration, month: bool) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    if month {
+        let rack = rng.below(size.racks as u64) as usize;
+        faults.push(Fault { at: length / 100, lasts: MONTH, kind: Kind::Partition(rack) });
+    }
+    for _ in 0..2 + rng.below(11) {
+        let at = rng.between(seconds(1), length * 9 / 10);
+        let rack = rng.below(size.racks as u64) as usize;
+        let machine = rng.below(size.machines as u64) as usize;
+        let part = if rng.percent(50) { Part::Agent } else { Part::Boot };
+        let short = rng.spread(seconds(1), seconds(120));
+        let long = rng.spread(seconds(10), seconds(3000));
+        let (lasts, kind) = match rng.below(20) {
+            0 => (short, Kind::KillController),
+            1 | 2 => (short, Kind::KillControllerAtPoint(1 + rng.below(12))),
+            3 => (short, Kind::KillAgent(rack)),
+            4 => (short, Kind::KillBoot(rack)),
+            5 => (short, Kind::NodePowerCut(rack)),
+            6 | 7 => (short, Kind::PowerCutAtSync { rack, part, sync: rng.below(6) }),
+            8 | 9 => (long, Kind::Partition(rack)),
+            10 => (long, Kind::LossyUplink(rack)),
+            11 => (long, Kind::SocketGone(rack)),
+            12 => (long, Kind::LossyRack(rack)),
+            13 => (long, Kind::DiskFull { rack, part }),
+            14 => (short, Kind::DiskFails { rack, part }),
+            15 => {
+                let far = [60, 3600, 86400, 40 * 86400][rng.below(4) as usize];
+                let seconds = if rng.percent(50) { far } else { -far };
+                (Duration::ZERO, Kind::ClockJump { rack: Some(rack).filter(|_| rng.percent(60)), seconds })
+            }
+            16 => (Duration::ZERO, Kind::MachineReset { rack, machine }),
+            17 => {
+                let troubles = [Trouble::Dead, Trouble::Slow, Trouble::Stubborn, Trouble::Late];
+                let trouble = troubles[rng.below(4) as usize];
+                (long, Kind::Bmc { rack, machine, trouble })
+            }
+            18 => (long, Kind::InstallerHangs { rack, machine }),
+            _ if rng.percent(50) => (long, Kind::MachineDiskFails { rack, machine }),
+            _ => (long, Kind::NoImage(rack)),
+        };
+        let lasts = lasts.min(length.saturating_sub(at));
+        faults.push(Fault { at, lasts, kind });
+    }
+    faults.sort_by_key(|fault| fault.at);
+    faults
+}
