@@ -302,7 +302,7 @@ fn controller(node: &Node) -> anyhow::Result<()> {
     node.sh("cp /var/lib/rackhand/controller/pki/ca.pem /root/ca.pem")?;
     node.sh("systemctl enable --now rackhand-controller")?;
     node.says("systemctl is-active rackhand-controller", "active")?;
-    node.says("ps -o user:32= -C rackhand-controller | sort -u", "rackhand-controller")?;
+    node.says("ps -o user:32= -p $(systemctl show -P MainPID rackhand-controller)", "rackhand-controller")?;
     node.rackhand("rack create r1 --node 10.77.0.1/24 --delegated 10.77.0.100-10.77.0.199").map(drop)
 }
 
@@ -312,7 +312,7 @@ fn agent(node: &Node) -> anyhow::Result<()> {
     node.sh(&format!("rackhand-agent enrol --controller 127.0.0.1:4433 --code {code}"))?;
     node.sh("systemctl enable --now rackhand-agent")?;
     node.says("systemctl is-active rackhand-agent", "active")?;
-    node.says("ps -o user:32= -C rackhand-agent | sort -u", "rackhand-agent")
+    node.says("ps -o user:32= -p $(systemctl show -P MainPID rackhand-agent)", "rackhand-agent")
 }
 
 fn card(node: &Node) -> anyhow::Result<()> {
@@ -459,6 +459,6 @@ fn removed(node: &Node) -> anyhow::Result<()> {
     node.works()?;
     node.says(&format!("dpkg -P {packages} 2>&1 >/dev/null"), "")?;
     node.sh("! test -e /var/lib/rackhand && ! test -e /etc/rackhand")?;
-    node.says("find /etc/systemd /lib/systemd /run/systemd/units -name '*rackhand*'", "")?;
+    node.says("find /etc/systemd /lib/systemd -name '*rackhand*'", "")?;
     node.says("dpkg -l 'rackhand*' 2>/dev/null | grep -c ^ii || true", "0")
 }
