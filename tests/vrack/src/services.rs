@@ -139,6 +139,11 @@ impl Process {
         Ok(Self { child, service })
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL, and nothing else.
     pub(crate) fn kill(mut self) -> anyhow::Result<()> {
         self.child.kill()?;
