@@ -35,6 +35,7 @@ fn steps(clock: &mut Stopwatch, without_rack: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     let made = clock.step("binaries and images", artefacts::make)?;
+    clock.step("attacks", || made.attack().run())?;
     clock.step("real boots", || made.rack("stories").run())
 }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "a command-line tool talks on standard output")]
 
 mod artefacts;
+mod fuzz;
 mod gate;
 mod installer_image;
 mod os_image;
@@ -47,6 +48,14 @@ enum Verb {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Fuzzes every parser of foreign bytes.
+    Fuzz {
+        /// How long, all targets together.
+        #[arg(long, default_value_t = 15.0)]
+        minutes: f64,
+        /// Only this target.
+        target: Option<String>,
+    },
     /// Makes the installer's kernel and initial RAM disk.
     InstallerImage,
     /// Makes a Debian 12 disk image.
@@ -83,6 +92,10 @@ fn main() -> anyhow::Result<()> {
         Verb::Bench { what: Bench::Boot { repeat } } => {
             packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK], true)?;
             artefacts::make_released()?.rack("bench").arg("--repeat").arg(repeat.to_string()).run()
+        }
+        Verb::Fuzz { minutes, target } => {
+            packages::install(&[packages::BUILD], true)?;
+            fuzz::run(minutes, target.as_deref())
         }
         Verb::InstallerImage => {
             packages::install(&[packages::BUILD, packages::IMAGES], true)?;

@@ -15,7 +15,7 @@ use rackhand_common::{
     id::MachineId,
     intent::Intent,
     machine::Mac,
-    time::Clock,
+    time::{Clock, Mono},
 };
 pub use rackhand_netboot::dhcp::{Destination, Settings};
 use rackhand_netboot::dhcp::{Reply, Request, Server};
@@ -49,7 +49,7 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let mut server = Server::new(settings, leases.all());
-    let mut starved = 0;
+    let (mut starved, mut unsent, mut complained) = (0, 0, None);
     intent.mark_changed();
     loop {
         let batch = tokio::select! {
@@ -100,7 +100,8 @@ pub async fn serve(
         }
         for Reply { to, message, stage, .. } in replies {
             if let Err(error) = link.send(to, &message).await {
-                warn!(?to, %error, "DHCP answer not sent");
+                debug!(?to, %error, "DHCP answer not sent");
+                unsent += 1;
                 continue;
             }
             if let Some((machine, stage)) = stage {
@@ -108,9 +109,18 @@ pub async fn serve(
                 spool.offer(Event { at: clock.now().wall, machine: Some(machine), what: What::Stage(stage) });
             }
         }
-        if server.starved() > starved {
-            starved = server.starved();
-            warn!(starved, "no delegated address is free: new machines get no answer");
+        let now = clock.now().mono;
+        if complained.is_none_or(|last: Mono| last.until(now) >= COMPLAIN) && (server.starved() > starved || unsent > 0)
+        {
+            complained = Some(now);
+            if server.starved() > starved {
+                starved = server.starved();
+                warn!(starved, "no delegated address is free: new machines get no answer");
+            }
+            if unsent > 0 {
+                warn!(unsent, "DHCP answers could not be sent");
+                unsent = 0;
+            }
         }
     }
 }
@@ -186,7 +196,9 @@ impl Link for System {
                     return Ok(());
                 }
             };
-            self.udp.send_to(message, to).await.map(drop)
+            // Never waited for: answers to addresses that nobody has fill the socket's buffer
+            // until ARP gives up on them, and would stop everyone's. A lost one is asked for again.
+            self.udp.try_send_to(message, to.into()).map(drop)
         })
     }
 }
@@ -227,6 +239,10 @@ fn checksum(bytes: &[u8]) -> u16 {
     }
     !u16::try_from(sum).expect("the carries were folded in")
 }
+
+/// Between two complaints about what any machine can cause: newcomers to a full range ask every
+/// few seconds, hostile ones at every moment.
+const COMPLAIN: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Between tries to receive while the interface is down.
 const RETRY: std::time::Duration = std::time::Duration::from_secs(1);

@@ -17,6 +17,7 @@ pub mod leases;
 mod listener;
 mod phone_home;
 pub mod router;
+mod seldom;
 pub mod sessions;
 pub mod settings;
 pub mod tftp;
@@ -46,7 +47,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     agent_link::AgentLink, chunks::Chunks, http::ServedFile, installer::Channel, leases::Leases, phone_home::PhoneHome,
-    sessions::Sessions, ticket::Tickets,
+    seldom::Seldom, sessions::Sessions, ticket::Tickets,
 };
 use crate::{
     agent::attend,
@@ -256,6 +257,7 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
     let pin = pki::pin_of(&identity.key)?;
     let tls = TlsAcceptor::from(Arc::new(pki::boot_server(identity.key)?));
 
+    let seldom = Seldom::default();
     let mut parts = JoinSet::new();
     let simulated = seams.link.is_some();
     let link = match seams.link {
@@ -297,6 +299,7 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
             channel,
             pin,
             home: Arc::default(),
+            seldom: seldom.clone(),
         };
         let serve = listener::serve(http_listener, None, site.routes(), shutdown.clone());
         parts.spawn(async { Ok(serve.await.map(|()| "HTTP")?) });
@@ -310,6 +313,7 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
             sessions: sessions.clone(),
             chunks: chunks.clone(),
             phone_home,
+            seldom,
         };
         let serve = listener::serve(channel_listener, Some(tls), channel.routes(), shutdown.clone());
         parts.spawn(async { Ok(serve.await.map(|()| "the installers' channel")?) });

@@ -136,8 +136,7 @@ fn ipv4(ends: Ends, protocol: u8, payload: &[u8]) -> Vec<u8> {
 pub(crate) fn ipv6(source: Mac, number: u16, group: Ipv6Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
     let from = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xbad, number);
     let length = payload.len() as u32;
-    let pseudo =
-        [&from.octets()[..], &group.octets(), &length.to_be_bytes(), &[0, 0, 0, protocol], payload].concat();
+    let pseudo = [&from.octets()[..], &group.octets(), &length.to_be_bytes(), &[0, 0, 0, protocol], payload].concat();
     let at = if protocol == ICMPV6 { 2 } else { 6 };
     let mut payload = payload.to_vec();
     payload[at..at + 2].copy_from_slice(&checksum(&pseudo).to_be_bytes());
