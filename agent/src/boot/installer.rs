@@ -112,8 +112,8 @@ impl Channel {
     }
 }
 
-/// The longest inventory kept: that of a machine with hundreds of disks.
-const MAX_INVENTORY: usize = 256 << 10;
+/// The longest inventory kept, in bytes of JSON: that of a machine with two hundred disks.
+const MAX_INVENTORY: usize = 64 << 10;
 
 /// Why an installer is not answered as it wishes.
 #[derive(Debug, thiserror::Error)]
@@ -190,16 +190,14 @@ async fn inventory(
     Extension(client): Extension<Client>,
     Json(inventory): Json<Inventory>,
 ) -> Result<StatusCode, Refusal> {
-    let key = Channel::key(client)?;
-    let session = channel.tickets.session(key).ok_or(Refusal::NoSession)?;
+    let session = channel.tickets.session(Channel::key(client)?).ok_or(Refusal::NoSession)?;
     let holder = channel.leases.holder(session.mac).ok_or(Refusal::NoAddress)?;
     // Each is kept in a spool until the controller has it: whoever may send them must not be
     // able to fill the disk.
     if serde_json::to_vec(&inventory).is_ok_and(|json| json.len() > MAX_INVENTORY) {
         return Err(Refusal::TooLong);
     }
-    let of = format!("inventory of {key}");
-    if !channel.seldom.lets(channel.clock.now().mono, session.machine, of) {
+    if !channel.seldom.lets(channel.clock.now().mono, session.machine, "inventory") {
         return Err(Refusal::TooOften);
     }
     channel.sessions.connected(session.machine, session.mac, holder.address, inventory).await?;
