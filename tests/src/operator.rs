@@ -29,6 +29,11 @@ impl Operator {
         Ok(Self { http, url, token })
     }
 
+    /// The token.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
     /// One request; the answer's JSON, or the problem as the error.
     pub async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value> {
         let mut request = self.http.request(method, format!("{}{path}", self.url)).bearer_auth(&self.token);

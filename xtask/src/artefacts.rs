@@ -43,6 +43,12 @@ fn make_in(directory: &str, profile: &[&str]) -> anyhow::Result<Artefacts> {
 }
 
 impl Artefacts {
+    /// The hostile neighbour, who needs no images.
+    pub(crate) fn attack(&self) -> Shell {
+        let vrack = self.binaries.join("rackhand-vrack");
+        Shell::as_root(&[&vrack.to_string_lossy(), "attack"]).arg("--binaries").arg(&self.binaries)
+    }
+
     /// A command of the virtual rack.
     pub(crate) fn rack(&self, verb: &str) -> Shell {
         let vrack = self.binaries.join("rackhand-vrack");

@@ -6,6 +6,7 @@ mod artefacts;
 mod catalogue;
 mod demo;
 mod dist;
+mod fuzz;
 mod gate;
 mod installer_image;
 mod os_image;
@@ -67,6 +68,14 @@ enum Verb {
         /// Further arguments of `rackhand-world`: `--first N`, `--faults N,N`, `--plant BUG`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         more: Vec<String>,
+    },
+    /// Fuzzes every parser of foreign bytes.
+    Fuzz {
+        /// How long, all targets together.
+        #[arg(long, default_value_t = 15.0)]
+        minutes: f64,
+        /// Only this target.
+        target: Option<String>,
     },
     /// Makes the installer's kernel and initial RAM disk.
     InstallerImage,
@@ -155,6 +164,10 @@ fn main() -> anyhow::Result<()> {
             };
             sim = sim.arg("--minutes").arg(minutes.to_string());
             more.into_iter().fold(sim, Shell::arg).run()
+        }
+        Verb::Fuzz { minutes, target } => {
+            packages::install(&[packages::BUILD], true)?;
+            fuzz::run(minutes, target.as_deref())
         }
         Verb::InstallerImage => {
             packages::install(&[packages::BUILD, packages::IMAGES], true)?;

@@ -31,7 +31,8 @@ impl Modules {
         Ok(Self { directory: directory.clone(), ..Self::parse(&read("modules.alias")?, &read("modules.dep")?) })
     }
 
-    fn parse(alias: &str, dep: &str) -> Self {
+    /// The tables of these texts: depmod's `modules.alias` and `modules.dep`.
+    pub fn parse(alias: &str, dep: &str) -> Self {
         let aliases = alias.lines().filter_map(|line| {
             let mut words = line.strip_prefix("alias ")?.split_whitespace();
             Some((words.next()?.to_owned(), words.next()?.to_owned()))
@@ -45,7 +46,7 @@ impl Modules {
     }
 
     /// The modules that want the device with this modalias.
-    fn wanting(&self, modalias: &str) -> impl Iterator<Item = String> {
+    pub fn wanting(&self, modalias: &str) -> impl Iterator<Item = String> {
         let modalias = modalias.trim().as_bytes();
         self.aliases
             .iter()

@@ -15,7 +15,7 @@ use rackhand_common::{
     id::MachineId,
     intent::Intent,
     machine::Mac,
-    time::Clock,
+    time::{Clock, Mono},
 };
 pub use rackhand_netboot::dhcp::{Destination, Settings};
 use rackhand_netboot::dhcp::{Reply, Request, Server};
@@ -86,14 +86,18 @@ pub struct Desk {
     clock: Arc<dyn Clock>,
     leases: Leases,
     spool: Spool,
+    /// Newcomers without an address that were complained about.
     starved: u64,
+    /// Answers not sent since the last complaint.
+    unsent: u64,
+    complained: Option<Mono>,
 }
 
 impl Desk {
     /// A desk with the leases found on disk; silent until it has an intent.
     pub fn open(clock: Arc<dyn Clock>, leases: Leases, settings: Settings, spool: Spool) -> Self {
         let server = Server::new(settings, leases.all());
-        Self { server, clock, leases, spool, starved: 0 }
+        Self { server, clock, leases, spool, starved: 0, unsent: 0, complained: None }
     }
 
     /// Takes a newer intent.
@@ -127,7 +131,8 @@ impl Desk {
         }
         for Reply { to, message, stage, .. } in replies {
             if let Err(error) = link.send(to, &message).await {
-                warn!(?to, %error, "DHCP answer not sent");
+                debug!(?to, %error, "DHCP answer not sent");
+                self.unsent += 1;
                 continue;
             }
             if let Some((machine, stage)) = stage {
@@ -136,9 +141,19 @@ impl Desk {
                 self.spool.offer(Event { at, machine: Some(machine), what: What::Stage(stage) });
             }
         }
-        if self.server.starved() > self.starved {
-            self.starved = self.server.starved();
-            warn!(starved = self.starved, "no delegated address is free: new machines get no answer");
+        let now = self.clock.now().mono;
+        let starved = self.server.starved();
+        let worth_it = starved > self.starved || self.unsent > 0;
+        if worth_it && self.complained.is_none_or(|last| last.until(now) >= COMPLAIN) {
+            self.complained = Some(now);
+            if starved > self.starved {
+                self.starved = starved;
+                warn!(starved, "no delegated address is free: new machines get no answer");
+            }
+            if self.unsent > 0 {
+                warn!(unsent = self.unsent, "DHCP answers could not be sent");
+                self.unsent = 0;
+            }
         }
     }
 
@@ -214,7 +229,9 @@ impl Link for System {
                     return Ok(());
                 }
             };
-            self.udp.send_to(message, to).await.map(drop)
+            // Never waited for: answers to addresses that nobody has fill the socket's buffer
+            // until ARP gives up on them, and would stop everyone's. A lost one is asked for again.
+            self.udp.try_send_to(message, to.into()).map(drop)
         })
     }
 }
@@ -255,6 +272,10 @@ fn checksum(bytes: &[u8]) -> u16 {
     }
     !u16::try_from(sum).expect("the carries were folded in")
 }
+
+/// Between two complaints about what any machine can cause: newcomers to a full range ask every
+/// few seconds, hostile ones at every moment.
+const COMPLAIN: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Between tries to receive while the interface is down.
 const RETRY: std::time::Duration = std::time::Duration::from_secs(1);

@@ -44,6 +44,7 @@ use super::{
     leases::{Holder, Leases},
     listener::Client,
     phone_home::PhoneHome,
+    seldom::Seldom,
     ticket::Tickets,
 };
 use crate::spool::Spool;
@@ -71,6 +72,7 @@ pub(super) struct Site {
     pub(super) pin: KeyPin,
     /// Runs whose system has called home: told once.
     pub(super) home: Arc<Mutex<HashSet<RunId>>>,
+    pub(super) seldom: Seldom,
 }
 
 impl Site {
@@ -93,13 +95,13 @@ impl Site {
         }
     }
 
-    fn tell(&self, holder: &Holder, what: What) {
-        self.spool.offer(Event { at: self.clock.now().wall, machine: Some(holder.machine), what });
-    }
-
+    /// Tells a stage of the machine that asks. One that asks again and again is told now and then.
     fn stage(&self, client: Client, stage: Stage) {
-        if let Some(holder) = self.holder(client) {
-            self.tell(&holder, What::Stage(stage));
+        let now = self.clock.now();
+        if let Some(Holder { machine, .. }) = self.holder(client)
+            && self.seldom.lets(now.mono, machine, stage.to_string())
+        {
+            self.spool.offer(Event { at: now.wall, machine: Some(machine), what: What::Stage(stage) });
         }
     }
 
@@ -124,9 +126,13 @@ impl Site {
                 (ipxe::render(&Script::Disk { name }), Some("its own disk".into()))
             }
             (Target::Installer, Some(intent), Some(holder)) => match self.mint(holder).await {
-                Ok(ticket) => {
+                Ok(Some(ticket)) => {
                     let installer = self.installer(ticket, &holder, &intent);
                     (ipxe::render(&Script::Installer(installer)), Some("installer".into()))
+                }
+                Ok(None) => {
+                    let reason = "this card asks too often";
+                    (ipxe::render(&Script::Wait { reason, http, mac }), Some(reason.into()))
                 }
                 Err(failed) => {
                     tracing::error!(error = format!("{failed:#}"), "no ticket can be made");
@@ -137,7 +143,7 @@ impl Site {
         }
     }
 
-    async fn mint(&self, holder: Holder) -> anyhow::Result<[u8; 16]> {
+    async fn mint(&self, holder: Holder) -> anyhow::Result<Option<[u8; 16]>> {
         let (tickets, now) = (self.tickets.clone(), self.clock.now());
         Ok(tokio::task::spawn_blocking(move || tickets.mint(now, holder.machine, holder.mac)).await??)
     }
@@ -170,8 +176,8 @@ async fn script(
     let asked = asked.mac.and_then(|mac| mac.parse().ok());
     let holder = site.holder(client);
     let (script, target) = site.script(holder, asked).await;
-    if let (Some(holder), Some(target)) = (holder, target) {
-        site.tell(&holder, What::Stage(Stage::Script(target)));
+    if let Some(target) = target {
+        site.stage(client, Stage::Script(target));
     }
     ([(header::CONTENT_TYPE, "text/plain"), (header::CACHE_CONTROL, "no-store")], script)
 }

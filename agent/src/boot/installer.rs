@@ -30,6 +30,7 @@ use super::{
     leases::Leases,
     listener::Client,
     phone_home::PhoneHome,
+    seldom::Seldom,
     sessions::{Duty, NotKept, Sessions, duty},
     settings,
     ticket::{NotAdmitted, Session, Tickets},
@@ -45,6 +46,7 @@ pub(super) struct Channel {
     pub(super) sessions: Sessions,
     pub(super) chunks: Chunks,
     pub(super) phone_home: PhoneHome,
+    pub(super) seldom: Seldom,
 }
 
 impl Channel {
@@ -110,6 +112,9 @@ impl Channel {
     }
 }
 
+/// The longest inventory kept, in bytes of JSON: that of a machine with two hundred disks.
+const MAX_INVENTORY: usize = 64 << 10;
+
 /// Why an installer is not answered as it wishes.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
@@ -119,6 +124,10 @@ enum Refusal {
     Ticket,
     #[error("this card has no address from this node")]
     NoAddress,
+    #[error("an inventory this long is none")]
+    TooLong,
+    #[error("too often; try again")]
+    TooOften,
     #[error("not now")]
     Chunk(#[from] ChunkError),
     #[error("not recorded; try again")]
@@ -133,6 +142,8 @@ impl IntoResponse for Refusal {
             Self::NoSession => StatusCode::UNAUTHORIZED,
             Self::Ticket => StatusCode::FORBIDDEN,
             Self::NoAddress => StatusCode::CONFLICT,
+            Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooOften => StatusCode::TOO_MANY_REQUESTS,
             Self::Chunk(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotKept(_) | Self::Tickets(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -160,10 +171,13 @@ async fn ticket(
             Ok(Json(Admitted { machine: session.machine, time: now.wall }))
         }
         Err(NotAdmitted::Refused { machine, reason }) => {
-            tracing::warn!(address = %client.address, ?machine, %reason, "ticket refused");
-            if let Some(machine) = machine {
+            let lets = |machine: &_| channel.seldom.lets(now.mono, *machine, "ticket refused");
+            if let Some(machine) = machine.filter(lets) {
+                tracing::warn!(address = %client.address, %machine, %reason, "ticket refused");
                 let reason = format!("{reason}; presented from {} for card {mac}", client.address.ip());
                 channel.sessions.tell(machine, What::TicketRefused { reason });
+            } else {
+                tracing::debug!(address = %client.address, ?machine, %reason, "ticket refused");
             }
             Err(Refusal::Ticket)
         }
@@ -178,6 +192,14 @@ async fn inventory(
 ) -> Result<StatusCode, Refusal> {
     let session = channel.tickets.session(Channel::key(client)?).ok_or(Refusal::NoSession)?;
     let holder = channel.leases.holder(session.mac).ok_or(Refusal::NoAddress)?;
+    // Each is kept in a spool until the controller has it: whoever may send them must not be
+    // able to fill the disk.
+    if serde_json::to_vec(&inventory).is_ok_and(|json| json.len() > MAX_INVENTORY) {
+        return Err(Refusal::TooLong);
+    }
+    if !channel.seldom.lets(channel.clock.now().mono, session.machine, "inventory") {
+        return Err(Refusal::TooOften);
+    }
     channel.sessions.connected(session.machine, session.mac, holder.address, inventory).await?;
     Ok(StatusCode::NO_CONTENT)
 }

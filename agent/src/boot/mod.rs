@@ -18,6 +18,7 @@ pub mod leases;
 pub mod listener;
 mod phone_home;
 pub mod router;
+mod seldom;
 pub mod sessions;
 pub mod settings;
 pub mod tftp;
@@ -50,7 +51,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     agent_link::AgentLink, chunks::Chunks, http::ServedFile, installer::Channel, leases::Leases, phone_home::PhoneHome,
-    sessions::Sessions, ticket::Tickets,
+    seldom::Seldom, sessions::Sessions, ticket::Tickets,
 };
 use crate::{
     agent::attend,
@@ -374,6 +375,7 @@ fn assemble(
     let agent = AgentLink::new(&config.socket);
     let chunks = Chunks::open(&config.state.join("chunks"), config.cache, agent)?;
     let phone_home = PhoneHome::new(identity.phone_home, http);
+    let seldom = Seldom::default();
     let site = http::Site {
         clock: clock.clone(),
         intent: intent.clone(),
@@ -388,6 +390,7 @@ fn assemble(
         channel,
         pin: pki::pin_of(&identity.key)?,
         home: Arc::default(),
+        seldom: seldom.clone(),
     };
     let installers = Channel {
         clock,
@@ -397,6 +400,7 @@ fn assemble(
         sessions: sessions.clone(),
         chunks: chunks.clone(),
         phone_home,
+        seldom,
     };
     let (site, channel) = (site.routes(), installers.routes());
     Ok((Services { intent: store, leases, sessions, spool, site, channel, chunks }, identity.key))

@@ -13,7 +13,7 @@ use rackhand_netboot::router::{advertisement, answer, is_solicitation};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::UdpSocket,
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -101,6 +101,8 @@ impl Node {
             if let Err(error) = self.icmp.send_to(&message, everyone).await {
                 debug!(%error, "router advertisement not sent");
             }
+            // Whoever asks meanwhile has just been answered, or is with the next.
+            sleep(BETWEEN).await;
         }
     }
 
@@ -117,8 +119,9 @@ impl Node {
         let mut buffer = [0; 1500];
         loop {
             let (len, from) = self.dhcp.recv_from(&mut buffer).await?;
+            // Never waited for: senders that do not exist would fill the socket's buffer.
             if let Some(reply) = answer(self.card, &buffer[..len])
-                && let Err(error) = self.dhcp.send_to(&reply, from).await
+                && let Err(error) = self.dhcp.try_send_to(&reply, from)
             {
                 debug!(%error, "DHCPv6 answer not sent");
             }
@@ -140,6 +143,9 @@ const ALL_DHCP_AGENTS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
 
 /// Between unasked advertisements. A ROM whose solicitation was lost waits no longer.
 const UNASKED: Duration = Duration::from_secs(3);
+
+/// Between any two: each goes to every machine, whoever asked for it.
+const BETWEEN: Duration = Duration::from_millis(100);
 
 /// Before the sockets are opened again.
 const RETRY: Duration = Duration::from_secs(5);

@@ -2,13 +2,19 @@
 //!
 //! Serves the configured files and nothing else; each is read whole when it is asked for, so
 //! that replacing it never mixes two versions in one transfer.
+//!
+//! Invariant: requests with forged senders, which nobody answers for, keep no machine from its
+//! loader. When every place is taken, the oldest transfer that was never answered gives way.
 
 use std::{
     collections::{BTreeMap, HashMap},
     io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rackhand_common::{
@@ -18,7 +24,7 @@ use rackhand_common::{
 use rackhand_netboot::tftp::{Ended, Refused, Request, Transfer};
 use tokio::{
     net::UdpSocket,
-    task::{Id, JoinSet},
+    task::{AbortHandle, JoinSet},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -41,7 +47,8 @@ pub async fn serve(
 ) -> io::Result<()> {
     let address = socket.local_addr()?.ip();
     let mut transfers = JoinSet::new();
-    let mut clients: HashMap<SocketAddr, Id> = HashMap::new();
+    let mut clients: HashMap<SocketAddr, Running> = HashMap::new();
+    let mut begun = 0;
     // One byte more than a request may have, so that a longer one is seen to be.
     let mut buffer = [0; 513];
     loop {
@@ -53,7 +60,7 @@ pub async fn serve(
                     Ok((task, ())) => task,
                     Err(error) => error.id(),
                 };
-                clients.retain(|_, running| *running != task);
+                clients.retain(|_, running| running.task.id() != task);
                 continue;
             }
             received = socket.recv_from(&mut buffer) => match received {
@@ -66,20 +73,26 @@ pub async fn serve(
             continue; // It repeats its request: the first answer is on its way, or will be repeated.
         }
         let refused = match Request::parse(&buffer[..len]) {
-            Ok(_) if clients.len() >= AT_ONCE || of(&clients, client.ip()) >= PER_CLIENT => Refused::Busy,
             Ok(request) => match files.get(&request.file) {
+                Some(_) if of(&clients, client.ip()) >= PER_CLIENT || !make_room(&mut clients) => Refused::Busy,
                 Some(path) => {
                     let path = path.clone();
                     let (clock, leases, spool) = (clock.clone(), leases.clone(), spool.clone());
+                    let answered = Arc::new(AtomicBool::new(false));
+                    let heard = answered.clone();
                     let task = transfers.spawn(async move {
-                        match send(address, client, &request, &path, clock.as_ref()).await {
+                        match send(address, client, &request, &path, clock.as_ref(), &heard).await {
                             Ok(Ended::Done) => fetched(client.ip(), request.file, &leases, clock.as_ref(), &spool),
-                            Ok(Ended::Lost) => info!(%client, file = request.file, "TFTP client stopped answering"),
+                            Ok(Ended::Lost) if heard.load(Ordering::Relaxed) => {
+                                info!(%client, file = request.file, "TFTP client stopped answering")
+                            }
+                            Ok(Ended::Lost) => debug!(%client, "TFTP client never answered"),
                             Ok(Ended::Aborted { code }) => debug!(%client, code, "TFTP transfer broken off by client"),
                             Err(error) => warn!(%client, path = %path.display(), %error, "TFTP transfer failed"),
                         }
                     });
-                    clients.insert(client, task.id());
+                    begun += 1;
+                    clients.insert(client, Running { task, begun, answered });
                     continue;
                 }
                 None => Refused::NotFound,
@@ -87,12 +100,24 @@ pub async fn serve(
             Err(refused) => refused,
         };
         debug!(%client, %refused, "TFTP request refused");
+        // Never waited for: a socket whose buffer is full of answers to addresses that nobody
+        // has would stop everyone's requests.
         if let Some(packet) = refused.packet()
-            && let Err(error) = socket.send_to(&packet, client).await
+            && let Err(error) = socket.try_send_to(&packet, client)
         {
             debug!(%client, %error, "TFTP error not sent");
         }
     }
+}
+
+/// A transfer under way.
+#[derive(Debug)]
+struct Running {
+    task: AbortHandle,
+    /// Counts up from the first.
+    begun: u64,
+    /// Whether its client has ever answered.
+    answered: Arc<AtomicBool>,
 }
 
 async fn send(
@@ -101,6 +126,7 @@ async fn send(
     request: &Request,
     path: &Path,
     clock: &dyn Clock,
+    answered: &AtomicBool,
 ) -> io::Result<Ended> {
     let socket = UdpSocket::bind((address, 0)).await?;
     // Connected: packets from another transfer identifier never get here.
@@ -125,7 +151,10 @@ async fn send(
         let Some(deadline) = transfer.timeout() else { break };
         let Now { mono, .. } = clock.now();
         match timeout(Mono::until(mono, deadline), socket.recv(&mut buffer)).await {
-            Ok(Ok(len)) => transfer.handle(clock.now(), &buffer[..len]),
+            Ok(Ok(len)) => {
+                answered.store(true, Ordering::Relaxed);
+                transfer.handle(clock.now(), &buffer[..len]);
+            }
             Ok(Err(error)) => {
                 // Port unreachable: it may still be closing one socket and opening another.
                 debug!(%client, %error, "TFTP answer not received");
@@ -147,12 +176,25 @@ fn fetched(client: IpAddr, file: String, leases: &Leases, clock: &dyn Clock, spo
     }
 }
 
-fn of(clients: &HashMap<SocketAddr, Id>, source: IpAddr) -> usize {
+fn of(clients: &HashMap<SocketAddr, Running>, source: IpAddr) -> usize {
     clients.keys().filter(|client| client.ip() == source).count()
 }
 
+/// Whether there is a place for one more, if need be that of a client that never answered.
+fn make_room(clients: &mut HashMap<SocketAddr, Running>) -> bool {
+    if clients.len() < AT_ONCE {
+        return true;
+    }
+    let silent = clients.iter().filter(|(_, running)| !running.answered.load(Ordering::Relaxed));
+    let Some(oldest) = silent.min_by_key(|(_, running)| running.begun).map(|(client, _)| *client) else { return false };
+    if let Some(running) = clients.remove(&oldest) {
+        running.task.abort();
+    }
+    true
+}
+
 /// How many transfers run at once: each holds a loader in memory, a quarter of a megabyte.
-/// A client beyond it is told to ask again.
+/// A client beyond it takes the place of one that never answered, or is told to ask again.
 const AT_ONCE: usize = 256;
 
 /// How many of them go to one address. Firmware asks for one file, breaks off, and asks again.
@@ -165,6 +207,28 @@ mod tests {
 
     use super::*;
     use crate::{boot::leases::Holder, clock::SystemClock};
+
+    #[tokio::test]
+    async fn a_client_that_never_answered_gives_way_and_one_that_did_keeps_its_place() {
+        let mut clients = HashMap::new();
+        for n in 0..AT_ONCE {
+            let client = SocketAddr::from(([10, 0, (n / 200) as u8, (n % 200) as u8], 2000));
+            let task = tokio::spawn(std::future::pending::<()>()).abort_handle();
+            let answered = Arc::new(AtomicBool::new(n % 2 == 0));
+            clients.insert(client, Running { task, begun: n as u64, answered });
+        }
+        assert!(make_room(&mut clients));
+        assert_eq!(clients.len(), AT_ONCE - 1);
+        assert!(clients.values().all(|running| running.begun != 1), "the oldest that was never answered");
+        for running in clients.values() {
+            running.answered.store(true, Ordering::Relaxed);
+        }
+        let task = tokio::spawn(std::future::pending::<()>()).abort_handle();
+        let last = Running { task, begun: 1000, answered: Arc::new(AtomicBool::new(true)) };
+        clients.insert(SocketAddr::from(([10, 0, 9, 9], 2000)), last);
+        assert!(!make_room(&mut clients));
+        assert_eq!(clients.len(), AT_ONCE);
+    }
 
     #[tokio::test]
     async fn a_client_gets_a_configured_file_and_nothing_else() {

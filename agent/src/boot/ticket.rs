@@ -11,7 +11,9 @@
 //!   ends no session, so that asking for a script does not cut off a working installer.
 //! - A ticket is on disk before the script that carries it is sent, a binding before it is
 //!   answered: a restart of boot is not noticed by an installer.
-//! - A machine has at most [`PER_MACHINE`] tickets; the oldest that nobody used goes first.
+//! - A machine has at most [`PER_MACHINE`] tickets; the oldest that nobody used goes first, and
+//!   not more than one in [`BETWEEN`] once there are that many: each costs a write to disk.
+//! - Who asks for a session never waits for the disk.
 
 use std::{
     collections::BTreeMap,
@@ -35,6 +37,9 @@ pub const LIFETIME: Duration = Duration::from_secs(15 * 60);
 /// Tickets a machine may have at once: its own restarts within [`LIFETIME`], and what a
 /// neighbour that forges its address asks for.
 pub const PER_MACHINE: usize = 8;
+
+/// Between two tickets of a machine that has [`PER_MACHINE`]. Nothing that boots comes near it.
+const BETWEEN: Duration = Duration::from_secs(1);
 
 /// By machine: its tickets and its session, as JSON.
 const TICKETS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("tickets");
@@ -104,50 +109,62 @@ struct Book {
     pages: BTreeMap<MachineId, Page<Mono>>,
 }
 
-impl Book {
-    /// Notes a new ticket, which the shell made.
-    fn mint(&mut self, now: Now, machine: MachineId, mac: Mac, ticket: String) {
+impl Page<Mono> {
+    /// Notes a new ticket, which the shell made, unless they are asked for too often.
+    fn mint(&mut self, now: Now, mac: Mac, ticket: String) -> bool {
         let until = now.mono.plus(LIFETIME);
-        let page = self.pages.entry(machine).or_default();
-        if page.tickets.len() >= PER_MACHINE {
+        if self.tickets.len() >= PER_MACHINE {
+            if self.tickets.last().is_some_and(|last| last.until.plus(BETWEEN) > until) {
+                return false;
+            }
             // The installer that works now may still have to present its ticket again.
-            let unbound = page.tickets.iter().position(|minted| minted.key.is_none());
-            page.tickets.remove(unbound.unwrap_or(0));
+            let unbound = self.tickets.iter().position(|minted| minted.key.is_none());
+            self.tickets.remove(unbound.unwrap_or(0));
         }
-        page.tickets.push(Minted { ticket, mac, until, key: None });
+        self.tickets.push(Minted { ticket, mac, until, key: None });
+        true
     }
 
     /// The session of whoever presents `ticket` with `key`, if the ticket is theirs.
     fn present(
         &mut self,
         now: Now,
+        machine: MachineId,
         ticket: &str,
         mac: Mac,
         key: KeyPin,
-    ) -> Result<Session, (Option<MachineId>, Refused)> {
-        let found = self.pages.iter_mut().find_map(|(machine, page)| {
-            page.tickets.iter().position(|minted| minted.ticket == ticket).map(|at| (*machine, page, at))
-        });
-        let Some((machine, page, at)) = found else { return Err((None, Refused::Unknown)) };
-        let minted = &mut page.tickets[at];
-        let refused = match minted.key {
-            _ if minted.mac != mac => Some(Refused::OtherCard(minted.mac)),
-            Some(bound) if bound != key => Some(Refused::OtherKey),
-            Some(_) => None,
-            None => (minted.until <= now.mono).then_some(Refused::Expired),
-        };
-        if let Some(refused) = refused {
-            return Err((Some(machine), refused));
+    ) -> Result<Session, Refused> {
+        let at = self.tickets.iter().position(|minted| minted.ticket == ticket).ok_or(Refused::Unknown)?;
+        let minted = &mut self.tickets[at];
+        match minted.key {
+            _ if minted.mac != mac => return Err(Refused::OtherCard(minted.mac)),
+            Some(bound) if bound != key => return Err(Refused::OtherKey),
+            None if minted.until <= now.mono => return Err(Refused::Expired),
+            Some(_) | None => {}
         }
         let session = Session { machine, mac, key };
         if minted.key.is_none() {
             minted.key = Some(key);
             // Older tickets belong to boots that are over.
-            page.tickets.drain(..at);
-            page.session = Some(session);
+            self.tickets.drain(..at);
+            self.session = Some(session);
         }
         // A retry of a ticket whose machine has since started another installer is too late.
-        page.session.filter(|current| *current == session).ok_or((Some(machine), Refused::OtherKey))
+        self.session.filter(|current| *current == session).ok_or(Refused::OtherKey)
+    }
+}
+
+impl Book {
+    /// The machine's page, empty when there is none.
+    fn page(&self, machine: MachineId) -> Page<Mono> {
+        self.pages.get(&machine).cloned().unwrap_or_default()
+    }
+
+    /// The machine for which this ticket was made.
+    fn machine(&self, ticket: &str) -> Option<MachineId> {
+        let mut pages = self.pages.iter();
+        let (machine, _) = pages.find(|(_, page)| page.tickets.iter().any(|minted| minted.ticket == ticket))?;
+        Some(*machine)
     }
 
     fn session(&self, key: KeyPin) -> Option<Session> {
@@ -160,6 +177,8 @@ impl Book {
 pub struct Tickets {
     db: Arc<Database>,
     book: Arc<Mutex<Book>>,
+    /// Held while a page goes to disk and then into the book; the book's own lock is not.
+    writing: Arc<Mutex<()>>,
 }
 
 /// The table cannot be read or written.
@@ -208,28 +227,37 @@ impl Tickets {
                 Err(error) => tracing::error!(%error, "a machine's tickets cannot be read and are forgotten"),
             }
         }
-        Ok(Self { db, book: Arc::new(Mutex::new(book)) })
+        Ok(Self { db, book: Arc::new(Mutex::new(book)), writing: Arc::default() })
     }
 
-    /// A fresh ticket for the card `mac` of `machine`: on disk on return.
-    pub fn mint(&self, now: Now, machine: MachineId, mac: Mac) -> Result<[u8; 16], Unusable> {
+    /// A fresh ticket for the card `mac` of `machine`: on disk on return. None when its
+    /// tickets are asked for too often.
+    pub fn mint(&self, now: Now, machine: MachineId, mac: Mac) -> Result<Option<[u8; 16]>, Unusable> {
         let ticket: [u8; 16] = rand::random();
-        let mut book = self.lock();
-        book.mint(now, machine, mac, hex::encode(ticket));
-        self.write(now, &book, machine)?;
-        Ok(ticket)
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut page = self.lock().page(machine);
+        if !page.mint(now, mac, hex::encode(ticket)) {
+            return Ok(None);
+        }
+        self.write(now, machine, page)?;
+        Ok(Some(ticket))
     }
 
     /// The session of whoever presents `ticket` with `key`; on disk on return.
     pub fn present(&self, now: Now, ticket: &str, mac: Mac, key: KeyPin) -> Result<Session, NotAdmitted> {
-        let mut book = self.lock();
-        let before = book.clone();
-        let session = book
-            .present(now, ticket, mac, key)
-            .map_err(|(machine, reason)| NotAdmitted::Refused { machine, reason })?;
-        if let Err(error) = self.write(now, &book, session.machine) {
-            *book = before;
-            return Err(error.into());
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (machine, before) = {
+            let book = self.lock();
+            let machine = book.machine(ticket);
+            let machine = machine.ok_or(NotAdmitted::Refused { machine: None, reason: Refused::Unknown })?;
+            (machine, book.page(machine))
+        };
+        let mut page = before.clone();
+        let session = page
+            .present(now, machine, ticket, mac, key)
+            .map_err(|reason| NotAdmitted::Refused { machine: Some(machine), reason })?;
+        if page != before {
+            self.write(now, machine, page)?;
         }
         Ok(session)
     }
@@ -239,12 +267,14 @@ impl Tickets {
         self.lock().session(key)
     }
 
-    fn write(&self, now: Now, book: &Book, machine: MachineId) -> Result<(), Unusable> {
-        let page = book.pages.get(&machine).cloned().unwrap_or_default().map(|until| Remaining::of(now, until));
-        let json = serde_json::to_vec(&page).expect("pages always serialize");
+    /// Puts a page on disk, and then into the book.
+    fn write(&self, now: Now, machine: MachineId, page: Page<Mono>) -> Result<(), Unusable> {
+        let stored = page.clone().map(|until| Remaining::of(now, until));
+        let json = serde_json::to_vec(&stored).expect("pages always serialize");
         let transaction = self.db.begin_write()?;
         transaction.open_table(TICKETS)?.insert(machine.0.as_u128(), json.as_slice())?;
         transaction.commit()?;
+        self.lock().pages.insert(machine, page);
         Ok(())
     }
 
@@ -286,12 +316,16 @@ mod tests {
             match words[1..] {
                 ["mint", ticket, card] => {
                     let machine = MachineId(uuid::Uuid::from_u128(card.as_bytes()[0].into()));
-                    book.mint(now, machine, mac(card), ticket.to_owned());
+                    book.pages.entry(machine).or_default().mint(now, mac(card), ticket.to_owned());
                 }
                 [ticket, "by", name, "from", card] => {
-                    let answer = match book.present(now, ticket, mac(card), key(name)) {
+                    let presented = book.machine(ticket).ok_or(Refused::Unknown).and_then(|machine| {
+                        let page = book.pages.entry(machine).or_default();
+                        page.present(now, machine, ticket, mac(card), key(name))
+                    });
+                    let answer = match presented {
                         Ok(_) => "admitted".to_owned(),
-                        Err((_, refused)) => refused.to_string(),
+                        Err(refused) => refused.to_string(),
                     };
                     told += &format!("{line}: {answer}\n");
                 }
@@ -348,11 +382,10 @@ mod tests {
 
     #[test]
     fn a_neighbour_that_asks_for_many_tickets_of_a_machine_fills_no_disk() {
-        let mut book = Book::default();
-        for n in 0..1000 {
-            book.mint(at(n), MachineId(uuid::Uuid::from_u128(1)), mac("a"), n.to_string());
-        }
-        assert_eq!(book.pages.values().map(|page| page.tickets.len()).sum::<usize>(), PER_MACHINE);
+        let mut page = Page::default();
+        let minted = (0..1000).filter(|n| page.mint(at(n / 100), mac("a"), n.to_string())).count();
+        assert_eq!(page.tickets.len(), PER_MACHINE);
+        assert_eq!(minted, PER_MACHINE + 9, "one a second once there are as many");
     }
 
     #[test]
@@ -361,7 +394,7 @@ mod tests {
         let open =
             || Tickets::open(at(0), crate::spool::open_database(&directory.path().join("boot.redb")).unwrap()).unwrap();
         let machine = MachineId::fresh();
-        let ticket = hex::encode(open().mint(at(0), machine, mac("a")).unwrap());
+        let ticket = hex::encode(open().mint(at(0), machine, mac("a")).unwrap().unwrap());
         let session = open().present(at(1), &ticket, mac("a"), key("k1")).unwrap();
         assert_eq!(open().session(key("k1")), Some(session));
         assert!(open().present(at(2), &ticket, mac("a"), key("k2")).is_err());

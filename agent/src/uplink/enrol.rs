@@ -104,6 +104,13 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_text_breaks_the_code_parser(text in "\\PC{0,200}", secret in "[^.]{0,40}", pin in "\\PC{0,80}") {
+            let _ = (parse(&text), parse(&format!("RH1.{secret}.{pin}")), with_port(&text, PORT));
+        }
+    }
+
     #[test]
     fn a_controllers_port_may_be_left_out() {
         for (given, expected) in [

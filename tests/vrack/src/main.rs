@@ -3,6 +3,7 @@
 
 #![expect(clippy::print_stdout, reason = "a command-line tool talks on standard output")]
 
+mod attacker;
 mod bench;
 mod demo;
 mod machine;
@@ -80,6 +81,15 @@ enum Verb {
         #[arg(long)]
         only: Vec<String>,
     },
+    /// A hostile neighbour tries what it can; the last line says how many facts held.
+    Attack {
+        /// The directory of the product's binaries.
+        #[arg(long)]
+        binaries: PathBuf,
+        /// Only the facts whose names contain this.
+        #[arg(long)]
+        only: Option<String>,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -90,6 +100,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Bench { parts, repeat } => bench::run(&parts, repeat),
         Verb::Stories { parts, only } => story::tell(&parts, &only),
         Verb::Packages { tried } => packages::tell(&tried),
+        Verb::Attack { binaries, only } => attacker::tell(&binaries, only.as_deref()),
     }
 }
 

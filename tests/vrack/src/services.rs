@@ -177,6 +177,11 @@ impl Process {
         }))
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL, and nothing else.
     fn kill(mut self) -> anyhow::Result<()> {
         if let Some(child) = &mut self.child {

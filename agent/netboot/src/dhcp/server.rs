@@ -98,6 +98,10 @@ pub struct Server {
     taken: BTreeMap<Ipv4Addr, Mac>,
     hops: HashMap<Mac, Hop>,
     starved: u64,
+    /// A search found nothing, and no address has come back since.
+    full: bool,
+    /// When old offers and hops were last looked for.
+    expired: Option<Mono>,
 }
 
 /// The part of an intent that matters here, by card.
@@ -153,6 +157,8 @@ impl Server {
             taken: BTreeMap::new(),
             hops: HashMap::new(),
             starved: 0,
+            full: false,
+            expired: None,
         };
         for Holder { machine, mac, address } in leases {
             server.leases.insert(mac, Lease { machine, address, on_disk: true });
@@ -195,6 +201,7 @@ impl Server {
                 || declined.get(mac).is_some_and(|lease| lease.address == *address)
         });
         self.plan = Some(plan);
+        self.full = false;
         ended
     }
 
@@ -251,7 +258,8 @@ impl Server {
             Some(holder) => holder,
             None => {
                 let kept = self.offers.get(&mac).map(|offer| (offer.machine, offer.address));
-                let Some((machine, address)) = kept.or_else(|| Some((self.name(mac, fresh), self.free()?))) else {
+                let found = kept.or_else(|| Some((self.name(mac, fresh), self.free()?)));
+                let Some((machine, address)) = found else {
                     self.starved += 1;
                     return None;
                 };
@@ -301,6 +309,7 @@ impl Server {
             let former = self.leases.remove(&mac).and_then(|lease| self.declined.insert(mac, lease));
             if let Some(former) = former {
                 self.taken.remove(&former.address);
+                self.full = false;
             }
         }
     }
@@ -440,12 +449,16 @@ impl Server {
         planned.or_else(|| self.declined.get(&mac).map(|lease| lease.machine)).unwrap_or(otherwise)
     }
 
-    fn free(&self) -> Option<Ipv4Addr> {
+    /// Walks the range, but not a full one for each message of a flood.
+    fn free(&mut self) -> Option<Ipv4Addr> {
+        if self.full {
+            return None;
+        }
         let (first, last) = self.plan.as_ref()?.delegated;
-        (u32::from(first)..=u32::from(last))
-            .take(LARGEST_RANGE)
-            .map(Ipv4Addr::from)
-            .find(|address| self.is_free(*address))
+        let mut range = (u32::from(first)..=u32::from(last)).take(LARGEST_RANGE).map(Ipv4Addr::from);
+        let found = range.find(|address| self.is_free(*address));
+        self.full = found.is_none();
+        found
     }
 
     fn is_free(&self, address: Ipv4Addr) -> bool {
@@ -463,15 +476,22 @@ impl Server {
     fn forget_offer(&mut self, mac: Mac) {
         if let Some(offer) = self.offers.remove(&mac) {
             self.taken.remove(&offer.address);
+            self.full = false;
         }
     }
 
+    /// Looks once a second: under a flood, each message would walk all of them.
     fn expire(&mut self, now: Mono) {
-        let taken = &mut self.taken;
+        if self.expired.is_some_and(|last| last.until(now) < EXPIRY) {
+            return;
+        }
+        self.expired = Some(now);
+        let (taken, full) = (&mut self.taken, &mut self.full);
         self.offers.retain(|_, offer| {
             let lasts = offer.until > now;
             if !lasts {
                 taken.remove(&offer.address);
+                *full = false;
             }
             lasts
         });
@@ -497,6 +517,9 @@ const LEASE_LASTS: Duration = Duration::from_secs(3600);
 
 /// How long an offer keeps its address. Slow firmware takes 4 s to choose among offers.
 const OFFER_LASTS: Duration = Duration::from_secs(60);
+
+/// Between two looks for offers that ran out.
+const EXPIRY: Duration = Duration::from_secs(1);
 
 /// The longest time between a ROM's DHCP and that of the iPXE it loaded.
 const LOADED: Duration = Duration::from_secs(180);
