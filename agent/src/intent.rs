@@ -12,6 +12,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -137,10 +138,16 @@ fn parse(bytes: &[u8], rack: Option<RackId>) -> Result<Intent, String> {
     }
 }
 
-/// Puts these bytes in the file's place, all or nothing, on stable storage.
+/// Puts these bytes in the file's place, all or nothing, on stable storage, readable by us
+/// alone whatever the umask is: intents hold user data, and the identity a key.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let fresh = path.with_extension("new");
-    let mut file = File::create(&fresh)?;
+    // One that a crash left behind may have another mode.
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&fresh, path)?;
@@ -152,6 +159,19 @@ mod tests {
     use rackhand_common::intent::Network;
 
     use super::*;
+
+    #[test]
+    fn a_file_is_its_owners_alone_also_after_a_crash_left_another_beside() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let beside = dir.path().join("identity.new");
+        fs::write(&beside, "half").unwrap();
+        fs::set_permissions(&beside, fs::Permissions::from_mode(0o666)).unwrap();
+        let path = dir.path().join("identity.json");
+        replace(&path, b"whole").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
 
     fn intent(rack: RackId, revision: u64) -> Intent {
         let network = Network {
