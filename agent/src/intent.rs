@@ -233,6 +233,19 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn a_file_is_its_owners_alone_also_after_a_crash_left_another_beside() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let beside = dir.path().join("identity.new");
+        fs::write(&beside, "half").unwrap();
+        fs::set_permissions(&beside, fs::Permissions::from_mode(0o666)).unwrap();
+        let path = dir.path().join("identity.json");
+        replace(&path, b"whole").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
     fn intent(rack: RackId, revision: u64) -> Intent {
         let network = Network {
             node: "10.77.0.1/24".parse().unwrap(),

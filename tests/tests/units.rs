@@ -87,10 +87,8 @@ fn binaries_units_and_packages_name_the_same_state_directories() {
     for ((unit, _), state) in UNITS.iter().zip(default_states()) {
         let text = text(unit);
         let directories = values(&text, "StateDirectory");
-        assert_eq!(
-            directories.iter().map(|name| Path::new("/var/lib").join(name)).collect::<Vec<_>>(),
-            [state.clone()]
-        );
+        assert_eq!(directories.len(), 1, "{unit}");
+        assert_eq!(Path::new("/var/lib").join(directories[0]), state, "{unit}");
         assert_eq!(values(&text, "StateDirectoryMode"), ["0700"], "{unit}");
 
         let (user, group) = (values(&text, "User")[0], values(&text, "Group")[0]);
