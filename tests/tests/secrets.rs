@@ -29,7 +29,12 @@ impl Canary {
     /// Bytes, also as hexadecimal.
     fn bytes(what: &'static str, bytes: &[u8], allowed: &'static [&'static str]) -> Self {
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { what, forms: vec![bytes.to_vec(), hex.to_uppercase().into_bytes(), hex.into_bytes()], allowed, must: allowed }
+        Self {
+            what,
+            forms: vec![bytes.to_vec(), hex.to_uppercase().into_bytes(), hex.into_bytes()],
+            allowed,
+            must: allowed,
+        }
     }
 
     /// Where in `text` it stands.
@@ -91,9 +96,10 @@ fn files(directory: &Path, below: &str, found: &mut Found) {
 async fn everything(rack: &VirtualRack, machine: &rackhand_tests::Machine, log: &Path) -> Found {
     let mut found = vec![("log".to_owned(), fs::read(log).unwrap())];
     files(&rack.path(""), "", &mut found);
-    let mut paths: Vec<String> = ["agents", "events?limit=200", "images", "images/sim-1", "machines", "racks", "racks/r1", "runs", "whoami"]
-        .map(|path| format!("/v1/{path}"))
-        .into();
+    let mut paths: Vec<String> =
+        ["agents", "events?limit=200", "images", "images/sim-1", "machines", "racks", "racks/r1", "runs", "whoami"]
+            .map(|path| format!("/v1/{path}"))
+            .into();
     let row = rack.operator.machine(machine.mac()).await.unwrap().unwrap();
     paths.push(format!("/v1/machines/{}", row["id"].as_str().unwrap()));
     for run in rack.operator.get("/v1/runs").await.unwrap()["items"].as_array().unwrap() {
@@ -108,23 +114,11 @@ async fn everything(rack: &VirtualRack, machine: &rackhand_tests::Machine, log: 
     found
 }
 
-/// The lines of the private key in a PEM text.
-fn pem_lines(text: &str) -> Option<String> {
-    let (_, key) = text.split_once("PRIVATE KEY-----")?;
-    // In JSON a line end is two characters.
-    let key = key.replace("\\n", "\n");
-    key.lines().find(|line| line.len() > 40).map(str::to_owned)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn secrets_stand_where_they_have_to_and_nowhere_else() {
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");
-    tracing_subscriber::fmt()
-        .with_env_filter("debug")
-        .with_ansi(false)
-        .with_writer(File::create(&log).unwrap())
-        .init();
+    tracing_subscriber::fmt().with_env_filter("debug").with_ansi(false).with_writer(File::create(&log).unwrap()).init();
 
     let mut rack = VirtualRack::new().await;
     rack.image("sim-1", 3).await;
@@ -146,14 +140,16 @@ async fn secrets_stand_where_they_have_to_and_nowhere_else() {
     for service in [Service::Boot, Service::Agent, Service::Controller] {
         rack.restart(service).await;
     }
-    wait::until("the API answers again", PATIENCE, async || rack.operator.get("/v1/whoami").await.map_err(|e| e.to_string()))
-        .await;
+    wait::until("the API answers again", PATIENCE, async || {
+        rack.operator.get("/v1/whoami").await.map_err(|e| e.to_string())
+    })
+    .await;
 
     let secret = |code: &str| code.split('.').nth(1).unwrap().to_owned();
     let boot_key = fs::read(rack.path("boot/boot.key")).unwrap();
     let calls = fs::read(rack.path("boot/phone-home.key")).unwrap();
-    let identity = fs::read_to_string(rack.path("agent/identity.json")).unwrap();
-    let agent_key = pem_lines(&identity).expect("the agent's identity has its key");
+    let identity: Value = serde_json::from_slice(&fs::read(rack.path("agent/identity.json")).unwrap()).unwrap();
+    let agent_key = identity["key"].as_str().unwrap().to_owned();
     let canaries = [
         Canary::text("the operator's token", rack.operator.token(), &[], &[]),
         Canary::text("an unused enrolment code", &secret(&unused), &[], &[]),
@@ -177,7 +173,8 @@ async fn secrets_stand_where_they_have_to_and_nowhere_else() {
 
 #[test]
 fn a_canary_that_got_out_is_named_with_file_and_offset() {
-    let found = vec![("log".to_owned(), b"all is well: hidden-1".to_vec()), ("boot/key".to_owned(), b"hidden-1".to_vec())];
+    let found =
+        vec![("log".to_owned(), b"all is well: hidden-1".to_vec()), ("boot/key".to_owned(), b"hidden-1".to_vec())];
     let canary = Canary::text("a secret", "hidden-1", &["boot/"], &["boot/", "agent/"]);
     let said = leaks(&found, &[canary]);
     assert_eq!(said.len(), 2);

@@ -94,7 +94,7 @@ fn main() -> anyhow::Result<()> {
             artefacts::make_released()?.rack("bench").arg("--repeat").arg(repeat.to_string()).run()
         }
         Verb::Fuzz { minutes, target } => {
-            packages::install(&[packages::BUILD], true)?;
+            packages::install(&[packages::BUILD, packages::FUZZ], true)?;
             fuzz::run(minutes, target.as_deref())
         }
         Verb::InstallerImage => {
