@@ -154,9 +154,9 @@ async fn secrets_stand_where_they_have_to_and_nowhere_else() {
         Canary::text("the operator's token", rack.operator.token(), &[], &[]),
         Canary::text("an unused enrolment code", &secret(&unused), &[], &[]),
         Canary::text("a used enrolment code", &secret(&used), &[], &[]),
-        // Where the run that carries it out keeps it, and on the tenant's own disk.
-        Canary::text("user data", "tenants-canary-4d1b", &["controller/", "serial-1"], &["controller/", "serial-1"]),
-        Canary::text("a tenant's private key", private, &["controller/", "serial-1"], &["controller/", "serial-1"]),
+        // The run that carries it out may keep it; the tenant's own disk has it.
+        Canary::text("user data", "tenants-canary-4d1b", &["controller/", "serial-1"], &["serial-1"]),
+        Canary::text("a tenant's private key", private, &["controller/", "serial-1"], &["serial-1"]),
         // Boot has to know it again, and the installer shows its command line to nobody.
         Canary::text("a boot ticket", &ticket, &["boot/boot.redb"], &["boot/boot.redb"]),
         Canary::bytes("boot's key", &boot_key, &["boot/boot.key"]),
