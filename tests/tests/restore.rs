@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -27,6 +27,7 @@ use rackhand_controller::{
     backup,
     controller::{self, Config, File},
 };
+use rackhand_tests::wait::until;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -111,14 +112,7 @@ impl Controller {
 }
 
 async fn wait<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(Instant::now() < end, "{what} does not come true");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    until(what, PATIENCE, async || look().await.ok_or_else(|| "nothing yet".to_owned())).await
 }
 
 async fn start_agent(dir: &Path, power: &Arc<Memory>, stop: &CancellationToken) -> agent::Running {

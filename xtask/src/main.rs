@@ -166,7 +166,7 @@ fn main() -> anyhow::Result<()> {
             more.into_iter().fold(sim, Shell::arg).run()
         }
         Verb::Fuzz { minutes, target } => {
-            packages::install(&[packages::BUILD], true)?;
+            packages::install(&[packages::BUILD, packages::FUZZ], true)?;
             fuzz::run(minutes, target.as_deref())
         }
         Verb::InstallerImage => {

@@ -9,6 +9,9 @@ use crate::shell::{Shell, is_root};
 /// To build: a C compiler for aws-lc, blake3, SQLite and zstd.
 pub(crate) const BUILD: &[&str] = &["gcc", "libc6-dev", "make"];
 
+/// To build libFuzzer.
+pub(crate) const FUZZ: &[&str] = &["g++"];
+
 /// To make the installer's and the operating system's images.
 pub(crate) const IMAGES: &[&str] = &[
     "mmdebstrap",

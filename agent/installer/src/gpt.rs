@@ -94,14 +94,21 @@ impl Table {
             return Err(NotATable::Damaged("wrong checksum of its entries"));
         }
         let backup = u64_at(header, 32);
-        Ok(Self {
+        let table = Self {
             sector,
             sectors: backup.checked_add(1).ok_or(NotATable::Damaged("impossible place of its backup"))?,
             disk: Guid(header[56..72].try_into().expect("sixteen bytes were taken")),
             first_usable: u64_at(header, 40),
             entry_len,
             entries: entries.to_vec(),
-        })
+        };
+        if table.sectors < table.entries_sectors() + 3 {
+            return Err(NotATable::Damaged("a disk too short for its own table"));
+        }
+        if table.partitions().any(|partition| partition.first > partition.last || partition.last >= table.sectors) {
+            return Err(NotATable::Damaged("a partition beyond the disk, or that ends before it begins"));
+        }
+        Ok(table)
     }
 
     /// Describes a disk of `size` bytes from now on.
@@ -295,6 +302,27 @@ mod tests {
         assert_eq!(table.spread(3 * MIB), Err(NoRoom));
         assert_eq!(table, before);
         assert_eq!(table.append(8 * MIB, BASIC_DATA, Guid([7; 16]), "x"), Err(NoRoom));
+    }
+
+    #[test]
+    fn a_table_with_right_checksums_that_describes_no_disk_is_damaged() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let good = image(file.path());
+        let with = |change: &dyn Fn(&mut [u8])| {
+            let mut head = good[..HEAD].to_vec();
+            change(&mut head);
+            let entries = crc32(&head[1024..1024 + 128 * 128]);
+            head[512 + 88..512 + 92].copy_from_slice(&entries.to_le_bytes());
+            head[512 + 16..512 + 20].fill(0);
+            let header = crc32(&head[512..512 + HEADER_LEN]);
+            head[512 + 16..512 + 20].copy_from_slice(&header.to_le_bytes());
+            Table::read(&head, 512)
+        };
+        assert!(with(&|_| ()).is_ok());
+        // The first partition ends before it begins, and beyond everything; the backup is at once.
+        assert!(matches!(with(&|head| head[1024 + 40..1024 + 48].fill(0)), Err(NotATable::Damaged(_))));
+        assert!(matches!(with(&|head| head[1024 + 40..1024 + 48].fill(0xff)), Err(NotATable::Damaged(_))));
+        assert!(matches!(with(&|head| head[512 + 32..512 + 40].fill(0)), Err(NotATable::Damaged(_))));
     }
 
     #[test]

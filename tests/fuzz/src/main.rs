@@ -4,10 +4,8 @@
 
 #![cfg_attr(feature = "fuzzer", no_main)]
 
-#[expect(dead_code, reason = "the importer uses more of it")]
 #[path = "../../../controller/src/images/layout.rs"]
 mod layout;
-#[expect(dead_code, reason = "the importer uses more of it")]
 #[path = "../../../controller/src/images/qcow2.rs"]
 mod qcow2;
 mod targets;

@@ -18,6 +18,7 @@ use rackhand_common::{
     wire::{self, AgentRequest, AgentResponse, Closing, LocalRequest, LocalResponse, NodeView},
 };
 use rackhand_controller::controller::{self, Config, File, Seams};
+use rackhand_tests::wait::until;
 use reqwest::{Method, StatusCode};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
@@ -41,15 +42,8 @@ impl Clock for Shifted {
 }
 
 /// Asks until the answer is as wanted; panics with the last one when that takes too long.
-pub(crate) async fn wait_for<T: std::fmt::Debug>(what: &str, mut ask: impl AsyncFnMut() -> Result<T, String>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        match ask().await {
-            Ok(found) => return found,
-            Err(seen) if Instant::now() > end => panic!("{what} did not happen; last seen: {seen}"),
-            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-        }
-    }
+pub(crate) async fn wait_for<T>(what: &str, ask: impl AsyncFnMut() -> Result<T, String>) -> T {
+    until(what, PATIENCE, ask).await
 }
 
 /// A process's task and what ends it.
