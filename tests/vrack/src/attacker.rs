@@ -40,7 +40,7 @@ use crate::{
     network::{Cabling, Place},
     rack::directory,
     run::{quiet, run},
-    services::{Files, Process, Service},
+    services::{Files, Service, Services},
 };
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -143,13 +143,13 @@ pub(crate) fn tell(binaries: &Path, only: Option<&str>) -> anyhow::Result<()> {
 struct Range {
     cabling: Cabling,
     files: Files,
-    boot: Process,
+    services: Services,
 }
 
 /// What boot has used.
 #[derive(Clone, Copy, Debug)]
 struct Usage {
-    process: u32,
+    process: i32,
     memory: u64,
     processor: Duration,
 }
@@ -242,8 +242,9 @@ impl Range {
         let state = files.state(Service::Boot);
         fs::create_dir_all(&state)?;
         fs::write(state.join("intent.json"), serde_json::to_vec(&intent())?)?;
-        let boot = Process::start(&files, &cabling, Service::Boot)?;
-        let range = Self { cabling, files, boot };
+        let services = Services::new(files.clone(), cabling.clone());
+        services.start(Service::Boot)?;
+        let range = Self { cabling, files, services };
         range.wait_until_up()?;
         Ok(range)
     }
@@ -263,19 +264,13 @@ impl Range {
 
     /// SIGKILL and a new start.
     fn restart(&mut self) -> anyhow::Result<()> {
-        let next = |range: &Self| Process::start(&range.files, &range.cabling, Service::Boot);
-        quiet("kill", &["-9", &self.boot.id().to_string()]);
-        let end = Instant::now() + Duration::from_secs(10);
-        while self.boot.check(&self.files).is_ok() {
-            ensure!(Instant::now() < end, "boot cannot be killed");
-            thread::sleep(Duration::from_millis(20));
-        }
-        self.boot = next(self)?;
+        self.services.kill(Service::Boot)?;
+        self.services.start(Service::Boot)?;
         self.wait_until_up()
     }
 
     fn usage(&self) -> anyhow::Result<Usage> {
-        let process = self.boot.id();
+        let process = self.services.pid(Service::Boot)?;
         let status = fs::read_to_string(format!("/proc/{process}/status"))?;
         let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("boot has ended")?;
         let memory: u64 = memory.trim().trim_end_matches(" kB").parse()?;
@@ -289,7 +284,7 @@ impl Range {
     /// Fails when boot has ended, has grown beyond its bound, does not come to rest, or does not
     /// boot the neighbour.
     fn unharmed(&mut self, before: Usage) -> anyhow::Result<()> {
-        self.boot.check(&self.files)?;
+        self.services.check()?;
         boots().context("the neighbour does not boot afterwards")?;
         let after = self.usage()?;
         if after.process == before.process {
@@ -794,7 +789,7 @@ fn tftp_starvation(range: &mut Range) -> anyhow::Result<String> {
         while !over.load(Ordering::Relaxed) {
             // As many at once as there are places, from many addresses, each to be kept long.
             for number in 0..400 {
-                let request = b"\0\x01undionly.kpxe\0octet\0timeout\030\0blksize\01468\0";
+                let request = b"\0\x01undionly.kpxe\0octet\0timeout\x003\0blksize\x001468\0";
                 card.send(&udp(towards(node, sent * 400 + number, 69), request));
             }
             sent += 1;

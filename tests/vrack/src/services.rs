@@ -177,11 +177,6 @@ impl Process {
         }))
     }
 
-    /// Its process id.
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// SIGKILL, and nothing else.
     fn kill(mut self) -> anyhow::Result<()> {
         if let Some(child) = &mut self.child {
@@ -225,6 +220,12 @@ impl Services {
     pub(crate) fn kill(&self, service: Service) -> anyhow::Result<()> {
         let process = self.running().remove(&service);
         process.with_context(|| format!("{} does not run", service.name()))?.kill()
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self, service: Service) -> anyhow::Result<i32> {
+        let running = self.running();
+        Ok(running.get(&service).with_context(|| format!("{} does not run", service.name()))?.pid)
     }
 
     /// Fails when a process that should run does not.
