@@ -171,7 +171,8 @@ async fn ticket(
             Ok(Json(Admitted { machine: session.machine, time: now.wall }))
         }
         Err(NotAdmitted::Refused { machine, reason }) => {
-            let lets = |machine: &_| channel.seldom.lets(now.mono, *machine, "ticket refused");
+            // By its reason: one neighbour's noise hides no other's.
+            let lets = |machine: &_| channel.seldom.lets(now.mono, *machine, format!("ticket refused: {reason}"));
             if let Some(machine) = machine.filter(lets) {
                 tracing::warn!(address = %client.address, %machine, %reason, "ticket refused");
                 let reason = format!("{reason}; presented from {} for card {mac}", client.address.ip());
