@@ -34,7 +34,7 @@ pub async fn examine(config: &Config, now: Timestamp) -> Findings {
         );
         return findings;
     };
-    let runs = running("rackhand-controller", "serve");
+    let runs = serving(&config.data);
     files(&mut findings, config, owner);
     certificates(&mut findings, config, now);
     database(&mut findings, config, now).await;
@@ -191,16 +191,20 @@ fn ports(findings: &mut Findings, config: &Config, runs: bool) {
     }
 }
 
-/// The process that runs this program with this verb.
-fn running(program: &str, verb: &str) -> Option<u32> {
+/// The controller that serves this data directory: whoever has its lock open. One of another
+/// directory on the same machine is none of ours.
+fn serving(data: &Path) -> Option<u32> {
+    let lock = data.join("lock").canonicalize().ok()?;
     fs::read_dir("/proc").ok()?.filter_map(Result::ok).find_map(|entry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
-        let line = fs::read(entry.path().join("cmdline")).ok()?;
-        let mut words = line.split(|byte| *byte == 0);
-        let name = Path::new(std::str::from_utf8(words.next()?).ok()?).file_name()?.to_str()?.to_owned();
-        (name == program && words.any(|word| word == verb.as_bytes())).then_some(pid)
+        let is_ours = fs::read_to_string(entry.path().join("comm")).ok()?.trim_end() == COMM;
+        let mut open = fs::read_dir(entry.path().join("fd")).ok()?.filter_map(Result::ok);
+        (is_ours && open.any(|fd| fs::read_link(fd.path()).is_ok_and(|file| file == lock))).then_some(pid)
     })
 }
+
+/// The program's name as the kernel keeps it: its first fifteen bytes.
+const COMM: &str = "rackhand-contro";
 
 #[cfg(test)]
 mod tests {
