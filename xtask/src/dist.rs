@@ -20,9 +20,9 @@ use std::{
     process::{Command, Stdio},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-use crate::shell::{Shell, root};
+use crate::shell::{Shell, root, run};
 
 /// Packages go to `out`, those that were there of other versions stay.
 pub(crate) fn packages(binaries: &Path, installer: &Path, out: &Path, version: &str) -> Result<Vec<PathBuf>> {
@@ -316,15 +316,6 @@ fn md5sums(tree: &Path) -> Result<Vec<u8>> {
     let output = Command::new("sh").args(["-c", script]).current_dir(tree).output()?;
     ensure!(output.status.success(), "md5sum failed");
     Ok(output.stdout)
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let status = command.status().with_context(|| format!("cannot start {name}: is it installed?"))?;
-    if !status.success() {
-        bail!("{name} failed ({status})");
-    }
-    Ok(())
 }
 
 #[cfg(test)]

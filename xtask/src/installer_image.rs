@@ -18,6 +18,8 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::shell::{output, run};
+
 /// What an installer image consists of; written beside it as `manifest.json`.
 #[derive(Serialize)]
 struct Manifest {
@@ -269,24 +271,6 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::write(&unfinished, bytes).with_context(|| format!("cannot write {}", unfinished.display()))?;
     fs::set_permissions(&unfinished, fs::Permissions::from_mode(0o644))?;
     fs::rename(&unfinished, path).with_context(|| format!("cannot replace {}", path.display()))
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let status = command.status().with_context(|| format!("cannot start {name}: is it installed?"))?;
-    if !status.success() {
-        bail!("{name} failed ({status})");
-    }
-    Ok(())
-}
-
-fn output(command: &mut Command) -> Result<String> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start {name}"))?;
-    if !output.status.success() {
-        bail!("{name} failed ({})", output.status);
-    }
-    Ok(String::from_utf8(output.stdout)?)
 }
 
 #[cfg(test)]

@@ -26,12 +26,12 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
 
 use crate::{
     catalogue::{self, Entry, Family, Firmware},
-    shell::SIGN_OF_LIFE,
+    shell::{SIGN_OF_LIFE, output, run},
 };
 
 /// Makes the image of Debian 12 at `out`, unless the one there was made by this same recipe.
@@ -358,22 +358,4 @@ fn remove(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let status = command.status().with_context(|| format!("cannot start {name}: is it installed?"))?;
-    if !status.success() {
-        bail!("{name} failed ({status})");
-    }
-    Ok(())
-}
-
-fn output(command: &mut Command) -> Result<String> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start {name}"))?;
-    if !output.status.success() {
-        bail!("{name} failed ({})", output.status);
-    }
-    Ok(String::from_utf8(output.stdout)?)
 }
