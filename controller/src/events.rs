@@ -18,7 +18,10 @@ use rackhand_common::{
 };
 use rackhand_controller_core::lifecycle::Lifecycle;
 
-use crate::store::{Happened, Machine, OrderEnd, OrderResult, Store, StoreError, Tx};
+use crate::{
+    store::{Happened, Machine, OrderEnd, OrderResult, Store, StoreError, Tx},
+    verbs,
+};
 
 /// Takes events of an agent's spool, numbered from `first`; the number of the next one. The
 /// rack's intent and its runs may have changed afterwards: wake both.
@@ -248,9 +251,7 @@ async fn connected(tx: &mut Tx, rack: RackId, event: &Event, connection: Connect
             tx.insert_event(event.at, rack, Some(id), None, &Happened::Discovered { name }).await?;
             let parts = tx.parts_of_others(&machine).await?;
             if !parts.is_empty() {
-                let parts: Vec<_> =
-                    parts.iter().map(|(part, identity, of)| format!("{part} {identity} is {of}'s")).collect();
-                return alert(tx, rack, event, Some(machine), parts.join("; ")).await;
+                return alert(tx, rack, event, Some(machine), verbs::elsewhere(&parts)).await;
             }
         }
     }

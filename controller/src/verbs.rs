@@ -341,11 +341,13 @@ pub fn disk_identities(machine: &Machine) -> Result<Vec<String>, Denied> {
         .collect()
 }
 
-fn listed(changes: &[Change]) -> String {
+/// Changes in one line, for people.
+pub(crate) fn listed(changes: &[Change]) -> String {
     changes.iter().map(Change::to_string).collect::<Vec<_>>().join("; ")
 }
 
-fn elsewhere(parts: &[(Part, String, String)]) -> String {
+/// Parts and whose they are, in one line, for people.
+pub(crate) fn elsewhere(parts: &[(Part, String, String)]) -> String {
     parts.iter().map(|(part, identity, name)| format!("{part} {identity} is {name}'s")).collect::<Vec<_>>().join("; ")
 }
 

@@ -13,7 +13,6 @@ use axum::{
 use futures_util::{Stream, stream};
 use jiff::Timestamp;
 use rackhand_common::{event::What, id};
-use rackhand_controller_core::identity::Change;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -22,7 +21,10 @@ use super::{
     extract::{Page, Query, limit, parse},
     runs::Progress,
 };
-use crate::store::{EventFilter, Happened, StoredEvent};
+use crate::{
+    store::{EventFilter, Happened, StoredEvent},
+    verbs::listed,
+};
 
 /// How often the table is looked at for a stream. People watch: a quarter of a second is at
 /// once, and costs one indexed read.
@@ -124,10 +126,6 @@ fn text(body: &Happened) -> String {
         Happened::AgentEnrolled { agent } => format!("agent {agent} enrolled"),
         Happened::AgentRevoked { agent, by } => format!("agent {agent} revoked by {by}"),
     }
-}
-
-fn listed(changes: &[Change]) -> String {
-    changes.iter().map(Change::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// Which events.
