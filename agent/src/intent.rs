@@ -24,6 +24,7 @@ use rackhand_common::{
     intent::{Intent, MachineIntent, Work},
     seal::{self, Seal, Sealed as _},
 };
+use rackhand_fail_points::fail_point;
 use tokio::sync::watch;
 
 /// Name of the file in the state directory.
@@ -139,7 +140,8 @@ impl Store {
         let revision = intent.revision;
         let bytes = sealed(&intent, &self.0.seal);
         let path = self.0.file.clone();
-        let written = tokio::task::spawn_blocking(move || replace(&path, &bytes)).await.map_err(io::Error::other);
+        let write = move || fail_point!("intent.replace", replace(&path, &bytes));
+        let written = tokio::task::spawn_blocking(write).await.map_err(io::Error::other);
         written.flatten().map_err(|source| Refused::Disk { path: self.0.file.clone(), source })?;
         self.0.current.send_replace(Some(Arc::new(intent)));
         Ok(revision)

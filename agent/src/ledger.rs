@@ -22,6 +22,8 @@ use rackhand_common::{
     wire::{Action, Command},
 };
 
+use rackhand_fail_points::fail_point;
+
 use crate::spool::{Spool, SpoolError, blocking};
 
 /// How long a finished command is remembered.
@@ -104,14 +106,14 @@ impl Ledger {
         }
         let fresh = Entry { machine: command.machine, action: command.action, accepted: now, state: State::Accepted };
         let also = Box::new(move |tx: &WriteTransaction| put(tx, id, &fresh));
-        self.spool.append_with(Vec::new(), also).await?;
+        fail_point!(once "ledger.accept", self.spool.append_with(Vec::new(), also).await)?;
         Ok(Begun::Fresh)
     }
 
     /// Writes down that an accepted command is about to act.
     pub async fn begin(&self, id: CommandId) -> Result<(), SpoolError> {
-        let also = Box::new(move |tx: &WriteTransaction| change(tx, id, State::Begun));
-        self.spool.append_with(Vec::new(), also).await
+        let also = move || Box::new(move |tx: &WriteTransaction| change(tx, id, State::Begun));
+        fail_point!("ledger.begin", self.spool.append_with(Vec::new(), also()).await)
     }
 
     /// Writes down how a command ended, together with the event that tells it.
@@ -128,7 +130,7 @@ impl Ledger {
             change(tx, id, State::Ended { at: now, outcome })?;
             forget(tx, now)
         });
-        self.spool.append_with(vec![told], also).await
+        fail_point!(once "ledger.end", self.spool.append_with(vec![told], also).await)
     }
 
     /// The highest connection number this node was ever welcomed with; zero for none.
@@ -153,7 +155,7 @@ impl Ledger {
             numbers.insert(CONNECTION, known.max(connection))?;
             Ok(())
         });
-        self.spool.append_with(Vec::new(), also).await
+        fail_point!(once "ledger.welcomed", self.spool.append_with(Vec::new(), also).await)
     }
 }
 

@@ -13,6 +13,7 @@ pub mod health;
 pub mod intent;
 pub mod ledger;
 pub mod local;
+mod patient_file;
 pub mod power;
 pub mod spool;
 pub mod timeline;

@@ -14,6 +14,7 @@
 
 use std::{collections::HashMap, pin::Pin, process::Stdio, sync::Arc, time::Duration};
 
+use rackhand_fail_points::fail_point;
 use serde::Deserialize;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
@@ -76,6 +77,12 @@ pub enum PowerError {
     /// It answered something that has no meaning.
     #[error("malformed answer: {0}")]
     Malformed(String),
+}
+
+impl From<std::io::Error> for PowerError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Unreachable(error.to_string())
+    }
 }
 
 /// A command from the controller, and where its answer goes.
@@ -239,7 +246,7 @@ impl Executor {
             Action::PowerOff => self.bring(target, State::Off).await,
             Action::PowerCycle => self.cycle(target).await,
             Action::NetworkBoot => {
-                patiently(&*self.timer, || self.driver.network_boot_once(target)).await?;
+                patiently(&*self.timer, || network_boot_once(&*self.driver, target)).await?;
                 self.cycle(target).await
             }
         }
@@ -301,7 +308,7 @@ pub async fn settle(timer: &dyn Timer, driver: &dyn Power, target: &Target, want
     }
     let until = timer.now().plus(SETTLE);
     loop {
-        patiently(timer, || driver.set(target, wanted)).await?;
+        patiently(timer, || set(driver, target, wanted)).await?;
         let again = timer.now().plus(REPEAT);
         loop {
             if patiently(timer, || driver.status(target)).await? == wanted {
@@ -317,6 +324,14 @@ pub async fn settle(timer: &dyn Timer, driver: &dyn Power, target: &Target, want
             timer.sleep(POLL).await;
         }
     }
+}
+
+fn set<'a>(driver: &'a dyn Power, target: &'a Target, wanted: State) -> Answer<'a, ()> {
+    Box::pin(async move { fail_point!("power.act", driver.set(target, wanted).await) })
+}
+
+fn network_boot_once<'a>(driver: &'a dyn Power, target: &'a Target) -> Answer<'a, ()> {
+    Box::pin(async move { fail_point!("power.act", driver.network_boot_once(target).await) })
 }
 
 /// Asks until there is an answer, or a refusal, or three silences.

@@ -34,8 +34,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use rackhand_common::event::{Event, What};
+use rackhand_fail_points::fail_point;
 
-use crate::timeline::{Noted, Timelines};
+use crate::{
+    patient_file::PatientFile,
+    timeline::{Noted, Timelines},
+};
 
 /// The most events handed out at once, and the number of oldest events that are never
 /// dropped: they may have been taken without our knowing yet.
@@ -92,7 +96,7 @@ pub(crate) type Also = Box<dyn FnOnce(&WriteTransaction) -> Result<(), redb::Err
 
 /// Opens a store of ours, making it when there is none.
 pub fn open_database(path: &Path) -> Result<Arc<Database>, SpoolError> {
-    match Database::create(path) {
+    match PatientFile::open(path).and_then(|file| redb::Builder::new().create_with_backend(file)) {
         Ok(database) => Ok(Arc::new(database)),
         Err(error) => Err(SpoolError::Open { path: path.to_owned(), source: Arc::new(error.into()) }),
     }
@@ -459,7 +463,7 @@ impl Writer {
             Some(timelines) => timelines.store(&tx, &stored)?,
             None => Noted::default(),
         };
-        tx.commit()?;
+        fail_point!(once "spool.commit", tx.commit())?;
         Ok((length, noted))
     }
 }

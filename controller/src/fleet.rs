@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use aws_lc_rs::hmac;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rackhand_common::{
     id::{AgentId, RackId},
@@ -143,8 +144,12 @@ fn close(quic: &Connection, closing: Closing, reason: &str) {
     quic.close(VarInt::from_u32(closing as u32), reason.as_bytes());
 }
 
-/// A QUIC endpoint for agents at this address.
+/// A QUIC endpoint for agents at this address. One that is started again knows none of the
+/// connections before: it says so to agents that still hold one by a stateless reset (RFC 9000
+/// §10.3), and they dial again at once instead of waiting for a silence.
 pub fn listen(address: SocketAddr, authority: &Authority, identity: Identity) -> anyhow::Result<Endpoint> {
+    let reset = blake3::derive_key("rackhand 2026-11-24 stateless reset", identity.key.secret_der());
+    let reset = hmac::Key::new(hmac::HMAC_SHA256, &reset);
     let tls = pki::controller_server(authority.bundle(), identity)?;
     let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
@@ -158,7 +163,9 @@ pub fn listen(address: SocketAddr, authority: &Authority, identity: Identity) ->
         .keep_alive_interval(Some(Duration::from_secs(5)))
         .max_idle_timeout(Some(Duration::from_secs(15).try_into()?));
     config.transport_config(Arc::new(transport)).max_incoming(256);
-    Ok(Endpoint::server(config, address)?)
+    let socket = std::net::UdpSocket::bind(address)?;
+    let runtime = Arc::new(quinn::TokioRuntime);
+    Ok(Endpoint::new(quinn::EndpointConfig::new(Arc::new(reset)), Some(config), socket, runtime)?)
 }
 
 impl Fleet {

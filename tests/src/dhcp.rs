@@ -34,11 +34,12 @@ pub struct Lease {
 }
 
 /// Asks until there is a lease.
-pub async fn obtain(card: &mut Card, mac: Mac, program: Program<'_>) -> Lease {
+pub async fn obtain(card: &mut dyn Card, mac: Mac, program: Program<'_>) -> Lease {
     // Firmware begins with 4 s and doubles up to 32.
     let mut patience = Duration::from_millis(400);
     loop {
         if let Ok(Some(lease)) = timeout(patience, handshake(card, mac, program)).await {
+            card.take(lease.address);
             return lease;
         }
         patience = (patience * 2).min(Duration::from_secs(3));
@@ -46,7 +47,7 @@ pub async fn obtain(card: &mut Card, mac: Mac, program: Program<'_>) -> Lease {
 }
 
 /// DISCOVER, OFFER, REQUEST, ACK; nothing when the server says no.
-async fn handshake(card: &mut Card, mac: Mac, program: Program<'_>) -> Option<Lease> {
+async fn handshake(card: &mut dyn Card, mac: Mac, program: Program<'_>) -> Option<Lease> {
     let xid = Uuid::new_v4().as_fields().0;
     card.send(message(xid, mac, program, DISCOVER, &[]));
     let offer = answer(card, xid, mac, program, &[OFFER]).await;
@@ -64,7 +65,7 @@ async fn handshake(card: &mut Card, mac: Mac, program: Program<'_>) -> Option<Le
 }
 
 /// The next answer that this program would take.
-async fn answer(card: &mut Card, xid: u32, mac: Mac, program: Program<'_>, kinds: &[u8]) -> Answer {
+async fn answer(card: &mut dyn Card, xid: u32, mac: Mac, program: Program<'_>, kinds: &[u8]) -> Answer {
     loop {
         let Some(answer) = Answer::read(card.receive(None).await) else { continue };
         let ours = answer.xid() == xid && answer.0[28..34] == mac.0 && answer.address(54).is_some();

@@ -55,6 +55,13 @@ impl Drive {
         Ok(Self(Arc::new(Inner { path, serial, size, state: Mutex::default(), changed: Condvar::new() })))
     }
 
+    /// A disk that is there: this file.
+    pub fn found(path: &Path, serial: &str) -> io::Result<Self> {
+        let size = fs::metadata(path)?.len();
+        let (path, serial) = (path.to_owned(), serial.to_owned());
+        Ok(Self(Arc::new(Inner { path, serial, size, state: Mutex::default(), changed: Condvar::new() })))
+    }
+
     /// Writes to it from outside the machine.
     pub fn scribble(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
         use std::os::unix::fs::FileExt as _;

@@ -26,7 +26,7 @@ use crate::{
     dhcp::{self, Program},
     disk::{Drive, Supply},
     ipxe::{End, Ipxe},
-    segment::Segment,
+    segment::Cable,
     system::{self, System},
     tftp, wait,
 };
@@ -50,7 +50,7 @@ impl Default for Model {
 #[derive(Clone, Debug)]
 pub struct Place {
     /// The cable in its card.
-    pub segment: Segment,
+    pub cable: Arc<dyn Cable>,
     /// The port that stands for TFTP's 69.
     pub tftp: u16,
     /// What the loader that firmware fetches must be.
@@ -89,6 +89,7 @@ struct Inside {
     network_once: bool,
     /// UEFI's boot variables.
     variables: boot_order::Variables,
+    variables_changed: Option<fn(&boot_order::Variables)>,
     system: Option<System>,
     /// The kernel command line of the latest installer.
     line: Option<String>,
@@ -112,9 +113,14 @@ const RETRY: Duration = Duration::from_millis(200);
 impl Machine {
     /// A machine that is off, with these disks.
     pub fn new(mac: Mac, firmware: Firmware, place: Place, drives: Vec<Drive>) -> Self {
+        Self::found(mac, Uuid::new_v4(), firmware, place, drives)
+    }
+
+    /// The same with a mainboard of this UUID.
+    pub fn found(mac: Mac, uuid: Uuid, firmware: Firmware, place: Place, drives: Vec<Drive>) -> Self {
         Self(Arc::new(Chassis {
             mac,
-            uuid: Uuid::new_v4(),
+            uuid,
             firmware,
             place,
             supply: Supply::default(),
@@ -125,6 +131,24 @@ impl Machine {
     /// Its card's address.
     pub fn mac(&self) -> Mac {
         self.0.mac
+    }
+
+    /// UEFI's boot variables.
+    pub fn variables(&self) -> boot_order::Variables {
+        self.lock().variables.clone()
+    }
+
+    /// Has these boot variables, and says so when the installer has changed them: they outlive
+    /// the power.
+    pub fn keep_variables(&self, variables: boot_order::Variables, changed: fn(&boot_order::Variables)) {
+        let mut inside = self.lock();
+        inside.variables = variables;
+        inside.variables_changed = Some(changed);
+    }
+
+    /// Its next start is from the network.
+    pub fn network_once(&self) {
+        self.lock().network_once = true;
     }
 
     /// Its first disk.
@@ -220,7 +244,9 @@ impl Machine {
     }
 
     fn show(&self, line: impl Into<String>) {
-        self.lock().screen.push(line.into());
+        let line = line.into();
+        tracing::debug!(mac = %self.0.mac, "{line}");
+        self.lock().screen.push(line);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inside> {
@@ -261,7 +287,7 @@ impl Machine {
         match system {
             Ok(system) => {
                 self.lock().system = Some(system.clone());
-                match system.run(&self.0.place.segment, self.0.mac).await {
+                match system.run(&*self.0.place.cable, self.0.mac).await {
                     Ok(()) => self.show(format!("{} has called home", system.hostname)),
                     Err(error) => self.show(format!("{error:#}")),
                 }
@@ -275,15 +301,15 @@ impl Machine {
     /// Boots from the network; returns when the machine restarts.
     async fn start_network(&self, supply: &Supply) -> Result<()> {
         let Chassis { mac, uuid, firmware, place, .. } = &*self.0;
-        let mut card = place.segment.card(*mac);
+        let mut card = place.cable.card(*mac);
         if *firmware == Firmware::Uefi {
-            let lease = dhcp::obtain(&mut card, *mac, Program::Rom(*firmware, *uuid)).await;
+            let lease = dhcp::obtain(&mut *card, *mac, Program::Rom(*firmware, *uuid)).await;
             ensure!(lease.file == "snponly.efi", "a UEFI machine was told to load {:?}", lease.file);
             let server = SocketAddrV4::new(lease.next_server, place.tftp);
             let loader = tftp::fetch(lease.address, server, &lease.file).await?;
             ensure!(loader == place.loader, "the loader is not the loader");
         }
-        let lease = dhcp::obtain(&mut card, *mac, Program::Ipxe(*firmware, *uuid)).await;
+        let lease = dhcp::obtain(&mut *card, *mac, Program::Ipxe(*firmware, *uuid)).await;
         let mut ipxe = Ipxe::new(*mac, lease.address, *firmware);
         let end = ipxe.run(&lease.file).await;
         for line in std::mem::take(&mut ipxe.screen) {
@@ -353,6 +379,9 @@ impl Hardware for Powered {
                 boot_order::Change::Write(name, contents) => drop(inside.variables.insert(name, contents)),
                 boot_order::Change::Remove(name) => drop(inside.variables.remove(&name)),
             }
+        }
+        if let Some(changed) = inside.variables_changed {
+            changed(&inside.variables);
         }
         Ok(())
     }

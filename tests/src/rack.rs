@@ -255,7 +255,7 @@ impl VirtualRack {
         let [_, x, y, _] = self.subnet.node.octets();
         let mac = Mac([0x52, 0x54, 0, x, y, number]);
         let drive = self.drive(&format!("serial-{number}"), model.disk);
-        let place = Place { segment: self.segment.clone(), tftp: TFTP, loader: LOADER.repeat(1000) };
+        let place = Place { cable: Arc::new(self.segment.clone()), tftp: TFTP, loader: LOADER.repeat(1000) };
         let machine = Machine::new(mac, model.firmware, place, vec![drive]);
         self.chassis.add(machine.clone());
         self.machines.push(machine.clone());

@@ -16,6 +16,24 @@ use tokio::sync::{broadcast, mpsc};
 /// Requests in boot's socket; further ones are lost, as the kernel would lose them.
 const QUEUE: usize = 256;
 
+/// What a machine's card is plugged into.
+pub trait Cable: std::fmt::Debug + Send + Sync {
+    /// The card's socket, before it has an address.
+    fn card(&self, mac: Mac) -> Box<dyn Card>;
+}
+
+/// A machine's card.
+pub trait Card: Send {
+    /// Broadcasts a request.
+    fn send(&self, message: Vec<u8>);
+
+    /// The next answer for this card, or for whoever has `address`.
+    fn receive(&mut self, address: Option<Ipv4Addr>) -> BoxFuture<'_, Vec<u8>>;
+
+    /// Has this address from now on.
+    fn take(&self, address: Ipv4Addr);
+}
+
 /// The segment; clones are the same.
 #[derive(Clone, Debug)]
 pub struct Segment {
@@ -36,10 +54,11 @@ impl Segment {
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(requests);
         Arc::new(Server { received: tokio::sync::Mutex::new(received), segment: self.clone() })
     }
+}
 
-    /// A card's socket.
-    pub fn card(&self, mac: Mac) -> Card {
-        Card { mac, segment: self.clone(), answers: self.answers.subscribe() }
+impl Cable for Segment {
+    fn card(&self, mac: Mac) -> Box<dyn Card> {
+        Box::new(SegmentCard { mac, segment: self.clone(), answers: self.answers.subscribe() })
     }
 }
 
@@ -70,32 +89,34 @@ impl Link for Server {
     }
 }
 
-/// A machine's card, before it has an address.
 #[derive(Debug)]
-pub struct Card {
+struct SegmentCard {
     mac: Mac,
     segment: Segment,
     answers: broadcast::Receiver<(Destination, Vec<u8>)>,
 }
 
-impl Card {
-    /// Broadcasts a request.
-    pub fn send(&self, message: Vec<u8>) {
+impl Card for SegmentCard {
+    fn send(&self, message: Vec<u8>) {
         if let Some(server) = &*self.segment.server.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = server.try_send(message);
         }
     }
 
-    /// The next answer for this card, or for whoever has `address`.
-    pub async fn receive(&mut self, address: Option<Ipv4Addr>) -> Vec<u8> {
-        loop {
-            match self.answers.recv().await {
-                Ok((Destination::Raw(mac, _), message)) if mac == self.mac => return message,
-                Ok((Destination::Unicast(to), message)) if Some(to) == address => return message,
-                Ok((Destination::Broadcast, message)) => return message,
-                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+    fn receive(&mut self, address: Option<Ipv4Addr>) -> BoxFuture<'_, Vec<u8>> {
+        Box::pin(async move {
+            loop {
+                match self.answers.recv().await {
+                    Ok((Destination::Raw(mac, _), message)) if mac == self.mac => return message,
+                    Ok((Destination::Unicast(to), message)) if Some(to) == address => return message,
+                    Ok((Destination::Broadcast, message)) => return message,
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+                }
             }
-        }
+        })
     }
+
+    /// Every address of a loopback network is everybody's already.
+    fn take(&self, _: Ipv4Addr) {}
 }

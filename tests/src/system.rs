@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{
     dhcp::{self, Program},
     image,
-    segment::Segment,
+    segment::Cable,
 };
 
 /// A partition, as a GUID partition table lists it (UEFI specification §5.3.3).
@@ -113,8 +113,8 @@ impl System {
     }
 
     /// Gets its address and calls home, as often as cloud-init tries.
-    pub async fn run(&self, segment: &Segment, mac: Mac) -> Result<()> {
-        let lease = dhcp::obtain(&mut segment.card(mac), mac, Program::System(&self.hostname)).await;
+    pub async fn run(&self, cable: &dyn Cable, mac: Mac) -> Result<()> {
+        let lease = dhcp::obtain(&mut *cable.card(mac), mac, Program::System(&self.hostname)).await;
         let client =
             reqwest::Client::builder().no_proxy().local_address(std::net::IpAddr::V4(lease.address)).build()?;
         let body = format!("instance_id={}&hostname={}", self.instance, self.hostname);

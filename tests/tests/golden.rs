@@ -362,8 +362,8 @@ async fn fill_node(dir: &Path) {
     leases.commit(vec![LEASE], Vec::new()).await.unwrap();
     let clock = Arc::new(SystemClock::default());
     let tickets = Tickets::open(clock.now(), database.clone()).unwrap();
-    let ticket = tickets.mint(clock.now(), MachineId(uuid(1)), mac(1)).unwrap().unwrap();
-    tickets.present(clock.now(), &hex(&ticket), mac(1), KeyPin([6; 32])).unwrap();
+    let ticket = tickets.mint(clock.now(), MachineId(uuid(1)), mac(1)).await.unwrap().unwrap();
+    tickets.present(clock.now(), hex(&ticket), mac(1), KeyPin([6; 32])).await.unwrap();
     let sessions = Sessions::open(database, clock, spool.clone()).unwrap();
     sessions.connected(MachineId(uuid(1)), mac(1), [10, 77, 0, 101].into(), inventory(1)).await.unwrap();
     let done = What::Failed { run: RunId(uuid(5)), attempt: 1, cause: Cause::Image, detail: "x".into() };

@@ -15,6 +15,7 @@ use rackhand_common::{
     machine::Inventory,
     pki,
 };
+use rackhand_fail_points::fail_point;
 use rustls_pki_types::{PrivateKeyDer, ServerName};
 use serde::de::DeserializeOwned;
 use tokio::{
@@ -38,6 +39,12 @@ pub enum Failure {
     /// An answer that makes no sense.
     #[error("gave an answer that cannot be understood: {0}")]
     Malformed(String),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Unreachable(error)
+    }
 }
 
 fn unreachable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {
@@ -95,7 +102,7 @@ impl Lane {
             let response = open.sender.send_request(request).await.map_err(unreachable)?;
             let status = response.status();
             let body = Limited::new(response.into_body(), limit).collect().await.map_err(unreachable)?.to_bytes();
-            Ok((status, body))
+            Ok::<_, Failure>((status, body))
         };
         let (status, body) = timeout(patience, exchange).await.map_err(unreachable)??;
         self.open = Some(open);
@@ -266,7 +273,10 @@ impl Channel {
     ) -> Result<Bytes, Failure> {
         let mut backoff = Backoff::new();
         loop {
-            let failure = match lane.ask(method.clone(), path, body.clone(), limit, patience).await {
+            let mut ask = async || {
+                fail_point!("channel.ask", lane.ask(method.clone(), path, body.clone(), limit, patience).await)
+            };
+            let failure = match ask().await {
                 Ok(body) => return Ok(body),
                 Err(failure) => failure,
             };

@@ -7,6 +7,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use rackhand_fail_points::fail_point;
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::{Buffer, Disk};
@@ -56,7 +57,8 @@ pub fn erase(disk: &dyn Disk, seed: u64, done: &AtomicU64, withdrawn: &Cancellat
             return Err(EraseError::Withdrawn);
         }
         let len = STEP.min(size - at);
-        disk.zero(at, len).map_err(|error| EraseError::Write { at, error })?;
+        let overwrite = || fail_point!("erase.overwrite", disk.zero(at, len));
+        overwrite().map_err(|error| EraseError::Write { at, error })?;
         done.fetch_add(len, Ordering::Relaxed);
         at += len;
     }
@@ -68,7 +70,8 @@ pub fn erase(disk: &dyn Disk, seed: u64, done: &AtomicU64, withdrawn: &Cancellat
         bytes.set_len(SAMPLE.min(size - at) as usize);
         // Whatever the device does not write must not look like zeros.
         bytes.fill(0xff);
-        disk.read_at(at, &mut bytes).map_err(|error| EraseError::Read { at, error })?;
+        let mut read = || fail_point!("erase.verify", disk.read_at(at, &mut bytes));
+        read().map_err(|error| EraseError::Read { at, error })?;
         if bytes.iter().any(|byte| *byte != 0) {
             return Err(EraseError::NotZeros(at));
         }

@@ -26,6 +26,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use hyper::{Method, StatusCode};
 use rackhand_common::image::{CHUNK, Chunk, Digest, MAX_COMPRESSED, Manifest};
+use rackhand_fail_points::fail_point;
 use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
@@ -175,13 +176,17 @@ fn store(
     done: &AtomicU64,
 ) -> Result<Buffer, ImageError> {
     let failed = |at| move |error| ImageError::Disk { at, error };
-    disk.zero(0, head as u64).and_then(|()| disk.flush()).map_err(failed(0))?;
+    let clear = || fail_point!("image.clear", disk.zero(0, head as u64).and_then(|()| disk.flush()));
+    clear().map_err(failed(0))?;
     let mut first = Buffer::zeroed(head);
     for Piece { at, len, bytes } in pieces {
         match &bytes {
             Some(bytes) if at == 0 => first.copy_from_slice(bytes),
             None if at == 0 => (),
-            Some(bytes) => disk.write_at(at, bytes).map_err(failed(at))?,
+            Some(bytes) => {
+                let write = || fail_point!("image.write", disk.write_at(at, bytes));
+                write().map_err(failed(at))?;
+            }
             None => disk.zero(at, len as u64).map_err(failed(at))?,
         }
         if let Some(buffer) = bytes {

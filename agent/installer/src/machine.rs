@@ -42,6 +42,12 @@ pub enum BootOrderError {
     NotKept,
 }
 
+impl From<io::Error> for BootOrderError {
+    fn from(error: io::Error) -> Self {
+        Self::Variables("written", error)
+    }
+}
+
 /// The machine this process runs on.
 pub struct Hardware;
 

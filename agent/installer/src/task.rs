@@ -24,6 +24,7 @@ use rackhand_common::{
     intent::DiskRule,
     machine::{Disk, Inventory},
 };
+use rackhand_fail_points::fail_point;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
@@ -127,7 +128,7 @@ impl<R: Reporter, S: Source> Work<'_, R, S> {
     /// Writes an image, its settings and the boot order.
     pub async fn deploy(&self, task: &DeployTask, manifest: Manifest) -> Result<Vec<DiskWork>, TaskError> {
         let inventory = self.inventory().await;
-        check(&task.warrant, self.admission, &inventory)?;
+        fail_point!(crash "order.check", check(&task.warrant, self.admission, &inventory))?;
         let drive = manifest.settings == Settings::Cidata && !task.files.is_empty();
         let (chosen, identity) = choose(&task.disk, &manifest, drive, &inventory)?;
         let disk = self.open(chosen, &identity).await?;
@@ -142,7 +143,7 @@ impl<R: Reporter, S: Source> Work<'_, R, S> {
         })?;
         let (size, files) = (manifest.size, if drive { task.files.clone() } else { BTreeMap::new() });
         let on = disk.clone();
-        self.blocking(&identity, "flushing the image", move || on.flush()).await?;
+        self.blocking(&identity, "flushing the image", move || fail_point!("image.flush", on.flush())).await?;
         self.reporter.tell(News::ImageWritten).await;
 
         let (on, name) = (disk, identity.clone());
@@ -150,7 +151,7 @@ impl<R: Reporter, S: Source> Work<'_, R, S> {
             spawn_blocking(move || finish(&*on, &name, size, head, &files)).await.expect("finishing does not panic")?;
         if let Some(table) = table {
             let machine = self.machine.clone();
-            let ordered = spawn_blocking(move || machine.boot_from(&table)).await;
+            let ordered = spawn_blocking(move || fail_point!("boot-order.set", machine.boot_from(&table))).await;
             ordered.expect("setting the boot order does not panic").map_err(TaskError::BootOrder)?;
         }
         tracing::info!(disk = identity, "deployed");
@@ -160,7 +161,7 @@ impl<R: Reporter, S: Source> Work<'_, R, S> {
     /// Overwrites every disk, all at once, and reads back.
     pub async fn erase(&self, task: &EraseTask) -> Result<Vec<DiskWork>, TaskError> {
         let inventory = self.inventory().await;
-        check(&task.warrant, self.admission, &inventory)?;
+        fail_point!(crash "order.check", check(&task.warrant, self.admission, &inventory))?;
         let mut disks = Vec::new();
         for found in &inventory.disks {
             // Those without an identity are not in the warrant.
@@ -342,7 +343,8 @@ fn finish(
     parts.push(("the first sector", 0, head[..sector].to_vec()));
     for (what, at, bytes) in parts {
         let written = Buffer::copy_of(&bytes);
-        disk.write_at(at, &written).map_err(failed("writing settings and partition table"))?;
+        let write = || fail_point!("image.finish", disk.write_at(at, &written));
+        write().map_err(failed("writing settings and partition table"))?;
         disk.flush().map_err(failed("flushing"))?;
         let mut found = Buffer::zeroed(bytes.len());
         disk.read_at(at, &mut found).map_err(failed("reading back"))?;

@@ -23,6 +23,7 @@ use rackhand_common::{
     image::{Digest, SignedManifest},
     intent::{Intent, Work},
 };
+use rackhand_fail_points::fail_point;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -225,11 +226,12 @@ impl Chunks {
         let bytes = Bytes::from(bytes);
         let (path, copy) = (self.path(digest), bytes.clone());
         let beside = path.with_extension("part");
-        let written = tokio::task::spawn_blocking(move || {
+        let write = move || {
             fs::write(&beside, &copy).and_then(|()| fs::rename(&beside, &path)).inspect_err(|_| {
                 let _ = fs::remove_file(&beside);
             })
-        });
+        };
+        let written = tokio::task::spawn_blocking(move || fail_point!("chunk.keep", write()));
         match written.await.map_err(io::Error::other).flatten() {
             Ok(()) => lock(&self.0.shelf).used(digest, bytes.len() as u64),
             Err(error) => tracing::warn!(%digest, %error, "a chunk is served but cannot be kept"),

@@ -144,8 +144,7 @@ impl Site {
     }
 
     async fn mint(&self, holder: Holder) -> anyhow::Result<Option<[u8; 16]>> {
-        let (tickets, now) = (self.tickets.clone(), self.clock.now());
-        Ok(tokio::task::spawn_blocking(move || tickets.mint(now, holder.machine, holder.mac)).await??)
+        Ok(self.tickets.mint(self.clock.now(), holder.machine, holder.mac).await?)
     }
 
     fn installer(&self, ticket: [u8; 16], holder: &Holder, intent: &Intent) -> ipxe::Installer {

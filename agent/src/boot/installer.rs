@@ -161,10 +161,8 @@ async fn ticket(
     Json(present): Json<Present>,
 ) -> Result<Json<Admitted>, Refusal> {
     let (now, key) = (channel.clock.now(), Channel::key(client)?);
-    let tickets = channel.tickets.clone();
-    let (text, mac) = (present.ticket, present.mac);
-    let presented = tokio::task::spawn_blocking(move || tickets.present(now, &text, mac, key));
-    match presented.await.expect("presenting a ticket does not panic") {
+    let mac = present.mac;
+    match channel.tickets.present(now, present.ticket, mac, key).await {
         Ok(session) => {
             channel.sessions.tell(session.machine, What::Stage(Stage::Installer));
             tracing::info!(machine = %session.machine, address = %client.address, "installer admitted");

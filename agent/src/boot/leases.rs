@@ -12,10 +12,13 @@ use std::{
 };
 
 use rackhand_common::{id::MachineId, intent::Intent, machine::Mac};
+use rackhand_fail_points::fail_point;
 pub use rackhand_netboot::dhcp::Holder;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::watch;
 use uuid::Uuid;
+
+use super::turn::Turn;
 
 /// By Ethernet address: the machine's id and its address.
 const LEASES: TableDefinition<'_, &[u8; 6], (u128, u32)> = TableDefinition::new("leases");
@@ -26,6 +29,7 @@ pub struct Leases {
     db: Arc<Database>,
     intent: watch::Receiver<Option<Arc<Intent>>>,
     on_disk: Arc<Mutex<HashMap<Mac, Holder>>>,
+    turn: Turn,
 }
 
 /// The lease table could not be read or written.
@@ -53,7 +57,7 @@ impl Leases {
             let machine = MachineId(Uuid::from_u128(machine));
             on_disk.insert(mac, Holder { machine, mac, address: Ipv4Addr::from(address) });
         }
-        Ok(Self { db, intent, on_disk: Arc::new(Mutex::new(on_disk)) })
+        Ok(Self { db, intent, on_disk: Arc::new(Mutex::new(on_disk)), turn: Turn::default() })
     }
 
     /// Who has the card `mac`, and its address, if it was given one.
@@ -89,7 +93,7 @@ impl Leases {
     /// Puts all of `made` on disk and removes those of `ended`, in one transaction.
     pub async fn commit(&self, made: Vec<Holder>, ended: Vec<Mac>) -> Result<(), LeaseError> {
         let this = self.clone();
-        tokio::task::spawn_blocking(move || this.write(&made, &ended)).await.expect("writing leases does not panic")
+        self.turn.take(move || fail_point!("lease.commit", this.write(&made, &ended))).await
     }
 
     fn write(&self, made: &[Holder], ended: &[Mac]) -> Result<(), LeaseError> {

@@ -23,6 +23,7 @@ pub mod sessions;
 pub mod settings;
 pub mod tftp;
 pub mod ticket;
+mod turn;
 
 pub use card::card_is_there;
 

@@ -22,11 +22,13 @@ use rackhand_common::{
     machine::{Inventory, Mac},
     time::{Clock, Mono},
 };
+use rackhand_fail_points::fail_point;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::turn::Turn;
 use crate::spool::Spool;
 
 /// How long an installer may be silent before it is reported lost.
@@ -89,6 +91,7 @@ pub struct Sessions {
     entries: Arc<Mutex<HashMap<MachineId, Entry>>>,
     /// Counts changes that may change a duty.
     changes: watch::Sender<u64>,
+    turn: Turn,
 }
 
 /// A record cannot be read, written or told.
@@ -127,7 +130,14 @@ impl Sessions {
                 }
             }
         }
-        Ok(Self { db, clock, spool, entries: Arc::new(Mutex::new(entries)), changes: watch::Sender::new(0) })
+        Ok(Self {
+            db,
+            clock,
+            spool,
+            entries: Arc::new(Mutex::new(entries)),
+            changes: watch::Sender::new(0),
+            turn: Turn::default(),
+        })
     }
 
     /// Something that may change a duty happened.
@@ -267,14 +277,14 @@ impl Sessions {
 
     async fn write(&self, machine: MachineId, record: Record) -> Result<(), NotKept> {
         let db = self.db.clone();
-        let written = tokio::task::spawn_blocking(move || {
+        let write = move || {
             let json = serde_json::to_vec(&record).expect("records always serialize");
             let transaction = db.begin_write()?;
             transaction.open_table(RECORDS)?.insert(machine.0.as_u128(), json.as_slice())?;
-            transaction.commit()?;
+            fail_point!(once "installer.record", transaction.commit())?;
             Ok(())
-        });
-        written.await.expect("writing a record does not panic")
+        };
+        self.turn.take(write).await
     }
 
     fn event(&self, machine: MachineId, what: What) -> Event {

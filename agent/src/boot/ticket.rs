@@ -27,8 +27,11 @@ use rackhand_common::{
     pki::KeyPin,
     time::{Mono, Now, Remaining},
 };
+use rackhand_fail_points::fail_point;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
+
+use super::turn::Turn;
 
 /// How long a ticket may be bound after its script was sent: a slow machine loads kernel and
 /// RAM disk in a minute or two.
@@ -179,6 +182,7 @@ pub struct Tickets {
     book: Arc<Mutex<Book>>,
     /// Held while a page goes to disk and then into the book; the book's own lock is not.
     writing: Arc<Mutex<()>>,
+    turn: Turn,
 }
 
 /// The table cannot be read or written.
@@ -209,6 +213,12 @@ pub enum NotAdmitted {
     Unusable(#[from] Unusable),
 }
 
+impl From<std::io::Error> for NotAdmitted {
+    fn from(error: std::io::Error) -> Self {
+        Self::Unusable(error.into())
+    }
+}
+
 impl Tickets {
     /// Reads the table, which is made if it is not there. A page that cannot be read is left
     /// out: its machine's installer is let in again at its next boot.
@@ -227,12 +237,23 @@ impl Tickets {
                 Err(error) => tracing::error!(%error, "a machine's tickets cannot be read and are forgotten"),
             }
         }
-        Ok(Self { db, book: Arc::new(Mutex::new(book)), writing: Arc::default() })
+        Ok(Self { db, book: Arc::new(Mutex::new(book)), writing: Arc::default(), turn: Turn::default() })
     }
 
     /// A fresh ticket for the card `mac` of `machine`: on disk on return. None when its
     /// tickets are asked for too often.
-    pub fn mint(&self, now: Now, machine: MachineId, mac: Mac) -> Result<Option<[u8; 16]>, Unusable> {
+    pub async fn mint(&self, now: Now, machine: MachineId, mac: Mac) -> Result<Option<[u8; 16]>, Unusable> {
+        let this = self.clone();
+        self.turn.take(move || this.mint_now(now, machine, mac)).await
+    }
+
+    /// The session of whoever presents `ticket` with `key`; on disk on return.
+    pub async fn present(&self, now: Now, ticket: String, mac: Mac, key: KeyPin) -> Result<Session, NotAdmitted> {
+        let this = self.clone();
+        self.turn.take(move || this.present_now(now, &ticket, mac, key)).await
+    }
+
+    fn mint_now(&self, now: Now, machine: MachineId, mac: Mac) -> Result<Option<[u8; 16]>, Unusable> {
         let ticket: [u8; 16] = rand::random();
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut page = self.lock().page(machine);
@@ -243,8 +264,7 @@ impl Tickets {
         Ok(Some(ticket))
     }
 
-    /// The session of whoever presents `ticket` with `key`; on disk on return.
-    pub fn present(&self, now: Now, ticket: &str, mac: Mac, key: KeyPin) -> Result<Session, NotAdmitted> {
+    fn present_now(&self, now: Now, ticket: &str, mac: Mac, key: KeyPin) -> Result<Session, NotAdmitted> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let (machine, before) = {
             let book = self.lock();
@@ -273,7 +293,7 @@ impl Tickets {
         let json = serde_json::to_vec(&stored).expect("pages always serialize");
         let transaction = self.db.begin_write()?;
         transaction.open_table(TICKETS)?.insert(machine.0.as_u128(), json.as_slice())?;
-        transaction.commit()?;
+        fail_point!(once "ticket.write", transaction.commit())?;
         self.lock().pages.insert(machine, page);
         Ok(())
     }
@@ -394,9 +414,9 @@ mod tests {
         let open =
             || Tickets::open(at(0), crate::spool::open_database(&directory.path().join("boot.redb")).unwrap()).unwrap();
         let machine = MachineId::fresh();
-        let ticket = hex::encode(open().mint(at(0), machine, mac("a")).unwrap().unwrap());
-        let session = open().present(at(1), &ticket, mac("a"), key("k1")).unwrap();
+        let ticket = hex::encode(open().mint_now(at(0), machine, mac("a")).unwrap().unwrap());
+        let session = open().present_now(at(1), &ticket, mac("a"), key("k1")).unwrap();
         assert_eq!(open().session(key("k1")), Some(session));
-        assert!(open().present(at(2), &ticket, mac("a"), key("k2")).is_err());
+        assert!(open().present_now(at(2), &ticket, mac("a"), key("k2")).is_err());
     }
 }

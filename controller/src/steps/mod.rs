@@ -20,6 +20,7 @@ use rackhand_common::{
     wire::{Action, Command, ControllerResponse},
 };
 use rackhand_controller_core::workflow::{Cause, Fault, Report, Step, WaitFor};
+use rackhand_fail_points::fail_point;
 
 use crate::{
     store::{Machine, Run, Store, StoreError, StoredCommand, Tx},
@@ -55,6 +56,10 @@ enum Sent {
 impl<C: Commands> Look<'_, C> {
     /// Performs the step, or its undo.
     pub(crate) async fn perform(&self) -> Result<Report, StoreError> {
+        fail_point!(point(self.step), self.act().await)
+    }
+
+    async fn act(&self) -> Result<Report, StoreError> {
         match (self.step, self.undo) {
             (Step::BootInstaller, false) => self.boot_installer(false).await,
             (Step::RestartInstaller, false) => self.boot_installer(true).await,
@@ -107,7 +112,11 @@ impl<C: Commands> Look<'_, C> {
             within: WITHIN,
             action: command.action,
         };
-        match self.commands.command(command.rack, message).await {
+        let answer = fail_point!(
+            "command.send",
+            Ok::<_, StoreError>(self.commands.command(command.rack, message.clone()).await)
+        )?;
+        match answer {
             Err(unreachable) => Ok(Sent::Waiting(WaitFor::Agent, unreachable.to_string())),
             Ok(ControllerResponse::Known(outcome)) => {
                 let mut tx = self.store.begin().await?;
@@ -130,6 +139,18 @@ impl<C: Commands> Look<'_, C> {
                 Ok(Sent::Waiting(WaitFor::Agent, "agent answered another question".to_owned()))
             }
         }
+    }
+}
+
+/// The fail point of a step.
+fn point(step: Step) -> &'static str {
+    match step {
+        Step::BootInstaller => "step.boot installer",
+        Step::RestartInstaller => "step.restart into installer",
+        Step::WriteImage => "step.write image",
+        Step::StartSystem => "step.start system",
+        Step::EraseDisks => "step.erase disks",
+        Step::SwitchPower => "step.switch power",
     }
 }
 

@@ -28,6 +28,7 @@ use rackhand_common::{
     intent::Order,
     seal::{Seal, Sealed as _},
 };
+use rackhand_fail_points::fail_point;
 use sqlx::{
     Row as _, Sqlite, SqlitePool, Transaction,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -71,6 +72,12 @@ pub enum StoreError {
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         Self::Database(error)
+    }
+}
+
+impl From<std::io::Error> for StoreError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Database(sqlx::Error::Io(error))
     }
 }
 
@@ -186,10 +193,13 @@ pub struct Tx {
 impl Tx {
     /// Makes everything done in it durable.
     pub async fn commit(self) -> Result<(), StoreError> {
-        let Some(gate) = self.gate else { return Ok(self.inner.commit().await?) };
-        gate.before().await?;
-        self.inner.commit().await?;
-        gate.after().await;
+        if let Some(gate) = &self.gate {
+            gate.before().await?;
+        }
+        fail_point!(once "store.commit", self.inner.commit().await)?;
+        if let Some(gate) = &self.gate {
+            gate.after().await;
+        }
         Ok(())
     }
 }
