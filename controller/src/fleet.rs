@@ -149,7 +149,11 @@ fn close(quic: &Connection, closing: Closing, reason: &str) {
 /// §10.3), and they dial again at once instead of waiting for a silence.
 pub fn listen(address: SocketAddr, authority: &Authority, identity: Identity) -> anyhow::Result<Endpoint> {
     let reset = blake3::derive_key("rackhand 2026-11-24 stateless reset", identity.key.secret_der());
-    let reset = hmac::Key::new(hmac::HMAC_SHA256, &reset);
+    let mine = blake3::derive_key("rackhand 2026-11-24 connection ids", identity.key.secret_der());
+    let mine = u64::from_le_bytes(mine[..8].try_into().expect("eight of 32"));
+    let mut endpoint = quinn::EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &reset)));
+    // Ids of the process before are ours too: packets to any other are dropped unanswered.
+    endpoint.cid_generator(move || Box::new(quinn_proto::HashedConnectionIdGenerator::from_key(mine)));
     let tls = pki::controller_server(authority.bundle(), identity)?;
     let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
@@ -165,7 +169,7 @@ pub fn listen(address: SocketAddr, authority: &Authority, identity: Identity) ->
     config.transport_config(Arc::new(transport)).max_incoming(256);
     let socket = std::net::UdpSocket::bind(address)?;
     let runtime = Arc::new(quinn::TokioRuntime);
-    Ok(Endpoint::new(quinn::EndpointConfig::new(Arc::new(reset)), Some(config), socket, runtime)?)
+    Ok(Endpoint::new(endpoint, Some(config), socket, runtime)?)
 }
 
 impl Fleet {

@@ -32,7 +32,7 @@ use self::{backoff::Backoff, session::Ended};
 use crate::{intent, ledger::Ledger, local::UplinkView, power::Call, spool::Spool};
 
 /// A connection that lasted this long was a good one: the next attempt comes at once.
-const GOOD: Duration = Duration::from_secs(60);
+const GOOD: Duration = Duration::from_secs(3);
 
 /// What the uplink works with.
 pub struct Uplink {

@@ -6,7 +6,7 @@
 //! Not here, because a flat LAN cannot prevent it: a neighbour that answers DHCP before us, takes
 //! a machine's address by ARP, or uses a stolen ticket first. `docs/promises.md` says so.
 
-mod wire;
+pub(crate) mod wire;
 
 use std::{
     collections::HashSet,

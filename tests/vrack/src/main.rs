@@ -7,6 +7,7 @@ mod attacker;
 mod bench;
 mod demo;
 mod machine;
+mod matrix;
 mod narrator;
 mod network;
 mod operator;
@@ -24,7 +25,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use rackhand_common::machine::Power;
+use rackhand_common::machine::{Mac, Power};
 
 use crate::{machine::Machine, rack::Parts};
 
@@ -81,6 +82,44 @@ enum Verb {
         #[arg(long)]
         only: Vec<String>,
     },
+    /// Every fail point of the real programs, and disks and programs that fail in other ways,
+    /// while computers are deployed and released; the last line says how many worlds held.
+    Matrix {
+        #[command(flatten)]
+        parts: Parts,
+        /// Only the fields and faults whose names contain this.
+        #[arg(long)]
+        only: Option<String>,
+        /// On so many racks at once.
+        #[arg(long, default_value_t = 3)]
+        racks: u8,
+        /// Only every so many fields.
+        #[arg(long, default_value_t = 1)]
+        every: usize,
+    },
+    /// Is a computer of the matrix.
+    #[command(hide = true)]
+    Computer {
+        /// Where all that outlives its power is.
+        #[arg(long)]
+        directory: PathBuf,
+    },
+    /// The power driver of the matrix's computers.
+    #[command(hide = true)]
+    ComputerPower {
+        /// The directory of the computers.
+        #[arg(long)]
+        computers: PathBuf,
+        /// `status`, `on`, `off` or `network-boot-once`.
+        verb: String,
+    },
+    /// Asks for an address, as a network card that nobody knows.
+    #[command(hide = true)]
+    Lease {
+        /// The card.
+        #[arg(long)]
+        mac: Mac,
+    },
     /// A hostile neighbour tries what it can; the last line says how many facts held.
     Attack {
         /// The directory of the product's binaries.
@@ -100,13 +139,16 @@ fn main() -> anyhow::Result<()> {
         Verb::Bench { parts, repeat } => bench::run(&parts, repeat),
         Verb::Stories { parts, only } => story::tell(&parts, &only),
         Verb::Packages { tried } => packages::tell(&tried),
+        Verb::Matrix { parts, only, racks, every } => matrix::tell(&parts, only.as_deref(), racks, every),
+        Verb::Computer { directory } => matrix::computer(&directory),
+        Verb::ComputerPower { computers, verb } => matrix::computer_power(&computers, own_card()?, &verb),
+        Verb::Lease { mac } => matrix::lease(mac),
         Verb::Attack { binaries, only } => attacker::tell(&binaries, only.as_deref()),
     }
 }
 
 fn power(machines: &std::path::Path, verb: &str) -> anyhow::Result<()> {
-    let mac = std::env::var("RACKHAND_MAC").context("RACKHAND_MAC is not set")?.parse()?;
-    let machine = Machine::find(machines, mac)?;
+    let machine = Machine::find(machines, own_card()?)?;
     match verb {
         "status" => {
             println!("{}", if machine.power() == Power::On { "on" } else { "off" });
@@ -117,4 +159,9 @@ fn power(machines: &std::path::Path, verb: &str) -> anyhow::Result<()> {
         "network-boot-once" => machine.network_boot_once(),
         other => anyhow::bail!("unknown power verb {other:?}"),
     }
+}
+
+/// The card of the machine that the agent wants switched.
+fn own_card() -> anyhow::Result<Mac> {
+    Ok(std::env::var("RACKHAND_MAC").context("RACKHAND_MAC is not set")?.parse()?)
 }

@@ -36,6 +36,8 @@ pub(crate) enum Place {
     Lan,
     /// A client with one card on the provisioning network.
     Client,
+    /// A computer of the matrix, likewise.
+    Computer(u8),
 }
 
 impl Cabling {
@@ -55,10 +57,11 @@ impl Cabling {
 
     pub(crate) fn namespace(&self, place: Place) -> String {
         let place = match place {
-            Place::Controller => "controller",
-            Place::Node => "node",
-            Place::Lan => "lan",
-            Place::Client => "client",
+            Place::Controller => "controller".to_owned(),
+            Place::Node => "node".to_owned(),
+            Place::Lan => "lan".to_owned(),
+            Place::Client => "client".to_owned(),
+            Place::Computer(slot) => format!("computer{slot}"),
         };
         format!("rackhand-{}-{place}", self.name)
     }
@@ -111,28 +114,30 @@ impl Cabling {
         Ok(())
     }
 
-    /// Plugs a client with this card into the provisioning network, in place of the one before.
-    pub(crate) fn plug(&self, mac: Mac) -> anyhow::Result<()> {
-        self.unplug();
-        let (client, lan) = (self.namespace(Place::Client), self.namespace(Place::Lan));
-        run("ip", &["netns", "add", &client])?;
-        run("ip", &["-n", &client, "link", "set", "lo", "up"])?;
-        run("ip", &["-n", &lan, "link", "add", "client0", "type", "veth", "peer", "name", "eth0", "netns", &client])?;
-        run("ip", &["-n", &lan, "link", "set", "client0", "master", "br0", "up"])?;
-        run("ip", &["-n", &client, "link", "set", "eth0", "address", &mac.to_string(), "up"])?;
+    /// Plugs a client or computer with this card into the provisioning network, in place of the
+    /// one before.
+    pub(crate) fn plug(&self, place: Place, mac: Mac) -> anyhow::Result<()> {
+        self.unplug(place);
+        let (namespace, lan, cable) = (self.namespace(place), self.namespace(Place::Lan), cable(place));
+        run("ip", &["netns", "add", &namespace])?;
+        run("ip", &["-n", &namespace, "link", "set", "lo", "up"])?;
+        run("ip", &["-n", &lan, "link", "add", &cable, "type", "veth", "peer", "name", "eth0", "netns", &namespace])?;
+        run("ip", &["-n", &lan, "link", "set", &cable, "master", "br0", "up"])?;
+        run("ip", &["-n", &namespace, "link", "set", "eth0", "address", &mac.to_string(), "up"])?;
         Ok(())
     }
 
-    /// Ends the client's processes and removes it.
-    pub(crate) fn unplug(&self) {
-        self.remove(Place::Client);
-        quiet("ip", &["-n", &self.namespace(Place::Lan), "link", "del", "client0"]);
+    /// Ends its processes and removes it.
+    pub(crate) fn unplug(&self, place: Place) {
+        self.remove(place);
+        quiet("ip", &["-n", &self.namespace(Place::Lan), "link", "del", &cable(place)]);
     }
 
     /// Ends every process in the namespaces and removes them, whatever state they are in. The
     /// machines go last: until the agent is gone it may switch one on.
     pub(crate) fn cut(&self) {
-        for place in [Place::Client, Place::Controller, Place::Node, Place::Lan] {
+        for place in [Place::Client, Place::Controller, Place::Node, Place::Computer(0), Place::Computer(1), Place::Lan]
+        {
             self.remove(place);
         }
         quiet("ip", &["link", "del", &self.link()]);
@@ -157,6 +162,14 @@ impl Cabling {
     pub(crate) fn set_uplink(&self, up: bool) -> anyhow::Result<()> {
         let state = if up { "up" } else { "down" };
         run("ip", &["-n", &self.namespace(Place::Node), "link", "set", "up0", state]).map(drop)
+    }
+}
+
+/// The cable that leads from the bridge to a client or computer.
+fn cable(place: Place) -> String {
+    match place {
+        Place::Computer(slot) => format!("computer{slot}"),
+        _ => "client0".to_owned(),
     }
 }
 

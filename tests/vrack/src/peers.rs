@@ -54,7 +54,7 @@ struct Client<'a> {
 impl<'a> Client<'a> {
     /// Plugs a card in; nothing on it remembers an earlier lease.
     fn plug(rack: &'a Rack, mac: Mac) -> anyhow::Result<Self> {
-        rack.cabling.plug(mac)?;
+        rack.cabling.plug(Place::Client, mac)?;
         let directory = rack.files.directory.join("client");
         let _ = fs::remove_dir_all(&directory);
         fs::create_dir_all(&directory)?;
@@ -164,7 +164,7 @@ impl<'a> Client<'a> {
 
 impl Drop for Client<'_> {
     fn drop(&mut self) {
-        self.rack.cabling.unplug();
+        self.rack.cabling.unplug(Place::Client);
     }
 }
 

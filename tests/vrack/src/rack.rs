@@ -177,6 +177,10 @@ impl Rack {
         self.services.kill(service)
     }
 
+    pub(crate) fn services(&self) -> &Services {
+        &self.services
+    }
+
     /// Fails when a process that should run does not, and nobody starts it again.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         match &self.supervisor {

@@ -26,6 +26,8 @@ pub(crate) enum Service {
 }
 
 impl Service {
+    pub(crate) const ALL: [Self; 3] = [Self::Controller, Self::Agent, Self::Boot];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Controller => "controller",
@@ -73,6 +75,11 @@ impl Files {
 
     pub(crate) fn log(&self, service: Service) -> PathBuf {
         self.directory.join("logs").join(service.name()).with_extension("log")
+    }
+
+    /// Where its fail points are armed.
+    pub(crate) fn fail_points(&self, service: Service) -> PathBuf {
+        self.directory.join("fail-points").join(service.name())
     }
 
     fn pid_file(&self, service: Service) -> PathBuf {
@@ -143,6 +150,7 @@ impl Process {
             .args([verb, "--config"])
             .arg(files.config(service))
             .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".into()))
+            .env(rackhand_fail_points::DIRECTORY, files.fail_points(service))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -203,7 +211,7 @@ impl Services {
     /// Those that another process started.
     pub(crate) fn found(files: Files, cabling: Cabling) -> anyhow::Result<Self> {
         let services = Self::new(files, cabling);
-        for service in [Service::Controller, Service::Agent, Service::Boot] {
+        for service in Service::ALL {
             let process = Process::found(&services.files, service)?;
             services.running().insert(service, process);
         }
