@@ -30,6 +30,10 @@ use crate::{
 /// How long after its receipt a command may be started.
 const WITHIN: Duration = Duration::from_secs(120);
 
+/// How long a command may act that was given to a node before it was given up: until it is
+/// begun, and then as long as slow hardware takes to be off and on.
+const LOST_MAY_ACT: Duration = Duration::from_secs(120 + 2 * 120 + 30);
+
 /// A command that an agent has, and whose outcome has not come, is sent again after this
 /// long: the agent answers from its ledger. Only the event can be what was lost.
 const ASK_AGAIN: Duration = Duration::from_secs(30);

@@ -1,5 +1,8 @@
 //! Commands that change hardware: written before they are sent, so that a command sent
 //! again after a crash carries the same id and has its effect once.
+//!
+//! Invariant: what a node may have when it is let in no longer is [lost](Tx::lose_commands), in
+//! the transaction that ends its registration, and is never sent to the node that follows it.
 
 use jiff::Timestamp;
 use rackhand_common::{
@@ -97,6 +100,39 @@ impl Tx {
             .fetch_optional(&mut *self.inner)
             .await?;
         Ok(open.is_some())
+    }
+
+    /// Gives up the commands that the rack's node may have and has not told the outcome of: its
+    /// outcome will never be known, and is to be looked into. Reading power is asked again
+    /// instead. Gives those that may have changed hardware.
+    pub async fn lose_commands(&mut self, now: Timestamp, rack: RackId) -> Result<Vec<StoredCommand>, StoreError> {
+        sqlx::query("UPDATE commands SET sent = NULL WHERE rack = $1 AND outcome IS NULL AND action = $2")
+            .bind(rack.to_string())
+            .bind(json(&Action::PowerStatus))
+            .execute(&mut *self.inner)
+            .await?;
+        sqlx::query(
+            "UPDATE commands SET outcome = $2, lost = $3 WHERE rack = $1 AND outcome IS NULL AND action <> $4
+                     RETURNING *",
+        )
+        .bind(rack.to_string())
+        .bind(json(&Outcome::Unknown))
+        .bind(micros(now))
+        .bind(json(&Action::PowerStatus))
+        .fetch_all(&mut *self.inner)
+        .await?
+        .iter()
+        .map(read)
+        .collect()
+    }
+
+    /// When a command of this machine was given up last, together with the node that may have it.
+    pub async fn lost_last(&mut self, machine: MachineId) -> Result<Option<Timestamp>, StoreError> {
+        let lost: Option<i64> = sqlx::query_scalar("SELECT MAX(lost) FROM commands WHERE machine = $1")
+            .bind(machine.to_string())
+            .fetch_one(&mut *self.inner)
+            .await?;
+        lost.map(timestamp).transpose()
     }
 
     /// Notes that the agent has it.

@@ -25,6 +25,7 @@ use rackhand_controller_core::lifecycle::Lifecycle;
 use crate::{
     intent,
     store::{EventFilter, PowerChange, SoundNetwork, Stored},
+    succession::Which,
     verbs::{Accept, Denied, DeployRequest},
 };
 
@@ -53,7 +54,7 @@ struct Behaviour {
 
 struct Node {
     rack: RackId,
-    agent: AgentId,
+    agent: Mutex<AgentId>,
     machine: MachineId,
     store: Store,
     state: Mutex<State>,
@@ -193,9 +194,10 @@ impl Node {
         };
         let events: Vec<Event> =
             events.into_iter().map(|what| Event { at: at(0).wall, machine: Some(self.machine), what }).collect();
+        let agent = *self.agent.lock().unwrap();
         // Sent twice, as after a lost acknowledgement.
         for _ in 0..2 {
-            crate::events::take(&self.store, self.rack, self.agent, first, events.clone()).await.unwrap();
+            crate::events::take(&self.store, self.rack, agent, first, events.clone()).await.unwrap();
         }
     }
 }
@@ -370,8 +372,8 @@ impl World {
         tx.finish_import(image, &stored).await.unwrap();
         tx.commit().await.unwrap();
         let state = State { next: 1, installer: true, events: vec![connection()], ..State::default() };
-        let node =
-            Arc::new(Node { rack, agent, machine: MachineId::fresh(), store: store.clone(), state: Mutex::new(state) });
+        let (agent, state, machine) = (Mutex::new(agent), Mutex::new(state), MachineId::fresh());
+        let node = Arc::new(Node { rack, agent, machine, store: store.clone(), state });
         let clock = Arc::new(Hand::default());
         let runner = runner(&store, &node, &clock);
         let world = Self { dir, store, node, clock, runner, process: Process::Steady, cancel_at: None, turns: 0 };
@@ -806,4 +808,96 @@ async fn user_data_is_sealed_in_the_database_and_gone_from_it_after_the_run() {
     // Empties the write-ahead log.
     world.store.close().await;
     assert!(!is_there(sealed) && !is_there("password"));
+}
+
+/// A deploy of a machine that is not in its installer, up to where the node has the command that
+/// restarts it and has not told how it ended.
+async fn with_a_command_in_flight() -> (World, Run) {
+    let mut world = World::new(Behaviour { delay: 1000, ..Behaviour::default() }).await;
+    let mut tx = world.store.begin().await.unwrap();
+    let mut machine = tx.machine("m-3456").await.unwrap();
+    machine.connected = false;
+    tx.update_machine(at(0).wall, &mut machine).await.unwrap();
+    tx.commit().await.unwrap();
+    world.node.state.lock().unwrap().installer = false;
+    let run = world.deploy().await;
+    world.turn().await;
+    assert_eq!(world.node.state.lock().unwrap().pending.len(), 1);
+    (world, run)
+}
+
+impl World {
+    /// The node burns down; what it had not told is lost.
+    async fn replace_node(&self) {
+        let now = self.clock.now().wall;
+        let mut tx = self.store.begin().await.unwrap();
+        let replaced = tx.replace_node(now, &Which::Rack("r1".to_owned()), "admin").await.unwrap();
+        assert_eq!((replaced.agent, replaced.unknown), (Some(*self.node.agent.lock().unwrap()), 1));
+        tx.commit().await.unwrap();
+        let mut state = self.node.state.lock().unwrap();
+        (state.behaviour.unreachable, state.behaviour.delay) = (true, 0);
+        state.ledger.clear();
+        state.pending.clear();
+        state.events.clear();
+    }
+
+    /// Another one enrols.
+    async fn new_node(&self) {
+        let agent = AgentId::fresh();
+        let mut tx = self.store.begin().await.unwrap();
+        let now = self.clock.now().wall;
+        assert!(tx.insert_agent(now, agent, self.node.rack, KeyPin([1; 32]), now).await.unwrap().is_empty());
+        tx.commit().await.unwrap();
+        *self.node.agent.lock().unwrap() = agent;
+        let mut state = self.node.state.lock().unwrap();
+        (state.behaviour.unreachable, state.next) = (false, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_command_of_a_node_that_is_lost_is_looked_into_by_the_node_that_follows_before_it_is_done_again() {
+    let (mut world, run) = with_a_command_in_flight().await;
+    let lost = *world.node.state.lock().unwrap().ledger.keys().next().unwrap();
+    world.replace_node().await;
+    // At once, not when the command's time is over: a node is waited for, to look.
+    world.runner.pass().await.unwrap();
+    let waiting = world.store.run(run.id).await.unwrap();
+    assert_eq!(waiting.detail.as_deref(), Some("agent of rack r1 is not connected"));
+    world.new_node().await;
+    let replaced = world.clock.now().wall;
+    world.runner.pass().await.unwrap();
+    {
+        let state = world.node.state.lock().unwrap();
+        let actions: Vec<_> = state.pending.iter().map(|(_, command)| command.action).collect();
+        assert_eq!(actions, [Action::PowerStatus]);
+    }
+    world.node.settle().await;
+    let run = world.finish(&run).await;
+    assert_eq!((run.status, world.machine().await.lifecycle), (RunStatus::Done, Lifecycle::Active));
+    assert!(!world.node.state.lock().unwrap().ledger.contains_key(&lost), "the lost command was sent again");
+    assert_eq!(world.node.state.lock().unwrap().network_boots, 1);
+    let told = world.store.events(0, EventFilter { run: Some(run.id), ..EventFilter::default() }, 200).await.unwrap();
+    assert!(told.iter().any(|event| matches!(event.body, Happened::CommandLost { command, .. } if command == lost)));
+    // The old node may be alive, and switch it still: nobody is given the machine meanwhile.
+    let handed_over = Duration::try_from(run.ended.unwrap().duration_since(replaced)).unwrap();
+    assert!(handed_over >= Duration::from_secs(360), "{handed_over:?}");
+}
+
+#[tokio::test]
+async fn a_restart_that_the_lost_node_did_carry_out_is_not_done_again() {
+    let (mut world, run) = with_a_command_in_flight().await;
+    let started = {
+        let mut state = world.node.state.lock().unwrap();
+        let (_, command) = state.pending.pop_front().unwrap();
+        state.act(&command);
+        std::mem::take(&mut state.events)
+    };
+    world.replace_node().await;
+    world.new_node().await;
+    // It asks the network until somebody answers.
+    world.node.state.lock().unwrap().events = vec![started[1].clone()];
+    world.node.settle().await;
+    let run = world.finish(&run).await;
+    assert_eq!((run.status, world.machine().await.lifecycle), (RunStatus::Done, Lifecycle::Active));
+    assert_eq!(world.node.state.lock().unwrap().network_boots, 1);
 }
