@@ -310,6 +310,11 @@ mod tests {
             serde_json::from_value(made).unwrap()
         };
         expect![[r#"
+            Agent a1 of rack lab is revoked.
+            2 power commands may or may not have been carried out: runs look at their machines first.
+            Run this on the new node as root, once, before 2027-01-01T00:00:00Z; then: systemctl restart rackhand-agent rackhand-boot
+            Rack lab has no agent that is let in; codes made before are void.
+            Run this on the new node as root, once, before 2027-01-01T00:00:00Z; then: systemctl restart rackhand-agent rackhand-boot
         "#]]
         .assert_eq(&(replacement(&made(Some("a1"), 2)) + &replacement(&made(None, 0))));
     }

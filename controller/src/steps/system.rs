@@ -59,10 +59,11 @@ impl<C: Commands> Look<'_, C> {
         let mut tx = self.store.begin().await?;
         // A node that was given up and is alive may still begin what it was given last.
         if let Some(lost) = tx.lost_last(self.run.machine).await? {
-            let passed = Duration::try_from(self.now.wall.duration_since(lost)).unwrap_or_default();
+            let passed = Duration::try_from(self.now.wall.duration_since(lost)).unwrap_or(LOST_MAY_ACT);
             if passed < LOST_MAY_ACT {
-                let left = (LOST_MAY_ACT - passed).as_secs();
-                let detail = format!("a node that was given up may act on its last command for {left} s more");
+                let until = lost.checked_add(LOST_MAY_ACT).unwrap_or(lost).strftime("%H:%M:%S UTC");
+                let detail =
+                    format!("the system runs; a node that was given up may act on its last command until {until}");
                 return Ok(Report::Waiting { waiting: WaitFor::Power, detail, mark: 1 });
             }
         }

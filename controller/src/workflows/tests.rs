@@ -14,7 +14,7 @@ use rackhand_common::{
     event::{DiskWork, Event, Outcome, Stage, What},
     id::{AgentId, CommandId, Epoch, MachineId},
     image::{Digest, Settings},
-    intent::{DiskRule, Host, Work},
+    intent::{DiskRule, Host},
     machine::{Content, Cpu, Disk, Firmware, Inventory, Mac, Nic, Power, System},
     pki::KeyPin,
     time::Mono,
@@ -249,7 +249,7 @@ impl State {
                     self.events.push(What::Failed { run, attempt, cause, detail: "as the test wants".to_owned() });
                     return;
                 }
-                let work = if matches!(order.work, Work::Erase) { "overwrite" } else { "image" };
+                let work = if order.work.deploy().is_none() { "overwrite" } else { "image" };
                 self.writes.push((machine.epoch, work));
                 self.written = Some(run).filter(|_| work == "image");
                 let disk = DiskWork { disk: order.disks[0].clone(), method: work.to_owned(), bytes: 1, verified: 1 };

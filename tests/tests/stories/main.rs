@@ -8,3 +8,4 @@ mod disks;
 mod identity;
 mod images;
 mod kills;
+mod replaced;
