@@ -234,8 +234,12 @@ impl Fleet {
                 }
             }
         }
+        Err(self.unreachable(rack).await)
+    }
+
+    async fn unreachable(&self, rack: RackId) -> Unreachable {
         let name = self.0.store.rack(&rack.to_string()).await.map_or_else(|_| rack.to_string(), |rack| rack.name);
-        Err(Unreachable { rack: name })
+        Unreachable { rack: name }
     }
 
     /// Serves agents until shutdown.
@@ -575,6 +579,10 @@ impl Fleet {
 }
 
 impl Commands for Fleet {
+    async fn reachable(&self, rack: RackId) -> Result<(), Unreachable> {
+        if self.connected(rack) { Ok(()) } else { Err(self.unreachable(rack).await) }
+    }
+
     async fn command(&self, rack: RackId, command: Command) -> Result<ControllerResponse, Unreachable> {
         Fleet::command(self, rack, command).await
     }

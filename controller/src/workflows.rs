@@ -38,6 +38,11 @@ use crate::{
 
 /// What a run needs of the racks' agents.
 pub trait Commands: Send + Sync + 'static {
+    /// Whether an agent of the rack is there to be given a command.
+    fn reachable(&self, _rack: RackId) -> impl Future<Output = Result<(), Unreachable>> + Send {
+        std::future::ready(Ok(()))
+    }
+
     /// Gives a command to the rack's agent.
     fn command(
         &self,

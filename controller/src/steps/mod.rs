@@ -4,6 +4,7 @@
 //!
 //! Invariants:
 //! - A command is a row before it is sent, one per purpose; sent again it has the same id.
+//! - A command is noted as offered before a node is given it.
 //! - No transaction is open while an agent is talked to.
 //! - A command whose outcome is unknown is looked into before anything is done again.
 
@@ -107,6 +108,18 @@ impl<C: Commands> Look<'_, C> {
             let passed = Duration::try_from(self.now.wall.duration_since(sent)).unwrap_or(ASK_AGAIN);
             if passed < ASK_AGAIN {
                 return Ok(on_its_way());
+            }
+        }
+        if let Err(unreachable) = self.commands.reachable(command.rack).await {
+            return Ok(Sent::Waiting(WaitFor::Agent, unreachable.to_string()));
+        }
+        if command.offered.is_none() {
+            // Written first: should its node be lost now, nobody knows whether it has it.
+            let mut tx = self.store.begin().await?;
+            let is_open = tx.command_offered(self.now.wall, command.id).await?;
+            tx.commit().await?;
+            if !is_open {
+                return Ok(Sent::Waiting(WaitFor::Agent, "its node was given up".to_owned()));
             }
         }
         let message = Command {

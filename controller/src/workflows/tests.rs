@@ -77,6 +77,11 @@ struct State {
 }
 
 impl Commands for Arc<Node> {
+    async fn reachable(&self, _: RackId) -> Result<(), Unreachable> {
+        let away = self.state.lock().unwrap().behaviour.unreachable;
+        if away { Err(Unreachable { rack: "r1".to_owned() }) } else { Ok(()) }
+    }
+
     async fn command(&self, rack: RackId, command: Command) -> Result<ControllerResponse, Unreachable> {
         assert_eq!(rack, self.rack);
         let row = self.store.machine(&command.machine.to_string()).await.unwrap();
@@ -881,6 +886,25 @@ async fn a_command_of_a_node_that_is_lost_is_looked_into_by_the_node_that_follow
     // The old node may be alive, and switch it still: nobody is given the machine meanwhile.
     let handed_over = Duration::try_from(run.ended.unwrap().duration_since(replaced)).unwrap();
     assert!(handed_over >= Duration::from_secs(360), "{handed_over:?}");
+}
+
+#[tokio::test]
+async fn a_command_that_no_node_was_offered_waits_for_the_node_that_follows() {
+    let mut world = World::new(Behaviour::default()).await;
+    let run = world.deploy().await;
+    world.finish(&run).await;
+    world.node.state.lock().unwrap().behaviour.unreachable = true;
+    let run = world.release().await;
+    world.turn().await;
+    let mut tx = world.store.begin().await.unwrap();
+    assert!(tx.has_open_command(run.id).await.unwrap());
+    assert_eq!(tx.lose_commands(at(0).wall, run.rack).await.unwrap(), []);
+    tx.commit().await.unwrap();
+    world.node.state.lock().unwrap().behaviour.unreachable = false;
+    let run = world.finish(&run).await;
+    assert_eq!((run.status, run.attempt), (RunStatus::Done, 1));
+    // The release's restart, and nothing that looks.
+    assert_eq!(world.node.state.lock().unwrap().ledger.len(), 1);
 }
 
 #[tokio::test]
