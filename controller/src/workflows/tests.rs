@@ -125,14 +125,16 @@ impl Node {
 
     /// P1: an active machine is told nothing but to start its own disk.
     async fn check_intent(&self) {
-        let row = self.store.machine(&self.machine.to_string()).await;
+        // At one moment: what a killed pass was committing may still be on its way.
+        let mut tx = self.store.begin().await.unwrap();
+        let row = tx.machine(&self.machine.to_string()).await;
         let Ok(row) = row else { return };
         let told = intent::machine(&row);
         match row.lifecycle {
             Lifecycle::Active => assert_eq!((told.boot, told.order), (Boot::Disk, None)),
             Lifecycle::Deploying | Lifecycle::Releasing => {
                 let Some(order) = told.order else { return };
-                let run = self.store.run(order.run).await.unwrap();
+                let run = tx.run(order.run).await.unwrap();
                 assert_eq!((run.status, run.epoch), (RunStatus::Running, row.epoch));
                 // Only after the installer was there for it.
                 assert!(!matches!(run.step, Some(Step::BootInstaller | Step::RestartInstaller)));
