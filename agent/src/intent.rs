@@ -21,7 +21,7 @@ use std::{
 
 use rackhand_common::{
     id::RackId,
-    intent::{Intent, MachineIntent, Work},
+    intent::{Intent, MachineIntent},
     seal::{self, Seal, Sealed as _},
 };
 use rackhand_fail_points::fail_point;
@@ -173,8 +173,8 @@ fn opened(mut intent: Intent, seal: &Seal) -> Result<(Intent, bool), String> {
     let (mut was_sealed, mut lost) = (true, false);
     for machine in &mut intent.machines {
         let Some(order) = machine.order.take() else { continue };
-        let clear = matches!(&order.work, Work::Deploy(deploy)
-            if deploy.host.user_data.as_ref().is_some_and(|data| !seal::is_sealed(data)));
+        let user_data = order.work.deploy().and_then(|deploy| deploy.host.user_data.as_ref());
+        let clear = user_data.is_some_and(|data| !seal::is_sealed(data));
         was_sealed &= !clear;
         let run = order.run;
         machine.order = if clear { Some(order) } else { order.opened(seal, run).ok() };
@@ -229,8 +229,8 @@ mod tests {
     use rackhand_common::{
         id::{Epoch, MachineId, RunId},
         image::Digest,
-        intent::{Boot, Deploy, DiskRule, Host, Network, Order},
-        machine::Mac,
+        intent::{Boot, Deploy, DiskRule, Host, Network, Order, Work},
+        machine::{Mac, Mainboard},
     };
 
     use super::*;
@@ -312,26 +312,26 @@ mod tests {
         const CANARY: &str = "canary-51c0-in-user-data";
         let dir = tempfile::tempdir().unwrap();
         let rack = RackId::fresh();
-        let order = Order {
-            run: RunId::fresh(),
-            attempt: 1,
-            disks: vec!["d1".into()],
-            work: Work::Deploy(Deploy {
+        let machine = |mainboard| {
+            let deploy = Deploy {
                 manifest: Digest([7; 32]),
                 disk: DiskRule::Smallest,
                 host: Host { name: "m-1".into(), ssh_keys: Vec::new(), user_data: Some(CANARY.into()) },
-            }),
+            };
+            let work = Work::deploying(deploy, mainboard);
+            let order = Order { run: RunId::fresh(), attempt: 1, disks: vec!["d1".into()], work };
+            MachineIntent {
+                id: MachineId::fresh(),
+                name: "m-1".into(),
+                macs: vec![Mac([2, 0, 0, 0, 0, 1])],
+                address: "10.77.0.9".parse().unwrap(),
+                epoch: Epoch(1),
+                boot: Boot::Installer,
+                order: Some(order),
+            }
         };
-        let machine = MachineIntent {
-            id: MachineId::fresh(),
-            name: "m-1".into(),
-            macs: vec![Mac([2, 0, 0, 0, 0, 1])],
-            address: "10.77.0.9".parse().unwrap(),
-            epoch: Epoch(1),
-            boot: Boot::Installer,
-            order: Some(order),
-        };
-        let wanted = Intent { machines: vec![machine], ..intent(rack, 3) };
+        let machines = vec![machine(None), machine(Some(Mainboard { serial: "b1".into(), uuid: None }))];
+        let wanted = Intent { machines, ..intent(rack, 3) };
         let is_there = || {
             let mut files = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
             files.any(|file| std::fs::read_to_string(file).unwrap().contains(CANARY))
@@ -353,7 +353,7 @@ mod tests {
         std::fs::remove_file(dir.path().join(KEY)).unwrap();
         let store = Store::open(dir.path()).unwrap();
         assert_eq!(store.revision(), 0);
-        assert_eq!(store.current().unwrap().machines[0].order, None);
+        assert!(store.current().unwrap().machines.iter().all(|machine| machine.order.is_none()));
         assert_eq!(store.store(wanted.clone()).await.unwrap(), 3);
         assert_eq!(Store::open(dir.path()).unwrap().current().as_deref(), Some(&wanted));
     }

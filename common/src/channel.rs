@@ -29,7 +29,7 @@ use crate::{
     id::{Epoch, MachineId, RunId},
     image::Digest,
     intent::DiskRule,
-    machine::Mac,
+    machine::{Mac, Mainboard},
 };
 
 /// How long boot holds a request for an assignment that has not changed. An installer that
@@ -99,6 +99,9 @@ pub struct Warrant {
     pub epoch: Epoch,
     /// Identities of all disks the machine is known to have.
     pub disks: Vec<String>,
+    /// Its mainboard, as far as it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mainboard: Option<Mainboard>,
 }
 
 /// Write an image to one disk.

@@ -225,6 +225,8 @@ pub enum Cause {
     BootOrder,
     /// Anything else; the detail says what.
     Internal,
+    /// The mainboard found is not the one the order is for.
+    MainboardDiffers,
 }
 
 /// How a hardware command ended.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::{Epoch, MachineId, RackId, RunId},
     image::Digest,
-    machine::Mac,
+    machine::{Mac, Mainboard},
 };
 
 /// The most machines one rack's intent may list.
@@ -89,7 +89,7 @@ pub struct Order {
     pub work: Work,
 }
 
-/// What an order asks for.
+/// What an order asks for. Grows at the end only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Work {
@@ -97,6 +97,41 @@ pub enum Work {
     Deploy(Deploy),
     /// Overwrite every disk listed in the order and read back.
     Erase,
+    /// [`Work::Deploy`], on a machine with this mainboard only.
+    DeployOn(Mainboard, Deploy),
+    /// [`Work::Erase`], on a machine with this mainboard only.
+    EraseOn(Mainboard),
+}
+
+impl Work {
+    /// A deploy, on this mainboard when it is known.
+    pub fn deploying(deploy: Deploy, mainboard: Option<Mainboard>) -> Self {
+        match mainboard {
+            Some(mainboard) => Self::DeployOn(mainboard, deploy),
+            None => Self::Deploy(deploy),
+        }
+    }
+
+    /// An erasure, on this mainboard when it is known.
+    pub fn erasing(mainboard: Option<Mainboard>) -> Self {
+        mainboard.map_or(Self::Erase, Self::EraseOn)
+    }
+
+    /// The deploy; `None` when it is an erasure.
+    pub fn deploy(&self) -> Option<&Deploy> {
+        match self {
+            Self::Deploy(deploy) | Self::DeployOn(_, deploy) => Some(deploy),
+            Self::Erase | Self::EraseOn(_) => None,
+        }
+    }
+
+    /// The mainboard of the machine that is meant, as far as it is known.
+    pub fn mainboard(&self) -> Option<&Mainboard> {
+        match self {
+            Self::DeployOn(mainboard, _) | Self::EraseOn(mainboard) => Some(mainboard),
+            Self::Deploy(_) | Self::Erase => None,
+        }
+    }
 }
 
 /// An image and where it goes.

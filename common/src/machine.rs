@@ -117,6 +117,43 @@ pub struct System {
     pub uuid: Option<uuid::Uuid>,
 }
 
+/// What tells one mainboard from another, as far as its vendor filled it in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mainboard {
+    /// Serial number; empty when it tells none.
+    pub serial: String,
+    /// System UUID.
+    pub uuid: Option<uuid::Uuid>,
+}
+
+impl System {
+    /// The mainboard, when it tells anything of itself.
+    pub fn mainboard(&self) -> Option<Mainboard> {
+        let told = !self.serial.is_empty() || self.uuid.is_some();
+        told.then(|| Mainboard { serial: self.serial.clone(), uuid: self.uuid })
+    }
+}
+
+impl Mainboard {
+    /// Whether another one was found. Vendors leave any of it empty, and firmware updates lose
+    /// it: what is empty on one side tells nothing.
+    pub fn is_other(&self, found: &Self) -> bool {
+        let serials = !self.serial.is_empty() && !found.serial.is_empty() && self.serial != found.serial;
+        let uuids = self.uuid.is_some() && found.uuid.is_some() && self.uuid != found.uuid;
+        serials || uuids
+    }
+}
+
+impl fmt::Display for Mainboard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let uuid = self.uuid.map_or("no UUID".to_owned(), |uuid| uuid.to_string());
+        match self.serial.as_str() {
+            "" => write!(f, "without serial number ({uuid})"),
+            serial => write!(f, "{serial} ({uuid})"),
+        }
+    }
+}
+
 /// Processors.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cpu {

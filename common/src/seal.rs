@@ -90,25 +90,33 @@ impl Sealed for Host {
     }
 }
 
-impl Sealed for Order {
+impl Sealed for Deploy {
     fn sealed(&self, seal: &Seal, run: RunId) -> Self {
-        match &self.work {
-            Work::Deploy(deploy) => {
-                let deploy = Deploy { host: deploy.host.sealed(seal, run), ..deploy.clone() };
-                Self { work: Work::Deploy(deploy), ..self.clone() }
-            }
-            Work::Erase => self.clone(),
-        }
+        Self { host: self.host.sealed(seal, run), ..self.clone() }
     }
 
     fn opened(self, seal: &Seal, run: RunId) -> Result<Self, NotOpened> {
-        match self.work {
-            Work::Deploy(deploy) => {
-                let deploy = Deploy { host: deploy.host.opened(seal, run)?, ..deploy };
-                Ok(Self { work: Work::Deploy(deploy), ..self })
-            }
-            Work::Erase => Ok(self),
-        }
+        Ok(Self { host: self.host.opened(seal, run)?, ..self })
+    }
+}
+
+impl Sealed for Order {
+    fn sealed(&self, seal: &Seal, run: RunId) -> Self {
+        let work = match &self.work {
+            Work::Deploy(deploy) => Work::Deploy(deploy.sealed(seal, run)),
+            Work::DeployOn(mainboard, deploy) => Work::DeployOn(mainboard.clone(), deploy.sealed(seal, run)),
+            work @ (Work::Erase | Work::EraseOn(_)) => work.clone(),
+        };
+        Self { work, ..self.clone() }
+    }
+
+    fn opened(self, seal: &Seal, run: RunId) -> Result<Self, NotOpened> {
+        let work = match self.work {
+            Work::Deploy(deploy) => Work::Deploy(deploy.opened(seal, run)?),
+            Work::DeployOn(mainboard, deploy) => Work::DeployOn(mainboard, deploy.opened(seal, run)?),
+            work @ (Work::Erase | Work::EraseOn(_)) => work,
+        };
+        Ok(Self { work, ..self })
     }
 }
 

@@ -55,13 +55,15 @@ pub fn fresh_code(root: KeyPin) -> (String, [u8; 32]) {
     (format!("RH1.{secret}.{root}"), hash)
 }
 
-/// Exchanges a code's secret for a certificate and registers the agent, or neither.
+/// Exchanges a code's secret for a certificate and registers the agent, or neither. Whoever was
+/// the rack's agent until now is revoked, and `cut` ends its connection before anything is
+/// committed: what it was given until then is known to be given up.
 pub async fn redeem(
     store: &Store,
     authority: &Authority,
     now: Timestamp,
-    secret: &str,
-    csr: &[u8],
+    (secret, csr): (&str, &[u8]),
+    cut: impl Fn(AgentId),
 ) -> Result<(AgentId, RackId, Issued), NotEnrolled> {
     let agent = AgentId::fresh();
     let mut tx = store.begin().await?;
@@ -71,8 +73,8 @@ pub async fn redeem(
     })?;
     let issued = authority.issue(csr, Role::Agent { agent, rack }, AGENT_TTL, now).map_err(NotEnrolled::Certificate)?;
     for old in tx.insert_agent(now, agent, rack, issued.key, issued.until).await? {
-        let by = format!("the enrolment of agent {agent}");
-        tx.insert_event(now, rack, None, None, &Happened::AgentRevoked { agent: old, by }).await?;
+        cut(old);
+        tx.dismissed(now, rack, old, &format!("the enrolment of agent {agent}")).await?;
     }
     tx.insert_event(now, rack, None, None, &Happened::AgentEnrolled { agent }).await?;
     tx.commit().await?;
@@ -179,7 +181,7 @@ mod tests {
         let mut nodes = tokio::task::JoinSet::new();
         for _ in 0..64 {
             let (store, authority, secret) = (bench.store.clone(), authority.clone(), secret.clone());
-            nodes.spawn(async move { redeem(&store, &authority, at(1), &secret, &csr()).await });
+            nodes.spawn(async move { redeem(&store, &authority, at(1), (&secret, &csr()), drop).await });
         }
         let results = nodes.join_all().await;
         assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
@@ -196,12 +198,13 @@ mod tests {
         let authority = Authority::init(&dir.path().join("pki"), at(0)).unwrap();
         let (used, expired) = (code(&bench, &authority, at(60)).await, code(&bench, &authority, at(1)).await);
         // A request that is no use does not use up the code.
-        let useless = redeem(&bench.store, &authority, at(1), &used, b"not a request").await;
+        let useless = redeem(&bench.store, &authority, at(1), (&used, b"not a request"), drop).await;
         assert!(matches!(useless, Err(NotEnrolled::Certificate(_))), "{useless:?}");
-        redeem(&bench.store, &authority, at(1), &used, &csr()).await.unwrap();
+        redeem(&bench.store, &authority, at(1), (&used, &csr()), drop).await.unwrap();
         let mut words = std::collections::BTreeSet::new();
         for secret in ["wrong", &used, &expired] {
-            words.insert(redeem(&bench.store, &authority, at(2), secret, &csr()).await.unwrap_err().to_string());
+            let refused = redeem(&bench.store, &authority, at(2), (secret, &csr()), drop).await;
+            words.insert(refused.unwrap_err().to_string());
         }
         assert_eq!(words.len(), 1, "{words:?}");
         assert!(words.first().unwrap().contains("rackhand agent enrol --rack"));

@@ -13,7 +13,10 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,7 +25,7 @@ use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rackhand_common::{
     id::{AgentId, RackId},
     pki::{self, Identity, KeyPin, NotAPeer, Peer, Role},
-    time::Clock,
+    time::{Clock, Mono},
     wire::{self, AgentRequest, AgentResponse, Closing, Command, ControllerRequest, ControllerResponse, Welcome},
 };
 use rustls_pki_types::CertificateDer;
@@ -37,7 +40,8 @@ use crate::{
     authority::{AGENT_TTL, Authority, Issued},
     enrol::{self, Limits},
     events, intent, restored,
-    store::{Agent, Store, StoreError},
+    store::{Agent, Happened, Store, StoreError},
+    succession,
     workflows::{Commands, Unreachable, Workflows},
 };
 
@@ -61,6 +65,12 @@ const AGENT: (u32, u32) = (4, 4 << 20);
 /// Without a wake-up the revision is compared this often.
 const RECHECK: Duration = Duration::from_secs(30);
 
+/// The same alert about an agent is told this often.
+const ALERT_AGAIN: Duration = Duration::from_secs(3600);
+
+/// A process that lives answers in this time.
+const ALIVE: Duration = Duration::from_secs(2);
+
 /// The longest request of an agent that is not yet enrolled, in bytes.
 const ENROL_LEN: usize = 64 << 10;
 
@@ -80,6 +90,9 @@ struct Inner {
     racks: Mutex<HashMap<RackId, Live>>,
     limits: Mutex<Limits>,
     enrolling: Semaphore,
+    /// When an alert about an agent was told last. Only those that are or were registered are
+    /// among them.
+    alerts: Mutex<HashMap<AgentId, Mono>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -94,6 +107,9 @@ struct Live {
     number: u64,
     quic: Connection,
     wake: Arc<Notify>,
+    /// Whether it was found not to be revoked since it can be found here: before, it is given
+    /// nothing.
+    admitted: Arc<AtomicBool>,
 }
 
 /// Why a connection ends.
@@ -175,9 +191,9 @@ pub fn listen(address: SocketAddr, authority: &Authority, identity: Identity) ->
 impl Fleet {
     /// A fleet nobody has joined yet.
     pub fn new(store: Store, authority: Arc<Authority>, clock: Arc<dyn Clock>, workflows: Workflows) -> Self {
-        let (racks, limits) = (Mutex::default(), Mutex::default());
+        let (racks, limits, alerts) = (Mutex::default(), Mutex::default(), Mutex::default());
         let enrolling = Semaphore::new(ENROLMENTS);
-        Self(Arc::new(Inner { store, authority, clock, workflows, racks, limits, enrolling }))
+        Self(Arc::new(Inner { store, authority, clock, workflows, racks, limits, enrolling, alerts }))
     }
 
     /// The rack's intent may have changed: its agent is told, if it is connected.
@@ -197,13 +213,17 @@ impl Fleet {
         self.racks().len()
     }
 
-    /// Cuts a revoked agent's connection, at once.
+    /// Cuts the connection of an agent that is being revoked, at once: it is given nothing more.
     pub fn cut(&self, agent: AgentId) {
+        self.cut_for(agent, "an operator revoked it");
+    }
+
+    fn cut_for(&self, agent: AgentId, why: &str) {
         let mut racks = self.racks();
         let Some((rack, _)) = racks.iter().find(|(_, live)| live.agent == agent) else { return };
         let rack = *rack;
         if let Some(live) = racks.remove(&rack) {
-            close(&live.quic, Closing::Revoked, "an operator revoked it");
+            close(&live.quic, Closing::Revoked, why);
         }
     }
 
@@ -218,8 +238,12 @@ impl Fleet {
                 }
             }
         }
+        Err(self.unreachable(rack).await)
+    }
+
+    async fn unreachable(&self, rack: RackId) -> Unreachable {
         let name = self.0.store.rack(&rack.to_string()).await.map_or_else(|_| rack.to_string(), |rack| rack.name);
-        Err(Unreachable { rack: name })
+        Unreachable { rack: name }
     }
 
     /// Serves agents until shutdown.
@@ -285,14 +309,9 @@ impl Fleet {
         let response = if !admitted {
             AgentResponse::Refused("too many attempts to enrol: try again in a minute".into())
         } else {
-            match enrol::redeem(&self.0.store, &self.0.authority, now.wall, &secret, &csr).await {
-                Ok((agent, rack, issued)) => {
-                    // Whoever the rack's agent was until now is revoked.
-                    if let Some(old) = self.racks().remove(&rack) {
-                        close(&old.quic, Closing::Revoked, "another node was enrolled for its rack");
-                    }
-                    self.certificate(agent, rack, &issued)
-                }
+            let cut = |old| self.cut_for(old, "another node was enrolled for its rack");
+            match enrol::redeem(&self.0.store, &self.0.authority, now.wall, (&secret, &csr), cut).await {
+                Ok((agent, rack, issued)) => self.certificate(agent, rack, &issued),
                 Err(error) => {
                     tracing::warn!(from = %quic.remote_address(), error = &error as &dyn std::error::Error, "enrolment refused");
                     AgentResponse::Refused(error.to_string())
@@ -318,6 +337,7 @@ impl Fleet {
             return Err(Dropped::Refused("its certificate is for another rack"));
         }
         if known.revoked.is_some() {
+            self.tell_of_old_node(&known, quic.remote_address()).await;
             return Err(Dropped::Revoked(agent));
         }
         if let Peer::Lapsed(_) = peer {
@@ -341,7 +361,8 @@ impl Fleet {
         })?;
         tx.commit().await?;
         let number = row.connection;
-        let live = Live { agent, number, quic: quic.clone(), wake: Arc::new(Notify::new()) };
+        let admitted = Arc::new(AtomicBool::new(false));
+        let live = Live { agent, number, quic: quic.clone(), wake: Arc::new(Notify::new()), admitted };
         let old = {
             let mut racks = self.racks();
             match racks.get(&rack) {
@@ -351,18 +372,25 @@ impl Fleet {
                 _ => racks.insert(rack, live.clone()),
             }
         };
-        if let Some(old) = old {
-            if known.incarnation.is_some_and(|incarnation| incarnation != hello.incarnation)
-                && old.quic.close_reason().is_none()
-            {
-                tracing::warn!(%agent, %rack, "a second process of this agent has connected; the newest is served");
+        let is_another = known.incarnation.is_some_and(|incarnation| incarnation != hello.incarnation);
+        let stand_down = async {
+            if let Some(old) = &old {
+                if is_another && is_alive(&old.quic).await {
+                    let reason = |rack: &str| {
+                        let (from, newest) = (old.quic.remote_address(), quic.remote_address());
+                        succession::two_processes(&known, from, newest, rack, now)
+                    };
+                    self.alert(agent, rack, reason).await;
+                }
+                close(&old.quic, Closing::Replaced, "a newer connection took over");
             }
-            close(&old.quic, Closing::Replaced, "a newer connection took over");
-        }
+            std::future::pending().await
+        };
         let ended = async {
             if self.0.store.agent(agent).await?.revoked.is_some() {
                 return Err(Dropped::Revoked(agent));
             }
+            live.admitted.store(true, Ordering::Release);
             quic.set_receive_window(AGENT.1.into());
             quic.set_max_concurrent_bi_streams(AGENT.0.into());
             answer(send, &AgentResponse::Welcome(Welcome { connection: number, next_event: row.next_event })).await?;
@@ -373,9 +401,13 @@ impl Fleet {
             tokio::select! {
                 ended = self.serve(quic, agent, rack) => ended,
                 ended = self.push(&live, &row, hello.revision) => ended,
+                ended = stand_down => ended,
             }
         }
         .await;
+        if let Some(old) = old {
+            close(&old.quic, Closing::Replaced, "a newer connection took over");
+        }
         {
             let mut racks = self.racks();
             if racks.get(&rack).is_some_and(|current| (current.agent, current.number) == (agent, number)) {
@@ -386,6 +418,44 @@ impl Fleet {
         tx.disconnected(self.0.clock.now().wall, agent, number).await?;
         tx.commit().await?;
         ended
+    }
+
+    /// Tells operators that a node which was given up is alive.
+    async fn tell_of_old_node(&self, old: &Agent, from: SocketAddr) {
+        let agents = match self.0.store.agents_of(old.rack).await {
+            Ok(agents) => agents,
+            Err(error) => return tracing::error!(error = &error as &dyn std::error::Error, "the database fails"),
+        };
+        let newest = agents.iter().find(|agent| agent.revoked.is_none());
+        let at = |agent: &Agent| {
+            self.live(old.rack).filter(|live| live.agent == agent.id).map(|live| live.quic.remote_address())
+        };
+        let newest = newest.map(|agent| (agent, at(agent)));
+        self.alert(old.id, old.rack, |rack| succession::old_node_alive(old, from, rack, newest)).await;
+    }
+
+    /// An alert about an agent, once in a while: whoever is not let in comes again and again.
+    async fn alert(&self, agent: AgentId, rack: RackId, reason: impl FnOnce(&str) -> String) {
+        let now = self.0.clock.now();
+        {
+            let mut alerts = self.0.alerts.lock().expect("nothing panics while it is held");
+            alerts.retain(|_, told| told.until(now.mono) < ALERT_AGAIN);
+            if alerts.contains_key(&agent) {
+                return;
+            }
+            alerts.insert(agent, now.mono);
+        }
+        let told: Result<(), StoreError> = async {
+            let mut tx = self.0.store.begin().await?;
+            let reason = reason(&tx.rack(&rack.to_string()).await?.name);
+            tracing::warn!(%agent, %rack, reason, "two nodes of one rack");
+            tx.insert_event(now.wall, rack, None, None, &Happened::Alert { reason }).await?;
+            tx.commit().await
+        }
+        .await;
+        if let Err(error) = told {
+            tracing::error!(error = &error as &dyn std::error::Error, "an alert cannot be recorded");
+        }
     }
 
     /// Renews the certificate of an agent whose last one has ended.
@@ -503,7 +573,8 @@ impl Fleet {
     }
 
     fn live(&self, rack: RackId) -> Option<Live> {
-        self.racks().get(&rack).filter(|live| live.quic.close_reason().is_none()).cloned()
+        let serves = |live: &&Live| live.admitted.load(Ordering::Acquire) && live.quic.close_reason().is_none();
+        self.racks().get(&rack).filter(serves).cloned()
     }
 
     fn racks(&self) -> std::sync::MutexGuard<'_, HashMap<RackId, Live>> {
@@ -512,6 +583,10 @@ impl Fleet {
 }
 
 impl Commands for Fleet {
+    async fn reachable(&self, rack: RackId) -> Result<(), Unreachable> {
+        if self.connected(rack) { Ok(()) } else { Err(self.unreachable(rack).await) }
+    }
+
     async fn command(&self, rack: RackId, command: Command) -> Result<ControllerResponse, Unreachable> {
         Fleet::command(self, rack, command).await
     }
@@ -519,6 +594,13 @@ impl Commands for Fleet {
     fn wake(&self, rack: RackId) {
         Fleet::wake(self, rack);
     }
+}
+
+/// Whether a process answers on this connection: one that was killed leaves its connection
+/// open for as long as silence may last.
+async fn is_alive(quic: &Connection) -> bool {
+    let asked = ask::<ControllerResponse>(quic, &ControllerRequest::Report);
+    matches!(timeout(ALIVE, asked).await, Ok(Ok(_)))
 }
 
 async fn ask<T: DeserializeOwned>(quic: &Connection, request: &impl Serialize) -> Result<T, Dropped> {

@@ -18,6 +18,7 @@ pub mod intent;
 pub mod restored;
 pub mod steps;
 pub mod store;
+pub mod succession;
 pub mod telemetry;
 pub mod verbs;
 pub mod workflows;

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use rackhand_common::{
     id::RunId,
     intent::{Boot, DiskRule, Host},
-    machine::{Content, Disk},
+    machine::{Content, Disk, Mainboard},
 };
 use rackhand_controller_core::{
     identity::{Change, Part},
@@ -235,6 +235,7 @@ impl Tx {
             disk: request.disk,
             host: request.host,
             disks: identities,
+            mainboard: mainboard(machine),
         });
         let machine = Machine { lifecycle, epoch: machine.epoch.next(), order: None, image: None, ..machine.clone() };
         self.start(now, machine, parameters).await
@@ -245,9 +246,9 @@ impl Tx {
         let lifecycle = machine.lifecycle.on(Event::Release)?;
         self.check_idle(machine).await?;
         check_parts(machine)?;
-        let disks = disk_identities(machine)?;
+        let (disks, mainboard) = (disk_identities(machine)?, mainboard(machine));
         let machine = Machine { lifecycle, epoch: machine.epoch.next(), order: None, ..machine.clone() };
-        self.start(now, machine, Parameters::Release(Release { disks })).await
+        self.start(now, machine, Parameters::Release(Release { disks, mainboard })).await
     }
 
     /// Begins a run that switches the machine's power.
@@ -339,6 +340,11 @@ pub fn disk_identities(machine: &Machine) -> Result<Vec<String>, Denied> {
         .iter()
         .map(|disk| disk.identity().ok_or_else(|| Denied::NamelessDisk(disk.name.clone())))
         .collect()
+}
+
+/// The machine's mainboard as an operator accepted it, for an order that is for no other.
+fn mainboard(machine: &Machine) -> Option<Mainboard> {
+    machine.accepted.as_ref()?.system.mainboard()
 }
 
 /// Changes in one line, for people.

@@ -38,6 +38,11 @@ use crate::{
 
 /// What a run needs of the racks' agents.
 pub trait Commands: Send + Sync + 'static {
+    /// Whether an agent of the rack is there to be given a command.
+    fn reachable(&self, _rack: RackId) -> impl Future<Output = Result<(), Unreachable>> + Send {
+        std::future::ready(Ok(()))
+    }
+
     /// Gives a command to the rack's agent.
     fn command(
         &self,
@@ -322,8 +327,9 @@ fn closing(run: &Run, ended: &Ended) -> Option<String> {
     let remark = match (run.parameters.workflow(), run.step) {
         (Workflow::Deploy, Some(Step::WriteImage | Step::StartSystem)) => match &run.result {
             Some(OrderResult { end: OrderEnd::Done(_), .. }) => "; the disk holds a system that was never handed over",
-            Some(OrderResult { attempt: 1, end: OrderEnd::Failed { cause, .. } }) if is_refusal(*cause) => "",
+            // An order begun again is refused before its first write too, which was not the first.
             _ if run.done > 0 => "; the disk holds an unfinished system",
+            Some(OrderResult { attempt: 1, end: OrderEnd::Failed { cause, .. } }) if is_refusal(*cause) => "",
             _ => "; the disk may hold an unfinished system",
         },
         _ => "",
@@ -333,9 +339,11 @@ fn closing(run: &Run, ended: &Ended) -> Option<String> {
 
 /// Whether an installer says this before its first write.
 fn is_refusal(cause: event::Cause) -> bool {
-    use event::Cause::{BootOrder, DiskError, DisksDiffer, Image, ImageUnsuitable, Internal, NoSuitableDisk};
+    use event::Cause::{
+        BootOrder, DiskError, DisksDiffer, Image, ImageUnsuitable, Internal, MainboardDiffers, NoSuitableDisk,
+    };
     match cause {
-        event::Cause::WrongMachine | DisksDiffer | NoSuitableDisk | ImageUnsuitable => true,
+        event::Cause::WrongMachine | MainboardDiffers | DisksDiffer | NoSuitableDisk | ImageUnsuitable => true,
         Image | DiskError | event::Cause::Verify | BootOrder | Internal => false,
     }
 }

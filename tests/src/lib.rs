@@ -9,6 +9,7 @@
 //! Differences from a real rack: TFTP is at another port than 69, and firmware hurries, with
 //! tenths of a second where real firmware takes seconds.
 
+pub mod clock;
 pub mod dhcp;
 pub mod disk;
 pub mod image;

@@ -75,7 +75,6 @@ pub struct Machine(Arc<Chassis>);
 #[derive(Debug)]
 struct Chassis {
     mac: Mac,
-    uuid: Uuid,
     firmware: Firmware,
     place: Place,
     supply: Supply,
@@ -84,6 +83,9 @@ struct Chassis {
 
 #[derive(Debug, Default)]
 struct Inside {
+    /// What its mainboard says of itself.
+    uuid: Uuid,
+    serial: String,
     drives: Vec<Drive>,
     running: Option<Running>,
     network_once: bool,
@@ -118,14 +120,8 @@ impl Machine {
 
     /// The same with a mainboard of this UUID.
     pub fn found(mac: Mac, uuid: Uuid, firmware: Firmware, place: Place, drives: Vec<Drive>) -> Self {
-        Self(Arc::new(Chassis {
-            mac,
-            uuid,
-            firmware,
-            place,
-            supply: Supply::default(),
-            state: Mutex::new(Inside { drives, ..Inside::default() }),
-        }))
+        let inside = Inside { uuid, serial: format!("SN-{mac}"), drives, ..Inside::default() };
+        Self(Arc::new(Chassis { mac, firmware, place, supply: Supply::default(), state: Mutex::new(inside) }))
     }
 
     /// Its card's address.
@@ -159,6 +155,12 @@ impl Machine {
     /// Takes out the first disk and puts in another.
     pub fn swap_drive(&self, other: Drive) -> Drive {
         std::mem::replace(&mut self.lock().drives[0], other)
+    }
+
+    /// Puts another mainboard under its card and disks.
+    pub fn swap_mainboard(&self, serial: &str) {
+        let mut inside = self.lock();
+        (inside.uuid, inside.serial) = (Uuid::new_v4(), serial.to_owned());
     }
 
     /// The system that runs on it.
@@ -300,16 +302,17 @@ impl Machine {
 
     /// Boots from the network; returns when the machine restarts.
     async fn start_network(&self, supply: &Supply) -> Result<()> {
-        let Chassis { mac, uuid, firmware, place, .. } = &*self.0;
+        let Chassis { mac, firmware, place, .. } = &*self.0;
+        let uuid = self.lock().uuid;
         let mut card = place.cable.card(*mac);
         if *firmware == Firmware::Uefi {
-            let lease = dhcp::obtain(&mut *card, *mac, Program::Rom(*firmware, *uuid)).await;
+            let lease = dhcp::obtain(&mut *card, *mac, Program::Rom(*firmware, uuid)).await;
             ensure!(lease.file == "snponly.efi", "a UEFI machine was told to load {:?}", lease.file);
             let server = SocketAddrV4::new(lease.next_server, place.tftp);
             let loader = tftp::fetch(lease.address, server, &lease.file).await?;
             ensure!(loader == place.loader, "the loader is not the loader");
         }
-        let lease = dhcp::obtain(&mut *card, *mac, Program::Ipxe(*firmware, *uuid)).await;
+        let lease = dhcp::obtain(&mut *card, *mac, Program::Ipxe(*firmware, uuid)).await;
         let mut ipxe = Ipxe::new(*mac, lease.address, *firmware);
         let end = ipxe.run(&lease.file).await;
         for line in std::mem::take(&mut ipxe.screen) {
@@ -346,16 +349,14 @@ struct Powered {
 
 impl Hardware for Powered {
     fn inventory(&self) -> Inventory {
-        let Chassis { mac, uuid, firmware, .. } = &*self.machine.0;
-        let drives = self.machine.lock().drives.clone();
+        let Chassis { mac, firmware, .. } = &*self.machine.0;
+        let (uuid, serial, drives) = {
+            let inside = self.machine.lock();
+            (inside.uuid, inside.serial.clone(), inside.drives.clone())
+        };
         Inventory {
             firmware: *firmware,
-            system: machine::System {
-                vendor: "Simulated".into(),
-                product: "Machine".into(),
-                serial: format!("SN-{mac}"),
-                uuid: Some(*uuid),
-            },
+            system: machine::System { vendor: "Simulated".into(), product: "Machine".into(), serial, uuid: Some(uuid) },
             cpu: Cpu { model: "Simulated CPU".into(), threads: 4 },
             memory: 1 << 30,
             nics: vec![Nic { name: "eth0".into(), mac: *mac, driver: "sim".into(), link: true }],

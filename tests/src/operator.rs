@@ -99,6 +99,21 @@ impl Operator {
         self.act(mac, "deploy", json!({ "image": image, "hostname": "web-1", "ssh_keys": [KEY] })).await
     }
 
+    /// All alerts, in words, oldest first.
+    pub async fn alerts(&self) -> Result<Vec<String>> {
+        let (mut alerts, mut after) = (Vec::new(), "0".to_owned());
+        loop {
+            let page = self.get(&format!("/v1/events?limit=200&after={after}")).await?;
+            let events = page["items"].as_array().context("not a list")?;
+            let of_kind = events.iter().filter(|event| event["kind"] == "alert");
+            alerts.extend(of_kind.map(|event| event["text"].as_str().unwrap_or_default().to_owned()));
+            match page["next"].as_str() {
+                Some(next) => after = next.to_owned(),
+                None => return Ok(alerts),
+            }
+        }
+    }
+
     /// What happened to the machine with this card, oldest first: kind and words.
     pub async fn history(&self, mac: Mac) -> Result<Vec<(String, String)>> {
         let machine = self.machine(mac).await?.with_context(|| format!("no machine has {mac}"))?;

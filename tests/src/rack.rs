@@ -21,6 +21,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    clock::Wall,
     disk::Drive,
     image,
     machine::{Machine, Model, Place, PowerDriver},
@@ -83,6 +84,8 @@ const TFTP: u16 = 6969;
 pub struct VirtualRack {
     /// The operator.
     pub operator: Operator,
+    /// The clock on the wall, which all daemons go by.
+    pub wall: Wall,
     subnet: Subnet,
     segment: Segment,
     chassis: PowerDriver,
@@ -96,10 +99,15 @@ pub struct VirtualRack {
 impl VirtualRack {
     /// A rack without machines: controller made and started, agent enrolled, boot running.
     pub async fn new() -> Self {
-        Self::build().await.expect("a virtual rack starts")
+        Self::at(Wall::default()).await
     }
 
-    async fn build() -> Result<Self> {
+    /// The same, by this clock.
+    pub async fn at(wall: Wall) -> Self {
+        Self::build(wall).await.expect("a virtual rack starts")
+    }
+
+    async fn build(wall: Wall) -> Result<Self> {
         pki::install_crypto();
         log();
         let (subnet, directory) = (Subnet::claim()?, tempfile::tempdir()?);
@@ -113,11 +121,12 @@ impl VirtualRack {
             *keep.lock().expect("nothing panics while it is held") = Some((token.to_owned(), ca.to_owned()));
             Ok(())
         };
-        controller::init(&config, controller::Seams::default(), tell).await?;
+        controller::init(&config, controller::Seams { clock: Arc::new(wall.clone()) }, tell).await?;
         let (token, ca) = told.lock().expect("nothing panics while it is held").take().context("no token was told")?;
         let operator = Operator::new(config.url(), &ca, token)?;
         let mut rack = Self {
             operator,
+            wall,
             subnet,
             segment: Segment::default(),
             chassis: PowerDriver::default(),
@@ -176,8 +185,9 @@ impl VirtualRack {
         match service {
             Service::Controller => {
                 let (config, token) = (controller_config(&self.subnet, self.directory.path())?, shutdown.clone());
+                let seams = controller::Seams { clock: Arc::new(self.wall.clone()) };
                 let start = async move {
-                    let running = controller::start(config, controller::Seams::default(), token).await?;
+                    let running = controller::start(config, seams, token).await?;
                     Ok(((), Box::pin(running.ended()) as _))
                 };
                 self.controller = Some(Process::spawn("controller", shutdown, start).await?.0);
@@ -185,8 +195,8 @@ impl VirtualRack {
             Service::Agent => self.agent = Some(self.agent(&self.path("agent"), "agent.sock").await?),
             Service::Boot => {
                 let (config, link, token) = (self.boot_config()?, self.segment.server(), shutdown.clone());
+                let seams = boot::Seams { link: Some(link), clock: Arc::new(self.wall.clone()) };
                 let start = async move {
-                    let seams = boot::Seams { link: Some(link), ..boot::Seams::default() };
                     let running = boot::start(&config, seams, token).await?;
                     Ok(((), Box::pin(running.ended()) as _))
                 };
@@ -203,8 +213,8 @@ impl VirtualRack {
         let config = agent::Config::try_from(toml::from_str::<agent::File>(&text)?).map_err(anyhow::Error::msg)?;
         let (shutdown, driver) = (CancellationToken::new(), Arc::new(self.chassis.clone()));
         let token = shutdown.clone();
+        let seams = agent::Seams { power: Some(driver), clock: Arc::new(self.wall.clone()) };
         let start = async move {
-            let seams = agent::Seams { power: Some(driver), ..agent::Seams::default() };
             let running = agent::start(&config, seams, token).await?;
             Ok(((), Box::pin(running.wait()) as _))
         };

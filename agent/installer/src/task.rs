@@ -1,8 +1,9 @@
 //! Carrying out one order: check everything, say so, write, check, say so.
 //!
 //! Invariants:
-//! - Before the first write, the warrant's machine and epoch are ours and the disks found are
-//!   exactly the disks it lists.
+//! - Before the first write of every order, one begun again too, the machine is looked at anew:
+//!   the warrant's machine and epoch are ours, its mainboard, as far as both are known, is the
+//!   one found, and the disks found are exactly the disks it lists.
 //! - A disk without an identity is never written.
 //! - Whatever goes wrong has a [`Cause`]; nothing here ends the installer.
 
@@ -22,7 +23,7 @@ use rackhand_common::{
     id::{Epoch, MachineId},
     image::{Manifest, Settings},
     intent::DiskRule,
-    machine::{Disk, Inventory},
+    machine::{Disk, Inventory, Mainboard},
 };
 use rackhand_fail_points::fail_point;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -46,6 +47,8 @@ pub enum TaskError {
     WrongMachine { wanted: MachineId, found: MachineId },
     #[error("the order is of epoch {wanted}, which is over: {found} has been seen")]
     OldEpoch { wanted: Epoch, found: Epoch },
+    #[error("the order is for mainboard {wanted}, the machine has {found}")]
+    OtherMainboard { wanted: Mainboard, found: Mainboard },
     #[error("the order lists the disks [{wanted}], the machine has [{found}]")]
     DisksDiffer { wanted: String, found: String },
     #[error("no disk with an identity holds the image's {0} bytes and its settings")]
@@ -82,6 +85,7 @@ impl TaskError {
     pub fn cause(&self) -> Cause {
         match self {
             Self::WrongMachine { .. } | Self::OldEpoch { .. } => Cause::WrongMachine,
+            Self::OtherMainboard { .. } => Cause::MainboardDiffers,
             Self::DisksDiffer { .. } => Cause::DisksDiffer,
             Self::NoneHolds(_) | Self::NoSuchDisk(_) => Cause::NoSuitableDisk,
             Self::Unsuitable(_) => Cause::ImageUnsuitable,
@@ -238,15 +242,19 @@ impl<R: Reporter, S: Source> Work<'_, R, S> {
     }
 }
 
-/// Whether the warrant is for this machine as it is.
 /// Whether the machine may be written at all: it is the one that is meant, in the latest epoch
-/// it has heard of, with exactly the disks that are listed.
+/// it has heard of, on the mainboard that is meant, with exactly the disks that are listed.
 pub fn check(warrant: &Warrant, admission: Admission, inventory: &Inventory) -> Result<(), TaskError> {
     if warrant.machine != admission.machine {
         return Err(TaskError::WrongMachine { wanted: warrant.machine, found: admission.machine });
     }
     if warrant.epoch < admission.epoch {
         return Err(TaskError::OldEpoch { wanted: warrant.epoch, found: admission.epoch });
+    }
+    if let (Some(wanted), Some(found)) = (warrant.mainboard.clone(), inventory.system.mainboard())
+        && wanted.is_other(&found)
+    {
+        return Err(TaskError::OtherMainboard { wanted, found });
     }
     let mut wanted = warrant.disks.clone();
     let mut found: Vec<_> = inventory.disks.iter().filter_map(Disk::identity).collect();
@@ -403,6 +411,50 @@ mod tests {
         file.as_file().set_len(32 << 20).unwrap();
         let disk = FileDisk::open(file.path()).unwrap();
         (file, disk)
+    }
+
+    #[test]
+    fn an_order_for_another_mainboard_is_refused_with_both_named() {
+        let (known, other) = (uuid::Uuid::from_u128(1), uuid::Uuid::from_u128(2));
+        let board = |serial: &str, uuid| Mainboard { serial: serial.into(), uuid };
+        let machine = MachineId::fresh();
+        let judge = |wanted: Option<Mainboard>, serial: &str, uuid| {
+            let run = rackhand_common::id::RunId::fresh();
+            let warrant =
+                Warrant { run, attempt: 2, machine, epoch: Epoch(3), disks: vec!["m/d1".into()], mainboard: wanted };
+            let disk = Disk {
+                name: "vda".into(),
+                model: "m".into(),
+                serial: "d1".into(),
+                wwn: None,
+                size: 1 << 30,
+                sector: 512,
+                rotational: false,
+                content: rackhand_common::machine::Content::Blank,
+            };
+            let system = rackhand_common::machine::System { serial: serial.into(), uuid, ..Default::default() };
+            let inventory = Inventory {
+                firmware: rackhand_common::machine::Firmware::Bios,
+                system,
+                cpu: Default::default(),
+                memory: 0,
+                nics: Vec::new(),
+                disks: vec![disk],
+            };
+            check(&warrant, Admission { machine, epoch: Epoch(3) }, &inventory)
+        };
+        let wanted = Some(board("S1", Some(known)));
+        judge(wanted.clone(), "S1", Some(known)).unwrap();
+        // What one side does not tell says nothing; an order of an older node has no mainboard.
+        judge(wanted.clone(), "", Some(known)).unwrap();
+        judge(wanted.clone(), "", None).unwrap();
+        judge(None, "S2", Some(other)).unwrap();
+        for (serial, uuid) in [("S2", Some(known)), ("S1", Some(other)), ("S2", None), ("", Some(other))] {
+            let refused = judge(wanted.clone(), serial, uuid).unwrap_err();
+            assert_eq!(refused.cause(), Cause::MainboardDiffers, "{serial} {uuid:?}");
+            let words = format!("the order is for mainboard S1 ({known}), the machine has {}", board(serial, uuid));
+            assert_eq!(refused.to_string(), words);
+        }
     }
 
     #[test]

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use rackhand_common::{
     image::{Digest, SignedManifest},
-    intent::{Intent, Work},
+    intent::Intent,
 };
 use rackhand_fail_points::fail_point;
 use tokio::sync::watch;
@@ -309,12 +309,7 @@ impl Chunks {
 /// Manifests of the orders in an intent.
 fn manifests(intent: &Intent) -> HashSet<Digest> {
     let orders = intent.machines.iter().filter_map(|machine| machine.order.as_ref());
-    orders
-        .filter_map(|order| match &order.work {
-            Work::Deploy(deploy) => Some(deploy.manifest),
-            Work::Erase => None,
-        })
-        .collect()
+    orders.filter_map(|order| order.work.deploy()).map(|deploy| deploy.manifest).collect()
 }
 
 /// A chunk is named by its bytes; a manifest by those that were signed.

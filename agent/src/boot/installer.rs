@@ -17,7 +17,7 @@ use rackhand_common::{
     channel::{Admitted, Assignment, DeployTask, EraseTask, HOLD, MAX_BODY, News, Present, Report, Task, Warrant},
     event::{MAX_TEXT, Stage, What},
     image::{Digest, SignedManifest},
-    intent::{Intent, MachineIntent, Order, Work},
+    intent::{Intent, MachineIntent, Order},
     machine::Inventory,
     pki::{KeyPin, Peer},
     time::Clock,
@@ -96,10 +96,11 @@ impl Channel {
             machine: machine.id,
             epoch: machine.epoch,
             disks: order.disks.clone(),
+            mainboard: order.work.mainboard().cloned(),
         };
-        match &order.work {
-            Work::Erase => Task::Erase(EraseTask { warrant }),
-            Work::Deploy(deploy) => {
+        match order.work.deploy() {
+            None => Task::Erase(EraseTask { warrant }),
+            Some(deploy) => {
                 let url = self.phone_home.url(machine.id, order.run);
                 Task::Deploy(DeployTask {
                     disk: deploy.disk.clone(),

@@ -161,7 +161,34 @@ enum AgentCommand {
         #[arg(long, value_name = "MINUTES", default_value_t = 60)]
         minutes: u32,
     },
-    /// Cut an agent off for good: its node was stolen, lost or replaced
+    /// Put another node in the place of a rack's, which burnt, was stolen or will not come back
+    #[command(
+        after_help = "  rackhand agent replace lab                # by rack, or by the id `rackhand agent list` shows
+
+The old node's agent is revoked and a one-time code is made. Then, on the new node:
+
+  1. install the package rackhand-agent and give it the old one's network configuration
+  2. run the printed line there, once, as root
+  3. systemctl restart rackhand-agent rackhand-boot
+  4. rackhand agent list                    # shows it connected
+
+The new node is given everything from here: machines keep their names, ids and addresses, and runs
+go on. Power commands that the old node may have carried out are looked into before anything is done
+again. Run it again if the code was lost or has ended: it makes another and voids the one before.
+Take the old node off the network: should it come back it is given nothing, which is an alert, but
+it answers machines from its disk."
+    )]
+    Replace {
+        /// The agent's id, or its rack
+        agent: String,
+        /// How long the code is good
+        #[arg(long, value_name = "MINUTES", default_value_t = 60)]
+        minutes: u32,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Cut an agent off for good: its node was stolen or lost
     #[command(after_help = "  rackhand agent list
   rackhand agent revoke 01931b1e-0000-7000-8000-000000000000
 
@@ -484,6 +511,18 @@ async fn agent(client: &Client, command: AgentCommand, output: Output) -> anyhow
                     writeln!(std::io::stderr(), "Run this on the rack's node, once, before {}:", show::second(expires));
             }
             print(output, code, |code: Code| code.command)
+        }
+        AgentCommand::Replace { agent, minutes, yes } => {
+            if !yes {
+                confirm(&format!(
+                    "The node of {agent} is given up for good; a new one has to be enrolled in its place."
+                ))?;
+            }
+            let made = client.post(&format!("/v1/agents/{agent}/replace"), json!({"minutes": minutes})).await?;
+            if output == Output::Table {
+                let _ = write!(std::io::stderr(), "{}", show::replacement(&view(made.clone())?));
+            }
+            print(output, made, |code: Code| code.command)
         }
         AgentCommand::Revoke { agent, yes } => {
             if !yes {

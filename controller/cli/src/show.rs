@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::views::{Agent, Image, Machine, Rack, Run};
+use crate::views::{Agent, Image, Machine, Rack, Replacement, Run};
 
 /// A table without lines: easy to read, and to cut with other tools.
 fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
@@ -214,6 +214,25 @@ pub(crate) fn agents(agents: &[Agent]) -> String {
     table(&["AGENT", "RACK", "STATE", "VERSION", "SEEN"], rows)
 }
 
+/// What was done, and what to do on the new node.
+pub(crate) fn replacement(made: &Replacement) -> String {
+    let mut text = match &made.agent {
+        Some(agent) => format!("Agent {agent} of rack {} is revoked.\n", made.rack),
+        None => format!("Rack {} has no agent that is let in; codes made before are void.\n", made.rack),
+    };
+    if made.unknown_commands > 0 {
+        text += &format!(
+            "{} power commands may or may not have been carried out: runs look at their machines first.\n",
+            made.unknown_commands
+        );
+    }
+    text += &format!(
+        "Run this on the new node as root, once, before {}; then: systemctl restart rackhand-agent rackhand-boot\n",
+        second(made.expires)
+    );
+    text
+}
+
 /// A time to the second.
 pub(crate) fn second(time: Timestamp) -> String {
     Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
@@ -281,6 +300,23 @@ mod tests {
             a2     demo  away       0.1.0    -
             a3     demo  revoked    0.1.0    -"#]]
         .assert_eq(&agents(&[agent("a1", true), agent("a2", false), revoked]));
+    }
+
+    #[test]
+    fn a_replacement_says_what_is_in_doubt_and_what_comes_next() {
+        let made = |agent: Option<&str>, unknown| -> Replacement {
+            let made =
+                json!({"rack": "lab", "agent": agent, "unknown_commands": unknown, "expires": "2027-01-01T00:00:00Z"});
+            serde_json::from_value(made).unwrap()
+        };
+        expect![[r#"
+            Agent a1 of rack lab is revoked.
+            2 power commands may or may not have been carried out: runs look at their machines first.
+            Run this on the new node as root, once, before 2027-01-01T00:00:00Z; then: systemctl restart rackhand-agent rackhand-boot
+            Rack lab has no agent that is let in; codes made before are void.
+            Run this on the new node as root, once, before 2027-01-01T00:00:00Z; then: systemctl restart rackhand-agent rackhand-boot
+        "#]]
+        .assert_eq(&(replacement(&made(Some("a1"), 2)) + &replacement(&made(None, 0))));
     }
 
     #[test]

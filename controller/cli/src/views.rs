@@ -130,3 +130,11 @@ pub(crate) struct Code {
     pub(crate) expires: Timestamp,
     pub(crate) command: String,
 }
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Replacement {
+    pub(crate) rack: String,
+    pub(crate) agent: Option<String>,
+    pub(crate) unknown_commands: usize,
+    pub(crate) expires: Timestamp,
+}

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use rackhand_common::machine::{Content, Disk, Inventory, System};
+use rackhand_common::machine::{Content, Disk, Inventory};
 use serde::{Deserialize, Serialize};
 
 /// A kind of part that tells machines apart.
@@ -57,9 +57,10 @@ impl fmt::Display for Change {
 /// What differs, mainboard first.
 pub fn compare(accepted: &Inventory, found: &Inventory) -> Vec<Change> {
     let mut changes = Vec::new();
-    if is_other_board(&accepted.system, &found.system) {
-        let (was, is) = (Some(board_words(&accepted.system)), Some(board_words(&found.system)));
-        changes.push(Change { part: Part::Mainboard, was, is });
+    if let (Some(was), Some(is)) = (accepted.system.mainboard(), found.system.mainboard())
+        && was.is_other(&is)
+    {
+        changes.push(Change { part: Part::Mainboard, was: Some(was.to_string()), is: Some(is.to_string()) });
     }
     let macs = |inventory: &Inventory| inventory.nics.iter().map(|nic| nic.mac.to_string()).collect();
     changes.extend(differing(Part::NetworkCard, macs(accepted), macs(found)));
@@ -74,22 +75,6 @@ pub fn marks(inventory: &Inventory) -> BTreeSet<(Part, String)> {
     let uuid = inventory.system.uuid.map(|uuid| (Part::Mainboard, uuid.to_string()));
     let disks = inventory.disks.iter().filter_map(Disk::identity).map(|identity| (Part::Disk, identity));
     uuid.into_iter().chain(disks).collect()
-}
-
-/// Vendors leave any of it empty, and firmware updates lose it: what is empty on one side
-/// tells nothing.
-fn is_other_board(was: &System, is: &System) -> bool {
-    let serials = !was.serial.is_empty() && !is.serial.is_empty() && was.serial != is.serial;
-    let uuids = was.uuid.is_some() && is.uuid.is_some() && was.uuid != is.uuid;
-    serials || uuids
-}
-
-fn board_words(system: &System) -> String {
-    let uuid = system.uuid.map_or("no UUID".to_owned(), |uuid| uuid.to_string());
-    match system.serial.as_str() {
-        "" => format!("without serial number ({uuid})"),
-        serial => format!("{serial} ({uuid})"),
-    }
 }
 
 fn disk_name(disk: &Disk) -> String {
@@ -113,7 +98,7 @@ fn with_content(change: Change, found: &Inventory) -> Change {
 #[cfg(test)]
 mod tests {
     use expect_test::{Expect, expect};
-    use rackhand_common::machine::{Cpu, Firmware, Mac, Nic};
+    use rackhand_common::machine::{Cpu, Firmware, Mac, Nic, System};
 
     use super::*;
 

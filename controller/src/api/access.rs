@@ -31,6 +31,7 @@ pub const TABLE: &[(Method, &str, Access)] = &[
     (Method::POST, "/v1/racks/{rack}/enrolment-codes", Access::Token),
     (Method::GET, "/v1/agents", Access::Token),
     (Method::POST, "/v1/agents/{agent}/revoke", Access::Token),
+    (Method::POST, "/v1/agents/{agent}/replace", Access::Token),
     (Method::GET, "/v1/machines", Access::Token),
     (Method::GET, "/v1/machines/{machine}", Access::Token),
     (Method::PATCH, "/v1/machines/{machine}", Access::Token),

@@ -11,7 +11,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::{images::ImportError, store::StoreError, verbs::Denied};
+use crate::{images::ImportError, store::StoreError, succession::NotReplaced, verbs::Denied};
 
 /// Why a request was not carried out.
 #[derive(Debug)]
@@ -220,6 +220,15 @@ impl From<Denied> for Error {
             | Denied::Same
             | Denied::RunOver
             | Denied::RackRestored(_) => Self::conflict(denied),
+        }
+    }
+}
+
+impl From<NotReplaced> for Error {
+    fn from(refused: NotReplaced) -> Self {
+        match refused {
+            NotReplaced::Store(error) => error.into(),
+            NotReplaced::Before { .. } => Self::conflict(refused),
         }
     }
 }

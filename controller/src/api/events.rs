@@ -125,6 +125,15 @@ fn text(body: &Happened) -> String {
         Happened::Forgotten { name } => format!("an operator removed {name}"),
         Happened::AgentEnrolled { agent } => format!("agent {agent} enrolled"),
         Happened::AgentRevoked { agent, by } => format!("agent {agent} revoked by {by}"),
+        Happened::NodeReplaced { agent: Some(agent), by } => {
+            format!("the node of agent {agent} was given up by {by}; another one is waited for")
+        }
+        Happened::NodeReplaced { agent: None, by } => {
+            format!("a node is waited for; {by} made a new code, and those before are void")
+        }
+        Happened::CommandLost { agent, .. } => {
+            format!("power command: outcome unknown: agent {agent}, which may have it, is not let in any more")
+        }
     }
 }
 

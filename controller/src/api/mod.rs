@@ -59,7 +59,7 @@ pub struct App {
     /// Called after every commit that changed something in a rack: wakes the workflows and
     /// whoever tells the rack.
     pub changed: Arc<dyn Fn(RackId) + Send + Sync>,
-    /// Called after a revocation was committed: cuts the agent's connection.
+    /// Called while a revocation is being committed: cuts the agent's connection.
     pub cut: Arc<dyn Fn(AgentId) + Send + Sync>,
     /// Makes a fresh enrolment code: its text, and the hash to keep of it.
     pub new_code: Arc<dyn Fn() -> (String, [u8; 32]) + Send + Sync>,
@@ -94,6 +94,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(racks::enrolment_code))
         .routes(routes!(racks::agents))
         .routes(routes!(racks::revoke))
+        .routes(routes!(racks::replace))
         .routes(routes!(machines::list))
         .routes(routes!(machines::show, machines::rename, machines::forget))
         .routes(routes!(machines::adopt))

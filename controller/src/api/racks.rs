@@ -18,7 +18,10 @@ use super::{
     App, Caller, Error,
     extract::{Json, Page, Query, Window, check_name, parse},
 };
-use crate::store::{self, Happened, SoundNetwork};
+use crate::{
+    store::{self, SoundNetwork},
+    succession::{Replaced, Which},
+};
 
 /// A rack: one provisioning network with its node and machines.
 #[derive(Debug, Serialize, ToSchema)]
@@ -118,6 +121,16 @@ pub(super) struct NewCode {
     minutes: Option<u32>,
 }
 
+impl NewCode {
+    fn expires(&self, now: Timestamp) -> Result<Timestamp, Error> {
+        let minutes = self.minutes.unwrap_or(60);
+        if !(1..=10080).contains(&minutes) {
+            return Err(Error::invalid("/minutes", "must be between 1 and 10080"));
+        }
+        Ok(now + SignedDuration::from_mins(minutes.into()))
+    }
+}
+
 /// A one-time code by which a node becomes the rack's agent.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct EnrolmentCode {
@@ -142,12 +155,8 @@ pub(super) async fn enrolment_code(
     Path(rack): Path<String>,
     Json(body): Json<NewCode>,
 ) -> Result<impl IntoResponse, Error> {
-    let minutes = body.minutes.unwrap_or(60);
-    if !(1..=10080).contains(&minutes) {
-        return Err(Error::invalid("/minutes", "must be between 1 and 10080"));
-    }
     let now = app.clock.now().wall;
-    let expires = now + SignedDuration::from_mins(minutes.into());
+    let expires = body.expires(now)?;
     let (code, hash) = (app.new_code)();
     let mut tx = app.store.begin().await?;
     let rack = tx.rack(&rack).await?;
@@ -234,14 +243,72 @@ pub(super) async fn revoke(
     let now = app.clock.now().wall;
     let mut tx = app.store.begin().await?;
     let rack = tx.agent(agent).await?.rack;
-    if tx.revoke(now, agent).await? {
-        tx.insert_event(now, rack, None, None, &Happened::AgentRevoked { agent, by: caller.name }).await?;
-    }
+    tx.dismiss(now, agent, &caller.name).await?;
     let row = tx.agent(agent).await?;
-    let rack = tx.rack(&rack.to_string()).await?.name;
-    tx.commit().await?;
+    let name = tx.rack(&rack.to_string()).await?.name;
+    // What it was given before this moment is given up in this transaction.
     (app.cut)(agent);
-    Ok(axum::Json(Agent::of(row, rack)))
+    tx.commit().await?;
+    (app.changed)(rack);
+    Ok(axum::Json(Agent::of(row, name)))
+}
+
+/// A rack's node that was given up, and the code for the one that follows it.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Replacement {
+    /// The rack's name.
+    #[schema(example = "lab")]
+    rack: String,
+    /// The agent that was revoked; absent when none was let in.
+    #[schema(value_type = Option<uuid::Uuid>)]
+    agent: Option<id::AgentId>,
+    /// Power commands that the old node may or may not have carried out: runs look at their
+    /// machines before they go on.
+    unknown_commands: usize,
+    /// The code. It is shown this once; only its hash is kept.
+    code: String,
+    /// Until when it can be used.
+    #[schema(value_type = String, format = DateTime)]
+    expires: Timestamp,
+    /// What to run on the new node, as root.
+    #[schema(example = "rackhand-agent enrol --controller rackhand.example:4433 --code RH1.…")]
+    command: String,
+}
+
+/// Replace a rack's node
+///
+/// For a node that burnt, was stolen or will not come back. Its agent is revoked as by `revoke`,
+/// codes of the rack that were not used are void, and a new one is made. The node that enrols with
+/// it is given everything the controller knows of the rack: machines keep their ids and addresses,
+/// runs in progress go on. Power commands that the old node may have carried out are looked into
+/// first. Repeated before the new node has enrolled, it makes another code and voids the one
+/// before. An agent that was replaced already is refused, so that no second node is given up.
+#[utoipa::path(post, path = "/v1/agents/{agent}/replace", tag = "agents", request_body = NewCode,
+    params(("agent" = String, Path, description = "Id of the agent, or id or name of its rack.")),
+    responses((status = 201, body = Replacement)))]
+pub(super) async fn replace(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path(agent): Path<String>,
+    Json(body): Json<NewCode>,
+) -> Result<impl IntoResponse, Error> {
+    let now = app.clock.now().wall;
+    let expires = body.expires(now)?;
+    let (code, hash) = (app.new_code)();
+    let mut tx = app.store.begin().await?;
+    let which = agent.parse().map_or_else(|_| Which::Rack(agent.clone()), Which::Agent);
+    let Replaced { rack, agent, unknown } = tx.replace_node(now, &which, &caller.name).await?;
+    tx.insert_code(now, &hash, rack, expires).await?;
+    let name = tx.rack(&rack.to_string()).await?.name;
+    if let Some(agent) = agent {
+        // What it was given before this moment is given up in this transaction.
+        (app.cut)(agent);
+    }
+    tx.commit().await?;
+    (app.changed)(rack);
+    let command = format!("rackhand-agent enrol --controller {} --code {code}", app.agents_address);
+    let replacement = Replacement { rack: name, agent, unknown_commands: unknown, code, expires, command };
+    Ok((StatusCode::CREATED, axum::Json(replacement)))
 }
 
 /// Names of all racks.

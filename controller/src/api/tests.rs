@@ -373,3 +373,28 @@ async fn an_enrolment_code_comes_with_the_line_to_run() {
         )
         .await;
 }
+
+#[tokio::test]
+async fn a_node_is_replaced_by_its_agent_or_its_rack_and_an_old_agent_is_not_taken_for_the_new_one() {
+    let bench = Bench::new().await;
+    discovered(&bench).await;
+    let (_, agents) = bench.ask(Method::GET, "/v1/agents", "").await;
+    let old = agents["items"][0]["id"].as_str().unwrap().to_owned();
+    let replace = |which: &str| format!("/v1/agents/{which}/replace");
+    let (status, made) = bench.ask(Method::POST, &replace(&old), r#"{"minutes": 10}"#).await;
+    assert_eq!((status, &made["agent"], &made["rack"]), (StatusCode::CREATED, &json!(old), &json!("lab")), "{made}");
+    expect!["rackhand-agent enrol --controller controller.example:4433 --code RH1.secret.pin"]
+        .assert_eq(made["command"].as_str().unwrap());
+    let (_, agents) = bench.ask(Method::GET, "/v1/agents", "").await;
+    assert!(agents["items"][0]["revoked"].is_string(), "{agents}");
+    assert_eq!(bench.ask(Method::GET, "/v1/machines", "").await.1["items"][0]["installer"], json!(false));
+
+    let mut tx = bench.app.store.begin().await.unwrap();
+    let (rack, new) = (tx.rack("lab").await.unwrap().id, AgentId::fresh());
+    tx.insert_agent(Timestamp::UNIX_EPOCH, new, rack, KeyPin([1; 32]), Timestamp::UNIX_EPOCH).await.unwrap();
+    tx.commit().await.unwrap();
+    let (status, problem) = bench.ask(Method::POST, &replace(&old), "{}").await;
+    assert_eq!(status, StatusCode::CONFLICT, "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains(&format!("agent {new} serves rack lab now")), "{problem}");
+    assert_eq!(bench.ask(Method::POST, &replace("nowhere"), "{}").await.0, StatusCode::NOT_FOUND);
+}

@@ -7,7 +7,8 @@
 //!
 //! Invariants:
 //! - An image is ready only after all its objects are on stable storage.
-//! - An object is written once and never changed: its name is its digest.
+//! - An object never changes: its name is its digest. What was damaged on its disk is put right
+//!   by the next import that has it.
 //! - No file is opened by a tool before its header was found to name no other file.
 //! - An import that a crash ended is `failed` after the next start, with the reason; chunks it
 //!   left are used by the next import of the same image.
@@ -463,12 +464,24 @@ impl Images {
         Ok(Stored { manifest: digest, size, stored: distinct.values().sum(), sector, firmware, sha256 })
     }
 
-    /// Stores an object unless it is there: same name, same bytes.
+    /// Stores an object unless it is there: same name, same bytes. One that is there and is not
+    /// what its name says was damaged on its disk; it is put right for every image that has it.
     async fn put(&self, path: &ObjectPath, bytes: Bytes) -> Result<(), ImportError> {
-        match self.0.objects.put_opts(path, bytes.into(), PutMode::Create.into()).await {
-            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
+        match self.0.objects.put_opts(path, bytes.clone().into(), PutMode::Create.into()).await {
+            Ok(_) => return Ok(()),
+            Err(object_store::Error::AlreadyExists { .. }) => {}
+            Err(error) => return Err(error.into()),
         }
+        let found = async { self.0.objects.get(path).await?.bytes().await };
+        match found.await {
+            Ok(found) if found == bytes => return Ok(()),
+            Ok(_) => tracing::warn!(%path, "an object was damaged in the store; it is written anew"),
+            Err(error) => {
+                tracing::warn!(%path, error = &error as &dyn std::error::Error, "an object cannot be read; it is written anew");
+            }
+        }
+        self.0.objects.put_opts(path, bytes.into(), PutMode::Overwrite.into()).await?;
+        Ok(())
     }
 
     async fn fail(&self, id: ImageId, error: &ImportError) {

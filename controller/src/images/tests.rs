@@ -174,6 +174,28 @@ async fn the_same_disk_as_raw_and_qcow2_shares_every_chunk() {
     assert_eq!(std::fs::read_dir(bench.directory.path().join("spool")).unwrap().count(), 0);
 }
 
+#[tokio::test]
+async fn an_object_that_was_damaged_is_put_right_by_the_next_import_that_has_it() {
+    let bench = Bench::new(64 << 20).await;
+    let bytes = disk(13 * 2048);
+    bench.put("disk.raw", &bytes);
+    let one = bench.import("one", "disk.raw").await;
+    let manifest = bench.manifest(&one).await;
+    let objects: Vec<_> = manifest.chunks.iter().flatten().map(|chunk| chunk_path(chunk.digest)).collect();
+    let file = |object: &ObjectPath| bench.directory.path().join("objects").join(object.to_string());
+    let whole: Vec<_> = objects.iter().map(|object| std::fs::read(file(object)).unwrap()).collect();
+    // A flipped bit, and a file cut short.
+    let [flipped, cut] = objects.as_slice() else { panic!("{objects:?}") };
+    let mut bytes_of_one = whole[0].clone();
+    bytes_of_one[17] ^= 4;
+    std::fs::write(file(flipped), &bytes_of_one).unwrap();
+    std::fs::write(file(cut), &whole[1][..10]).unwrap();
+
+    bench.import("two", "disk.raw").await;
+    assert_eq!(bench.raw(&manifest).await, bytes);
+    assert_eq!(objects.iter().map(|object| std::fs::read(file(object)).unwrap()).collect::<Vec<_>>(), whole);
+}
+
 async fn check(limit: u64, prepare: impl AsyncFnOnce(&Bench), expected: Expect) {
     let bench = Bench::new(limit).await;
     prepare(&bench).await;

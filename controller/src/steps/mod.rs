@@ -4,6 +4,7 @@
 //!
 //! Invariants:
 //! - A command is a row before it is sent, one per purpose; sent again it has the same id.
+//! - A command is noted as offered before a node is given it.
 //! - No transaction is open while an agent is talked to.
 //! - A command whose outcome is unknown is looked into before anything is done again.
 
@@ -29,6 +30,10 @@ use crate::{
 
 /// How long after its receipt a command may be started.
 const WITHIN: Duration = Duration::from_secs(120);
+
+/// How long a command may act that was given to a node before it was given up: until it is
+/// begun, and then as long as slow hardware takes to be off and on.
+const LOST_MAY_ACT: Duration = Duration::from_secs(120 + 2 * 120 + 30);
 
 /// A command that an agent has, and whose outcome has not come, is sent again after this
 /// long: the agent answers from its ledger. Only the event can be what was lost.
@@ -103,6 +108,18 @@ impl<C: Commands> Look<'_, C> {
             let passed = Duration::try_from(self.now.wall.duration_since(sent)).unwrap_or(ASK_AGAIN);
             if passed < ASK_AGAIN {
                 return Ok(on_its_way());
+            }
+        }
+        if let Err(unreachable) = self.commands.reachable(command.rack).await {
+            return Ok(Sent::Waiting(WaitFor::Agent, unreachable.to_string()));
+        }
+        if command.offered.is_none() {
+            // Written first: should its node be lost now, nobody knows whether it has it.
+            let mut tx = self.store.begin().await?;
+            let is_open = tx.command_offered(self.now.wall, command.id).await?;
+            tx.commit().await?;
+            if !is_open {
+                return Ok(Sent::Waiting(WaitFor::Agent, "its node was given up".to_owned()));
             }
         }
         let message = Command {

@@ -23,17 +23,17 @@ impl<C: Commands> Look<'_, C> {
             run: self.run.id,
             attempt: self.attempt,
             disks: deploy.disks.clone(),
-            work: Work::Deploy(intent::Deploy {
-                manifest: deploy.manifest,
-                disk: deploy.disk.clone(),
-                host: deploy.host.clone(),
-            }),
+            work: Work::deploying(
+                intent::Deploy { manifest: deploy.manifest, disk: deploy.disk.clone(), host: deploy.host.clone() },
+                deploy.mainboard.clone(),
+            ),
         })
     }
 
     pub(super) fn erase_order(&self) -> Option<Order> {
         let Parameters::Release(release) = &self.run.parameters else { return None };
-        Some(Order { run: self.run.id, attempt: self.attempt, disks: release.disks.clone(), work: Work::Erase })
+        let work = Work::erasing(release.mainboard.clone());
+        Some(Order { run: self.run.id, attempt: self.attempt, disks: release.disks.clone(), work })
     }
 
     /// Has the order given, and waits for what becomes of it.

@@ -1,5 +1,7 @@
 //! Starting the installed system.
 
+use std::time::Duration;
+
 use rackhand_common::{
     event::{Outcome, Stage},
     intent::Boot,
@@ -7,7 +9,7 @@ use rackhand_common::{
 };
 use rackhand_controller_core::workflow::{Cause, Report, WaitFor, hop};
 
-use super::{Look, Sent, failed};
+use super::{LOST_MAY_ACT, Look, Sent, failed};
 use crate::{store::StoreError, workflows::Commands};
 
 impl<C: Commands> Look<'_, C> {
@@ -55,6 +57,16 @@ impl<C: Commands> Look<'_, C> {
     /// was sent last is answered, every command before it is over or will never be begun.
     async fn settled(&self) -> Result<Report, StoreError> {
         let mut tx = self.store.begin().await?;
+        // A node that was given up and is alive may still begin what it was given last.
+        if let Some(lost) = tx.lost_last(self.run.machine).await? {
+            let passed = Duration::try_from(self.now.wall.duration_since(lost)).unwrap_or(LOST_MAY_ACT);
+            if passed < LOST_MAY_ACT {
+                let until = lost.checked_add(LOST_MAY_ACT).unwrap_or(lost).strftime("%H:%M:%S UTC");
+                let detail =
+                    format!("the system runs; a node that was given up may act on its last command until {until}");
+                return Ok(Report::Waiting { waiting: WaitFor::Power, detail, mark: 1 });
+            }
+        }
         let purpose = self.purpose("last look");
         let last = match tx.command(self.run.id, &purpose).await? {
             Some(last) => last,

@@ -6,7 +6,7 @@
 //! - A registration has the key of the newest certificate seen in use, and that of one issued
 //!   since: whichever the node has kept, it can come back with it.
 //! - A revoked registration never changes again.
-//! - The connection number only rises; what a connection writes at its end is written only
+//! - The connection number only rises, also from one agent of a rack to the next; what a connection writes at its end is written only
 //!   while its number is still the newest.
 
 use jiff::Timestamp;
@@ -38,7 +38,7 @@ pub struct Agent {
     pub certificate_until: Timestamp,
     /// The process that connected last.
     pub incarnation: Option<Incarnation>,
-    /// Number of its newest connection; zero for none yet.
+    /// Number of its newest connection, or before its first that of the rack's agents before it.
     pub connection: u64,
     /// Number of the event it should send next: all lower ones are taken.
     pub next_event: u64,
@@ -83,13 +83,7 @@ impl Store {
 
     /// The agents of a rack, revoked ones too.
     pub async fn agents_of(&self, rack: RackId) -> Result<Vec<Agent>, StoreError> {
-        sqlx::query("SELECT * FROM agents WHERE rack = $1 ORDER BY id")
-            .bind(rack.to_string())
-            .fetch_all(&self.pool)
-            .await?
-            .iter()
-            .map(read)
-            .collect()
+        agents_of(&self.pool, rack).await
     }
 }
 
@@ -115,6 +109,21 @@ impl Tx {
             .execute(&mut *self.inner)
             .await?;
         Ok(())
+    }
+
+    /// Voids the codes of this rack that were not used.
+    pub async fn void_codes(&mut self, now: Timestamp, rack: RackId) -> Result<(), StoreError> {
+        sqlx::query("UPDATE enrolment_codes SET expires = $2 WHERE rack = $1 AND used IS NULL AND expires > $2")
+            .bind(rack.to_string())
+            .bind(micros(now))
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// The agents of a rack, revoked ones too.
+    pub async fn agents_of(&mut self, rack: RackId) -> Result<Vec<Agent>, StoreError> {
+        agents_of(&mut *self.inner, rack).await
     }
 
     /// Uses up a code that is neither used nor expired; gives its rack. No row tells which of
@@ -150,14 +159,18 @@ impl Tx {
         .bind(micros(now))
         .fetch_all(&mut *self.inner)
         .await?;
-        sqlx::query("INSERT INTO agents (id, rack, key_pin, cert_until, enrolled) VALUES ($1, $2, $3, $4, $5)")
-            .bind(id.to_string())
-            .bind(rack.to_string())
-            .bind(key.to_string())
-            .bind(micros(until))
-            .bind(micros(now))
-            .execute(&mut *self.inner)
-            .await?;
+        // Connections of a rack are numbered through, whichever of its nodes makes them.
+        sqlx::query(
+            "INSERT INTO agents (id, rack, key_pin, cert_until, enrolled, connection)
+             VALUES ($1, $2, $3, $4, $5, (SELECT COALESCE(MAX(connection), 0) FROM agents WHERE rack = $2))",
+        )
+        .bind(id.to_string())
+        .bind(rack.to_string())
+        .bind(key.to_string())
+        .bind(micros(until))
+        .bind(micros(now))
+        .execute(&mut *self.inner)
+        .await?;
         revoked.iter().map(|old| super::id(old)).collect()
     }
 
@@ -267,6 +280,16 @@ impl Tx {
         sqlx::query("UPDATE agents SET connected = NULL").execute(&mut *self.inner).await?;
         Ok(())
     }
+}
+
+async fn agents_of(executor: impl SqliteExecutor<'_>, rack: RackId) -> Result<Vec<Agent>, StoreError> {
+    sqlx::query("SELECT * FROM agents WHERE rack = $1 ORDER BY id")
+        .bind(rack.to_string())
+        .fetch_all(executor)
+        .await?
+        .iter()
+        .map(read)
+        .collect()
 }
 
 async fn agent(executor: impl SqliteExecutor<'_>, id: AgentId) -> Result<Agent, StoreError> {

@@ -1,5 +1,8 @@
 //! Commands that change hardware: written before they are sent, so that a command sent
 //! again after a crash carries the same id and has its effect once.
+//!
+//! Invariant: what a node may have when it is let in no longer is [lost](Tx::lose_commands), in
+//! the transaction that ends its registration, and is never sent to the node that follows it.
 
 use jiff::Timestamp;
 use rackhand_common::{
@@ -30,6 +33,8 @@ pub struct StoredCommand {
     pub action: Action,
     /// The newest event when it was made.
     pub after: u64,
+    /// When a node was given it, whether it answered or not.
+    pub offered: Option<Timestamp>,
     /// When the agent last said that it has it.
     pub sent: Option<Timestamp>,
     /// How it ended.
@@ -69,6 +74,7 @@ impl Tx {
             purpose: purpose.to_owned(),
             action,
             after: self.newest_event().await?,
+            offered: None,
             sent: None,
             outcome: None,
         };
@@ -97,6 +103,49 @@ impl Tx {
             .fetch_optional(&mut *self.inner)
             .await?;
         Ok(open.is_some())
+    }
+
+    /// Gives up the commands that the rack's node may have and has not told the outcome of: it
+    /// will never be known, and is to be looked into. Reading power is asked again instead, and
+    /// what no node was offered yet is left. Gives those that may have changed hardware.
+    pub async fn lose_commands(&mut self, now: Timestamp, rack: RackId) -> Result<Vec<StoredCommand>, StoreError> {
+        sqlx::query("UPDATE commands SET sent = NULL WHERE rack = $1 AND outcome IS NULL AND action = $2")
+            .bind(rack.to_string())
+            .bind(json(&Action::PowerStatus))
+            .execute(&mut *self.inner)
+            .await?;
+        sqlx::query(
+            "UPDATE commands SET outcome = $2, lost = $3
+             WHERE rack = $1 AND outcome IS NULL AND offered IS NOT NULL AND action <> $4 RETURNING *",
+        )
+        .bind(rack.to_string())
+        .bind(json(&Outcome::Unknown))
+        .bind(micros(now))
+        .bind(json(&Action::PowerStatus))
+        .fetch_all(&mut *self.inner)
+        .await?
+        .iter()
+        .map(read)
+        .collect()
+    }
+
+    /// Notes that a node is about to be given it, unless its outcome is known by now; whether so.
+    pub async fn command_offered(&mut self, now: Timestamp, id: CommandId) -> Result<bool, StoreError> {
+        let offered = sqlx::query("UPDATE commands SET offered = $2 WHERE id = $1 AND outcome IS NULL")
+            .bind(id.to_string())
+            .bind(micros(now))
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(offered.rows_affected() == 1)
+    }
+
+    /// When a command of this machine was given up last, together with the node that may have it.
+    pub async fn lost_last(&mut self, machine: MachineId) -> Result<Option<Timestamp>, StoreError> {
+        let lost: Option<i64> = sqlx::query_scalar("SELECT MAX(lost) FROM commands WHERE machine = $1")
+            .bind(machine.to_string())
+            .fetch_one(&mut *self.inner)
+            .await?;
+        lost.map(timestamp).transpose()
     }
 
     /// Notes that the agent has it.
@@ -144,6 +193,7 @@ fn read(row: &SqliteRow) -> Result<StoredCommand, StoreError> {
         purpose: row.try_get("purpose")?,
         action: from_json("action", row.try_get("action")?)?,
         after: row.try_get::<i64, _>("after")? as u64,
+        offered: row.try_get::<Option<i64>, _>("offered")?.map(timestamp).transpose()?,
         sent: row.try_get::<Option<i64>, _>("sent")?.map(timestamp).transpose()?,
         outcome: row.try_get::<Option<&str>, _>("outcome")?.map(|text| from_json("outcome", text)).transpose()?,
     })

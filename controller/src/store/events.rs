@@ -4,7 +4,7 @@
 use jiff::Timestamp;
 use rackhand_common::{
     event::What,
-    id::{AgentId, MachineId, RackId, RunId},
+    id::{AgentId, CommandId, MachineId, RackId, RunId},
 };
 use rackhand_controller_core::{
     identity::Change,
@@ -132,6 +132,20 @@ pub enum Happened {
         agent: AgentId,
         /// Who wanted it: the name of their token, or what took its place.
         by: String,
+    },
+    /// A rack's node was given up, and another one is waited for.
+    NodeReplaced {
+        /// The registration it had, when it was let in until then.
+        agent: Option<AgentId>,
+        /// Who wanted it: the name of their token.
+        by: String,
+    },
+    /// A command's outcome will never be known: its agent was revoked.
+    CommandLost {
+        /// Which.
+        command: CommandId,
+        /// The agent that may have it.
+        agent: AgentId,
     },
 }
 

@@ -11,6 +11,7 @@ use rackhand_common::{
     id::{Epoch, ImageId, MachineId, RackId, RunId},
     image::Digest,
     intent::{DiskRule, Host},
+    machine::Mainboard,
     seal::{NotOpened, Seal, Sealed},
     wire::Action,
 };
@@ -98,6 +99,9 @@ pub struct Deploy {
     pub host: Host,
     /// Identities of all disks the machine had when the run was asked for.
     pub disks: Vec<String>,
+    /// Its mainboard, as it was accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mainboard: Option<Mainboard>,
 }
 
 /// What is erased.
@@ -106,6 +110,9 @@ pub struct Release {
     /// Identities of all disks the machine had when the run was asked for: one that vanished
     /// since is not erased, and must not be forgotten.
     pub disks: Vec<String>,
+    /// Its mainboard, as it was accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mainboard: Option<Mainboard>,
 }
 
 /// A change of chassis power.

@@ -14,7 +14,7 @@ use rackhand_common::{
     event::{DiskWork, Event, Outcome, Stage, What},
     id::{AgentId, CommandId, Epoch, MachineId},
     image::{Digest, Settings},
-    intent::{DiskRule, Host, Work},
+    intent::{DiskRule, Host},
     machine::{Content, Cpu, Disk, Firmware, Inventory, Mac, Nic, Power, System},
     pki::KeyPin,
     time::Mono,
@@ -25,6 +25,7 @@ use rackhand_controller_core::lifecycle::Lifecycle;
 use crate::{
     intent,
     store::{EventFilter, PowerChange, SoundNetwork, Stored},
+    succession::Which,
     verbs::{Accept, Denied, DeployRequest},
 };
 
@@ -53,7 +54,7 @@ struct Behaviour {
 
 struct Node {
     rack: RackId,
-    agent: AgentId,
+    agent: Mutex<AgentId>,
     machine: MachineId,
     store: Store,
     state: Mutex<State>,
@@ -76,6 +77,11 @@ struct State {
 }
 
 impl Commands for Arc<Node> {
+    async fn reachable(&self, _: RackId) -> Result<(), Unreachable> {
+        let away = self.state.lock().unwrap().behaviour.unreachable;
+        if away { Err(Unreachable { rack: "r1".to_owned() }) } else { Ok(()) }
+    }
+
     async fn command(&self, rack: RackId, command: Command) -> Result<ControllerResponse, Unreachable> {
         assert_eq!(rack, self.rack);
         let row = self.store.machine(&command.machine.to_string()).await.unwrap();
@@ -119,14 +125,16 @@ impl Node {
 
     /// P1: an active machine is told nothing but to start its own disk.
     async fn check_intent(&self) {
-        let row = self.store.machine(&self.machine.to_string()).await;
+        // At one moment: what a killed pass was committing may still be on its way.
+        let mut tx = self.store.begin().await.unwrap();
+        let row = tx.machine(&self.machine.to_string()).await;
         let Ok(row) = row else { return };
         let told = intent::machine(&row);
         match row.lifecycle {
             Lifecycle::Active => assert_eq!((told.boot, told.order), (Boot::Disk, None)),
             Lifecycle::Deploying | Lifecycle::Releasing => {
                 let Some(order) = told.order else { return };
-                let run = self.store.run(order.run).await.unwrap();
+                let run = tx.run(order.run).await.unwrap();
                 assert_eq!((run.status, run.epoch), (RunStatus::Running, row.epoch));
                 // Only after the installer was there for it.
                 assert!(!matches!(run.step, Some(Step::BootInstaller | Step::RestartInstaller)));
@@ -193,9 +201,10 @@ impl Node {
         };
         let events: Vec<Event> =
             events.into_iter().map(|what| Event { at: at(0).wall, machine: Some(self.machine), what }).collect();
+        let agent = *self.agent.lock().unwrap();
         // Sent twice, as after a lost acknowledgement.
         for _ in 0..2 {
-            crate::events::take(&self.store, self.rack, self.agent, first, events.clone()).await.unwrap();
+            crate::events::take(&self.store, self.rack, agent, first, events.clone()).await.unwrap();
         }
     }
 }
@@ -247,7 +256,7 @@ impl State {
                     self.events.push(What::Failed { run, attempt, cause, detail: "as the test wants".to_owned() });
                     return;
                 }
-                let work = if matches!(order.work, Work::Erase) { "overwrite" } else { "image" };
+                let work = if order.work.deploy().is_none() { "overwrite" } else { "image" };
                 self.writes.push((machine.epoch, work));
                 self.written = Some(run).filter(|_| work == "image");
                 let disk = DiskWork { disk: order.disks[0].clone(), method: work.to_owned(), bytes: 1, verified: 1 };
@@ -370,8 +379,8 @@ impl World {
         tx.finish_import(image, &stored).await.unwrap();
         tx.commit().await.unwrap();
         let state = State { next: 1, installer: true, events: vec![connection()], ..State::default() };
-        let node =
-            Arc::new(Node { rack, agent, machine: MachineId::fresh(), store: store.clone(), state: Mutex::new(state) });
+        let (agent, state, machine) = (Mutex::new(agent), Mutex::new(state), MachineId::fresh());
+        let node = Arc::new(Node { rack, agent, machine, store: store.clone(), state });
         let clock = Arc::new(Hand::default());
         let runner = runner(&store, &node, &clock);
         let world = Self { dir, store, node, clock, runner, process: Process::Steady, cancel_at: None, turns: 0 };
@@ -806,4 +815,115 @@ async fn user_data_is_sealed_in_the_database_and_gone_from_it_after_the_run() {
     // Empties the write-ahead log.
     world.store.close().await;
     assert!(!is_there(sealed) && !is_there("password"));
+}
+
+/// A deploy of a machine that is not in its installer, up to where the node has the command that
+/// restarts it and has not told how it ended.
+async fn with_a_command_in_flight() -> (World, Run) {
+    let mut world = World::new(Behaviour { delay: 1000, ..Behaviour::default() }).await;
+    let mut tx = world.store.begin().await.unwrap();
+    let mut machine = tx.machine("m-3456").await.unwrap();
+    machine.connected = false;
+    tx.update_machine(at(0).wall, &mut machine).await.unwrap();
+    tx.commit().await.unwrap();
+    world.node.state.lock().unwrap().installer = false;
+    let run = world.deploy().await;
+    world.turn().await;
+    assert_eq!(world.node.state.lock().unwrap().pending.len(), 1);
+    (world, run)
+}
+
+impl World {
+    /// The node burns down; what it had not told is lost.
+    async fn replace_node(&self) {
+        let now = self.clock.now().wall;
+        let mut tx = self.store.begin().await.unwrap();
+        let replaced = tx.replace_node(now, &Which::Rack("r1".to_owned()), "admin").await.unwrap();
+        assert_eq!((replaced.agent, replaced.unknown), (Some(*self.node.agent.lock().unwrap()), 1));
+        tx.commit().await.unwrap();
+        let mut state = self.node.state.lock().unwrap();
+        (state.behaviour.unreachable, state.behaviour.delay) = (true, 0);
+        state.ledger.clear();
+        state.pending.clear();
+        state.events.clear();
+    }
+
+    /// Another one enrols.
+    async fn new_node(&self) {
+        let agent = AgentId::fresh();
+        let mut tx = self.store.begin().await.unwrap();
+        let now = self.clock.now().wall;
+        assert!(tx.insert_agent(now, agent, self.node.rack, KeyPin([1; 32]), now).await.unwrap().is_empty());
+        tx.commit().await.unwrap();
+        *self.node.agent.lock().unwrap() = agent;
+        let mut state = self.node.state.lock().unwrap();
+        (state.behaviour.unreachable, state.next) = (false, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_command_of_a_node_that_is_lost_is_looked_into_by_the_node_that_follows_before_it_is_done_again() {
+    let (mut world, run) = with_a_command_in_flight().await;
+    let lost = *world.node.state.lock().unwrap().ledger.keys().next().unwrap();
+    world.replace_node().await;
+    // At once, not when the command's time is over: a node is waited for, to look.
+    world.runner.pass().await.unwrap();
+    let waiting = world.store.run(run.id).await.unwrap();
+    assert_eq!(waiting.detail.as_deref(), Some("agent of rack r1 is not connected"));
+    world.new_node().await;
+    let replaced = world.clock.now().wall;
+    world.runner.pass().await.unwrap();
+    {
+        let state = world.node.state.lock().unwrap();
+        let actions: Vec<_> = state.pending.iter().map(|(_, command)| command.action).collect();
+        assert_eq!(actions, [Action::PowerStatus]);
+    }
+    world.node.settle().await;
+    let run = world.finish(&run).await;
+    assert_eq!((run.status, world.machine().await.lifecycle), (RunStatus::Done, Lifecycle::Active));
+    assert!(!world.node.state.lock().unwrap().ledger.contains_key(&lost), "the lost command was sent again");
+    assert_eq!(world.node.state.lock().unwrap().network_boots, 1);
+    let told = world.store.events(0, EventFilter { run: Some(run.id), ..EventFilter::default() }, 200).await.unwrap();
+    assert!(told.iter().any(|event| matches!(event.body, Happened::CommandLost { command, .. } if command == lost)));
+    // The old node may be alive, and switch it still: nobody is given the machine meanwhile.
+    let handed_over = Duration::try_from(run.ended.unwrap().duration_since(replaced)).unwrap();
+    assert!(handed_over >= Duration::from_secs(360), "{handed_over:?}");
+}
+
+#[tokio::test]
+async fn a_command_that_no_node_was_offered_waits_for_the_node_that_follows() {
+    let mut world = World::new(Behaviour::default()).await;
+    let run = world.deploy().await;
+    world.finish(&run).await;
+    world.node.state.lock().unwrap().behaviour.unreachable = true;
+    let run = world.release().await;
+    world.turn().await;
+    let mut tx = world.store.begin().await.unwrap();
+    assert!(tx.has_open_command(run.id).await.unwrap());
+    assert_eq!(tx.lose_commands(at(0).wall, run.rack).await.unwrap(), []);
+    tx.commit().await.unwrap();
+    world.node.state.lock().unwrap().behaviour.unreachable = false;
+    let run = world.finish(&run).await;
+    assert_eq!((run.status, run.attempt), (RunStatus::Done, 1));
+    // The release's restart, and nothing that looks.
+    assert_eq!(world.node.state.lock().unwrap().ledger.len(), 1);
+}
+
+#[tokio::test]
+async fn a_restart_that_the_lost_node_did_carry_out_is_not_done_again() {
+    let (mut world, run) = with_a_command_in_flight().await;
+    let started = {
+        let mut state = world.node.state.lock().unwrap();
+        let (_, command) = state.pending.pop_front().unwrap();
+        state.act(&command);
+        std::mem::take(&mut state.events)
+    };
+    world.replace_node().await;
+    world.new_node().await;
+    // It asks the network until somebody answers.
+    world.node.state.lock().unwrap().events = vec![started[1].clone()];
+    world.node.settle().await;
+    let run = world.finish(&run).await;
+    assert_eq!((run.status, world.machine().await.lifecycle), (RunStatus::Done, Lifecycle::Active));
+    assert_eq!(world.node.state.lock().unwrap().network_boots, 1);
 }

@@ -1,5 +1,7 @@
 //! Who is who: machines, installers and agents are not taken for one another.
 
+use rackhand_agent::local::Client;
+use rackhand_common::wire::{LocalRequest, LocalResponse};
 use rackhand_installer::cmdline;
 use rackhand_tests::{Model, Service, VirtualRack, operator::PATIENCE, wait};
 use serde_json::json;
@@ -66,25 +68,36 @@ async fn an_enrolment_code_works_once() {
     assert_eq!((agents.len(), revoked), (2, 1), "{agents:#?}");
 }
 
+/// What the technician of the agent behind this socket is told of its uplink.
+pub(crate) async fn uplink(rack: &VirtualRack, socket: &str) -> String {
+    let mut client = Client::connect(&rack.path(socket)).await.unwrap();
+    let LocalResponse::Status(view) = client.ask(&LocalRequest::Status).await.unwrap() else { panic!("no status") };
+    view.uplink
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_starts_of_one_agent_the_newest_is_served_and_the_older_stops_acting() {
     let mut rack = VirtualRack::new().await;
     let machine = rack.machine(Model::default());
     rack.ready(&machine).await;
 
+    // One that was killed and starts again is no second process.
+    rack.restart(Service::Agent).await;
+    let connected = async |socket: &str| {
+        wait::until("the agent is connected", PATIENCE, async || {
+            let shown = uplink(&rack, socket).await;
+            if shown.starts_with("connected") { Ok(()) } else { Err(shown) }
+        })
+        .await;
+    };
+    connected("agent.sock").await;
+
     // A node that was cloned, identity and all.
     std::fs::create_dir(rack.path("clone")).unwrap();
     std::fs::copy(rack.path("agent/identity.json"), rack.path("clone/identity.json")).unwrap();
     let clone = rack.agent(&rack.path("clone"), "clone.sock").await.unwrap();
-    let view = async |socket: &str| {
-        use rackhand_agent::local::Client;
-        use rackhand_common::wire::{LocalRequest, LocalResponse};
-        let mut client = Client::connect(&rack.path(socket)).await.unwrap();
-        let LocalResponse::Status(view) = client.ask(&LocalRequest::Status).await.unwrap() else { panic!("no status") };
-        view
-    };
     wait::until("the older has stood down", PATIENCE, async || {
-        let (older, newer) = (view("agent.sock").await.uplink, view("clone.sock").await.uplink);
+        let (older, newer) = (uplink(&rack, "agent.sock").await, uplink(&rack, "clone.sock").await);
         let stood_down = older.contains("newer process") && newer.starts_with("connected");
         if stood_down { Ok(()) } else { Err(format!("older: {older}; newer: {newer}")) }
     })
@@ -94,7 +107,13 @@ async fn of_two_starts_of_one_agent_the_newest_is_served_and_the_older_stops_act
     rack.operator.act(machine.mac(), "power", json!({ "action": "off" })).await.unwrap();
     rack.wait_for(&machine, "off", |machine| machine["power"] == "off" && machine["run"].is_null()).await;
     assert_eq!(machine.effects(), [rackhand_tests::machine::Effect::Off]);
-    assert!(view("clone.sock").await.uplink.starts_with("connected"), "the older came back");
+    assert!(uplink(&rack, "clone.sock").await.starts_with("connected"), "the older came back");
+    // Which is told once, with both.
+    let alerts = rack.operator.alerts().await.unwrap();
+    let [alert] = alerts.as_slice() else { panic!("{alerts:#?}") };
+    let node = rack.operator.get("/v1/agents").await.unwrap()["items"][0]["id"].as_str().unwrap().to_owned();
+    assert!(alert.contains(&format!("two processes run as agent {node} of rack r1")), "{alert}");
+    assert_eq!((alert.matches(" from 127.").count(), alert.matches(" since ").count()), (2, 2), "{alert}");
     clone.stop().await.unwrap();
 
     // Restarted, the older is the newest.

@@ -35,9 +35,9 @@ async fn a_chunk_damaged_in_the_nodes_cache_is_fetched_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_chunk_damaged_at_the_controller_fails_the_deploy_in_its_name() {
+async fn a_chunk_damaged_at_the_controller_fails_the_deploy_in_its_name_until_the_image_is_imported_again() {
     let mut rack = VirtualRack::new().await;
-    rack.image("sim-1", 3).await;
+    let raw = rack.image("sim-1", 3).await;
     let machine = rack.machine(Model::default());
     rack.ready(&machine).await;
     let objects = rack.objects();
@@ -51,4 +51,10 @@ async fn a_chunk_damaged_at_the_controller_fails_the_deploy_in_its_name() {
     let name = damaged.file_name().unwrap().to_str().unwrap();
     assert!(detail.contains(name) && detail.contains("is damaged"), "{detail}");
     rack.becomes(&machine, "ready").await;
+
+    // The same file under another name: both images are whole again.
+    rack.operator.import("sim-2", raw.clone()).await.unwrap();
+    rack.operator.deploy(machine.mac(), "sim-1").await.unwrap();
+    rack.becomes(&machine, "active").await;
+    holds(&machine, &raw);
 }

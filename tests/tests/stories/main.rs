@@ -3,8 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
 
+mod away;
 mod deploy;
 mod disks;
 mod identity;
 mod images;
 mod kills;
+mod replaced;

@@ -501,6 +501,7 @@ impl fmt::Display for Cause {
             Self::InstallerLost => "installer_lost",
             Self::Installer(event::Cause::WrongMachine) => "wrong_machine",
             Self::Installer(event::Cause::DisksDiffer) => "disks_differ",
+            Self::Installer(event::Cause::MainboardDiffers) => "mainboard_differs",
             Self::Installer(event::Cause::NoSuitableDisk) => "no_suitable_disk",
             Self::Installer(event::Cause::ImageUnsuitable) => "image_unsuitable",
             Self::Installer(event::Cause::Image) => "image",
