@@ -94,6 +94,10 @@ pub struct Call {
     pub answer: oneshot::Sender<ControllerResponse>,
 }
 
+/// How often, and after how long each time, an outcome is written down when the disk refuses.
+const END_TRIES: u32 = 600;
+const END_AGAIN: Duration = Duration::from_secs(1);
+
 /// How long power may take to reach a state; a slow server needs half a minute to let go.
 const SETTLE: Duration = Duration::from_secs(120);
 
@@ -207,22 +211,30 @@ impl Executor {
         }
         let outcome = match self.judge(&command, received) {
             Err(reason) => Outcome::Refused(reason),
-            Ok(target) => {
-                if let Err(error) = self.ledger.begin(command.id).await {
-                    // Not written down, therefore not done.
-                    tracing::error!(command = %command.id, error = chain(&error), "a power command cannot be begun");
-                    return;
-                }
-                match self.act(&target, command.action).await {
+            Ok(target) => match self.ledger.begin(command.id).await {
+                Ok(()) => match self.act(&target, command.action).await {
                     Ok(()) => Outcome::Done,
                     Err(error) => Outcome::Failed(error.to_string()),
+                },
+                Err(error) => {
+                    tracing::error!(command = %command.id, error = chain(&error), "a power command cannot be begun");
+                    Outcome::Refused(format!("it could not be written down, and was not done: {error}"))
                 }
-            }
+            },
         };
         tracing::info!(command = %command.id, machine = %command.machine, action = ?command.action, %outcome, "power command");
         self.metrics.commanded(&outcome);
-        if let Err(error) = self.ledger.end(command.id, command.machine, outcome, self.clock.now().wall).await {
+        self.end(&command, outcome).await;
+    }
+
+    /// Writes down how a command ended. A disk that refuses is asked again: until it is written
+    /// down, the controller does not know, and after a restart nobody does.
+    async fn end(&self, command: &Command, outcome: Outcome) {
+        for _ in 0..END_TRIES {
+            let now = self.clock.now().wall;
+            let Err(error) = self.ledger.end(command.id, command.machine, outcome.clone(), now).await else { return };
             tracing::error!(command = %command.id, error = chain(&error), "a power command's outcome cannot be written down");
+            self.timer.sleep(END_AGAIN).await;
         }
     }
 

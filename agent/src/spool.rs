@@ -94,9 +94,22 @@ impl<E: Into<redb::Error>> From<E> for SpoolError {
 /// A further change committed in one transaction with the events it belongs to.
 pub(crate) type Also = Box<dyn FnOnce(&WriteTransaction) -> Result<(), redb::Error> + Send>;
 
-/// Opens a store of ours, making it when there is none.
+/// Opens a store of ours, making it when there is none. It gets its name when it is whole: a
+/// process that is killed while it makes one leaves nothing that the next could not open.
 pub fn open_database(path: &Path) -> Result<Arc<Database>, SpoolError> {
-    match PatientFile::open(path).and_then(|file| redb::Builder::new().create_with_backend(file)) {
+    let open = |path: &Path| redb::Builder::new().create_with_backend(PatientFile::open(path)?);
+    let opened = if path.exists() {
+        open(path)
+    } else {
+        let fresh = path.with_extension("new");
+        let made = match std::fs::remove_file(&fresh) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(redb::StorageError::from(error).into()),
+            _ => open(&fresh).map(drop),
+        };
+        made.and_then(|()| Ok(std::fs::rename(&fresh, path).map_err(redb::StorageError::from)?))
+            .and_then(|()| open(path))
+    };
+    match opened {
         Ok(database) => Ok(Arc::new(database)),
         Err(error) => Err(SpoolError::Open { path: path.to_owned(), source: Arc::new(error.into()) }),
     }

@@ -193,7 +193,7 @@ async fn work(number: u8, parts: &Parts, book: &Mutex<Book>, mut others: Vec<fau
         let mut rig = match Rig::build(name, parts).await {
             Ok(rig) => rig,
             Err(error) => {
-                lock().failed.push(format!("rack {name} cannot be built: {error:?}"));
+                lock().failed.push(format!("rack {name} cannot be built: {error:#}"));
                 return;
             }
         };
@@ -222,7 +222,7 @@ async fn rounds(rig: &mut Rig, book: &Mutex<Book>, others: &mut Vec<faults::Faul
             let began = Instant::now();
             let tried = play(rig, scene, cell.as_ref()).await;
             let Some(cell) = cell else {
-                tried.map_err(|error| format!("{scene:?} without a fault: {error:?}"))?;
+                tried.map_err(|error| format!("{scene:?} without a fault: {error:#}"))?;
                 continue;
             };
             let took = began.elapsed().as_secs_f64();
@@ -232,13 +232,13 @@ async fn rounds(rig: &mut Rig, book: &Mutex<Book>, others: &mut Vec<faults::Faul
                     lock().passed += 1;
                 }
                 Ok(Struck::NotReached) => lock().beyond.push(cell),
-                Err(error) => return Err(format!("{cell} ... FAILED ({took:.1} s): {error:?}")),
+                Err(error) => return Err(format!("{cell} ... FAILED ({took:.1} s): {error:#}")),
             }
         }
     }
     while let Some(fault) = others.pop() {
         let began = Instant::now();
-        fault.suffer(rig).await.map_err(|error| format!("{fault} ... FAILED: {error:?}"))?;
+        fault.suffer(rig).await.map_err(|error| format!("{fault} ... FAILED: {error:#}"))?;
         println!("test {fault} ... ok ({:.1} s)", began.elapsed().as_secs_f64());
         lock().passed += 1;
     }

@@ -262,7 +262,9 @@ impl Rig {
     pub(crate) async fn check(&self, way: Way, effects: usize) -> anyhow::Result<()> {
         let row = self.row(&self.computer).await?;
         ensure!(row["address"] == self.address, "P2: its address was {} and is {}", self.address, row["address"]);
-        let done = self.computer.effects()?.split_off(effects);
+        let mut done = self.computer.effects()?.split_off(effects);
+        // Telling a machine that is going off to go off does nothing more to it.
+        done.dedup();
         match way {
             Way::Deploy | Way::Cycle => {
                 ensure!(self.computer.is_on()?, "it is active and off");
