@@ -3,7 +3,7 @@
 //! much of its shells as have seams; what is not the product is listed below. The same seed
 //! gives the same history byte for byte.
 //!
-//! Read [`world`] first: everything that happens is in its queue. [`node`] holds a rack's two
+//! Read [`world`] first: everything that happens is in its queue, and beside it what happens to whom. [`node`] holds a rack's two
 //! processes, [`machine`] and [`machines`] what their clients do, [`hub`] the seams that the
 //! product calls in the middle of its own work, [`fault`] what goes wrong, [`oracle`] what must
 //! hold nevertheless, [`plant`] the bugs that prove the oracles awake, [`search`] many seeds and
@@ -18,7 +18,6 @@ pub mod fault;
 pub mod history;
 pub mod hub;
 pub mod machine;
-mod machines;
 pub mod node;
 pub mod oracle;
 pub mod plant;
