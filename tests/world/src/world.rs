@@ -17,27 +17,27 @@ mod uplink;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use rackhand_common::{
     id::AgentId,
     image::{Digest, Settings},
     intent::Network,
     machine::{Firmware, Power},
     pki::KeyPin,
-    seal::Seal,
     time::Clock as _,
 };
 use rackhand_controller::store::{SoundNetwork, Store, Stored};
 
 use self::{controller::Controller, troubles::Troubles, uplink::Message};
 use crate::{
+    database::{DeathGate, Disk},
     fault::{self, Fault, MONTH, Part},
     history::History,
-    hub::{Bmc, DeathGate, Hub},
+    hub::{Bmc, Hub},
     machine::Machine,
     node::Node,
     oracle::{Oracles, Violation},
@@ -112,6 +112,8 @@ pub(crate) enum Happens {
     Forward(usize),
     Push(usize),
     Arrives(usize, u64, Message),
+    /// The controller answers that events below this number are stored.
+    Answers(usize, u64, u64),
     /// An end of this connection finds that it is dead.
     Silent(usize, u64),
     Local(usize),
@@ -150,6 +152,8 @@ pub struct World {
     queued: u64,
     performances: u64,
     local: Vec<bool>,
+    /// By rack: whether its commands stood still at the last look.
+    stalled: Vec<bool>,
     /// Since when all rest, with the revisions of then.
     rests: Option<(Duration, Vec<u64>, u64)>,
     tally: Tally,
@@ -200,19 +204,21 @@ impl World {
         let month = faults.iter().any(|fault| fault.lasts >= MONTH);
         let history = History::new(&time);
         let dir = tempfile::Builder::new().prefix("rackhand-world-").tempdir_in(scratch())?;
-        let truth = database(dir.path()).await?;
         let gate = Arc::new(DeathGate::default());
+        let (disk, truth) = Disk::new(dir.path(), gate.clone(), Rng::new(seed, 6)).await?;
         let hub = Hub::new(size.racks, truth.clone(), gate.clone(), history.clone(), Rng::new(seed, 3), plant);
         let skew = Skew::default();
         let clock = ProcessClock::start(&time, &skew);
-        let store = truth.clone().gated(gate.clone());
+        let store = truth.clone().gated(disk.clone());
         let controller = Controller {
             runner: None,
             store,
+            disk,
             gate,
             clock,
             skew,
             up_since: Duration::ZERO,
+            sound_since: Duration::ZERO,
             schedule: 0,
             pushes: vec![(0, false); size.racks],
             busy: false,
@@ -237,6 +243,7 @@ impl World {
             queued: 0,
             performances: 0,
             local: vec![false; size.racks],
+            stalled: vec![false; size.racks],
             rests: None,
             tally: Tally::default(),
             flapped: Duration::ZERO,
@@ -287,6 +294,9 @@ impl World {
             self.machines.push(machines);
         }
         tx.commit().await?;
+        if self.plant == Some(Plant::ControllerDiskLies) {
+            self.controller.disk.lie()?;
+        }
         self.controller_starts();
         for rack in 0..size.racks {
             self.agent_starts(rack).await;
@@ -336,6 +346,7 @@ impl World {
             Happens::Forward(rack) => self.forward(rack).await,
             Happens::Push(rack) => self.push(rack).await,
             Happens::Arrives(rack, connection, message) => self.arrives(rack, connection, message).await,
+            Happens::Answers(rack, connection, next) => self.answers(rack, connection, next),
             Happens::Silent(rack, connection) => self.silent(rack, connection),
             Happens::Local(rack) => self.local(rack).await,
             Happens::Tick(rack) => self.tick(rack).await,
@@ -344,7 +355,7 @@ impl World {
             Happens::Machine(at, start) => self.machine_steps(at, start).await,
             Happens::CallsHome(at, start) => self.calls_home(at, start).await,
             Happens::Button(at) => self.power_button(at),
-            Happens::Begins(fault) => self.fault_begins(fault),
+            Happens::Begins(fault) => self.fault_begins(fault).await,
             Happens::Ends(fault) => self.fault_ends(fault),
             Happens::ControllerStarts => self.controller_starts(),
             Happens::AgentStarts(rack) => self.agent_starts(rack).await,
@@ -393,18 +404,4 @@ fn scratch() -> PathBuf {
 /// The key of a rack's agent.
 fn key(rack: usize) -> KeyPin {
     KeyPin([rack as u8; 32])
-}
-
-/// A database with its schema, copied from one made once per process.
-async fn database(dir: &Path) -> Result<Store> {
-    static TEMPLATE: OnceLock<Vec<u8>> = OnceLock::new();
-    let path = dir.join("controller.db");
-    match TEMPLATE.get() {
-        Some(template) => std::fs::write(&path, template)?,
-        None => {
-            Store::open(&path, Seal::new(&[0; 32])).await?.close().await;
-            let _ = TEMPLATE.set(std::fs::read(&path)?);
-        }
-    }
-    Store::open(&path, Seal::new(&[0; 32])).await.context("the controller's database")
 }

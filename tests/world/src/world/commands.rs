@@ -29,7 +29,9 @@ impl World {
                     agent.enqueue(number, command, received);
                 }
             }
-            if due || has_fresh {
+            let stalled = self.troubles[rack].stalled > 0;
+            let resumes = std::mem::replace(&mut self.stalled[rack], stalled) && !stalled;
+            if due || has_fresh || resumes {
                 self.perform_in(rack).await;
             }
             let now = self.time.passed();
@@ -47,7 +49,10 @@ impl World {
         }
     }
 
-    pub(super) async fn perform_in(&mut self, rack: usize) {
+    async fn perform_in(&mut self, rack: usize) {
+        if self.troubles[rack].stalled > 0 {
+            return;
+        }
         let machines: Vec<_> = self.nodes[rack].agent.iter().flat_map(|agent| agent.lanes.keys().copied()).collect();
         for machine in machines {
             loop {

@@ -14,7 +14,8 @@ use super::{
     uplink::{IDLE, Message},
 };
 use crate::{
-    hub::{DeathGate, Hub},
+    database::{DeathGate, Disk},
+    hub::Hub,
     plant::Plant,
     time::{ProcessClock, Skew},
 };
@@ -22,10 +23,13 @@ use crate::{
 pub(super) struct Controller {
     pub(super) runner: Option<Runner<Hub>>,
     pub(super) store: Store,
+    pub(super) disk: Arc<Disk>,
     pub(super) gate: Arc<DeathGate>,
     pub(super) clock: Arc<ProcessClock>,
     pub(super) skew: Skew,
     pub(super) up_since: Duration,
+    /// Since when its disk takes everything.
+    pub(super) sound_since: Duration,
     pub(super) schedule: u64,
     /// By rack: the revision on the agent's disk, and whether an intent is on its way.
     pub(super) pushes: Vec<(u64, bool)>,
@@ -49,13 +53,22 @@ impl World {
         }
     }
 
-    pub(super) fn controller_dies(&mut self, lasts: Duration) {
+    pub(super) async fn controller_dies(&mut self, lasts: Duration) {
         if self.controller.runner.take().is_none() {
             return;
         }
         self.tally.restarts += 1;
         self.controller.gate.disarm();
-        self.say("controller", "dies");
+        self.controller.disk.cut_at_commit(None);
+        if let Some(reopened) = self.controller.disk.reopened().await {
+            self.say("controller", "loses power in the middle of a commit");
+            let store = reopened.expect("SQLite opens what the power left");
+            self.hub.lock().truth = store.clone();
+            self.controller.store = store.clone().gated(self.controller.disk.clone());
+            std::mem::replace(&mut self.truth, store).close().await;
+        } else {
+            self.say("controller", "dies");
+        }
         for rack in 0..self.nodes.len() {
             let dead = self.hub.lock().uplinks[rack].controller.take();
             if let Some(connection) = dead {
@@ -75,7 +88,7 @@ impl World {
         };
         if done.is_none() {
             let lasts = self.rng.spread(seconds(1), seconds(90));
-            self.controller_dies(lasts);
+            self.controller_dies(lasts).await;
         }
         self.late_commands();
         done
@@ -117,7 +130,7 @@ impl World {
         match done {
             None => {
                 let lasts = self.rng.spread(seconds(1), seconds(90));
-                self.controller_dies(lasts);
+                self.controller_dies(lasts).await;
                 return;
             }
             Some(Err(error)) => self.say("controller", format!("cannot look at its runs: {error}")),
@@ -134,7 +147,9 @@ impl World {
         }
         let runs = self.truth.runs_in_progress().await.unwrap_or_default();
         let (now, wall) = (self.time.passed(), self.controller.clock.now().wall);
-        self.oracles.runs(now, wall, self.controller.up_since, &runs);
+        // What cannot be written down is not overdue but told by the disk's trouble.
+        let able = if self.controller.disk.troubles().any() { now } else { self.controller.sound_since };
+        self.oracles.runs(now, wall, able.max(self.controller.up_since), &runs);
         self.controller.busy = !runs.is_empty();
         for rack in 0..self.nodes.len() {
             self.push(rack).await;

@@ -3,26 +3,35 @@
 use rackhand_common::machine::Power;
 
 use super::{Happens, World, seconds, uplink::IDLE};
-use crate::fault::{Fault, Kind, Part};
+use crate::{
+    database,
+    fault::{Fault, Kind, Part},
+};
 
 /// Spells of trouble that stand in a rack.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Troubles {
     pub(crate) lossy: u32,
     pub(crate) socket: u32,
+    pub(crate) stalled: u32,
     pub(crate) boot_disk: u32,
     pub(crate) agent_disk: u32,
     pub(crate) no_image: u32,
 }
 
 impl World {
-    pub(super) fn fault_begins(&mut self, index: usize) {
+    pub(super) async fn fault_begins(&mut self, index: usize) {
         let Fault { lasts, kind, .. } = self.faults[index].clone();
         self.say("FAULT", self.faults[index].to_string());
         let mut ends = true;
         match kind {
-            Kind::KillController => self.controller_dies(lasts),
+            Kind::KillController => self.controller_dies(lasts).await,
             Kind::KillControllerAtPoint(point) => self.controller.gate.arm(point),
+            Kind::ControllerPowerCut(commit) => self.controller.disk.cut_at_commit(Some(commit)),
+            Kind::ControllerDiskFull => self.controller.disk.trouble(|troubles| troubles.full += 1),
+            Kind::ControllerDiskFails => self.controller.disk.trouble(|troubles| troubles.failing += 1),
+            Kind::ControllerDiskReadOnly => self.controller.disk.trouble(|troubles| troubles.read_only += 1),
+            Kind::AgentStalls(rack) => self.troubles[rack].stalled += 1,
             Kind::KillAgent(rack) => {
                 self.agent_dies(rack, lasts);
                 self.nodes[rack].each_disk(Part::Agent, crate::disk::Disk::killed);
@@ -103,9 +112,26 @@ impl World {
         }
     }
 
+    /// The controller's disk is in one trouble less.
+    fn disk_mends(&mut self, change: impl FnOnce(&mut database::Troubles)) {
+        let now = self.time.passed();
+        self.controller.disk.trouble(change);
+        if !self.controller.disk.troubles().any() {
+            self.say("FAULT", "the controller's disk is as it was");
+            self.controller.sound_since = now;
+            // Runs whose state could not be stored go by their rows again.
+            self.oracles.runner_restarted(now);
+        }
+    }
+
     pub(super) fn fault_ends(&mut self, index: usize) {
         match self.faults[index].kind.clone() {
             Kind::KillControllerAtPoint(_) => self.controller.gate.disarm(),
+            Kind::ControllerPowerCut(_) => self.controller.disk.cut_at_commit(None),
+            Kind::ControllerDiskFull => self.disk_mends(|troubles| troubles.full -= 1),
+            Kind::ControllerDiskFails => self.disk_mends(|troubles| troubles.failing -= 1),
+            Kind::ControllerDiskReadOnly => self.disk_mends(|troubles| troubles.read_only -= 1),
+            Kind::AgentStalls(rack) => self.troubles[rack].stalled -= 1,
             Kind::Partition(rack) => {
                 self.hub.lock().uplinks[rack].cut -= 1;
                 self.say("FAULT", format!("r{} is reached again", rack + 1));

@@ -27,6 +27,9 @@ pub(crate) enum Message {
 /// A dead connection is noticed after this long (QUIC's idle timeout, on both ends).
 pub(super) const IDLE: Duration = seconds(15);
 
+/// How long the controller holds back the answer that it stored no event.
+const UNWRITABLE: Duration = seconds(10);
+
 impl World {
     pub(super) async fn dial(&mut self, rack: usize) {
         if self.nodes[rack].agent.is_none() || self.hub.lock().uplinks[rack].agent.is_some() {
@@ -107,6 +110,13 @@ impl World {
         }
     }
 
+    /// The controller answers what it held back.
+    pub(super) fn answers(&mut self, rack: usize, connection: u64, next: u64) {
+        if self.hub.lock().uplinks[rack].controller == Some(connection) {
+            self.send(rack, connection, Message::Next(next), None);
+        }
+    }
+
     pub(super) async fn forward(&mut self, rack: usize) {
         let Some(connection) = self.hub.lock().uplinks[rack].agent else { return };
         let Some(agent) = &mut self.nodes[rack].agent else { return };
@@ -159,10 +169,18 @@ impl World {
                     tx.acknowledged(now, id, revision).await?;
                     tx.commit().await
                 });
-                if acknowledged.await.is_some() {
-                    self.controller.pushes[rack] = (revision, false);
-                    self.wake_runner(Duration::from_millis(10));
-                    self.push(rack).await;
+                match acknowledged.await {
+                    Some(Ok(())) => {
+                        self.controller.pushes[rack] = (revision, false);
+                        self.wake_runner(Duration::from_millis(10));
+                        self.push(rack).await;
+                    }
+                    Some(Err(error)) => {
+                        self.say("controller", format!("cannot note that r{} has its intent: {error}", rack + 1));
+                        self.controller.pushes[rack].1 = false;
+                        self.after(seconds(30), Happens::Push(rack));
+                    }
+                    None => {}
                 }
             }
             Message::Next(next) => {
@@ -230,7 +248,10 @@ impl World {
             }
             Some(Err(error)) => {
                 self.say("controller", format!("cannot take events: {error}"));
-                self.after(seconds(1), Happens::Silent(rack, connection));
+                match error.is_disk() {
+                    true => self.after(UNWRITABLE, Happens::Answers(rack, connection, first)),
+                    false => self.after(seconds(1), Happens::Silent(rack, connection)),
+                }
             }
             None => {}
         }
