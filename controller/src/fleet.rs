@@ -432,7 +432,15 @@ impl Fleet {
         loop {
             let (send, mut recv) = quic.accept_bi().await?;
             let bytes = timeout(PATIENCE, recv.read_to_end(wire::MAX_LEN)).await??;
-            let response = match wire::decode(&bytes)? {
+            let request = match wire::decode(&bytes) {
+                Err(unknown @ wire::Malformed::Unknown(_)) => {
+                    tracing::warn!(%agent, %rack, "a request of a later version is not understood");
+                    answer(send, &AgentResponse::NotUnderstood(unknown.to_string())).await?;
+                    continue;
+                }
+                request => request?,
+            };
+            let response = match request {
                 AgentRequest::Events { first, events } => {
                     let next = match events::take(&self.0.store, rack, agent, first, events).await {
                         // Nothing was taken, and the agent keeps it. Dropping the connection would cut
