@@ -191,7 +191,13 @@ impl World {
     pub fn planned(options: &Options) -> Vec<Fault> {
         let mut rng = Rng::new(options.seed, 2);
         let month = rng.below(MONTH_IN) == 0;
-        fault::plan(&mut rng, size(options.seed), options.length, month)
+        fault::plan(&mut rng, Self::size(options.seed), options.length, month)
+    }
+
+    /// How large the world of a seed is.
+    pub fn size(seed: u64) -> Size {
+        let mut rng = Rng::new(seed, 5);
+        Size { racks: 1 + rng.below(3) as usize, machines: 1 + rng.below(4) as usize }
     }
 
     async fn new(options: Options) -> Result<Self> {
@@ -199,7 +205,7 @@ impl World {
         let Options { seed, length, faults, plant } = options;
         let time = Time::default();
         let rng = Rng::new(seed, 1);
-        let size = size(seed);
+        let size = Self::size(seed);
         let faults = faults.unwrap_or(planned);
         let month = faults.iter().any(|fault| fault.lasts >= MONTH);
         let history = History::new(&time);
@@ -384,11 +390,6 @@ impl World {
     fn say(&self, who: &str, what: impl AsRef<str>) {
         self.history.say(who, what);
     }
-}
-
-fn size(seed: u64) -> Size {
-    let mut rng = Rng::new(seed, 5);
-    Size { racks: 1 + rng.below(3) as usize, machines: 1 + rng.below(4) as usize }
 }
 
 fn source(rack: usize, part: Part) -> String {
