@@ -172,11 +172,19 @@ impl Desk {
     async fn converse(&self, mut stream: UnixStream, shutdown: CancellationToken) -> Result<(), LocalError> {
         loop {
             let request = tokio::select! {
-                request = receive(&mut stream, IDLE) => request?,
+                request = receive(&mut stream, IDLE) => request,
                 () = shutdown.cancelled() => return Ok(()),
             };
-            let Some(request) = request else { return Ok(()) };
-            let mut framed = wire::frame(&self.answer(request, &shutdown).await);
+            let answer = match request {
+                Ok(Some(request)) => self.answer(request, &shutdown).await,
+                Ok(None) => return Ok(()),
+                // Boot was upgraded before this process: it asks again until this one is, too.
+                Err(LocalError::Malformed(unknown @ Malformed::Unknown(_))) => {
+                    LocalResponse::Unavailable(unknown.to_string())
+                }
+                Err(error) => return Err(error),
+            };
+            let mut framed = wire::frame(&answer);
             if framed.len() > wire::MAX_LEN {
                 let reason = format!("the answer of {} bytes is too long for this socket", framed.len());
                 framed = wire::frame(&LocalResponse::Unavailable(reason));

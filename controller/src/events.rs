@@ -32,6 +32,17 @@ pub async fn take(
     first: u64,
     events: Vec<Event>,
 ) -> Result<u64, StoreError> {
+    let taken = take_all(store, rack, agent, first, events).await;
+    taken.inspect_err(|error| store.note(error))
+}
+
+async fn take_all(
+    store: &Store,
+    rack: RackId,
+    agent: AgentId,
+    first: u64,
+    events: Vec<Event>,
+) -> Result<u64, StoreError> {
     let mut tx = store.begin().await?;
     let teller = tx.agent(agent).await?;
     if teller.revoked.is_some() {

@@ -71,6 +71,10 @@ const ALERT_AGAIN: Duration = Duration::from_secs(3600);
 /// A process that lives answers in this time.
 const ALIVE: Duration = Duration::from_secs(2);
 
+/// How long an agent whose events cannot be stored waits for the answer that none was; it waits
+/// no longer than [`PATIENCE`].
+const UNWRITABLE: Duration = Duration::from_secs(10);
+
 /// The longest request of an agent that is not yet enrolled, in bytes.
 const ENROL_LEN: usize = 64 << 10;
 
@@ -149,6 +153,8 @@ impl Dropped {
             Self::Refused(reason) => (Closing::Refused, reason),
             Self::NotAPeer(_) => (Closing::Refused, "its certificate names no agent, or is not valid yet"),
             Self::Store(StoreError::NotFound(_)) => (Closing::Refused, "it is not registered here"),
+            Self::Store(StoreError::Full(_)) => (Closing::Refused, "the controller's disk is full"),
+            Self::Store(StoreError::Unwritable(_)) => (Closing::Refused, "the controller cannot write its database"),
             Self::Slow(_) => (Closing::Refused, "it was too slow"),
             Self::Malformed(_) => (Closing::Refused, "it sent what is not a message"),
             Self::Lost(_) | Self::Read(_) | Self::Write(_) | Self::Closed(_) | Self::Store(_) => (Closing::Refused, ""),
@@ -291,6 +297,9 @@ impl Fleet {
             Some(wire::ALPN_ENROL) => timeout(PATIENCE, self.enrol(&quic)).await.map_err(Dropped::from).flatten(),
             _ => Err(Dropped::Refused("unknown protocol")),
         };
+        if let Err(Dropped::Store(error)) = &ended {
+            self.0.store.note(error);
+        }
         let (closing, reason) = ended.as_ref().err().map_or((Closing::Done, ""), Dropped::closing);
         close(&quic, closing, reason);
         ended
@@ -497,9 +506,26 @@ impl Fleet {
         loop {
             let (send, mut recv) = quic.accept_bi().await?;
             let bytes = timeout(PATIENCE, recv.read_to_end(wire::MAX_LEN)).await??;
-            let response = match wire::decode(&bytes)? {
+            let request = match wire::decode(&bytes) {
+                Err(unknown @ wire::Malformed::Unknown(_)) => {
+                    tracing::warn!(%agent, %rack, "a request of a later version is not understood");
+                    answer(send, &AgentResponse::NotUnderstood(unknown.to_string())).await?;
+                    continue;
+                }
+                request => request?,
+            };
+            let response = match request {
                 AgentRequest::Events { first, events } => {
-                    let next = events::take(&self.0.store, rack, agent, first, events).await?;
+                    let next = match events::take(&self.0.store, rack, agent, first, events).await {
+                        // Nothing was taken, and the agent keeps it. Dropping the connection would cut
+                        // off commands too, and have the agent come again at once.
+                        Err(error) if error.is_disk() => {
+                            tracing::error!(%rack, error = &error as &dyn std::error::Error, "events are not taken");
+                            tokio::time::sleep(UNWRITABLE).await;
+                            first
+                        }
+                        taken => taken?,
+                    };
                     self.0.workflows.wake();
                     AgentResponse::Next(next)
                 }
@@ -548,12 +574,20 @@ impl Fleet {
                 let wanted = intent::of(&self.0.store, rack).await?;
                 match ask(&live.quic, &ControllerRequest::Intent(wanted)).await? {
                     ControllerResponse::Stored(stored) => {
-                        on_disk = stored;
-                        let mut tx = self.0.store.begin().await?;
-                        tx.acknowledged(self.0.clock.now().wall, agent, stored).await?;
-                        tx.commit().await?;
-                        self.0.workflows.wake();
-                        continue;
+                        match self.acknowledged(agent, stored).await {
+                            Ok(()) => {
+                                on_disk = stored;
+                                self.0.workflows.wake();
+                                continue;
+                            }
+                            // It is sent again, and acknowledged again.
+                            Err(error) if error.is_disk() => {
+                                self.0.store.note(&error);
+                                tracing::error!(%rack, error = &error as &dyn std::error::Error,
+                                    "that the agent has its intent cannot be stored");
+                            }
+                            Err(error) => return Err(error.into()),
+                        }
                     }
                     refused => tracing::error!(%rack, ?refused, "the agent does not store its intent"),
                 }
@@ -561,6 +595,12 @@ impl Fleet {
             // Without a wake-up too: whoever changes a rack may forget to say so.
             let _ = timeout(RECHECK, live.wake.notified()).await;
         }
+    }
+
+    async fn acknowledged(&self, agent: AgentId, revision: u64) -> Result<(), StoreError> {
+        let mut tx = self.0.store.begin().await?;
+        tx.acknowledged(self.0.clock.now().wall, agent, revision).await?;
+        tx.commit().await
     }
 
     fn certificate(&self, agent: AgentId, rack: RackId, issued: &Issued) -> AgentResponse {

@@ -54,6 +54,7 @@ impl Telemetry {
         registry.register("rackhand_controller_agents_connected", "Agents connected now", agents.clone());
         registry.register("rackhand_runs_in_progress", "Runs that have not ended", runs.clone());
         workflows.register(&mut registry);
+        store.register(&mut registry);
         Self(Arc::new(Inner { store, fleet, shutdown, registry, agents, runs }))
     }
 
@@ -66,7 +67,7 @@ impl Telemetry {
             .with_state(self.clone())
     }
 
-    /// Why no work can be done now, if so.
+    /// Why this process does no work now, if so: a reason to start it again.
     pub async fn unready(&self) -> Option<&'static str> {
         if self.0.shutdown.is_cancelled() {
             return Some("stopping");
@@ -83,7 +84,8 @@ impl Telemetry {
 }
 
 async fn readyz(State(telemetry): State<Telemetry>) -> Response {
-    match telemetry.unready().await {
+    // A disk that is full is no better after another start.
+    match telemetry.unready().await.or_else(|| telemetry.0.store.unwritable()) {
         None => "ready\n".into_response(),
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }

@@ -20,8 +20,9 @@ use rackhand_controller_core::{
     workflow,
 };
 
-use crate::store::{
-    Deploy, Happened, Image, Machine, Parameters, PowerChange, Release, Run, RunStatus, StoreError, Tx,
+use crate::{
+    store::{Deploy, Happened, Image, Machine, Parameters, PowerChange, Release, Run, RunStatus, StoreError, Tx},
+    workflows,
 };
 
 /// Why a verb was not done.
@@ -300,8 +301,8 @@ impl Tx {
             step: Some(workflow.rules()[0].step),
             attempt: 1,
             undoing: false,
-            waiting_for: None,
-            waiting_until: None,
+            waiting_for: Some(workflow::WaitFor::Controller),
+            waiting_until: now.checked_add(workflows::TICK).ok(),
             detail: None,
             cause: None,
             cancel: false,

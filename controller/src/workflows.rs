@@ -27,7 +27,7 @@ use rackhand_common::{
     time::{Clock, Now},
     wire::{Command, ControllerResponse},
 };
-use rackhand_controller_core::workflow::{self, Cause, Ended, Fault, Next, Note, Step, Workflow};
+use rackhand_controller_core::workflow::{self, Cause, Ended, Fault, Next, Note, Step, WaitFor, Workflow};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -92,7 +92,7 @@ impl Workflows {
 
 /// How often runs are looked at when nothing wakes the runner. A wake can be lost with the
 /// process that was to send it, and a deadline passes silently: an alert is due 60 s after it.
-const TICK: Duration = Duration::from_secs(2);
+pub(crate) const TICK: Duration = Duration::from_secs(2);
 
 /// Runs looked at at once: an agent that answers slowly holds up one of them only.
 const AT_ONCE: usize = 16;
@@ -149,6 +149,7 @@ impl<C: Commands> Runner<C> {
                 if let Err(error) = self.drive(run).await {
                     // Its row is as it was: the next pass tries again.
                     self.live().remove(&id);
+                    self.store.note(&error);
                     tracing::error!(run = %id, error = chain(&error), "a run cannot be moved on");
                 }
             })
@@ -268,10 +269,12 @@ fn describe(run: &mut Run, engine: &workflow::Run, now: Now) {
             let left = now.mono.until(until);
             (Some(waiting), now.wall.checked_add(left).ok(), Some(detail.to_owned()))
         }
-        None => (None, None, None),
+        // It moves on as soon as it is looked at, unless that cannot be written down.
+        None => (Some(WaitFor::Controller), now.wall.checked_add(TICK).ok(), None),
     };
     run.cause = engine.fault().map(|fault| fault.cause.to_string());
     if let Next::Finished(ended) = engine.next(now) {
+        (run.waiting_for, run.waiting_until) = (None, None);
         run.status = status(&ended);
         run.ended = Some(now.wall);
         run.detail = closing(run, &ended);

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use rackhand_common::{
+    event::{Event, What},
     id::Incarnation,
     pki::{self, CONTROLLER_NAME},
     time::Mono,
@@ -19,7 +20,11 @@ use super::{
     enrol::{any, resolve},
     identity::{Identity, Registration},
 };
-use crate::{intent, power::Call, spool::MAX_BATCH};
+use crate::{
+    intent,
+    power::Call,
+    spool::{MAX_BATCH, Spool},
+};
 
 /// How long dialling, a request or an answer may take.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -148,25 +153,47 @@ async fn work(
     uplink.ledger.welcomed(number).await?;
     tracing::info!(controller = registration.controller, connection = number, "connected");
     uplink.show(true, format!("connected to {} since {}", registration.controller, brief(uplink.clock.now().wall)));
+    let asks = |request| {
+        let connection = connection.clone();
+        async move { ask(&connection, &request).await }
+    };
     tokio::select! {
-        ended = forward(uplink, connection, next_event) => ended.map(|()| Ended::Renewed),
+        ended = forward(&uplink.spool, next_event, asks) => ended.map(|()| Ended::Renewed),
         ended = serve(uplink, connection) => ended.map(|()| Ended::Renewed),
         ended = renew_in_time(uplink, renewed, connection) => ended.map(|()| Ended::Renewed),
         closed = connection.closed() => Err(closed.into()),
     }
 }
 
-/// Hands events over, as they come, in order.
-async fn forward(uplink: &Uplink, connection: &Connection, next_event: u64) -> Result<()> {
+/// Hands events over, as they come, in order. One that a controller of an earlier version does not
+/// know is found by halving what is sent, and told as a gap of one.
+async fn forward<A: Future<Output = Result<AgentResponse>>>(
+    spool: &Spool,
+    next_event: u64,
+    ask: impl Fn(AgentRequest) -> A,
+) -> Result<()> {
     // What the controller has already, but we were never told so.
-    uplink.spool.acknowledge(next_event).await?;
+    spool.acknowledge(next_event).await?;
+    let mut most = MAX_BATCH;
     loop {
-        let (first, events) = uplink.spool.batch(MAX_BATCH).await?;
-        match ask(connection, &AgentRequest::Events { first, events }).await? {
-            AgentResponse::Next(next) => uplink.spool.acknowledge(next).await?,
+        let (first, mut events) = spool.batch(most).await?;
+        let (count, at) = (events.len(), events.first().map(|event| event.at));
+        let mut answer = ask(AgentRequest::Events { first, events: std::mem::take(&mut events) }).await?;
+        if let (AgentResponse::NotUnderstood(reason), Some(at)) = (&answer, at) {
+            if count > 1 {
+                most = count / 2;
+                continue;
+            }
+            tracing::warn!(event = first, reason, "the controller does not know an event: it is told as lost");
+            let lost = Event { at, machine: None, what: What::Gap { lost: 1 } };
+            answer = ask(AgentRequest::Events { first, events: vec![lost] }).await?;
+        }
+        match answer {
+            AgentResponse::Next(next) => spool.acknowledge(next).await?,
             AgentResponse::Refused(reason) => bail!("the controller refused events: {reason}"),
             other => bail!("the controller gave an answer that does not fit: {other:?}"),
         }
+        most = MAX_BATCH;
     }
 }
 
@@ -193,7 +220,16 @@ async fn answer(
     calls: tokio::sync::mpsc::Sender<Call>,
     identity: Arc<Identity>,
 ) -> Result<()> {
-    let response = match wire::decode(&receive.read_to_end(wire::MAX_LEN).await?)? {
+    let request = match wire::decode(&receive.read_to_end(wire::MAX_LEN).await?) {
+        Err(unknown @ wire::Malformed::Unknown(_)) => {
+            tracing::warn!("a request of a later version of the controller is not understood");
+            send.write_all(&wire::encode(&ControllerResponse::NotUnderstood(unknown.to_string()))).await?;
+            send.finish()?;
+            return Ok(());
+        }
+        request => request?,
+    };
+    let response = match request {
         ControllerRequest::Intent(wanted) => match intent.store(wanted).await {
             Ok(revision) => ControllerResponse::Stored(revision),
             Err(error) => ControllerResponse::Refused(format!("{:#}", anyhow::Error::from(error))),
@@ -265,4 +301,50 @@ async fn ask(connection: &Connection, request: &AgentRequest) -> Result<AgentRes
         anyhow::Ok(wire::decode(&receive.read_to_end(wire::MAX_LEN).await?)?)
     });
     answered.await.context("the controller does not answer")?
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_event_that_an_earlier_controller_does_not_know_is_counted_and_the_others_arrive() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(&dir.path().join("spool.redb"), 1000).unwrap();
+        let event = |what| Event { at: jiff::Timestamp::UNIX_EPOCH, machine: None, what };
+        let told = |number: u32| What::TicketRefused { reason: number.to_string() };
+        // For this controller `Lost` is of a later version.
+        let events = (0..300).map(|n| event(if n == 3 || n == 170 { What::Lost } else { told(n) })).collect();
+        spool.append(events).await.unwrap();
+        let (taken, asked) = (Mutex::new(Vec::new()), Mutex::new(0));
+        let controller = |request| {
+            *asked.lock().unwrap() += 1;
+            let AgentRequest::Events { first, events } = request else { panic!("not events") };
+            if events.iter().any(|event| event.what == What::Lost) {
+                return std::future::ready(Ok(AgentResponse::NotUnderstood("later".into())));
+            }
+            let mut taken = taken.lock().unwrap();
+            assert_eq!(first, taken.len() as u64 + 1);
+            taken.extend(events);
+            std::future::ready(Ok(AgentResponse::Next(taken.len() as u64 + 1)))
+        };
+        let all = async {
+            while spool.waiting() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let arrived = async {
+            tokio::select! {
+                ended = forward(&spool, 1, controller) => ended.unwrap(),
+                () = all => {}
+            }
+        };
+        timeout(Duration::from_secs(60), arrived).await.expect("all events are handed over");
+        let lost = |n| n == 3 || n == 170;
+        let expected = (0..300).map(|n| event(if lost(n) { What::Gap { lost: 1 } } else { told(n) }));
+        assert_eq!(*taken.lock().unwrap(), expected.collect::<Vec<_>>());
+        assert!(*asked.lock().unwrap() < 60, "{} requests", asked.lock().unwrap());
+    }
 }

@@ -81,4 +81,6 @@ pub enum AgentResponse {
     /// To anything but `Renew`: the certificate has ended, and renewing it is all that can be
     /// done on this connection.
     Lapsed,
+    /// The request, or an event in it, is of a later version than the controller: nothing was done.
+    NotUnderstood(String),
 }

@@ -70,4 +70,6 @@ pub enum ControllerResponse {
     Trusted,
     /// To `Report`: the intent acted on, if there is one.
     Reported(Option<Intent>),
+    /// The request, or something in it, is of a later version than the agent: nothing was done.
+    NotUnderstood(String),
 }

@@ -174,6 +174,7 @@ fn bytes_of_the_controllers_answers() {
             },
             AgentResponse::Refused("no".into()),
             AgentResponse::Lapsed,
+            AgentResponse::NotUnderstood("no".into()),
         ],
         expect![[r#"
             0005fb2d01
@@ -181,6 +182,7 @@ fn bytes_of_the_controllers_answers() {
             0210060606060606060606060606060606061005050505050505050505050505050505010101027b7d
             03026e6f
             04
+            05026e6f
         "#]],
     );
 }
@@ -232,6 +234,7 @@ fn bytes_of_an_agents_answers() {
             ControllerResponse::Trusted,
             ControllerResponse::Reported(None),
             ControllerResponse::Reported(Some(Intent { machines: Vec::new(), ..intent() })),
+            ControllerResponse::NotUnderstood("no".into()),
         ],
         expect![[r#"
             0009
@@ -242,6 +245,7 @@ fn bytes_of_an_agents_answers() {
             04
             0500
             05010910050505050505050505050505050505050272310a4d000118010a4d0001010a4d00010a4d00640a4d009600
+            06026e6f
         "#]],
     );
 }
@@ -260,4 +264,33 @@ fn a_length_that_promises_more_than_the_limit_is_refused_before_it_is_allocated(
     bytes.extend_from_slice(&(1u64 << 60).to_le_bytes());
     assert!(matches!(decode::<AgentRequest>(&bytes), Err(Malformed::Undecodable(_))));
     assert!(frame_len([0xff; 4]).is_err());
+}
+
+#[test]
+fn what_a_later_version_has_added_is_told_from_what_is_no_message() {
+    /// The request after the last one there is.
+    #[derive(Serialize)]
+    #[expect(dead_code, reason = "only the place of the last variant matters")]
+    enum Later {
+        Intent,
+        Command,
+        Trust,
+        Report,
+        Inspect(String),
+    }
+    let check = |bytes: &[u8]| decode::<ControllerRequest>(bytes).unwrap_err();
+    assert!(matches!(check(&encode(&Later::Inspect("fans".into()))), Malformed::Unknown(_)));
+    // An action after the last one there is, in a command there is.
+    let command = Command {
+        id: CommandId(uuid(1)),
+        machine: MachineId(uuid(2)),
+        epoch: Epoch(1),
+        within: std::time::Duration::from_secs(1),
+        action: Action::PowerStatus,
+    };
+    let mut bytes = encode(&ControllerRequest::Command(command));
+    *bytes.last_mut().unwrap() += 1;
+    assert!(matches!(check(&bytes), Malformed::Unknown(_)));
+    assert!(matches!(check(&[0xff; 100]), Malformed::Undecodable(_)));
+    assert!(matches!(check(&[]), Malformed::Undecodable(_)));
 }

@@ -5,7 +5,8 @@
 //! `golden.rs`. Never stored on disk: what is stored is JSON.
 //!
 //! Over QUIC a message is the whole of a stream's one direction, a request and its response
-//! one bidirectional stream. Over the unix socket a message is preceded by its length as
+//! one bidirectional stream. What a peer of a later version says and this one does not know is
+//! answered `NotUnderstood`, and the connection stays. Over the unix socket a message is preceded by its length as
 //! four bytes, big-endian ([`frame_len`]).
 
 mod agent;
@@ -16,6 +17,7 @@ pub use agent::{AgentRequest, AgentResponse, Hello, Welcome};
 pub use controller::{Action, Command, ControllerRequest, ControllerResponse};
 pub use local::{LocalRequest, LocalResponse, MachineView, NodeView};
 
+use bincode::error::DecodeError;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// The longest message either side accepts, in bytes. The largest are a whole intent of
@@ -59,9 +61,12 @@ pub enum Malformed {
     /// Longer than [`MAX_LEN`].
     #[error("message of {0} bytes is over the limit of {MAX_LEN}")]
     TooLong(usize),
+    /// A message with a kind of request, event or action that came with a later version.
+    #[error("message holds something that version {} does not know", env!("CARGO_PKG_VERSION"))]
+    Unknown(#[source] DecodeError),
     /// Not a message of the expected type.
     #[error("message cannot be decoded")]
-    Undecodable(#[source] bincode::error::DecodeError),
+    Undecodable(#[source] DecodeError),
     /// A message, followed by something else.
     #[error("message is followed by {0} bytes that do not belong to it")]
     Trailing(usize),
@@ -78,7 +83,13 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Malformed> {
         return Err(Malformed::TooLong(bytes.len()));
     }
     let config = bincode::config::standard().with_limit::<MAX_LEN>();
-    let (message, used) = bincode::serde::decode_from_slice(bytes, config).map_err(Malformed::Undecodable)?;
+    let (message, used) = bincode::serde::decode_from_slice(bytes, config).map_err(|error| match error {
+        // What serde says of an enum's variant beyond the last one it has; bincode passes it on as text.
+        DecodeError::OtherString(text) if text.contains("expected variant index") => {
+            Malformed::Unknown(DecodeError::OtherString(text))
+        }
+        error => Malformed::Undecodable(error),
+    })?;
     if used < bytes.len() {
         return Err(Malformed::Trailing(bytes.len() - used));
     }

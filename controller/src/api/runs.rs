@@ -44,7 +44,7 @@ pub(super) struct Run {
     /// Whether an operator wants it cancelled.
     cancel: bool,
     /// What it waits for: `agent`, `power`, `DHCP`, `installer`, `image`, `erasure`,
-    /// `operating system`.
+    /// `operating system`, `controller`.
     waiting_for: Option<String>,
     /// By when it should have moved on; later than that is overdue.
     #[schema(value_type = Option<String>, format = DateTime)]

@@ -152,6 +152,10 @@ impl<C: Commands> Look<'_, C> {
             Ok(ControllerResponse::Refused(reason)) => {
                 Ok(Sent::Waiting(WaitFor::Agent, format!("agent does not take the command: {reason}")))
             }
+            // Without effect, and the agent may be the next to be upgraded.
+            Ok(ControllerResponse::NotUnderstood(reason)) => {
+                Ok(Sent::Waiting(WaitFor::Agent, format!("agent does not understand the command: {reason}")))
+            }
             Ok(ControllerResponse::Stored(_) | ControllerResponse::Trusted | ControllerResponse::Reported(_)) => {
                 Ok(Sent::Waiting(WaitFor::Agent, "agent answered another question".to_owned()))
             }

@@ -20,17 +20,25 @@ mod racks;
 mod runs;
 mod tokens;
 
-use std::{fmt, os::unix::fs::OpenOptionsExt as _, path::Path, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+    str::FromStr,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
+use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use rackhand_common::{
     intent::Order,
     seal::{Seal, Sealed as _},
 };
 use rackhand_fail_points::fail_point;
 use sqlx::{
-    Row as _, Sqlite, SqlitePool, Transaction,
+    AssertSqlSafe, Row as _, SqlSafeStr as _, Sqlite, SqlitePool, Transaction,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
@@ -58,6 +66,14 @@ pub enum StoreError {
     /// The row changed since it was read.
     #[error("{0} was changed by someone else")]
     Changed(&'static str),
+    /// SQLite found no room for what was to be written; nothing of it was.
+    #[error(
+        "the controller's disk is full, and this was not stored: make room on the file system of its data directory"
+    )]
+    Full(#[source] sqlx::Error),
+    /// Writing failed: whether this was stored is not known.
+    #[error("the controller's database cannot be written: look at its disk and file system, and at the kernel's log")]
+    Unwritable(#[source] sqlx::Error),
     /// The database failed.
     #[error("database failed")]
     Database(#[source] sqlx::Error),
@@ -69,17 +85,39 @@ pub enum StoreError {
     OtherKey,
 }
 
-impl From<sqlx::Error> for StoreError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Database(error)
+impl StoreError {
+    /// Whether the disk is at fault, and not what was asked: it can be asked again later.
+    pub fn is_disk(&self) -> bool {
+        matches!(self, Self::Full(_) | Self::Unwritable(_))
     }
 }
 
 impl From<std::io::Error> for StoreError {
     fn from(error: std::io::Error) -> Self {
-        Self::Database(sqlx::Error::Io(error))
+        sqlx::Error::Io(error).into()
     }
 }
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        let code = match &error {
+            sqlx::Error::Database(told) => told.code().and_then(|code| code.parse::<u32>().ok()),
+            _ => None,
+        };
+        // The lowest byte is the kind of failure, those above it where in SQLite it was met.
+        match code.map(|code| code & 0xFF) {
+            Some(SQLITE_FULL) => Self::Full(error),
+            Some(SQLITE_READONLY | SQLITE_IOERR) => Self::Unwritable(error),
+            _ if matches!(error, sqlx::Error::Io(_)) => Self::Unwritable(error),
+            _ => Self::Database(error),
+        }
+    }
+}
+
+// Result codes of SQLite.
+const SQLITE_READONLY: u32 = 8;
+const SQLITE_IOERR: u32 = 10;
+const SQLITE_FULL: u32 = 13;
 
 /// A handle on the database; clones share one pool.
 #[derive(Clone, Debug)]
@@ -87,14 +125,35 @@ pub struct Store {
     pool: SqlitePool,
     seal: Arc<Seal>,
     gate: Option<Arc<dyn Gate>>,
+    condition: Arc<Condition>,
+}
+
+/// Whether the database takes what is written to it, as far as anybody tried.
+#[derive(Debug, Default)]
+struct Condition {
+    refused: Counter,
+    latest: Mutex<Option<&'static str>>,
 }
 
 /// What a simulation puts around every commit: where a process dies, or its disk fails.
 pub trait Gate: fmt::Debug + Send + Sync + 'static {
+    /// What the disk has for a transaction that begins now.
+    fn space(&self) -> Space;
     /// Before it; an error keeps the transaction from being committed.
     fn before(&self) -> BoxFuture<'_, Result<(), StoreError>>;
-    /// After it, before anybody knows.
-    fn after(&self) -> BoxFuture<'_, ()>;
+    /// After it, before anybody knows; an error is told although it was committed.
+    fn after(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+}
+
+/// What a simulated disk has for a transaction; SQLite itself refuses what does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// Room.
+    Room,
+    /// No further page.
+    Full,
+    /// Nothing: the file system was mounted read-only, as it is after errors.
+    ReadOnly,
 }
 
 impl Store {
@@ -121,7 +180,7 @@ impl Store {
         // Four connections: one writer, and readers for the API that it does not block.
         let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
         sqlx::migrate!("migrations/sqlite").run(&pool).await.map_err(|error| StoreError::Database(error.into()))?;
-        let store = Self { pool, seal: Arc::new(seal), gate: None };
+        let store = Self { pool, seal: Arc::new(seal), gate: None, condition: Arc::default() };
         store.seal_rows().await?;
         Ok(store)
     }
@@ -172,8 +231,39 @@ impl Store {
     /// A transaction for writing. It takes the write lock at once, so that what it reads
     /// is still true when it writes; dropped without [`Tx::commit`], it changed nothing.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
-        let inner = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        Ok(Tx { inner, seal: self.seal.clone(), gate: self.gate.clone() })
+        let mut connection = self.pool.acquire().await?;
+        if let Some(gate) = &self.gate {
+            let (pages, only) = match gate.space() {
+                Space::Room => (u32::MAX - 1, "OFF"),
+                // Fewer than there are means those there are.
+                Space::Full => (1, "OFF"),
+                Space::ReadOnly => (u32::MAX - 1, "ON"),
+            };
+            sqlx::query(AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"))).execute(&mut *connection).await?;
+            sqlx::query(AssertSqlSafe(format!("PRAGMA query_only = {only}"))).execute(&mut *connection).await?;
+        }
+        let inner = Transaction::begin(connection, Some("BEGIN IMMEDIATE".into_sql_str())).await?;
+        Ok(Tx { inner, seal: self.seal.clone(), gate: self.gate.clone(), condition: self.condition.clone() })
+    }
+
+    /// Takes note of an error: that the database cannot be written is told to those who watch
+    /// the controller, until something is written again.
+    pub fn note(&self, error: &StoreError) {
+        self.condition.note(error);
+    }
+
+    /// Why the latest write failed, when it did.
+    pub fn unwritable(&self) -> Option<&'static str> {
+        *self.condition.latest()
+    }
+
+    /// Adds what is counted here to the metrics.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "rackhand_controller_writes_refused",
+            "Writes that the database refused because its disk was full or failed",
+            self.condition.refused.clone(),
+        );
     }
 
     /// Waits for statements in flight and closes.
@@ -188,19 +278,45 @@ pub struct Tx {
     inner: Transaction<'static, Sqlite>,
     seal: Arc<Seal>,
     gate: Option<Arc<dyn Gate>>,
+    condition: Arc<Condition>,
 }
 
 impl Tx {
     /// Makes everything done in it durable.
     pub async fn commit(self) -> Result<(), StoreError> {
-        if let Some(gate) = &self.gate {
-            gate.before().await?;
+        let Self { inner, gate, condition, .. } = self;
+        let committed = async {
+            if let Some(gate) = &gate {
+                gate.before().await?;
+            }
+            fail_point!(once "store.commit", inner.commit().await)?;
+            match &gate {
+                Some(gate) => gate.after().await,
+                None => Ok(()),
+            }
+        };
+        let committed = committed.await;
+        match &committed {
+            Ok(()) => *condition.latest() = None,
+            Err(error) => condition.note(error),
         }
-        fail_point!(once "store.commit", self.inner.commit().await)?;
-        if let Some(gate) = &self.gate {
-            gate.after().await;
-        }
-        Ok(())
+        committed
+    }
+}
+
+impl Condition {
+    fn note(&self, error: &StoreError) {
+        let reason = match error {
+            StoreError::Full(_) => "the disk of the database is full",
+            StoreError::Unwritable(_) => "the database cannot be written",
+            _ => return,
+        };
+        self.refused.inc();
+        *self.latest() = Some(reason);
+    }
+
+    fn latest(&self) -> MutexGuard<'_, Option<&'static str>> {
+        self.latest.lock().expect("nothing panics while it is held")
     }
 }
 
@@ -218,7 +334,7 @@ fn timestamp(micros: i64) -> Result<Timestamp, StoreError> {
 fn taken(what: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
     move |error| match &error {
         sqlx::Error::Database(database) if database.is_unique_violation() => StoreError::Taken(what),
-        _ => StoreError::Database(error),
+        _ => error.into(),
     }
 }
 

@@ -266,8 +266,8 @@ impl Tx {
     pub async fn insert_run(&mut self, run: &Run) -> Result<(), StoreError> {
         sqlx::query(
             "INSERT INTO runs (id, rack, machine, epoch, parameters, engine, status, step, attempt, undoing,
-                cancel, done, total, phoned_home, created, updated)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+                cancel, done, total, phoned_home, created, updated, waiting_for, waiting_until)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
         )
         .bind(run.id.to_string())
         .bind(run.rack.to_string())
@@ -285,6 +285,8 @@ impl Tx {
         .bind(run.phoned_home)
         .bind(micros(run.created))
         .bind(micros(run.updated))
+        .bind(run.waiting_for.map(|waiting| waiting.to_string()))
+        .bind(run.waiting_until.map(micros))
         .execute(&mut *self.inner)
         .await
         .map_err(taken("machine"))?;

@@ -5,7 +5,7 @@ use super::*;
 use std::net::Ipv4Addr;
 
 use rackhand_common::{
-    event::{Cause, NodeHealth, Outcome, What},
+    event::{Cause, Event, NodeHealth, Outcome, What},
     id::{AgentId, Epoch, MachineId, RackId, RunId},
     image::{Digest, Settings},
     intent::{Boot, DiskRule, Host, Network},
@@ -459,4 +459,72 @@ async fn a_node_is_given_up_once_and_its_codes_and_connections_count_on() {
     let by_rack = tx.replace_node(at(7), &Which::Rack("r1".to_owned()), "admin").await.unwrap();
     assert_eq!(by_rack.agent, Some(new));
     tx.commit().await.unwrap();
+}
+
+/// A disk whose space is what the test says, and whose commits fail when it says so.
+#[derive(Debug)]
+struct Narrow {
+    space: std::sync::Mutex<Space>,
+    fails: std::sync::atomic::AtomicBool,
+}
+
+impl Gate for Narrow {
+    fn space(&self) -> Space {
+        *self.space.lock().unwrap()
+    }
+
+    fn before(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn after(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async {
+            match self.fails.load(std::sync::atomic::Ordering::Relaxed) {
+                true => Err(StoreError::from(std::io::Error::from_raw_os_error(5))),
+                false => Ok(()),
+            }
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_named_takes_nothing_and_is_as_before_once_there_is_room() {
+    let bench = Bench::new().await;
+    let disk = Arc::new(Narrow { space: std::sync::Mutex::new(Space::Room), fails: false.into() });
+    let store = bench.store.clone().gated(disk.clone());
+    let events = |from: u64| {
+        let told = |number| Event {
+            at: at(0),
+            machine: None,
+            what: What::TicketRefused { reason: format!("{number} {}", "x".repeat(2000)) },
+        };
+        (from..from + 20).map(told).collect::<Vec<_>>()
+    };
+    let take = async |first| crate::events::take(&store, bench.rack, bench.agent, first, events(first)).await;
+    let next = take(1).await.unwrap();
+    let kept = store.newest_event().await.unwrap();
+
+    for (space, reason, text) in [
+        (Space::Full, "the disk of the database is full", "the controller's disk is full"),
+        (Space::ReadOnly, "the database cannot be written", "the controller's database cannot be written"),
+    ] {
+        *disk.space.lock().unwrap() = space;
+        let error = take(next).await.unwrap_err();
+        assert!(error.is_disk() && error.to_string().starts_with(text), "{error}");
+        assert_eq!(store.unwritable(), Some(reason));
+        assert_eq!(store.newest_event().await.unwrap(), kept, "nothing of it is there");
+    }
+
+    *disk.space.lock().unwrap() = Space::Room;
+    let next = take(next).await.unwrap();
+    assert_eq!(next, 41);
+    assert_eq!(store.unwritable(), None);
+
+    // Stored, and told that it was not: told again, it is not taken a second time.
+    disk.fails.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(take(next).await.unwrap_err().is_disk());
+    disk.fails.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(take(next).await.unwrap(), 61);
+    let all = store.events(0, EventFilter::default(), 1000).await.unwrap();
+    assert_eq!(all.len(), 60);
 }

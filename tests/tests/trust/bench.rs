@@ -205,8 +205,13 @@ pub(crate) async fn dial_with(
 impl Dialled {
     /// One request and its answer.
     pub(crate) async fn ask(&self, request: &AgentRequest) -> anyhow::Result<AgentResponse> {
+        self.ask_bytes(&wire::encode(request)).await
+    }
+
+    /// The answer to these bytes.
+    pub(crate) async fn ask_bytes(&self, request: &[u8]) -> anyhow::Result<AgentResponse> {
         let (mut send, mut receive) = self.quic.open_bi().await?;
-        send.write_all(&wire::encode(request)).await?;
+        send.write_all(request).await?;
         send.finish()?;
         Ok(wire::decode(&receive.read_to_end(wire::MAX_LEN).await?)?)
     }

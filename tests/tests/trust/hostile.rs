@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rackhand_common::{
+    event::{Event, What},
     id::{AgentId, RackId},
     pki::{self, Role},
     wire::{self, ALPN, ALPN_ENROL, AgentRequest, AgentResponse, Closing},
@@ -317,4 +318,31 @@ async fn a_crowd_of_strangers() {
 fn resident() -> u64 {
     let pages: u64 = std::fs::read_to_string("/proc/self/statm").unwrap().split(' ').nth(1).unwrap().parse().unwrap();
     pages * 4096
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_of_the_next_version_is_told_what_is_not_understood_and_its_session_lives() {
+    let scene = Scene::new().await;
+    let dialled = scene.welcomed().await;
+    let event = |what| Event { at: jiff::Timestamp::UNIX_EPOCH, machine: None, what };
+    let known = || event(What::TicketRefused { reason: "known".into() });
+    // The codec writes a variant as its number: these are the ones after the last.
+    let last = wire::encode(&AgentRequest::Enrol { secret: String::new(), csr: Vec::new() })[0];
+    let request = vec![last + 1, 4, b'f', b'a', b'n', b's'];
+    let mut events =
+        wire::encode(&AgentRequest::Events { first: 1, events: vec![known(), event(What::Gap { lost: 3 })] });
+    let (gap, lost) = (events.len() - 2, events.len() - 1);
+    assert_eq!(events[lost], 3);
+    events[gap] += 1;
+    for bytes in [request, events] {
+        let answer = dialled.ask_bytes(&bytes).await.unwrap();
+        let AgentResponse::NotUnderstood(reason) = &answer else { panic!("{answer:?}") };
+        assert!(reason.contains("does not know"), "{reason}");
+    }
+
+    // Nothing of it was taken; what is understood is, on the same connection.
+    let events = vec![known(), event(What::Gap { lost: 1 })];
+    assert_eq!(dialled.ask(&AgentRequest::Events { first: 1, events }).await.unwrap(), AgentResponse::Next(3));
+    assert!(dialled.quic.close_reason().is_none());
+    scene.honest_agent_is_served().await;
 }

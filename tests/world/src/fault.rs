@@ -22,7 +22,12 @@ pub struct Fault {
 pub enum Kind {
     KillController,
     KillControllerAtPoint(u64),
+    ControllerPowerCut(u64),
+    ControllerDiskFull,
+    ControllerDiskFails,
+    ControllerDiskReadOnly,
     KillAgent(usize),
+    AgentStalls(usize),
     KillBoot(usize),
     NodePowerCut(usize),
     PowerCutAtSync { rack: usize, part: Part, sync: u64 },
@@ -77,6 +82,13 @@ impl fmt::Display for Fault {
             Kind::KillControllerAtPoint(point) => {
                 write!(f, "the controller is killed at its commit or command number {point} from here")
             }
+            Kind::ControllerPowerCut(commit) => {
+                write!(f, "the controller's host loses power in its commit number {commit} from here")
+            }
+            Kind::ControllerDiskFull => f.write_str("the controller's disk is full"),
+            Kind::ControllerDiskFails => f.write_str("the controller's disk fails"),
+            Kind::ControllerDiskReadOnly => f.write_str("the controller's file system is read-only"),
+            Kind::AgentStalls(r) => write!(f, "{}'s agent stands still with its commands", rack(r)),
             Kind::KillAgent(r) => write!(f, "{}'s agent is killed", rack(r)),
             Kind::KillBoot(r) => write!(f, "{}'s boot is killed", rack(r)),
             Kind::NodePowerCut(r) => write!(f, "{}'s node loses power", rack(r)),
@@ -133,7 +145,7 @@ pub fn plan(rng: &mut Rng, size: Size, length: Duration, month: bool) -> Vec<Fau
         let part = if rng.percent(50) { Part::Agent } else { Part::Boot };
         let short = rng.spread(seconds(1), seconds(120));
         let long = rng.spread(seconds(10), seconds(3000));
-        let (lasts, kind) = match rng.below(20) {
+        let (lasts, kind) = match rng.below(26) {
             0 => (short, Kind::KillController),
             1 | 2 => (short, Kind::KillControllerAtPoint(1 + rng.below(12))),
             3 => (short, Kind::KillAgent(rack)),
@@ -158,8 +170,13 @@ pub fn plan(rng: &mut Rng, size: Size, length: Duration, month: bool) -> Vec<Fau
                 (long, Kind::Bmc { rack, machine, trouble })
             }
             18 => (long, Kind::InstallerHangs { rack, machine }),
-            _ if rng.percent(50) => (long, Kind::MachineDiskFails { rack, machine }),
-            _ => (long, Kind::NoImage(rack)),
+            19 if rng.percent(50) => (long, Kind::MachineDiskFails { rack, machine }),
+            19 => (long, Kind::NoImage(rack)),
+            20 | 21 => (long, Kind::ControllerPowerCut(rng.below(12))),
+            22 => (long, Kind::ControllerDiskFull),
+            23 => (short, Kind::ControllerDiskFails),
+            24 => (short, Kind::ControllerDiskReadOnly),
+            _ => (long, Kind::AgentStalls(rack)),
         };
         let lasts = lasts.min(length.saturating_sub(at));
         faults.push(Fault { at, lasts, kind });

@@ -1,5 +1,5 @@
-//! What connects the processes: the controller's gate, the uplinks with commands on them, and
-//! the machines' power control. The product calls these seams in the middle of its own work,
+//! What connects the processes: the uplinks with commands on them, and the machines' power
+//! control. The product calls these seams in the middle of its own work,
 //! so they share state behind locks instead of the world's.
 
 use std::{
@@ -9,79 +9,23 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
 use rackhand_agent::{
     clock::Timer as _,
     power::{Answer, Executor, Power, PowerError, Response, Target},
 };
 use rackhand_common::{
+    event::Outcome,
     id::{CommandId, Epoch, MachineId, RackId, RunId},
     machine::{Mac, Power as State},
     time::{Clock, Mono},
     wire::{Action, Command, ControllerResponse},
 };
 use rackhand_controller::{
-    store::{Gate, Parameters, Store, StoreError},
+    store::{Parameters, Store},
     workflows::{Commands, Unreachable},
 };
-use tokio::sync::Notify;
 
-use crate::{fault::Trouble, history::History, plant::Plant, rng::Rng, time::Time};
-
-/// Where the controller can die: before and after every commit and every command.
-#[derive(Debug, Default)]
-pub struct DeathGate {
-    countdown: Mutex<Option<u64>>,
-    died: Notify,
-}
-
-impl DeathGate {
-    /// Has the process die at this point, counted from now.
-    pub fn arm(&self, point: u64) {
-        *self.countdown() = Some(point);
-    }
-
-    /// Nothing is planned any more.
-    pub fn disarm(&self) {
-        *self.countdown() = None;
-    }
-
-    /// Returns when the process has died.
-    pub async fn died(&self) {
-        self.died.notified().await;
-    }
-
-    /// Comes back unless this is the point.
-    pub async fn pass(&self) {
-        let dies = {
-            let mut countdown = self.countdown();
-            let dies = *countdown == Some(0);
-            *countdown = countdown.and_then(|left| left.checked_sub(1));
-            dies
-        };
-        if dies {
-            self.died.notify_one();
-            std::future::pending::<()>().await;
-        }
-    }
-
-    fn countdown(&self) -> MutexGuard<'_, Option<u64>> {
-        self.countdown.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Gate for DeathGate {
-    fn before(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(async {
-            self.pass().await;
-            Ok(())
-        })
-    }
-
-    fn after(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.pass())
-    }
-}
+use crate::{database::DeathGate, fault::Trouble, history::History, plant::Plant, rng::Rng, time::Time};
 
 /// A message's fate on a lossy uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +76,6 @@ pub struct Asked {
 #[derive(Clone)]
 pub struct Hub {
     inner: Arc<Mutex<HubInner>>,
-    truth: Store,
     gate: Arc<DeathGate>,
     history: History,
     plant: Option<Plant>,
@@ -144,6 +87,8 @@ pub struct HubInner {
     pub uplinks: Vec<Uplink>,
     /// Every command ever sent.
     pub asked: BTreeMap<CommandId, Asked>,
+    /// The controller's database.
+    pub truth: Store,
     rng: Rng,
 }
 
@@ -158,8 +103,8 @@ impl Hub {
         plant: Option<Plant>,
     ) -> Self {
         let uplinks = (0..racks).map(|_| Uplink::default()).collect();
-        let inner = HubInner { uplinks, asked: BTreeMap::new(), rng };
-        Self { inner: Arc::new(Mutex::new(inner)), truth, gate, history, plant }
+        let inner = HubInner { uplinks, asked: BTreeMap::new(), truth, rng };
+        Self { inner: Arc::new(Mutex::new(inner)), gate, history, plant }
     }
 
     /// Their state.
@@ -180,6 +125,9 @@ impl Hub {
             if let Some(machine) = intent.machines.iter().find(|machine| machine.id == command.machine) {
                 command.epoch = machine.epoch;
             }
+        }
+        if self.plant == Some(Plant::AgentForgetsDeadline) {
+            command.within = Duration::from_secs(86400);
         }
         let received = clock.now().mono;
         let response = executor.accept(&command, received).await;
@@ -251,7 +199,8 @@ impl Commands for Hub {
     async fn command(&self, rack: RackId, command: Command) -> Result<ControllerResponse, Unreachable> {
         let index = self.lock().uplinks.iter().position(|uplink| uplink.rack == Some(rack)).unwrap_or_default();
         self.gate.pass().await;
-        let runs = self.truth.runs_in_progress().await.unwrap_or_default();
+        let truth = self.lock().truth.clone();
+        let runs = truth.runs_in_progress().await.unwrap_or_default();
         let run = runs.iter().find(|run| run.machine == command.machine);
         let asked = Asked {
             run: run.map(|run| run.id),
@@ -260,6 +209,9 @@ impl Commands for Hub {
             action: command.action,
         };
         self.lock().asked.entry(command.id).or_insert(asked);
+        if self.plant == Some(Plant::RunnerForgetsToLook) && command.action == Action::PowerStatus {
+            return Ok(ControllerResponse::Known(Outcome::Done));
+        }
         let (id, machine, action, epoch) = (command.id, command.machine, command.action, command.epoch);
         let answer = self.ask(index, command).await;
         let heard = answer.as_ref().map_or("no answer".to_owned(), |answer| format!("{answer:?}"));

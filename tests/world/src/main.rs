@@ -75,14 +75,31 @@ fn one(arguments: &Arguments, seed: u64, length: Duration, plant: Option<Plant>)
         let faults = planned.into_iter().enumerate().filter(|(index, _)| kept.contains(index));
         options.faults = Some(faults.map(|(_, fault)| fault).collect());
     }
-    let outcome = World::run(options);
+    let size = World::size(seed);
+    println!(
+        "seed {seed}: {} racks of {} machines; operators and faults for {} minutes, then all comes to rest.\n\
+         r1m2 is the second machine of the first rack, #7 an id that was met as the eighth; a line is: when, who, what.\n",
+        size.racks, size.machines, arguments.minutes
+    );
+    let outcome = World::run(options.clone());
     print!("{}", outcome.history);
     faults(&outcome.faults, &outcome.faults);
     tally(1, outcome.tally);
+    let Some(first) = outcome.violations.first() else {
+        println!("Every promise was kept.");
+        return ExitCode::SUCCESS;
+    };
     for violation in &outcome.violations {
         println!("{violation}");
     }
-    if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    // Those that were chosen are not cut down again.
+    if arguments.faults.is_none() {
+        println!("\ncutting down its {} faults", outcome.faults.len());
+        let (needed, _) = minimise(&options, first.promise, outcome.faults.clone());
+        let kept = faults(&needed, &outcome.faults);
+        again(arguments, seed, &kept, plant);
+    }
+    ExitCode::FAILURE
 }
 
 fn many(arguments: &Arguments, length: Duration, plant: Option<Plant>) -> ExitCode {
@@ -91,7 +108,10 @@ fn many(arguments: &Arguments, length: Duration, plant: Option<Plant>) -> ExitCo
     tally(found.seeds, found.tally);
     let took = start.elapsed();
     println!("{:.1} s, {:.3} s a seed", took.as_secs_f64(), took.as_secs_f64() / found.seeds.max(1) as f64);
-    let Some((seed, outcome)) = found.failed.into_iter().next() else { return ExitCode::SUCCESS };
+    let Some((seed, outcome)) = found.failed.into_iter().next() else {
+        println!("Every promise was kept.");
+        return ExitCode::SUCCESS;
+    };
     let Some(violation) = outcome.violations.first() else { return ExitCode::SUCCESS };
     println!("\nseed {seed}: {violation}\ncutting down its {} faults", outcome.faults.len());
     let options = rackhand_world::search::options(seed, length, plant);
@@ -102,20 +122,26 @@ fn many(arguments: &Arguments, length: Duration, plant: Option<Plant>) -> ExitCo
     for violation in &cut.violations {
         println!("{violation}");
     }
-    let plant = plant.map(|plant| format!(" --plant {}", plant.name())).unwrap_or_default();
-    println!(
-        "\nagain: cargo xtask sim --seed {seed} --minutes {} --faults {}{plant}",
-        arguments.minutes,
-        if kept.is_empty() { "none".to_owned() } else { kept }
-    );
+    again(arguments, seed, &kept, plant);
     ExitCode::FAILURE
+}
+
+/// Prints the command that runs this seed again with these faults only.
+fn again(arguments: &Arguments, seed: u64, kept: &str, plant: Option<Plant>) {
+    let plant = plant.map(|plant| format!(" --plant {}", plant.name())).unwrap_or_default();
+    let kept = if kept.is_empty() { "none" } else { kept };
+    println!(
+        "\nwith these alone: cargo xtask sim --seed {seed} --minutes {} --faults {kept}{plant}\n\
+         (with what the product logs: add --log, and RUST_LOG=debug before it)",
+        arguments.minutes
+    );
 }
 
 /// Prints faults; their numbers among all.
 fn faults(kept: &[Fault], all: &[Fault]) -> String {
-    println!("\nfaults:");
-    for fault in kept {
-        println!("  {fault}");
+    println!("\nfaults, counted from 0 for --faults:{}", if kept.is_empty() { " none" } else { "" });
+    for (index, fault) in all.iter().enumerate().filter(|(_, fault)| kept.contains(fault)) {
+        println!("{index:>4}  {fault}");
     }
     let numbers = all.iter().enumerate().filter(|(_, fault)| kept.contains(fault));
     numbers.map(|(index, _)| index.to_string()).collect::<Vec<_>>().join(",")

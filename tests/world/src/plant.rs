@@ -36,11 +36,17 @@ pub enum Plant {
     IntentFlaps,
     /// The agent dials once.
     UplinkGivesUp,
+    /// The agent begins commands also when their time is over.
+    AgentForgetsDeadline,
+    /// The runner takes its last look at power, before it hands a machine over, for answered.
+    RunnerForgetsToLook,
+    /// The disk of the controller's database says that it has flushed and has not.
+    ControllerDiskLies,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::AgentForgetsEpoch,
         Self::BootDiskLies,
         Self::BootLosesLeases,
@@ -53,16 +59,19 @@ impl Plant {
         Self::ConnectionsGoBack,
         Self::IntentFlaps,
         Self::UplinkGivesUp,
+        Self::AgentForgetsDeadline,
+        Self::RunnerForgetsToLook,
+        Self::ControllerDiskLies,
     ];
 
     /// The promise it breaks.
     pub fn breaks(self) -> Promise {
         match self {
-            Self::AgentForgetsEpoch => Promise::P1,
+            Self::AgentForgetsEpoch | Self::RunnerForgetsToLook | Self::ControllerDiskLies => Promise::P1,
             Self::BootDiskLies => Promise::P2,
             Self::BootLosesLeases => Promise::P3,
             Self::BootAsksController => Promise::P4,
-            Self::LedgerForgets => Promise::P5,
+            Self::LedgerForgets | Self::AgentForgetsDeadline => Promise::P5,
             Self::RunnerSleeps => Promise::P6,
             Self::EventsTakenTwice | Self::EventsMistaken => Promise::P7,
             Self::IntentGoesBack | Self::ConnectionsGoBack => Promise::Forward,
@@ -92,6 +101,17 @@ impl Plant {
             Self::ConnectionsGoBack => vec![fault(900, 5, Kind::KillController)],
             Self::UplinkGivesUp => vec![fault(900, 60, Kind::Partition(0))],
             Self::EventsTakenTwice => vec![fault(300, 1500, Kind::LossyUplink(0))],
+            // Commands wait in an agent that stands still.
+            Self::ControllerDiskLies => vec![fault(900, 600, Kind::ControllerPowerCut(0))],
+            Self::AgentForgetsDeadline => {
+                (0..8).map(|turn| fault(400 + 300 * turn, 200, Kind::AgentStalls(0))).collect()
+            }
+            Self::RunnerForgetsToLook => {
+                let slow = fault(300, 3300, Kind::Bmc { rack: 0, machine: 0, trouble: Trouble::Slow });
+                let lossy = fault(300, 3300, Kind::LossyRack(0));
+                let stalls = (0..20).map(|turn| fault(400 + 150 * turn, 100, Kind::AgentStalls(0)));
+                stalls.chain([slow, lossy]).collect()
+            }
             Self::AgentForgetsEpoch | Self::EventsMistaken | Self::IntentFlaps => Vec::new(),
         }
     }

@@ -39,4 +39,7 @@ planted! {
     connection_numbers_that_go_back_are_caught: ConnectionsGoBack, 20;
     an_intent_that_never_rests_is_caught: IntentFlaps, 5;
     an_uplink_that_gives_up_is_caught: UplinkGivesUp, 20;
+    p5_catches_an_agent_that_forgets_the_deadline: AgentForgetsDeadline, 20;
+    p1_catches_a_runner_that_forgets_to_look: RunnerForgetsToLook, 40;
+    p1_catches_a_controller_whose_disk_lies: ControllerDiskLies, 20;
 }

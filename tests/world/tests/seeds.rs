@@ -1,4 +1,5 @@
-//! The seeded world, as part of the gate: fresh seeds, and those that once failed.
+//! The seeded world, as part of the gate. A seed that failed is not kept: what the world draws from
+//! it changes whenever the world learns something, so what it showed belongs into a test of its own.
 
 use std::time::Duration;
 
@@ -18,16 +19,6 @@ fn a_hundred_seeds_keep_every_promise() {
     assert!(failed.is_empty(), "{}\n{again}", failed.join("\n"));
     // A world in which nothing happens keeps every promise.
     assert!(found.tally.deploys > 100 && found.tally.releases > 50 && found.tally.restarts > 50, "{:?}", found.tally);
-}
-
-#[test]
-fn seeds_that_once_failed_keep_every_promise() {
-    for line in include_str!("../seeds.txt").lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
-        let mut words = line.split_whitespace();
-        let (seed, minutes) = (words.next().unwrap().parse().unwrap(), words.next().unwrap().parse::<u64>().unwrap());
-        let outcome = World::run(Options::of(seed, Duration::from_secs(60 * minutes)));
-        assert!(outcome.violations.is_empty(), "{line}: {}", outcome.violations[0]);
-    }
 }
 
 #[test]

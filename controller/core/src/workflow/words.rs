@@ -23,11 +23,21 @@ pub enum WaitFor {
     Erasure,
     /// The installed system's call.
     System,
+    /// The controller itself, which has not looked at it yet.
+    Controller,
 }
 
 impl WaitFor {
-    const ALL: [Self; 7] =
-        [Self::Agent, Self::Power, Self::Dhcp, Self::Installer, Self::Image, Self::Erasure, Self::System];
+    const ALL: [Self; 8] = [
+        Self::Agent,
+        Self::Power,
+        Self::Dhcp,
+        Self::Installer,
+        Self::Image,
+        Self::Erasure,
+        Self::System,
+        Self::Controller,
+    ];
 }
 
 impl fmt::Display for WaitFor {
@@ -40,6 +50,7 @@ impl fmt::Display for WaitFor {
             Self::Image => "image",
             Self::Erasure => "erasure",
             Self::System => "operating system",
+            Self::Controller => "controller",
         })
     }
 }
