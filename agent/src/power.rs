@@ -271,12 +271,16 @@ impl Executor {
     }
 
     async fn bring(&self, target: &Target, wanted: State) -> Result<(), PowerError> {
-        let changed = settle(&*self.timer, &*self.driver, target, wanted).await?;
-        let mut news = vec![What::Power(wanted)];
-        if changed && wanted == State::On {
-            news.insert(0, What::Stage(Stage::PoweredOn));
-        }
-        self.tell(target, news).await;
+        let mut was_told = false;
+        let asked = || {
+            // Before the machine has come any further: told later, it would look like another start.
+            if wanted == State::On && !std::mem::replace(&mut was_told, true) {
+                let (at, what) = (self.clock.now().wall, What::Stage(Stage::PoweredOn));
+                self.spool.offer(Event { at, machine: Some(target.id), what });
+            }
+        };
+        settle(&*self.timer, &*self.driver, target, wanted, asked).await?;
+        self.tell(target, vec![What::Power(wanted)]).await;
         Ok(())
     }
 
@@ -312,19 +316,26 @@ impl From<Response> for ControllerResponse {
     }
 }
 
-/// Brings power to a state and reads it back; whether that changed anything. A device that
-/// does not answer is asked again until [`SETTLE`] has passed, one that says no is not.
-pub async fn settle(timer: &dyn Timer, driver: &dyn Power, target: &Target, wanted: State) -> Result<bool, PowerError> {
+/// Brings power to a state and reads it back. A device that does not answer is asked again until
+/// [`SETTLE`] has passed, one that says no is not. `asked` is called whenever it took the request.
+pub async fn settle(
+    timer: &dyn Timer,
+    driver: &dyn Power,
+    target: &Target,
+    wanted: State,
+    mut asked: impl FnMut(),
+) -> Result<(), PowerError> {
     if patiently(timer, || driver.status(target)).await? == wanted {
-        return Ok(false);
+        return Ok(());
     }
     let until = timer.now().plus(SETTLE);
     loop {
         patiently(timer, || set(driver, target, wanted)).await?;
+        asked();
         let again = timer.now().plus(REPEAT);
         loop {
             if patiently(timer, || driver.status(target)).await? == wanted {
-                return Ok(true);
+                return Ok(());
             }
             if timer.now() > until {
                 let state = if wanted == State::On { "off" } else { "on" };
@@ -609,29 +620,33 @@ mod tests {
         Target { id: MachineId::fresh(), name: "m1".into(), macs: vec!["52:54:00:12:34:56".parse().unwrap()] }
     }
 
+    /// How often the bench took the request.
+    async fn brought(bench: &Bench, wanted: State) -> Result<u32, PowerError> {
+        let mut asked = 0;
+        settle(&SystemTimer::default(), bench, &target(), wanted, || asked += 1).await?;
+        Ok(asked)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_machine_that_is_there_already_is_not_touched() {
         let bench = Bench::new(State::On);
-        assert!(!settle(&SystemTimer::default(), &bench, &target(), State::On).await.unwrap());
+        assert_eq!(brought(&bench, State::On).await.unwrap(), 0);
         assert_eq!(bench.acts(), [""; 0]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_driver_that_is_silent_twice_is_asked_again() {
         let bench = Bench { silent: Mutex::new(2), ..Bench::new(State::Off) };
-        assert!(settle(&SystemTimer::default(), &bench, &target(), State::On).await.unwrap());
+        assert_eq!(brought(&bench, State::On).await.unwrap(), 1);
         let dead = Bench { silent: Mutex::new(3), ..Bench::new(State::Off) };
-        assert!(matches!(
-            settle(&SystemTimer::default(), &dead, &target(), State::On).await,
-            Err(PowerError::Unreachable(_))
-        ));
+        assert!(matches!(brought(&dead, State::On).await, Err(PowerError::Unreachable(_))));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_device_that_says_yes_and_does_nothing_is_named_in_the_end() {
         let bench = Bench { stuck: true, ..Bench::new(State::On) };
         let start = Instant::now();
-        let error = settle(&SystemTimer::default(), &bench, &target(), State::Off).await.unwrap_err();
+        let error = brought(&bench, State::Off).await.unwrap_err();
         assert_eq!(error.to_string(), "unreachable: power is still on after 120 s");
         assert!(start.elapsed() < SETTLE + 2 * REPEAT);
         assert!(bench.acts().len() <= 5, "asked again now and then: {:?}", bench.acts());

@@ -149,8 +149,10 @@ fn note(machine: &mut Machine, number: u64, what: &What) {
                 | Stage::Script(_)
                 | Stage::Kernel
                 | Stage::Initramfs
-                | Stage::Rebooting
-                | Stage::OsDhcp => machine.connected = false,
+                | Stage::Rebooting => machine.connected = false,
+                // Whoever has an installer is believed to until that is silent: anybody can ask for
+                // an address in its name.
+                Stage::OsDhcp if machine.boot == Boot::Disk => machine.connected = false,
                 _ => {}
             }
             machine.stage = Some(stage.clone());

@@ -1,6 +1,11 @@
 //! Bringing a machine into the installer.
 
-use rackhand_common::{event::Outcome, intent::Boot, machine::Power, wire::Action};
+use rackhand_common::{
+    event::{Outcome, Stage},
+    intent::Boot,
+    machine::Power,
+    wire::Action,
+};
 use rackhand_controller_core::workflow::{Cause, Report, WaitFor, hop};
 
 use super::{Look, Sent, failed};
@@ -43,6 +48,11 @@ impl<C: Commands> Look<'_, C> {
         }
         match self.send(command).await? {
             Sent::Waiting(waiting, detail) => Ok(Report::Waiting { waiting, detail, mark: 0 }),
+            Sent::Ended(Outcome::Done) if started_disk(machine, command) => Ok(failed(
+                Cause::StartedDisk,
+                "the machine started the system on its disk instead of the installer: it got no answer from the \
+                 network, or its firmware does not boot from there",
+            )),
             Sent::Ended(Outcome::Done) => Ok(on_its_way(machine, command)),
             Sent::Ended(Outcome::Refused(reason)) => Ok(failed(Cause::CommandRefused, reason)),
             Sent::Ended(Outcome::Failed(reason)) => Ok(failed(Cause::Power, reason)),
@@ -81,6 +91,13 @@ impl<C: Commands> Look<'_, C> {
 }
 
 const RESTART: &str = "restart";
+
+/// Whether the machine that `command` restarted runs an installed system: one has asked for its
+/// address since the power came back, and no installer has connected.
+pub(super) fn started_disk(machine: &Machine, command: &StoredCommand) -> bool {
+    let since = machine.power_event.max(command.after);
+    machine.stage == Some(Stage::OsDhcp) && machine.stage_event > since && !machine.connected
+}
 
 /// The boot is counted from the power-on, and told by its latest hop.
 fn on_its_way(machine: &Machine, command: &StoredCommand) -> Report {

@@ -7,7 +7,7 @@ use rackhand_common::{
 };
 use rackhand_controller_core::workflow::{Cause, Report, Step, WaitFor, hop};
 
-use super::{Look, failed};
+use super::{Look, failed, installer::started_disk};
 use crate::{
     store::{Machine, OrderEnd, Parameters, StoreError, StoredCommand, Tx},
     workflows::Commands,
@@ -72,12 +72,12 @@ impl<C: Commands> Look<'_, C> {
     }
 
     /// The command that brings back a machine whose installer was lost: the latest one that
-    /// no connection has followed, or a new one.
+    /// neither a connection nor a start from disk has followed, or a new one.
     async fn bring_back(&self, tx: &mut Tx, machine: &Machine) -> Result<Option<StoredCommand>, StoreError> {
         for time in 1..=BRING_BACK {
             let purpose = self.purpose(&format!("bring back {time}"));
             match tx.command(self.run.id, &purpose).await? {
-                Some(command) if machine.connection > command.after => {}
+                Some(command) if machine.connection > command.after || started_disk(machine, &command) => {}
                 Some(command) => return Ok(Some(command)),
                 None => return tx.issue(self.now.wall, self.run, &purpose, Action::NetworkBoot).await.map(Some),
             }

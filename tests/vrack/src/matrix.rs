@@ -164,7 +164,7 @@ pub(crate) fn tell(parts: &Parts, only: Option<&str>, racks: u8, every: usize) -
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
                 let runtime = runtime.expect("a rack of the matrix gets a runtime");
                 let mine = others.iter().skip(number.into()).step_by(racks.into());
-                runtime.block_on(work(number, parts, &book, mine.copied().collect()));
+                runtime.block_on(work(number, racks, parts, &book, mine.copied().collect()));
             });
         }
     });
@@ -184,11 +184,11 @@ pub(crate) fn tell(parts: &Parts, only: Option<&str>, racks: u8, every: usize) -
 
 /// Works on one rack until nothing is left. A rack on which something failed is left as it is,
 /// for whoever looks into it, and another is built.
-async fn work(number: u8, parts: &Parts, book: &Mutex<Book>, mut others: Vec<faults::Fault>) {
+async fn work(number: u8, racks: u8, parts: &Parts, book: &Mutex<Book>, mut others: Vec<faults::Fault>) {
     let lock = || book.lock().unwrap_or_else(PoisonError::into_inner);
     let mut built = 0;
     while !lock().is_done() || !others.is_empty() {
-        let name = number + 4 * built;
+        let name = number + racks * built;
         built += 1;
         let mut rig = match Rig::build(name, parts).await {
             Ok(rig) => rig,

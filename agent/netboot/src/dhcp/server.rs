@@ -26,7 +26,7 @@ use ipnet::Ipv4Net;
 use rackhand_common::{
     event::Stage,
     id::MachineId,
-    intent::{Boot, Intent},
+    intent::Intent,
     machine::{Firmware, Mac},
     time::{Mono, Now},
 };
@@ -121,7 +121,6 @@ struct Plan {
 struct Planned {
     machine: MachineId,
     address: Ipv4Addr,
-    boot: Boot,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -182,7 +181,7 @@ impl Server {
         };
         for machine in &intent.machines {
             plan.addresses.insert(machine.address);
-            let planned = Planned { machine: machine.id, address: machine.address, boot: machine.boot };
+            let planned = Planned { machine: machine.id, address: machine.address };
             let mut macs = machine.macs.iter();
             if let Some(first) = macs.next() {
                 plan.cards.insert(*first, planned);
@@ -407,13 +406,12 @@ impl Server {
         }
     }
 
-    /// The hop an acknowledged request stands for. Repeats of one hop, renewals, and an
-    /// installer's own requests are none.
+    /// The hop an acknowledged request stands for. Repeats of one hop and renewals are none.
     fn stage(&mut self, now: Mono, request: &Request) -> Option<Stage> {
         if matches!(request.kind, Kind::Renewing { .. }) {
             return None;
         }
-        let boots_disk = self.plan.as_ref()?.cards.get(&request.mac).is_some_and(|planned| planned.boot == Boot::Disk);
+        let is_planned = self.plan.as_ref()?.cards.contains_key(&request.mac);
         let last = self.hops.get(&request.mac).copied();
         let recently = |hop: &Hop, span| hop.at.until(now) < span;
         let stage = match request.client {
@@ -425,7 +423,8 @@ impl Server {
                 Stage::IpxeDhcp
             }
             Client::Ipxe(firmware) => Stage::RomDhcp(firmware.unwrap_or(Firmware::Bios)),
-            Client::System if boots_disk => Stage::OsDhcp,
+            // Also of a machine that was to start the installer: it has started something else.
+            Client::System if is_planned => Stage::OsDhcp,
             Client::System => return None,
         };
         let repeated = last.is_some_and(|hop| hop.client == request.client && recently(&hop, REPEATS));

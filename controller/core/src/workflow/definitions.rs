@@ -80,7 +80,8 @@ const BOOT_LIMIT: Duration = minutes(30);
 
 const RESTART: Undo = Undo { patience: BOOT, limit: BOOT_LIMIT, attempts: 2 };
 
-const BOOT_AGAIN: &[Cause] = &[Cause::Overdue, Cause::Power, Cause::CommandRefused, Cause::OutcomeUnknown];
+const BOOT_AGAIN: &[Cause] =
+    &[Cause::Overdue, Cause::Power, Cause::CommandRefused, Cause::OutcomeUnknown, Cause::StartedDisk];
 
 const DEPLOY: &[Rule] = &[
     Rule {

@@ -151,6 +151,8 @@ pub enum Cause {
     CommandRefused,
     /// The agent stopped in the middle of a command, and looking did not tell.
     OutcomeUnknown,
+    /// The machine started what is on its disk, and was to start from the network.
+    StartedDisk,
     /// The installer was lost again and again.
     InstallerLost,
     /// The installer refused or failed.
@@ -498,6 +500,7 @@ impl fmt::Display for Cause {
             Self::Power => "power",
             Self::CommandRefused => "command_refused",
             Self::OutcomeUnknown => "outcome_unknown",
+            Self::StartedDisk => "started_disk",
             Self::InstallerLost => "installer_lost",
             Self::Installer(event::Cause::WrongMachine) => "wrong_machine",
             Self::Installer(event::Cause::DisksDiffer) => "disks_differ",
