@@ -257,7 +257,7 @@ fn a_stranger_that_restarts_gets_silence_and_one_from_another_network_a_refusal(
             0s a: silence
             0s a: nak to all
             0s a: silence
-            0s m: ack 10.0.0.50
+            0s m: ack 10.0.0.50, record: installed system has its address
             0s m: nak to all
             0s m: nak to all
             0s m: ack 10.0.0.50 to 10.0.0.50
