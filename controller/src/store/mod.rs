@@ -38,8 +38,8 @@ use rackhand_common::{
 };
 use rackhand_fail_points::fail_point;
 use sqlx::{
-    AssertSqlSafe, Row as _, SqlSafeStr as _, Sqlite, SqlitePool, Transaction,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    AssertSqlSafe, Connection as _, Row as _, SqlSafeStr as _, Sqlite, SqlitePool, Transaction,
+    sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
 pub use self::{
@@ -178,7 +178,17 @@ impl Store {
             // SQLite has one writer; others wait for it this long before they fail.
             .busy_timeout(Duration::from_secs(10));
         // Four connections: one writer, and readers for the API that it does not block.
-        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
+        // A disk that fails makes SQLite roll back by itself. sqlx does not notice: it counts that
+        // connection as in a transaction ever after, and begins none on it.
+        let is_free = |connection: &mut SqliteConnection| !connection.is_in_transaction();
+        let pool = SqlitePoolOptions::new()
+            .max_connections(4)
+            .before_acquire(move |connection, _| {
+                let free = is_free(connection);
+                Box::pin(async move { Ok(free) })
+            })
+            .connect_with(options)
+            .await?;
         sqlx::migrate!("migrations/sqlite").run(&pool).await.map_err(|error| StoreError::Database(error.into()))?;
         let store = Self { pool, seal: Arc::new(seal), gate: None, condition: Arc::default() };
         store.seal_rows().await?;

@@ -528,3 +528,16 @@ async fn a_full_disk_is_named_takes_nothing_and_is_as_before_once_there_is_room(
     let all = store.events(0, EventFilter::default(), 1000).await.unwrap();
     assert_eq!(all.len(), 60);
 }
+
+#[tokio::test]
+async fn a_transaction_that_sqlite_rolled_back_by_itself_spoils_no_connection() {
+    let bench = Bench::new().await;
+    for _ in 0..8 {
+        let mut tx = bench.store.begin().await.unwrap();
+        sqlx::query("ROLLBACK").execute(&mut *tx.inner).await.unwrap();
+        assert!(tx.commit().await.is_err());
+    }
+    for _ in 0..8 {
+        bench.store.begin().await.unwrap().commit().await.unwrap();
+    }
+}

@@ -160,6 +160,8 @@ impl Rig {
 
     /// Asks for a way and follows it to its end. Whatever ended meanwhile is started again.
     pub(crate) async fn go(&self, way: Way, patience: Duration) -> anyhow::Result<Arrival> {
+        // The controller may be on its way back.
+        self.until(&self.computer, "known", |_| true).await?;
         let before = self.latest_run().await?;
         self.request(way, &before).await?;
         let end = Instant::now() + patience;
