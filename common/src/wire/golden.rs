@@ -99,6 +99,7 @@ fn events() -> Vec<Event> {
         What::Node(NodeHealth { load: 120, memory: (1, 2), disk: (3, 4), uptime: 5 }),
         What::Gap { lost: 7 },
         What::Failed { run, attempt: 1, cause: Cause::MainboardDiffers, detail: "b9".into() },
+        What::RangeFull { unanswered: 9 },
     ]);
     all.into_iter().map(event).collect()
 }

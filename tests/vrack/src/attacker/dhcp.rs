@@ -9,13 +9,15 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use rackhand_common::machine::Mac;
 
 use super::{
-    client::{boots, from_client, obtain},
+    client::{ask_from, boots, from_client, obtain},
     intruder::{any_mac, under},
-    range::{FEEBLE, FLOOD, KNOWN, Machine, NODE, PATIENCE, Range, known, planned},
+    range::{FEEBLE, FLOOD, KNOWN, LEASE, Machine, NODE, PATIENCE, Range, known, planned},
     wire::{self, Answer, Card, Ends, ICMPV6, dhcp, ipv6, udp},
 };
+use crate::run::run;
 
 pub(super) fn forged_release_and_decline(_: &mut Range) -> anyhow::Result<String> {
     let end = Instant::now() + PATIENCE;
@@ -47,7 +49,50 @@ pub(super) fn forged_release_and_decline(_: &mut Range) -> anyhow::Result<String
             let now = obtain(&card, mac, end)?;
             ensure!(now == Some(address), "{mac} had {address} and now has {now:?}");
         }
+        // Nobody knows the stranger, and it works at its address when it is declined in its name.
+        run("ip", &["-n", Machine::Neighbour.namespace(), "addr", "replace", &format!("{given}/24"), "dev", "net0"])?;
+        ensure!(ask_from(given, "GET", "/boot.ipxe")?.0 == 200, "the stranger has no script");
+        Machine::Intruder.acts(|| decline(&Card::open("net0")?, stranger, given))?;
+        for number in 0..3 {
+            let newcomer = obtain(&card, any_mac(0xf100 + number), end)?;
+            ensure!(newcomer.is_some_and(|address| address != given), "a newcomer was given {newcomer:?}");
+        }
+        ensure!(ask_from(given, "GET", "/boot.ipxe")?.0 == 200, "the stranger lost its script");
+        run("ip", &["-n", Machine::Neighbour.namespace(), "addr", "del", &format!("{given}/24"), "dev", "net0"])?;
+        let again = obtain(&card, stranger, end)?;
+        ensure!(again.is_some(), "the stranger is given no other address");
         Ok(String::new())
+    })
+}
+
+/// Says that this card found its address in use.
+fn decline(card: &Card, mac: Mac, address: Ipv4Addr) -> anyhow::Result<()> {
+    let declined = [&[53, 1, 4, 50, 4][..], &address.octets(), &[54, 4], &NODE.octets()].concat();
+    card.send(&udp(from_client(mac), &dhcp(mac, 1, Ipv4Addr::UNSPECIFIED, &[&declined])));
+    // Before the next message, as far as a bridge keeps their order.
+    thread::sleep(Duration::from_millis(20));
+    Ok(())
+}
+
+/// A range of a hundred addresses, and forty cards that decline theirs.
+pub(super) fn many_declines(_: &mut Range) -> anyhow::Result<String> {
+    Machine::Intruder.acts(|| {
+        let (card, mut given) = (Card::open("net0")?, Vec::new());
+        for number in 0..40 {
+            let mac = any_mac(0xdec0 + number);
+            let address = obtain(&card, mac, Instant::now() + LEASE + PATIENCE)?.context("no address at first")?;
+            given.push((mac, address));
+        }
+        for (mac, address) in &given {
+            decline(&card, *mac, *address)?;
+        }
+        let mut changed = 0;
+        for (mac, address) in &given {
+            let now = obtain(&card, *mac, Instant::now() + LEASE + PATIENCE)?.context("no address afterwards")?;
+            changed += u64::from(now != *address);
+        }
+        ensure!((1..=25).contains(&changed), "{changed} addresses were taken out of use");
+        Ok(format!("{changed} of {} declined addresses rest", given.len()))
     })
 }
 
@@ -203,8 +248,18 @@ pub(super) fn starvation(range: &mut Range) -> anyhow::Result<String> {
         ensure!(newcomer.is_none(), "an address was free after all: {newcomer:?}");
         Ok(())
     })?;
+    let full = Instant::now();
+    Machine::Neighbour.acts(|| {
+        let newcomer = obtain(&Card::open("net0")?, any_mac(0x200_0001), full + LEASE + PATIENCE)?;
+        ensure!(newcomer.is_some(), "the range is full although nobody uses it");
+        Ok(())
+    })?;
+    let waited = full.elapsed().as_secs_f64();
     ensure!(range.log()?.contains("no delegated address is free"), "nobody is told that the range is full");
     let grown = range.usage()?.memory.saturating_sub(before.memory);
     ensure!(grown < 16 << 20, "boot has grown by {} MiB", grown >> 20);
-    Ok(format!("{given} addresses taken, {KNOWN} known machines answered, {} KiB grown", grown >> 10))
+    Ok(format!(
+        "{given} addresses taken, {KNOWN} known machines answered, a new one after {waited:.1} s, {} KiB grown",
+        grown >> 10
+    ))
 }

@@ -1,14 +1,18 @@
 //! Attacks on plain HTTP, and on the installers' channel below the sessions.
 
-use std::{io::Write, time::Duration};
+use std::{
+    io::Write,
+    time::{Duration, Instant},
+};
 
 use anyhow::ensure;
 use rackhand_common::id::{MachineId, RunId};
+use uuid::Uuid;
 
 use super::{
     client::{self, Installer, ask, connect, read},
     intruder::{half_open, tcp_flood},
-    range::{CHANNEL, HTTP, Machine, Range},
+    range::{CHANNEL, FLOOD, HTTP, Machine, Range},
 };
 
 pub(super) fn forged_calls(_: &mut Range) -> anyhow::Result<String> {
@@ -45,6 +49,24 @@ pub(super) fn forged_calls(_: &mut Range) -> anyhow::Result<String> {
         }
         Ok(String::new())
     })
+}
+
+/// Names of chunks that nobody ordered are no work for anyone but boot.
+pub(super) fn made_up_chunks(range: &mut Range) -> anyhow::Result<String> {
+    let asked = Machine::Intruder.acts(|| {
+        let start = Instant::now();
+        let mut asked = 0;
+        while start.elapsed() < FLOOD / 2 {
+            let digest = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
+            let (status, said) = ask("GET", &format!("/chunks/{digest}"))?;
+            ensure!(status == 503, "{digest}: {status} {said}");
+            asked += 1;
+        }
+        Ok(asked)
+    })?;
+    // It would say so when it asked the agent, which is not there.
+    ensure!(!range.log()?.contains("cannot be served"), "made-up chunks were asked of the agent");
+    Ok(format!("{asked} names"))
 }
 
 pub(super) fn malformed(_: &mut Range) -> anyhow::Result<String> {

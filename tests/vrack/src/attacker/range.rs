@@ -45,6 +45,9 @@ pub(super) const GROWTH: u64 = 160 << 20;
 /// floods: firmware gives each of its steps longer than this.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
+/// For how long an address is given here, so that the end of it can be waited for.
+pub(super) const LEASE: Duration = Duration::from_secs(30);
+
 /// How long a flood lasts.
 pub(super) const FLOOD: Duration = Duration::from_secs(4);
 
@@ -149,6 +152,8 @@ impl Range {
             directory,
         };
         files.configure(&cabling)?;
+        let config = files.config(Service::Boot);
+        fs::write(&config, format!("lease = {}\n{}", LEASE.as_secs(), fs::read_to_string(&config)?))?;
         fs::create_dir_all(&files.installer)?;
         fs::write(files.installer.join("kernel"), vec![7; 8 << 20])?;
         fs::write(files.installer.join("initramfs"), vec![8; 8 << 20])?;
