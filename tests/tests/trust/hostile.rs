@@ -280,7 +280,8 @@ async fn a_flood_of_both_ports_keeps_neither_agent_nor_operator_out() {
             let (start, mut sent) = (Instant::now(), 0u64);
             while !over.is_cancelled() {
                 // Half of them look like a first packet of version 1, with a long header.
-                for n in sent..start.elapsed().as_micros() as u64 / 100 {
+                let due = (start.elapsed().as_micros() as u64 / 100).max(sent);
+                for n in sent..due {
                     let mut bytes: Vec<u8> =
                         (0..1200).map(|i: u64| (i.wrapping_mul(n.wrapping_mul(2_654_435_761)) >> 7) as u8).collect();
                     if n % 2 == 0 {
@@ -289,8 +290,8 @@ async fn a_flood_of_both_ports_keeps_neither_agent_nor_operator_out() {
                         bytes[24..26].copy_from_slice(&[0x44, 0x90]);
                     }
                     let _ = udp[(n % 50) as usize].send_to(&bytes, agents);
-                    sent = n + 1;
                 }
+                sent = due;
                 std::thread::sleep(Duration::from_millis(2));
             }
             sent * 1000 / start.elapsed().as_millis() as u64
@@ -333,7 +334,7 @@ async fn a_flood_of_both_ports_keeps_neither_agent_nor_operator_out() {
         let began = Instant::now();
         let racks = scene.controller.ask(Method::GET, "/v1/racks", json!({})).await;
         assert_eq!(racks["items"].as_array().unwrap().len(), 2);
-        assert!(began.elapsed() < Duration::from_secs(10), "an operator waited {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(3), "an operator waited {:?}", began.elapsed());
     }
     scene.honest.stop().await;
     let began = Instant::now();
