@@ -17,9 +17,10 @@ use super::{
     range::{FEEBLE, FLOOD, KNOWN, LEASE, Machine, NODE, PATIENCE, Range, known, planned},
     wire::{self, Answer, Card, Ends, ICMPV6, dhcp, ipv6, udp},
 };
-use crate::run::run;
+use crate::{network::Place, run::run};
 
-pub(super) fn forged_release_and_decline(_: &mut Range) -> anyhow::Result<String> {
+pub(super) fn forged_release_and_decline(range: &mut Range) -> anyhow::Result<String> {
+    let node = range.cabling.namespace(Place::Node);
     let end = Instant::now() + PATIENCE;
     let stranger = any_mac(0xf0f0);
     Machine::Neighbour.acts(|| {
@@ -59,6 +60,8 @@ pub(super) fn forged_release_and_decline(_: &mut Range) -> anyhow::Result<String
         }
         ensure!(ask_from(given, "GET", "/boot.ipxe")?.0 == 200, "the stranger lost its script");
         run("ip", &["-n", Machine::Neighbour.namespace(), "addr", "del", &format!("{given}/24"), "dev", "net0"])?;
+        // Whoever has this address next has another card.
+        run("ip", &["-n", &node, "neigh", "flush", "dev", "prov0"])?;
         let again = obtain(&card, stranger, end)?;
         ensure!(again.is_some(), "the stranger is given no other address");
         Ok(String::new())
