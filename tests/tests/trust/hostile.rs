@@ -1,6 +1,9 @@
 //! Peers that mean harm, while an honest agent is connected.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
 
 use rackhand_common::{
     id::{AgentId, RackId},
@@ -273,7 +276,7 @@ async fn a_flood_of_both_ports_keeps_neither_agent_nor_operator_out() {
     let over = tokio_util::sync::CancellationToken::new();
     let flood = {
         let over = over.clone();
-        std::thread::spawn(move || {
+        tokio::spawn(async move {
             let udp: Vec<_> = (2..52)
                 .map(|last| std::net::UdpSocket::bind(std::net::SocketAddr::from(([127, 0, 0, last], 0))).unwrap())
                 .collect();
@@ -292,12 +295,14 @@ async fn a_flood_of_both_ports_keeps_neither_agent_nor_operator_out() {
                     let _ = udp[(n % 50) as usize].send_to(&bytes, agents);
                 }
                 sent = due;
-                std::thread::sleep(Duration::from_millis(2));
+                let _ = tokio::time::timeout(Duration::from_millis(2), over.cancelled()).await;
             }
             sent * 1000 / start.elapsed().as_millis() as u64
         })
     };
+    let all = std::sync::Arc::new(AtomicU32::new(0));
     let slow = {
+        let counted = all.clone();
         let (over, tls) = (over.clone(), scene.anonymous(b"http/1.1"));
         tokio::spawn(async move {
             let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(tls));
@@ -307,6 +312,7 @@ async fn a_flood_of_both_ports_keeps_neither_agent_nor_operator_out() {
                 socket.bind(([127, 0, 0, 2 + (opened % 50) as u8], 0).into()).unwrap();
                 let Ok(mut stream) = socket.connect(api).await else { continue };
                 opened += 1;
+                counted.store(opened, Ordering::Relaxed);
                 // Every fourth finishes its handshake and begins a body that has no end.
                 if opened % 4 == 0 {
                     let name = "rackhand-controller".try_into().unwrap();
@@ -329,7 +335,11 @@ async fn a_flood_of_both_ports_keeps_neither_agent_nor_operator_out() {
             opened
         })
     };
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    wait_for("every place of the API to be taken", async || match all.load(Ordering::Relaxed) {
+        opened if opened > 2048 => Ok(()),
+        opened => Err(format!("{opened} connections")),
+    })
+    .await;
     for _ in 0..3 {
         let began = Instant::now();
         let racks = scene.controller.ask(Method::GET, "/v1/racks", json!({})).await;
@@ -343,7 +353,7 @@ async fn a_flood_of_both_ports_keeps_neither_agent_nor_operator_out() {
     assert!(began.elapsed() < Duration::from_secs(10), "an agent waited {:?}", began.elapsed());
     scene.honest_agent_is_served().await;
     over.cancel();
-    let (rate, opened) = (flood.join().unwrap(), slow.await.unwrap());
+    let (rate, opened) = (flood.await.unwrap(), slow.await.unwrap());
     assert!(rate > 2000 && opened > 1024, "too feeble: {rate} datagrams a second, {opened} connections");
 }
 
