@@ -684,10 +684,9 @@ proptest! {
                     server.heard(at(now), mac(card));
                     // Whoever is heard there has the address still, or its last one.
                     let row = rows.get(&mac(card)).map(|row| row.address);
-                    if let Some((_, until)) = row.and_then(|row| held.get_mut(&row)).filter(|(holder, _)| *holder == mac(card)) {
-                        if *until > now {
-                            *until = (*until).max(now + HEARD_LASTS.as_secs());
-                        }
+                    let theirs = |(holder, until): &&mut (Mac, u64)| *holder == mac(card) && *until > now;
+                    if let Some((_, until)) = row.and_then(|row| held.get_mut(&row)).filter(theirs) {
+                        *until = (*until).max(now + HEARD_LASTS.as_secs());
                     }
                     continue;
                 }
