@@ -17,7 +17,7 @@ use rackhand_common::{
     channel::{Admitted, Assignment, DeployTask, EraseTask, HOLD, MAX_BODY, News, Present, Report, Task, Warrant},
     event::{MAX_TEXT, Stage, What},
     image::{Digest, SignedManifest},
-    intent::{Intent, MachineIntent, Order},
+    intent::{Intent, MachineIntent, Order, Work},
     machine::Inventory,
     pki::{KeyPin, Peer},
     time::Clock,
