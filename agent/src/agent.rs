@@ -59,7 +59,8 @@ pub struct File {
     /// Where `/metrics` is answered; default `127.0.0.1:9633`.
     #[serde(default = "default_metrics")]
     pub metrics: SocketAddr,
-    /// The most events kept while the controller is away; default 100000, about 30 MB.
+    /// The most events kept while the controller is away; default 100000, about 30 MB;
+    /// never more than 64 MiB.
     #[serde(default = "default_events")]
     pub events: u64,
     /// How machines are switched.

@@ -12,9 +12,10 @@
 //!   consecutive from 1 for the life of the spool, and an event that was once told under a
 //!   number keeps it: the receiver recognises repetitions by the number alone. Only a
 //!   receiver that has seen higher numbers than any here moves them on.
-//! - A spool that is full drops its oldest events but for the first [`MAX_BATCH`], which may
-//!   be under way, and puts one [`What::Gap`] in their place that counts them. Nothing is
-//!   dropped without being counted.
+//! - A spool that is full, by count or by [`MAX_BYTES`], drops its oldest events but for the
+//!   first batch, which may be under way, and puts one [`What::Gap`] in their place that counts
+//!   them. Nothing is dropped without being counted.
+//! - A batch fits a message, whatever machines put into their inventories.
 //!
 //! An event's number is the number of the oldest one plus its position; what is stored is
 //! only that number and the order. A gap therefore takes one number, whatever it counts.
@@ -44,6 +45,14 @@ use crate::{
 /// The most events handed out at once, and the number of oldest events that are never
 /// dropped: they may have been taken without our knowing yet.
 pub const MAX_BATCH: usize = 256;
+
+/// The most bytes of events handed out at once, unless the first event alone has more. A
+/// message may have four times as many.
+const BATCH_BYTES: u64 = 4 << 20;
+
+/// The most bytes of events stored, as JSON: machines send inventories of up to 64 KiB, and
+/// anyone can be a machine. The file takes up to about three times as much.
+pub const MAX_BYTES: u64 = 64 << 20;
 
 /// Requests waiting for the writer. At some hundred events a second, which is a rack whose
 /// machines all boot at once, this is ten seconds of a disk that does not answer. When it is
@@ -149,8 +158,7 @@ impl Spool {
     /// The spool in a store that holds other tables too. `limit` is at least twice
     /// [`MAX_BATCH`]. Every event is noted in `timelines` as it is stored.
     pub fn within(database: Arc<Database>, limit: u64, timelines: Option<Timelines>) -> Result<Self, SpoolError> {
-        let bounds = Bounds { limit: limit.max(2 * MAX_BATCH as u64), kept: MAX_BATCH as u64 };
-        Self::with_bounds(database, bounds, timelines)
+        Self::with_bounds(database, Bounds::of(limit), timelines)
     }
 
     fn with_bounds(database: Arc<Database>, bounds: Bounds, timelines: Option<Timelines>) -> Result<Self, SpoolError> {
@@ -160,8 +168,7 @@ impl Spool {
     /// A spool without a thread: a request is written, with all that was offered before it, by
     /// whoever makes it. What is offered waits for the next request, as in a queue.
     pub fn simulated(database: Arc<Database>, limit: u64, timelines: Option<Timelines>) -> Result<Self, SpoolError> {
-        let bounds = Bounds { limit: limit.max(2 * MAX_BATCH as u64), kept: MAX_BATCH as u64 };
-        Self::opened(database, bounds, timelines, false)
+        Self::opened(database, Bounds::of(limit), timelines, false)
     }
 
     fn opened(
@@ -178,15 +185,20 @@ impl Spool {
             identity.insert(ID, id)?;
             tx.open_table(NUMBERS)?;
             tx.open_table(SOURCES)?;
-            (Uuid::from_u128(id), tx.open_table(EVENTS)?.len()?)
+            let events = tx.open_table(EVENTS)?;
+            let mut bytes = 0;
+            for entry in events.iter()? {
+                bytes += entry?.1.value().len() as u64;
+            }
+            (Uuid::from_u128(id), events.len()?, bytes)
         };
         tx.commit()?;
-        let (id, length) = stored;
+        let (id, length, bytes) = stored;
 
         let (length_changed, waiting) = watch::channel(length);
         let lost = Arc::new(AtomicU64::new(0));
         let writer =
-            Writer { database: database.clone(), bounds, timelines, lost: lost.clone(), length: length_changed };
+            Writer { database: database.clone(), bounds, timelines, lost: lost.clone(), length: length_changed, bytes };
         let (queue, thread) = if threaded {
             let (queue, requests) = mpsc::channel(QUEUE);
             let thread = std::thread::Builder::new().name("spool".into());
@@ -236,7 +248,7 @@ impl Spool {
     }
 
     /// The oldest events that nobody has acknowledged, and the number of the first. Waits
-    /// until there is one. At most [`MAX_BATCH`], whatever `max` is.
+    /// until there is one. At most [`MAX_BATCH`], whatever `max` is, and no more than fit a message.
     pub async fn batch(&self, max: usize) -> Result<(u64, Vec<Event>), SpoolError> {
         let mut waiting = self.0.waiting.clone();
         let max = max.clamp(1, MAX_BATCH);
@@ -288,9 +300,14 @@ pub(crate) async fn blocking<T: Send + 'static>(
 fn read(database: &Database, max: usize) -> Result<(u64, Vec<Event>), SpoolError> {
     let tx = database.begin_read()?;
     let first = tx.open_table(NUMBERS)?.get(FIRST)?.map_or(1, |first| first.value());
-    let mut events = Vec::new();
+    let (mut events, mut bytes) = (Vec::new(), 0);
     for entry in tx.open_table(EVENTS)?.iter()?.take(max) {
-        events.push(decode(entry?.1.value()));
+        let event = entry?.1;
+        bytes += event.value().len() as u64;
+        if bytes > BATCH_BYTES && !events.is_empty() {
+            break;
+        }
+        events.push(decode(event.value()));
     }
     Ok((first, events))
 }
@@ -299,8 +316,16 @@ fn read(database: &Database, max: usize) -> Result<(u64, Vec<Event>), SpoolError
 struct Bounds {
     /// The most events stored.
     limit: u64,
-    /// How many of the oldest are never dropped.
+    /// The most bytes of them.
+    bytes: u64,
+    /// How many of the oldest are never dropped, unless they are more than a batch's bytes.
     kept: u64,
+}
+
+impl Bounds {
+    fn of(limit: u64) -> Self {
+        Self { limit: limit.max(2 * MAX_BATCH as u64), bytes: MAX_BYTES, kept: MAX_BATCH as u64 }
+    }
 }
 
 type Answer<T> = oneshot::Sender<Result<T, SpoolError>>;
@@ -372,10 +397,12 @@ struct Writer {
     timelines: Option<Timelines>,
     lost: Arc<AtomicU64>,
     length: watch::Sender<u64>,
+    /// Bytes of the events stored.
+    bytes: u64,
 }
 
 impl Writer {
-    fn run(self, mut requests: mpsc::Receiver<Write>) {
+    fn run(mut self, mut requests: mpsc::Receiver<Write>) {
         while let Some(first) = requests.blocking_recv() {
             let mut group = vec![first];
             while group.len() < GROUP
@@ -387,7 +414,7 @@ impl Writer {
         }
     }
 
-    fn commit(&self, group: Vec<Write>) {
+    fn commit(&mut self, group: Vec<Write>) {
         let lost = self.lost.swap(0, Ordering::Relaxed);
         let mut pending = Vec::with_capacity(group.len());
         match self.transact(group, lost, &mut pending) {
@@ -421,7 +448,12 @@ impl Writer {
 
     /// Fills `pending` for the whole group before anything can fail, so that everybody is
     /// answered and every offered event is counted.
-    fn transact(&self, group: Vec<Write>, lost: u64, pending: &mut Vec<Pending>) -> Result<(u64, Noted), SpoolError> {
+    fn transact(
+        &mut self,
+        group: Vec<Write>,
+        lost: u64,
+        pending: &mut Vec<Pending>,
+    ) -> Result<(u64, Noted), SpoolError> {
         let mut stored = Vec::new();
         let mut works = Vec::with_capacity(group.len());
         for write in group {
@@ -443,8 +475,8 @@ impl Writer {
         }
 
         let tx = self.database.begin_write()?;
-        let length = {
-            let mut store = Store::open(&tx)?;
+        let (length, bytes) = {
+            let mut store = Store::open(&tx, self.bytes)?;
             for work in works {
                 match work {
                     Work::Append(events, also) => {
@@ -470,13 +502,14 @@ impl Writer {
                 stored.push(gap);
             }
             store.trim(self.bounds)?;
-            store.length()?
+            (store.length()?, store.bytes)
         };
         let noted = match &self.timelines {
             Some(timelines) => timelines.store(&tx, &stored)?,
             None => Noted::default(),
         };
         fail_point!(once "spool.commit", tx.commit())?;
+        self.bytes = bytes;
         Ok((length, noted))
     }
 }
@@ -492,11 +525,14 @@ struct Store<'tx> {
     events: redb::Table<'tx, u64, &'static [u8]>,
     numbers: redb::Table<'tx, &'static str, u64>,
     sources: redb::Table<'tx, u128, u64>,
+    /// Bytes of the events.
+    bytes: u64,
 }
 
 impl<'tx> Store<'tx> {
-    fn open(tx: &'tx WriteTransaction) -> Result<Self, SpoolError> {
-        Ok(Self { events: tx.open_table(EVENTS)?, numbers: tx.open_table(NUMBERS)?, sources: tx.open_table(SOURCES)? })
+    fn open(tx: &'tx WriteTransaction, bytes: u64) -> Result<Self, SpoolError> {
+        let (events, numbers) = (tx.open_table(EVENTS)?, tx.open_table(NUMBERS)?);
+        Ok(Self { events, numbers, sources: tx.open_table(SOURCES)?, bytes })
     }
 
     fn length(&self) -> Result<u64, SpoolError> {
@@ -509,10 +545,17 @@ impl<'tx> Store<'tx> {
         }
         let mut key = self.numbers.get(NEXT_KEY)?.map_or(0, |key| key.value());
         for event in events {
-            self.events.insert(key, encode(event).as_slice())?;
+            self.insert(key, event)?;
             key += 1;
         }
         self.numbers.insert(NEXT_KEY, key)?;
+        Ok(())
+    }
+
+    fn insert(&mut self, key: u64, event: &Event) -> Result<(), SpoolError> {
+        let bytes = encode(event);
+        self.events.insert(key, bytes.as_slice())?;
+        self.bytes += bytes.len() as u64;
         Ok(())
     }
 
@@ -540,31 +583,43 @@ impl<'tx> Store<'tx> {
             tracing::warn!(next, "events were taken that are not here: their numbers are passed over");
             first = next;
         }
-        while first < next && self.events.pop_first()?.is_some() {
+        while first < next
+            && let Some((_, taken)) = self.events.pop_first()?
+        {
+            self.bytes = self.bytes.saturating_sub(taken.value().len() as u64);
             first += 1;
         }
         self.numbers.insert(FIRST, first)?;
         Ok(())
     }
 
-    /// Brings the spool back under its limit by a sixteenth of it, so that a full spool does
+    /// Brings the spool back under its limits by a sixteenth of them, so that a full spool does
     /// not pay for every event.
     fn trim(&mut self, bounds: Bounds) -> Result<(), SpoolError> {
-        let length = self.length()?;
-        if length <= bounds.limit {
+        let mut length = self.length()?;
+        if length <= bounds.limit && self.bytes <= bounds.bytes {
             return Ok(());
         }
         let target = (bounds.limit - bounds.limit / 16).max(bounds.kept + 1);
-        let surplus = length - target + 1; // one more goes, since the gap itself takes a place
-        let mut dropped = Vec::new();
-        for entry in self.events.iter()?.skip(usize::try_from(bounds.kept).unwrap_or(usize::MAX)) {
-            if dropped.len() as u64 == surplus {
+        let bytes_target = bounds.bytes - bounds.bytes / 16;
+        length += 1; // the gap itself takes a place
+        let (mut dropped, mut kept_bytes, mut left) = (Vec::new(), 0, self.bytes);
+        for (at, entry) in self.events.iter()?.enumerate() {
+            if length <= target && left <= bytes_target {
                 break;
             }
-            dropped.push(entry?.0.value());
+            let (key, event) = entry?;
+            let bytes = event.value().len() as u64;
+            kept_bytes += bytes;
+            // A batch is no longer than this.
+            if at == 0 || ((at as u64) < bounds.kept && kept_bytes <= BATCH_BYTES) {
+                continue;
+            }
+            dropped.push(key.value());
+            length -= 1;
+            left -= bytes;
         }
-        let mut lost = 0;
-        let mut place = None;
+        let (mut lost, mut place) = (0, None);
         for key in dropped {
             let event = self.events.remove(key)?.map(|event| decode(event.value()).what);
             lost += match event {
@@ -573,8 +628,9 @@ impl<'tx> Store<'tx> {
             };
             place = Some(key);
         }
+        self.bytes = left;
         if let Some(key) = place {
-            self.events.insert(key, encode(&gap(lost)).as_slice())?;
+            self.insert(key, &gap(lost))?;
             tracing::warn!(lost, "the spool is full: its oldest events are dropped");
         }
         Ok(())
@@ -628,7 +684,7 @@ mod tests {
     }
 
     fn small(database: Arc<Database>, limit: u64, kept: u64) -> Spool {
-        Spool::with_bounds(database, Bounds { limit, kept }, None).unwrap()
+        Spool::with_bounds(database, Bounds { limit, bytes: MAX_BYTES, kept }, None).unwrap()
     }
 
     #[tokio::test]
@@ -727,6 +783,70 @@ mod tests {
         assert_eq!(events[..4], [event(1), event(2), event(3), event(4)], "these may be under way");
         assert_eq!(events[4].what, What::Gap { lost: 2 });
         assert_eq!(events[5..], [event(7), event(8), event(9), event(10), event(11)]);
+    }
+
+    /// A machine's words, this many bytes of them.
+    fn wordy(bytes: usize) -> Event {
+        Event { what: What::TicketRefused { reason: "x".repeat(bytes) }, ..event(1) }
+    }
+
+    #[tokio::test]
+    async fn a_spool_is_bounded_by_bytes_and_the_gap_counts_what_went() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("spool.redb");
+        let bytes = 16 << 20;
+        let bounds = Bounds { bytes, ..Bounds::of(100_000) };
+        let mut spool = Spool::with_bounds(open_database(&path).unwrap(), bounds, None).unwrap();
+        for round in 0..30 {
+            // What is stored is known again after a restart.
+            if round == 15 {
+                drop(spool);
+                spool = Spool::with_bounds(open_database(&path).unwrap(), bounds, None).unwrap();
+            }
+            spool.append((0..32).map(|_| wordy(64 << 10)).collect()).await.unwrap();
+            let stored = spool.waiting() << 16;
+            // Gaps are shorter than that.
+            assert!(stored <= bytes + (1 << 20), "{stored} bytes");
+        }
+        assert!(std::fs::metadata(&path).unwrap().len() < 3 * bytes);
+        let (mut counted, mut gaps) = (0, 0);
+        while spool.waiting() > 0 {
+            let (first, events) = spool.batch(MAX_BATCH).await.unwrap();
+            for event in &events {
+                counted += match event.what {
+                    What::Gap { lost } => lost,
+                    _ => 1,
+                };
+                gaps += u64::from(matches!(event.what, What::Gap { .. }));
+            }
+            spool.acknowledge(first + events.len() as u64).await.unwrap();
+        }
+        assert_eq!(counted, 30 * 32);
+        assert!(gaps > 0);
+        // What was taken is off the account.
+        spool.append((0..200).map(|_| wordy(64 << 10)).collect()).await.unwrap();
+        assert_eq!(spool.waiting(), 200);
+    }
+
+    /// 256 inventories as long as they may be are more than a message may carry: they must not
+    /// keep all others from leaving for ever.
+    #[tokio::test]
+    async fn a_batch_fits_a_message_however_long_its_events_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(&dir.path().join("spool.redb"), 1000).unwrap();
+        let mut events: Vec<_> = (0..MAX_BATCH).map(|_| wordy(72 << 10)).collect();
+        events.insert(0, wordy(6 << 20));
+        spool.append(events).await.unwrap();
+        let mut sizes = Vec::new();
+        while spool.waiting() > 0 {
+            let (first, events) = spool.batch(MAX_BATCH).await.unwrap();
+            sizes.push(events.len());
+            let next = first + events.len() as u64;
+            let message = rackhand_common::wire::LocalRequest::Events { spool: spool.id(), first, events };
+            assert!(rackhand_common::wire::frame(&message).len() <= rackhand_common::wire::MAX_LEN);
+            spool.acknowledge(next).await.unwrap();
+        }
+        assert_eq!((sizes[0], sizes.iter().sum::<usize>()), (1, MAX_BATCH + 1));
     }
 
     #[tokio::test]

@@ -98,6 +98,11 @@ pub enum What {
         /// How many.
         lost: u64,
     },
+    /// New machines asked for an address and none of the delegated range could be given.
+    RangeFull {
+        /// How many requests were not answered since this was last told.
+        unanswered: u64,
+    },
 }
 
 /// Hops on a machine's way from power to a running system, in their usual order.
@@ -186,6 +191,9 @@ impl fmt::Display for What {
             Self::Power(Power::Off) => f.write_str("power is off"),
             Self::Node(health) => write!(f, "node health: load {}.{:02}", health.load / 100, health.load % 100),
             Self::Gap { lost } => write!(f, "{lost} events were dropped here: the spool was full"),
+            Self::RangeFull { unanswered } => {
+                write!(f, "no delegated address is free: {unanswered} requests of new machines were not answered")
+            }
         }
     }
 }

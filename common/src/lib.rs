@@ -4,7 +4,7 @@
 //! controller wants of a rack and [`event`] what happened there; [`wire`] carries both
 //! between controller, agent and boot; [`channel`] is spoken between boot and the installer;
 //! [`image`] describes what the installer writes; [`pki`] says who may be whom; [`seal`] keeps
-//! secrets unreadable on disk; [`finding`] is how a program tells what it found when it
+//! secrets unreadable on disk; [`places`] bounds connections; [`finding`] is how a program tells what it found when it
 //! examined itself.
 
 pub mod channel;
@@ -15,6 +15,7 @@ pub mod image;
 pub mod intent;
 pub mod machine;
 pub mod pki;
+pub mod places;
 pub mod seal;
 pub mod time;
 pub mod wire;

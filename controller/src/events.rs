@@ -74,6 +74,10 @@ async fn apply(tx: &mut Tx, rack: RackId, agent: AgentId, event: Event) -> Resul
         if let What::Node(reading) = &event.what {
             return tx.set_node_health(event.at, agent, reading).await;
         }
+        if let What::RangeFull { .. } = &event.what {
+            let reason = format!("{}; enlarge the rack's range, or look for cards nobody knows", event.what);
+            return alert(tx, rack, &event, None, reason).await;
+        }
         tx.insert_event(event.at, rack, None, None, &Happened::Told(event.what)).await?;
         return Ok(());
     };
@@ -120,6 +124,7 @@ async fn apply(tx: &mut Tx, rack: RackId, agent: AgentId, event: Event) -> Resul
         | What::Power(_)
         | What::Node(_)
         | What::Gap { .. }
+        | What::RangeFull { .. }
         | What::Connected { .. } => {}
     }
     if run.is_none() {

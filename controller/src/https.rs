@@ -1,8 +1,14 @@
-//! The HTTPS listener: HTTP/1.1 over TLS 1.3. A client may present a certificate; who it proves
+//! The HTTPS listener: HTTP/1.1 over TLS 1.3, bounded in connections: one address has at most
+//! [`PER_CLIENT`], all together [`CONNECTIONS`], and beyond that the address that has the most
+//! loses its oldest, so that whoever opens them by the hundred keeps nobody else out. A client may present a certificate; who it proves
 //! to be at the time of a request stands in that request's extensions as `Option<Peer>`, the
 //! client's address as `ConnectInfo<SocketAddr>`.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     Extension, Router,
@@ -15,11 +21,11 @@ use hyper_util::{
 };
 use rackhand_common::{
     pki::{self, Identity, Peer, TrustBundle, Unusable},
+    places::Places,
     time::Clock,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
@@ -28,8 +34,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// How long a handshake, or a request's header, may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Connections at once; further ones wait in the kernel's queue until one ends.
+/// Connections at once.
 const CONNECTIONS: usize = 1024;
+
+/// Connections of one address: a node's for chunks, or those of all operators behind one router.
+const PER_CLIENT: usize = 128;
 
 /// TLS for [`serve`].
 pub fn tls(bundle: &TrustBundle, identity: Identity) -> Result<TlsAcceptor, Unusable> {
@@ -46,19 +55,16 @@ pub async fn serve(
     clock: Arc<dyn Clock>,
     shutdown: CancellationToken,
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Arc::new(Mutex::new(Places::new(CONNECTIONS, PER_CLIENT)));
     let tracker = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
-            accepted = async {
-                let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
-                (place, listener.accept().await)
-            } => accepted,
+            accepted = listener.accept() => accepted,
             () = shutdown.cancelled() => break,
         };
-        let (place, (socket, from)) = match accepted {
-            (place, Ok(accepted)) => (place, accepted),
-            (_, Err(error)) => {
+        let (socket, from) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
                 // Out of file descriptors, or a client that was gone: neither gets better by haste.
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -66,14 +72,47 @@ pub async fn serve(
             }
         };
         let (tls, router, clock, shutdown) = (tls.clone(), router.clone(), clock.clone(), shutdown.clone());
+        let place = Place::take(&places, from.ip());
         tracker.spawn(async move {
-            connection(socket, from, tls, router, clock, shutdown).await;
-            drop(place);
+            tokio::select! {
+                biased;
+                () = place.lost.cancelled() => tracing::debug!(%from, "too many connections"),
+                () = connection(socket, from, tls, router, clock, shutdown) => {}
+            }
         });
     }
     drop(listener);
     tracker.close();
     tracker.wait().await;
+}
+
+/// A connection's place, given back when it is dropped.
+struct Place {
+    places: Arc<Mutex<Places<CancellationToken>>>,
+    address: IpAddr,
+    number: u64,
+    lost: CancellationToken,
+}
+
+impl Place {
+    fn take(places: &Arc<Mutex<Places<CancellationToken>>>, address: IpAddr) -> Self {
+        let lost = CancellationToken::new();
+        let (number, former) = lock(places).take(address, false, lost.clone());
+        if let Some(former) = former {
+            former.cancel();
+        }
+        Self { places: places.clone(), address, number, lost }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        lock(&self.places).leave(self.address, self.number);
+    }
+}
+
+fn lock(places: &Mutex<Places<CancellationToken>>) -> MutexGuard<'_, Places<CancellationToken>> {
+    places.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn connection(

@@ -68,6 +68,14 @@ fn the_units_are_confined() {
     assert!(output.status.success(), "exposure above 2.5:\n{said}\n{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// A core dump would carry keys, tickets and user data out of the process.
+#[test]
+fn no_service_leaves_a_core_dump() {
+    for (unit, _) in UNITS {
+        assert_eq!(values(&text(unit), "LimitCORE"), ["0"], "{unit}");
+    }
+}
+
 /// The directories the binaries use when nothing is configured, by unit.
 fn default_states() -> [PathBuf; 3] {
     let nowhere = Path::new("/nonexistent/rackhand.toml");

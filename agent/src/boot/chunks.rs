@@ -4,6 +4,8 @@
 //! Invariants:
 //! - A chunk leaves the cache only after its BLAKE3 was compared, at every read: a file torn
 //!   by a power cut or rotten on its disk is fetched again. Files are therefore not synced.
+//! - Asked for by a machine, only what a present order lists is fetched: names made up reach
+//!   neither agent nor controller.
 //! - Many machines that want a chunk at once cause one fetch.
 //! - The cache stays within its limit, but never drops a manifest of a present order nor a
 //!   chunk that it lists. Nothing is dropped before it is known what these are.
@@ -17,14 +19,18 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use axum::body::Body;
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::{Stream, StreamExt, stream};
 use rackhand_common::{
     image::{Digest, SignedManifest},
     intent::Intent,
 };
 use rackhand_fail_points::fail_point;
-use tokio::sync::watch;
+use tokio::{
+    io::AsyncReadExt as _,
+    sync::{Semaphore, watch},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::agent_link::{AgentLink, NotFetched};
@@ -32,12 +38,21 @@ use super::agent_link::{AgentLink, NotFetched};
 /// Chunks fetched ahead at once for an order that has just come.
 const AHEAD: usize = 4;
 
+/// Chunks read from disk at once: more than disks do better with.
+const READING: usize = 16;
+
+/// What a reader of a chunk has in memory.
+const PIECE: usize = 256 << 10;
+
 /// Why a chunk or manifest cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ChunkError {
     /// The agent did not give it.
     #[error("cannot be fetched: {0}")]
     NotFetched(#[from] NotFetched),
+    /// No present order lists it, as far as is known by now.
+    #[error("no order lists {0}")]
+    NotListed(Digest),
     /// What the agent gave is something else.
     #[error("the bytes fetched are not those of {0}")]
     WrongBytes(Digest),
@@ -52,6 +67,8 @@ struct Inner {
     directory: PathBuf,
     limit: u64,
     agent: AgentLink,
+    /// Chunks that are read and compared at once: each is in memory whole meanwhile.
+    reading: Semaphore,
     shelf: Mutex<Shelf>,
     /// One lock per thing being fetched: whoever comes second waits, then finds it here.
     fetching: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
@@ -93,6 +110,11 @@ impl Shelf {
             pinned.insert(manifest);
             pinned.extend(&self.orders[&manifest]);
         }
+    }
+
+    /// Whether it is here, or an order needs it.
+    fn knows(&self, digest: Digest) -> bool {
+        self.sizes.contains_key(&digest) || self.orders.values().any(|chunks| chunks.contains(&digest))
     }
 
     /// These are all manifests that orders need.
@@ -143,10 +165,39 @@ impl Chunks {
             directory: directory.to_owned(),
             limit,
             agent,
+            reading: Semaphore::new(READING),
             shelf: Mutex::new(shelf),
             fetching: Mutex::default(),
         };
         Ok(Self(Arc::new(inner)))
+    }
+
+    /// A chunk for whoever asks over the network: its length and its bytes. It is read again in
+    /// pieces as they are taken, so that a thousand slow readers do not hold a thousand chunks.
+    pub(super) async fn body(&self, digest: Digest) -> Result<(usize, Body), ChunkError> {
+        let bytes = self.listed_chunk(digest).await?;
+        // What was compared is what this file has: another version would be another file.
+        let body = match tokio::fs::File::open(self.path(digest)).await {
+            Ok(file) => Body::from_stream(pieces(file)),
+            Err(_) => Body::from(bytes.clone()),
+        };
+        Ok((bytes.len(), body))
+    }
+
+    async fn listed_chunk(&self, digest: Digest) -> Result<Bytes, ChunkError> {
+        if !lock(&self.0.shelf).knows(digest) {
+            return Err(ChunkError::NotListed(digest));
+        }
+        self.chunk(digest).await
+    }
+
+    /// The manifest of a present order; what it lists may be asked for from then on.
+    pub(super) async fn ordered_manifest(&self, digest: Digest) -> Result<SignedManifest, ChunkError> {
+        let signed = self.manifest(digest).await?;
+        if let Ok(manifest) = signed.parse_unverified() {
+            lock(&self.0.shelf).pin(digest, manifest.chunks.into_iter().flatten().map(|chunk| chunk.digest));
+        }
+        Ok(signed)
     }
 
     /// A chunk's compressed bytes, verified.
@@ -206,6 +257,7 @@ impl Chunks {
     async fn read(&self, digest: Digest) -> Option<Bytes> {
         lock(&self.0.shelf).sizes.get(&digest)?;
         let path = self.path(digest);
+        let _place = self.0.reading.acquire().await.expect("the semaphore is never closed");
         let whole = tokio::task::spawn_blocking(move || {
             let bytes = fs::read(path).ok()?;
             is_whole(digest, &bytes).then(|| Bytes::from(bytes))
@@ -306,6 +358,16 @@ impl Chunks {
     }
 }
 
+/// A file in pieces, each read when it is wanted.
+fn pieces(file: tokio::fs::File) -> impl Stream<Item = io::Result<Bytes>> {
+    stream::try_unfold(file, async |mut file| {
+        let mut piece = vec![0; PIECE];
+        let len = file.read(&mut piece).await?;
+        piece.truncate(len);
+        Ok((len > 0).then(|| (Bytes::from(piece), file)))
+    })
+}
+
 /// Manifests of the orders in an intent.
 fn manifests(intent: &Intent) -> HashSet<Digest> {
     let orders = intent.machines.iter().filter_map(|machine| machine.order.as_ref());
@@ -331,7 +393,7 @@ mod tests {
         image::{Chunk, Manifest, Settings},
         wire::{self, LocalRequest, LocalResponse},
     };
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::io::AsyncWriteExt as _;
 
     use super::*;
 
@@ -352,6 +414,41 @@ mod tests {
         assert_eq!(shelf.evict(20), [digest(3), digest(4)]);
         assert_eq!(shelf.evict(5), [digest(1)]);
         assert_eq!(shelf.bytes, 10);
+    }
+
+    #[tokio::test]
+    async fn only_what_an_order_lists_is_asked_of_the_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, asked) = agent(dir.path(), vec![give(b"chunk")]);
+        let chunks = Chunks::open(&dir.path().join("chunks"), 1 << 20, link).unwrap();
+        for n in 0..100 {
+            assert!(matches!(chunks.listed_chunk(digest(n)).await, Err(ChunkError::NotListed(_))));
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), 0);
+        assert!(lock(&chunks.0.fetching).is_empty());
+        lock(&chunks.0.shelf).pin(digest(1), [Digest::of(b"chunk")]);
+        assert_eq!(chunks.listed_chunk(Digest::of(b"chunk")).await.unwrap(), "chunk");
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_gets_a_whole_chunk_and_holds_a_piece_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let content: Vec<u8> = (0..PIECE * 4 + 7).map(|n| (n / 3) as u8).collect();
+        let (link, _) = agent(dir.path(), vec![give(&content)]);
+        let chunks = Chunks::open(&dir.path().join("chunks"), 1 << 20, link).unwrap();
+        let name = Digest::of(&content);
+        lock(&chunks.0.shelf).pin(digest(1), [name]);
+        let (length, body) = chunks.body(name).await.unwrap();
+        // It goes on when the chunk has left the cache meanwhile.
+        fs::remove_file(chunks.path(name)).unwrap();
+        let (mut stream, mut got) = (body.into_data_stream(), Vec::new());
+        while let Some(piece) = stream.next().await {
+            let piece = piece.unwrap();
+            assert!(piece.len() <= PIECE, "{} bytes at once", piece.len());
+            got.extend_from_slice(&piece);
+        }
+        assert_eq!((length, got.len()), (content.len(), content.len()));
+        assert!(got == content);
     }
 
     #[tokio::test]

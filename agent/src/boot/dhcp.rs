@@ -15,9 +15,9 @@ use rackhand_common::{
     id::MachineId,
     intent::Intent,
     machine::Mac,
-    time::{Clock, Mono},
+    time::{Clock, Mono, Now},
 };
-pub use rackhand_netboot::dhcp::{Destination, Settings};
+pub use rackhand_netboot::dhcp::{Destination, LEASE_LASTS, Settings};
 use rackhand_netboot::dhcp::{Reply, Request, Server};
 use tokio::{net::UdpSocket, sync::watch};
 use tokio_util::sync::CancellationToken;
@@ -91,13 +91,15 @@ pub struct Desk {
     /// Answers not sent since the last complaint.
     unsent: u64,
     complained: Option<Mono>,
+    /// When the controller was told that the range is full, and of how many newcomers.
+    alerted: Option<(Mono, u64)>,
 }
 
 impl Desk {
     /// A desk with the leases found on disk; silent until it has an intent.
     pub fn open(clock: Arc<dyn Clock>, leases: Leases, settings: Settings, spool: Spool) -> Self {
-        let server = Server::new(settings, leases.all());
-        Self { server, clock, leases, spool, starved: 0, unsent: 0, complained: None }
+        let server = Server::new(clock.now(), settings, leases.all());
+        Self { server, clock, leases, spool, starved: 0, unsent: 0, complained: None, alerted: None }
     }
 
     /// Takes a newer intent.
@@ -141,8 +143,18 @@ impl Desk {
                 self.spool.offer(Event { at, machine: Some(machine), what: What::Stage(stage) });
             }
         }
-        let now = self.clock.now().mono;
+        self.complain();
+    }
+
+    /// Says what any machine can cause, but not each time.
+    fn complain(&mut self) {
+        let Now { mono: now, wall } = self.clock.now();
         let starved = self.server.starved();
+        let (alerted, told) = self.alerted.map_or((None, 0), |(at, told)| (Some(at), told));
+        if starved > told && alerted.is_none_or(|last| last.until(now) >= ALERT) {
+            self.alerted = Some((now, starved));
+            self.spool.offer(Event { at: wall, machine: None, what: What::RangeFull { unanswered: starved - told } });
+        }
         let worth_it = starved > self.starved || self.unsent > 0;
         if worth_it && self.complained.is_none_or(|last| last.until(now) >= COMPLAIN) {
             self.complained = Some(now);
@@ -159,6 +171,9 @@ impl Desk {
 
     fn replies(&mut self, batch: &[Vec<u8>]) -> Vec<Reply> {
         let mut replies = Vec::with_capacity(batch.len());
+        for mac in self.leases.take_heard() {
+            self.server.heard(self.clock.now(), mac);
+        }
         for bytes in batch {
             match Request::parse(bytes) {
                 Ok(request) => {
@@ -277,6 +292,9 @@ fn checksum(bytes: &[u8]) -> u16 {
 /// few seconds, hostile ones at every moment.
 const COMPLAIN: std::time::Duration = std::time::Duration::from_secs(10);
 
+/// Between two alerts to the operator about a full range.
+const ALERT: std::time::Duration = std::time::Duration::from_secs(600);
+
 /// Between tries to receive while the interface is down.
 const RETRY: std::time::Duration = std::time::Duration::from_secs(1);
 
@@ -360,7 +378,7 @@ mod tests {
         let (sent, mut answers) = mpsc::channel(8);
         let link = Arc::new(Cable { requests: Mutex::new(received), answers: sent });
         let shutdown = CancellationToken::new();
-        let settings = Settings { node, http: SocketAddrV4::new(node, 8080) };
+        let settings = Settings { node, http: SocketAddrV4::new(node, 8080), lease: LEASE_LASTS };
         let clock = Arc::new(SystemClock::default());
         let serving =
             tokio::spawn(serve(link, clock, intent, leases.clone(), settings, spool.clone(), shutdown.clone()));
@@ -384,6 +402,19 @@ mod tests {
         let (_, events) = spool.batch(1).await.unwrap();
         assert_eq!(events[0].machine, Some(holder.machine));
         assert_eq!(events[0].what, What::Stage(Stage::RomDhcp(Firmware::Uefi)));
+        spool.acknowledge(2).await.unwrap();
+
+        // The range is full now, which is told once in a while.
+        for last in 2..9 {
+            let newcomer = Mac([0x52, 0x54, 0, 0, 0, last]);
+            requests.send(request(newcomer, &[&[53, 1, 1], rom])).await.unwrap();
+        }
+        requests.send(request(mac, &[&[53, 1, 1], rom])).await.unwrap();
+        answers.recv().await.unwrap();
+        spool.append(vec![]).await.unwrap();
+        let (_, events) = spool.batch(9).await.unwrap();
+        let whats: Vec<_> = events.into_iter().map(|event| event.what).collect();
+        assert_eq!(whats, [What::RangeFull { unanswered: 1 }]);
         shutdown.cancel();
         serving.await.unwrap().unwrap();
     }

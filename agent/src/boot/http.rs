@@ -16,7 +16,7 @@ use axum::{
     Extension, Router,
     body::Body,
     extract::{DefaultBodyLimit, Path, Query, State},
-    http::{StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -173,6 +173,7 @@ async fn script(
 ) -> impl IntoResponse {
     // What cannot be read is treated as not said: the address decides.
     let asked = asked.mac.and_then(|mac| mac.parse().ok());
+    site.leases.heard(client.address.ip());
     let holder = site.holder(client);
     let (script, target) = site.script(holder, asked).await;
     if let Some(target) = target {
@@ -192,9 +193,14 @@ async fn initramfs(State(site): State<Site>, Extension(client): Extension<Client
 }
 
 async fn chunk(State(site): State<Site>, Path(digest): Path<Digest>) -> Response {
-    match site.chunks.chunk(digest).await {
-        Ok(bytes) => ([(header::CONTENT_TYPE, "application/zstd")], bytes).into_response(),
+    match site.chunks.body(digest).await {
+        Ok((length, body)) => {
+            let kind = HeaderValue::from_static("application/zstd");
+            ([(header::CONTENT_TYPE, kind), (header::CONTENT_LENGTH, length.into())], body).into_response()
+        }
         Err(ChunkError::NotFetched(NotFetched::NotFound(why))) => (StatusCode::NOT_FOUND, why).into_response(),
+        // One that has just got its order asks again.
+        Err(ChunkError::NotListed(_)) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
         Err(error) => {
             tracing::warn!(%digest, error = format!("{:#}", anyhow::Error::from(error)), "a chunk cannot be served");
             StatusCode::SERVICE_UNAVAILABLE.into_response()

@@ -17,7 +17,7 @@ use rackhand_common::{
     channel::{Admitted, Assignment, DeployTask, EraseTask, HOLD, MAX_BODY, News, Present, Report, Task, Warrant},
     event::{MAX_TEXT, Stage, What},
     image::{Digest, SignedManifest},
-    intent::{Intent, MachineIntent, Order},
+    intent::{Intent, MachineIntent, Order, Work},
     machine::Inventory,
     pki::{KeyPin, Peer},
     time::Clock,
@@ -71,6 +71,7 @@ impl Channel {
     /// The session of whoever asks; it counts as heard.
     async fn session(&self, client: Client) -> Result<Session, Refusal> {
         let session = self.tickets.session(Self::key(client)?).ok_or(Refusal::NoSession)?;
+        self.leases.heard(client.address.ip());
         self.sessions.heard(session.machine).await?;
         Ok(session)
     }
@@ -145,6 +146,7 @@ impl IntoResponse for Refusal {
             Self::NoAddress => StatusCode::CONFLICT,
             Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooOften => StatusCode::TOO_MANY_REQUESTS,
+            Self::Chunk(ChunkError::NotListed(_)) => StatusCode::NOT_FOUND,
             Self::Chunk(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotKept(_) | Self::Tickets(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -200,7 +202,8 @@ async fn inventory(
     if !channel.seldom.lets(channel.clock.now().mono, session.machine, "inventory") {
         return Err(Refusal::TooOften);
     }
-    channel.sessions.connected(session.machine, session.mac, holder.address, inventory).await?;
+    let Session { machine, mac, key } = session;
+    channel.sessions.connected(machine, mac, holder.address, Some(key), inventory).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -242,8 +245,15 @@ async fn manifest(
     Extension(client): Extension<Client>,
     Path(digest): Path<Digest>,
 ) -> Result<Json<SignedManifest>, Refusal> {
-    channel.session(client).await?;
-    Ok(Json(channel.chunks.manifest(digest).await?))
+    let machine = channel.session(client).await?.machine;
+    let ordered = channel.intent.borrow().iter().flat_map(|intent| &intent.machines).any(|known| {
+        let work = known.order.as_ref().map(|order| &order.work);
+        known.id == machine && matches!(work, Some(Work::Deploy(deploy)) if deploy.manifest == digest)
+    });
+    if !ordered {
+        return Err(ChunkError::NotListed(digest).into());
+    }
+    Ok(Json(channel.chunks.ordered_manifest(digest).await?))
 }
 
 async fn report(

@@ -4,10 +4,11 @@
 //! Invariants:
 //! - A lease is on disk when [`Leases::commit`] returns, and visible only from then on.
 //! - For a machine in the intent, its id and address are the intent's, whatever is on disk.
+//! - No two leases on disk are of one address: a new one replaces the older.
 
 use std::{
-    collections::HashMap,
-    net::Ipv4Addr,
+    collections::{BTreeSet, HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -30,6 +31,8 @@ pub struct Leases {
     intent: watch::Receiver<Option<Arc<Intent>>>,
     on_disk: Arc<Mutex<HashMap<Mac, Holder>>>,
     turn: Turn,
+    /// Cards with a lease on disk that were heard at its address since this was last asked.
+    heard: Arc<Mutex<BTreeSet<Mac>>>,
 }
 
 /// The lease table could not be read or written.
@@ -57,7 +60,8 @@ impl Leases {
             let machine = MachineId(Uuid::from_u128(machine));
             on_disk.insert(mac, Holder { machine, mac, address: Ipv4Addr::from(address) });
         }
-        Ok(Self { db, intent, on_disk: Arc::new(Mutex::new(on_disk)), turn: Turn::default() })
+        let on_disk = Arc::new(Mutex::new(on_disk));
+        Ok(Self { db, intent, on_disk, turn: Turn::default(), heard: Arc::default() })
     }
 
     /// Who has the card `mac`, and its address, if it was given one.
@@ -85,6 +89,28 @@ impl Leases {
         self.holder(mac).filter(|holder| holder.address == address)
     }
 
+    /// Somebody asked from this address in a way that cannot be done in another's name alone:
+    /// over a connection. Whoever has its lease uses it.
+    pub fn heard(&self, address: IpAddr) {
+        let IpAddr::V4(address) = address else { return };
+        if let Some(holder) = self.by_address(address)
+            && self.on_disk().contains_key(&holder.mac)
+        {
+            self.heard_now().insert(holder.mac);
+        }
+    }
+
+    /// The same of the leases of these machines: they were heard before a restart.
+    pub fn heard_before(&self, machines: &HashSet<MachineId>) {
+        let theirs = self.all().into_iter().filter(|holder| machines.contains(&holder.machine));
+        self.heard_now().extend(theirs.map(|holder| holder.mac));
+    }
+
+    /// The cards heard at the addresses of their leases since this was last asked.
+    pub fn take_heard(&self) -> BTreeSet<Mac> {
+        std::mem::take(&mut *self.heard_now())
+    }
+
     /// Every lease on disk.
     pub fn all(&self) -> Vec<Holder> {
         self.on_disk().values().copied().collect()
@@ -97,10 +123,14 @@ impl Leases {
     }
 
     fn write(&self, made: &[Holder], ended: &[Mac]) -> Result<(), LeaseError> {
+        let addresses: HashMap<Ipv4Addr, Mac> = made.iter().map(|holder| (holder.address, holder.mac)).collect();
+        let replaced = |holder: &Holder| addresses.get(&holder.address).is_some_and(|mac| *mac != holder.mac);
+        let mut ended: HashSet<Mac> = ended.iter().copied().collect();
+        ended.extend(self.on_disk().values().filter(|holder| replaced(holder)).map(|holder| holder.mac));
         let transaction = self.db.begin_write()?;
         {
             let mut table = transaction.open_table(LEASES)?;
-            for mac in ended {
+            for mac in &ended {
                 table.remove(&mac.0)?;
             }
             for holder in made {
@@ -112,6 +142,10 @@ impl Leases {
         on_disk.retain(|mac, _| !ended.contains(mac));
         on_disk.extend(made.iter().map(|holder| (holder.mac, *holder)));
         Ok(())
+    }
+
+    fn heard_now(&self) -> MutexGuard<'_, BTreeSet<Mac>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn on_disk(&self) -> MutexGuard<'_, HashMap<Mac, Holder>> {
@@ -144,5 +178,32 @@ mod tests {
         assert_eq!(leases.all(), [holder(2)]);
         assert_eq!(leases.by_address(holder(2).address), Some(holder(2)));
         assert_eq!(leases.holder(holder(1).mac), None);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_went_to_another_card_is_the_others_alone_also_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("boot.redb");
+        let (_keep, intent) = watch::channel(None);
+        let holder = |card: u8, last: u8| Holder {
+            machine: MachineId(Uuid::from_u128(card.into())),
+            mac: Mac([2, 0, 0, 0, 0, card]),
+            address: Ipv4Addr::new(10, 0, 0, last),
+        };
+        {
+            let leases = Leases::open(Arc::new(Database::create(&path).unwrap()), intent.clone()).unwrap();
+            leases.commit(vec![holder(1, 1), holder(2, 2)], vec![]).await.unwrap();
+            leases.commit(vec![holder(3, 1)], vec![]).await.unwrap();
+            assert_eq!(leases.holder(holder(1, 1).mac), None);
+        }
+        let leases = Leases::open(Arc::new(Database::create(&path).unwrap()), intent).unwrap();
+        assert_eq!(leases.by_address(Ipv4Addr::new(10, 0, 0, 1)), Some(holder(3, 1)));
+        assert_eq!(leases.all().len(), 2);
+
+        leases.heard("10.0.0.1".parse().unwrap());
+        leases.heard("10.0.0.9".parse().unwrap());
+        leases.heard_before(&HashSet::from([holder(2, 2).machine]));
+        assert_eq!(leases.take_heard(), BTreeSet::from([holder(2, 2).mac, holder(3, 1).mac]));
+        assert_eq!(leases.take_heard(), BTreeSet::new());
     }
 }

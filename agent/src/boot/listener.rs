@@ -1,12 +1,11 @@
 //! HTTP/1.1 connections from machines, bounded in number and time, in clear or over TLS.
 //!
 //! Invariants:
-//! - One address has at most [`PER_CLIENT`] connections, all together [`CONNECTIONS`].
-//! - Beyond either, the address that has the most loses its oldest: whoever opens connections
-//!   by the hundred takes places from itself, not from a machine with one or two.
+//! - One address has at most [`PER_CLIENT`] connections, all together [`CONNECTIONS`]; who gives
+//!   way beyond that is in [`rackhand_common::places`]. Known are the addresses that the intent
+//!   gives to machines.
 
 use std::{
-    collections::{HashMap, VecDeque},
     io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -19,10 +18,11 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use rackhand_common::pki::Peer;
+use rackhand_common::{intent::Intent, pki::Peer, places::Places};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
+    sync::watch,
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
@@ -51,9 +51,10 @@ pub(super) async fn serve(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     routes: Router,
+    intent: watch::Receiver<Option<Arc<Intent>>>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let places = Arc::new(Mutex::new(Places::default()));
+    let places = Arc::new(Mutex::new(Places::new(CONNECTIONS, PER_CLIENT)));
     let connections = TaskTracker::new();
     loop {
         let (stream, address) = tokio::select! {
@@ -69,7 +70,7 @@ pub(super) async fn serve(
             },
         };
         let (tls, routes, shutdown) = (tls.clone(), routes.clone(), shutdown.clone());
-        let place = Place::take(&places, address.ip());
+        let place = Place::take(&places, address.ip(), is_known(&intent, address.ip()));
         connections.spawn(async move {
             let ended = tokio::select! {
                 biased;
@@ -86,62 +87,22 @@ pub(super) async fn serve(
     Ok(())
 }
 
-/// Who is connected: by address, the oldest connection first.
-#[derive(Debug, Default)]
-struct Places {
-    taken: HashMap<IpAddr, VecDeque<(u64, CancellationToken)>>,
-    count: usize,
-    next: u64,
-}
-
-impl Places {
-    /// A place for one more, if need be that of another connection, which is told.
-    fn take(&mut self, address: IpAddr) -> (u64, CancellationToken) {
-        if self.taken.get(&address).is_some_and(|held| held.len() >= PER_CLIENT) {
-            self.take_away(address);
-        } else if self.count >= CONNECTIONS {
-            let most = self.taken.iter().max_by_key(|(_, held)| held.len()).map(|(address, _)| *address);
-            most.into_iter().for_each(|most| self.take_away(most));
-        }
-        let (number, lost) = (self.next, CancellationToken::new());
-        self.next += 1;
-        self.count += 1;
-        self.taken.entry(address).or_default().push_back((number, lost.clone()));
-        (number, lost)
-    }
-
-    /// The oldest connection of an address loses its place.
-    fn take_away(&mut self, address: IpAddr) {
-        if let Some((number, lost)) = self.taken.get(&address).and_then(|held| held.front()).cloned() {
-            lost.cancel();
-            self.leave(address, number);
-        }
-    }
-
-    fn leave(&mut self, address: IpAddr, number: u64) {
-        let Some(held) = self.taken.get_mut(&address) else { return };
-        if let Some(at) = held.iter().position(|(held, _)| *held == number) {
-            held.remove(at);
-            self.count -= 1;
-        }
-        if held.is_empty() {
-            self.taken.remove(&address);
-        }
-    }
-}
-
 /// A connection's place, given back when it is dropped.
 #[derive(Debug)]
 struct Place {
-    places: Arc<Mutex<Places>>,
+    places: Arc<Mutex<Places<CancellationToken>>>,
     address: IpAddr,
     number: u64,
     lost: CancellationToken,
 }
 
 impl Place {
-    fn take(places: &Arc<Mutex<Places>>, address: IpAddr) -> Self {
-        let (number, lost) = lock(places).take(address);
+    fn take(places: &Arc<Mutex<Places<CancellationToken>>>, address: IpAddr, known: bool) -> Self {
+        let lost = CancellationToken::new();
+        let (number, former) = lock(places).take(address, known, lost.clone());
+        if let Some(former) = former {
+            former.cancel();
+        }
         Self { places: places.clone(), address, number, lost }
     }
 }
@@ -152,7 +113,12 @@ impl Drop for Place {
     }
 }
 
-fn lock(places: &Mutex<Places>) -> MutexGuard<'_, Places> {
+fn is_known(intent: &watch::Receiver<Option<Arc<Intent>>>, address: IpAddr) -> bool {
+    let intent = intent.borrow();
+    intent.iter().flat_map(|intent| &intent.machines).any(|machine| IpAddr::V4(machine.address) == address)
+}
+
+fn lock(places: &Mutex<Places<CancellationToken>>) -> MutexGuard<'_, Places<CancellationToken>> {
     places.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -192,38 +158,4 @@ async fn requests(
         () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
     }
     Ok(connection.await?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn address(number: usize) -> IpAddr {
-        IpAddr::from([10, 0, (number >> 8) as u8, number as u8])
-    }
-
-    #[test]
-    fn whoever_has_the_most_connections_loses_the_oldest_of_them() {
-        let mut places = Places::default();
-        let (_, machine) = places.take(address(0));
-        let first: Vec<_> = (0..PER_CLIENT).map(|_| places.take(address(1)).1).collect();
-        assert!(first.iter().all(|lost| !lost.is_cancelled()));
-        places.take(address(1));
-        assert!(first[0].is_cancelled() && !first[1].is_cancelled(), "beyond its own bound it loses its own oldest");
-        for number in 0..CONNECTIONS * 2 {
-            places.take(address(2 + number % 200));
-        }
-        assert_eq!(places.count, CONNECTIONS);
-        assert!(!machine.is_cancelled(), "a machine with one connection keeps it");
-    }
-
-    #[test]
-    fn a_place_comes_back_once_however_a_connection_ends() {
-        let places = Arc::new(Mutex::new(Places::default()));
-        let held: Vec<_> = (0..PER_CLIENT + 3).map(|_| Place::take(&places, address(1))).collect();
-        assert_eq!(lock(&places).count, PER_CLIENT);
-        drop(held);
-        assert_eq!(lock(&places).count, 0);
-        assert!(lock(&places).taken.is_empty());
-    }
 }

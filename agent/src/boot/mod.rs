@@ -93,6 +93,9 @@ pub struct File {
     /// Files given by TFTP, by the name that is asked for; default: Debian's iPXE.
     #[serde(default = "default_tftp")]
     pub tftp: tftp::Files,
+    /// For how many seconds machines are told that an address is theirs; default an hour.
+    #[serde(default = "default_lease")]
+    pub lease: u32,
     /// Bytes of image chunks kept; default 20 GiB.
     #[serde(default = "default_cache")]
     pub cache: u64,
@@ -138,6 +141,10 @@ fn default_tftp_port() -> u16 {
     69
 }
 
+fn default_lease() -> u32 {
+    dhcp::LEASE_LASTS.as_secs() as u32
+}
+
 fn default_cache() -> u64 {
     20 << 30
 }
@@ -166,6 +173,8 @@ pub struct Config {
     pub tftp_port: u16,
     /// Files given by TFTP.
     pub tftp: tftp::Files,
+    /// For how long machines are told that an address is theirs.
+    pub lease: Duration,
     /// Bytes of image chunks kept.
     pub cache: u64,
     /// The installer's two files.
@@ -182,6 +191,9 @@ impl TryFrom<File> for Config {
         if file.address.is_unspecified() || file.address.is_broadcast() || file.address.is_multicast() {
             return Err(format!("address {} cannot be this node's", file.address));
         }
+        if !(10..=7 * 86_400).contains(&file.lease) {
+            return Err(format!("lease must be between 10 seconds and a week, and is {} seconds", file.lease));
+        }
         Ok(Self {
             state: file.state,
             socket: file.socket,
@@ -191,6 +203,7 @@ impl TryFrom<File> for Config {
             channel: file.channel,
             tftp_port: file.tftp_port,
             tftp: file.tftp,
+            lease: Duration::from_secs(file.lease.into()),
             cache: file.cache,
             installer: file.installer,
         })
@@ -268,7 +281,7 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         })?),
     };
     {
-        let settings = dhcp::Settings { node: config.address, http };
+        let settings = dhcp::Settings { node: config.address, http, lease: config.lease };
         let serve =
             dhcp::serve(link, clock.clone(), intent.clone(), leases.clone(), settings, spool.clone(), shutdown.clone());
         parts.spawn(async { Ok(serve.await.map(|()| "DHCP")?) });
@@ -288,11 +301,11 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         });
     }
     {
-        let serve = listener::serve(http_listener, None, site, shutdown.clone());
+        let serve = listener::serve(http_listener, None, site, intent.clone(), shutdown.clone());
         parts.spawn(async { Ok(serve.await.map(|()| "HTTP")?) });
     }
     {
-        let serve = listener::serve(channel_listener, Some(tls), installers, shutdown.clone());
+        let serve = listener::serve(channel_listener, Some(tls), installers, intent.clone(), shutdown.clone());
         parts.spawn(async { Ok(serve.await.map(|()| "the installers' channel")?) });
     }
     {
@@ -372,6 +385,7 @@ fn assemble(
     let intent = store.subscribe();
     let leases = Leases::open(database.clone(), intent.clone())?;
     let tickets = Tickets::open(clock.now(), database.clone())?;
+    leases.heard_before(&tickets.machines());
     let sessions = Sessions::open(database, clock.clone(), spool.clone())?;
     let agent = AgentLink::new(&config.socket);
     let chunks = Chunks::open(&config.state.join("chunks"), config.cache, agent)?;

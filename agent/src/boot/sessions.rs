@@ -20,6 +20,7 @@ use rackhand_common::{
     id::{MachineId, RunId},
     intent::{Boot, MachineIntent, Order},
     machine::{Inventory, Mac},
+    pki::KeyPin,
     time::{Clock, Mono},
 };
 use rackhand_fail_points::fail_point;
@@ -78,6 +79,8 @@ struct Record {
 #[derive(Debug)]
 struct Entry {
     record: Record,
+    /// The key of the installer that sent the inventory, when it was this process that took it.
+    key: Option<KeyPin>,
     heard: Mono,
     progress: Option<Mono>,
 }
@@ -124,7 +127,7 @@ impl Sessions {
             let (machine, record) = row?;
             let machine = MachineId(uuid::Uuid::from_u128(machine.value()));
             match serde_json::from_slice(record.value()) {
-                Ok(record) => drop(entries.insert(machine, Entry { record, heard, progress: None })),
+                Ok(record) => drop(entries.insert(machine, Entry { record, key: None, heard, progress: None })),
                 Err(error) => {
                     tracing::error!(%machine, %error, "an installer's record cannot be read and is forgotten")
                 }
@@ -150,15 +153,26 @@ impl Sessions {
         self.lock().get(&machine).and_then(|entry| entry.record.ended)
     }
 
-    /// A machine's installer sent its inventory: it is connected.
+    /// A machine's installer sent its inventory: it is connected. An installer that sends the
+    /// same again has nothing new to tell.
     pub async fn connected(
         &self,
         machine: MachineId,
         mac: Mac,
         address: Ipv4Addr,
+        key: Option<KeyPin>,
         inventory: Inventory,
     ) -> Result<(), NotKept> {
         let heard = self.clock.now().mono;
+        if let Some(Entry { record, heard: last, .. }) = self.lock().get_mut(&machine).filter(|entry| {
+            let record = &entry.record;
+            let same = (record.mac, record.address, record.inventory.as_ref()) == (mac, address, Some(&inventory));
+            record.connected && same && key.is_some() && entry.key == key
+        }) {
+            tracing::debug!(%machine, mac = %record.mac, "the same inventory again");
+            *last = heard;
+            return Ok(());
+        }
         let ended = self.ended(machine);
         let record = Record { mac, address, inventory: Some(inventory.clone()), connected: true, ended };
         self.spool
@@ -167,7 +181,7 @@ impl Sessions {
                 self.event(machine, What::Connected { mac, address, inventory }),
             ])
             .await?;
-        self.lock().insert(machine, Entry { record: record.clone(), heard, progress: None });
+        self.lock().insert(machine, Entry { record: record.clone(), key, heard, progress: None });
         self.write(machine, record).await
     }
 
@@ -178,11 +192,11 @@ impl Sessions {
             let mut entries = self.lock();
             let Some(entry) = entries.get_mut(&machine) else { return Ok(()) };
             entry.heard = now;
-            (!entry.record.connected).then(|| entry.record.clone())
+            (!entry.record.connected).then(|| (entry.key, entry.record.clone()))
         };
         match back {
-            Some(Record { mac, address, inventory: Some(inventory), .. }) => {
-                self.connected(machine, mac, address, inventory).await
+            Some((key, Record { mac, address, inventory: Some(inventory), .. })) => {
+                self.connected(machine, mac, address, key, inventory).await
             }
             _ => Ok(()),
         }
@@ -328,6 +342,30 @@ mod tests {
         let order = Order { run: RunId::fresh(), attempt: 1, disks: vec![], work: Work::Erase };
         assert_eq!(duty(Some(&machine(Boot::Disk, None)), None), Duty::Reboot);
         assert_eq!(duty(Some(&machine(Boot::Disk, Some(order))), None), Duty::Reboot);
+    }
+
+    #[tokio::test]
+    async fn the_same_inventory_of_one_installer_is_told_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(&dir.path().join("events.redb"), 1000).unwrap();
+        let db = crate::spool::open_database(&dir.path().join("boot.redb")).unwrap();
+        let sessions = Sessions::open(db, Arc::new(crate::clock::SystemClock::default()), spool.clone()).unwrap();
+        let (machine, mac, at) = (MachineId::fresh(), Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::new(10, 0, 0, 9));
+        let inventory = |memory| {
+            serde_json::from_value::<Inventory>(serde_json::json!({
+                "firmware": "bios", "system": {"vendor": "", "product": "", "serial": "", "uuid": null}, "cpu": {"model": "", "threads": 1}, "memory": memory, "nics": [], "disks": [],
+            }))
+            .unwrap()
+        };
+        let key = |n| Some(KeyPin([n; 32]));
+        for (installer, memory) in [(1, 1), (1, 1), (1, 1), (1, 2), (2, 2), (2, 2)] {
+            sessions.connected(machine, mac, at, key(installer), inventory(memory)).await.unwrap();
+        }
+        // Another inventory, and another installer, each with two events.
+        assert_eq!(spool.waiting(), 6);
+        sessions.rebooting(machine).await.unwrap();
+        sessions.connected(machine, mac, at, key(2), inventory(2)).await.unwrap();
+        assert_eq!(spool.waiting(), 9);
     }
 
     #[test]

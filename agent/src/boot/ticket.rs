@@ -16,7 +16,7 @@
 //! - Who asks for a session never waits for the disk.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -280,6 +280,11 @@ impl Tickets {
             self.write(now, machine, page)?;
         }
         Ok(session)
+    }
+
+    /// The machines that ever asked for a script with a ticket.
+    pub fn machines(&self) -> HashSet<MachineId> {
+        self.lock().pages.keys().copied().collect()
     }
 
     /// The session of this key, if it has one that no later one replaced.

@@ -148,6 +148,16 @@ async fn a_lost_installer_is_no_longer_connected_and_a_gap_is_on_record() {
 }
 
 #[tokio::test]
+async fn a_full_range_is_an_alert_of_its_rack() {
+    let bench = Bench::new().await;
+    let full = Event { at: at(9), machine: None, what: What::RangeFull { unanswered: 7 } };
+    take_next(&bench, vec![full]).await;
+    history(&bench, expect![[r#"
+        1 Alert { reason: "no delegated address is free: 7 requests of new machines were not answered; enlarge the rack's range, or look for cards nobody knows" }
+    "#]]).await;
+}
+
+#[tokio::test]
 async fn what_belongs_to_another_run_or_try_is_on_record_and_changes_no_run() {
     let bench = Bench::new().await;
     let machine = bench.adopted(100).await;

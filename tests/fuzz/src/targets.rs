@@ -99,7 +99,12 @@ fn dhcp(bytes: &[u8]) {
         },
         machines: vec![machine(1), machine(2)],
     };
-    let mut server = Server::new(Settings { node: NODE, http: SocketAddrV4::new(NODE, 8080) }, []);
+    let mut server = Server::new(
+        at(0),
+        // Longer than all messages take together: a holder is one for good.
+        Settings { node: NODE, http: SocketAddrV4::new(NODE, 8080), lease: Duration::from_secs(1 << 24) },
+        [],
+    );
     server.follow(&intent);
     let mut holders = std::collections::HashMap::new();
     for (number, message) in messages(bytes).into_iter().enumerate() {

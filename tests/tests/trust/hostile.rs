@@ -1,6 +1,9 @@
 //! Peers that mean harm, while an honest agent is connected.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
 
 use rackhand_common::{
     event::{Event, What},
@@ -261,6 +264,98 @@ async fn peers_that_never_finish_or_never_read_are_dropped_in_time() {
     }
     assert!(began.elapsed() < Duration::from_secs(28), "{:?}", began.elapsed());
     scene.honest_agent_is_served().await;
+}
+
+/// Many addresses of one machine, which is what loopback has: half-open handshakes and bodies
+/// that never end fill the API's places, garbage and forged Initials come to the agents' port.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_both_ports_keeps_neither_agent_nor_operator_out() {
+    use tokio::io::AsyncWriteExt as _;
+
+    let mut scene = Scene::new().await;
+    let (api, agents) = (scene.controller.api, scene.controller.agents);
+    let over = tokio_util::sync::CancellationToken::new();
+    let flood = {
+        let over = over.clone();
+        tokio::spawn(async move {
+            let udp: Vec<_> = (2..52)
+                .map(|last| std::net::UdpSocket::bind(std::net::SocketAddr::from(([127, 0, 0, last], 0))).unwrap())
+                .collect();
+            let (start, mut sent) = (Instant::now(), 0u64);
+            while !over.is_cancelled() {
+                // Half of them look like a first packet of version 1, with a long header.
+                let due = (start.elapsed().as_micros() as u64 / 100).max(sent);
+                for n in sent..due {
+                    let mut bytes: Vec<u8> =
+                        (0..1200).map(|i: u64| (i.wrapping_mul(n.wrapping_mul(2_654_435_761)) >> 7) as u8).collect();
+                    if n % 2 == 0 {
+                        bytes[..6].copy_from_slice(&[0xc3, 0, 0, 0, 1, 8]);
+                        bytes[14..24].copy_from_slice(&[8, 1, 2, 3, 4, 5, 6, 7, 8, 0]);
+                        bytes[24..26].copy_from_slice(&[0x44, 0x90]);
+                    }
+                    let _ = udp[(n % 50) as usize].send_to(&bytes, agents);
+                }
+                sent = due;
+                let _ = tokio::time::timeout(Duration::from_millis(2), over.cancelled()).await;
+            }
+            sent * 1000 / start.elapsed().as_millis() as u64
+        })
+    };
+    let all = std::sync::Arc::new(AtomicU32::new(0));
+    let slow = {
+        let counted = all.clone();
+        let (over, tls) = (over.clone(), scene.anonymous(b"http/1.1"));
+        tokio::spawn(async move {
+            let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(tls));
+            let (mut open, mut opened) = (Vec::new(), 0u32);
+            while !over.is_cancelled() {
+                let socket = tokio::net::TcpSocket::new_v4().unwrap();
+                socket.bind(([127, 0, 0, 2 + (opened % 50) as u8], 0).into()).unwrap();
+                let Ok(mut stream) = socket.connect(api).await else { continue };
+                opened += 1;
+                counted.store(opened, Ordering::Relaxed);
+                // Every fourth finishes its handshake and begins a body that has no end.
+                if opened % 4 == 0 {
+                    let name = "rackhand-controller".try_into().unwrap();
+                    if let Ok(Ok(mut tls)) =
+                        tokio::time::timeout(Duration::from_secs(1), connector.connect(name, stream)).await
+                    {
+                        let begun = b"POST /v1/racks HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                            transfer-encoding: chunked\r\n\r\n4e20\r\n[[[[[[";
+                        let _ = tls.write_all(begun).await;
+                        open.push(Err(tls));
+                    }
+                } else {
+                    let _ = stream.write_all(&[0x16, 3, 1, 2, 0, 1]).await;
+                    open.push(Ok(stream));
+                }
+                if open.len() > 3000 {
+                    open.drain(..500);
+                }
+            }
+            opened
+        })
+    };
+    wait_for("every place of the API to be taken", async || match all.load(Ordering::Relaxed) {
+        opened if opened > 2048 => Ok(()),
+        opened => Err(format!("{opened} connections")),
+    })
+    .await;
+    for _ in 0..3 {
+        let began = Instant::now();
+        let racks = scene.controller.ask(Method::GET, "/v1/racks", json!({})).await;
+        assert_eq!(racks["items"].as_array().unwrap().len(), 2);
+        assert!(began.elapsed() < Duration::from_secs(3), "an operator waited {:?}", began.elapsed());
+    }
+    scene.honest.stop().await;
+    let began = Instant::now();
+    scene.honest.start(ahead(0)).await;
+    scene.honest.connected().await;
+    assert!(began.elapsed() < Duration::from_secs(10), "an agent waited {:?}", began.elapsed());
+    scene.honest_agent_is_served().await;
+    over.cancel();
+    let (rate, opened) = (flood.await.unwrap(), slow.await.unwrap());
+    assert!(rate > 2000 && opened > 1024, "too feeble: {rate} datagrams a second, {opened} connections");
 }
 
 /// In a process of its own: memory is measured, and other tests' must not be.

@@ -6,6 +6,7 @@
 mod attacker;
 mod bench;
 mod demo;
+mod facts;
 mod machine;
 mod matrix;
 mod narrator;

@@ -178,7 +178,13 @@ impl Told {
                 format!("failed: {cause:?}: {}", detail.lines().next().unwrap_or_default())
             }
             What::TicketRefused { .. } | What::Gap { .. } => what.to_string(),
-            What::Power(Power::On) | What::Done { .. } | What::Commanded { .. } | What::Node(_) => return None,
+            What::Power(Power::On)
+            | What::Done { .. }
+            | What::Commanded { .. }
+            | What::Node(_)
+            | What::RangeFull { .. } => {
+                return None;
+            }
         })
     }
 }

@@ -18,6 +18,7 @@ use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
 use crate::{
+    facts::{self, Then},
     rack::directory,
     run::{output, run},
 };
@@ -66,38 +67,26 @@ const STORIES: &[(&str, Story)] = &[
 pub(crate) fn tell(tried: &Tried) -> anyhow::Result<()> {
     let start = Instant::now();
     println!("   booting a Debian machine");
-    let node = Node::boot(tried)?;
+    let mut node = Node::boot(tried)?;
     println!("   it answers after {:.1} s", start.elapsed().as_secs_f64());
-    let (mut passed, mut failed) = (0, 0);
-    for (name, story) in STORIES {
-        let began = Instant::now();
-        let told = story(&node);
-        let took = began.elapsed().as_secs_f64();
-        match told {
-            Ok(()) => {
-                passed += 1;
-                println!("test {name} ... ok ({took:.1} s)");
+    let tally = facts::tell(
+        &mut node,
+        STORIES,
+        |_| true,
+        |node, story| story(node).map(|()| String::new()),
+        |node| {
+            for unit in UNITS {
+                let _ = node.sh(&format!("journalctl --no-pager -n 20 -u {unit}")).map(|text| println!("{text}"));
             }
-            Err(error) => {
-                println!("test {name} ... FAILED ({took:.1} s)\n{error:?}\n");
-                for unit in UNITS {
-                    let _ = node.sh(&format!("journalctl --no-pager -n 20 -u {unit}")).map(|text| println!("{text}"));
-                }
-                // Later stories go on from where earlier ones arrived.
-                failed = STORIES.len() - passed;
-                break;
-            }
-        }
-    }
-    println!("\nthe packages took {:.1} s", start.elapsed().as_secs_f64());
-    if failed > 0 {
-        println!("the machine's console is {}", node.directory.join("console.log").display());
-    } else {
+            Ok(Then::Stop)
+        },
+    )?;
+    if tally.all_held() {
         fs::remove_dir_all(&node.directory)?;
+    } else {
+        println!("the machine's console is {}", node.directory.join("console.log").display());
     }
-    println!("{passed} passed, {failed} failed");
-    ensure!(failed == 0, "a story was not true");
-    Ok(())
+    tally.end()
 }
 
 /// The Debian machine.

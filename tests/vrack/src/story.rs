@@ -5,7 +5,6 @@ use std::{
     collections::BTreeSet,
     fs::File,
     io::Read,
-    panic::{AssertUnwindSafe, catch_unwind},
     time::{Duration, Instant},
 };
 
@@ -18,6 +17,7 @@ use rackhand_common::{
 use serde_json::Value;
 
 use crate::{
+    facts::{self, Then},
     machine::Machine,
     narrator::node_timeline,
     peers,
@@ -53,42 +53,25 @@ const STORIES: &[(&str, Story)] = &[
 
 /// Tells the stories with any of `only` in their names, or all; ends with how many were true.
 pub(crate) fn tell(parts: &Parts, only: &[String]) -> anyhow::Result<()> {
-    let wanted = |name: &str| only.is_empty() || only.iter().any(|part| name.contains(part.as_str()));
-    let stories: Vec<_> = STORIES.iter().filter(|(name, _)| wanted(name)).collect();
     let start = Instant::now();
     let firmware = [Firmware::Bios, Firmware::Uefi];
     let mut rack = Rack::build("test", 2, parts, &firmware, Care::Strict, |what| println!("   {what}"))?;
     rack.import()?;
     println!("the rack was built in {:.1} s", start.elapsed().as_secs_f64());
-    let (mut passed, mut failed) = (0, 0);
-    for (name, story) in &stories {
-        let began = Instant::now();
-        let told = catch_unwind(AssertUnwindSafe(|| story(&mut rack).and_then(|()| rack.check())))
-            .unwrap_or_else(|_| Err(anyhow::anyhow!("panicked")));
-        let took = began.elapsed().as_secs_f64();
-        match told {
-            Ok(()) => {
-                passed += 1;
-                println!("test {name} ... ok ({took:.1} s)");
-            }
-            Err(error) => {
-                println!("test {name} ... FAILED ({took:.1} s)\n{error:?}\n");
-                // Later stories go on from where earlier ones arrived: none of them is true.
-                failed = stories.len() - passed;
-                break;
-            }
-        }
-    }
-    println!("\nreal boots took {:.1} s", start.elapsed().as_secs_f64());
-    if failed == 0 {
+    let tally = facts::tell(
+        &mut rack,
+        STORIES,
+        |name| only.is_empty() || only.iter().any(|part| name.contains(part.as_str())),
+        |rack, story| story(rack).and_then(|()| rack.check()).map(|()| String::new()),
+        |_| Ok(Then::Stop),
+    )?;
+    if tally.all_held() {
         rack.tear_down();
     } else {
         println!("logs, consoles and disks are left in {}", rack.files.directory.display());
         rack.cabling.cut();
     }
-    println!("{passed} passed, {failed} failed");
-    ensure!(failed == 0 && passed > 0, "a story was not true, or none was told");
-    Ok(())
+    tally.end()
 }
 
 fn bios(rack: &Rack) -> Machine {

@@ -226,12 +226,13 @@ impl Node {
             channel: 8444,
             tftp_port: 69,
             tftp: Default::default(),
+            lease: dhcp::LEASE_LASTS,
             cache: 1 << 20,
             installer: Default::default(),
         };
         let channel = SocketAddrV4::new(self.address, 8444);
         let services = Services::open(&config, disk, clock.clone(), http, channel)?;
-        let settings = dhcp::Settings { node: self.address, http };
+        let settings = dhcp::Settings { node: self.address, http, lease: config.lease };
         let desk = dhcp::Desk::open(clock.clone(), services.leases.clone(), settings, services.spool.clone());
         self.boot = Some(Boot { clock, services, desk, followed: 0 });
         Ok(())

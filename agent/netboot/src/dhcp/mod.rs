@@ -9,4 +9,4 @@ mod server;
 pub(crate) mod tests;
 
 pub use message::{Client, Kind, Malformed, Request};
-pub use server::{Destination, Holder, Reply, Server, Settings};
+pub use server::{Destination, HEARD_LASTS, Holder, LEASE_LASTS, Reply, Server, Settings};

@@ -8,13 +8,21 @@
 //! - The plan in the intent wins: a machine listed there gets its address, always the same,
 //!   and no message on the network takes it away.
 //! - A card nobody knows gets an address of the delegated range and keeps it until a plan
-//!   says otherwise. Neither RELEASE nor time frees it: an installer that waits for days does
-//!   not renew. A full range means silence for newcomers and a count of them.
+//!   says otherwise, or a newcomer finds the range full: then the lease goes that could have
+//!   gone longest. None goes before the time its client was told is over, and none within
+//!   [`HEARD_LASTS`] of its holder being heard at its address: an installer that waits for
+//!   days does not renew. RELEASE frees nothing. When no lease may go, newcomers meet silence
+//!   and are counted.
+//! - Anyone can say DECLINE in a card's name (RFC 2131 §4.3.3 has no proof): it costs the card
+//!   its address, never its machine's id, and only outside the plan. The address rests for a
+//!   while, as long as anybody was heard there in [`HEARD_LASTS`], and at most a quarter of
+//!   the range at once; further ones are not believed.
 //! - An ACK carries its lease as long as that is not known to be on disk.
 //! - A client we have no record of gets silence in INIT-REBOOT and when renewing, unless its
 //!   address cannot be of this network: another server may know it (RFC 2131 §4.3.2).
 //!
-//! Deliberately not here: dynamic leases that run out, proxy mode, relays on other networks.
+//! Deliberately not here: leases that end while nobody needs their address, probes before an
+//! offer, proxy mode, relays on other networks.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -44,6 +52,8 @@ pub struct Settings {
     pub node: Ipv4Addr,
     /// Where it serves boot scripts.
     pub http: SocketAddrV4,
+    /// For how long a client is told that an address is its own.
+    pub lease: Duration,
 }
 
 /// A card, the machine it is in, and the address it was given.
@@ -91,15 +101,15 @@ pub struct Server {
     /// Cards outside the plan, by their lease.
     leases: HashMap<Mac, Lease>,
     offers: HashMap<Mac, Offer>,
-    /// The lease each card declined last. Its address rests as long as this process: someone
-    /// uses it who does not ask. The machine keeps its name.
-    declined: HashMap<Mac, Lease>,
+    /// The lease each card declined last. Its address rests: someone uses it who does not ask.
+    /// The machine keeps its name.
+    declined: HashMap<Mac, Declined>,
     /// Every address above, by who keeps it from others.
     taken: BTreeMap<Ipv4Addr, Mac>,
     hops: HashMap<Mac, Hop>,
     starved: u64,
-    /// A search found nothing, and no address has come back since.
-    full: bool,
+    /// A search found nothing, no address has come back since, and no lease may go before.
+    full: Option<Mono>,
     /// When old offers and hops were last looked for.
     expired: Option<Mono>,
 }
@@ -128,6 +138,15 @@ struct Lease {
     machine: MachineId,
     address: Ipv4Addr,
     on_disk: bool,
+    /// Until then nobody else gets the address.
+    kept: Mono,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Declined {
+    machine: MachineId,
+    address: Ipv4Addr,
+    until: Mono,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -146,7 +165,8 @@ struct Hop {
 
 impl Server {
     /// A server with the leases found on disk, and without a plan: silent until it has one.
-    pub fn new(settings: Settings, leases: impl IntoIterator<Item = Holder>) -> Self {
+    /// When their clients were told of them last is not known: each may have been just now.
+    pub fn new(now: Now, settings: Settings, leases: impl IntoIterator<Item = Holder>) -> Self {
         let mut server = Self {
             settings,
             plan: None,
@@ -156,11 +176,12 @@ impl Server {
             taken: BTreeMap::new(),
             hops: HashMap::new(),
             starved: 0,
-            full: false,
+            full: None,
             expired: None,
         };
         for Holder { machine, mac, address } in leases {
-            server.leases.insert(mac, Lease { machine, address, on_disk: true });
+            let kept = now.mono.plus(settings.lease);
+            server.leases.insert(mac, Lease { machine, address, on_disk: true, kept });
             server.taken.insert(address, mac);
         }
         server
@@ -200,7 +221,7 @@ impl Server {
                 || declined.get(mac).is_some_and(|lease| lease.address == *address)
         });
         self.plan = Some(plan);
-        self.full = false;
+        self.full = None;
         ended
     }
 
@@ -208,6 +229,18 @@ impl Server {
     pub fn committed(&mut self, mac: Mac) {
         if let Some(lease) = self.leases.get_mut(&mac) {
             lease.on_disk = true;
+        }
+    }
+
+    /// The holder of this card was heard at its address: it uses it.
+    pub fn heard(&mut self, now: Now, mac: Mac) {
+        let kept = now.mono.plus(HEARD_LASTS);
+        if let Some(lease) = self.leases.get_mut(&mac) {
+            lease.kept = lease.kept.max(kept);
+        }
+        // Until it asks for another one, it is still at the address it is said to have declined.
+        if let Some(declined) = self.declined.get_mut(&mac) {
+            declined.until = declined.until.max(kept);
         }
     }
 
@@ -239,7 +272,7 @@ impl Server {
             Kind::InitReboot { address } | Kind::Renewing { address } => self.resume(now.mono, request, address),
             Kind::Decline { server, address } => {
                 if server == self.settings.node {
-                    self.decline(request.mac, address);
+                    self.decline(now.mono, request.mac, address);
                 }
                 None
             }
@@ -257,7 +290,7 @@ impl Server {
             Some(holder) => holder,
             None => {
                 let kept = self.offers.get(&mac).map(|offer| (offer.machine, offer.address));
-                let found = kept.or_else(|| Some((self.name(mac, fresh), self.free()?)));
+                let found = kept.or_else(|| Some((self.name(mac, fresh), self.free(now)?)));
                 let Some((machine, address)) = found else {
                     self.starved += 1;
                     return None;
@@ -286,7 +319,7 @@ impl Server {
             _ => return Some(self.refuse(request)),
         };
         self.forget_offer(mac);
-        self.leases.insert(mac, Lease { machine, address, on_disk: false });
+        self.leases.insert(mac, Lease { machine, address, on_disk: false, kept: now });
         self.taken.insert(address, mac);
         Some(self.acknowledge(now, request, Holder { machine, mac, address }))
     }
@@ -300,17 +333,31 @@ impl Server {
         }
     }
 
-    /// Only a lease outside the plan ends by its holder's word. Its row on disk stays until
-    /// the next one of this card replaces it; until then nobody else gets the address, or a
-    /// restart would find two holders.
-    fn decline(&mut self, mac: Mac, address: Ipv4Addr) {
-        if self.leases.get(&mac).is_some_and(|lease| lease.address == address) {
-            let former = self.leases.remove(&mac).and_then(|lease| self.declined.insert(mac, lease));
-            if let Some(former) = former {
-                self.taken.remove(&former.address);
-                self.full = false;
-            }
+    /// Only a lease outside the plan ends by its holder's word.
+    fn decline(&mut self, now: Mono, mac: Mac, address: Ipv4Addr) {
+        let Some(lease) = self.leases.get(&mac).copied().filter(|lease| lease.address == address) else { return };
+        if self.declined.len() >= self.most_resting() && !self.declined.contains_key(&mac) {
+            return;
         }
+        self.leases.remove(&mac);
+        // Not before the time is over that its client was told, if it uses the address after all.
+        let until = lease.kept.max(now.plus(DECLINED_RESTS));
+        if let Some(former) = self.declined.insert(mac, Declined { machine: lease.machine, address, until }) {
+            self.return_address(former.address);
+        }
+    }
+
+    /// A quarter of the range, and one at least: whoever declines in many names takes no more.
+    fn most_resting(&self) -> usize {
+        let Some(plan) = &self.plan else { return 1 };
+        let (first, last) = plan.delegated;
+        let range = u32::from(last).saturating_sub(first.into()) as usize + 1;
+        (range.min(LARGEST_RANGE) / 4).max(1)
+    }
+
+    fn return_address(&mut self, address: Ipv4Addr) {
+        self.taken.remove(&address);
+        self.full = None;
     }
 
     fn inform(&mut self, request: &Request, address: Ipv4Addr) -> Option<Reply> {
@@ -330,7 +377,11 @@ impl Server {
     }
 
     fn acknowledge(&mut self, now: Mono, request: &Request, holder: Holder) -> Reply {
-        let fresh_lease = self.leases.get(&holder.mac).is_some_and(|lease| !lease.on_disk);
+        let mut fresh_lease = false;
+        if let Some(lease) = self.leases.get_mut(&holder.mac) {
+            fresh_lease = !lease.on_disk;
+            lease.kept = lease.kept.max(now.plus(self.settings.lease));
+        }
         let stage = self.stage(now, request);
         let reply = self.answer(request, ACK, holder);
         Reply { commit: fresh_lease.then_some(holder), stage: stage.map(|stage| (holder.machine, stage)), ..reply }
@@ -340,7 +391,7 @@ impl Server {
         let plan = self.plan.as_ref().expect("`reply` stays silent without a plan");
         let mut answer = Answer::new(request, message_type, self.settings.node);
         answer.yours(holder.address);
-        answer.option(LEASE_TIME, &seconds(LEASE_LASTS));
+        answer.option(LEASE_TIME, &seconds(self.settings.lease));
         let mut to = self.way(request, holder.address);
         if let Kind::Renewing { address } = request.kind {
             answer.own(address);
@@ -349,8 +400,8 @@ impl Server {
             }
         }
         self.parameters(plan, request, &mut answer);
-        answer.option(RENEWAL, &seconds(LEASE_LASTS / 2));
-        answer.option(REBINDING, &seconds(LEASE_LASTS / 8 * 7));
+        answer.option(RENEWAL, &seconds(self.settings.lease / 2));
+        answer.option(REBINDING, &seconds(self.settings.lease / 8 * 7));
         Reply { commit: None, to, message: answer.finish(), stage: None }
     }
 
@@ -449,18 +500,42 @@ impl Server {
     }
 
     /// Walks the range, but not a full one for each message of a flood.
-    fn free(&mut self) -> Option<Ipv4Addr> {
-        if self.full {
+    fn free(&mut self, now: Mono) -> Option<Ipv4Addr> {
+        if self.full.is_some_and(|until| until > now) {
             return None;
         }
         let (first, last) = self.plan.as_ref()?.delegated;
         let mut range = (u32::from(first)..=u32::from(last)).take(LARGEST_RANGE).map(Ipv4Addr::from);
         let found = range.find(|address| self.is_free(*address));
-        self.full = found.is_none();
-        found
+        self.full = None;
+        found.or_else(|| self.reclaim(now))
+    }
+
+    /// The address of the lease that may go, and could have gone longest; its card is a
+    /// newcomer from then on. Further cards of known machines keep theirs.
+    fn reclaim(&mut self, now: Mono) -> Option<Ipv4Addr> {
+        let others = &self.plan.as_ref()?.others;
+        let unknown =
+            self.leases.iter().filter(|(mac, lease)| !others.contains_key(*mac) && self.is_ours(lease.address));
+        // Of two by its card: the same history gives the same addresses.
+        let next = unknown.map(|(mac, lease)| (lease.kept, *mac, lease.address)).min();
+        if let Some((_, mac, address)) = next.filter(|(kept, ..)| *kept <= now) {
+            self.leases.remove(&mac);
+            self.taken.remove(&address);
+            return Some(address);
+        }
+        // What is given from now on is kept for that long as well.
+        let lease = now.plus(self.settings.lease);
+        self.full = Some(next.map_or(lease, |(kept, ..)| kept.min(lease)));
+        None
     }
 
     fn is_free(&self, address: Ipv4Addr) -> bool {
+        self.is_ours(address) && !self.taken.contains_key(&address)
+    }
+
+    /// Whether cards outside the plan may have this address.
+    fn is_ours(&self, address: Ipv4Addr) -> bool {
         let Some(plan) = &self.plan else { return false };
         let (first, last) = plan.delegated;
         let network = plan.network;
@@ -469,31 +544,32 @@ impl Server {
             && ![network.network(), network.broadcast(), network.addr(), self.settings.node].contains(&address)
             && plan.gateway != Some(address)
             && !plan.addresses.contains(&address)
-            && !self.taken.contains_key(&address)
     }
 
     fn forget_offer(&mut self, mac: Mac) {
         if let Some(offer) = self.offers.remove(&mac) {
-            self.taken.remove(&offer.address);
-            self.full = false;
+            self.return_address(offer.address);
         }
     }
 
-    /// Looks once a second: under a flood, each message would walk all of them.
+    /// What has run out goes. Looks once a second: under a flood, each message would walk all of it.
     fn expire(&mut self, now: Mono) {
         if self.expired.is_some_and(|last| last.until(now) < EXPIRY) {
             return;
         }
         self.expired = Some(now);
-        let (taken, full) = (&mut self.taken, &mut self.full);
-        self.offers.retain(|_, offer| {
-            let lasts = offer.until > now;
-            if !lasts {
-                taken.remove(&offer.address);
-                *full = false;
+        let mut returned = Vec::new();
+        let mut keeps = |keeps: bool, address| {
+            if !keeps {
+                returned.push(address);
             }
-            lasts
-        });
+            keeps
+        };
+        self.offers.retain(|_, offer| keeps(offer.until > now, offer.address));
+        self.declined.retain(|_, declined| keeps(declined.until > now, declined.address));
+        for address in returned {
+            self.return_address(address);
+        }
         // A card that is silent for longer than any hop takes begins a new boot.
         self.hops.retain(|_, hop| hop.at.until(now) < LOADED);
     }
@@ -510,9 +586,16 @@ fn seconds(time: Duration) -> [u8; 4] {
     u32::try_from(time.as_secs()).unwrap_or(u32::MAX).to_be_bytes()
 }
 
-/// Long enough that an installed system's renewals are rare, short enough that a changed plan
-/// reaches it within half an hour.
-const LEASE_LASTS: Duration = Duration::from_secs(3600);
+/// For how long a client is told that an address is its own: long enough that an installed
+/// system's renewals are rare, short enough that a changed plan reaches it within half an hour.
+pub const LEASE_LASTS: Duration = Duration::from_secs(3600);
+
+/// How long a card that nobody adopted keeps an address at which it was heard: it may use it
+/// without ever renewing, and be adopted tomorrow.
+pub const HEARD_LASTS: Duration = Duration::from_secs(24 * 3600);
+
+/// How long a declined address is given to nobody, at least.
+const DECLINED_RESTS: Duration = Duration::from_secs(600);
 
 /// How long an offer keeps its address. Slow firmware takes 4 s to choose among offers.
 const OFFER_LASTS: Duration = Duration::from_secs(60);

@@ -11,7 +11,7 @@ use rackhand_common::{
     time::{Mono, Now},
 };
 
-use super::{Client, Destination, Holder, Kind, Malformed, Reply, Request, Server, Settings};
+use super::{Client, Destination, HEARD_LASTS, Holder, Kind, LEASE_LASTS, Malformed, Reply, Request, Server, Settings};
 
 pub(crate) fn known(n: u128) -> MachineId {
     MachineId(uuid::Uuid::from_u128(n))
@@ -44,7 +44,7 @@ pub(crate) fn intent() -> Intent {
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 
 fn settings() -> Settings {
-    Settings { node: NODE, http: "10.0.0.1:8080".parse().unwrap() }
+    Settings { node: NODE, http: "10.0.0.1:8080".parse().unwrap(), lease: LEASE_LASTS }
 }
 
 /// The card named by a letter.
@@ -162,16 +162,20 @@ fn show(reply: &Reply) -> String {
     out
 }
 
-/// Line by line: seconds, card and program, message, address. The nth line's fresh machine
+/// Line by line: seconds, card and program, message or `heard`, address. The nth line's fresh machine
 /// would be number 100 + n.
 fn check_with(intent: &Intent, script: &str, expect: Expect) {
-    let mut server = Server::new(settings(), []);
+    let mut server = Server::new(at(0), settings(), []);
     server.follow(intent);
     let mut out = String::new();
     for (n, line) in script.lines().enumerate() {
         let words: Vec<_> = line.split_whitespace().collect();
         let seconds = words[0].trim_end_matches('s').parse().unwrap();
         let (card, client) = words[1].split_once('/').unwrap_or((words[1], "os"));
+        if words[2] == "heard" {
+            server.heard(at(seconds), mac(card));
+            continue;
+        }
         let address = words.get(3).map(|address| address.parse().unwrap());
         let request = packet(card, client, words[2], address).parse().unwrap();
         let reply = server.reply(at(seconds), &request, known(100 + n as u128));
@@ -293,16 +297,75 @@ fn an_offer_from_before_a_restart_is_honoured_if_it_is_free() {
 #[test]
 fn a_full_range_means_silence_for_newcomers_only() {
     check(
-        "0s a select 10.0.0.9\n0s b select 10.0.0.10\n0s c select 10.0.0.11\n9999s d discover\n9999s a discover\n9999s m discover",
+        "0s a select 10.0.0.9\n0s b select 10.0.0.10\n0s c select 10.0.0.11\n3599s d discover\n3599s a discover\n3599s m discover",
         expect![[r#"
             0s a: ack 10.0.0.9, commit machine 100
             0s b: ack 10.0.0.10, commit machine 101
             0s c: ack 10.0.0.11, commit machine 102
-            9999s d: silence
-            9999s a: offer 10.0.0.9
-            9999s m: offer 10.0.0.50
+            3599s d: silence
+            3599s a: offer 10.0.0.9
+            3599s m: offer 10.0.0.50
         "#]],
     );
+}
+
+#[test]
+fn in_a_full_range_the_lease_goes_that_could_have_gone_longest() {
+    check(
+        "0s a select 10.0.0.9\n1s b select 10.0.0.10\n2s c select 10.0.0.11\n2000s a renew 10.0.0.9\n\
+         3600s d discover\n3601s d discover\n3602s e discover\n3602s f discover\n3602s d select 10.0.0.10\n\
+         3602s b renew 10.0.0.10\n5600s b discover\n5600s a discover",
+        expect![[r#"
+            0s a: ack 10.0.0.9, commit machine 100
+            1s b: ack 10.0.0.10, commit machine 101
+            2s c: ack 10.0.0.11, commit machine 102
+            2000s a: ack 10.0.0.9 to 10.0.0.9
+            3600s d: silence
+            3601s d: offer 10.0.0.10
+            3602s e: offer 10.0.0.11
+            3602s f: silence
+            3602s d: ack 10.0.0.10, commit machine 105
+            3602s b: silence
+            5600s b: offer 10.0.0.11
+            5600s a: offer 10.0.0.9
+        "#]],
+    );
+}
+
+#[test]
+fn a_card_heard_at_its_address_keeps_it_for_a_day_and_a_known_machines_for_ever() {
+    check(
+        "0s a select 10.0.0.9\n0s b select 10.0.0.10\n0s n select 10.0.0.11\n100s a heard\n3600s c discover\n\
+         3600s d discover\n86499s e discover\n86499s a discover\n86500s e discover\n999999s f discover\n999999s n renew 10.0.0.11",
+        expect![[r#"
+            0s a: ack 10.0.0.9, commit machine 100
+            0s b: ack 10.0.0.10, commit machine 101
+            0s n: ack 10.0.0.11, commit machine 1
+            3600s c: offer 10.0.0.10
+            3600s d: silence
+            86499s e: offer 10.0.0.10
+            86499s a: offer 10.0.0.9
+            86500s e: offer 10.0.0.10
+            999999s f: offer 10.0.0.10
+            999999s n: ack 10.0.0.11 to 10.0.0.11
+        "#]],
+    );
+}
+
+/// When its clients were told of a lease is not stored: it counts from the start.
+#[test]
+fn a_lease_found_on_disk_is_kept_for_the_whole_time_a_client_may_have_been_told() {
+    let lease = |last: u8| Holder {
+        machine: known(last.into()),
+        mac: Mac([2, 0, 0, 0, 0, last]),
+        address: Ipv4Addr::new(10, 0, 0, last),
+    };
+    let mut server = Server::new(at(500), settings(), [lease(9), lease(10), lease(11)]);
+    server.follow(&intent());
+    let mut offered =
+        |now| server.reply(at(now), &packet("a", "os", "discover", None).parse().unwrap(), known(1)).is_some();
+    assert!(!offered(500) && !offered(4099));
+    assert!(offered(4100));
 }
 
 #[test]
@@ -338,6 +401,47 @@ fn a_declined_address_rests_and_its_machine_keeps_its_name() {
     );
 }
 
+/// Of a range of three, one: whoever declines in all names leaves the others theirs.
+#[test]
+fn a_quarter_of_the_range_rests_at_most_and_comes_back() {
+    check(
+        "0s a select 10.0.0.9\n0s b select 10.0.0.10\n0s a decline 10.0.0.9\n0s b decline 10.0.0.10\n0s b renew 10.0.0.10\n\
+         1s a select 10.0.0.11\n1s a decline 10.0.0.11\n1s c discover\n61s a discover\n3601s b decline 10.0.0.10\n3601s d discover\n3601s e discover",
+        expect![[r#"
+            0s a: ack 10.0.0.9, commit machine 100
+            0s b: ack 10.0.0.10, commit machine 101
+            0s a: silence
+            0s b: silence
+            0s b: ack 10.0.0.10 to 10.0.0.10
+            1s a: ack 10.0.0.11, commit machine 100
+            1s a: silence
+            1s c: offer 10.0.0.9
+            61s a: offer 10.0.0.9
+            3601s b: silence
+            3601s d: offer 10.0.0.9
+            3601s e: offer 10.0.0.11
+        "#]],
+    );
+}
+
+/// The address of a machine that works there is given to nobody, whoever declines it.
+#[test]
+fn a_forged_decline_gives_no_address_in_use_to_another() {
+    check(
+        "0s a select 10.0.0.9\n5s a heard\n6s a decline 10.0.0.9\n80000s a heard\n86406s b discover\n86406s c discover\n\
+         86406s d discover\n86406s a discover\n166400s e discover",
+        expect![[r#"
+            0s a: ack 10.0.0.9, commit machine 100
+            6s a: silence
+            86406s b: offer 10.0.0.10
+            86406s c: offer 10.0.0.11
+            86406s d: silence
+            86406s a: silence
+            166400s e: offer 10.0.0.9
+        "#]],
+    );
+}
+
 #[test]
 fn an_inform_changes_nothing() {
     check(
@@ -348,7 +452,7 @@ fn an_inform_changes_nothing() {
         0s a: silence
     "#]],
     );
-    let mut server = Server::new(settings(), []);
+    let mut server = Server::new(at(0), settings(), []);
     server.follow(&intent());
     let request = packet("a", "os", "inform", Some(Ipv4Addr::new(10, 0, 0, 77))).parse().unwrap();
     let message = decode(&server.reply(at(0), &request, known(9)).unwrap());
@@ -378,14 +482,14 @@ fn hops_are_recorded_once_and_the_systems_only_when_it_should_run() {
 
 #[test]
 fn a_server_without_a_plan_is_silent() {
-    let mut server = Server::new(settings(), []);
+    let mut server = Server::new(at(0), settings(), []);
     let request = packet("a", "os", "discover", None).parse().unwrap();
     assert_eq!(server.reply(at(0), &request, known(9)), None);
 }
 
 #[test]
 fn a_lease_is_committed_until_it_is_known_to_be_on_disk() {
-    let mut server = Server::new(settings(), []);
+    let mut server = Server::new(at(0), settings(), []);
     server.follow(&intent());
     let request = packet("a", "os", "select", Some(Ipv4Addr::new(10, 0, 0, 9))).parse().unwrap();
     let lease = Some(Holder { machine: known(9), mac: mac("a"), address: Ipv4Addr::new(10, 0, 0, 9) });
@@ -398,6 +502,7 @@ fn a_lease_is_committed_until_it_is_known_to_be_on_disk() {
 #[test]
 fn a_machine_that_becomes_known_keeps_its_address_and_others_yield_theirs() {
     let mut server = Server::new(
+        at(0),
         settings(),
         ["a", "b"].map(|card| Holder {
             machine: known(card.as_bytes()[0].into()),
@@ -419,7 +524,7 @@ fn a_machine_that_becomes_known_keeps_its_address_and_others_yield_theirs() {
 
 #[test]
 fn a_rom_finds_its_file_wherever_it_looks() {
-    let mut server = Server::new(settings(), []);
+    let mut server = Server::new(at(0), settings(), []);
     server.follow(&intent());
     let reply = server.reply(at(0), &packet("m", "uefi", "discover", None).parse().unwrap(), known(9)).unwrap();
     let message = decode(&reply);
@@ -452,7 +557,7 @@ fn a_rom_finds_its_file_wherever_it_looks() {
 
 #[test]
 fn ipxe_is_told_not_to_wait_for_a_proxy() {
-    let mut server = Server::new(settings(), []);
+    let mut server = Server::new(at(0), settings(), []);
     server.follow(&intent());
     let reply = server.reply(at(0), &packet("m", "ipxe", "discover", None).parse().unwrap(), known(9)).unwrap();
     assert!(reply.message.windows(5).any(|part| part == [175, 3, 176, 1, 1]));
@@ -461,7 +566,7 @@ fn ipxe_is_told_not_to_wait_for_a_proxy() {
 
 #[test]
 fn relays_and_the_broadcast_flag_direct_the_answer() {
-    let mut server = Server::new(settings(), []);
+    let mut server = Server::new(at(0), settings(), []);
     server.follow(&intent());
     let mut to = |packet: Packet| server.reply(at(0), &packet.parse().unwrap(), known(9)).map(|reply| reply.to);
     let discover = || packet("m", "os", "discover", None);
@@ -478,7 +583,7 @@ fn relays_and_the_broadcast_flag_direct_the_answer() {
 
 #[test]
 fn a_small_client_gets_what_matters_within_its_limit() {
-    let mut server = Server::new(settings(), []);
+    let mut server = Server::new(at(0), settings(), []);
     server.follow(&intent());
     let packet = packet("m", "os", "discover", None).option(61, &[9; 255]).option(61, &[9; 200]);
     let reply = server.reply(at(0), &packet.parse().unwrap(), known(9)).unwrap();
@@ -538,7 +643,7 @@ proptest! {
             packet.0[at] = byte;
         }
         packet.0.extend(tail);
-        let mut server = Server::new(settings(), []);
+        let mut server = Server::new(at(0), settings(), []);
         server.follow(&intent());
         if let Ok(request) = packet.parse()
             && let Some(reply) = server.reply(at(0), &request, known(9))
@@ -548,45 +653,102 @@ proptest! {
         }
     }
 
+    /// Whatever is said and however long nothing is: a card has its address for the whole time
+    /// it was told, and for a day after it was heard there, unless its name was used to decline
+    /// it; also across restarts. Once all of that is over, a newcomer is given an address.
     #[test]
     fn no_two_holders_share_an_address_and_offers_return(
-        steps in proptest::collection::vec((0u8..8, 0usize..8, 5u8..15, 0u64..40), 1..150),
+        steps in proptest::collection::vec((0u8..8, 0usize..10, 5u8..15, 0u64..40, 0u8..12), 1..150),
     ) {
-        let mut server = Server::new(settings(), []);
+        let mut server = Server::new(at(0), settings(), []);
         let intent = intent();
         server.follow(&intent);
         let mut now = 0;
-        let mut held: HashMap<Ipv4Addr, Mac> = HashMap::from([(intent.machines[0].address, mac("m"))]);
-        for (n, (card, verb, last, passed)) in steps.into_iter().enumerate() {
-            now += passed;
+        let planned = intent.machines[0].address;
+        // By address: its card, and the end of its time.
+        let mut held: HashMap<Ipv4Addr, (Mac, u64)> = HashMap::from([(planned, (mac("m"), u64::MAX))]);
+        let mut rows: HashMap<Mac, Holder> = HashMap::new();
+        for (n, (card, verb, last, passed, pause)) in steps.into_iter().enumerate() {
+            now += match pause {
+                0 => 3600,
+                1 => 90_000,
+                2 => 1500,
+                _ => passed,
+            };
             let card = ["a", "b", "c", "d", "e", "f", "m", "n"][usize::from(card)];
-            let verb = ["discover", "discover", "select", "select", "renew", "decline", "release", "select-other"][verb];
-            let mut address = Ipv4Addr::new(10, 0, 0, last);
+            let verbs =
+                ["discover", "discover", "select", "select", "renew", "decline", "release", "select-other", "heard", "restart"];
+            let (verb, mut address) = (verbs[verb], Ipv4Addr::new(10, 0, 0, last));
+            match verb {
+                "heard" => {
+                    server.heard(at(now), mac(card));
+                    // Whoever is heard there has the address still, or its last one.
+                    let row = rows.get(&mac(card)).map(|row| row.address);
+                    let theirs = |(holder, until): &&mut (Mac, u64)| *holder == mac(card) && *until > now;
+                    if let Some((_, until)) = row.and_then(|row| held.get_mut(&row)).filter(theirs) {
+                        *until = (*until).max(now + HEARD_LASTS.as_secs());
+                    }
+                    continue;
+                }
+                "restart" => {
+                    server = Server::new(at(now), settings(), rows.values().copied());
+                    server.follow(&intent);
+                    // What was declined is forgotten, and its card's lease was on disk.
+                    for row in rows.values() {
+                        held.entry(row.address).or_insert((row.mac, now + LEASE_LASTS.as_secs()));
+                    }
+                    for (holder, until) in held.values_mut().filter(|(holder, _)| *holder != mac("m")) {
+                        // What was heard is told again by the shell, which knows it from disk.
+                        if *until > now {
+                            server.heard(at(now), *holder);
+                            *until = (*until).max(now + LEASE_LASTS.as_secs());
+                        }
+                    }
+                    continue;
+                }
+                _ => {}
+            }
             // Half of the time it takes what it is offered.
             if verb == "select" && passed % 2 == 0 {
                 let discover = packet(card, "os", "discover", None).parse().unwrap();
                 let Some(offer) = server.reply(at(now), &discover, known(n as u128)) else { continue };
                 address = decode(&offer).yiaddr();
-                prop_assert!(held.get(&address).is_none_or(|holder| *holder == mac(card)), "offered a held address");
+                let other = held.get(&address).filter(|(holder, until)| *holder != mac(card) && *until > now);
+                prop_assert!(other.is_none(), "offered {}, which is {:?}'s", address, other);
             }
             let request = packet(card, "os", verb, Some(address)).parse().unwrap();
-            let reply = server.reply(at(now), &request, known(n as u128));
-            if verb == "decline" && card != "m" && held.get(&address) == Some(&mac(card)) {
-                held.remove(&address);
+            let mut reply = server.reply(at(now), &request, known(n as u128));
+            if verb == "decline" && card != "m" && held.get(&address).is_some_and(|(holder, _)| *holder == mac(card)) {
+                // Whether it was believed shows when its card renews.
+                reply = server.reply(at(now), &packet(card, "os", "renew", Some(address)).parse().unwrap(), known(0));
+                if reply.is_none() {
+                    held.remove(&address);
+                }
             }
             let Some(reply) = reply else { continue };
+            if let Some(made) = reply.commit {
+                rows.retain(|_, row| row.address != made.address);
+                rows.insert(made.mac, made);
+                server.committed(made.mac);
+            }
             if decode(&reply).opts().msg_type() == Some(v4::MessageType::Ack) {
                 let address = decode(&reply).yiaddr();
-                let holder = *held.entry(address).or_insert(mac(card));
-                prop_assert_eq!(holder, mac(card), "{} has two holders", address);
-                prop_assert_eq!(held.values().filter(|holder| **holder == mac(card)).count(), 1, "a card has two addresses");
+                let told = now + LEASE_LASTS.as_secs();
+                let (holder, until) = held.entry(address).or_insert((mac(card), told));
+                prop_assert!(*holder == mac(card) || *until <= now, "{} has two holders", address);
+                *until = if *holder == mac(card) { (*until).max(told) } else { told };
+                *holder = mac(card);
+                let has = |(holder, until): &&(Mac, u64)| *holder == mac(card) && *until > now;
+                prop_assert_eq!(held.values().filter(has).count(), 1, "a card has two addresses");
             }
         }
-        // Once offers ran out, a newcomer is refused only if leases and rests fill the range.
-        let delegated = held.keys().filter(|address| address.octets()[3] < 12).count();
         let discover = packet("z", "os", "discover", None).parse().unwrap();
+        // Once offers ran out, a newcomer is refused only if leases and rests fill the range...
+        let delegated = held.keys().filter(|address| address.octets()[3] < 12).count();
         if server.reply(at(now + 61), &discover, known(0)).is_none() {
             prop_assert!(delegated + server.resting() >= 3);
         }
+        // ...and never when all their time is over, but for those of a known machine's cards.
+        prop_assert!(server.reply(at(now + 200_000), &discover, known(0)).is_some());
     }
 }
