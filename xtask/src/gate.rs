@@ -54,6 +54,7 @@ fn steps(clock: &mut Stopwatch, tests: &mut Tally, boots: &mut Tally, without_ra
         return Ok(());
     }
     let made = clock.step("binaries and images", artefacts::make)?;
+    clock.step("crash matrix", || made.rack("matrix").run_reading(|line| boots.read(line)))?;
     clock.step("attacks", || made.attack().run_reading(|line| boots.read(line)))?;
     clock.step("real boots", || made.rack("stories").run_reading(|line| boots.read(line)))
 }

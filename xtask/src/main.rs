@@ -69,6 +69,13 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         more: Vec<String>,
     },
+    /// Fails the real programs at every point they have for it, fills and breaks their disks, and
+    /// holds them still, while computers are deployed and released.
+    Matrix {
+        /// Only the fields and faults whose names contain this, as in `release: boot`.
+        #[arg(long)]
+        only: Option<String>,
+    },
     /// Fuzzes every parser of foreign bytes.
     Fuzz {
         /// How long, all targets together.
@@ -164,6 +171,15 @@ fn main() -> anyhow::Result<()> {
             };
             sim = sim.arg("--minutes").arg(minutes.to_string());
             more.into_iter().fold(sim, Shell::arg).run()
+        }
+        Verb::Matrix { only } => {
+            packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK, packages::PEERS], true)?;
+            let matrix = artefacts::make()?.rack("matrix");
+            match only {
+                Some(only) => matrix.arg("--only").arg(only),
+                None => matrix,
+            }
+            .run()
         }
         Verb::Fuzz { minutes, target } => {
             packages::install(&[packages::BUILD, packages::FUZZ], true)?;

@@ -37,7 +37,7 @@ pub(crate) const RACK: &[&str] =
 
 /// What tests use as peers nobody here wrote.
 pub(crate) const PEERS: &[&str] =
-    &["cloud-init", "isc-dhcp-client", "udhcpc", "busybox", "atftp", "tftp-hpa", "curl", "systemd", "procps"];
+    &["cloud-init", "isc-dhcp-client", "udhcpc", "busybox", "atftp", "tftp-hpa", "curl", "systemd", "procps", "strace"];
 
 /// Installs what is missing of `wanted`. Says what, and asks first unless told `yes`.
 pub(crate) fn install(wanted: &[&[&str]], yes: bool) -> anyhow::Result<()> {

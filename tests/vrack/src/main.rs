@@ -92,7 +92,7 @@ enum Verb {
         #[arg(long)]
         only: Option<String>,
         /// On so many racks at once.
-        #[arg(long, default_value_t = 3)]
+        #[arg(long, default_value_t = 8)]
         racks: u8,
         /// Only every so many fields.
         #[arg(long, default_value_t = 1)]

@@ -8,7 +8,12 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
@@ -39,7 +44,8 @@ const SMALL: u64 = 64 << 20;
 pub(crate) enum Fault {
     /// The program's disk is full for a while.
     Full(Service),
-    /// The n-th such call on the program's files fails with this error, or kills it.
+    /// Every thread's n-th such call on the program's files fails with this error, or kills it,
+    /// for a second.
     Call(Service, &'static str, &'static str, u32),
     /// The program stands still for minutes.
     Still(Service),
@@ -86,13 +92,14 @@ impl Fault {
         match self {
             Self::Full(service) => full(rig, service).await,
             Self::Call(service, call, what, number) => {
-                let injector = Injector::attach(rig, service, call, what, number)?;
-                // A way that such a fault fails must name it.
-                travel(rig, Way::Deploy, what.starts_with("error")).await?;
-                drop(injector);
-                let injector = Injector::attach(rig, service, call, what, number)?;
-                travel(rig, Way::Release, what.starts_with("error")).await?;
-                drop(injector);
+                let mut has_struck = false;
+                for way in [Way::Deploy, Way::Release] {
+                    let injector = Injector::attach(rig, service, call, what, number)?;
+                    // A way that such a fault fails must name it.
+                    travel(rig, way, what.starts_with("error")).await?;
+                    has_struck |= injector.detach();
+                }
+                ensure!(has_struck, "there was no such call");
                 Ok(())
             }
             Self::Still(service) => {
@@ -103,14 +110,28 @@ impl Fault {
     }
 }
 
-/// strace beside a running program. Detached when dropped.
-struct Injector(Child);
+/// strace beside a running program, until a moment after the call was struck: it counts the
+/// calls of each thread, and would go on to strike those of every new one.
+struct Injector {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    log: PathBuf,
+}
+
+/// Whether strace's log tells of a call that was struck, or of a program's end.
+fn has_struck(log: &Path) -> bool {
+    fs::read_to_string(log).is_ok_and(|log| log.contains("INJECTED") || log.contains("+++ killed"))
+}
+
+/// How long calls are struck.
+const STRIKES: Duration = Duration::from_secs(1);
 
 impl Injector {
     fn attach(rig: &Rig, service: Service, call: &str, what: &str, number: u32) -> anyhow::Result<Self> {
         rig.rack.services().restart_ended()?;
         let pid = rig.rack.services().pid(service)?;
         let log = rig.rack.files.directory.join("logs").join(format!("strace-{}.log", service.name()));
+        let _ = fs::remove_file(&log);
         let mut strace = Command::new("strace");
         strace.args(["-f", "-q", "-p", &pid.to_string(), "-e", &format!("trace={call}")]);
         strace.args(["-e", &format!("inject={call}:{what}:when={number}")]).arg("-o").arg(&log);
@@ -118,27 +139,60 @@ impl Injector {
             strace.arg("-P").arg(file);
         }
         let child = strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let mut injector = Self(child.context("strace does not start: is it installed?")?);
+        let mut child = child.context("strace does not start: is it installed?")?;
         let traced = format!("/proc/{pid}/status");
-        for _ in 0..200 {
-            if fs::read_to_string(&traced)?.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
-            {
-                return Ok(injector);
-            }
-            ensure!(injector.0.try_wait()?.is_none(), "strace ended: {}", fs::read_to_string(&log).unwrap_or_default());
+        let is_traced = || {
+            let status = fs::read_to_string(&traced).unwrap_or_default();
+            status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+        };
+        let struck =
+            |log: &Path| fs::read_to_string(log).is_ok_and(|log| log.contains("INJECTED") || log.contains("+++"));
+        let end = Instant::now() + Duration::from_secs(10);
+        while !is_traced() && !has_struck(&log) {
+            ensure!(
+                Instant::now() < end && child.try_wait()?.is_none(),
+                "strace does not attach to {}",
+                service.name()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
-        anyhow::bail!("strace does not attach to {}", service.name())
+        let over = Arc::new(AtomicBool::new(false));
+        let (until, seen) = (over.clone(), log.clone());
+        let thread = std::thread::spawn(move || {
+            while !until.load(Ordering::Relaxed) && !has_struck(&seen) {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            if !until.load(Ordering::Relaxed) {
+                std::thread::sleep(STRIKES);
+            }
+            detach(child);
+        });
+        Ok(Self { over, thread: Some(thread), log })
     }
+
+    /// Whether it struck.
+    fn detach(self) -> bool {
+        let log = self.log.clone();
+        drop(self);
+        has_struck(&log)
+    }
+}
+
+fn detach(mut strace: Child) {
+    if let Ok(pid) = i32::try_from(strace.id()) {
+        // At SIGTERM it lets go of its tracees first; it has ended by itself when they have.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    }
+    let _ = strace.wait();
 }
 
 impl Drop for Injector {
     fn drop(&mut self) {
-        if let Ok(pid) = i32::try_from(self.0.id()) {
-            // At SIGTERM it lets go of its tracees first; it ends by itself when they have ended.
-            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        self.over.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // One that panicked said so on standard error.
+            let _ = thread.join();
         }
-        let _ = self.0.wait();
     }
 }
 
