@@ -3,6 +3,7 @@
 //! stands still for minutes.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     fs::{self, File},
     io::Write as _,
@@ -49,6 +50,8 @@ pub(crate) enum Fault {
     Call(Service, &'static str, &'static str, u32),
     /// The program stands still for minutes.
     Still(Service),
+    /// None: the order of boot's system calls when it gives an address.
+    LeaseOrder,
 }
 
 impl fmt::Display for Fault {
@@ -58,6 +61,7 @@ impl fmt::Display for Fault {
             Self::Call(service, call, what, number) => {
                 write!(f, "{}: {call} number {number} gives {what}", service.name())
             }
+            Self::LeaseOrder => f.write_str("boot: a lease is synced before its ACK leaves, call by call"),
             Self::Still(service) => write!(f, "{}: stands still for {} s", service.name(), STILL.as_secs()),
         }
     }
@@ -80,6 +84,7 @@ pub(crate) fn wanted(only: Option<&str>) -> Vec<Fault> {
     }
     // Controller renames nothing on these ways.
     faults.retain(|fault| !matches!(fault, Fault::Call(Service::Controller, "rename", ..)));
+    faults.push(Fault::LeaseOrder);
     faults.extend(Service::ALL.map(Fault::Full));
     faults.extend(Service::ALL.map(Fault::Still));
     faults.retain(|fault| only.is_none_or(|only| fault.to_string().contains(only)));
@@ -88,9 +93,10 @@ pub(crate) fn wanted(only: Option<&str>) -> Vec<Fault> {
 
 impl Fault {
     /// Has it strike while the computer is deployed and released, and checks the world after each.
-    pub(crate) async fn suffer(self, rig: &Rig) -> anyhow::Result<()> {
+    pub(crate) async fn suffer(self, rig: &mut Rig) -> anyhow::Result<()> {
         match self {
             Self::Full(service) => full(rig, service).await,
+            Self::LeaseOrder => lease_order(rig),
             Self::Call(service, call, what, number) => {
                 let mut has_struck = false;
                 for way in [Way::Deploy, Way::Release] {
@@ -145,8 +151,6 @@ impl Injector {
             let status = fs::read_to_string(&traced).unwrap_or_default();
             status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
         };
-        let struck =
-            |log: &Path| fs::read_to_string(log).is_ok_and(|log| log.contains("INJECTED") || log.contains("+++"));
         let end = Instant::now() + Duration::from_secs(10);
         while !is_traced() && !has_struck(&log) {
             ensure!(
@@ -207,6 +211,40 @@ fn stores(state: &Path) -> anyhow::Result<Vec<PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// A card nobody knows is given an address; between the sending of the OFFER and that of the ACK
+/// a sync of the store of leases has ended.
+fn lease_order(rig: &mut Rig) -> anyhow::Result<()> {
+    let pid = rig.rack.services().pid(Service::Boot)?;
+    let log = rig.rack.files.directory.join("logs/strace-order.log");
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-q", "-y", "-p", &pid.to_string(), "-e", "trace=fdatasync,sendto,sendmsg", "-o"]).arg(&log);
+    let child = strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let child = child.context("strace does not start: is it installed?")?;
+    std::thread::sleep(STRIKES);
+    rig.stranger()?;
+    detach(child);
+    let mut syncing = BTreeMap::new();
+    let (mut sends, mut synced_after) = (0, Vec::new());
+    for line in fs::read_to_string(&log)?.lines() {
+        let (thread, call) = line.split_once(' ').unwrap_or_default();
+        let is_lease = if call.contains("resumed") {
+            syncing.remove(thread).unwrap_or_default()
+        } else {
+            call.contains("fdatasync") && call.contains("boot.redb")
+        };
+        if call.contains("unfinished") {
+            syncing.insert(thread, is_lease);
+        } else if is_lease && call.ends_with("= 0") {
+            synced_after.push(sends);
+        } else if call.trim_start().starts_with("send") && (call.contains("PACKET") || call.contains("htons(68)")) {
+            sends += 1;
+        }
+    }
+    ensure!(sends >= 2, "strace saw {sends} answers, and there are two");
+    ensure!(synced_after.contains(&(sends - 1)), "the ACK left before its lease was synced: {}", log.display());
+    Ok(())
 }
 
 /// Moves a program's state onto a small disk, fills that while a way is gone, and makes room.

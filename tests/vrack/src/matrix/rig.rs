@@ -330,6 +330,17 @@ impl Rig {
 
     /// A card nobody knows gets an address of its own, and has it still when boot was killed.
     pub(crate) fn newcomer(&mut self) -> anyhow::Result<()> {
+        let (mac, address) = self.stranger()?;
+        self.rack.services().restart_ended()?;
+        self.rack.kill(Service::Boot)?;
+        self.rack.start(Service::Boot)?;
+        let again = self.lease(mac)?;
+        ensure!(again == address, "P3: {mac} had {address}, and after a restart of boot {again}");
+        Ok(())
+    }
+
+    /// A card nobody knows gets an address that nobody else has.
+    pub(crate) fn stranger(&mut self) -> anyhow::Result<(Mac, Ipv4Addr)> {
         let number = u8::try_from(self.newcomers.len() + 1).context("too many newcomers")?;
         let mac = Mac([0x52, 0x54, 0x00, 0x79, 0x00, number]);
         self.rack.cabling.plug(Place::Client, mac)?;
@@ -339,13 +350,8 @@ impl Rig {
         for row in [&self.address, &self.untouched.as_ref().context("no bystander")?.address] {
             ensure!(*row != address.to_string(), "P2: {mac} was given a machine's address {address}");
         }
-        self.rack.services().restart_ended()?;
-        self.rack.kill(Service::Boot)?;
-        self.rack.start(Service::Boot)?;
-        let again = self.lease(mac)?;
-        ensure!(again == address, "P3: {mac} had {address}, and after a restart of boot {again}");
         self.newcomers.push((mac, address));
-        Ok(())
+        Ok((mac, address))
     }
 
     fn lease(&self, mac: Mac) -> anyhow::Result<Ipv4Addr> {
