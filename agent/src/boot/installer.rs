@@ -17,7 +17,7 @@ use rackhand_common::{
     channel::{Admitted, Assignment, DeployTask, EraseTask, HOLD, MAX_BODY, News, Present, Report, Task, Warrant},
     event::{MAX_TEXT, Stage, What},
     image::{Digest, SignedManifest},
-    intent::{Intent, MachineIntent, Order, Work},
+    intent::{Intent, MachineIntent, Order},
     machine::Inventory,
     pki::{KeyPin, Peer},
     time::Clock,
@@ -247,8 +247,8 @@ async fn manifest(
 ) -> Result<Json<SignedManifest>, Refusal> {
     let machine = channel.session(client).await?.machine;
     let ordered = channel.intent.borrow().iter().flat_map(|intent| &intent.machines).any(|known| {
-        let work = known.order.as_ref().map(|order| &order.work);
-        known.id == machine && matches!(work, Some(Work::Deploy(deploy)) if deploy.manifest == digest)
+        let deploy = known.order.as_ref().and_then(|order| order.work.deploy());
+        known.id == machine && deploy.is_some_and(|deploy| deploy.manifest == digest)
     });
     if !ordered {
         return Err(ChunkError::NotListed(digest).into());
