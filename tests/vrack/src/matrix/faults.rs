@@ -71,12 +71,14 @@ impl fmt::Display for Fault {
 pub(crate) fn wanted(only: Option<&str>) -> Vec<Fault> {
     let mut faults = Vec::new();
     for service in Service::ALL {
+        // SQLite's way to stable storage, and redb's.
+        let sync = if service == Service::Controller { "fsync" } else { "fdatasync" };
         for (call, what) in [
             ("pwrite64", "error=ENOSPC"),
             ("pwrite64", "error=EIO"),
             ("pwrite64", "signal=SIGKILL"),
-            ("fdatasync", "error=EIO"),
-            ("fdatasync", "signal=SIGKILL"),
+            (sync, "error=EIO"),
+            (sync, "signal=SIGKILL"),
         ] {
             faults.extend([1, 4].map(|number| Fault::Call(service, call, what, number)));
         }
