@@ -44,6 +44,7 @@ use crate::{
     plant::Plant,
     rng::Rng,
     time::{ProcessClock, Skew, Time},
+    version::Version,
 };
 
 /// How many racks, and machines in each.
@@ -99,6 +100,8 @@ pub struct Tally {
     pub failed: u64,
     pub switched: u64,
     pub restarts: u64,
+    pub replaced: u64,
+    pub boots: u64,
     pub notes: u64,
 }
 
@@ -170,6 +173,9 @@ const fn seconds(seconds: u64) -> Duration {
 /// One seed in so many has a partition of a month.
 const MONTH_IN: u64 = 8;
 
+/// In one seed of so many the fleet goes to the next version and back.
+const ROLLOUT_IN: u64 = 3;
+
 impl World {
     /// Runs a world to its end.
     pub fn run(options: Options) -> Outcome {
@@ -191,7 +197,17 @@ impl World {
     pub fn planned(options: &Options) -> Vec<Fault> {
         let mut rng = Rng::new(options.seed, 2);
         let month = rng.below(MONTH_IN) == 0;
-        fault::plan(&mut rng, Self::size(options.seed), options.length, month)
+        let mut faults = fault::plan(&mut rng, Self::size(options.seed), options.length, month);
+        if Rng::new(options.seed, 7).below(ROLLOUT_IN) == 0 {
+            faults.extend(Self::rollout(options.seed, options.length));
+            faults.sort_by_key(|fault| fault.at);
+        }
+        faults
+    }
+
+    /// Nothing but the fleet's way to the next version and back.
+    pub fn rollout(seed: u64, length: Duration) -> Vec<Fault> {
+        fault::rollout(&mut Rng::new(seed, 8), Self::size(seed), length)
     }
 
     /// How large the world of a seed is.
@@ -220,6 +236,7 @@ impl World {
             runner: None,
             store,
             disk,
+            version: Version::This,
             gate,
             clock,
             skew,
