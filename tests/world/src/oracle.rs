@@ -258,6 +258,14 @@ impl Oracles {
         }
     }
 
+    /// Somebody has started and has no intent.
+    pub fn without_intent(&mut self, at: Duration, rack: usize, who: &'static str) {
+        if let Some(last) = self.revisions.get(&(rack, who)) {
+            let what = format!("r{}'s {who} had an intent of revision {last} and starts without one", rack + 1);
+            self.broken(Promise::Forward, at, what);
+        }
+    }
+
     /// An agent takes a connection's number.
     pub fn connection(&mut self, at: Duration, rack: usize, number: u64) {
         let last = self.connections.entry(rack).or_default();

@@ -35,8 +35,9 @@ impl World {
         }
         self.say(&who, "starts");
         let Some(agent) = &self.nodes[rack].agent else { return };
-        if let Some(intent) = agent.intent.current() {
-            self.oracles.intent(self.time.passed(), rack, "agent", &intent);
+        match agent.intent.current() {
+            Some(intent) => self.oracles.intent(self.time.passed(), rack, "agent", &intent),
+            None => self.oracles.without_intent(self.time.passed(), rack, "agent"),
         }
         let executor = (agent.executor.clone(), agent.clock.clone() as Arc<dyn rackhand_common::time::Clock>);
         self.hub.lock().uplinks[rack].executor = Some(executor);
@@ -87,8 +88,9 @@ impl World {
         }
         let Some(boot) = &self.nodes[rack].boot else { return };
         let intent = boot.services.intent.current();
-        if let Some(intent) = &intent {
-            self.oracles.intent(self.time.passed(), rack, "boot", intent);
+        match &intent {
+            Some(intent) => self.oracles.intent(self.time.passed(), rack, "boot", intent),
+            None => self.oracles.without_intent(self.time.passed(), rack, "boot"),
         }
         let leases = boot.services.leases.clone();
         self.oracles.restarted(self.time.passed(), rack, |mac| {
