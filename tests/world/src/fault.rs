@@ -43,6 +43,7 @@ pub enum Kind {
     InstallerHangs { rack: usize, machine: usize },
     MachineDiskFails { rack: usize, machine: usize },
     NoImage(usize),
+    DiskSwapped { rack: usize, machine: usize },
     Replaced { process: Process, version: Version },
 }
 
@@ -127,6 +128,9 @@ impl fmt::Display for Fault {
             Kind::InstallerHangs { rack, machine } => write!(f, "{}'s installer hangs", place(rack, machine)),
             Kind::MachineDiskFails { rack, machine } => write!(f, "{}'s disk fails", place(rack, machine)),
             Kind::NoImage(r) => write!(f, "{} cannot fetch images", rack(r)),
+            Kind::DiskSwapped { rack, machine } => {
+                return write!(f, "{}'s disk is swapped for another when its next order comes", place(rack, machine));
+            }
             Kind::Replaced { process, version } => {
                 let process = match process {
                     Process::Controller => "the controller".to_owned(),

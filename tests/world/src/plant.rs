@@ -49,11 +49,13 @@ pub enum Plant {
     NextBootForgetsIntent,
     /// A controller ends the connection when it does not know an event.
     UnknownEventEndsSession,
+    /// The installer begins an order without a look at the machine it is on.
+    InstallerForgetsToLook,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::AgentForgetsEpoch,
         Self::BootDiskLies,
         Self::BootLosesLeases,
@@ -72,12 +74,16 @@ impl Plant {
         Self::NextBootRefusesStores,
         Self::NextBootForgetsIntent,
         Self::UnknownEventEndsSession,
+        Self::InstallerForgetsToLook,
     ];
 
     /// The promise it breaks.
     pub fn breaks(self) -> Promise {
         match self {
-            Self::AgentForgetsEpoch | Self::RunnerForgetsToLook | Self::ControllerDiskLies => Promise::P1,
+            Self::AgentForgetsEpoch
+            | Self::RunnerForgetsToLook
+            | Self::ControllerDiskLies
+            | Self::InstallerForgetsToLook => Promise::P1,
             Self::BootDiskLies => Promise::P2,
             Self::BootLosesLeases => Promise::P3,
             Self::BootAsksController | Self::NextBootRefusesStores | Self::NextBootForgetsIntent => Promise::P4,
@@ -129,6 +135,7 @@ impl Plant {
                 let resets = (0..20).map(|turn| fault(1310 + 60 * turn, 0, Kind::MachineReset { rack: 0, machine: 0 }));
                 resets.chain([replaced, fault(1290, 1500, Kind::SocketGone(0))]).collect()
             }
+            Self::InstallerForgetsToLook => vec![fault(300, 0, Kind::DiskSwapped { rack: 0, machine: 0 })],
             Self::UnknownEventEndsSession => vec![fault(900, 3, next(Part::Agent))],
             Self::AgentForgetsEpoch | Self::EventsMistaken | Self::IntentFlaps => Vec::new(),
         }

@@ -96,6 +96,7 @@ pub fn sum(a: Tally, b: Tally) -> Tally {
         switched: a.switched + b.switched,
         restarts: a.restarts + b.restarts,
         replaced: a.replaced + b.replaced,
+        swapped: a.swapped + b.swapped,
         boots: a.boots + b.boots,
         notes: a.notes + b.notes,
     }

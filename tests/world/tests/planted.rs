@@ -45,4 +45,5 @@ planted! {
     a_missed_boot_by_a_boot_that_refuses_older_stores_is_caught: NextBootRefusesStores, 5;
     a_missed_boot_by_a_boot_that_forgets_its_intent_is_caught: NextBootForgetsIntent, 20;
     a_controller_that_drops_whom_it_does_not_understand_is_caught: UnknownEventEndsSession, 10;
+    p1_catches_an_installer_that_forgets_to_look: InstallerForgetsToLook, 20;
 }

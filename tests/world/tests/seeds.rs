@@ -18,6 +18,7 @@ fn a_hundred_seeds_keep_every_promise() {
     let again = "cargo xtask sim --minutes 60 --seed SEED prints the history";
     assert!(failed.is_empty(), "{}\n{again}", failed.join("\n"));
     // A world in which nothing happens keeps every promise.
+    assert!(found.tally.replaced > 100 && found.tally.swapped > 5, "{:?}", found.tally);
     assert!(found.tally.deploys > 100 && found.tally.releases > 50 && found.tally.restarts > 50, "{:?}", found.tally);
 }
 

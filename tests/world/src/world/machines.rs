@@ -420,13 +420,20 @@ impl World {
                 let text = format!("takes order {} attempt {} of epoch {epoch}", order.0, order.1);
                 installer.work = Some(Work { order, epoch, task, stage });
                 self.say_machine(at, text);
+                let machine = self.machine(at);
+                if std::mem::take(&mut machine.swaps) {
+                    machine.serial += "-another";
+                    machine.disk = OnDisk::Part;
+                    self.tally.swapped += 1;
+                    self.say_machine(at, "has another disk, with somebody's data on it");
+                }
                 self.machine_in(at, Duration::from_millis(500));
             }
         }
     }
 
     async fn works(&mut self, at: (usize, usize)) {
-        let inventory = self.machine(at).inventory();
+        let (inventory, plant) = (self.machine(at).inventory(), self.plant);
         let (disk_fails, no_image) = (self.machine(at).disk_fails > 0, self.troubles[at.0].no_image > 0);
         let Some(installer) = self.machine(at).installer() else { return };
         let admission = installer.admitted.map(|machine| Admission { machine, epoch: installer.epoch });
@@ -435,7 +442,8 @@ impl World {
         let is_deploy = matches!(task, Task::Deploy(_));
         match &work.stage {
             WorkStage::Begins => {
-                let checked = check(warrant(&task), admission, &inventory);
+                let looks = plant != Some(Plant::InstallerForgetsToLook);
+                let checked = if looks { check(warrant(&task), admission, &inventory) } else { Ok(()) };
                 installer.epoch = installer.epoch.max(epoch);
                 let next = match checked {
                     Err(error) => WorkStage::Ends(failed(error.cause(), &error.to_string())),

@@ -102,6 +102,10 @@ impl World {
             Kind::InstallerHangs { rack, machine } => self.machines[rack][machine].hangs += 1,
             Kind::MachineDiskFails { rack, machine } => self.machines[rack][machine].disk_fails += 1,
             Kind::NoImage(rack) => self.troubles[rack].no_image += 1,
+            Kind::DiskSwapped { rack, machine } => {
+                self.machines[rack][machine].swaps = true;
+                ends = false;
+            }
             Kind::Replaced { process, version } => {
                 self.replaced(process, version, lasts).await;
                 ends = false;
@@ -204,6 +208,7 @@ impl World {
             | Kind::NodePowerCut(_)
             | Kind::PowerCutAtSync { .. }
             | Kind::ClockJump { .. }
+            | Kind::DiskSwapped { .. }
             | Kind::Replaced { .. }
             | Kind::MachineReset { .. } => {}
         }
