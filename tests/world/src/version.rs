@@ -60,7 +60,10 @@ fn is_later(what: &What) -> Option<&str> {
 /// An event on its way from a process of the next version.
 struct Sent<'a>(&'a Event);
 
-/// A kind of event after the last one this version has.
+/// The codec writes a kind as its number: one that no version has reached.
+const LATER_KIND: u32 = 250;
+
+/// A kind of event that this version does not have.
 struct Later<'a>(&'a str);
 
 impl Serialize for Sent<'_> {
@@ -79,9 +82,7 @@ impl Serialize for Sent<'_> {
 
 impl Serialize for Later<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // The codec writes a kind as its number.
-        let last = wire::encode(&What::Gap { lost: 0 })[0];
-        serializer.serialize_newtype_variant("What", u32::from(last) + 1, "later", self.0)
+        serializer.serialize_newtype_variant("What", LATER_KIND, "later", self.0)
     }
 }
 

@@ -168,7 +168,8 @@ impl World {
                     Version::This => match version::read(&events) {
                         Ok(events) => events,
                         Err(_) if self.plant == Some(Plant::UnknownEventEndsSession) => {
-                            return self.after(seconds(1), Happens::Silent(rack, connection));
+                            // Not at once: what goes round for ever need not go round often.
+                            return self.after(seconds(60), Happens::Silent(rack, connection));
                         }
                         Err(unknown) => {
                             self.say("controller", format!("does not understand r{}: {unknown}", rack + 1));
