@@ -39,6 +39,7 @@ use rackhand_controller::{
     verbs::{Accept, DeployRequest},
 };
 use rackhand_controller_core::lifecycle::Lifecycle;
+use rackhand_world::version;
 
 const FILES: [&str; 6] = ["controller.db", "agent.redb", "boot.redb", "events.redb", "intent.json", "seal.key"];
 
@@ -69,6 +70,23 @@ async fn stores_of_every_release_are_read_fully() {
         seen.push(release.file_name().into_string().unwrap());
     }
     assert!(seen.iter().any(|version| version == present()), "there is none of {}: see above", present());
+}
+
+/// A node's stores after the next version has worked on them and this one is installed again.
+#[tokio::test(flavor = "multi_thread")]
+async fn stores_that_the_next_version_added_fields_to_are_read_fully() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in FILES {
+        let packed = fs::read(golden().join(present()).join(format!("{file}.zst"))).unwrap();
+        fs::write(dir.path().join(file), zstd::decode_all(&packed[..]).unwrap()).unwrap();
+    }
+    let mut raised = version::raise_file(&dir.path().join("intent.json")).unwrap();
+    for file in ["agent.redb", "boot.redb", "events.redb"] {
+        raised += version::raise(&spool::open_database(&dir.path().join(file)).unwrap()).unwrap();
+    }
+    // The intent; of two commands, two installers' tables and four spools' and timelines' events.
+    assert!(raised > 8, "{raised}");
+    read_node(dir.path()).await;
 }
 
 /// Fills stores and keeps them.

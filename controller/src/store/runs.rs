@@ -455,9 +455,7 @@ fn read(seal: &Seal, row: &SqliteRow) -> Result<Run, StoreError> {
         step: optional("step")?.map(|text| from_json("step", &text)).transpose()?,
         attempt: row.try_get("attempt")?,
         undoing: row.try_get("undoing")?,
-        waiting_for: optional("waiting_for")?
-            .map(|text| text.parse::<WaitFor>().map_err(|error| StoreError::Damaged("wait", error.into())))
-            .transpose()?,
+        waiting_for: optional("waiting_for")?.as_deref().map(WaitFor::of_word),
         waiting_until: time("waiting_until")?,
         detail: row.try_get("detail")?,
         cause: row.try_get("cause")?,

@@ -8,13 +8,16 @@ use rackhand_common::{
     event::{Cause, Event, NodeHealth, Outcome, What},
     id::{AgentId, Epoch, MachineId, RackId, RunId},
     image::{Digest, Settings},
-    intent::{Boot, DiskRule, Host, Network},
+    intent::{self, Boot, DiskRule, Host, Network},
     machine::{Content, Cpu, Disk, Firmware, Inventory, Mac, Nic, Power, System},
     pki::KeyPin,
     seal::Seal,
     wire::{Action, Hello},
 };
-use rackhand_controller_core::{lifecycle::Lifecycle, workflow::WaitFor};
+use rackhand_controller_core::{
+    lifecycle::Lifecycle,
+    workflow::{self, Step, WaitFor},
+};
 
 use crate::verbs::{Accept, Denied, DeployRequest};
 
@@ -540,4 +543,97 @@ async fn a_transaction_that_sqlite_rolled_back_by_itself_spoils_no_connection() 
     for _ in 0..8 {
         bench.store.begin().await.unwrap().commit().await.unwrap();
     }
+}
+
+/// Adds a field that this version does not know to every structure; an object of one field may be
+/// an enum's kind, and a duration's form is the standard library's.
+fn raise(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            fields.values_mut().for_each(raise);
+            if fields.len() > 1 && !fields.contains_key("nanos") {
+                fields.insert("came_later".to_owned(), serde_json::json!({ "of": [1, "next"] }));
+            }
+        }
+        serde_json::Value::Array(values) => values.iter_mut().for_each(raise),
+        _ => {}
+    }
+}
+
+/// A run that waits in its first step.
+async fn waiting(bench: &Bench) -> Run {
+    let machine = bench.adopted(100).await;
+    let mut run = bench.deploy(&machine).await.unwrap();
+    let now = rackhand_common::time::Now { mono: Default::default(), wall: at(3) };
+    let mut engine = workflow::Run::new(workflow::Workflow::Deploy);
+    let waiting = workflow::Report::Waiting { waiting: WaitFor::Dhcp, detail: "on".to_owned(), mark: 3 };
+    assert_eq!(engine.record(now, waiting), []);
+    (run.engine, run.waiting_for, run.step) = (engine.store(now), Some(WaitFor::Dhcp), Some(Step::BootInstaller));
+    let mut tx = bench.store.begin().await.unwrap();
+    tx.save_run(at(2), &run).await.unwrap();
+    let mut machine = tx.machine("m100").await.unwrap();
+    let work = intent::Work::Erase;
+    machine.order = Some(intent::Order { run: run.id, attempt: 1, disks: vec!["S100".to_owned()], work });
+    tx.update_machine(at(3), &mut machine).await.unwrap();
+    let result = OrderResult { attempt: 1, end: OrderEnd::Failed { cause: Cause::Image, detail: "x".to_owned() } };
+    tx.run_result(at(3), machine.id, run.id, &result).await.unwrap();
+    tx.commit().await.unwrap();
+    bench.store.run(run.id).await.unwrap()
+}
+
+#[tokio::test]
+async fn rows_of_the_next_version_with_further_fields_in_them_are_read_fully() {
+    let bench = Bench::new().await;
+    let run = waiting(&bench).await;
+    let all = async || {
+        let machines = bench.store.machines(None, None, 10).await.unwrap();
+        let events = bench.store.events(0, EventFilter::default(), 100).await.unwrap();
+        let images = bench.store.images(None, 10).await.unwrap();
+        let racks = bench.store.racks(None, 10).await.unwrap();
+        (bench.store.run(run.id).await.unwrap(), machines, format!("{events:?} {images:?} {racks:?}"))
+    };
+    let before = all().await;
+    let columns: Vec<(String, String)> = sqlx::query_as(
+        "SELECT tables.name, columns.name FROM sqlite_master tables JOIN pragma_table_info(tables.name) columns
+         WHERE tables.type = 'table' AND tables.name NOT LIKE '\\_%' ESCAPE '\\'",
+    )
+    .fetch_all(&bench.store.pool)
+    .await
+    .unwrap();
+    let mut raised = std::collections::BTreeSet::new();
+    for (table, column) in columns {
+        let select = format!("SELECT rowid, {column} FROM {table} WHERE typeof({column}) = 'text'");
+        let update = format!("UPDATE {table} SET {column} = $2 WHERE rowid = $1");
+        let rows: Vec<(i64, String)> =
+            sqlx::query_as(sqlx::AssertSqlSafe(select)).fetch_all(&bench.store.pool).await.unwrap();
+        for (row, text) in rows {
+            let Ok(mut value) = serde_json::from_str(&text) else { continue };
+            raise(&mut value);
+            let later = value.to_string();
+            if later.contains("came_later") {
+                raised.insert(format!("{table}.{column}"));
+                let query = sqlx::query(sqlx::AssertSqlSafe(update.clone())).bind(row).bind(later);
+                query.execute(&bench.store.pool).await.unwrap();
+            }
+        }
+    }
+    for column in ["machines.inventory", "machines.orders", "runs.parameters", "runs.engine", "racks.network"] {
+        assert!(raised.contains(column), "{column} is not among {raised:?}");
+    }
+    assert_eq!(all().await, before);
+}
+
+#[tokio::test]
+async fn a_run_that_waits_for_what_only_a_later_version_knows_is_read_and_goes_on() {
+    let bench = Bench::new().await;
+    let run = waiting(&bench).await;
+    let later = "UPDATE runs SET waiting_for = 'fabric', engine = replace(engine, '\"dhcp\"', '\"fabric\"')";
+    assert_eq!(sqlx::query(later).execute(&bench.store.pool).await.unwrap().rows_affected(), 1);
+    let runs = bench.store.runs_in_progress().await.unwrap();
+    let [read] = runs.as_slice() else { panic!("{runs:?}") };
+    assert_ne!(read.engine, run.engine);
+    assert_eq!((read.id, read.waiting_for), (run.id, Some(WaitFor::Controller)));
+    let now = rackhand_common::time::Now { mono: Default::default(), wall: at(4) };
+    let next = read.engine.resume(now).next(now);
+    assert_eq!(next, workflow::Next::Do { step: Step::BootInstaller, attempt: 1 });
 }

@@ -9,3 +9,4 @@ mod certificates;
 mod enrolment;
 mod hostile;
 mod rotation;
+mod versions;

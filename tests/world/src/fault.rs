@@ -3,7 +3,7 @@
 
 use std::{fmt, time::Duration};
 
-use crate::{history::clock, rng::Rng, world::Size};
+use crate::{history::clock, rng::Rng, version::Version, world::Size};
 
 /// Something that goes wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +43,16 @@ pub enum Kind {
     InstallerHangs { rack: usize, machine: usize },
     MachineDiskFails { rack: usize, machine: usize },
     NoImage(usize),
+    DiskSwapped { rack: usize, machine: usize },
+    Replaced { process: Process, version: Version },
+}
+
+/// A process of the product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "their text says what they are")]
+pub enum Process {
+    Controller,
+    Node { rack: usize, part: Part },
 }
 
 /// A process of a rack's node.
@@ -118,6 +128,16 @@ impl fmt::Display for Fault {
             Kind::InstallerHangs { rack, machine } => write!(f, "{}'s installer hangs", place(rack, machine)),
             Kind::MachineDiskFails { rack, machine } => write!(f, "{}'s disk fails", place(rack, machine)),
             Kind::NoImage(r) => write!(f, "{} cannot fetch images", rack(r)),
+            Kind::DiskSwapped { rack, machine } => {
+                return write!(f, "{}'s disk is swapped for another when its next order comes", place(rack, machine));
+            }
+            Kind::Replaced { process, version } => {
+                let process = match process {
+                    Process::Controller => "the controller".to_owned(),
+                    Process::Node { rack: r, part } => format!("{}'s {part}", rack(r)),
+                };
+                return write!(f, "{process} is replaced by {version}, {} s", self.lasts.as_secs_f32());
+            }
         }?;
         write!(f, " for {} s", self.lasts.as_secs())
     }
@@ -180,6 +200,42 @@ pub fn plan(rng: &mut Rng, size: Size, length: Duration, month: bool) -> Vec<Fau
         };
         let lasts = lasts.min(length.saturating_sub(at));
         faults.push(Fault { at, lasts, kind });
+    }
+    faults.sort_by_key(|fault| fault.at);
+    faults
+}
+
+/// A fleet that goes to the next version and later back, one process after another, while
+/// machines start: nothing of it is a trouble to anybody.
+pub fn rollout(rng: &mut Rng, size: Size, length: Duration) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for (version, from) in [(Version::Next, length / 8), (Version::This, length * 9 / 16)] {
+        let mut racks: Vec<_> = (0..size.racks).collect();
+        let mut order = Vec::new();
+        while !racks.is_empty() {
+            let rack = racks.swap_remove(rng.below(racks.len() as u64) as usize);
+            let parts = if rng.percent(50) { [Part::Agent, Part::Boot] } else { [Part::Boot, Part::Agent] };
+            order.extend(parts.map(|part| Process::Node { rack, part }));
+        }
+        let place = if rng.percent(50) { 0 } else { order.len() };
+        order.insert(place, Process::Controller);
+        let mut at = rng.between(from, from + length / 16);
+        for process in order {
+            let rack = match process {
+                Process::Node { rack, .. } => rack,
+                Process::Controller => rng.below(size.racks as u64) as usize,
+            };
+            let lasts = rng.between(seconds(1), seconds(8));
+            faults.push(Fault { at, lasts, kind: Kind::Replaced { process, version } });
+            // Some machine asks for its boot just then.
+            for machine in 0..size.machines {
+                if rng.percent(60) {
+                    let at = rng.between(at.saturating_sub(seconds(70)), at + seconds(5));
+                    faults.push(Fault { at, lasts: Duration::ZERO, kind: Kind::MachineReset { rack, machine } });
+                }
+            }
+            at += rng.between(seconds(5), length / 40);
+        }
     }
     faults.sort_by_key(|fault| fault.at);
     faults

@@ -7,7 +7,7 @@
 //! whom. [`node`] holds a rack's two processes, [`machine`] a machine, [`hub`] and [`database`]
 //! the seams that the product calls in the middle of its own work, [`fault`] what goes wrong, [`oracle`] what must
 //! hold nevertheless, [`plant`] the bugs that prove the oracles awake, [`search`] many seeds and
-//! how a failing one is cut down.
+//! how a failing one is cut down, [`version`] what processes of the next version leave and send.
 //!
 //! Simulated, not the product: QUIC and the unix socket (their messages are lost, late and
 //! repeated within a connection), the fleet's and the uplink's loops around them, TFTP, chunks
@@ -25,4 +25,5 @@ pub mod plant;
 pub mod rng;
 pub mod search;
 pub mod time;
+pub mod version;
 pub mod world;

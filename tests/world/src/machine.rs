@@ -19,6 +19,10 @@ pub struct Machine {
     pub mac: Mac,
     /// What is on its disk.
     pub disk: OnDisk,
+    /// That disk's serial number.
+    pub serial: String,
+    /// Whether somebody is about to put another disk in: when its next order comes.
+    pub swaps: bool,
     /// Where it is.
     pub phase: Phase,
     /// Counts its starts: what was planned for an earlier one does not happen.
@@ -151,6 +155,8 @@ impl Machine {
             name: format!("r{}m{}", rack + 1, number + 1),
             mac: Mac([0x52, 0x54, 0, 0x77, rack as u8, number as u8 + 1]),
             disk: OnDisk::Blank,
+            serial: format!("S-r{}m{}", rack + 1, number + 1),
+            swaps: false,
             phase: Phase::Off,
             start: 0,
             address: None,
@@ -170,7 +176,7 @@ impl Machine {
         let disk = Disk {
             name: "vda".into(),
             model: "disk".into(),
-            serial: format!("S-{}", self.name),
+            serial: self.serial.clone(),
             wwn: None,
             size: DISK,
             sector: 512,

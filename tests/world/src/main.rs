@@ -32,6 +32,9 @@ struct Arguments {
     /// Keep only these of the seed's faults, counted from 0; `none` for none.
     #[arg(long, value_name = "N,N,…")]
     faults: Option<String>,
+    /// Let nothing go wrong: the fleet goes to the next version, process by process, and back.
+    #[arg(long, requires = "seed", conflicts_with = "plant")]
+    rollout: bool,
     /// Plant this bug.
     #[arg(long)]
     plant: Option<String>,
@@ -69,6 +72,9 @@ fn main() -> ExitCode {
 
 fn one(arguments: &Arguments, seed: u64, length: Duration, plant: Option<Plant>) -> ExitCode {
     let mut options = rackhand_world::search::options(seed, length, plant);
+    if arguments.rollout {
+        options.faults = Some(World::rollout(seed, length));
+    }
     if let Some(kept) = &arguments.faults {
         let planned = options.faults.take().unwrap_or_else(|| World::planned(&options));
         let kept: Vec<usize> = kept.split(',').filter_map(|number| number.parse().ok()).collect();
@@ -78,7 +84,8 @@ fn one(arguments: &Arguments, seed: u64, length: Duration, plant: Option<Plant>)
     let size = World::size(seed);
     println!(
         "seed {seed}: {} racks of {} machines; operators and faults for {} minutes, then all comes to rest.\n\
-         r1m2 is the second machine of the first rack, #7 an id that was met as the eighth; a line is: when, who, what.\n",
+         r1m2 is the second machine of the first rack, #7 an id that was met as the eighth; a line is: when, who, what. FAULT is what went wrong on purpose, BROKEN a promise\n\
+         that was not kept, where it was noticed.\n",
         size.racks, size.machines, arguments.minutes
     );
     let outcome = World::run(options.clone());
@@ -129,9 +136,10 @@ fn many(arguments: &Arguments, length: Duration, plant: Option<Plant>) -> ExitCo
 /// Prints the command that runs this seed again with these faults only.
 fn again(arguments: &Arguments, seed: u64, kept: &str, plant: Option<Plant>) {
     let plant = plant.map(|plant| format!(" --plant {}", plant.name())).unwrap_or_default();
+    let rollout = if arguments.rollout { " --rollout" } else { "" };
     let kept = if kept.is_empty() { "none" } else { kept };
     println!(
-        "\nwith these alone: cargo xtask sim --seed {seed} --minutes {} --faults {kept}{plant}\n\
+        "\nwith these alone: cargo xtask sim --seed {seed} --minutes {} --faults {kept}{plant}{rollout}\n\
          (with what the product logs: add --log, and RUST_LOG=debug before it)",
         arguments.minutes
     );
@@ -150,7 +158,7 @@ fn faults(kept: &[Fault], all: &[Fault]) -> String {
 fn tally(seeds: u64, tally: Tally) {
     println!(
         "{seeds} seeds, {:.1} h of virtual time, {} steps: {} deploys, {} releases, {} failed runs, {} power effects, \
-         {} processes died, {} notes",
+         {} processes died, {} replaced, {} boots, {} notes",
         tally.lived.as_secs_f64() / 3600.0,
         tally.steps,
         tally.deploys,
@@ -158,6 +166,8 @@ fn tally(seeds: u64, tally: Tally) {
         tally.failed,
         tally.switched,
         tally.restarts,
+        tally.replaced,
+        tally.boots,
         tally.notes
     );
 }

@@ -23,6 +23,8 @@ use rackhand_agent::{
 };
 use rackhand_common::{
     id::{AgentId, Incarnation, MachineId, RackId},
+    intent::{Boot as Target, Intent},
+    machine::Mac,
     time::{Clock, Mono},
     wire::Command,
 };
@@ -35,10 +37,14 @@ use crate::{
     plant::Plant,
     rng::Rng,
     time::{ProcessClock, Skew, Time},
+    version::{self, Version},
 };
 
 /// The fewest events a spool may keep: so that a month fills it.
 const EVENTS: u64 = 512;
+
+/// The most events an agent sends at once.
+pub const BATCH: usize = 256;
 
 /// A node.
 pub struct Node {
@@ -62,8 +68,15 @@ pub struct Node {
     pub agent: Option<Agent>,
     /// Boot's process.
     pub boot: Option<Boot>,
-    /// Since when boot answers without a break, its disk being sound.
+    /// Since when boot answers without a break, its disk being sound. Being replaced by another
+    /// version is no break.
     pub boot_since: Duration,
+    /// Whether boot is down for another version's sake alone.
+    pub boot_replaced: bool,
+    /// What every machine was given in the latest intent that boot took over.
+    pub known: BTreeMap<Mac, (Ipv4Addr, Target)>,
+    /// The versions of agent and boot.
+    pub versions: [Version; 2],
     /// The machines' power control.
     pub bmcs: Bmcs,
     /// Notes made, for each part.
@@ -88,6 +101,8 @@ pub struct Agent {
     pub lanes: BTreeMap<MachineId, VecDeque<Lane>>,
     /// Whether events were sent and not yet answered.
     pub sending: bool,
+    /// The most events that are sent at once.
+    pub most: usize,
 }
 
 /// A command's performance.
@@ -158,6 +173,9 @@ impl Node {
             agent: None,
             boot: None,
             boot_since: Duration::ZERO,
+            boot_replaced: false,
+            known: BTreeMap::new(),
+            versions: [Version::This; 2],
             bmcs: Bmcs::new(time),
             notes: [0; 2],
         })
@@ -197,8 +215,8 @@ impl Node {
             metrics: Arc::new(Metrics::default()),
         });
         let incarnation = Incarnation::fresh();
-        let lanes = BTreeMap::new();
-        self.agent = Some(Agent { clock, incarnation, spool, ledger, intent, executor, lanes, sending: false });
+        let (lanes, most) = (BTreeMap::new(), BATCH);
+        self.agent = Some(Agent { clock, incarnation, spool, ledger, intent, executor, lanes, sending: false, most });
         Ok(())
     }
 
@@ -206,6 +224,13 @@ impl Node {
     pub fn start_boot(&mut self, time: &Time, plant: Option<Plant>) -> Result<()> {
         let clock = ProcessClock::start(time, &self.skew);
         let state = self.dir.join("boot");
+        if self.versions[Part::Boot as usize] == Version::Next {
+            match plant {
+                Some(Plant::NextBootRefusesStores) => anyhow::bail!("these stores are of an earlier version"),
+                Some(Plant::NextBootForgetsIntent) => drop(fs::remove_file(state.join("intent.json"))),
+                _ => {}
+            }
+        }
         if plant == Some(Plant::BootLosesLeases) {
             let database = self.boot_disk.open().context("boot's store")?;
             let tx = database.begin_write()?;
@@ -235,6 +260,31 @@ impl Node {
         let settings = dhcp::Settings { node: self.address, http, lease: config.lease };
         let desk = dhcp::Desk::open(clock.clone(), services.leases.clone(), settings, services.spool.clone());
         self.boot = Some(Boot { clock, services, desk, followed: 0 });
+        Ok(())
+    }
+
+    /// Boot has taken over this intent.
+    pub fn learns(&mut self, intent: &Intent) {
+        let machines = intent.machines.iter();
+        let cards = machines.flat_map(|known| known.macs.iter().map(|mac| (*mac, (known.address, known.boot))));
+        self.known = cards.collect();
+    }
+
+    /// This process, which does not run, is of another version from now on; its stores are as the
+    /// one before left them.
+    pub fn replaced(&mut self, part: Part, version: Version) -> Result<()> {
+        let before = std::mem::replace(&mut self.versions[part as usize], version);
+        if before <= version {
+            return Ok(());
+        }
+        version::raise_file(&self.dir.join(part.to_string()).join("intent.json"))?;
+        let disks = match part {
+            Part::Agent => vec![&self.agent_disk],
+            Part::Boot => vec![&self.boot_disk, &self.events_disk],
+        };
+        for disk in disks {
+            version::raise(&*disk.open()?)?;
+        }
         Ok(())
     }
 

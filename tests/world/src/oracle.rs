@@ -12,7 +12,7 @@ use rackhand_common::{
     event::What,
     id::{CommandId, Epoch, MachineId, RunId},
     intent::Intent,
-    machine::Mac,
+    machine::{Disk, Mac},
 };
 use rackhand_controller::store::{Happened, Machine, Run, StoredEvent};
 use rackhand_controller_core::lifecycle::Lifecycle;
@@ -113,8 +113,15 @@ impl Oracles {
         }
     }
 
-    /// P1: an installer writes for this order.
-    pub fn writes(&mut self, at: Duration, place: &str, row: Option<&Machine>, run: RunId, epoch: Epoch) {
+    /// P1: an installer writes for this order, on a machine with these disks.
+    pub fn writes(
+        &mut self,
+        at: Duration,
+        place: &str,
+        row: Option<&Machine>,
+        (run, epoch): (RunId, Epoch),
+        disks: &[String],
+    ) {
         let Some(row) = row else {
             return self.broken(Promise::P1, at, format!("{place}, which nobody knows, is written by run {run}"));
         };
@@ -124,6 +131,12 @@ impl Oracles {
                 "{place} is {} in epoch {} and is written by run {run} of epoch {epoch}",
                 row.lifecycle, row.epoch
             );
+            self.broken(Promise::P1, at, what);
+        }
+        let accepted = row.accepted.iter().flat_map(|parts| &parts.disks);
+        let accepted: BTreeSet<_> = accepted.filter_map(Disk::identity).collect();
+        if let Some(other) = disks.iter().find(|disk| !accepted.contains(*disk)) {
+            let what = format!("run {run} writes on {place} with disk {other}, which nobody accepted");
             self.broken(Promise::P1, at, what);
         }
     }
@@ -255,6 +268,14 @@ impl Oracles {
             } else {
                 *last = machine.epoch;
             }
+        }
+    }
+
+    /// Somebody has started and has no intent.
+    pub fn without_intent(&mut self, at: Duration, rack: usize, who: &'static str) {
+        if let Some(last) = self.revisions.get(&(rack, who)) {
+            let what = format!("r{}'s {who} had an intent of revision {last} and starts without one", rack + 1);
+            self.broken(Promise::Forward, at, what);
         }
     }
 

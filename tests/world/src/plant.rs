@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use crate::{
-    fault::{Fault, Kind, Trouble},
+    fault::{Fault, Kind, Part, Process, Trouble},
     oracle::Promise,
+    version::Version,
 };
 
 /// A planted bug.
@@ -42,11 +43,19 @@ pub enum Plant {
     RunnerForgetsToLook,
     /// The disk of the controller's database says that it has flushed and has not.
     ControllerDiskLies,
+    /// Boot of the next version does not start from stores of this one.
+    NextBootRefusesStores,
+    /// Boot of the next version starts without its intent.
+    NextBootForgetsIntent,
+    /// A controller ends the connection when it does not know an event.
+    UnknownEventEndsSession,
+    /// The installer begins an order without a look at the machine it is on.
+    InstallerForgetsToLook,
 }
 
 impl Plant {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 19] = [
         Self::AgentForgetsEpoch,
         Self::BootDiskLies,
         Self::BootLosesLeases,
@@ -62,25 +71,33 @@ impl Plant {
         Self::AgentForgetsDeadline,
         Self::RunnerForgetsToLook,
         Self::ControllerDiskLies,
+        Self::NextBootRefusesStores,
+        Self::NextBootForgetsIntent,
+        Self::UnknownEventEndsSession,
+        Self::InstallerForgetsToLook,
     ];
 
     /// The promise it breaks.
     pub fn breaks(self) -> Promise {
         match self {
-            Self::AgentForgetsEpoch | Self::RunnerForgetsToLook | Self::ControllerDiskLies => Promise::P1,
+            Self::AgentForgetsEpoch
+            | Self::RunnerForgetsToLook
+            | Self::ControllerDiskLies
+            | Self::InstallerForgetsToLook => Promise::P1,
             Self::BootDiskLies => Promise::P2,
             Self::BootLosesLeases => Promise::P3,
-            Self::BootAsksController => Promise::P4,
+            Self::BootAsksController | Self::NextBootRefusesStores | Self::NextBootForgetsIntent => Promise::P4,
             Self::LedgerForgets | Self::AgentForgetsDeadline => Promise::P5,
             Self::RunnerSleeps => Promise::P6,
             Self::EventsTakenTwice | Self::EventsMistaken => Promise::P7,
             Self::IntentGoesBack | Self::ConnectionsGoBack => Promise::Forward,
-            Self::IntentFlaps | Self::UplinkGivesUp => Promise::Converges,
+            Self::IntentFlaps | Self::UplinkGivesUp | Self::UnknownEventEndsSession => Promise::Converges,
         }
     }
 
     /// Faults in the first rack that give it occasion, beside those of the seed.
     pub fn occasions(self) -> Vec<Fault> {
+        let next = |part| Kind::Replaced { process: Process::Node { rack: 0, part }, version: Version::Next };
         let fault = |at, lasts, kind| Fault { at: Duration::from_secs(at), lasts: Duration::from_secs(lasts), kind };
         match self {
             // Boot forgets what it gave to machines that the controller has not heard of yet.
@@ -112,6 +129,14 @@ impl Plant {
                 let stalls = (0..20).map(|turn| fault(400 + 150 * turn, 100, Kind::AgentStalls(0)));
                 stalls.chain([slow, lossy]).collect()
             }
+            // Its agent could tell it at once.
+            Self::NextBootRefusesStores | Self::NextBootForgetsIntent => {
+                let replaced = fault(1300, 3, next(Part::Boot));
+                let resets = (0..20).map(|turn| fault(1310 + 60 * turn, 0, Kind::MachineReset { rack: 0, machine: 0 }));
+                resets.chain([replaced, fault(1290, 1500, Kind::SocketGone(0))]).collect()
+            }
+            Self::InstallerForgetsToLook => vec![fault(300, 0, Kind::DiskSwapped { rack: 0, machine: 0 })],
+            Self::UnknownEventEndsSession => vec![fault(900, 3, next(Part::Agent))],
             Self::AgentForgetsEpoch | Self::EventsMistaken | Self::IntentFlaps => Vec::new(),
         }
     }

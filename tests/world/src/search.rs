@@ -85,7 +85,8 @@ pub fn minimise(options: &Options, promise: Promise, faults: Vec<Fault>) -> (Vec
     }
 }
 
-fn sum(a: Tally, b: Tally) -> Tally {
+/// Both together.
+pub fn sum(a: Tally, b: Tally) -> Tally {
     Tally {
         lived: a.lived + b.lived,
         steps: a.steps + b.steps,
@@ -94,6 +95,9 @@ fn sum(a: Tally, b: Tally) -> Tally {
         failed: a.failed + b.failed,
         switched: a.switched + b.switched,
         restarts: a.restarts + b.restarts,
+        replaced: a.replaced + b.replaced,
+        swapped: a.swapped + b.swapped,
+        boots: a.boots + b.boots,
         notes: a.notes + b.notes,
     }
 }

@@ -35,7 +35,7 @@ use rackhand_controller::store::{SoundNetwork, Store, Stored};
 use self::{controller::Controller, troubles::Troubles, uplink::Message};
 use crate::{
     database::{DeathGate, Disk},
-    fault::{self, Fault, MONTH, Part},
+    fault::{self, Fault, Kind, MONTH, Part},
     history::History,
     hub::{Bmc, Hub},
     machine::Machine,
@@ -44,6 +44,7 @@ use crate::{
     plant::Plant,
     rng::Rng,
     time::{ProcessClock, Skew, Time},
+    version::Version,
 };
 
 /// How many racks, and machines in each.
@@ -99,6 +100,9 @@ pub struct Tally {
     pub failed: u64,
     pub switched: u64,
     pub restarts: u64,
+    pub replaced: u64,
+    pub swapped: u64,
+    pub boots: u64,
     pub notes: u64,
 }
 
@@ -170,6 +174,12 @@ const fn seconds(seconds: u64) -> Duration {
 /// One seed in so many has a partition of a month.
 const MONTH_IN: u64 = 8;
 
+/// In one seed of so many the fleet goes to the next version and back.
+const ROLLOUT_IN: u64 = 3;
+
+/// In one seed of so many somebody puts another disk into a machine.
+const SWAP_IN: u64 = 4;
+
 impl World {
     /// Runs a world to its end.
     pub fn run(options: Options) -> Outcome {
@@ -191,7 +201,27 @@ impl World {
     pub fn planned(options: &Options) -> Vec<Fault> {
         let mut rng = Rng::new(options.seed, 2);
         let month = rng.below(MONTH_IN) == 0;
-        fault::plan(&mut rng, Self::size(options.seed), options.length, month)
+        let mut faults = fault::plan(&mut rng, Self::size(options.seed), options.length, month);
+        // A planted bug has occasions of its own, and is found by them.
+        if options.plant.is_some() {
+            return faults;
+        }
+        if Rng::new(options.seed, 7).below(ROLLOUT_IN) == 0 {
+            faults.extend(Self::rollout(options.seed, options.length));
+        }
+        let (mut swap, size) = (Rng::new(options.seed, 9), Self::size(options.seed));
+        if swap.below(SWAP_IN) == 0 {
+            let (at, lasts) = (swap.between(seconds(1), options.length * 3 / 4), Duration::ZERO);
+            let place = (swap.below(size.racks as u64) as usize, swap.below(size.machines as u64) as usize);
+            faults.push(Fault { at, lasts, kind: Kind::DiskSwapped { rack: place.0, machine: place.1 } });
+        }
+        faults.sort_by_key(|fault| fault.at);
+        faults
+    }
+
+    /// Nothing but the fleet's way to the next version and back.
+    pub fn rollout(seed: u64, length: Duration) -> Vec<Fault> {
+        fault::rollout(&mut Rng::new(seed, 8), Self::size(seed), length)
     }
 
     /// How large the world of a seed is.
@@ -220,6 +250,7 @@ impl World {
             runner: None,
             store,
             disk,
+            version: Version::This,
             gate,
             clock,
             skew,
@@ -329,6 +360,7 @@ impl World {
     }
 
     async fn live(&mut self) {
+        let mut told = 0;
         while !self.over {
             let next = self.queue.keys().next().map(|(at, _)| *at);
             let wake = self.time.next_wake();
@@ -341,6 +373,10 @@ impl World {
             }
             self.tally.steps += 1;
             self.perform().await;
+            for violation in &self.oracles.violations[told..] {
+                self.say("BROKEN", format!("{}: {}", violation.promise, violation.what));
+            }
+            told = self.oracles.violations.len();
         }
     }
 

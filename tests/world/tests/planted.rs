@@ -42,4 +42,8 @@ planted! {
     p5_catches_an_agent_that_forgets_the_deadline: AgentForgetsDeadline, 20;
     p1_catches_a_runner_that_forgets_to_look: RunnerForgetsToLook, 40;
     p1_catches_a_controller_whose_disk_lies: ControllerDiskLies, 20;
+    a_missed_boot_by_a_boot_that_refuses_older_stores_is_caught: NextBootRefusesStores, 5;
+    a_missed_boot_by_a_boot_that_forgets_its_intent_is_caught: NextBootForgetsIntent, 20;
+    a_controller_that_drops_whom_it_does_not_understand_is_caught: UnknownEventEndsSession, 10;
+    p1_catches_an_installer_that_forgets_to_look: InstallerForgetsToLook, 20;
 }

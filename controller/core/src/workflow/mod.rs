@@ -19,7 +19,7 @@ mod definitions;
 mod words;
 
 pub use definitions::{NotAWorkflow, Rule, Step, Undo, Workflow};
-pub use words::{NotAWaitFor, WaitFor, hop};
+pub use words::{WaitFor, hop};
 
 use std::{fmt, time::Duration};
 

@@ -1,6 +1,6 @@
 //! The words for what a run waits for, and for the hop of a boot it waits at.
 
-use std::{fmt, str::FromStr};
+use std::fmt;
 
 use rackhand_common::event::Stage;
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,9 @@ pub enum WaitFor {
     Erasure,
     /// The installed system's call.
     System,
-    /// The controller itself, which has not looked at it yet.
+    /// The controller itself, which has not looked at it yet. What a later version waited for and
+    /// this one has no word for is read as this: it looks, and says what it waits for itself.
+    #[serde(other)]
     Controller,
 }
 
@@ -38,6 +40,11 @@ impl WaitFor {
         Self::System,
         Self::Controller,
     ];
+
+    /// What the word it is stored and shown as says.
+    pub fn of_word(word: &str) -> Self {
+        Self::ALL.into_iter().find(|waiting| waiting.to_string() == word).unwrap_or(Self::Controller)
+    }
 }
 
 impl fmt::Display for WaitFor {
@@ -52,19 +59,6 @@ impl fmt::Display for WaitFor {
             Self::System => "operating system",
             Self::Controller => "controller",
         })
-    }
-}
-
-/// The words name nothing that is waited for.
-#[derive(Debug, thiserror::Error)]
-#[error("not something a run waits for")]
-pub struct NotAWaitFor;
-
-impl FromStr for WaitFor {
-    type Err = NotAWaitFor;
-
-    fn from_str(text: &str) -> Result<Self, NotAWaitFor> {
-        Self::ALL.into_iter().find(|waiting| waiting.to_string() == text).ok_or(NotAWaitFor)
     }
 }
 
@@ -87,5 +81,21 @@ pub fn hop(stage: Option<&Stage>) -> (WaitFor, &'static str) {
         }
         Some(Stage::Rebooting) => (WaitFor::System, "restarts into its own disk, system has not asked for an address"),
         Some(Stage::OsDhcp) => (WaitFor::System, "system has its address, has not called home"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_later_version_waits_for_is_read_as_a_wait_for_the_controller() {
+        for known in WaitFor::ALL {
+            assert_eq!(WaitFor::of_word(&known.to_string()), known);
+            let stored = serde_json::to_string(&known).unwrap();
+            assert_eq!(serde_json::from_str::<WaitFor>(&stored).unwrap(), known);
+        }
+        assert_eq!(WaitFor::of_word("fabric"), WaitFor::Controller);
+        assert_eq!(serde_json::from_str::<WaitFor>("\"fabric\"").unwrap(), WaitFor::Controller);
     }
 }

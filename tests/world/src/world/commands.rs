@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use rackhand_common::{machine::Power, time::Clock as _};
+use rackhand_common::{
+    machine::{Disk, Power},
+    time::Clock as _,
+};
 
 use super::{Happens, World, seconds};
 use crate::{
@@ -140,6 +143,7 @@ impl World {
     ) {
         let row = self.row(at).await;
         let name = self.machines[at.0][at.1].name.clone();
-        self.oracles.writes(self.time.passed(), &name, row.as_ref(), run, epoch);
+        let disks = self.machine(at).inventory().disks.iter().filter_map(Disk::identity).collect::<Vec<_>>();
+        self.oracles.writes(self.time.passed(), &name, row.as_ref(), (run, epoch), &disks);
     }
 }

@@ -18,12 +18,14 @@ use crate::{
     hub::Hub,
     plant::Plant,
     time::{ProcessClock, Skew},
+    version::Version,
 };
 
 pub(super) struct Controller {
     pub(super) runner: Option<Runner<Hub>>,
     pub(super) store: Store,
     pub(super) disk: Arc<Disk>,
+    pub(super) version: Version,
     pub(super) gate: Arc<DeathGate>,
     pub(super) clock: Arc<ProcessClock>,
     pub(super) skew: Skew,

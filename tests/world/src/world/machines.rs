@@ -13,6 +13,7 @@ use rackhand_common::{
     channel::{Admitted, Assignment, DeployTask, News, Present, Report, Task, Warrant},
     event::{Cause, DiskWork},
     id::Epoch,
+    intent::Boot as Target,
     machine::Power,
     pki::{KeyPin, Peer},
 };
@@ -25,6 +26,7 @@ use crate::{
         Asker, DISK, Home, Installer, OnDisk, Phase, REFUSALS, STEPS, Trying, Work, WorkStage, answer, dhcp, failed,
     },
     node::Cable,
+    oracle::Promise,
     plant::Plant,
     world::{Happens, World},
 };
@@ -123,6 +125,7 @@ impl World {
                 if self.address(at, Asker::System).await || tries >= TRIES {
                     self.machine(at).trying = None;
                     self.machine(at).phase = Phase::Running;
+                    self.tally.boots += 1;
                     self.say_machine(at, "runs its system");
                     self.after(seconds(20), Happens::CallsHome(at, start));
                 } else {
@@ -156,21 +159,25 @@ impl World {
         let now = self.time.passed();
         let machine = &mut self.machines[at.0][at.1];
         let Some(trying) = &mut machine.trying else { return };
-        trying.hindered |= hindered;
-        let Some(boot) = &self.nodes[at.0].boot else { return };
-        let intent = boot.services.intent.current();
-        let known = intent.is_some_and(|intent| intent.machines.iter().any(|known| known.macs.contains(&machine.mac)));
-        let waits = matches!(machine.phase, Phase::Rom(_) | Phase::Ipxe(_) | Phase::Script | Phase::System(_));
+        trying.hindered |= hindered || machine.hangs > 0;
+        let known = self.nodes[at.0].known.contains_key(&machine.mac);
+        let waits = match &machine.phase {
+            Phase::Rom(_) | Phase::Ipxe(_) | Phase::Script | Phase::System(_) => true,
+            Phase::Installer(installer) => !installer.inventoried,
+            Phase::Off | Phase::SelfTest | Phase::Kernel(_) | Phase::Running => false,
+        };
         let quietly = now - trying.since.max(self.nodes[at.0].boot_since);
         if known && waits && !trying.hindered && quietly > BOOTS_WITHIN {
             let what = format!("{} is known and has waited {} s for its boot", machine.name, quietly.as_secs());
-            self.oracles.broken(crate::oracle::Promise::P4, now, what);
+            self.oracles.broken(Promise::P4, now, what);
         }
     }
 
     fn boot_is_hindered(&self, rack: usize) -> bool {
         let node = &self.nodes[rack];
-        node.boot.is_none() || self.troubles[rack].lossy > 0 || self.troubles[rack].boot_disk > 0
+        (node.boot.is_none() && !node.boot_replaced)
+            || self.troubles[rack].lossy > 0
+            || self.troubles[rack].boot_disk > 0
     }
 
     /// One round for an address; whether it has one.
@@ -201,6 +208,12 @@ impl World {
         let others: Vec<_> = others.filter_map(|(_, other)| Some((other.name.clone(), other.address?))).collect();
         let name = self.machines[at.0][at.1].name.clone();
         self.oracles.acknowledged(now, (at.0, &name, mac, address), others.into_iter(), planned);
+        if let Some((wanted, _)) = self.nodes[at.0].known.get(&mac)
+            && *wanted != address
+        {
+            let what = format!("{name} is known under {wanted} and is given {address}");
+            self.oracles.broken(Promise::P4, now, what);
+        }
         self.machines[at.0][at.1].address = Some(address);
         self.say_machine(at, format!("has {address}"));
     }
@@ -281,11 +294,14 @@ impl World {
         match ticket {
             Some(ticket) => {
                 let ticket = ticket.to_owned();
-                self.machine(at).trying = None;
+                self.judge_target(at, Target::Installer);
+                let since = self.time.passed() + seconds(15);
+                self.machine(at).trying = Some(Trying { since, hindered: false });
                 self.say_machine(at, "loads the installer");
                 self.goes_on(at, Phase::Kernel(ticket), seconds(15));
             }
             None if text.contains("sanboot") => {
+                self.judge_target(at, Target::Disk);
                 self.machine(at).trying = None;
                 if self.machine(at).boots_disk() {
                     self.goes_on(at, Phase::System(0), seconds(5));
@@ -296,6 +312,17 @@ impl World {
             }
             None if text.is_empty() => self.goes_on(at, Phase::Ipxe(0), seconds(5)),
             None => self.goes_on(at, Phase::Script, seconds(if text.contains("15 seconds") { 15 } else { 5 })),
+        }
+    }
+
+    /// P4: a machine that boot knows is given what its intent says.
+    fn judge_target(&mut self, at: (usize, usize), target: Target) {
+        let machine = &self.machines[at.0][at.1];
+        if let Some((_, wanted)) = self.nodes[at.0].known.get(&machine.mac)
+            && *wanted != target
+        {
+            let what = format!("{} is known for {wanted:?} and is told to boot {target:?}", machine.name);
+            self.oracles.broken(Promise::P4, self.time.passed(), what);
         }
     }
 
@@ -330,6 +357,8 @@ impl World {
             let taken = self.obeyed(at, told);
             if let Some(installer) = self.machine(at).installer().filter(|_| taken) {
                 installer.inventoried = true;
+                self.machine(at).trying = None;
+                self.tally.boots += 1;
                 self.say_machine(at, "runs the installer");
                 self.after(Duration::from_millis(50), Happens::Poll(at.0));
                 return;
@@ -391,13 +420,20 @@ impl World {
                 let text = format!("takes order {} attempt {} of epoch {epoch}", order.0, order.1);
                 installer.work = Some(Work { order, epoch, task, stage });
                 self.say_machine(at, text);
+                let machine = self.machine(at);
+                if std::mem::take(&mut machine.swaps) {
+                    machine.serial += "-another";
+                    machine.disk = OnDisk::Part;
+                    self.tally.swapped += 1;
+                    self.say_machine(at, "has another disk, with somebody's data on it");
+                }
                 self.machine_in(at, Duration::from_millis(500));
             }
         }
     }
 
     async fn works(&mut self, at: (usize, usize)) {
-        let inventory = self.machine(at).inventory();
+        let (inventory, plant) = (self.machine(at).inventory(), self.plant);
         let (disk_fails, no_image) = (self.machine(at).disk_fails > 0, self.troubles[at.0].no_image > 0);
         let Some(installer) = self.machine(at).installer() else { return };
         let admission = installer.admitted.map(|machine| Admission { machine, epoch: installer.epoch });
@@ -406,7 +442,8 @@ impl World {
         let is_deploy = matches!(task, Task::Deploy(_));
         match &work.stage {
             WorkStage::Begins => {
-                let checked = check(warrant(&task), admission, &inventory);
+                let looks = plant != Some(Plant::InstallerForgetsToLook);
+                let checked = if looks { check(warrant(&task), admission, &inventory) } else { Ok(()) };
                 installer.epoch = installer.epoch.max(epoch);
                 let next = match checked {
                     Err(error) => WorkStage::Ends(failed(error.cause(), &error.to_string())),

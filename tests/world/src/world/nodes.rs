@@ -8,7 +8,13 @@ use rackhand_common::{
 };
 
 use super::{Happens, World, seconds, source, uplink::IDLE};
-use crate::{fault::Part, machine::Machine, oracle::note_text};
+use crate::{
+    fault::Part,
+    machine::Machine,
+    node::BATCH,
+    oracle::note_text,
+    version::{self, LATER, Version},
+};
 
 impl World {
     pub(super) async fn agent_starts(&mut self, rack: usize) {
@@ -29,8 +35,9 @@ impl World {
         }
         self.say(&who, "starts");
         let Some(agent) = &self.nodes[rack].agent else { return };
-        if let Some(intent) = agent.intent.current() {
-            self.oracles.intent(self.time.passed(), rack, "agent", &intent);
+        match agent.intent.current() {
+            Some(intent) => self.oracles.intent(self.time.passed(), rack, "agent", &intent),
+            None => self.oracles.without_intent(self.time.passed(), rack, "agent"),
         }
         let executor = (agent.executor.clone(), agent.clock.clone() as Arc<dyn rackhand_common::time::Clock>);
         self.hub.lock().uplinks[rack].executor = Some(executor);
@@ -68,6 +75,7 @@ impl World {
             self.say(&who, format!("does not start: {error:#}"));
             self.nodes[rack].boot = None;
             if self.nodes[rack].is_cut(Part::Boot) {
+                self.nodes[rack].boot_replaced = false;
                 self.nodes[rack].each_disk(Part::Boot, crate::disk::Disk::power_cut);
             } else {
                 self.nodes[rack].each_disk(Part::Boot, crate::disk::Disk::killed);
@@ -75,11 +83,14 @@ impl World {
             return self.after(seconds(10), Happens::BootStarts(rack));
         }
         self.say(&who, "starts");
-        self.nodes[rack].boot_since = self.time.passed();
+        if !std::mem::take(&mut self.nodes[rack].boot_replaced) {
+            self.nodes[rack].boot_since = self.time.passed();
+        }
         let Some(boot) = &self.nodes[rack].boot else { return };
         let intent = boot.services.intent.current();
-        if let Some(intent) = &intent {
-            self.oracles.intent(self.time.passed(), rack, "boot", intent);
+        match &intent {
+            Some(intent) => self.oracles.intent(self.time.passed(), rack, "boot", intent),
+            None => self.oracles.without_intent(self.time.passed(), rack, "boot"),
         }
         let leases = boot.services.leases.clone();
         self.oracles.restarted(self.time.passed(), rack, |mac| {
@@ -148,6 +159,7 @@ impl World {
                 Ok(_) => {
                     if let Some(intent) = boot.services.intent.current() {
                         self.oracles.intent(self.time.passed(), rack, "boot", &intent);
+                        self.nodes[rack].learns(&intent);
                     }
                     self.say(&format!("r{}/boot", rack + 1), format!("takes over intent {revision}"));
                     self.after(Duration::from_millis(30), Happens::Poll(rack));
@@ -164,7 +176,11 @@ impl World {
         if boot.services.spool.waiting() == 0 {
             return self.after(Duration::from_millis(30), Happens::Forward(rack));
         }
-        let Ok((first, events)) = boot.services.spool.batch(256).await else { return };
+        let Ok((first, events)) = boot.services.spool.batch(BATCH).await else { return };
+        if node.versions[Part::Agent as usize] == Version::This && version::read(&events).is_err() {
+            // As the socket has it: boot asks again until its agent is of its version.
+            return self.say(&format!("r{}/agent", rack + 1), "does not understand an event of boot's");
+        }
         let Ok(next) = agent.spool.take(boot.services.spool.id(), first, events).await else {
             self.agent_worked(rack);
             return;
@@ -236,7 +252,11 @@ impl World {
             let first = node.notes[part as usize] + 1;
             node.notes[part as usize] += count;
             let (numbers, source) = (first..first + count, source(rack, part));
-            let note = |number| What::TicketRefused { reason: note_text(number, &source) };
+            let is_next = node.versions[part as usize] == Version::Next;
+            let note = |number| {
+                let later = if is_next && number % 3 == 0 { LATER } else { "" };
+                What::TicketRefused { reason: format!("{later}{}", note_text(number, &source)) }
+            };
             let at = clock.now().wall;
             let events = numbers.clone().map(|number| Event { at, machine: None, what: note(number) }).collect();
             let stored = spool.append(events).await.is_ok();

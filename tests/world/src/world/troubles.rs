@@ -1,11 +1,14 @@
 //! Faults begin and end; what stands meanwhile in a rack.
 
+use std::time::Duration;
+
 use rackhand_common::machine::Power;
 
 use super::{Happens, World, seconds, uplink::IDLE};
 use crate::{
     database,
-    fault::{Fault, Kind, Part},
+    fault::{Fault, Kind, Part, Process},
+    version::Version,
 };
 
 /// Spells of trouble that stand in a rack.
@@ -99,10 +102,41 @@ impl World {
             Kind::InstallerHangs { rack, machine } => self.machines[rack][machine].hangs += 1,
             Kind::MachineDiskFails { rack, machine } => self.machines[rack][machine].disk_fails += 1,
             Kind::NoImage(rack) => self.troubles[rack].no_image += 1,
+            Kind::DiskSwapped { rack, machine } => {
+                self.machines[rack][machine].swaps = true;
+                ends = false;
+            }
+            Kind::Replaced { process, version } => {
+                self.replaced(process, version, lasts).await;
+                ends = false;
+            }
         }
         if ends {
             self.after(lasts, Happens::Ends(index));
         }
+    }
+
+    /// A process ends, and one of another version takes its place.
+    async fn replaced(&mut self, process: Process, version: Version, lasts: Duration) {
+        self.tally.replaced += 1;
+        let Process::Node { rack, part } = process else {
+            self.controller.version = version;
+            return self.controller_dies(lasts).await;
+        };
+        match part {
+            Part::Agent => self.agent_dies(rack, lasts),
+            Part::Boot => {
+                let was_up = self.nodes[rack].boot.is_some();
+                self.boot_dies(rack, lasts);
+                self.nodes[rack].boot_replaced = was_up;
+            }
+        }
+        self.nodes[rack].each_disk(part, crate::disk::Disk::killed);
+        if let Err(error) = self.nodes[rack].replaced(part, version) {
+            // Its disk takes nothing now: its stores stay as they were.
+            self.say(&format!("r{}/{part}", rack + 1), format!("leaves nothing that came later: {error:#}"));
+        }
+        self.nodes[rack].each_disk(part, crate::disk::Disk::killed);
     }
 
     pub(super) fn disk_troubles(&mut self, rack: usize, part: Part) -> &mut u32 {
@@ -174,6 +208,8 @@ impl World {
             | Kind::NodePowerCut(_)
             | Kind::PowerCutAtSync { .. }
             | Kind::ClockJump { .. }
+            | Kind::DiskSwapped { .. }
+            | Kind::Replaced { .. }
             | Kind::MachineReset { .. } => {}
         }
     }

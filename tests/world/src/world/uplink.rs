@@ -12,13 +12,20 @@ use rackhand_common::{
 use rackhand_controller::{events, intent};
 
 use super::{Happens, World, key, seconds};
-use crate::{hub::Fate, plant::Plant};
+use crate::{
+    hub::Fate,
+    node::BATCH,
+    plant::Plant,
+    version::{self, Version},
+};
 
 /// What travels on an uplink.
 #[derive(Debug)]
 pub(crate) enum Message {
     Events(u64, Vec<Event>),
     Next(u64),
+    /// An event among these, so many from this number on, is not known.
+    NotUnderstood(u64, usize),
     Intent(Box<Intent>),
     Stored(u64),
     Command(Command),
@@ -66,7 +73,7 @@ impl World {
             return self.after(again, Happens::Dial(rack));
         }
         let Some(agent) = &mut self.nodes[rack].agent else { return };
-        agent.sending = false;
+        (agent.sending, agent.most) = (false, BATCH);
         let believed = number >= highest || self.plant.is_some();
         let noted =
             agent.ledger.welcomed(number).await.is_ok() && agent.spool.acknowledge(row.next_event).await.is_ok();
@@ -123,7 +130,7 @@ impl World {
         if agent.sending || agent.spool.waiting() == 0 {
             return;
         }
-        let Ok((first, events)) = agent.spool.batch(256).await else { return };
+        let Ok((first, events)) = agent.spool.batch(agent.most).await else { return };
         agent.sending = true;
         let again = Message::Events(first, events.clone());
         self.send(rack, connection, Message::Events(first, events), Some(again));
@@ -156,7 +163,32 @@ impl World {
                 if !at_controller || self.controller.runner.is_none() {
                     return self.after(seconds(1), Happens::Silent(rack, connection));
                 }
+                let events = match self.controller.version {
+                    Version::Next => version::known(events),
+                    Version::This => match version::read(&events) {
+                        Ok(events) => events,
+                        Err(_) if self.plant == Some(Plant::UnknownEventEndsSession) => {
+                            // Not at once: what goes round for ever need not go round often.
+                            return self.after(seconds(60), Happens::Silent(rack, connection));
+                        }
+                        Err(unknown) => {
+                            self.say("controller", format!("does not understand r{}: {unknown}", rack + 1));
+                            return self.send(rack, connection, Message::NotUnderstood(first, events.len()), None);
+                        }
+                    },
+                };
                 self.take(rack, connection, first, events).await;
+            }
+            // As the agent's own loop does: halves, and of one a gap is told.
+            Message::NotUnderstood(first, count) => {
+                let Some(agent) = self.nodes[rack].agent.as_mut().filter(|_| at_agent) else { return };
+                if count > 1 {
+                    (agent.sending, agent.most) = (false, count / 2);
+                    return self.after(Duration::from_millis(20), Happens::Forward(rack));
+                }
+                let at = agent.clock.now().wall;
+                let lost = vec![Event { at, machine: None, what: What::Gap { lost: 1 } }];
+                self.send(rack, connection, Message::Events(first, lost), None);
             }
             Message::Stored(revision) => {
                 if !at_controller || self.controller.runner.is_none() {
@@ -185,7 +217,7 @@ impl World {
             }
             Message::Next(next) => {
                 let Some(agent) = self.nodes[rack].agent.as_mut().filter(|_| at_agent) else { return };
-                agent.sending = false;
+                (agent.sending, agent.most) = (false, BATCH);
                 let _ = agent.spool.acknowledge(next).await;
                 if !self.agent_worked(rack) {
                     self.after(Duration::from_millis(20), Happens::Forward(rack));
