@@ -1,7 +1,5 @@
 //! A process that is told to reload by SIGHUP, and what systemd is told of it.
 
-#![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
-
 use std::{
     fs,
     os::unix::net::UnixDatagram,
