@@ -9,7 +9,7 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -27,6 +27,7 @@ use rackhand_common::{
     id::{AgentId, RackId},
     time::Clock,
 };
+use rackhand_daemon::{Filter, Log, Signals, Taken, systemd};
 
 use crate::{
     clock::{SystemClock, SystemTimer},
@@ -34,10 +35,10 @@ use crate::{
     intent,
     ledger::Ledger,
     local::{self, Node, Source, UplinkView},
-    power::{Call, Exec, ExecFile, Executor, Power},
-    spool::{self, Spool},
+    power::{Call, Configured, Exec, ExecFile, Executor, Power},
+    spool::{self, Spool, written},
     timeline::Timelines,
-    uplink::{Fetcher, Identity, Uplink},
+    uplink::{Fetcher, Identity, Reread, Uplink},
 };
 
 /// How long shutdown waits for what is under way.
@@ -66,6 +67,9 @@ pub struct File {
     /// How machines are switched.
     #[serde(default)]
     pub power: ExecFile,
+    /// What is logged; default `info`.
+    #[serde(default)]
+    pub log: Filter,
 }
 
 /// The configuration as used.
@@ -81,6 +85,8 @@ pub struct Config {
     pub events: u64,
     /// How machines are switched.
     pub power: Exec,
+    /// What is logged.
+    pub log: Filter,
 }
 
 fn default_state() -> PathBuf {
@@ -107,7 +113,8 @@ impl TryFrom<File> for Config {
             return Err("events must be at least 1000: a single deploy makes dozens".into());
         }
         let power = Exec::try_from(file.power)?;
-        Ok(Self { state: file.state, socket: file.socket, metrics: file.metrics, events: file.events, power })
+        let File { state, socket, metrics, events, log, .. } = file;
+        Ok(Self { state, socket, metrics, events, power, log })
     }
 }
 
@@ -149,6 +156,38 @@ struct Link {
     view: watch::Receiver<UplinkView>,
 }
 
+/// The configuration in use; clones are the same.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    used: Arc<Mutex<Config>>,
+    exec: watch::Sender<Arc<Exec>>,
+    /// Absent in an agent without an uplink.
+    identity: Option<Arc<Identity>>,
+}
+
+impl Settings {
+    /// Takes over of this configuration, and of the node's identity on disk, what can be without
+    /// a restart. Commands and connections under way go on.
+    pub fn take_over(&self, fresh: &Config) -> Result<Taken> {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = Taken::default();
+        match self.identity.as_ref().map(|identity| identity.read_again()).transpose()? {
+            Some(Reread::Taken) => taken.now.push("certificate"),
+            Some(Reread::Another) => taken.at_restart.push("enrolment"),
+            Some(Reread::Same) | None => {}
+        }
+        if taken.take("power", &mut used.power, &fresh.power) {
+            self.exec.send_replace(Arc::new(fresh.power.clone()));
+        }
+        taken.take("log", &mut used.log, &fresh.log);
+        taken.keep("state", &used.state, &fresh.state);
+        taken.keep("socket", &used.socket, &fresh.socket);
+        taken.keep("metrics", &used.metrics, &fresh.metrics);
+        taken.keep("events", &used.events, &fresh.events);
+        Ok(taken)
+    }
+}
+
 /// An agent that runs.
 pub struct Running {
     /// Where metrics are answered; the port that was given when the configuration said 0.
@@ -161,6 +200,8 @@ pub struct Running {
     pub ledger: Ledger,
     /// Where commands are to be given.
     pub calls: mpsc::Sender<Call>,
+    /// Its configuration, for taking over another.
+    pub settings: Settings,
     parts: JoinSet<Result<&'static str>>,
     shutdown: CancellationToken,
 }
@@ -178,6 +219,7 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
     let clock = seams.clock.clone();
     let link = Link { agent, rack, source: Arc::new(Fetcher::new(identity.subscribe())), view: shown };
     let mut running = assemble(config, seams, link, shutdown.clone()).await?;
+    running.settings.identity = Some(identity.clone());
     let uplink = Uplink {
         identity,
         intent: running.intent.clone(),
@@ -215,10 +257,11 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let (measured, health) = watch::channel(None);
     let (calls, receiver) = mpsc::channel(CALLS);
     let boot_has = watch::Sender::new(0);
+    let (exec, configured) = Configured::new(config.power.clone());
     let mut parts = JoinSet::new();
     {
         let executor = Executor {
-            driver: power.unwrap_or_else(|| Arc::new(config.power.clone())),
+            driver: power.unwrap_or_else(|| Arc::new(configured)),
             ledger: ledger.clone(),
             spool: spool.clone(),
             intent: intent.clone(),
@@ -262,7 +305,8 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
         let shutdown = shutdown.clone();
         parts.spawn(async move { Ok(health::serve(listener, sources, shutdown).await.map(|()| "metrics")?) });
     }
-    Ok(Running { metrics: metrics_at, intent, spool, ledger, calls, parts, shutdown })
+    let settings = Settings { used: Arc::new(Mutex::new(config.clone())), exec, identity: None };
+    Ok(Running { metrics: metrics_at, intent, spool, ledger, calls, settings, parts, shutdown })
 }
 
 impl Running {
@@ -271,11 +315,28 @@ impl Running {
         self.parts.spawn(async move { part.await.map(|()| name) });
     }
 
-    /// Tells systemd that the agent is ready, and runs until shutdown.
-    pub async fn run(mut self) -> Result<()> {
+    /// Tells systemd that the agent is ready, and runs until shutdown; when told to, takes over
+    /// the configuration that `load` reads.
+    pub async fn run(
+        mut self,
+        signals: Signals,
+        load: impl Fn() -> Result<Config> + Send + Sync + 'static,
+        log: Log,
+    ) -> Result<()> {
         let (spool, shutdown) = (self.spool.clone(), self.shutdown.clone());
         self.add("systemd's watchdog", async {
-            attend(spool, shutdown).await;
+            systemd::attend(move || written(spool.clone()), shutdown).await;
+            Ok(())
+        });
+        let settings = self.settings.clone();
+        self.add("reloads", async {
+            let reload = move || {
+                let fresh = load()?;
+                let taken = settings.take_over(&fresh)?;
+                log.take(&fresh.log);
+                Ok(taken)
+            };
+            signals.reload_by(reload).await;
             Ok(())
         });
         self.wait().await
@@ -307,33 +368,6 @@ impl Running {
         }
         self.spool.append(Vec::new()).await?;
         result
-    }
-}
-
-/// Tells systemd that the process is ready, and that it is alive for as long as the spool can
-/// be written: a disk that failed once is refused by the store until the process is restarted.
-pub async fn attend(spool: Spool, shutdown: CancellationToken) {
-    notify(sd_notify::NotifyState::Ready);
-    if let Some(period) = sd_notify::watchdog_enabled() {
-        let mut ticks = tokio::time::interval(period / 3);
-        loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                () = shutdown.cancelled() => break,
-            }
-            if spool.append(Vec::new()).await.is_ok() {
-                notify(sd_notify::NotifyState::Watchdog);
-            }
-        }
-    } else {
-        shutdown.cancelled().await;
-    }
-    notify(sd_notify::NotifyState::Stopping);
-}
-
-fn notify(state: sd_notify::NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::debug!(%error, "systemd is not told");
     }
 }
 

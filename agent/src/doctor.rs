@@ -4,7 +4,7 @@
 use std::{
     fs, io,
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::unix::{fs::MetadataExt as _, net::UnixStream},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -12,10 +12,15 @@ use std::{
 use anyhow::Result;
 use jiff::Timestamp;
 use nix::sys::statvfs::statvfs;
-use rackhand_common::{finding::Findings, intent::Intent};
+use rackhand_common::{
+    finding::Findings,
+    intent::Intent,
+    wire::{LocalRequest, LocalResponse, NodeView},
+};
 
 use crate::{
     agent, boot,
+    local::Client,
     power::{Power as _, PowerError, Target},
     uplink::{Registration, Unusable},
 };
@@ -34,8 +39,11 @@ pub async fn examine(agent: Result<agent::Config>, boot: Result<boot::Config>, n
         directory(&mut findings, "agent", &config.state);
         registration(&mut findings, &config.state, now);
         process(&mut findings, "agent", "serve", "rackhand-agent");
-        match UnixStream::connect(&config.socket) {
-            Ok(_) => findings.good("socket", format_args!("the agent answers on {}", config.socket.display())),
+        match status(&config.socket).await {
+            Ok(view) => {
+                findings.good("socket", format_args!("the agent answers on {}", config.socket.display()));
+                spool(&mut findings, view.spooled, config.events);
+            }
             Err(error) => findings.error(
                 "socket",
                 format_args!("nobody answers on {}: {error}", config.socket.display()),
@@ -59,6 +67,27 @@ pub async fn examine(agent: Result<agent::Config>, boot: Result<boot::Config>, n
         power(&mut findings, config).await;
     }
     findings
+}
+
+async fn status(socket: &Path) -> Result<NodeView> {
+    match Client::connect(socket).await?.ask(&LocalRequest::Status).await? {
+        LocalResponse::Status(view) => Ok(view),
+        other => anyhow::bail!("it answers something else: {other:?}"),
+    }
+}
+
+/// How full the spool is: the oldest events are dropped at its limit.
+fn spool(findings: &mut Findings, waiting: u64, limit: u64) {
+    let found = format!("{waiting} events wait for the controller, at most {limit} are kept");
+    if waiting >= limit - limit / 16 {
+        let advice = "the oldest are lost: see that the controller can be reached (`rackhand-diag status`)";
+        findings.error("spool", found, advice);
+    } else if waiting >= limit / 2 {
+        let advice = "see that the controller can be reached (`rackhand-diag status`), or raise `events` in agent.toml";
+        findings.warning("spool", found, advice);
+    } else {
+        findings.good("spool", found);
+    }
 }
 
 fn directory(findings: &mut Findings, whose: &str, state: &Path) {
@@ -305,6 +334,23 @@ mod tests {
         let wrong = Node::new().wrong().await;
         assert_eq!(wrong.len(), 1, "{wrong:?}");
         assert!(wrong[0].1.starts_with("certificate: "), "{wrong:?}");
+    }
+
+    #[test]
+    fn a_spool_that_fills_is_a_warning_and_one_that_drops_events_an_error() {
+        for (waiting, severity) in [
+            (0, Severity::Good),
+            (499, Severity::Good),
+            (500, Severity::Warning),
+            (937, Severity::Warning),
+            // A full one is brought down by a sixteenth.
+            (938, Severity::Error),
+            (1000, Severity::Error),
+        ] {
+            let mut findings = Findings::default();
+            spool(&mut findings, waiting, 1000);
+            assert_eq!(findings.0[0].severity, severity, "{waiting}: {findings}");
+        }
     }
 
     #[tokio::test]

@@ -1,17 +1,12 @@
 //! `rackhand-agent`: the rack node's two processes, and its enrolment.
 
-use std::{
-    io::{IsTerminal as _, Write as _},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use rackhand_agent::{agent, boot, clock::SystemClock, doctor, uplink};
 use rackhand_common::{pki::install_crypto, time::Clock as _};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use rackhand_daemon::{Format, Log, Signals};
 
 /// The node of one rack: boots machines, installs them, switches their power.
 ///
@@ -26,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// How to log: text for people and the journal, JSON for collectors. RUST_LOG says how much.
+    /// How to log: text for people and the journal, JSON for collectors. `log` in the configuration, or
+    /// RUST_LOG, says how much.
     #[arg(long, global = true, env = "RACKHAND_LOG", value_enum, default_value_t = Format::Text)]
     log: Format,
 }
@@ -87,12 +83,6 @@ enum Command {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Text,
-    Json,
-}
-
 /// What `doctor` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
@@ -103,8 +93,7 @@ enum Output {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     install_crypto();
-    log(arguments.log);
-    match run(arguments.command) {
+    match run(arguments.command, Log::begin(arguments.log)) {
         Ok(code) => code,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "rackhand-agent: {error:#}");
@@ -114,8 +103,7 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(command: Command) -> Result<ExitCode> {
-    let shutdown = until_told()?;
+async fn run(command: Command, log: Log) -> Result<ExitCode> {
     let done = match command {
         Command::Doctor { config, boot_config, output } => {
             let (agent, boot) = (agent::Config::load(&config), boot::Config::load(&boot_config));
@@ -137,13 +125,21 @@ async fn run(command: Command) -> Result<ExitCode> {
             Ok(())
         }
         Command::Serve { config } => {
-            let config = agent::Config::load(&config)?;
+            let signals = Signals::listen().context("cannot wait for signals")?;
+            let load = move || agent::Config::load(&config);
+            let config = load()?;
+            log.take(&config.log);
             agent::prepare(&config.state)?;
-            agent::start(&config, agent::Seams::default(), shutdown).await?.run().await
+            let running = agent::start(&config, agent::Seams::default(), signals.shutdown.clone()).await?;
+            running.run(signals, load, log).await
         }
         Command::Boot { config } => {
-            let config = boot::Config::load(&config)?;
-            boot::start(&config, boot::Seams::default(), shutdown).await?.run().await
+            let signals = Signals::listen().context("cannot wait for signals")?;
+            let load = move || boot::Config::load(&config);
+            let config = load()?;
+            log.take(&config.log);
+            let running = boot::start(&config, boot::Seams::default(), signals.shutdown.clone()).await?;
+            running.run(signals, load, log).await
         }
         Command::Documentation { directory } => {
             use clap_complete::Shell;
@@ -167,63 +163,4 @@ fn show(findings: &rackhand_common::finding::Findings, output: Output) -> Result
         }
     }
     Ok(ExitCode::from(findings.status()))
-}
-
-/// A token that is cancelled by SIGTERM and SIGINT.
-fn until_told() -> Result<CancellationToken> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
-    let shutdown = CancellationToken::new();
-    let token = shutdown.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::info!("told to stop");
-        token.cancel();
-    });
-    Ok(shutdown)
-}
-
-fn log(format: Format) {
-    use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt};
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
-    let log = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        Format::Json => log.json().init(),
-        Format::Text if std::io::stderr().is_terminal() => log.init(),
-        // The journal keeps the time, and takes the level as its own from the line's beginning.
-        Format::Text if std::env::var_os("JOURNAL_STREAM").is_some() => {
-            let line = fmt::format().with_ansi(false).with_target(false).with_level(false).without_time();
-            log.with_ansi(false).event_format(Journal(line)).init();
-        }
-        Format::Text => log.with_ansi(false).with_target(false).init(),
-    }
-}
-
-/// A line with its level before it, as sd-daemon(3) says: `journalctl --priority` chooses by it.
-struct Journal<F>(F);
-
-impl<S, N, F> tracing_subscriber::fmt::FormatEvent<S, N> for Journal<F>
-where
-    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
-    N: for<'a> tracing_subscriber::fmt::FormatFields<'a> + 'static,
-    F: tracing_subscriber::fmt::FormatEvent<S, N>,
-{
-    fn format_event(
-        &self,
-        context: &tracing_subscriber::fmt::FmtContext<'_, S, N>,
-        mut writer: tracing_subscriber::fmt::format::Writer<'_>,
-        event: &tracing::Event<'_>,
-    ) -> std::fmt::Result {
-        let priority = match *event.metadata().level() {
-            tracing::Level::ERROR => 3,
-            tracing::Level::WARN => 4,
-            tracing::Level::INFO => 6,
-            _ => 7,
-        };
-        write!(writer, "<{priority}>")?;
-        self.0.format_event(context, writer, event)
-    }
 }

@@ -379,7 +379,7 @@ async fn patiently<'a, T>(timer: &dyn Timer, ask: impl Fn() -> Answer<'a, T>) ->
 /// `RACKHAND_NAME` and `RACKHAND_MAC` (of the card it boots from). Exit status 0 is success;
 /// 64, 77 and 78 (usage, permission, configuration; `sysexits.h`) mean that asking again is
 /// useless; anything else means that it may help. It runs as the agent's user.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exec {
     default: Option<Vec<String>>,
     machines: HashMap<Mac, Vec<String>>,
@@ -431,6 +431,40 @@ impl TryFrom<ExecFile> for Exec {
             return Err("power.timeout must be at least one second".into());
         }
         Ok(Self { default: file.command, machines, limit })
+    }
+}
+
+/// The driver of the configuration, as it is at each call: a restart that is under way when
+/// the configuration changes is finished by the new one.
+#[derive(Clone, Debug)]
+pub struct Configured(watch::Receiver<Arc<Exec>>);
+
+impl Configured {
+    /// This one, and where others are put.
+    pub fn new(exec: Exec) -> (watch::Sender<Arc<Exec>>, Self) {
+        let (sender, receiver) = watch::channel(Arc::new(exec));
+        (sender, Self(receiver))
+    }
+
+    fn exec(&self) -> Arc<Exec> {
+        self.0.borrow().clone()
+    }
+}
+
+impl Power for Configured {
+    fn status<'a>(&'a self, machine: &'a Target) -> Answer<'a, State> {
+        let exec = self.exec();
+        Box::pin(async move { exec.status(machine).await })
+    }
+
+    fn set<'a>(&'a self, machine: &'a Target, wanted: State) -> Answer<'a, ()> {
+        let exec = self.exec();
+        Box::pin(async move { exec.set(machine, wanted).await })
+    }
+
+    fn network_boot_once<'a>(&'a self, machine: &'a Target) -> Answer<'a, ()> {
+        let exec = self.exec();
+        Box::pin(async move { exec.network_boot_once(machine).await })
     }
 }
 

@@ -665,6 +665,12 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Whether the spool can be written: a disk that failed once is refused by the store until the
+/// process is restarted, so the process that cannot is as good as dead.
+pub(crate) async fn written(spool: Spool) -> bool {
+    spool.append(Vec::new()).await.is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -8,7 +8,10 @@
 //! - Shutdown: no new work; what is under way may end, until the [deadline](GRACE), where
 //!   whoever is late is named and left behind. All of it can be repeated after the next start.
 
+mod reload;
 pub mod rotation;
+
+pub use reload::Settings;
 
 use std::{
     collections::HashMap,
@@ -23,9 +26,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rackhand_common::{pki::KeyPin, time::Clock};
+use rackhand_daemon::{Filter, Log, Signals, systemd};
 use rustls_pki_types::ServerName;
 use serde::Deserialize;
-use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -63,6 +67,9 @@ pub struct File {
     /// Operating system images.
     #[serde(default)]
     pub images: ImagesFile,
+    /// What is logged; default `info`.
+    #[serde(default)]
+    pub log: Filter,
 }
 
 /// `[api]`.
@@ -120,6 +127,8 @@ pub struct Config {
     pub agents_address: Option<String>,
     /// Operating system images.
     pub images: images::Config,
+    /// What is logged.
+    pub log: Filter,
 }
 
 impl TryFrom<File> for Config {
@@ -158,6 +167,7 @@ impl TryFrom<File> for Config {
             agents: file.agents.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 4433))),
             agents_address: file.agents.address,
             images,
+            log: file.log,
         })
     }
 }
@@ -283,6 +293,8 @@ pub struct Running {
     pub root_pin: KeyPin,
     /// Its health and metrics.
     pub telemetry: Telemetry,
+    /// Its configuration, for taking over another.
+    pub settings: Settings,
     store: Store,
     parts: Parts,
     shutdown: CancellationToken,
@@ -341,13 +353,15 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     let fleet = Fleet::new(store.clone(), authority.clone(), clock.clone(), workflows.clone());
     let telemetry = Telemetry::new(store.clone(), fleet.clone(), &workflows, shutdown.clone());
 
+    let certificate = identity.chain.first().cloned().context("a chain has a certificate")?;
     let endpoint = fleet::listen(config.agents, &authority, identity.clone())
         .with_context(|| format!("cannot listen for agents on UDP {} (`agents.listen`)", config.agents))?;
     let listener = TcpListener::bind(config.api)
         .await
         .with_context(|| format!("cannot serve the API on TCP {} (`api.listen`)", config.api))?;
     let (api_at, agents_at) = (listener.local_addr()?, endpoint.local_addr()?);
-    let tls = https::tls(authority.bundle(), identity)?;
+    let (tls, for_connections) = watch::channel(https::tls(authority.bundle(), identity)?);
+    let (address, agents_address) = watch::channel(config.told_to_agents(agents_at.port()));
     let root_pin = authority.root_pin();
     let changed = {
         let (workflows, fleet) = (workflows.clone(), fleet.clone());
@@ -366,13 +380,24 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
             Arc::new(move |agent| fleet.cut(agent))
         },
         new_code: Arc::new(move || enrol::fresh_code(root_pin)),
-        agents_address: config.told_to_agents(agents_at.port()),
+        agents_address,
         shutdown: shutdown.clone(),
     };
     let router = api::router(app).merge(images.router()).merge(telemetry.router());
 
+    let settings = Settings::new(reload::Parts {
+        config,
+        authority: authority.clone(),
+        clock: clock.clone(),
+        endpoint: endpoint.clone(),
+        agents_port: agents_at.port(),
+        certificate,
+        tls,
+        agents_address: address,
+        images: images.clone(),
+    });
     let mut parts = Parts::default();
-    parts.add("the API", https::serve(listener, tls, router, clock.clone(), shutdown.clone()));
+    parts.add("the API", https::serve(listener, for_connections, router, clock.clone(), shutdown.clone()));
     parts.add("the agents' connections", fleet.clone().run(endpoint, shutdown.clone()));
     parts.add("the workflows", workflows::run(workflows, store.clone(), fleet, clock, shutdown.clone()));
     parts.add("the images", {
@@ -395,14 +420,32 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
             images.closed().await;
         }
     });
-    Ok(Running { api: api_at, agents: agents_at, root_pin, telemetry, store, parts, shutdown, _lock: lock })
+    Ok(Running { api: api_at, agents: agents_at, root_pin, telemetry, settings, store, parts, shutdown, _lock: lock })
 }
 
 impl Running {
-    /// Tells systemd that the controller is ready, and runs until shutdown.
-    pub async fn run(mut self) -> Result<()> {
-        let attend = attend(self.telemetry.clone(), self.shutdown.clone());
-        self.parts.add("systemd's watchdog", attend);
+    /// Tells systemd that the controller is ready, and is alive for as long as the database
+    /// answers; runs until shutdown. When told to, takes over the configuration that `load` reads.
+    pub async fn run(
+        mut self,
+        signals: Signals,
+        load: impl Fn() -> Result<Config> + Send + Sync + 'static,
+        log: Log,
+    ) -> Result<()> {
+        let telemetry = self.telemetry.clone();
+        let lives = move || {
+            let telemetry = telemetry.clone();
+            async move { telemetry.unready().await.is_none() }
+        };
+        self.parts.add("systemd's watchdog", systemd::attend(lives, self.shutdown.clone()));
+        let settings = self.settings.clone();
+        let reload = move || {
+            let fresh = load()?;
+            let taken = settings.take_over(&fresh)?;
+            log.take(&fresh.log);
+            Ok(taken)
+        };
+        self.parts.add("reloads", signals.reload_by(reload));
         self.ended().await
     }
 
@@ -433,33 +476,6 @@ impl Running {
         // Waits for every connection that is in use; those of parts left behind may be.
         let _ = timeout(Duration::from_secs(2), self.store.close()).await;
         result
-    }
-}
-
-/// Tells systemd that the process is ready, and that it is alive for as long as the database
-/// answers.
-async fn attend(telemetry: Telemetry, shutdown: CancellationToken) {
-    notify(sd_notify::NotifyState::Ready);
-    if let Some(period) = sd_notify::watchdog_enabled() {
-        let mut ticks = tokio::time::interval(period / 3);
-        loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                () = shutdown.cancelled() => break,
-            }
-            if telemetry.unready().await.is_none() {
-                notify(sd_notify::NotifyState::Watchdog);
-            }
-        }
-    } else {
-        shutdown.cancelled().await;
-    }
-    notify(sd_notify::NotifyState::Stopping);
-}
-
-fn notify(state: sd_notify::NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::debug!(%error, "systemd is not told");
     }
 }
 

@@ -95,7 +95,7 @@ fn files(findings: &mut Findings, config: &Config, owner: u32) {
 
 fn certificates(findings: &mut Findings, config: &Config, now: Timestamp) {
     for (file, whose, renewed, advice) in [
-        ("controller.pem", "the controller's", authority::CONTROLLER_MARGIN, "systemctl restart rackhand-controller"),
+        ("controller.pem", "the controller's", authority::CONTROLLER_MARGIN, "systemctl reload rackhand-controller"),
         (
             "root-1.pem",
             "the authority's",

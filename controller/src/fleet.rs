@@ -170,12 +170,21 @@ fn close(quic: &Connection, closing: Closing, reason: &str) {
 /// connections before: it says so to agents that still hold one by a stateless reset (RFC 9000
 /// §10.3), and they dial again at once instead of waiting for a silence.
 pub fn listen(address: SocketAddr, authority: &Authority, identity: Identity) -> anyhow::Result<Endpoint> {
+    // The keys of the process's life: connections live past a certificate that is renewed in it.
     let reset = blake3::derive_key("rackhand 2026-11-24 stateless reset", identity.key.secret_der());
     let mine = blake3::derive_key("rackhand 2026-11-24 connection ids", identity.key.secret_der());
     let mine = u64::from_le_bytes(mine[..8].try_into().expect("eight of 32"));
     let mut endpoint = quinn::EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &reset)));
     // Ids of the process before are ours too: packets to any other are dropped unanswered.
     endpoint.cid_generator(move || Box::new(quinn_proto::HashedConnectionIdGenerator::from_key(mine)));
+    let config = server(authority, identity)?;
+    let socket = std::net::UdpSocket::bind(address)?;
+    let runtime = Arc::new(quinn::TokioRuntime);
+    Ok(Endpoint::new(endpoint, Some(config), socket, runtime)?)
+}
+
+/// How those who connect are met, with this certificate.
+pub fn server(authority: &Authority, identity: Identity) -> anyhow::Result<quinn::ServerConfig> {
     let tls = pki::controller_server(authority.bundle(), identity)?;
     let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
@@ -189,9 +198,7 @@ pub fn listen(address: SocketAddr, authority: &Authority, identity: Identity) ->
         .keep_alive_interval(Some(Duration::from_secs(5)))
         .max_idle_timeout(Some(Duration::from_secs(15).try_into()?));
     config.transport_config(Arc::new(transport)).max_incoming(256);
-    let socket = std::net::UdpSocket::bind(address)?;
-    let runtime = Arc::new(quinn::TokioRuntime);
-    Ok(Endpoint::new(endpoint, Some(config), socket, runtime)?)
+    Ok(config)
 }
 
 impl Fleet {

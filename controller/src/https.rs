@@ -26,6 +26,7 @@ use rackhand_common::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::watch,
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
@@ -47,10 +48,11 @@ pub fn tls(bundle: &TrustBundle, identity: Identity) -> Result<TlsAcceptor, Unus
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// Serves until shutdown, then lets requests in flight finish.
+/// Serves until shutdown, then lets requests in flight finish. Of `tls` each connection takes
+/// what it is when it comes.
 pub async fn serve(
     listener: TcpListener,
-    tls: TlsAcceptor,
+    tls: watch::Receiver<TlsAcceptor>,
     router: Router,
     clock: Arc<dyn Clock>,
     shutdown: CancellationToken,
@@ -71,7 +73,7 @@ pub async fn serve(
                 continue;
             }
         };
-        let (tls, router, clock, shutdown) = (tls.clone(), router.clone(), clock.clone(), shutdown.clone());
+        let (tls, router, clock, shutdown) = (tls.borrow().clone(), router.clone(), clock.clone(), shutdown.clone());
         let place = Place::take(&places, from.ip());
         tracker.spawn(async move {
             tokio::select! {

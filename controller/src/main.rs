@@ -1,7 +1,7 @@
 //! `rackhand-controller`: made once, then served.
 
 use std::{
-    io::{IsTerminal as _, Write as _},
+    io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -16,8 +16,7 @@ use rackhand_controller::{
     controller::{self, Config, File, Seams, rotation},
     doctor,
 };
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use rackhand_daemon::{Format, Log, Signals};
 
 /// The controller: the operators' API, the database, the racks' agents.
 ///
@@ -32,7 +31,8 @@ use tokio_util::sync::CancellationToken;
 struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// How to log: text for people and the journal, JSON for collectors. RUST_LOG says how much.
+    /// How to log: text for people and the journal, JSON for collectors. `log` in the configuration, or
+    /// RUST_LOG, says how much.
     #[arg(long, global = true, env = "RACKHAND_LOG", value_enum, default_value_t = Format::Text)]
     log: Format,
 }
@@ -55,6 +55,7 @@ enum Command {
     ///
     ///   data = "/var/lib/rackhand/controller"
     ///   names = ["rackhand.example.net", "192.0.2.10"]   # in its certificate; agents are told the first
+    ///   log = "info"                           # or by module: info,rackhand_controller=debug
     ///
     ///   [api]
     ///   listen = "0.0.0.0:8443"                # HTTPS, TCP
@@ -66,6 +67,8 @@ enum Command {
     ///   [images]
     ///   limit = 68719476736                    # bytes of the largest image
     ///   import = "/srv/images"                 # files on this host that may be imported
+    ///
+    /// At SIGHUP it takes over all of it but `data` and what it listens on, and nobody is cut off.
     ///
     /// `/healthz`, `/readyz` and `/metrics` are answered on the API's port without a token.
     #[command(verbatim_doc_comment)]
@@ -190,12 +193,6 @@ impl Place {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    Text,
-    Json,
-}
-
 /// What `doctor` prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
@@ -206,8 +203,7 @@ enum Output {
 fn main() -> ExitCode {
     install_crypto();
     let arguments = Arguments::parse();
-    log(arguments.log);
-    match run(arguments.command) {
+    match run(arguments.command, Log::begin(arguments.log)) {
         Ok(code) => code,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "rackhand-controller: {error:#}");
@@ -217,7 +213,7 @@ fn main() -> ExitCode {
 }
 
 #[tokio::main]
-async fn run(command: Command) -> Result<ExitCode> {
+async fn run(command: Command, log: Log) -> Result<ExitCode> {
     let done = match command {
         Command::Doctor { place, output } => {
             let findings = match place.file().and_then(|(file, _)| place.config(file)) {
@@ -228,14 +224,19 @@ async fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Init { place } => init(&place).await,
         Command::Serve { place, api_listen, agents_listen, agents_address } => {
-            let shutdown = until_told()?;
-            let (mut file, _) = place.file()?;
-            file.api.listen = api_listen.or(file.api.listen);
-            file.agents.listen = agents_listen.or(file.agents.listen);
-            file.agents.address = agents_address.or(file.agents.address);
-            let running = controller::start(place.config(file)?, Seams::default(), shutdown).await?;
+            let signals = Signals::listen().context("cannot wait for signals")?;
+            let load = move || {
+                let (mut file, _) = place.file()?;
+                file.api.listen = api_listen.or(file.api.listen);
+                file.agents.listen = agents_listen.or(file.agents.listen);
+                file.agents.address = agents_address.clone().or(file.agents.address);
+                place.config(file)
+            };
+            let config = load()?;
+            log.take(&config.log);
+            let running = controller::start(config, Seams::default(), signals.shutdown.clone()).await?;
             tracing::info!(api = %running.api, agents = %running.agents, "ready");
-            running.run().await
+            running.run(signals, load, log).await
         }
         Command::Ca { step, place } => {
             let (file, _) = place.file()?;
@@ -334,63 +335,4 @@ fn show(findings: &rackhand_common::finding::Findings, output: Output) -> Result
         }
     }
     Ok(ExitCode::from(findings.status()))
-}
-
-/// A token that is cancelled by SIGTERM and SIGINT.
-fn until_told() -> Result<CancellationToken> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
-    let shutdown = CancellationToken::new();
-    let token = shutdown.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::info!("told to stop");
-        token.cancel();
-    });
-    Ok(shutdown)
-}
-
-fn log(format: Format) {
-    use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt};
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
-    let log = fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        Format::Json => log.json().init(),
-        Format::Text if std::io::stderr().is_terminal() => log.init(),
-        // The journal keeps the time, and takes the level as its own from the line's beginning.
-        Format::Text if std::env::var_os("JOURNAL_STREAM").is_some() => {
-            let line = fmt::format().with_ansi(false).with_target(false).with_level(false).without_time();
-            log.with_ansi(false).event_format(Journal(line)).init();
-        }
-        Format::Text => log.with_ansi(false).with_target(false).init(),
-    }
-}
-
-/// A line with its level before it, as sd-daemon(3) says: `journalctl --priority` chooses by it.
-struct Journal<F>(F);
-
-impl<S, N, F> tracing_subscriber::fmt::FormatEvent<S, N> for Journal<F>
-where
-    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
-    N: for<'a> tracing_subscriber::fmt::FormatFields<'a> + 'static,
-    F: tracing_subscriber::fmt::FormatEvent<S, N>,
-{
-    fn format_event(
-        &self,
-        context: &tracing_subscriber::fmt::FmtContext<'_, S, N>,
-        mut writer: tracing_subscriber::fmt::format::Writer<'_>,
-        event: &tracing::Event<'_>,
-    ) -> std::fmt::Result {
-        let priority = match *event.metadata().level() {
-            tracing::Level::ERROR => 3,
-            tracing::Level::WARN => 4,
-            tracing::Level::INFO => 6,
-            _ => 7,
-        };
-        write!(writer, "<{priority}>")?;
-        self.0.format_event(context, writer, event)
-    }
 }

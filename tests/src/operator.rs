@@ -1,6 +1,6 @@
 //! The operator: acts through the controller's HTTPS API with a token, as any client would.
 
-use std::{path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use rackhand_common::machine::Mac;
@@ -27,6 +27,14 @@ impl Operator {
         let ca = reqwest::Certificate::from_pem_bundle(&std::fs::read(ca)?)?;
         let http = reqwest::Client::builder().no_proxy().tls_certs_only(ca).timeout(Duration::from_secs(20)).build()?;
         Ok(Self { http, url, token })
+    }
+
+    /// The same operator with connections of their own, to this name, which is at this address.
+    pub fn under(&self, name: &str, at: SocketAddr, ca: &Path) -> Result<Self> {
+        let ca = reqwest::Certificate::from_pem_bundle(&std::fs::read(ca)?)?;
+        let http = reqwest::Client::builder().no_proxy().tls_certs_only(ca).timeout(Duration::from_secs(20));
+        let http = http.resolve(name, at).build()?;
+        Ok(Self { http, url: format!("https://{name}:{}", at.port()), token: self.token.clone() })
     }
 
     /// The token.

@@ -93,7 +93,16 @@ pub struct VirtualRack {
     controller: Option<Process>,
     agent: Option<Process>,
     boot: Option<Process>,
+    settings: Settings,
     directory: TempDir,
+}
+
+/// The daemons' configurations while they run, of those that were started.
+#[derive(Debug, Default)]
+struct Settings {
+    controller: Option<controller::Settings>,
+    agent: Option<agent::Settings>,
+    boot: Option<boot::Settings>,
 }
 
 impl VirtualRack {
@@ -134,6 +143,7 @@ impl VirtualRack {
             controller: None,
             agent: None,
             boot: None,
+            settings: Settings::default(),
             directory,
         };
         rack.begin(Service::Controller).await?;
@@ -188,19 +198,24 @@ impl VirtualRack {
                 let seams = controller::Seams { clock: Arc::new(self.wall.clone()) };
                 let start = async move {
                     let running = controller::start(config, seams, token).await?;
-                    Ok(((), Box::pin(running.ended()) as _))
+                    Ok((running.settings.clone(), Box::pin(running.ended()) as _))
                 };
-                self.controller = Some(Process::spawn("controller", shutdown, start).await?.0);
+                let (process, settings) = Process::spawn("controller", shutdown, start).await?;
+                (self.controller, self.settings.controller) = (Some(process), Some(settings));
             }
-            Service::Agent => self.agent = Some(self.agent(&self.path("agent"), "agent.sock").await?),
+            Service::Agent => {
+                let (process, settings) = self.spawn_agent(&self.path("agent"), "agent.sock").await?;
+                (self.agent, self.settings.agent) = (Some(process), Some(settings));
+            }
             Service::Boot => {
                 let (config, link, token) = (self.boot_config()?, self.segment.server(), shutdown.clone());
                 let seams = boot::Seams { link: Some(link), clock: Arc::new(self.wall.clone()) };
                 let start = async move {
                     let running = boot::start(&config, seams, token).await?;
-                    Ok(((), Box::pin(running.ended()) as _))
+                    Ok((running.settings.clone(), Box::pin(running.ended()) as _))
                 };
-                self.boot = Some(Process::spawn("boot", shutdown, start).await?.0);
+                let (process, settings) = Process::spawn("boot", shutdown, start).await?;
+                (self.boot, self.settings.boot) = (Some(process), Some(settings));
             }
         }
         Ok(())
@@ -208,17 +223,54 @@ impl VirtualRack {
 
     /// An agent on the state in this directory, with a socket of this name.
     pub async fn agent(&self, state: &Path, socket: &str) -> Result<Process> {
-        let text =
-            format!("state = {state:?}\nsocket = {:?}\nmetrics = \"{}:0\"\n", self.path(socket), self.subnet.node);
-        let config = agent::Config::try_from(toml::from_str::<agent::File>(&text)?).map_err(anyhow::Error::msg)?;
+        Ok(self.spawn_agent(state, socket).await?.0)
+    }
+
+    async fn spawn_agent(&self, state: &Path, socket: &str) -> Result<(Process, agent::Settings)> {
+        let config = self.agent_config(state, socket)?;
         let (shutdown, driver) = (CancellationToken::new(), Arc::new(self.chassis.clone()));
         let token = shutdown.clone();
         let seams = agent::Seams { power: Some(driver), clock: Arc::new(self.wall.clone()) };
         let start = async move {
             let running = agent::start(&config, seams, token).await?;
-            Ok(((), Box::pin(running.wait()) as _))
+            Ok((running.settings.clone(), Box::pin(running.wait()) as _))
         };
-        Ok(Process::spawn("agent", shutdown, start).await?.0)
+        Process::spawn("agent", shutdown, start).await
+    }
+
+    fn agent_config(&self, state: &Path, socket: &str) -> Result<agent::Config> {
+        let text =
+            format!("state = {state:?}\nsocket = {:?}\nmetrics = \"{}:0\"\n", self.path(socket), self.subnet.node);
+        agent::Config::try_from(toml::from_str::<agent::File>(&text)?).map_err(anyhow::Error::msg)
+    }
+
+    /// Has the running controller take over its first configuration changed like this; what it
+    /// says of that.
+    pub fn reload_controller(&self, change: impl FnOnce(&mut controller::Config)) -> Result<String> {
+        let mut config = controller_config(&self.subnet, self.directory.path())?;
+        change(&mut config);
+        let settings = self.settings.controller.as_ref().context("it was never started")?;
+        Ok(settings.take_over(&config)?.to_string())
+    }
+
+    /// The same of the agent.
+    pub fn reload_agent(&self, change: impl FnOnce(&mut agent::Config)) -> Result<String> {
+        let mut config = self.agent_config(&self.path("agent"), "agent.sock")?;
+        change(&mut config);
+        Ok(self.settings.agent.as_ref().context("it was never started")?.take_over(&config)?.to_string())
+    }
+
+    /// The same of boot.
+    pub fn reload_boot(&self, change: impl FnOnce(&mut boot::Config)) -> Result<String> {
+        let mut config = self.boot_config()?;
+        change(&mut config);
+        Ok(self.settings.boot.as_ref().context("it was never started")?.take_over(&config).to_string())
+    }
+
+    /// An operator of the same rights who connects afresh, to the controller under this name.
+    pub fn newcomer(&self, name: &str) -> Result<Operator> {
+        let ca = self.path("controller/pki/ca.pem");
+        self.operator.under(name, (self.subnet.node, API).into(), &ca)
     }
 
     fn boot_config(&self) -> Result<boot::Config> {

@@ -61,6 +61,17 @@ fn systemd_understands_every_line_of_the_units() {
     assert!(output.status.success(), "{said}");
 }
 
+/// systemd below version 253 knows no `Type=notify-reload`: it is told by the process that it
+/// reloads, and when it has.
+#[test]
+fn the_units_are_reloaded_by_the_signal_the_programs_know() {
+    for (unit, _) in UNITS {
+        let text = text(unit);
+        assert_eq!(values(&text, "Type"), ["notify"], "{unit}");
+        assert_eq!(values(&text, "ExecReload"), ["/bin/kill -HUP $MAINPID"], "{unit}");
+    }
+}
+
 #[test]
 fn the_units_are_confined() {
     let output = analyze(&["security", "--offline=true", "--threshold=25", "--no-pager"]);

@@ -31,6 +31,29 @@ pub(crate) fn packages(binaries: &Path, installer: &Path, out: &Path, version: &
     PACKAGES.iter().map(|package| package.build(&source, out, version)).collect()
 }
 
+/// Refuses programs that a test can make fail: those built without `--release`.
+pub(crate) fn released(binaries: &Path) -> Result<()> {
+    for program in PACKAGES.iter().flat_map(|package| package.programs) {
+        let file = binaries.join(program);
+        let bytes = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        without_fail_points(&file, &bytes)?;
+    }
+    Ok(())
+}
+
+/// The same of one program, in `bytes`.
+pub(crate) fn without_fail_points(file: &Path, bytes: &[u8]) -> Result<()> {
+    let name = rackhand_fail_points::DIRECTORY.as_bytes();
+    ensure!(
+        !bytes.windows(name.len()).any(|window| window == name),
+        "{} has fail points in it, by which whoever sets its environment makes it crash: build it in a profile without \
+         debug-assertions (look at [profile.release] and [profile.installer] in Cargo.toml, and for \
+         CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS), and see that common/fail-points still empties itself there",
+        file.display()
+    );
+    Ok(())
+}
+
 /// What packages are made from.
 struct Source {
     binaries: PathBuf,
@@ -81,7 +104,7 @@ const PACKAGES: &[Package] = &[
         description: "Rackhand bare-metal provisioning: the controller",
         long: "Holds inventory, images, runs and history of racks of servers, and commands the\n\
                nodes that boot and install them.",
-        depends: "systemd (>= 247)",
+        depends: "procps, systemd (>= 247)",
         // qemu-img converts qcow2 images.
         recommends: "rackhand-cli, qemu-utils",
         programs: &["rackhand-controller"],
@@ -101,7 +124,7 @@ const PACKAGES: &[Package] = &[
         description: "Rackhand bare-metal provisioning: the node of a rack",
         long: "Answers the machines' boot requests, installs operating systems, drives power and\n\
                tells the controller what happens.",
-        depends: "systemd (>= 247)",
+        depends: "procps, systemd (>= 247)",
         recommends: "ipxe, rackhand-installer-image",
         programs: &["rackhand-agent", "rackhand-diag"],
         files: &[
@@ -390,6 +413,19 @@ mod tests {
                 assert!(contents.contains(&format!("./lib/systemd/system/{unit}")), "{contents}");
             }
         }
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_program_with_fail_points_is_refused_by_name_and_one_without_is_not() {
+        let dir = std::env::temp_dir().join(format!("rackhand-released-{}", std::process::id()));
+        let source = source(&dir);
+        released(&source.binaries).unwrap();
+        // This test is built as the product's other tests are, with the points in it.
+        let ours = fs::read(std::env::current_exe().unwrap()).unwrap();
+        fs::write(source.binaries.join("rackhand-agent"), ours).unwrap();
+        let error = released(&source.binaries).unwrap_err().to_string();
+        assert!(error.contains("binaries/rackhand-agent has fail points in it"), "{error}");
         fs::remove_dir_all(&dir).unwrap();
     }
 

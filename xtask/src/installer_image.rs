@@ -18,7 +18,10 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::shell::{output, run};
+use crate::{
+    dist::without_fail_points,
+    shell::{output, run},
+};
 
 /// What an installer image consists of; written beside it as `manifest.json`.
 #[derive(Serialize)]
@@ -40,7 +43,9 @@ pub(crate) fn build(out: &Path) -> Result<()> {
     fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
 
-    let init = fs::read(build_installer()?).context("cannot read the installer just built")?;
+    let built = build_installer()?;
+    let init = fs::read(&built).context("cannot read the installer just built")?;
+    without_fail_points(&built, &init)?;
     let kernel = debian_kernel(&work)?;
     let modules = reduced_modules(&kernel, &work.join("reduced"))?;
 

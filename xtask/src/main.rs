@@ -144,6 +144,9 @@ fn dist(version: &str, debug: bool) -> anyhow::Result<Vec<std::path::PathBuf>> {
     if !debug || !installer.join("manifest.json").exists() {
         installer_image::build(&installer)?;
     }
+    if !debug {
+        dist::released(&binaries(debug))?;
+    }
     dist::packages(&binaries(debug), &installer, &target().join("dist"), version)
 }
 

@@ -5,6 +5,7 @@ use std::{io, net::Ipv4Addr, time::Duration};
 
 use anyhow::{Result, bail};
 use nix::{ifaddrs::getifaddrs, net::if_::if_nametoindex};
+use rackhand_daemon::systemd;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -47,7 +48,7 @@ pub(super) async fn wait(interface: &str, address: Ipv4Addr, shutdown: &Cancella
         let missing = match find(interface, address) {
             Ok(card) => {
                 if told {
-                    status("the network card is there");
+                    systemd::status("the network card is there");
                 }
                 return Ok(card);
             }
@@ -58,19 +59,12 @@ pub(super) async fn wait(interface: &str, address: Ipv4Addr, shutdown: &Cancella
         }
         if !std::mem::replace(&mut told, true) {
             tracing::warn!("{missing}; waiting for it");
-            status(&format!("waiting: {missing}"));
+            systemd::status(&format!("waiting: {missing}"));
         }
         tokio::select! {
             () = sleep(LOOK) => {}
             () = shutdown.cancelled() => bail!("told to stop while {missing}"),
         }
-    }
-}
-
-/// What `systemctl status` shows.
-fn status(words: &str) {
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Status(words)]) {
-        tracing::debug!(%error, "systemd is not told");
     }
 }
 

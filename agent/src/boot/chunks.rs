@@ -16,7 +16,10 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use axum::body::Body;
@@ -65,7 +68,7 @@ pub(super) struct Chunks(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     directory: PathBuf,
-    limit: u64,
+    limit: AtomicU64,
     agent: AgentLink,
     /// Chunks that are read and compared at once: each is in memory whole meanwhile.
     reading: Semaphore,
@@ -163,7 +166,7 @@ impl Chunks {
         }
         let inner = Inner {
             directory: directory.to_owned(),
-            limit,
+            limit: AtomicU64::new(limit),
             agent,
             reading: Semaphore::new(READING),
             shelf: Mutex::new(shelf),
@@ -293,10 +296,16 @@ impl Chunks {
     }
 
     async fn evict(&self) {
-        let gone = lock(&self.0.shelf).evict(self.0.limit);
+        let gone = lock(&self.0.shelf).evict(self.0.limit.load(Ordering::Relaxed));
         for digest in gone {
             let _ = tokio::fs::remove_file(self.path(digest)).await;
         }
+    }
+
+    /// Holds about this many bytes at most from now on; what is too much now goes with the next
+    /// chunk that comes.
+    pub(super) fn hold(&self, limit: u64) {
+        self.0.limit.store(limit, Ordering::Relaxed);
     }
 
     fn path(&self, digest: Digest) -> PathBuf {

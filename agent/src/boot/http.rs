@@ -8,7 +8,7 @@ use std::{
     collections::HashSet,
     net::{IpAddr, SocketAddrV4},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
 
@@ -227,36 +227,54 @@ async fn phone_home(State(site): State<Site>, Path(token): Path<String>) -> Stat
 
 /// A file served whole from memory, read again when it was replaced.
 #[derive(Clone, Debug)]
-pub(super) struct ServedFile {
+pub(super) struct ServedFile(Arc<Mutex<Served>>);
+
+#[derive(Debug)]
+struct Served {
     path: PathBuf,
-    kept: Arc<Mutex<Option<(SystemTime, Bytes)>>>,
+    kept: Option<(SystemTime, Bytes)>,
 }
 
 impl ServedFile {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, kept: Arc::default() }
+        Self(Arc::new(Mutex::new(Served { path, kept: None })))
+    }
+
+    /// Serves this file from now on; answers under way go on with the one before.
+    pub(super) fn become_file(&self, path: PathBuf) {
+        *self.served() = Served { path, kept: None };
+    }
+
+    fn served(&self) -> MutexGuard<'_, Served> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn answer(&self) -> Response {
         match self.bytes().await {
             Ok(bytes) => ([(header::CONTENT_TYPE, "application/octet-stream")], Body::from(bytes)).into_response(),
             Err(error) => {
-                tracing::error!(file = %self.path.display(), %error, "cannot serve a file every machine needs");
+                tracing::error!(file = %self.served().path.display(), %error, "cannot serve a file every machine needs");
                 StatusCode::NOT_FOUND.into_response()
             }
         }
     }
 
     async fn bytes(&self) -> std::io::Result<Bytes> {
-        let modified = tokio::fs::metadata(&self.path).await?.modified()?;
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (path, kept) = {
+            let served = self.served();
+            (served.path.clone(), served.kept.clone())
+        };
+        let modified = tokio::fs::metadata(&path).await?.modified()?;
         if let Some((of, bytes)) = kept
             && of == modified
         {
             return Ok(bytes);
         }
-        let bytes = Bytes::from(tokio::fs::read(&self.path).await?);
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some((modified, bytes.clone()));
+        let bytes = Bytes::from(tokio::fs::read(&path).await?);
+        let mut served = self.served();
+        if served.path == path {
+            served.kept = Some((modified, bytes.clone()));
+        }
         Ok(bytes)
     }
 }

@@ -17,6 +17,7 @@ mod installer;
 pub mod leases;
 pub mod listener;
 mod phone_home;
+mod reload;
 pub mod router;
 mod seldom;
 pub mod sessions;
@@ -26,6 +27,7 @@ pub mod ticket;
 mod turn;
 
 pub use card::card_is_there;
+pub use reload::Settings;
 
 use std::{
     fs,
@@ -40,6 +42,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use axum::Router;
 use rackhand_common::{pki, time::Clock};
+use rackhand_daemon::{Filter, Log, Signals, systemd};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::Deserialize;
 use tokio::{
@@ -55,10 +58,9 @@ use self::{
     seldom::Seldom, sessions::Sessions, ticket::Tickets,
 };
 use crate::{
-    agent::attend,
     clock::SystemClock,
     intent,
-    spool::{self, Spool},
+    spool::{self, Spool, written},
 };
 
 /// How long shutdown waits for what is under way.
@@ -102,10 +104,13 @@ pub struct File {
     /// The installer's two files.
     #[serde(default)]
     pub installer: InstallerFiles,
+    /// What is logged; default `info`.
+    #[serde(default)]
+    pub log: Filter,
 }
 
 /// What the installer boots from.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InstallerFiles {
     /// Its kernel; default `/usr/lib/rackhand/installer/kernel`.
@@ -179,6 +184,8 @@ pub struct Config {
     pub cache: u64,
     /// The installer's two files.
     pub installer: InstallerFiles,
+    /// What is logged.
+    pub log: Filter,
 }
 
 impl TryFrom<File> for Config {
@@ -206,6 +213,7 @@ impl TryFrom<File> for Config {
             lease: Duration::from_secs(file.lease.into()),
             cache: file.cache,
             installer: file.installer,
+            log: file.log,
         })
     }
 }
@@ -241,6 +249,8 @@ pub struct Running {
     pub http: SocketAddrV4,
     /// Where the installers' channel is.
     pub channel: SocketAddrV4,
+    /// Its configuration, for taking over another.
+    pub settings: Settings,
     spool: Spool,
     parts: JoinSet<Result<&'static str>>,
     shutdown: CancellationToken,
@@ -269,7 +279,9 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         .await
         .with_context(|| format!("cannot serve TFTP on {}:{}", config.address, config.tftp_port))?;
     let (services, key) = assemble(config, disk, clock.clone(), http, channel)?;
-    let Services { intent: store, leases, sessions, spool, site, channel: installers, chunks } = services;
+    let Services { intent: store, leases, sessions, spool, site, channel: installers, chunks, kernel, initramfs } =
+        services;
+    let (settings, files) = Settings::new(config.clone(), kernel, initramfs, chunks.clone());
     let tls = TlsAcceptor::from(Arc::new(pki::boot_server(key)?));
     let intent = store.subscribe();
 
@@ -287,8 +299,7 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         parts.spawn(async { Ok(serve.await.map(|()| "DHCP")?) });
     }
     {
-        let serve =
-            tftp::serve(tftp, config.tftp.clone(), clock.clone(), leases.clone(), spool.clone(), shutdown.clone());
+        let serve = tftp::serve(tftp, files, clock.clone(), leases.clone(), spool.clone(), shutdown.clone());
         parts.spawn(async { Ok(serve.await.map(|()| "TFTP")?) });
     }
     if let Some(card) = card {
@@ -331,7 +342,7 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         });
     }
     tracing::info!(%http, %channel, interface = config.interface, "answering machines");
-    Ok(Running { http, channel, spool, parts, shutdown })
+    Ok(Running { http, channel, settings, spool, parts, shutdown })
 }
 
 /// What boot keeps, opened.
@@ -357,6 +368,8 @@ pub struct Services {
     /// The installers' channel; likewise.
     pub channel: Router,
     chunks: Chunks,
+    kernel: ServedFile,
+    initramfs: ServedFile,
 }
 
 impl Services {
@@ -391,6 +404,8 @@ fn assemble(
     let chunks = Chunks::open(&config.state.join("chunks"), config.cache, agent)?;
     let phone_home = PhoneHome::new(identity.phone_home, http);
     let seldom = Seldom::default();
+    let kernel = ServedFile::new(config.installer.kernel.clone());
+    let initramfs = ServedFile::new(config.installer.initramfs.clone());
     let site = http::Site {
         clock: clock.clone(),
         intent: intent.clone(),
@@ -399,8 +414,8 @@ fn assemble(
         chunks: chunks.clone(),
         phone_home: phone_home.clone(),
         spool: spool.clone(),
-        kernel: ServedFile::new(config.installer.kernel.clone()),
-        initramfs: ServedFile::new(config.installer.initramfs.clone()),
+        kernel: kernel.clone(),
+        initramfs: initramfs.clone(),
         http,
         channel,
         pin: pki::pin_of(&identity.key)?,
@@ -418,16 +433,28 @@ fn assemble(
         seldom,
     };
     let (site, channel) = (site.routes(), installers.routes());
-    Ok((Services { intent: store, leases, sessions, spool, site, channel, chunks }, identity.key))
+    let intent = store;
+    Ok((Services { intent, leases, sessions, spool, site, channel, chunks, kernel, initramfs }, identity.key))
 }
 
 impl Running {
-    /// Tells systemd that boot is ready, and runs until shutdown.
-    pub async fn run(mut self) -> Result<()> {
-        let attend = attend(self.spool.clone(), self.shutdown.clone());
+    /// Tells systemd that boot is ready, and runs until shutdown; when told to, takes over the
+    /// configuration that `load` reads.
+    pub async fn run(
+        mut self,
+        signals: Signals,
+        load: impl Fn() -> Result<Config> + Send + Sync + 'static,
+        log: Log,
+    ) -> Result<()> {
+        let (spool, shutdown) = (self.spool.clone(), self.shutdown.clone());
         self.parts.spawn(async {
-            attend.await;
+            systemd::attend(move || written(spool.clone()), shutdown).await;
             Ok("systemd's watchdog")
+        });
+        let settings = self.settings.clone();
+        self.parts.spawn(async {
+            signals.reload_by(move || settings.reload(&load, &log)).await;
+            Ok("reloads")
         });
         self.ended().await
     }

@@ -24,6 +24,7 @@ use rackhand_common::{
 use rackhand_netboot::tftp::{Ended, Refused, Request, Transfer};
 use tokio::{
     net::UdpSocket,
+    sync::watch,
     task::{AbortHandle, JoinSet},
     time::timeout,
 };
@@ -37,9 +38,10 @@ pub type Files = BTreeMap<String, PathBuf>;
 
 /// Answers on `socket` until `shutdown`. The socket is bound to the node's own address, so
 /// that transfers, which have sockets of their own, answer from the address that was asked.
+/// `files` may change: transfers under way go on with the file they began with.
 pub async fn serve(
     socket: UdpSocket,
-    files: Files,
+    files: watch::Receiver<Files>,
     clock: Arc<dyn Clock>,
     leases: Leases,
     spool: Spool,
@@ -73,10 +75,9 @@ pub async fn serve(
             continue; // It repeats its request: the first answer is on its way, or will be repeated.
         }
         let refused = match Request::parse(&buffer[..len]) {
-            Ok(request) => match files.get(&request.file) {
+            Ok(request) => match files.borrow().get(&request.file).cloned() {
                 Some(_) if of(&clients, client.ip()) >= PER_CLIENT || !make_room(&mut clients) => Refused::Busy,
                 Some(path) => {
-                    let path = path.clone();
                     let (clock, leases, spool) = (clock.clone(), leases.clone(), spool.clone());
                     let answered = Arc::new(AtomicBool::new(false));
                     let heard = answered.clone();
@@ -203,7 +204,6 @@ const PER_CLIENT: usize = 4;
 #[cfg(test)]
 mod tests {
     use rackhand_common::id::MachineId;
-    use tokio::sync::watch;
 
     use super::*;
     use crate::{boot::leases::Holder, clock::SystemClock};
@@ -246,9 +246,10 @@ mod tests {
         let server = socket.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let files = Files::from([("snponly.efi".into(), path)]);
+        let (files, served) = watch::channel(files);
         let serving = tokio::spawn(serve(
             socket,
-            files,
+            served,
             Arc::new(SystemClock::default()),
             leases,
             spool.clone(),
@@ -273,6 +274,13 @@ mod tests {
         let (_, events) = spool.batch(1).await.unwrap();
         assert_eq!(events[0].what, What::Stage(Stage::Loader("snponly.efi".into())));
         assert_eq!(events[0].machine, Some(machine));
+
+        let other = dir.path().join("other");
+        std::fs::write(&other, [8; 10]).unwrap();
+        files.send_replace(Files::from([("snponly.efi".into(), other)]));
+        client.send_to(b"\0\x01snponly.efi\0octet\0", server).await.unwrap();
+        let (len, _) = client.recv_from(&mut buffer).await.unwrap();
+        assert_eq!(buffer[..len], [&[0, 3, 0, 1][..], &[8; 10]].concat());
         shutdown.cancel();
         serving.await.unwrap().unwrap();
     }

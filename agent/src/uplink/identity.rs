@@ -81,6 +81,17 @@ pub struct Identity {
     changing: Mutex<()>,
 }
 
+/// What the file of a node that runs holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reread {
+    /// The registration in use.
+    Same,
+    /// Another key, certificate or trust bundle of this agent: in use from now on.
+    Taken,
+    /// Another agent's registration, or another rack's: a restart is needed.
+    Another,
+}
+
 impl Identity {
     /// Of the node whose state is in this directory.
     pub fn load(state: &Path) -> Result<Self, Unusable> {
@@ -96,6 +107,21 @@ impl Identity {
     /// The registration and its successors.
     pub fn subscribe(&self) -> watch::Receiver<Arc<Registration>> {
         self.current.subscribe()
+    }
+
+    /// Reads the file again, in case someone else wrote it.
+    pub fn read_again(&self) -> Result<Reread, Unusable> {
+        // One that is being replaced is the newest there is.
+        let Ok(_changing) = self.changing.try_lock() else { return Ok(Reread::Same) };
+        let (used, found) = (self.current(), Registration::load(&self.state)?);
+        if *used == found {
+            return Ok(Reread::Same);
+        }
+        if (used.agent, used.rack) != (found.agent, found.rack) {
+            return Ok(Reread::Another);
+        }
+        self.current.send_replace(Arc::new(found));
+        Ok(Reread::Taken)
     }
 
     /// Replaces it by what `change` makes of it.

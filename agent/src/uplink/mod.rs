@@ -19,7 +19,7 @@ mod session;
 
 pub use enrol::enrol;
 pub use fetch::Fetcher;
-pub use identity::{Identity, Registration, Unusable};
+pub use identity::{Identity, Registration, Reread, Unusable};
 
 use std::{sync::Arc, time::Duration};
 

@@ -31,6 +31,7 @@ use rackhand_common::{
     id::{AgentId, RackId},
     time::Clock,
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use utoipa::{
     Modify, OpenApi,
@@ -64,7 +65,7 @@ pub struct App {
     /// Makes a fresh enrolment code: its text, and the hash to keep of it.
     pub new_code: Arc<dyn Fn() -> (String, [u8; 32]) + Send + Sync>,
     /// `HOST:PORT` at which agents reach this controller.
-    pub agents_address: String,
+    pub agents_address: watch::Receiver<String>,
     /// Ends event streams, which otherwise never end.
     pub shutdown: CancellationToken,
 }

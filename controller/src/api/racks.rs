@@ -162,7 +162,7 @@ pub(super) async fn enrolment_code(
     let rack = tx.rack(&rack).await?;
     tx.insert_code(now, &hash, rack.id, expires).await?;
     tx.commit().await?;
-    let command = format!("rackhand-agent enrol --controller {} --code {code}", app.agents_address);
+    let command = format!("rackhand-agent enrol --controller {} --code {code}", *app.agents_address.borrow());
     Ok((StatusCode::CREATED, axum::Json(EnrolmentCode { code, expires, command })))
 }
 
@@ -306,7 +306,7 @@ pub(super) async fn replace(
     }
     tx.commit().await?;
     (app.changed)(rack);
-    let command = format!("rackhand-agent enrol --controller {} --code {code}", app.agents_address);
+    let command = format!("rackhand-agent enrol --controller {} --code {code}", *app.agents_address.borrow());
     let replacement = Replacement { rack: name, agent, unknown_commands: unknown, code, expires, command };
     Ok((StatusCode::CREATED, axum::Json(replacement)))
 }

@@ -63,7 +63,7 @@ impl Bench {
             changed: Arc::new(|_| ()),
             cut: Arc::new(|_| ()),
             new_code: Arc::new(|| ("RH1.secret.pin".into(), [7; 32])),
-            agents_address: "controller.example:4433".into(),
+            agents_address: tokio::sync::watch::channel("controller.example:4433".into()).1,
             shutdown,
         };
         Self { directory, app, token }

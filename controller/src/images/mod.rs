@@ -21,7 +21,7 @@ use std::{
     fmt, io,
     path::{Path, PathBuf},
     process::Stdio,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -65,7 +65,7 @@ const CONVERSION: Duration = Duration::from_secs(45 * 60);
 const CONVERSION_MEMORY: u64 = 2 << 30;
 
 /// Where images are kept, and what is let in.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Directory of the object store.
     pub objects: PathBuf,
@@ -175,7 +175,8 @@ impl From<object_store::Error> for ImportError {
 pub struct Images(Arc<Inner>);
 
 struct Inner {
-    config: Config,
+    /// What of it is let in may change, its directories stay.
+    config: RwLock<Config>,
     store: Store,
     objects: Arc<dyn ObjectStore>,
     sign: Sign,
@@ -194,6 +195,16 @@ impl fmt::Debug for Images {
 }
 
 impl Images {
+    /// Lets in what is no larger than `limit`, and files from `import`, from now on.
+    pub fn admit(&self, limit: u64, import: &Path) {
+        let mut config = self.0.config.write().unwrap_or_else(PoisonError::into_inner);
+        (config.limit, config.import) = (limit, import.to_owned());
+    }
+
+    fn config(&self) -> Config {
+        self.0.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Makes the directories, and names what an earlier process left unfinished.
     pub async fn open(
         config: Config,
@@ -217,7 +228,7 @@ impl Images {
         }
         let objects = Arc::new(LocalFileSystem::new_with_prefix(&config.objects)?.with_fsync(true));
         Ok(Self(Arc::new(Inner {
-            config,
+            config: RwLock::new(config),
             store,
             objects,
             sign,
@@ -232,7 +243,7 @@ impl Images {
     /// import's id; it runs on in the background.
     pub async fn import_file(&self, request: Request, name: &str) -> Result<ImageId, ImportError> {
         let plain = !name.is_empty() && !name.contains(['/', '\0']) && name != "." && name != "..";
-        let path = self.0.config.import.join(name);
+        let path = self.config().import.join(name);
         // A symbolic link could lead to any file the controller may read, its keys among them.
         let file =
             plain.then_some(tokio::fs::symlink_metadata(&path)).ok_or_else(|| ImportError::NoFile(name.into()))?;
@@ -257,7 +268,7 @@ impl Images {
             self.fits(size)?;
         }
         let id = self.start(&request, "receiving", len.unwrap_or(0)).await?;
-        let path = self.0.config.spool.join(format!("{id}.upload"));
+        let path = self.config().spool.join(format!("{id}.upload"));
         // The client may go away at any await: the row must not stay behind as importing.
         let unfinished = Unfinished { images: self.clone(), id, path: path.clone(), armed: true };
         match self.receive(id, len, &path, body).await {
@@ -323,7 +334,7 @@ impl Images {
     }
 
     fn fits(&self, size: u64) -> Result<(), ImportError> {
-        let limit = self.0.config.limit;
+        let limit = self.config().limit;
         if size > limit { Err(ImportError::TooLarge { size, limit }) } else { Ok(()) }
     }
 
@@ -361,7 +372,7 @@ impl Images {
         let images = self.clone();
         self.0.tracker.spawn(async move {
             let _share = images.0.imports.read().await;
-            let raw = images.0.config.spool.join(format!("{id}.raw"));
+            let raw = images.config().spool.join(format!("{id}.raw"));
             let result = tokio::select! {
                 result = images.import(id, &request, &path, &raw) => result,
                 () = images.0.shutdown.cancelled() => Err(ImportError::Stopped),
@@ -371,7 +382,7 @@ impl Images {
                 Err(error) => images.fail(id, error).await,
             }
             remove(&raw).await;
-            if path.starts_with(&images.0.config.spool) {
+            if path.starts_with(images.config().spool) {
                 remove(&path).await;
             }
         });

@@ -337,7 +337,7 @@ async fn an_import_ended_by_a_crash_is_named_at_the_next_start() {
     let bench = Bench::new(64 << 20).await;
     bench.images.start(&request("it"), "storing", 5).await.unwrap();
     std::fs::write(bench.directory.path().join("spool/left.raw"), "left").unwrap();
-    let config = bench.images.0.config.clone();
+    let config = bench.images.config();
     let sign = bench.images.0.sign.clone();
     Images::open(config, bench.store.clone(), sign, Arc::new(Still), CancellationToken::new()).await.unwrap();
     let image = bench.store.image("it").await.unwrap();

@@ -9,4 +9,5 @@ mod disks;
 mod identity;
 mod images;
 mod kills;
+mod reload;
 mod replaced;

@@ -58,7 +58,8 @@ const STORIES: &[(&str, Story)] = &[
     ("a_service_that_was_killed_is_back_by_itself", killed),
     ("the_doctors_find_nothing_and_then_what_was_broken", doctors),
     ("a_backup_made_by_root_is_restored_beside_the_running_agent", restored),
-    ("a_restart_takes_a_changed_configuration", reconfigured),
+    ("a_reload_takes_a_changed_configuration_and_no_process_ends", reloaded),
+    ("a_restart_takes_what_a_reload_cannot", reconfigured),
     ("an_upgrade_and_the_way_back_keep_everything_running", upgraded),
     ("removal_keeps_state_and_purge_does_not", removed),
 ];
@@ -407,12 +408,43 @@ fn restored(node: &Node) -> anyhow::Result<()> {
     node.wait("journalctl --no-pager -u rackhand-controller | grep -q 'has reported what was done since'").map(drop)
 }
 
-fn reconfigured(node: &Node) -> anyhow::Result<()> {
+/// Reloads a unit and waits for what `systemctl status` shows then.
+fn reload(node: &Node, unit: &str, status: &str) -> anyhow::Result<()> {
+    node.sh(&format!("systemctl reload {unit}"))?;
+    node.wait(&format!("systemctl show -P StatusText {unit} | grep -qF '{status}'"))
+        .with_context(|| format!("{unit} shows {:?}", node.shown(unit, "StatusText")))?;
+    node.wait(&format!("systemctl is-active {unit}")).map(drop)
+}
+
+fn reloaded(node: &Node) -> anyhow::Result<()> {
+    let processes = || UNITS.iter().map(|unit| node.shown(unit, "MainPID")).collect::<Result<Vec<_>, _>>();
+    let before = processes()?;
     let healthy =
         "curl -sf --resolve ctl.example.net:8443:127.0.0.1 --cacert /root/ca.pem https://ctl.example.net:8443/healthz";
     node.sh(&format!("! {healthy}")).context("the name is in the certificate before it is in the configuration")?;
-    node.sh("sed -i 's/^names = .*/names = [\"127.0.0.1\", \"ctl.example.net\"]/' /etc/rackhand/controller.toml && systemctl restart rackhand-controller")?;
+    node.sh("sed -i 's/^names = .*/names = [\"127.0.0.1\", \"ctl.example.net\"]/' /etc/rackhand/controller.toml")?;
+    reload(node, "rackhand-controller", "reloaded: taken over: names, certificate")?;
     node.sh(healthy).context("the certificate has not the new name")?;
+
+    node.sh("cp /etc/rackhand/agent.toml /root/agent.toml && printf 'log = \"debug\"\nmetrics = \"127.0.0.1:9699\"\n' >> /etc/rackhand/agent.toml")?;
+    reload(node, "rackhand-agent", "reloaded: taken over: log; restart to take over: metrics")?;
+    node.sh("printf 'evnts = 5000\n' >> /etc/rackhand/agent.toml")?;
+    reload(node, "rackhand-agent", "not reloaded, all stays as it was: /etc/rackhand/agent.toml is not usable")?;
+    node.sh(
+        "journalctl --no-pager -p err -o cat -u rackhand-agent | grep 'unknown field `evnts`' | grep -q 'at line '",
+    )?;
+    node.sh("cp /root/agent.toml /etc/rackhand/agent.toml")?;
+    reload(node, "rackhand-agent", "reloaded: taken over: log")?;
+
+    node.sh("printf 'cache = 1073741824\n' >> /etc/rackhand/boot.toml")?;
+    reload(node, "rackhand-boot", "reloaded: taken over: cache")?;
+    ensure!(processes()? == before, "a reload ended a process");
+    node.works()
+}
+
+fn reconfigured(node: &Node) -> anyhow::Result<()> {
+    node.sh("printf 'metrics = \"127.0.0.1:9699\"\n' >> /etc/rackhand/agent.toml && systemctl restart rackhand-agent")?;
+    node.sh("ss -lnt | grep -q 127.0.0.1:9699")?;
     node.works()?;
     // A mistake is named, and what was mended is taken without more ado.
     node.sh("echo 'events = 1' >> /etc/rackhand/agent.toml; systemctl restart rackhand-agent 2>/dev/null; true")?;

@@ -254,6 +254,7 @@ impl Node {
             lease: dhcp::LEASE_LASTS,
             cache: 1 << 20,
             installer: Default::default(),
+            log: Default::default(),
         };
         let channel = SocketAddrV4::new(self.address, 8444);
         let services = Services::open(&config, disk, clock.clone(), http, channel)?;

@@ -1,0 +1,64 @@
+//! Boot's configuration while it runs: what of another one is taken over at once, and what needs
+//! a restart. Transfers and answers under way go on with what they began with.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Result;
+use rackhand_daemon::{Log, Taken};
+use tokio::sync::watch;
+
+use super::{Config, chunks::Chunks, http::ServedFile, tftp};
+
+/// The configuration in use; clones are the same.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    used: Arc<Mutex<Config>>,
+    tftp: watch::Sender<tftp::Files>,
+    kernel: ServedFile,
+    initramfs: ServedFile,
+    chunks: Chunks,
+}
+
+impl Settings {
+    pub(super) fn new(
+        config: Config,
+        kernel: ServedFile,
+        initramfs: ServedFile,
+        chunks: Chunks,
+    ) -> (Self, watch::Receiver<tftp::Files>) {
+        let (tftp, files) = watch::channel(config.tftp.clone());
+        (Self { used: Arc::new(Mutex::new(config)), tftp, kernel, initramfs, chunks }, files)
+    }
+
+    /// Takes over of this configuration what can be without a restart.
+    pub fn take_over(&self, fresh: &Config) -> Taken {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = Taken::default();
+        if taken.take("tftp", &mut used.tftp, &fresh.tftp) {
+            self.tftp.send_replace(fresh.tftp.clone());
+        }
+        if taken.take("installer", &mut used.installer, &fresh.installer) {
+            self.kernel.become_file(fresh.installer.kernel.clone());
+            self.initramfs.become_file(fresh.installer.initramfs.clone());
+        }
+        if taken.take("cache", &mut used.cache, &fresh.cache) {
+            self.chunks.hold(fresh.cache);
+        }
+        taken.take("log", &mut used.log, &fresh.log);
+        taken.keep("state", &used.state, &fresh.state);
+        taken.keep("socket", &used.socket, &fresh.socket);
+        taken.keep("interface", &used.interface, &fresh.interface);
+        taken.keep("address", &used.address, &fresh.address);
+        taken.keep("http", &used.http, &fresh.http);
+        taken.keep("channel", &used.channel, &fresh.channel);
+        taken.keep("tftp_port", &used.tftp_port, &fresh.tftp_port);
+        taken
+    }
+
+    /// Reads a configuration and takes it over; one that cannot be read changes nothing.
+    pub(super) fn reload(&self, load: &impl Fn() -> Result<Config>, log: &Log) -> Result<Taken> {
+        let fresh = load()?;
+        log.take(&fresh.log);
+        Ok(self.take_over(&fresh))
+    }
+}

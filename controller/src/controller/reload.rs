@@ -1,0 +1,80 @@
+//! The controller's configuration while it runs: what of another one is taken over at once, and
+//! what needs a restart.
+//!
+//! Connections, requests and imports under way go on with what they began with. A certificate
+//! that is to be renewed is renewed here too, as at a start.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context as _, Result};
+use rackhand_common::time::Clock;
+use rackhand_daemon::Taken;
+use rustls_pki_types::CertificateDer;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+
+use super::Config;
+use crate::{authority::Authority, fleet, https, images::Images};
+
+/// The configuration in use; clones are the same.
+#[derive(Clone)]
+pub struct Settings(Arc<Mutex<Parts>>);
+
+/// The configuration, and what of the process depends on it.
+pub(super) struct Parts {
+    pub(super) config: Config,
+    /// The certificate in use.
+    pub(super) certificate: CertificateDer<'static>,
+    pub(super) authority: Arc<Authority>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) endpoint: quinn::Endpoint,
+    pub(super) agents_port: u16,
+    pub(super) tls: watch::Sender<TlsAcceptor>,
+    pub(super) agents_address: watch::Sender<String>,
+    pub(super) images: Images,
+}
+
+impl std::fmt::Debug for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settings").finish_non_exhaustive()
+    }
+}
+
+impl Settings {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self(Arc::new(Mutex::new(parts)))
+    }
+
+    /// Takes over of this configuration what can be without a restart.
+    pub fn take_over(&self, fresh: &Config) -> Result<Taken> {
+        let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let parts = &mut *parts;
+        let (now, used) = (parts.clock.now().wall, &mut parts.config);
+        // All that can fail comes first: a reload happens whole or not at all.
+        let identity = parts.authority.controller(&fresh.names, now);
+        let identity = identity.context("cannot make the controller's certificate")?;
+        let certificate = identity.chain.first().cloned().context("a chain has a certificate")?;
+        let tls = https::tls(parts.authority.bundle(), identity.clone())?;
+        let server = fleet::server(&parts.authority, identity)?;
+
+        let mut taken = Taken::default();
+        taken.take("names", &mut used.names, &fresh.names);
+        if taken.take("certificate", &mut parts.certificate, &certificate) {
+            parts.tls.send_replace(tls);
+            parts.endpoint.set_server_config(Some(server));
+        }
+        taken.take("agents.address", &mut used.agents_address, &fresh.agents_address);
+        parts.agents_address.send_replace(used.told_to_agents(parts.agents_port));
+        taken.take("images.limit", &mut used.images.limit, &fresh.images.limit);
+        // Below `data` as a rule, and then as little to be taken over as that.
+        if used.data == fresh.data {
+            taken.take("images.import", &mut used.images.import, &fresh.images.import);
+        }
+        parts.images.admit(used.images.limit, &used.images.import);
+        taken.take("log", &mut used.log, &fresh.log);
+        taken.keep("data", &used.data, &fresh.data);
+        taken.keep("api.listen", &used.api, &fresh.api);
+        taken.keep("agents.listen", &used.agents, &fresh.agents);
+        Ok(taken)
+    }
+}
