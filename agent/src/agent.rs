@@ -486,11 +486,11 @@ mod tests {
         check(
             "spcket = \"/x\"",
             expect![[r#"
-            TOML parse error at line 1, column 1
-              |
-            1 | spcket = "/x"
-              | ^^^^^^
-            unknown field `spcket`, expected one of `state`, `socket`, `metrics`, `events`, `power`"#]],
+                TOML parse error at line 1, column 1
+                  |
+                1 | spcket = "/x"
+                  | ^^^^^^
+                unknown field `spcket`, expected one of `state`, `socket`, `metrics`, `events`, `power`, `log`"#]],
         );
     }
 }

@@ -40,7 +40,7 @@ fn a_configuration_is_checked_and_mistakes_are_named() {
               |
             1 | name = "a"
               | ^^^^
-            unknown field `name`, expected one of `data`, `names`, `api`, `agents`, `images`"#]],
+            unknown field `name`, expected one of `data`, `names`, `api`, `agents`, `images`, `log`"#]],
     );
 }
 
