@@ -97,7 +97,7 @@ pub struct VirtualRack {
     directory: TempDir,
 }
 
-/// The daemons' configurations while they run, of those that were started.
+/// The configurations of the daemons that run.
 #[derive(Debug, Default)]
 struct Settings {
     controller: Option<controller::Settings>,
@@ -249,7 +249,7 @@ impl VirtualRack {
     pub fn reload_controller(&self, change: impl FnOnce(&mut controller::Config)) -> Result<String> {
         let mut config = controller_config(&self.subnet, self.directory.path())?;
         change(&mut config);
-        let settings = self.settings.controller.as_ref().context("it was never started")?;
+        let settings = self.settings.controller.as_ref().context("it does not run")?;
         Ok(settings.take_over(&config)?.to_string())
     }
 
@@ -257,14 +257,14 @@ impl VirtualRack {
     pub fn reload_agent(&self, change: impl FnOnce(&mut agent::Config)) -> Result<String> {
         let mut config = self.agent_config(&self.path("agent"), "agent.sock")?;
         change(&mut config);
-        Ok(self.settings.agent.as_ref().context("it was never started")?.take_over(&config)?.to_string())
+        Ok(self.settings.agent.as_ref().context("it does not run")?.take_over(&config)?.to_string())
     }
 
     /// The same of boot.
     pub fn reload_boot(&self, change: impl FnOnce(&mut boot::Config)) -> Result<String> {
         let mut config = self.boot_config()?;
         change(&mut config);
-        Ok(self.settings.boot.as_ref().context("it was never started")?.take_over(&config).to_string())
+        Ok(self.settings.boot.as_ref().context("it does not run")?.take_over(&config).to_string())
     }
 
     /// An operator of the same rights who connects afresh, to the controller under this name.
@@ -289,10 +289,20 @@ impl VirtualRack {
 
     /// Kills a daemon, as by SIGKILL.
     pub async fn kill(&mut self, service: Service) {
+        // What is left of a process's settings holds its ports.
         let process = match service {
-            Service::Controller => self.controller.take(),
-            Service::Agent => self.agent.take(),
-            Service::Boot => self.boot.take(),
+            Service::Controller => {
+                self.settings.controller = None;
+                self.controller.take()
+            }
+            Service::Agent => {
+                self.settings.agent = None;
+                self.agent.take()
+            }
+            Service::Boot => {
+                self.settings.boot = None;
+                self.boot.take()
+            }
         };
         process.expect("only what runs is killed").kill().await;
     }

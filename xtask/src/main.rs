@@ -65,7 +65,7 @@ enum Verb {
         /// Run this seed alone, and print its history.
         #[arg(long)]
         seed: Option<u64>,
-        /// Further arguments of `rackhand-world`: `--first N`, `--faults N,N`, `--plant BUG`.
+        /// Further arguments of `rackhand-world`: `--first N`, `--faults N,N`, `--rollout`, `--plant BUG`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         more: Vec<String>,
     },

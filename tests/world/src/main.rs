@@ -83,9 +83,9 @@ fn one(arguments: &Arguments, seed: u64, length: Duration, plant: Option<Plant>)
     }
     let size = World::size(seed);
     println!(
-        "seed {seed}: {} racks of {} machines; operators and faults for {} minutes, then all comes to rest.\n\
-         r1m2 is the second machine of the first rack, #7 an id that was met as the eighth; a line is: when, who, what. FAULT is what went wrong on purpose, BROKEN a promise\n\
-         that was not kept, where it was noticed.\n",
+        "seed {seed}: {} racks, in each {} machines; operators and faults for {} minutes, then all comes to rest.\n\
+         A line is: when, who, what. r1m2 is the second machine of the first rack, #7 an id that was met as the eighth;\n\
+         FAULT is what went wrong on purpose, BROKEN a promise that was not kept, where it was noticed.\n",
         size.racks, size.machines, arguments.minutes
     );
     let outcome = World::run(options.clone());
