@@ -23,8 +23,8 @@ use rackhand_agent::{
 use rackhand_common::{
     channel::{Admitted, Assignment, News, Present, Report, Task},
     event::{Event, What},
-    id::{Epoch, MachineId, RackId, RunId},
-    image::Digest,
+    id::{Epoch, ImageId, MachineId, RackId, RunId},
+    image::{CHUNK, Chunk, Digest, Manifest, Settings, SignedManifest},
     intent::{Boot, Deploy, DiskRule, Host, Intent, MachineIntent, Network, Order, Work},
     machine::{Cpu, Firmware, Inventory, Mac, System},
     pki,
@@ -201,6 +201,10 @@ impl Agent {
                     let found = self.chunks.iter().find(|chunk| Digest::of(chunk) == digest).cloned();
                     found.map_or(LocalResponse::NotFound("no such chunk".into()), LocalResponse::Chunk)
                 }
+                LocalRequest::Manifest(digest) if digest == listing(&self.chunks).digest() => {
+                    let SignedManifest { manifest, signature } = listing(&self.chunks);
+                    LocalResponse::Manifest { manifest, signature }
+                }
                 _ => LocalResponse::NotFound("not here".into()),
             };
             stream.write_all(&frame(&response)).await?;
@@ -220,6 +224,23 @@ impl Agent {
         let told = || format!("{wanted}: {:#?}", self.told());
         timeout(Duration::from_secs(10), heard).await.unwrap_or_else(|_| panic!("{}", told()));
     }
+}
+
+/// The manifest of an image of these chunks.
+fn listing(chunks: &[Vec<u8>]) -> SignedManifest {
+    let listed = |chunk: &Vec<u8>| Some(Chunk { digest: Digest::of(chunk), compressed: chunk.len() as u32 });
+    let manifest = Manifest {
+        image: ImageId(uuid::Uuid::nil()),
+        name: "debian-12".into(),
+        size: chunks.len() as u64 * CHUNK,
+        sector: 512,
+        firmware: vec![Firmware::Bios],
+        settings: Settings::Cidata,
+        sha256: String::new(),
+        compression: String::new(),
+        chunks: chunks.iter().map(listed).collect(),
+    };
+    SignedManifest { manifest: serde_json::to_string(&manifest).unwrap(), signature: String::new() }
 }
 
 /// Waits until boot's script for the machine says this.
@@ -349,17 +370,32 @@ async fn kernel_and_ram_disk_are_served_whole_with_their_length() {
 async fn many_machines_that_want_a_chunk_cause_one_fetch_and_a_restart_none() {
     let node = Node::new();
     let chunk = b"compressed".to_vec();
-    let agent = Agent::start(&node, node.intent(1, Boot::Installer, None), vec![chunk.clone()]);
+    let mut order = deploy("web-1");
+    if let Work::Deploy(deploy) = &mut order.work {
+        deploy.manifest = listing(std::slice::from_ref(&chunk)).digest();
+    }
+    let agent = Agent::start(&node, node.intent(1, Boot::Installer, Some(order)), vec![chunk.clone()]);
     let path = format!("/chunks/{}", Digest::of(&chunk));
     let up = node.start().await;
-    let answers = futures_util::future::join_all((0..8).map(|_| web(&up, "GET", &path))).await;
-    assert!(answers.iter().all(|(status, _, body)| *status == StatusCode::OK && *body == chunk));
+    let asked = (0..8).map(async |_| {
+        loop {
+            let (status, _, body) = web(&up, "GET", &path).await;
+            // Until the order has come, nobody knows of it.
+            if status != StatusCode::SERVICE_UNAVAILABLE {
+                break (status, body);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let answers = futures_util::future::join_all(asked).await;
+    assert!(answers.iter().all(|(status, body)| *status == StatusCode::OK && *body == chunk), "{answers:?}");
     stop(up).await;
     let up = node.start().await;
     assert_eq!(web(&up, "GET", &path).await.2, chunk);
     assert_eq!(*agent.asked.lock().unwrap(), 1);
     let absent = format!("/chunks/{}", Digest([3; 32]));
-    assert_eq!(web(&up, "GET", &absent).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(web(&up, "GET", &absent).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(*agent.asked.lock().unwrap(), 1, "what nobody ordered is fetched from nobody");
     stop(up).await;
 }
 
