@@ -141,9 +141,15 @@ fn main() -> anyhow::Result<()> {
         Verb::Stories { parts, only } => story::tell(&parts, &only),
         Verb::Packages { tried } => packages::tell(&tried),
         Verb::Matrix { parts, only, racks, every } => matrix::tell(&parts, only.as_deref(), racks, every),
-        Verb::Computer { directory } => matrix::computer(&directory),
-        Verb::ComputerPower { computers, verb } => matrix::computer_power(&computers, own_card()?, &verb),
-        Verb::Lease { mac } => matrix::lease(mac),
+        Verb::Computer { directory } => matrix::computer::be(&directory),
+        Verb::ComputerPower { computers, verb } => {
+            println!("{}", matrix::computer::power(&computers, own_card()?, &verb)?);
+            Ok(())
+        }
+        Verb::Lease { mac } => {
+            println!("{}", matrix::computer::lease(mac)?);
+            Ok(())
+        }
         Verb::Attack { binaries, only } => attacker::tell(&binaries, only.as_deref()),
     }
 }

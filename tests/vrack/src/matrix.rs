@@ -9,20 +9,18 @@
 //! - The bystander, an active computer beside it, is not written to, not switched, not restarted.
 //! - A lease that was given is there after boot was killed, and nobody else has its address.
 
-mod computer;
+pub(crate) mod computer;
 mod faults;
 mod rig;
 
 use std::{
     collections::BTreeMap,
     fmt, fs,
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
-use rackhand_common::machine::Mac;
 use rackhand_fail_points::{Mode, POINTS, Program};
 
 use self::rig::{Arrival, Rig, Way};
@@ -303,21 +301,4 @@ async fn travel(rig: &Rig, way: Way, may_fail: bool) -> anyhow::Result<String> {
     let effects = if way == Way::Cycle && !how.is_empty() { rig.computer.effects()?.len() } else { effects };
     rig.check(way, effects).await.context("a world that is not allowed")?;
     Ok(how)
-}
-
-/// Is a computer of the matrix.
-pub(crate) fn computer(directory: &Path) -> anyhow::Result<()> {
-    computer::be(directory)
-}
-
-/// Is the power driver of the matrix's computers.
-pub(crate) fn computer_power(computers: &Path, mac: Mac, verb: &str) -> anyhow::Result<()> {
-    println!("{}", computer::power(computers, mac, verb)?);
-    Ok(())
-}
-
-/// Is a DHCP client, once.
-pub(crate) fn lease(mac: Mac) -> anyhow::Result<()> {
-    println!("{}", computer::lease(mac)?);
-    Ok(())
 }

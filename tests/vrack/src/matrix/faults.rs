@@ -29,7 +29,7 @@ use super::{
     rig::{Arrival, Rig, Way},
     travel,
 };
-use crate::services::Service;
+use crate::{run::run, services::Service};
 
 /// How long a disk stays full while a way is gone.
 const FULL: Duration = Duration::from_secs(8);
@@ -261,14 +261,14 @@ async fn full(rig: &Rig, service: Service) -> anyhow::Result<()> {
     fs::create_dir(&state)?;
     let size = format!("size={SMALL},mode=0700");
     mount(Some("tmpfs"), &state, Some("tmpfs"), MsFlags::empty(), Some(size.as_str()))?;
-    rig.outside("cp", &["-a", &format!("{}/.", beside.display()), &state.to_string_lossy()])?;
+    run("cp", &["-a", &format!("{}/.", beside.display()), &state.to_string_lossy()])?;
     rig.rack.start(service)?;
     let told = filled(rig, service, &state).await;
     if let Err(error) = rig.rack.kill(service) {
         told.and(Err(error))?;
         return Ok(());
     }
-    let back = rig.outside("cp", &["-a", &format!("{}/.", state.display()), &beside.to_string_lossy()]);
+    let back = run("cp", &["-a", &format!("{}/.", state.display()), &beside.to_string_lossy()]);
     umount2(&state, MntFlags::MNT_DETACH)?;
     fs::remove_dir(&state)?;
     fs::rename(&beside, &state)?;

@@ -19,7 +19,6 @@ use super::computer::{Computer, Tender};
 use crate::{
     network::Place,
     rack::{Care, Parts, Rack},
-    run::output,
     services::Service,
 };
 
@@ -392,11 +391,6 @@ impl Rig {
             Program::Boot => self.rack.files.fail_points(Service::Boot),
             Program::Installer => self.computer.fail_points(),
         }
-    }
-
-    /// Runs a command in this machine's own namespace.
-    pub(crate) fn outside(&self, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
-        output(std::process::Command::new(program).args(arguments))
     }
 }
 
