@@ -159,8 +159,6 @@ impl Rig {
 
     /// Asks for a way and follows it to its end. Whatever ended meanwhile is started again.
     pub(crate) async fn go(&self, way: Way, patience: Duration) -> anyhow::Result<Arrival> {
-        // The controller may be on its way back.
-        self.until(&self.computer, "known", |_| true).await?;
         let before = self.latest_run().await?;
         self.request(way, &before).await?;
         let end = Instant::now() + patience;
@@ -211,7 +209,7 @@ impl Rig {
     async fn latest_run(&self) -> anyhow::Result<Value> {
         let id = self.row(&self.computer).await?["id"].clone();
         let path = format!("/v1/runs?machine={}&limit=1", id.as_str().context("no id")?);
-        Ok(self.api.ask(Method::GET, &path, None).await?["items"][0].clone())
+        Ok(self.read(&path).await?["items"][0].clone())
     }
 
     /// Waits until the computer rests where it was before its run failed, ready for another try.
@@ -240,7 +238,25 @@ impl Rig {
     }
 
     async fn row(&self, computer: &Computer) -> anyhow::Result<Value> {
-        self.api.machine(computer.label.mac).await?.context("the controller does not know it")
+        let mac = Value::from(computer.label.mac.to_string());
+        let machines = self.read("/v1/machines").await?;
+        let mut rows = machines["items"].as_array().context("not a list")?.iter();
+        let has = |row: &&Value| row["macs"].as_array().is_some_and(|macs| macs.contains(&mac));
+        rows.find(has).cloned().context("the controller does not know it")
+    }
+
+    /// What the API says; a controller on its way back is waited for.
+    async fn read(&self, path: &str) -> anyhow::Result<Value> {
+        let end = Instant::now() + INSIST;
+        loop {
+            match self.api.ask(Method::GET, path, None).await {
+                Err(_) if Instant::now() < end => {
+                    self.rack.services().restart_ended()?;
+                    tokio::time::sleep(LOOK).await;
+                }
+                said => return said,
+            }
+        }
     }
 
     /// How it stands with the computer, for the message of a failure.
@@ -299,7 +315,7 @@ impl Rig {
     async fn check_history(&self) -> anyhow::Result<()> {
         let id = self.row(&self.computer).await?["id"].clone();
         let path = format!("/v1/events?machine={}&limit=200", id.as_str().context("no id")?);
-        let events = self.api.get(&path).await?;
+        let events = self.read(&path).await?;
         let mut seen = std::collections::BTreeSet::new();
         for event in events["items"].as_array().context("not a list")? {
             let told = (event["at"].to_string(), event["kind"].to_string(), event["text"].to_string());
