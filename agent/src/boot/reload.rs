@@ -52,6 +52,7 @@ impl Settings {
         taken.keep("http", &used.http, &fresh.http);
         taken.keep("channel", &used.channel, &fresh.channel);
         taken.keep("tftp_port", &used.tftp_port, &fresh.tftp_port);
+        taken.keep("lease", &used.lease, &fresh.lease);
         taken
     }
 

@@ -54,13 +54,18 @@ pub(super) fn scraping(_: &mut Range) -> anyhow::Result<String> {
     })
 }
 
-pub(super) fn replay(range: &mut Range) -> anyhow::Result<String> {
-    let (script, rightful) = Machine::Neighbour.acts(|| {
+/// The neighbour's installer, admitted, and the script it was started by.
+fn rightful() -> anyhow::Result<(String, Installer)> {
+    Machine::Neighbour.acts(|| {
         let script = client::script()?;
         let rightful = Installer::fresh(&script)?;
         ensure!(rightful.present(&script)?.0 == 200, "the rightful installer is refused");
         Ok((script, rightful))
-    })?;
+    })
+}
+
+pub(super) fn replay(range: &mut Range) -> anyhow::Result<String> {
+    let (script, rightful) = rightful()?;
     Machine::Intruder.acts(|| {
         let thief = Installer::fresh(&script)?;
         ensure!(thief.present(&script)?.0 == 403, "a used ticket was taken again");
@@ -93,12 +98,7 @@ pub(super) fn replay(range: &mut Range) -> anyhow::Result<String> {
 }
 
 pub(super) fn guessing(_: &mut Range) -> anyhow::Result<String> {
-    let (script, rightful) = Machine::Neighbour.acts(|| {
-        let script = client::script()?;
-        let rightful = Installer::fresh(&script)?;
-        ensure!(rightful.present(&script)?.0 == 200, "the rightful installer is refused");
-        Ok((script, rightful))
-    })?;
+    let (script, rightful) = rightful()?;
     Machine::Intruder.acts(|| {
         let guesser = Installer::fresh(&script)?;
         let mac = Machine::Neighbour.mac();
