@@ -4,11 +4,7 @@
 //! to be at the time of a request stands in that request's extensions as `Option<Peer>`, the
 //! client's address as `ConnectInfo<SocketAddr>`.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Router,
@@ -21,9 +17,9 @@ use hyper_util::{
 };
 use rackhand_common::{
     pki::{self, Identity, Peer, TrustBundle, Unusable},
-    places::Places,
     time::Clock,
 };
+use rackhand_daemon::place::Listening;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -57,7 +53,7 @@ pub async fn serve(
     clock: Arc<dyn Clock>,
     shutdown: CancellationToken,
 ) {
-    let places = Arc::new(Mutex::new(Places::new(CONNECTIONS, PER_CLIENT)));
+    let places = Listening::new(CONNECTIONS, PER_CLIENT);
     let tracker = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -74,7 +70,7 @@ pub async fn serve(
             }
         };
         let (tls, router, clock, shutdown) = (tls.borrow().clone(), router.clone(), clock.clone(), shutdown.clone());
-        let place = Place::take(&places, from.ip());
+        let place = places.place(from.ip(), false);
         tracker.spawn(async move {
             tokio::select! {
                 biased;
@@ -86,35 +82,6 @@ pub async fn serve(
     drop(listener);
     tracker.close();
     tracker.wait().await;
-}
-
-/// A connection's place, given back when it is dropped.
-struct Place {
-    places: Arc<Mutex<Places<CancellationToken>>>,
-    address: IpAddr,
-    number: u64,
-    lost: CancellationToken,
-}
-
-impl Place {
-    fn take(places: &Arc<Mutex<Places<CancellationToken>>>, address: IpAddr) -> Self {
-        let lost = CancellationToken::new();
-        let (number, former) = lock(places).take(address, false, lost.clone());
-        if let Some(former) = former {
-            former.cancel();
-        }
-        Self { places: places.clone(), address, number, lost }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        lock(&self.places).leave(self.address, self.number);
-    }
-}
-
-fn lock(places: &Mutex<Places<CancellationToken>>) -> MutexGuard<'_, Places<CancellationToken>> {
-    places.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn connection(

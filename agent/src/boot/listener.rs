@@ -8,7 +8,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,7 +18,8 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use rackhand_common::{intent::Intent, pki::Peer, places::Places};
+use rackhand_common::{intent::Intent, pki::Peer};
+use rackhand_daemon::place::Listening;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -54,7 +55,7 @@ pub(super) async fn serve(
     intent: watch::Receiver<Option<Arc<Intent>>>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let places = Arc::new(Mutex::new(Places::new(CONNECTIONS, PER_CLIENT)));
+    let places = Listening::new(CONNECTIONS, PER_CLIENT);
     let connections = TaskTracker::new();
     loop {
         let (stream, address) = tokio::select! {
@@ -70,7 +71,7 @@ pub(super) async fn serve(
             },
         };
         let (tls, routes, shutdown) = (tls.clone(), routes.clone(), shutdown.clone());
-        let place = Place::take(&places, address.ip(), is_known(&intent, address.ip()));
+        let place = places.place(address.ip(), is_known(&intent, address.ip()));
         connections.spawn(async move {
             let ended = tokio::select! {
                 biased;
@@ -87,39 +88,9 @@ pub(super) async fn serve(
     Ok(())
 }
 
-/// A connection's place, given back when it is dropped.
-#[derive(Debug)]
-struct Place {
-    places: Arc<Mutex<Places<CancellationToken>>>,
-    address: IpAddr,
-    number: u64,
-    lost: CancellationToken,
-}
-
-impl Place {
-    fn take(places: &Arc<Mutex<Places<CancellationToken>>>, address: IpAddr, known: bool) -> Self {
-        let lost = CancellationToken::new();
-        let (number, former) = lock(places).take(address, known, lost.clone());
-        if let Some(former) = former {
-            former.cancel();
-        }
-        Self { places: places.clone(), address, number, lost }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        lock(&self.places).leave(self.address, self.number);
-    }
-}
-
 fn is_known(intent: &watch::Receiver<Option<Arc<Intent>>>, address: IpAddr) -> bool {
     let intent = intent.borrow();
     intent.iter().flat_map(|intent| &intent.machines).any(|machine| IpAddr::V4(machine.address) == address)
-}
-
-fn lock(places: &Mutex<Places<CancellationToken>>) -> MutexGuard<'_, Places<CancellationToken>> {
-    places.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn connection(
