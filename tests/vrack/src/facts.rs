@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::{anyhow, ensure};
 
+use crate::watch::Watch;
+
 /// What becomes of the facts behind one that did not hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Then {
@@ -37,6 +39,7 @@ pub(crate) fn tell<W, F: Copy>(
     let (start, mut tally) = (Instant::now(), Tally { passed: 0, failed: 0 });
     for (name, fact) in &chosen {
         let began = Instant::now();
+        let _watch = Watch::over(name);
         let held = catch_unwind(AssertUnwindSafe(|| holds(world, *fact))).unwrap_or_else(|_| Err(anyhow!("panicked")));
         let took = began.elapsed().as_secs_f64();
         match held {

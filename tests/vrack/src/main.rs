@@ -21,6 +21,7 @@ mod services;
 mod story;
 mod supervisor;
 mod varstore;
+mod watch;
 
 use std::path::PathBuf;
 

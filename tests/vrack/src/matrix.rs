@@ -24,7 +24,7 @@ use anyhow::{Context, ensure};
 use rackhand_fail_points::{Mode, POINTS, Program};
 
 use self::rig::{Arrival, Rig, Way};
-use crate::{rack::Parts, services::Service};
+use crate::{rack::Parts, services::Service, watch::Watch};
 
 /// How long a way may take, with a crash in it.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -218,6 +218,7 @@ async fn rounds(rig: &mut Rig, book: &Mutex<Book>, others: &mut Vec<faults::Faul
                 continue;
             }
             let began = Instant::now();
+            let _watch = Watch::over(&cell.as_ref().map_or_else(|| format!("{scene:?}"), ToString::to_string));
             let tried = play(rig, scene, cell.as_ref()).await;
             let Some(cell) = cell else {
                 tried.map_err(|error| format!("{scene:?} without a fault: {error:#}"))?;
@@ -236,6 +237,7 @@ async fn rounds(rig: &mut Rig, book: &Mutex<Book>, others: &mut Vec<faults::Faul
     }
     while let Some(fault) = others.pop() {
         let began = Instant::now();
+        let _watch = Watch::over(&fault.to_string());
         fault.suffer(rig).await.map_err(|error| format!("{fault} ... FAILED: {error:#}"))?;
         println!("test {fault} ... ok ({:.1} s)", began.elapsed().as_secs_f64());
         lock().passed += 1;

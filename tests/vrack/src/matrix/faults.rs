@@ -134,6 +134,9 @@ fn has_struck(log: &Path) -> bool {
 /// How long calls are struck.
 const STRIKES: Duration = Duration::from_secs(1);
 
+/// How long strace may take to let go of a program.
+const DETACHING: Duration = Duration::from_secs(5);
+
 impl Injector {
     fn attach(rig: &Rig, service: Service, call: &str, what: &str, number: u32) -> anyhow::Result<Self> {
         rig.rack.services().restart_ended()?;
@@ -189,7 +192,17 @@ fn detach(mut strace: Child) {
         // At SIGTERM it lets go of its tracees first; it has ended by itself when they have.
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
     }
-    let _ = strace.wait();
+    let end = Instant::now() + DETACHING;
+    while matches!(strace.try_wait(), Ok(None)) {
+        if Instant::now() > end {
+            // It may wait for ever for a thread of a program that was ending just then; whatever
+            // it still traces goes on when it is gone.
+            println!("strace did not let go of its program within {DETACHING:?} and is killed");
+            let _ = strace.kill();
+            let _ = strace.wait();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 impl Drop for Injector {
