@@ -28,6 +28,18 @@ const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 const LONGEST: u32 = 16 << 10;
 const MEMORY: u32 = 1024;
 
+/// Whether the targets, which are a workspace of their own, can be built as things are.
+pub(crate) fn check() -> anyhow::Result<()> {
+    let status = Command::new("cargo")
+        .args(["check", "--quiet", "--locked"])
+        .current_dir(root().join("tests/fuzz"))
+        .env("CARGO_TARGET_DIR", target().join("fuzz"))
+        .status()
+        .context("cannot start cargo")?;
+    ensure!(status.success(), "the fuzz targets cannot be built ({status})");
+    Ok(())
+}
+
 /// Runs the named target, or all, each for its share of `minutes`; fails when one is broken.
 pub(crate) fn run(minutes: f64, only: Option<&str>) -> anyhow::Result<()> {
     let crate_root = root().join("tests/fuzz");

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{artefacts, packages, shell::Shell};
+use crate::{artefacts, fuzz, packages, shell::Shell};
 
 /// Runs everything, stops at the first failure, and says what passed and where the time went.
 pub(crate) fn run(without_rack: bool) -> anyhow::Result<()> {
@@ -50,6 +50,7 @@ fn steps(clock: &mut Stopwatch, tests: &mut Tally, boots: &mut Tally, without_ra
     clock.step("clippy", || {
         Shell::new(&["cargo", "clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"]).run()
     })?;
+    clock.step("fuzz targets", fuzz::check)?;
     if without_rack {
         return Ok(());
     }
