@@ -17,6 +17,7 @@ mod health;
 mod images;
 mod machines;
 mod racks;
+mod requests;
 mod runs;
 mod tokens;
 
@@ -50,6 +51,7 @@ pub use self::{
     images::{Image, ImageState, Stored},
     machines::Machine,
     racks::{Rack, SoundNetwork, Unsound},
+    requests::{KeyedRequest, Known},
     runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Run, RunStatus},
     tokens::Token,
 };
@@ -293,7 +295,8 @@ pub struct Tx {
 
 impl Tx {
     /// Makes everything done in it durable.
-    pub async fn commit(self) -> Result<(), StoreError> {
+    pub async fn commit(mut self) -> Result<(), StoreError> {
+        self.mark_request().await?;
         let Self { inner, gate, condition, .. } = self;
         let committed = async {
             if let Some(gate) = &gate {
