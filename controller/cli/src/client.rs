@@ -104,6 +104,15 @@ impl Client {
         view(self.ask(Method::GET, path, None).await?)
     }
 
+    /// Reads with a query, whose values are escaped.
+    pub(crate) async fn get_with<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> anyhow::Result<T> {
+        view(self.answer(self.request(Method::GET, path).query(query)).await?)
+    }
+
     /// Asks for something to be done. When the answer is lost on its way it is asked again with
     /// the same key, so that nothing is done twice.
     pub(crate) async fn post(&self, path: &str, body: Value) -> anyhow::Result<Value> {

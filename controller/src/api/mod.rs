@@ -10,6 +10,7 @@
 //!   not change the API by itself.
 
 pub mod access;
+mod audit;
 mod error;
 mod events;
 mod extract;
@@ -82,6 +83,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/openapi.json", get(async move || Json((*document).clone())))
         .method_not_allowed_fallback(async || Error::method())
         .fallback(async || Error::not_found("there is nothing at this path; /v1/openapi.json lists what there is"))
+        .layer(middleware::from_fn_with_state(app.clone(), audit::recorded))
         .layer(middleware::from_fn_with_state(app.clone(), idempotency::once))
         .layer(middleware::from_fn_with_state(app.clone(), access::decide))
         .with_state(app)
@@ -113,6 +115,8 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(runs::show))
         .routes(routes!(runs::cancel))
         .routes(routes!(events::list))
+        .routes(routes!(audit::list))
+        .routes(routes!(audit::end))
         .routes(routes!(images::list, images::import))
         .routes(routes!(images::show, images::delete))
         .layer(DefaultBodyLimit::max(extract::MAX_BODY))
@@ -168,6 +172,7 @@ struct Whoami {
         (name = "images", description = "Operating systems to deploy."),
         (name = "runs", description = "Work in progress on machines, and work that has ended."),
         (name = "events", description = "What happened, in order."),
+        (name = "audit", description = "Who changed what through this API, as a chain that shows when it was altered."),
     ),
     components(schemas(error::Problem)),
     modifiers(&Bearer),

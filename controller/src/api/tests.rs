@@ -476,3 +476,62 @@ async fn a_client_that_goes_away_finds_the_answer_later() {
     }
     assert_eq!(bench.ask(Method::GET, "/v1/racks", "").await.1["items"].as_array().unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn every_change_is_in_the_record_and_nothing_secret_of_it() {
+    let bench = Bench::new().await;
+    let machine = discovered(&bench).await;
+    bench.ask(Method::POST, &format!("/v1/machines/{machine}/adopt"), r#"{"accept_data":true,"name":"web-1"}"#).await;
+    bench.ask(Method::GET, "/v1/machines", "").await;
+    let refused = bench.ask(Method::POST, "/v1/machines/web-1/adopt", "{}").await;
+    assert_eq!(refused.0, StatusCode::CONFLICT);
+    keyed(&bench, "/v1/racks/lab/enrolment-codes", "code", "{}").await;
+    keyed(&bench, "/v1/racks/lab/enrolment-codes", "code", "{}").await;
+    while bench.app.store.link_records().await.unwrap() > 0 {}
+    let (_, page) = bench.ask(Method::GET, "/v1/audit?order=oldest", "").await;
+    let told = page["items"].as_array().unwrap().iter().map(|record| {
+        let changes = record["changes"].as_array().unwrap().iter().map(|change| change["kind"].as_str().unwrap());
+        let action = record["action"].as_str().unwrap().replace(&machine, "MACHINE");
+        format!("{} {}: {}", record["by"].as_str().unwrap(), action, changes.collect::<Vec<_>>().join(", "))
+    });
+    expect![[r#"
+        admin POST /v1/racks: rack
+        admin POST /v1/machines/MACHINE/adopt: machine
+        admin POST /v1/racks/lab/enrolment-codes: enrolment code"#]]
+    .assert_eq(&told.collect::<Vec<_>>().join("\n"));
+    assert!(!page.to_string().contains("RH1.secret"));
+    let (_, about) = bench.ask(Method::GET, "/v1/audit?about=web-1&limit=1", "").await;
+    assert_eq!(about["items"].as_array().unwrap().len(), 1);
+    let (_, end) = bench.ask(Method::GET, "/v1/audit/end", "").await;
+    assert_eq!((&end["number"], &end["link"]), (&json!(3), &page["items"][2]["link"]));
+    bench.check(Method::GET, "/v1/audit?order=sideways", "", expect!["400 malformed: Failed to deserialize query string: order: unknown variant `sideways`, expected `newest` or `oldest`"]).await;
+}
+
+/// An operation that changes something without [`Tx::watch`] would leave a record that names nothing.
+#[tokio::test]
+async fn no_change_is_recorded_without_what_was_changed() {
+    let bench = Bench::new().await;
+    let machine = discovered(&bench).await;
+    let rack = RACK.replace("lab", "lab2");
+    let asked = [
+        (Method::POST, "/v1/racks".to_owned(), rack.as_str()),
+        (Method::POST, format!("/v1/machines/{machine}/adopt"), r#"{"accept_data":true}"#),
+        (Method::PATCH, format!("/v1/machines/{machine}"), r#"{"name":"web-1"}"#),
+        (Method::PUT, "/v1/images/debian".into(), "not an image"),
+        (Method::DELETE, "/v1/images/debian".into(), ""),
+        (Method::POST, "/v1/agents/lab/replace".into(), "{}"),
+        (Method::DELETE, "/v1/machines/web-1".into(), ""),
+    ];
+    for (method, path, body) in &asked {
+        let (status, answer) = bench.ask(method.clone(), path, body.to_string()).await;
+        assert!(status.is_success() || answer["type"] == "urn:rackhand:problem:conflict", "{method} {path}: {answer}");
+        if *method == Method::PUT {
+            bench.app.images.closed().await;
+        }
+    }
+    while bench.app.store.link_records().await.unwrap() > 0 {}
+    let records = bench.ask(Method::GET, "/v1/audit", "").await.1;
+    for record in records["items"].as_array().unwrap() {
+        assert_ne!(record["changes"], json!([]), "{record}");
+    }
+}
