@@ -4,9 +4,10 @@
 //! controller wants of a rack and [`event`] what happened there; [`wire`] carries both
 //! between controller, agent and boot; [`channel`] is spoken between boot and the installer;
 //! [`image`] describes what the installer writes; [`pki`] says who may be whom; [`seal`] keeps
-//! secrets unreadable on disk; [`places`] bounds connections; [`finding`] is how a program tells what it found when it
+//! secrets unreadable on disk; [`audit`] chains what was changed; [`places`] bounds connections; [`finding`] is how a program tells what it found when it
 //! examined itself.
 
+pub mod audit;
 pub mod channel;
 pub mod event;
 pub mod finding;

@@ -33,7 +33,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    api,
+    api, audit,
     authority::{self, Authority},
     clock::SystemClock,
     enrol,
@@ -381,6 +381,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         },
         new_code: Arc::new(move || enrol::fresh_code(root_pin)),
         agents_address,
+        process: uuid::Uuid::now_v7(),
         shutdown: shutdown.clone(),
     };
     let router = api::router(app).merge(images.router()).merge(telemetry.router());
@@ -400,6 +401,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     parts.add("the API", https::serve(listener, for_connections, router, clock.clone(), shutdown.clone()));
     parts.add("the agents' connections", fleet.clone().run(endpoint, shutdown.clone()));
     parts.add("the workflows", workflows::run(workflows, store.clone(), fleet, clock, shutdown.clone()));
+    parts.add("the audit record", audit::run(store.clone(), shutdown.clone()));
     parts.add("the images", {
         let (shutdown, store) = (shutdown.clone(), store.clone());
         async move {

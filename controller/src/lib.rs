@@ -4,6 +4,7 @@
 //! operators, [`images`] imports and serves images; all of them share one [`store`].
 
 pub mod api;
+pub mod audit;
 pub mod authority;
 pub mod backup;
 pub mod clock;

@@ -102,6 +102,19 @@ impl Operator {
         self.post(&format!("/v1/machines/{}/{verb}", machine["id"].as_str().unwrap_or_default()), body).await
     }
 
+    /// The same with a key: asked again with it, nothing is done twice. What is wrong with it is
+    /// told by the first word of the error: `in-progress`, `answer-lost`, or the kind of refusal;
+    /// `lost` when no answer came.
+    pub async fn act_once(&self, machine: &str, verb: &str, body: Value, key: &str) -> Result<Value, String> {
+        let request = self.http.post(format!("{}/v1/machines/{machine}/{verb}", self.url)).bearer_auth(&self.token);
+        let response = request.header("idempotency-key", key).json(&body).send().await;
+        let response = response.map_err(|error| format!("lost: {error}"))?;
+        let is_success = response.status().is_success();
+        let answer: Value = response.json().await.map_err(|error| format!("lost: {error}"))?;
+        let kind = answer["type"].as_str().unwrap_or_default().rsplit(':').next().unwrap_or_default();
+        if is_success { Ok(answer) } else { Err(format!("{kind}: {answer}")) }
+    }
+
     /// Asks for a deploy of this image; the run.
     pub async fn deploy(&self, mac: Mac, image: &str) -> Result<Value> {
         self.act(mac, "deploy", json!({ "image": image, "hostname": "web-1", "ssh_keys": [KEY] })).await

@@ -1,14 +1,22 @@
 //! Talking to the controller: requests, problems, pages and the stream of events.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use futures_util::StreamExt;
 use reqwest::{Method, Response, StatusCode};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
+use uuid::Uuid;
 
 use crate::{context::Context, views::Event};
+
+/// How long an answer that was lost is asked for again, and how often.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// A controller, logged in to.
 #[derive(Clone, Debug)]
@@ -50,7 +58,7 @@ impl fmt::Display for Problem {
         match self.kind.rsplit(':').next().unwrap_or_default() {
             "unauthenticated" => f.write_str("\nLog in again: rackhand login --controller … --ca … --token …"),
             "not-found" => f.write_str("\nSee what there is: rackhand machine list, image list, run list, rack list"),
-            "conflict" => f.write_str("\nSee where it stands: rackhand machine show NAME"),
+            "conflict" | "answer-lost" => f.write_str("\nSee where it stands: rackhand machine show NAME"),
             "internal" | "unavailable" => match &self.instance {
                 Some(instance) => write!(f, "\nThe controller's log has more under {instance}"),
                 None => Ok(()),
@@ -89,19 +97,49 @@ impl Client {
         if let Some(body) = body {
             request = request.json(&body);
         }
-        let response = self.send(request).await?;
-        if response.status() == StatusCode::NO_CONTENT {
-            return Ok(Value::Null);
-        }
-        response.json().await.context("the controller's answer is not JSON")
+        self.answer(request).await
     }
 
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         view(self.ask(Method::GET, path, None).await?)
     }
 
+    /// Reads with a query, whose values are escaped.
+    pub(crate) async fn get_with<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> anyhow::Result<T> {
+        view(self.answer(self.request(Method::GET, path).query(query)).await?)
+    }
+
+    /// Asks for something to be done. When the answer is lost on its way it is asked again with
+    /// the same key, so that nothing is done twice.
     pub(crate) async fn post(&self, path: &str, body: Value) -> anyhow::Result<Value> {
-        self.ask(Method::POST, path, Some(body)).await
+        let (key, end) = (Uuid::now_v7().to_string(), Instant::now() + PATIENCE);
+        let mut lost = false;
+        loop {
+            let request = self.request(Method::POST, path).header("idempotency-key", &key).json(&body);
+            let error = match self.answer(request).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) if Instant::now() > end => return Err(error),
+                Err(error) => error,
+            };
+            let again = match (error.downcast_ref::<Problem>(), error.downcast_ref::<reqwest::Error>()) {
+                (Some(problem), _) => problem.kind.ends_with(":in-progress"),
+                // Nothing was sent.
+                (_, Some(broken)) if broken.is_connect() || broken.is_builder() => lost,
+                (_, Some(_)) => true,
+                _ => false,
+            };
+            if !again {
+                return Err(error);
+            }
+            if !std::mem::replace(&mut lost, true) {
+                eprintln!("the controller went away before it answered; asking again (nothing is done twice)");
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 
     /// All pages of a list. `path` may have a query already.
@@ -144,6 +182,14 @@ impl Client {
         self.http.request(method, format!("{}{path}", self.context.controller)).bearer_auth(&self.context.token)
     }
 
+    async fn answer(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Value> {
+        let response = self.send(request).await?;
+        if response.status() == StatusCode::NO_CONTENT {
+            return Ok(Value::Null);
+        }
+        response.json().await.context("the controller's answer is not JSON")
+    }
+
     async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Response> {
         let response = request.send().await.with_context(|| {
             format!("cannot reach the controller at {} (is it running, and --ca its ca.pem?)", self.context.controller)
@@ -152,7 +198,7 @@ impl Client {
         if status.is_success() {
             return Ok(response);
         }
-        let bytes = response.bytes().await.unwrap_or_default();
+        let bytes = response.bytes().await.context("the controller's answer broke off")?;
         match serde_json::from_slice::<Problem>(&bytes) {
             Ok(problem) => Err(problem.into()),
             Err(_) => anyhow::bail!("the controller answered {status}: {}", String::from_utf8_lossy(&bytes)),
@@ -190,5 +236,80 @@ impl Events {
                 Some(Err(_)) | None => return Ok(None),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use rackhand_common::pki;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+
+    /// Answers connection by connection: with nothing, or so. Gives the keys it was sent.
+    async fn controller(answers: Vec<Option<String>>) -> (Client, tokio::task::JoinHandle<Vec<String>>) {
+        pki::install_crypto();
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+        let tls = rustls::ServerConfig::builder().with_no_client_auth();
+        let tls = TlsAcceptor::from(Arc::new(tls.with_single_cert(vec![made.cert.der().clone()], key).unwrap()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let context = Context {
+            controller: format!("https://localhost:{}", listener.local_addr().unwrap().port()),
+            ca: Some(made.cert.pem()),
+            token: "rh_token".into(),
+        };
+        let served = tokio::spawn(async move {
+            let mut keys = Vec::new();
+            for answer in answers {
+                let mut stream = tls.accept(listener.accept().await.unwrap().0).await.unwrap();
+                let mut request = Vec::new();
+                while !request.ends_with(b"{}") {
+                    assert_ne!(stream.read_buf(&mut request).await.unwrap(), 0);
+                }
+                let request = String::from_utf8(request).unwrap();
+                let key = request.lines().find_map(|line| line.strip_prefix("idempotency-key: "));
+                keys.push(key.unwrap().to_owned());
+                if let Some(answer) = answer {
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                    stream.shutdown().await.unwrap();
+                }
+            }
+            keys
+        });
+        (Client::new(context).unwrap(), served)
+    }
+
+    fn with(status: &str, body: &str) -> Option<String> {
+        Some(format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len()))
+    }
+
+    fn refused(kind: &str) -> Option<String> {
+        with("409 Conflict", &format!(r#"{{"type": "urn:rackhand:problem:{kind}", "title": "t", "detail": "d"}}"#))
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_was_lost_is_asked_for_again_with_the_same_key() {
+        let (client, served) = controller(vec![None, refused("in-progress"), with("201 Created", r#"{"a": 1}"#)]).await;
+        assert_eq!(client.post("/v1/racks", serde_json::json!({})).await.unwrap()["a"], 1);
+        let keys = served.await.unwrap();
+        assert!(keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+        let (client, served) = controller(vec![refused("conflict")]).await;
+        client.post("/v1/racks", serde_json::json!({})).await.unwrap_err();
+        assert_ne!(served.await.unwrap()[0], keys[0]);
+    }
+
+    #[tokio::test]
+    async fn a_controller_that_does_not_run_is_told_of_at_once() {
+        let (client, served) = controller(Vec::new()).await;
+        served.await.unwrap();
+        let error = client.post("/v1/racks", serde_json::json!({})).await.unwrap_err().to_string();
+        assert!(error.contains("cannot reach the controller"), "{error}");
     }
 }

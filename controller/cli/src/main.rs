@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed or refused, 2 the command line is wrong. What was asked for
 //! goes to standard output, progress and problems to standard error.
 
+mod audit;
 mod client;
 mod context;
 mod follow;
@@ -22,6 +23,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
+    audit::AuditCommand,
     client::{Client, view},
     context::{Context, Overrides},
     views::{Code, Event, Image, Machine},
@@ -99,6 +101,9 @@ It is saved in ~/.config/rackhand/config.toml, readable by you alone.")]
     /// Runs: work in progress on machines, and work that has ended
     #[command(subcommand)]
     Run(RunCommand),
+    /// Audit: who changed what, and whether the record of it is whole
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Print a completion script for your shell
     #[command(after_help = "  rackhand completion bash > /etc/bash_completion.d/rackhand")]
     Completion {
@@ -399,6 +404,7 @@ enum RunCommand {
 async fn main() -> ExitCode {
     rackhand_common::pki::install_crypto();
     match run(Cli::parse()).await {
+        Ok(text) if text.is_empty() => ExitCode::SUCCESS,
         Ok(text) => match writeln!(std::io::stdout(), "{text}") {
             // Whoever reads us, as `head` does, may stop reading.
             Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
@@ -427,6 +433,9 @@ async fn run(cli: Cli) -> anyhow::Result<String> {
         }
         return Ok(String::new());
     }
+    if let Command::Audit(AuditCommand::Verify { anchor, file: Some(file) }) = &cli.command {
+        return audit::verify_file(file, *anchor);
+    }
     if let Command::Login = cli.command {
         return login(controller, token, ca).await;
     }
@@ -438,6 +447,7 @@ async fn run(cli: Cli) -> anyhow::Result<String> {
         Command::Machine(command) => machine(&client, command, output).await,
         Command::Image(command) => image(&client, command, output).await,
         Command::Run(command) => runs(&client, command, output).await,
+        Command::Audit(command) => audit::run(&client, command, output).await,
     }
 }
 
@@ -739,6 +749,7 @@ mod tests {
               machine     Machines: adopt, deploy, release, power
               image       Images: operating systems to deploy
               run         Runs: work in progress on machines, and work that has ended
+              audit       Audit: who changed what, and whether the record of it is whole
               completion  Print a completion script for your shell
               help        Print this message or the help of the given subcommand(s)
 

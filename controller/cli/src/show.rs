@@ -1,6 +1,7 @@
 //! Tables and pages for people.
 
 use jiff::Timestamp;
+use rackhand_common::audit::Linked;
 use serde_json::Value;
 
 use crate::views::{Agent, Image, Machine, Rack, Replacement, Run};
@@ -231,6 +232,31 @@ pub(crate) fn replacement(made: &Replacement) -> String {
         second(made.expires)
     );
     text
+}
+
+pub(crate) fn records(records: &[Linked]) -> String {
+    if records.is_empty() {
+        return "no such change was recorded".into();
+    }
+    let rows = records.iter().map(|Linked { number, record, .. }| {
+        let changes = record.changes.iter().map(|change| {
+            let what = match (&change.before, &change.after) {
+                (None, _) => "made",
+                (_, None) => "removed",
+                _ => "altered",
+            };
+            format!("{} {what}", change.kind)
+        });
+        vec![
+            number.to_string(),
+            second(record.at),
+            record.by.clone(),
+            or_dash(record.from.map(|from| from.to_string()).as_deref()),
+            record.action.clone(),
+            or_dash(Some(&changes.collect::<Vec<_>>().join(", "))),
+        ]
+    });
+    table(&["NUMBER", "WHEN", "WHO", "FROM", "ASKED FOR", "CHANGED"], rows)
 }
 
 /// A time to the second.

@@ -52,6 +52,8 @@ pub const TABLE: &[(Method, &str, Access)] = &[
     (Method::POST, "/v1/runs/{run}/cancel", Access::Token),
     (Method::GET, "/v1/events", Access::Token),
     (Method::GET, "/v1/events/stream", Access::Token),
+    (Method::GET, "/v1/audit", Access::Token),
+    (Method::GET, "/v1/audit/end", Access::Token),
 ];
 
 /// The holder of a token that was found valid; put into the request's extensions.

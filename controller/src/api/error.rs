@@ -29,6 +29,8 @@ enum Kind {
     Method,
     Timeout,
     Conflict,
+    InProgress,
+    AnswerLost,
     TooLarge,
     MediaType,
     Invalid,
@@ -41,8 +43,8 @@ enum Kind {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Problem {
     /// Names the kind of problem: `urn:rackhand:problem:` and one of `malformed`,
-    /// `unauthenticated`, `not-found`, `method`, `timeout`, `conflict`, `too-large`,
-    /// `media-type`, `invalid`, `internal`, `unavailable`.
+    /// `unauthenticated`, `not-found`, `method`, `timeout`, `conflict`, `in-progress`,
+    /// `answer-lost`, `too-large`, `media-type`, `invalid`, `internal`, `unavailable`.
     #[serde(rename = "type")]
     #[schema(example = "urn:rackhand:problem:conflict")]
     kind: String,
@@ -104,6 +106,16 @@ impl Error {
         Self::new(Kind::Conflict, detail)
     }
 
+    /// The same request, by its key, is being carried out.
+    pub fn in_progress(detail: impl fmt::Display) -> Self {
+        Self::new(Kind::InProgress, detail)
+    }
+
+    /// The same request, by its key, was carried out, and nobody knows its answer.
+    pub fn answer_lost(detail: impl fmt::Display) -> Self {
+        Self::new(Kind::AnswerLost, detail)
+    }
+
     /// The body is longer than it may be.
     pub fn too_large(detail: impl fmt::Display) -> Self {
         Self::new(Kind::TooLarge, detail)
@@ -150,6 +162,8 @@ impl Kind {
             Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "method", "This cannot be done here"),
             Self::Timeout => (StatusCode::REQUEST_TIMEOUT, "timeout", "The request took too long"),
             Self::Conflict => (StatusCode::CONFLICT, "conflict", "The present state does not permit this"),
+            Self::InProgress => (StatusCode::CONFLICT, "in-progress", "The same request is being carried out"),
+            Self::AnswerLost => (StatusCode::CONFLICT, "answer-lost", "It was carried out, and its answer is lost"),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large"),
             Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "media-type", "The body has an unknown type"),
             Self::Invalid => (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "A field is not acceptable"),

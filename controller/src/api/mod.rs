@@ -10,9 +10,11 @@
 //!   not change the API by itself.
 
 pub mod access;
+mod audit;
 mod error;
 mod events;
 mod extract;
+mod idempotency;
 mod images;
 mod machines;
 mod racks;
@@ -38,6 +40,7 @@ use utoipa::{
     openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
+use uuid::Uuid;
 
 pub use self::{
     access::{Caller, fresh_token},
@@ -66,6 +69,8 @@ pub struct App {
     pub new_code: Arc<dyn Fn() -> (String, [u8; 32]) + Send + Sync>,
     /// `HOST:PORT` at which agents reach this controller.
     pub agents_address: watch::Receiver<String>,
+    /// Names this process: what an earlier one began it does not carry on.
+    pub process: Uuid,
     /// Ends event streams, which otherwise never end.
     pub shutdown: CancellationToken,
 }
@@ -78,6 +83,8 @@ pub fn router(app: App) -> Router {
         .route("/v1/openapi.json", get(async move || Json((*document).clone())))
         .method_not_allowed_fallback(async || Error::method())
         .fallback(async || Error::not_found("there is nothing at this path; /v1/openapi.json lists what there is"))
+        .layer(middleware::from_fn_with_state(app.clone(), audit::recorded))
+        .layer(middleware::from_fn_with_state(app.clone(), idempotency::once))
         .layer(middleware::from_fn_with_state(app.clone(), access::decide))
         .with_state(app)
 }
@@ -108,6 +115,8 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(runs::show))
         .routes(routes!(runs::cancel))
         .routes(routes!(events::list))
+        .routes(routes!(audit::list))
+        .routes(routes!(audit::end))
         .routes(routes!(images::list, images::import))
         .routes(routes!(images::show, images::delete))
         .layer(DefaultBodyLimit::max(extract::MAX_BODY))
@@ -150,6 +159,8 @@ struct Whoami {
             **Slow work.** Deploying, releasing and switching power answer 202 with a *run*: follow it at its \
             `Location`, or all that happens at `/v1/events/stream`.\n\n\
             **Lists** come in pages: give `next` of one page as `after` for the following one.\n\n\
+            **Asking again.** A POST with an `Idempotency-Key` is carried out once: asked again within a day with the \
+            same key and body, it does nothing and is answered as before, with `Idempotency-Replayed: true`.\n\n\
             **Problems** are `application/problem+json` (RFC 9457). `type` is for programs, `detail` says what to do.\n\n\
             **Unknown fields** in a body or query are refused: a misspelt option is never silently ignored."
     ),
@@ -161,6 +172,7 @@ struct Whoami {
         (name = "images", description = "Operating systems to deploy."),
         (name = "runs", description = "Work in progress on machines, and work that has ended."),
         (name = "events", description = "What happened, in order."),
+        (name = "audit", description = "Who changed what through this API, as a chain that shows when it was altered."),
     ),
     components(schemas(error::Problem)),
     modifiers(&Bearer),
@@ -180,9 +192,13 @@ impl Modify for Bearer {
     }
 }
 
-/// Adds to every operation what is the same for all: the answer when something is wrong.
+/// Adds to every operation what is the same for all: the answer when something is wrong, and
+/// the key of a POST.
 fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
-    use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
+    use utoipa::openapi::{
+        ContentBuilder, ObjectBuilder, Ref, RefOr, ResponseBuilder, Type,
+        path::{ParameterBuilder, ParameterIn},
+    };
     let problem = ResponseBuilder::new()
         .description("A problem; see its `type` and `detail`.")
         .content(
@@ -190,7 +206,17 @@ fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
             ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build(),
         )
         .build();
+    let text = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1));
+    let key = ParameterBuilder::new()
+        .name("Idempotency-Key")
+        .parameter_in(ParameterIn::Header)
+        .description(Some("Names this request: asked again with the same key, it does nothing again."))
+        .schema(Some(text.max_length(Some(idempotency::MAX_KEY))))
+        .build();
     for item in document.paths.paths.values_mut() {
+        if let Some(post) = &mut item.post {
+            post.parameters.get_or_insert_default().push(RefOr::T(key.clone()));
+        }
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
         for operation in operations.into_iter().flatten() {
             operation.responses.responses.insert("default".into(), RefOr::T(problem.clone()));

@@ -64,6 +64,7 @@ impl Bench {
             cut: Arc::new(|_| ()),
             new_code: Arc::new(|| ("RH1.secret.pin".into(), [7; 32])),
             agents_address: tokio::sync::watch::channel("controller.example:4433".into()).1,
+            process: Uuid::now_v7(),
             shutdown,
         };
         Self { directory, app, token }
@@ -397,4 +398,140 @@ async fn a_node_is_replaced_by_its_agent_or_its_rack_and_an_old_agent_is_not_tak
     assert_eq!(status, StatusCode::CONFLICT, "{problem}");
     assert!(problem["detail"].as_str().unwrap().contains(&format!("agent {new} serves rack lab now")), "{problem}");
     assert_eq!(bench.ask(Method::POST, &replace("nowhere"), "{}").await.0, StatusCode::NOT_FOUND);
+}
+
+/// A POST with a key: status, body, and whether the answer is one that was given before.
+async fn keyed(bench: &Bench, uri: &str, key: &str, body: &str) -> (StatusCode, Value, bool) {
+    let request = Request::post(uri)
+        .header("authorization", format!("Bearer {}", bench.token))
+        .header("content-type", "application/json")
+        .header("idempotency-key", key)
+        .body(Body::from(body.to_owned()))
+        .unwrap();
+    let response = router(bench.app.clone()).oneshot(request).await.unwrap();
+    let (status, replayed) = (response.status(), response.headers().contains_key("idempotency-replayed"));
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, serde_json::from_slice(&body).unwrap(), replayed)
+}
+
+const RACK: &str = r#"{"name":"lab","network":{"node":"10.77.0.1/24","delegated":["10.77.0.100","10.77.0.199"]}}"#;
+
+#[tokio::test]
+async fn a_post_with_a_key_is_carried_out_once_and_answered_twice() {
+    let bench = Bench::new().await;
+    let (status, first, replayed) = keyed(&bench, "/v1/racks", "a", RACK).await;
+    assert_eq!((status, replayed), (StatusCode::CREATED, false), "{first}");
+    assert_eq!(keyed(&bench, "/v1/racks", "a", RACK).await, (StatusCode::CREATED, first, true));
+    assert_eq!(bench.ask(Method::GET, "/v1/racks", "").await.1["items"].as_array().unwrap().len(), 1);
+    // Without a key, or with another one, it is another request.
+    let (status, refused, _) = keyed(&bench, "/v1/racks", "b", RACK).await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    // A refusal is an answer too.
+    assert_eq!(keyed(&bench, "/v1/racks", "b", RACK).await, (StatusCode::CONFLICT, refused, true));
+}
+
+#[tokio::test]
+async fn a_key_belongs_to_one_request_and_is_one_short_text() {
+    let bench = Bench::new().await;
+    keyed(&bench, "/v1/racks", "a", RACK).await;
+    let (status, problem, _) = keyed(&bench, "/v1/racks", "a", &RACK.replace("lab", "lab2")).await;
+    assert_eq!((status, &problem["errors"][0]["field"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("Idempotency-Key")));
+    for wrong in ["", &"k".repeat(256), "\u{e9}"] {
+        let (status, problem, _) = keyed(&bench, "/v1/racks", wrong, RACK).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{problem}");
+    }
+    let (status, problem, _) = keyed(&bench, "/v1/racks", "long", &" ".repeat(extract::MAX_BODY + 1)).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{problem}");
+}
+
+#[tokio::test]
+async fn of_many_that_ask_at_once_with_a_key_one_is_carried_out() {
+    let bench = Bench::new().await;
+    keyed(&bench, "/v1/racks", "rack", RACK).await;
+    let ask = || keyed(&bench, "/v1/racks/lab/enrolment-codes", "code", "{}");
+    let answers = futures_util::future::join_all((0..20).map(|_| ask())).await;
+    let made: Vec<_> = answers.iter().filter(|(status, _, replayed)| status.is_success() && !replayed).collect();
+    assert_eq!(made.len(), 1, "{answers:?}");
+    for (status, body, replayed) in &answers {
+        let same = status.is_success() && body == &made[0].1;
+        let told = *status == StatusCode::CONFLICT && body["type"] == "urn:rackhand:problem:in-progress";
+        assert!(same || told, "{status} {body} {replayed}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_finds_the_answer_later() {
+    let bench = Bench::new().await;
+    let request = keyed(&bench, "/v1/racks", "a", RACK);
+    let gave_up = tokio::time::timeout(Duration::ZERO, request).await.is_err();
+    assert!(gave_up);
+    loop {
+        let (status, answer, _) = keyed(&bench, "/v1/racks", "a", RACK).await;
+        if status != StatusCode::CONFLICT {
+            assert_eq!(status, StatusCode::CREATED, "{answer}");
+            break;
+        }
+        assert_eq!(answer["type"], "urn:rackhand:problem:in-progress");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(bench.ask(Method::GET, "/v1/racks", "").await.1["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn every_change_is_in_the_record_and_nothing_secret_of_it() {
+    let bench = Bench::new().await;
+    let machine = discovered(&bench).await;
+    bench.ask(Method::POST, &format!("/v1/machines/{machine}/adopt"), r#"{"accept_data":true,"name":"web-1"}"#).await;
+    bench.ask(Method::GET, "/v1/machines", "").await;
+    let refused = bench.ask(Method::POST, "/v1/machines/web-1/adopt", "{}").await;
+    assert_eq!(refused.0, StatusCode::CONFLICT);
+    keyed(&bench, "/v1/racks/lab/enrolment-codes", "code", "{}").await;
+    keyed(&bench, "/v1/racks/lab/enrolment-codes", "code", "{}").await;
+    while bench.app.store.link_records().await.unwrap() > 0 {}
+    let (_, page) = bench.ask(Method::GET, "/v1/audit?order=oldest", "").await;
+    let told = page["items"].as_array().unwrap().iter().map(|record| {
+        let changes = record["changes"].as_array().unwrap().iter().map(|change| change["kind"].as_str().unwrap());
+        let action = record["action"].as_str().unwrap().replace(&machine, "MACHINE");
+        format!("{} {}: {}", record["by"].as_str().unwrap(), action, changes.collect::<Vec<_>>().join(", "))
+    });
+    expect![[r#"
+        admin POST /v1/racks: rack
+        admin POST /v1/machines/MACHINE/adopt: machine
+        admin POST /v1/racks/lab/enrolment-codes: enrolment code"#]]
+    .assert_eq(&told.collect::<Vec<_>>().join("\n"));
+    assert!(!page.to_string().contains("RH1.secret"));
+    let (_, about) = bench.ask(Method::GET, "/v1/audit?about=web-1&limit=1", "").await;
+    assert_eq!(about["items"].as_array().unwrap().len(), 1);
+    let (_, end) = bench.ask(Method::GET, "/v1/audit/end", "").await;
+    assert_eq!((&end["number"], &end["link"]), (&json!(3), &page["items"][2]["link"]));
+    bench.check(Method::GET, "/v1/audit?order=sideways", "", expect!["400 malformed: Failed to deserialize query string: order: unknown variant `sideways`, expected `newest` or `oldest`"]).await;
+}
+
+/// An operation that changes something without [`Tx::watch`] would leave a record that names nothing.
+#[tokio::test]
+async fn no_change_is_recorded_without_what_was_changed() {
+    let bench = Bench::new().await;
+    let machine = discovered(&bench).await;
+    let rack = RACK.replace("lab", "lab2");
+    let asked = [
+        (Method::POST, "/v1/racks".to_owned(), rack.as_str()),
+        (Method::POST, format!("/v1/machines/{machine}/adopt"), r#"{"accept_data":true}"#),
+        (Method::PATCH, format!("/v1/machines/{machine}"), r#"{"name":"web-1"}"#),
+        (Method::PUT, "/v1/images/debian".into(), "not an image"),
+        (Method::DELETE, "/v1/images/debian".into(), ""),
+        (Method::POST, "/v1/agents/lab/replace".into(), "{}"),
+        (Method::DELETE, "/v1/machines/web-1".into(), ""),
+    ];
+    for (method, path, body) in &asked {
+        let (status, answer) = bench.ask(method.clone(), path, body.to_string()).await;
+        assert!(status.is_success() || answer["type"] == "urn:rackhand:problem:conflict", "{method} {path}: {answer}");
+        if *method == Method::PUT {
+            bench.app.images.closed().await;
+        }
+    }
+    while bench.app.store.link_records().await.unwrap() > 0 {}
+    let records = bench.ask(Method::GET, "/v1/audit", "").await.1;
+    for record in records["items"].as_array().unwrap() {
+        assert_ne!(record["changes"], json!([]), "{record}");
+    }
 }

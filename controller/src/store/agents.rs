@@ -101,6 +101,7 @@ impl Tx {
         rack: RackId,
         expires: Timestamp,
     ) -> Result<(), StoreError> {
+        self.watch("enrolment_codes", hex::encode(hash)).await?;
         sqlx::query("INSERT INTO enrolment_codes (hash, rack, created, expires) VALUES ($1, $2, $3, $4)")
             .bind(hex::encode(hash))
             .bind(rack.to_string())
@@ -113,6 +114,12 @@ impl Tx {
 
     /// Voids the codes of this rack that were not used.
     pub async fn void_codes(&mut self, now: Timestamp, rack: RackId) -> Result<(), StoreError> {
+        let open = "SELECT hash FROM enrolment_codes WHERE rack = $1 AND used IS NULL AND expires > $2";
+        let query = sqlx::query_scalar(open).bind(rack.to_string()).bind(micros(now));
+        let codes: Vec<String> = query.fetch_all(&mut *self.inner).await?;
+        for code in codes {
+            self.watch("enrolment_codes", code).await?;
+        }
         sqlx::query("UPDATE enrolment_codes SET expires = $2 WHERE rack = $1 AND used IS NULL AND expires > $2")
             .bind(rack.to_string())
             .bind(micros(now))
@@ -176,6 +183,7 @@ impl Tx {
 
     /// No connection of this agent is served from now on. Whether it was let in until now.
     pub async fn revoke(&mut self, now: Timestamp, id: AgentId) -> Result<bool, StoreError> {
+        self.watch("agents", id).await?;
         let changed = sqlx::query("UPDATE agents SET revoked = $2, connected = NULL WHERE id = $1 AND revoked IS NULL")
             .bind(id.to_string())
             .bind(micros(now))

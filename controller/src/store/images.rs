@@ -124,6 +124,7 @@ impl Tx {
         total: u64,
     ) -> Result<ImageId, StoreError> {
         let id = ImageId::fresh();
+        self.watch("images", id).await?;
         sqlx::query("DELETE FROM images WHERE name = $1 AND state = 'failed'")
             .bind(name)
             .execute(&mut *self.inner)
@@ -208,6 +209,7 @@ impl Tx {
     /// Forgets an image. Whether something still uses it is for the caller to have looked at,
     /// in this transaction.
     pub async fn delete_image(&mut self, id: ImageId) -> Result<(), StoreError> {
+        self.watch("images", id).await?;
         let gone =
             sqlx::query("DELETE FROM images WHERE id = $1").bind(id.to_string()).execute(&mut *self.inner).await?;
         if gone.rows_affected() == 1 { Ok(()) } else { Err(StoreError::NotFound("image")) }

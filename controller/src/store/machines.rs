@@ -157,6 +157,7 @@ impl Tx {
 
     /// A row for a machine that was not known.
     pub async fn insert_machine(&mut self, machine: &Machine) -> Result<(), StoreError> {
+        self.watch("machines", machine.id).await?;
         sqlx::query(
             "INSERT INTO machines (id, rack, name, lifecycle, epoch, boot, address, inventory, connection, connected,
                 power, stage, stage_event, power_event, orders, image, alert, created, updated, accepted, version)
@@ -196,6 +197,7 @@ impl Tx {
         if before == *machine {
             return Ok(());
         }
+        self.watch("machines", machine.id).await?;
         let changed = sqlx::query(
             "UPDATE machines SET name = $3, lifecycle = $4, epoch = $5, boot = $6, inventory = $7, connection = $8,
                 connected = $9, power = $10, stage = $11, stage_event = $12, power_event = $13, orders = $14,
@@ -291,6 +293,7 @@ impl Tx {
     /// Removes a machine with its runs and commands; its events stay. It must have no run in
     /// progress.
     pub async fn delete_machine(&mut self, machine: &Machine) -> Result<(), StoreError> {
+        self.watch("machines", machine.id).await?;
         for statement in [
             "DELETE FROM commands WHERE machine = $1",
             "DELETE FROM runs WHERE machine = $1",

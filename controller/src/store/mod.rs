@@ -10,6 +10,7 @@
 //! from before that are sealed when the database is opened.
 
 mod agents;
+mod audit;
 mod backup;
 mod commands;
 mod events;
@@ -17,6 +18,7 @@ mod health;
 mod images;
 mod machines;
 mod racks;
+mod requests;
 mod runs;
 mod tokens;
 
@@ -41,15 +43,19 @@ use sqlx::{
     AssertSqlSafe, Connection as _, Row as _, SqlSafeStr as _, Sqlite, SqlitePool, Transaction,
     sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
+use tokio::sync::Notify;
 
+use self::audit::Watched;
 pub use self::{
     agents::Agent,
+    audit::{Asked, AuditFilter, ChainEnd},
     backup::{Contents, Examined, examine, read_backup, write_backup},
     commands::StoredCommand,
     events::{EventFilter, Happened, StoredEvent},
     images::{Image, ImageState, Stored},
     machines::Machine,
     racks::{Rack, SoundNetwork, Unsound},
+    requests::{KeyedRequest, Known},
     runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Run, RunStatus},
     tokens::Token,
 };
@@ -126,6 +132,7 @@ pub struct Store {
     seal: Arc<Seal>,
     gate: Option<Arc<dyn Gate>>,
     condition: Arc<Condition>,
+    recorded: Arc<Notify>,
 }
 
 /// Whether the database takes what is written to it, as far as anybody tried.
@@ -190,7 +197,8 @@ impl Store {
             .connect_with(options)
             .await?;
         sqlx::migrate!("migrations/sqlite").run(&pool).await.map_err(|error| StoreError::Database(error.into()))?;
-        let store = Self { pool, seal: Arc::new(seal), gate: None, condition: Arc::default() };
+        let store =
+            Self { pool, seal: Arc::new(seal), gate: None, condition: Arc::default(), recorded: Arc::default() };
         store.seal_rows().await?;
         Ok(store)
     }
@@ -253,7 +261,14 @@ impl Store {
             sqlx::query(AssertSqlSafe(format!("PRAGMA query_only = {only}"))).execute(&mut *connection).await?;
         }
         let inner = Transaction::begin(connection, Some("BEGIN IMMEDIATE".into_sql_str())).await?;
-        Ok(Tx { inner, seal: self.seal.clone(), gate: self.gate.clone(), condition: self.condition.clone() })
+        Ok(Tx {
+            inner,
+            seal: self.seal.clone(),
+            gate: self.gate.clone(),
+            condition: self.condition.clone(),
+            watched: Vec::new(),
+            recorded: self.recorded.clone(),
+        })
     }
 
     /// Takes note of an error: that the database cannot be written is told to those who watch
@@ -289,12 +304,16 @@ pub struct Tx {
     seal: Arc<Seal>,
     gate: Option<Arc<dyn Gate>>,
     condition: Arc<Condition>,
+    watched: Vec<Watched>,
+    recorded: Arc<Notify>,
 }
 
 impl Tx {
     /// Makes everything done in it durable.
-    pub async fn commit(self) -> Result<(), StoreError> {
-        let Self { inner, gate, condition, .. } = self;
+    pub async fn commit(mut self) -> Result<(), StoreError> {
+        self.mark_request().await?;
+        let has_record = self.write_record().await?;
+        let Self { inner, gate, condition, recorded, .. } = self;
         let committed = async {
             if let Some(gate) = &gate {
                 gate.before().await?;
@@ -307,7 +326,12 @@ impl Tx {
         };
         let committed = committed.await;
         match &committed {
-            Ok(()) => *condition.latest() = None,
+            Ok(()) => {
+                *condition.latest() = None;
+                if has_record {
+                    recorded.notify_one();
+                }
+            }
             Err(error) => condition.note(error),
         }
         committed

@@ -143,6 +143,7 @@ impl Tx {
         network: &SoundNetwork,
     ) -> Result<RackId, StoreError> {
         let id = RackId::fresh();
+        self.watch("racks", id).await?;
         sqlx::query("INSERT INTO racks (id, name, network, revision, created) VALUES ($1, $2, $3, 1, $4)")
             .bind(id.to_string())
             .bind(name)

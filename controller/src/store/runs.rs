@@ -264,6 +264,7 @@ impl Tx {
 
     /// A row for a run that begins.
     pub async fn insert_run(&mut self, run: &Run) -> Result<(), StoreError> {
+        self.watch("runs", run.id).await?;
         sqlx::query(
             "INSERT INTO runs (id, rack, machine, epoch, parameters, engine, status, step, attempt, undoing,
                 cancel, done, total, phoned_home, created, updated, waiting_for, waiting_until)
@@ -334,6 +335,7 @@ impl Tx {
 
     /// Notes that an operator wants it cancelled.
     pub async fn want_cancelled(&mut self, now: Timestamp, run: RunId) -> Result<(), StoreError> {
+        self.watch("runs", run).await?;
         sqlx::query("UPDATE runs SET cancel = TRUE, updated = $2 WHERE id = $1")
             .bind(run.to_string())
             .bind(micros(now))

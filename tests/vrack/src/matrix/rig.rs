@@ -14,6 +14,7 @@ use rackhand_common::machine::{Firmware, Mac};
 use rackhand_tests::{Operator, image};
 use reqwest::Method;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::computer::{Computer, Tender};
 use crate::{
@@ -175,19 +176,29 @@ impl Rig {
         }
     }
 
+    /// Asks until it is answered, each time with the same key. That a run was made is seen from
+    /// the answer alone; whether it was made once, from the runs.
     async fn request(&self, way: Way, before: &Value) -> anyhow::Result<()> {
         let (verb, body) = way.request();
-        let end = Instant::now() + INSIST;
+        let id = self.row(&self.computer).await?["id"].as_str().context("no id")?.to_owned();
+        let (mut key, end) = (Uuid::now_v7().to_string(), Instant::now() + INSIST);
         loop {
             self.rack.services().restart_ended()?;
-            let Err(error) = self.api.act(self.computer.label.mac, verb, body.clone()).await else { return Ok(()) };
-            // The answer may be what was lost.
-            if self.latest_run().await.is_ok_and(|run| run["id"] != before["id"]) {
-                return Ok(());
+            let Err(error) = self.api.act_once(&id, verb, body.clone(), &key).await else { break };
+            match error.split_once(':').map_or(error.as_str(), |(kind, _)| kind) {
+                "answer-lost" => break,
+                "lost" | "in-progress" | "internal" | "unavailable" => {}
+                // A refusal is kept as the key's answer.
+                _ => key = Uuid::now_v7().to_string(),
             }
-            ensure!(Instant::now() < end, "{way:?} is not taken: {error:#}");
+            ensure!(Instant::now() < end, "{way:?} is not taken: {error}");
             tokio::time::sleep(LOOK).await;
         }
+        let path = format!("/v1/runs?machine={id}&limit=2");
+        let runs = self.read(&path).await?;
+        ensure!(runs["items"][0]["id"] != before["id"], "P5: {way:?} was answered, and there is no run of it");
+        ensure!(runs["items"][1]["id"] == before["id"], "P5: {way:?} was asked once, and there is more than one run");
+        Ok(())
     }
 
     async fn seen(&self, way: Way, before: &Value) -> anyhow::Result<Option<Arrival>> {

@@ -1,0 +1,410 @@
+//! The audit record. What a caller of the API changes is written down in the transaction that
+//! changes it; the chain is made afterwards, by one writer, since a chain that every transaction
+//! had to extend would be one row that all of them wait for.
+//!
+//! Invariants:
+//! - A transaction of a request is committed with its record or not at all.
+//! - A thing's digests cover its whole row as it is stored, secrets sealed.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rackhand_common::audit::{Change, Linked, Record, START, link};
+use sha2::{Digest as _, Sha256};
+use sqlx::{AssertSqlSafe, Column as _, Row as _, TypeInfo as _, ValueRef as _, sqlite::SqliteRow};
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use super::{Store, StoreError, Tx, micros, timestamp};
+
+/// So many records are put into the chain in one transaction.
+const LINKED: u32 = 500;
+
+tokio::task_local! {
+    /// The request this task carries out.
+    static CURRENT: Arc<Asked>;
+}
+
+/// A request that may change something.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The record of what it changes, as far as it is known before.
+    pub record: Record,
+}
+
+/// Which records.
+#[derive(Clone, Debug, Default)]
+pub struct AuditFilter {
+    /// Of this caller.
+    pub by: Option<String>,
+    /// Of changes to the thing with this id.
+    pub about: Option<String>,
+    /// The newest first.
+    pub newest_first: bool,
+}
+
+/// How much of the record is in the chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainEnd {
+    /// The number of its last record; 0 when there is none.
+    pub number: u64,
+    /// That record's link.
+    pub link: [u8; 32],
+    /// Records that are not in it yet.
+    pub unlinked: u64,
+    /// When the oldest of those was written.
+    pub oldest_unlinked: Option<Timestamp>,
+}
+
+/// A thing that is being changed.
+#[derive(Debug)]
+pub(super) struct Watched {
+    table: &'static str,
+    id: String,
+    before: Option<String>,
+}
+
+impl Asked {
+    /// Has every commit made by `work` write this request's record.
+    pub async fn scope<T>(self, work: impl Future<Output = T>) -> T {
+        CURRENT.scope(Arc::new(self), work).await
+    }
+}
+
+impl Tx {
+    /// To be called before a row of this table is made, altered or removed.
+    pub(super) async fn watch(&mut self, table: &'static str, id: impl ToString) -> Result<(), StoreError> {
+        let id = id.to_string();
+        let known = self.watched.iter().any(|watched| watched.table == table && watched.id == id);
+        if known || CURRENT.try_with(|_| ()).is_err() {
+            return Ok(());
+        }
+        let before = self.digest(table, &id).await?;
+        self.watched.push(Watched { table, id, before });
+        Ok(())
+    }
+
+    /// The digest of a row as it is stored; none when there is none.
+    async fn digest(&mut self, table: &'static str, id: &str) -> Result<Option<String>, StoreError> {
+        let key = if table == "enrolment_codes" { "hash" } else { "id" };
+        let query = AssertSqlSafe(format!("SELECT * FROM {table} WHERE {key} = $1"));
+        let row = sqlx::query(query).bind(id).fetch_optional(&mut *self.inner).await?;
+        row.map(|row| digest(&row)).transpose()
+    }
+
+    /// Writes the record of what the present request changes in this transaction.
+    pub(super) async fn write_record(&mut self) -> Result<bool, StoreError> {
+        let Ok(asked) = CURRENT.try_with(Arc::clone) else { return Ok(false) };
+        let mut changes = Vec::new();
+        for Watched { table, id, before } in std::mem::take(&mut self.watched) {
+            let after = self.digest(table, &id).await?;
+            if before != after {
+                changes.push(Change { kind: kind(table).to_owned(), id, before, after });
+            }
+        }
+        let record = Record { id: Uuid::now_v7(), changes, ..asked.record.clone() };
+        sqlx::query(
+            "INSERT INTO audit (id, at, actor, token, source, through, action, request)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        )
+        .bind(record.id.to_string())
+        .bind(micros(record.at))
+        .bind(&record.by)
+        .bind(record.token.to_string())
+        .bind(record.from.map(|from| from.to_string()))
+        .bind(&record.through)
+        .bind(&record.action)
+        .bind(record.request.to_string())
+        .execute(&mut *self.inner)
+        .await?;
+        for (position, change) in record.changes.iter().enumerate() {
+            sqlx::query(
+                "INSERT INTO audit_changes (record, position, kind, id, before_digest, after_digest)
+                 VALUES ($1, $2, $3, $4, $5, $6)",
+            )
+            .bind(record.id.to_string())
+            .bind(position as i64)
+            .bind(&change.kind)
+            .bind(&change.id)
+            .bind(&change.before)
+            .bind(&change.after)
+            .execute(&mut *self.inner)
+            .await?;
+        }
+        Ok(true)
+    }
+}
+
+impl Store {
+    /// Puts records into the chain that are not yet; how many.
+    pub async fn link_records(&self) -> Result<usize, StoreError> {
+        let mut tx = self.begin().await?;
+        let rows = sqlx::query("SELECT * FROM audit WHERE number IS NULL ORDER BY id LIMIT $1")
+            .bind(LINKED)
+            .fetch_all(&mut *tx.inner)
+            .await?;
+        if rows.is_empty() {
+            return Ok(0);
+        }
+        let last = sqlx::query("SELECT number, link FROM audit WHERE number IS NOT NULL ORDER BY number DESC LIMIT 1")
+            .fetch_optional(&mut *tx.inner)
+            .await?;
+        let (mut number, mut previous) = match last {
+            Some(row) => (row.try_get::<i64, _>("number")? as u64, digits(row.try_get("link")?)?),
+            None => (0, START),
+        };
+        for row in &rows {
+            let record = record(&mut tx.inner, row).await?;
+            number += 1;
+            previous = link(&previous, number, &record);
+            sqlx::query("UPDATE audit SET number = $2, link = $3 WHERE id = $1")
+                .bind(record.id.to_string())
+                .bind(number as i64)
+                .bind(hex::encode(previous))
+                .execute(&mut *tx.inner)
+                .await?;
+        }
+        tx.commit().await?;
+        Ok(rows.len())
+    }
+
+    /// Woken when there are records that are not in the chain.
+    pub fn unlinked(&self) -> Arc<Notify> {
+        self.recorded.clone()
+    }
+
+    /// How far the chain goes.
+    pub async fn chain_end(&self) -> Result<ChainEnd, StoreError> {
+        let mut connection = self.pool.acquire().await?;
+        let last = sqlx::query("SELECT number, link FROM audit WHERE number IS NOT NULL ORDER BY number DESC LIMIT 1")
+            .fetch_optional(&mut *connection)
+            .await?;
+        let (number, link) = match last {
+            Some(row) => (row.try_get::<i64, _>("number")? as u64, digits(row.try_get("link")?)?),
+            None => (0, START),
+        };
+        let row = sqlx::query("SELECT COUNT(*) AS unlinked, MIN(at) AS oldest FROM audit WHERE number IS NULL")
+            .fetch_one(&mut *connection)
+            .await?;
+        let oldest_unlinked = row.try_get::<Option<i64>, _>("oldest")?.map(timestamp).transpose()?;
+        Ok(ChainEnd { number, link, unlinked: row.try_get::<i64, _>("unlinked")? as u64, oldest_unlinked })
+    }
+
+    /// Records of the chain behind the one with number `after`, at most `limit`.
+    pub async fn records(
+        &self,
+        after: Option<u64>,
+        filter: &AuditFilter,
+        limit: u32,
+    ) -> Result<Vec<Linked>, StoreError> {
+        let (than, order, start) = if filter.newest_first { ("<", "DESC", i64::MAX) } else { (">", "ASC", 0) };
+        let query = AssertSqlSafe(format!(
+            "SELECT * FROM audit
+             WHERE number {than} $1 AND ($2 IS NULL OR actor = $2)
+                AND ($3 IS NULL OR id IN (SELECT record FROM audit_changes WHERE audit_changes.id = $3))
+             ORDER BY number {order} LIMIT $4"
+        ));
+        let mut connection = self.pool.acquire().await?;
+        let rows = sqlx::query(query)
+            .bind(after.map_or(start, |after| i64::try_from(after).unwrap_or(i64::MAX)))
+            .bind(&filter.by)
+            .bind(&filter.about)
+            .bind(limit)
+            .fetch_all(&mut *connection)
+            .await?;
+        let mut records = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let record = record(&mut connection, row).await?;
+            let link = row.try_get("link")?;
+            records.push(Linked { number: row.try_get::<i64, _>("number")? as u64, link, record });
+        }
+        Ok(records)
+    }
+}
+
+async fn record(connection: &mut sqlx::SqliteConnection, row: &SqliteRow) -> Result<Record, StoreError> {
+    let uuid = |column| {
+        let text: &str = row.try_get(column)?;
+        text.parse().map_err(|error: uuid::Error| StoreError::Damaged("audit record", error.into()))
+    };
+    let from: Option<&str> = row.try_get("source")?;
+    let from = from.map(str::parse).transpose();
+    let id: Uuid = uuid("id")?;
+    let changes = sqlx::query("SELECT * FROM audit_changes WHERE record = $1 ORDER BY position")
+        .bind(id.to_string())
+        .fetch_all(connection)
+        .await?;
+    let change = |row: &SqliteRow| -> Result<Change, StoreError> {
+        Ok(Change {
+            kind: row.try_get("kind")?,
+            id: row.try_get("id")?,
+            before: row.try_get("before_digest")?,
+            after: row.try_get("after_digest")?,
+        })
+    };
+    Ok(Record {
+        id,
+        at: timestamp(row.try_get("at")?)?,
+        by: row.try_get("actor")?,
+        token: uuid("token")?,
+        from: from.map_err(|error| StoreError::Damaged("audit record", Box::new(error)))?,
+        through: row.try_get("through")?,
+        action: row.try_get("action")?,
+        request: uuid("request")?,
+        changes: changes.iter().map(change).collect::<Result<_, _>>()?,
+    })
+}
+
+/// What a row of this table is called.
+fn kind(table: &'static str) -> &'static str {
+    match table {
+        "enrolment_codes" => "enrolment code",
+        table => table.strip_suffix('s').unwrap_or(table),
+    }
+}
+
+/// A link as it is stored.
+fn digits(text: &str) -> Result<[u8; 32], StoreError> {
+    let mut link = [0; 32];
+    hex::decode_to_slice(text, &mut link).map_err(|error| StoreError::Damaged("audit link", error.into()))?;
+    Ok(link)
+}
+
+/// SHA-256 over every column: its name, its value's type and the value, each with its length.
+fn digest(row: &SqliteRow) -> Result<String, StoreError> {
+    let mut sum = Sha256::new();
+    let mut add = |bytes: &[u8]| {
+        sum.update((bytes.len() as u64).to_be_bytes());
+        sum.update(bytes);
+    };
+    for column in row.columns() {
+        add(column.name().as_bytes());
+        let value = row.try_get_raw(column.ordinal())?;
+        let stored = value.type_info().name().to_owned();
+        match stored.as_str() {
+            _ if value.is_null() => add(b"null"),
+            "TEXT" => add(row.try_get_unchecked::<&str, _>(column.ordinal())?.as_bytes()),
+            "REAL" => add(&row.try_get_unchecked::<f64, _>(column.ordinal())?.to_be_bytes()),
+            "BLOB" => add(row.try_get_unchecked::<&[u8], _>(column.ordinal())?),
+            _ => add(&row.try_get_unchecked::<i64, _>(column.ordinal())?.to_be_bytes()),
+        }
+        add(stored.as_bytes());
+    }
+    Ok(hex::encode(sum.finalize()))
+}
+
+#[cfg(test)]
+mod tests {
+    use rackhand_common::audit::{Broken, Verifier};
+
+    use super::*;
+    use crate::store::tests::{Bench, at};
+
+    fn asked(by: &str) -> Asked {
+        Asked {
+            record: Record {
+                id: Uuid::nil(),
+                at: at(0),
+                by: by.into(),
+                token: Uuid::nil(),
+                from: Some([192, 0, 2, 7].into()),
+                through: "curl/8".into(),
+                action: "PATCH /v1/machines/web-1".into(),
+                request: Uuid::now_v7(),
+                changes: Vec::new(),
+            },
+        }
+    }
+
+    /// Renames the machine; its id.
+    async fn rename(bench: &Bench, id: &str, name: &str) {
+        let mut tx = bench.store.begin().await.unwrap();
+        let mut machine = tx.machine(id).await.unwrap();
+        machine.name = name.into();
+        tx.update_machine(at(1), &mut machine).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
+    async fn chain(bench: &Bench) -> Result<u64, Broken> {
+        let mut verifier = Verifier::new(None);
+        for linked in bench.store.records(None, &AuditFilter::default(), 1000).await.unwrap() {
+            verifier.take(&linked)?;
+        }
+        verifier.end().map(|end| end.number)
+    }
+
+    #[tokio::test]
+    async fn what_a_request_changes_is_recorded_with_both_digests_and_what_else_happens_is_not() {
+        let bench = Bench::new().await;
+        let id = bench.adopted(1).await.id.to_string();
+        rename(&bench, &id, "by-nobody").await;
+        asked("admin").scope(rename(&bench, &id, "web-1")).await;
+        asked("admin").scope(rename(&bench, &id, "web-2")).await;
+        // Dropped without a commit.
+        let undone = asked("admin").scope(async {
+            let mut tx = bench.store.begin().await.unwrap();
+            tx.watch("machines", &id).await.unwrap();
+            drop(tx);
+        });
+        undone.await;
+        assert_eq!(bench.store.chain_end().await.unwrap().unlinked, 2);
+        assert_eq!(bench.store.link_records().await.unwrap(), 2);
+        assert_eq!(bench.store.link_records().await.unwrap(), 0);
+        let records = bench.store.records(None, &AuditFilter::default(), 10).await.unwrap();
+        let changes: Vec<_> = records.iter().flat_map(|linked| &linked.record.changes).collect();
+        assert_eq!(changes.len(), 2);
+        assert!(changes.iter().all(|change| change.kind == "machine" && change.id == id));
+        assert!(changes[0].before.is_some() && changes[0].after == changes[1].before);
+        assert_eq!(chain(&bench).await, Ok(2));
+        let about = AuditFilter { about: Some(id), by: Some("admin".into()), newest_first: true };
+        let newest = bench.store.records(None, &about, 1).await.unwrap();
+        assert_eq!(newest[0], records[1]);
+        assert_eq!(bench.store.records(Some(2), &about, 10).await.unwrap(), [records[0].clone()]);
+        let nobody = AuditFilter { by: Some("nobody".into()), ..AuditFilter::default() };
+        assert!(bench.store.records(None, &nobody, 10).await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn tampering_with_the_database_is_named() {
+        let tampering = [
+            ("UPDATE audit SET actor = 'x' WHERE number = 2", Broken::Altered(2)),
+            ("UPDATE audit SET at = at + 1 WHERE number = 3", Broken::Altered(3)),
+            ("UPDATE audit SET link = (SELECT link FROM audit WHERE number = 1) WHERE number = 2", Broken::Altered(2)),
+            ("DELETE FROM audit_changes WHERE record IN (SELECT id FROM audit WHERE number = 2)", Broken::Altered(2)),
+            ("UPDATE audit SET number = NULL WHERE number = 1", Broken::Missing(1)),
+            ("UPDATE audit SET number = 9 WHERE number = 2", Broken::Missing(2)),
+        ];
+        for (statement, named) in tampering {
+            let bench = Bench::new().await;
+            let id = bench.adopted(1).await.id.to_string();
+            for name in ["a", "b", "c"] {
+                asked("admin").scope(rename(&bench, &id, name)).await;
+            }
+            bench.store.link_records().await.unwrap();
+            assert_eq!(chain(&bench).await, Ok(3));
+            sqlx::query(statement).execute(&bench.store.pool).await.unwrap();
+            assert_eq!(chain(&bench).await, Err(named), "{statement}");
+        }
+    }
+
+    #[tokio::test]
+    async fn records_of_many_requests_at_once_make_one_chain() {
+        let bench = Bench::new().await;
+        let id = bench.adopted(1).await.id.to_string();
+        for round in 0..3 {
+            let names = (0..10).map(|number| format!("n{round}-{number}"));
+            let requests = names.map(|name| {
+                asked("admin").scope(async {
+                    let name = name;
+                    rename(&bench, &id, &name).await;
+                })
+            });
+            futures_util::future::join(futures_util::future::join_all(requests), bench.store.link_records())
+                .await
+                .1
+                .unwrap();
+        }
+        while bench.store.link_records().await.unwrap() > 0 {}
+        assert_eq!(chain(&bench).await, Ok(30));
+    }
+}

@@ -1,0 +1,237 @@
+//! Requests that carry a key of their client's, so that asking again does nothing twice
+//! (draft-ietf-httpapi-idempotency-key-header).
+//!
+//! Invariants:
+//! - What a request does is committed together with the mark that it was done: a request that
+//!   left no mark did nothing, whenever the controller died.
+//! - An answer is kept sealed, as some hold secrets that are shown once.
+
+use jiff::{SignedDuration, Timestamp};
+use sqlx::Row as _;
+use uuid::Uuid;
+
+use super::{Store, StoreError, Tx, micros};
+
+/// How long a key is remembered.
+const REMEMBERED: SignedDuration = SignedDuration::from_hours(24);
+
+/// How many keys are remembered at most; the oldest give way.
+const MOST: u32 = 20_000;
+
+/// So many are removed at a time, at most, when a request begins.
+const SWEPT: u32 = 100;
+
+tokio::task_local! {
+    /// The request that is being carried out by this task: every commit marks it as done.
+    static CURRENT: KeyedRequest;
+}
+
+/// One request with a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyedRequest {
+    /// The token it came with: keys of different tokens are different.
+    pub token: Uuid,
+    /// The client's key.
+    pub key: String,
+    /// SHA-256 of method, path and body: the same key must come with the same request.
+    pub request: [u8; 32],
+}
+
+/// What is known of a request that begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// Nothing was done for it: it is ours to carry out.
+    No,
+    /// This process carries it out just now.
+    Begun,
+    /// The key came with another request before.
+    Other,
+    /// It was answered so.
+    Answered(String),
+    /// It was carried out by a process that ended before the answer was kept.
+    AnswerLost,
+}
+
+impl KeyedRequest {
+    /// Has every commit made by `work` mark this request as done.
+    pub async fn scope<T>(self, work: impl Future<Output = T>) -> T {
+        CURRENT.scope(self, work).await
+    }
+
+    fn place(&self) -> String {
+        format!("answer {} {}", self.token, self.key)
+    }
+}
+
+impl Store {
+    /// Whether it is for `process` to carry out this request; if so it is noted.
+    pub async fn begin_request(
+        &self,
+        now: Timestamp,
+        process: Uuid,
+        asked: &KeyedRequest,
+    ) -> Result<Known, StoreError> {
+        let mut tx = self.begin().await?;
+        tx.sweep_requests(now).await?;
+        let known =
+            sqlx::query("SELECT request, process, committed, answer FROM keyed_requests WHERE token = $1 AND key = $2")
+                .bind(asked.token.to_string())
+                .bind(&asked.key)
+                .fetch_optional(&mut *tx.inner)
+                .await?;
+        let digest = hex::encode(asked.request);
+        let process = process.to_string();
+        let Some(row) = known else {
+            sqlx::query("INSERT INTO keyed_requests (token, key, request, begun, process) VALUES ($1, $2, $3, $4, $5)")
+                .bind(asked.token.to_string())
+                .bind(&asked.key)
+                .bind(digest)
+                .bind(micros(now))
+                .bind(process)
+                .execute(&mut *tx.inner)
+                .await?;
+            tx.commit().await?;
+            return Ok(Known::No);
+        };
+        if row.try_get::<&str, _>("request")? != digest {
+            return Ok(Known::Other);
+        }
+        if let Some(answer) = row.try_get::<Option<&str>, _>("answer")? {
+            let answer = self.seal.open(&asked.place(), answer);
+            return answer.map(Known::Answered).map_err(|error| StoreError::Damaged("answer", error.into()));
+        }
+        if row.try_get::<Option<&str>, _>("process")? == Some(&process) {
+            return Ok(Known::Begun);
+        }
+        if row.try_get::<i64, _>("committed")? != 0 {
+            return Ok(Known::AnswerLost);
+        }
+        // Whoever began it did nothing and never will.
+        sqlx::query("UPDATE keyed_requests SET process = $3, begun = $4 WHERE token = $1 AND key = $2")
+            .bind(asked.token.to_string())
+            .bind(&asked.key)
+            .bind(process)
+            .bind(micros(now))
+            .execute(&mut *tx.inner)
+            .await?;
+        tx.commit().await?;
+        Ok(Known::No)
+    }
+
+    /// Keeps the answer of a request that was carried out; one without an answer worth keeping
+    /// is given up, and may be carried out again if nothing was done for it.
+    pub async fn end_request(&self, asked: &KeyedRequest, answer: Option<&str>) -> Result<(), StoreError> {
+        let mut tx = self.begin().await?;
+        sqlx::query("UPDATE keyed_requests SET process = NULL, answer = $3 WHERE token = $1 AND key = $2")
+            .bind(asked.token.to_string())
+            .bind(&asked.key)
+            .bind(answer.map(|answer| self.seal.seal(&asked.place(), answer)))
+            .execute(&mut *tx.inner)
+            .await?;
+        tx.commit().await
+    }
+}
+
+impl Tx {
+    /// Notes that what the present request asks for is committed with this transaction.
+    pub(super) async fn mark_request(&mut self) -> Result<(), StoreError> {
+        let Ok(current) = CURRENT.try_with(KeyedRequest::clone) else { return Ok(()) };
+        sqlx::query("UPDATE keyed_requests SET committed = 1 WHERE token = $1 AND key = $2")
+            .bind(current.token.to_string())
+            .bind(current.key)
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// Removes some of those that are remembered no longer.
+    async fn sweep_requests(&mut self, now: Timestamp) -> Result<(), StoreError> {
+        let newest = "SELECT begun FROM keyed_requests ORDER BY begun DESC LIMIT 1 OFFSET $1";
+        let enough: Option<i64> = sqlx::query_scalar(newest).bind(MOST).fetch_optional(&mut *self.inner).await?;
+        let old = micros(now.checked_sub(REMEMBERED).unwrap_or(Timestamp::MIN));
+        let swept = "DELETE FROM keyed_requests WHERE (token, key) IN
+            (SELECT token, key FROM keyed_requests WHERE begun <= $1 ORDER BY begun LIMIT $2)";
+        let until = enough.map_or(old, |enough| enough.max(old));
+        sqlx::query(swept).bind(until).bind(SWEPT).execute(&mut *self.inner).await?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::{Bench, at};
+
+    const OURS: Uuid = Uuid::from_u128(1);
+    const NEXT: Uuid = Uuid::from_u128(2);
+
+    async fn asked(bench: &Bench) -> KeyedRequest {
+        let mut tx = bench.store.begin().await.unwrap();
+        let token = tx.insert_token(at(0), "admin", &[1; 32], None).await.unwrap();
+        tx.commit().await.unwrap();
+        KeyedRequest { token, key: "k".into(), request: [7; 32] }
+    }
+
+    async fn begin(bench: &Bench, second: i64, process: Uuid, asked: &KeyedRequest) -> Known {
+        bench.store.begin_request(at(second), process, asked).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_request_is_carried_out_once_and_its_answer_told_again() {
+        let bench = Bench::new().await;
+        let asked = asked(&bench).await;
+        assert_eq!(begin(&bench, 0, OURS, &asked).await, Known::No);
+        assert_eq!(begin(&bench, 1, OURS, &asked).await, Known::Begun);
+        assert_eq!(begin(&bench, 1, OURS, &KeyedRequest { request: [8; 32], ..asked.clone() }).await, Known::Other);
+        bench.store.end_request(&asked, Some("RH1.secret")).await.unwrap();
+        assert_eq!(begin(&bench, 2, NEXT, &asked).await, Known::Answered("RH1.secret".into()));
+        let stored: String =
+            sqlx::query_scalar("SELECT answer FROM keyed_requests").fetch_one(&bench.store.pool).await.unwrap();
+        assert!(!stored.contains("secret"));
+    }
+
+    #[tokio::test]
+    async fn what_a_dead_process_began_is_done_unless_something_of_it_was_committed() {
+        let bench = Bench::new().await;
+        let asked = asked(&bench).await;
+        assert_eq!(begin(&bench, 0, OURS, &asked).await, Known::No);
+        let undone = asked.clone().scope(async { bench.store.begin().await.unwrap() }).await;
+        drop(undone);
+        assert_eq!(begin(&bench, 1, NEXT, &asked).await, Known::No);
+        asked.clone().scope(async { bench.store.begin().await.unwrap().commit().await.unwrap() }).await;
+        assert_eq!(begin(&bench, 2, Uuid::from_u128(3), &asked).await, Known::AnswerLost);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_was_given_up_is_begun_again_by_the_same_process() {
+        let bench = Bench::new().await;
+        let asked = asked(&bench).await;
+        assert_eq!(begin(&bench, 0, OURS, &asked).await, Known::No);
+        bench.store.end_request(&asked, None).await.unwrap();
+        assert_eq!(begin(&bench, 0, OURS, &asked).await, Known::No);
+    }
+
+    #[tokio::test]
+    async fn keys_are_forgotten_after_a_day_and_when_there_are_too_many() {
+        let bench = Bench::new().await;
+        let asked = asked(&bench).await;
+        assert_eq!(begin(&bench, 0, OURS, &asked).await, Known::No);
+        bench.store.end_request(&asked, Some("old")).await.unwrap();
+        assert_eq!(begin(&bench, 86_399, OURS, &asked).await, Known::Answered("old".into()));
+        assert_eq!(begin(&bench, 86_401, OURS, &asked).await, Known::No);
+        let fill = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $2)
+            INSERT INTO keyed_requests (token, key, request, begun) SELECT $1, 'k' || i, '', $3 + i FROM n";
+        sqlx::query(fill)
+            .bind(asked.token.to_string())
+            .bind(MOST + 10)
+            .bind(micros(at(86_402)))
+            .execute(&bench.store.pool)
+            .await
+            .unwrap();
+        let another = KeyedRequest { key: "another".into(), ..asked };
+        assert_eq!(begin(&bench, 86_500, OURS, &another).await, Known::No);
+        let left: u32 =
+            sqlx::query_scalar("SELECT COUNT(*) FROM keyed_requests").fetch_one(&bench.store.pool).await.unwrap();
+        assert_eq!(left, MOST + 1);
+    }
+}
