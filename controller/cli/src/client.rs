@@ -144,14 +144,23 @@ impl Client {
 
     /// All pages of a list. `path` may have a query already.
     pub(crate) async fn list(&self, path: &str) -> anyhow::Result<Vec<Value>> {
-        let separator = if path.contains('?') { '&' } else { '?' };
+        self.list_with(path, Vec::new()).await
+    }
+
+    /// The same with a query, whose values are escaped.
+    pub(crate) async fn list_with(
+        &self,
+        path: &str,
+        mut query: Vec<(&'static str, String)>,
+    ) -> anyhow::Result<Vec<Value>> {
+        query.push(("limit", "200".into()));
         let mut items = Vec::new();
-        let mut after = String::new();
         loop {
-            let page: Page = self.get(&format!("{path}{separator}limit=200{after}")).await?;
+            let page: Page = self.get_with(path, &query).await?;
             items.extend(page.items);
+            query.retain(|(name, _)| *name != "after");
             match page.next {
-                Some(next) => after = format!("&after={next}"),
+                Some(next) => query.push(("after", next)),
                 None => return Ok(items),
             }
         }

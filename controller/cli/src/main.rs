@@ -208,13 +208,58 @@ machines still boot what the node has on its disk. To let the node in again, enr
     },
 }
 
+/// Which machines, and in which order.
+#[derive(Args)]
+struct MachineFilter {
+    /// Only those of this rack
+    #[arg(long)]
+    rack: Option<String>,
+    /// Only those there in their life: discovered, ready, deploying, active, releasing, quarantined
+    #[arg(long)]
+    lifecycle: Option<String>,
+    /// Only those with this image on them
+    #[arg(long)]
+    image: Option<String>,
+    /// Only those whose names begin so
+    #[arg(long)]
+    name: Option<String>,
+    /// Only the one with this network card
+    #[arg(long)]
+    mac: Option<String>,
+    /// Only those with an alert
+    #[arg(long)]
+    alert: bool,
+    /// By `name`, or in the order in which they were `discovered`
+    #[arg(long, default_value = "discovered")]
+    sort: String,
+}
+
+impl MachineFilter {
+    fn query(self) -> Vec<(&'static str, String)> {
+        let Self { rack, lifecycle, image, name, mac, alert, sort } = self;
+        let alert = alert.then(|| "true".to_owned());
+        let given = [
+            ("rack", rack),
+            ("lifecycle", lifecycle),
+            ("image", image),
+            ("name", name),
+            ("mac", mac),
+            ("alert", alert),
+            ("sort", Some(sort)),
+        ];
+        given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+}
+
 #[derive(Subcommand)]
 enum MachineCommand {
     /// List machines
+    #[command(after_help = "  rackhand machine list --lifecycle ready --sort name
+  rackhand machine list --rack lab --alert
+  rackhand machine list --mac 52:54:00:12:34:56")]
     List {
-        /// Only those of this rack
-        #[arg(long)]
-        rack: Option<String>,
+        #[command(flatten)]
+        filter: MachineFilter,
     },
     /// Show one machine: where it stands, what is in it, what can be done
     Show {
@@ -560,9 +605,9 @@ fn confirm(what: &str) -> anyhow::Result<()> {
 
 async fn machine(client: &Client, command: MachineCommand, output: Output) -> anyhow::Result<String> {
     match command {
-        MachineCommand::List { rack } => {
-            let path = rack.map_or("/v1/machines".into(), |rack| format!("/v1/machines?rack={rack}"));
-            print(output, client.list(&path).await?.into(), |machines: Vec<_>| show::machines(&machines))
+        MachineCommand::List { filter } => {
+            let found = client.list_with("/v1/machines", filter.query()).await?;
+            print(output, found.into(), |machines: Vec<_>| show::machines(&machines))
         }
         MachineCommand::Show { machine } => {
             let value = client.ask(Method::GET, &format!("/v1/machines/{machine}"), None).await?;

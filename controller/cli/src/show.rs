@@ -27,7 +27,7 @@ fn or_dash(text: Option<&str>) -> String {
 
 pub(crate) fn machines(machines: &[Machine]) -> String {
     if machines.is_empty() {
-        return "no machines yet: power one on in a rack, and it will be discovered".into();
+        return "no such machine; power one on in a rack, and it will be discovered".into();
     }
     let rows = machines.iter().map(|machine| {
         vec![

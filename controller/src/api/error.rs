@@ -31,6 +31,7 @@ enum Kind {
     Conflict,
     InProgress,
     AnswerLost,
+    Precondition,
     TooLarge,
     MediaType,
     Invalid,
@@ -44,7 +45,7 @@ enum Kind {
 pub(super) struct Problem {
     /// Names the kind of problem: `urn:rackhand:problem:` and one of `malformed`,
     /// `unauthenticated`, `not-found`, `method`, `timeout`, `conflict`, `in-progress`,
-    /// `answer-lost`, `too-large`, `media-type`, `invalid`, `internal`, `unavailable`.
+    /// `answer-lost`, `precondition-failed`, `too-large`, `media-type`, `invalid`, `internal`, `unavailable`.
     #[serde(rename = "type")]
     #[schema(example = "urn:rackhand:problem:conflict")]
     kind: String,
@@ -116,6 +117,11 @@ impl Error {
         Self::new(Kind::AnswerLost, detail)
     }
 
+    /// It is not as the caller said that it was.
+    pub fn precondition(detail: impl fmt::Display) -> Self {
+        Self::new(Kind::Precondition, detail)
+    }
+
     /// The body is longer than it may be.
     pub fn too_large(detail: impl fmt::Display) -> Self {
         Self::new(Kind::TooLarge, detail)
@@ -164,6 +170,9 @@ impl Kind {
             Self::Conflict => (StatusCode::CONFLICT, "conflict", "The present state does not permit this"),
             Self::InProgress => (StatusCode::CONFLICT, "in-progress", "The same request is being carried out"),
             Self::AnswerLost => (StatusCode::CONFLICT, "answer-lost", "It was carried out, and its answer is lost"),
+            Self::Precondition => {
+                (StatusCode::PRECONDITION_FAILED, "precondition-failed", "It is not what it was when you read it")
+            }
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large"),
             Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "media-type", "The body has an unknown type"),
             Self::Invalid => (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "A field is not acceptable"),

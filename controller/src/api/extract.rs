@@ -63,6 +63,40 @@ fn depth(json: &[u8]) -> usize {
     deepest
 }
 
+/// `If-Match` (RFC 9110, 13.1.1): the version of a thing as its reader knew it; none when any will do.
+pub(super) struct Expected(Option<Vec<String>>);
+
+impl Expected {
+    /// Fails unless the thing is as its reader knew it.
+    pub(super) fn check(&self, version: u64) -> Result<(), Error> {
+        let now = etag(version);
+        match &self.0 {
+            Some(tags) if !tags.iter().any(|tag| *tag == now || tag == "*") => {
+                Err(Error::precondition(format!("it was changed since you read it and is {now} now: read it again")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The entity tag of a thing's version.
+pub(super) fn etag(version: u64) -> String {
+    format!("\"{version}\"")
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Expected {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        let mut tags = Vec::new();
+        for value in parts.headers.get_all(header::IF_MATCH) {
+            let text = value.to_str().map_err(|_| Error::malformed("If-Match is not text"))?;
+            tags.extend(text.split(',').map(|tag| tag.trim().to_owned()));
+        }
+        Ok(Self(Some(tags).filter(|tags| !tags.is_empty())))
+    }
+}
+
 /// Parameters of the query.
 pub(super) struct Query<T>(pub(super) T);
 

@@ -19,7 +19,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App, Error,
-    extract::{Json, Page, Query, check_name, is_label, limit, parse},
+    extract::{Expected, Json, Page, Query, check_name, etag, is_label, limit, parse},
     racks,
     runs::Run,
 };
@@ -142,6 +142,19 @@ impl Machine {
 pub(super) struct Which {
     /// Only those of this rack (id or name).
     rack: Option<String>,
+    /// Only those there in their life: `discovered`, `ready`, `deploying`, `active`, `releasing`, `quarantined`.
+    lifecycle: Option<String>,
+    /// Only those with this image on them (its name).
+    image: Option<String>,
+    /// Only those whose names begin so.
+    name: Option<String>,
+    /// Only the one with this network card.
+    mac: Option<String>,
+    /// Only those that an operator should look at (`true`), or all others (`false`).
+    alert: Option<bool>,
+    /// By their `name`, or in the order in which they were `discovered`.
+    #[param(default = "discovered")]
+    sort: Option<Sort>,
     /// `next` of the page before; absent for the first page.
     after: Option<String>,
     /// How many at most, 1 to 200.
@@ -149,9 +162,20 @@ pub(super) struct Which {
     limit: Option<u32>,
 }
 
+/// By what a list of machines is sorted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Sort {
+    /// The order of their discovery.
+    #[default]
+    Discovered,
+    /// Their names.
+    Name,
+}
+
 /// List machines
 ///
-/// In the order of their discovery.
+/// In the order of their discovery, or by name.
 #[utoipa::path(get, path = "/v1/machines", tag = "machines", params(Which),
     responses((status = 200, body = Page<Machine>)))]
 pub(super) async fn list(State(app): State<App>, Query(which): Query<Which>) -> Result<impl IntoResponse, Error> {
@@ -160,7 +184,20 @@ pub(super) async fn list(State(app): State<App>, Query(which): Query<Which>) -> 
         Some(rack) => Some(app.store.rack(rack).await?.id),
         None => None,
     };
-    let rows = app.store.machines(rack, parse("after", which.after.as_deref())?, limit + 1).await?;
+    let filter = store::MachineFilter {
+        rack,
+        lifecycle: parse("lifecycle", which.lifecycle.as_deref())?,
+        image: which.image,
+        name: which.name,
+        mac: parse("mac", which.mac.as_deref())?,
+        alert: which.alert,
+    };
+    let sort = which.sort.unwrap_or_default();
+    let order = match sort {
+        Sort::Discovered => store::MachineOrder::Discovered(parse("after", which.after.as_deref())?),
+        Sort::Name => store::MachineOrder::Name(which.after),
+    };
+    let rows = app.store.machines(&filter, order, limit + 1).await?;
     let names = racks::names(&app).await?;
     let running = app.store.runs_in_progress().await?;
     let view = |row: store::Machine| {
@@ -168,7 +205,11 @@ pub(super) async fn list(State(app): State<App>, Query(which): Query<Which>) -> 
         let rack = names.get(&row.rack).cloned().unwrap_or_else(|| row.rack.to_string());
         Machine::of(row, rack, run)
     };
-    Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), view)))
+    let cursor = |row: &store::Machine| match sort {
+        Sort::Discovered => row.id.to_string(),
+        Sort::Name => row.name.clone(),
+    };
+    Ok(axum::Json(Page::of(rows, limit, cursor, view)))
 }
 
 /// Show one machine
@@ -178,12 +219,13 @@ pub(super) async fn show(State(app): State<App>, Path(machine): Path<String>) ->
     view(&app, &machine).await
 }
 
-async fn view(app: &App, machine: &str) -> Result<axum::Json<Machine>, Error> {
+async fn view(app: &App, machine: &str) -> Result<impl IntoResponse + use<>, Error> {
     let row = app.store.machine(machine).await?;
+    let tag = [(header::ETAG, etag(row.version))];
     let rack = app.store.rack(&row.rack.to_string()).await?.name;
     let latest = app.store.runs(Some(row.id), None, 1).await?;
     let run = latest.iter().find(|run| run.status == store::RunStatus::Running).map(|run| run.id);
-    Ok(axum::Json(Machine::of(row, rack, run)))
+    Ok((tag, axum::Json(Machine::of(row, rack, run))))
 }
 
 /// What may be changed about a machine.
@@ -203,11 +245,13 @@ pub(super) struct Change {
 pub(super) async fn rename(
     State(app): State<App>,
     Path(machine): Path<String>,
+    expected: Expected,
     Json(body): Json<Change>,
 ) -> Result<impl IntoResponse, Error> {
     check_host_name("/name", &body.name)?;
     let mut tx = app.store.begin().await?;
     let mut machine = tx.machine(&machine).await?;
+    expected.check(machine.version)?;
     machine.name = body.name;
     tx.update_machine(app.clock.now().wall, &mut machine).await?;
     tx.commit().await?;
@@ -240,11 +284,13 @@ pub(super) struct Adopt {
 pub(super) async fn adopt(
     State(app): State<App>,
     Path(machine): Path<String>,
+    expected: Expected,
     Json(body): Json<Adopt>,
 ) -> Result<impl IntoResponse, Error> {
     let now = app.clock.now().wall;
     let mut tx = app.store.begin().await?;
     let machine = tx.machine(&machine).await?;
+    expected.check(machine.version)?;
     let accept = Accept { data: body.accept_data, parts: body.accept_parts };
     let mut machine = tx.adopt(now, &machine, accept).await?;
     if let Some(name) = body.name {
@@ -278,10 +324,12 @@ pub(super) struct ReplacePart {
 pub(super) async fn replace_part(
     State(app): State<App>,
     Path(machine): Path<String>,
+    expected: Expected,
     Json(body): Json<ReplacePart>,
 ) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
     let machine = tx.machine(&machine).await?;
+    expected.check(machine.version)?;
     let accept = Accept { data: body.accept_data, parts: body.accept_parts };
     let machine = tx.replace_part(app.clock.now().wall, &machine, accept).await?;
     tx.commit().await?;
@@ -324,9 +372,14 @@ pub(super) async fn merge(
 /// Should it start again in a rack, it is discovered anew.
 #[utoipa::path(delete, path = "/v1/machines/{machine}", tag = "machines",
     params(("machine" = String, Path, description = "Id or name.")), responses((status = 204)))]
-pub(super) async fn forget(State(app): State<App>, Path(machine): Path<String>) -> Result<impl IntoResponse, Error> {
+pub(super) async fn forget(
+    State(app): State<App>,
+    Path(machine): Path<String>,
+    expected: Expected,
+) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
     let machine = tx.machine(&machine).await?;
+    expected.check(machine.version)?;
     tx.forget(app.clock.now().wall, &machine).await?;
     tx.commit().await?;
     (app.changed)(machine.rack);
@@ -364,10 +417,12 @@ pub(super) struct Deploy {
 pub(super) async fn deploy(
     State(app): State<App>,
     Path(machine): Path<String>,
+    expected: Expected,
     Json(body): Json<Deploy>,
 ) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
     let machine = tx.machine(&machine).await?;
+    expected.check(machine.version)?;
     let (image, request) = (body.image.clone(), request(body, &machine.name)?);
     let image = tx.image(&image).await?;
     let run = tx.start_deploy(app.clock.now().wall, &machine, &image, request).await?;
@@ -416,10 +471,12 @@ pub(super) struct Nothing {}
 pub(super) async fn release(
     State(app): State<App>,
     Path(machine): Path<String>,
+    expected: Expected,
     Json(Nothing {}): Json<Nothing>,
 ) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
     let machine = tx.machine(&machine).await?;
+    expected.check(machine.version)?;
     let run = tx.start_release(app.clock.now().wall, &machine).await?;
     tx.commit().await?;
     Ok(accepted(&app, run))
@@ -454,6 +511,7 @@ pub(super) enum PowerAction {
 pub(super) async fn power(
     State(app): State<App>,
     Path(machine): Path<String>,
+    expected: Expected,
     Json(body): Json<ChangePower>,
 ) -> Result<impl IntoResponse, Error> {
     let change = match body.action {
@@ -463,6 +521,7 @@ pub(super) async fn power(
     };
     let mut tx = app.store.begin().await?;
     let machine = tx.machine(&machine).await?;
+    expected.check(machine.version)?;
     let run = tx.start_power(app.clock.now().wall, &machine, change).await?;
     tx.commit().await?;
     Ok(accepted(&app, run))

@@ -161,6 +161,8 @@ struct Whoami {
             **Lists** come in pages: give `next` of one page as `after` for the following one.\n\n\
             **Asking again.** A POST with an `Idempotency-Key` is carried out once: asked again within a day with the \
             same key and body, it does nothing and is answered as before, with `Idempotency-Replayed: true`.\n\n\
+            **What you read is what you change.** A machine is sent with an `ETag`; an operation on it with that \
+            in `If-Match` is refused with 412 when anything about the machine changed since.\n\n\
             **Problems** are `application/problem+json` (RFC 9457). `type` is for programs, `detail` says what to do.\n\n\
             **Unknown fields** in a body or query are refused: a misspelt option is never silently ignored."
     ),
@@ -213,7 +215,18 @@ fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
         .description(Some("Names this request: asked again with the same key, it does nothing again."))
         .schema(Some(text.max_length(Some(idempotency::MAX_KEY))))
         .build();
-    for item in document.paths.paths.values_mut() {
+    let expected = ParameterBuilder::new()
+        .name("If-Match")
+        .parameter_in(ParameterIn::Header)
+        .description(Some("The `ETag` of the machine as you read it: refused with 412 when it changed since."))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .build();
+    for (at, item) in &mut document.paths.paths {
+        let path = "/v1/machines/{machine}";
+        let verbs = [&mut item.post, &mut item.patch, &mut item.delete];
+        for operation in verbs.into_iter().flatten().filter(|_| at.starts_with(path) && !at.ends_with("/merge")) {
+            operation.parameters.get_or_insert_default().push(RefOr::T(expected.clone()));
+        }
         if let Some(post) = &mut item.post {
             post.parameters.get_or_insert_default().push(RefOr::T(key.clone()));
         }

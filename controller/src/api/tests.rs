@@ -535,3 +535,83 @@ async fn no_change_is_recorded_without_what_was_changed() {
         assert_ne!(record["changes"], json!([]), "{record}");
     }
 }
+
+#[tokio::test]
+async fn machines_are_filtered_and_sorted_page_by_page() {
+    let bench = Bench::new().await;
+    let machine = discovered(&bench).await;
+    bench.ask(Method::PATCH, &format!("/v1/machines/{machine}"), r#"{"name":"web-1"}"#).await;
+    let found = async |query: &str| {
+        let (status, page) = bench.ask(Method::GET, &format!("/v1/machines?{query}"), "").await;
+        assert_eq!(status, StatusCode::OK, "{page}");
+        page["items"].as_array().unwrap().len()
+    };
+    let mac = bench.ask(Method::GET, "/v1/machines/web-1", "").await.1["macs"][0].as_str().unwrap().to_owned();
+    for (query, wanted) in [
+        ("lifecycle=discovered", 1),
+        ("lifecycle=ready", 0),
+        ("name=web", 1),
+        ("name=web-1", 1),
+        ("name=web-2", 0),
+        ("name=eb", 0),
+        ("image=debian-12", 0),
+        ("alert=true", 0),
+        ("alert=false", 1),
+        (&format!("mac={mac}"), 1),
+        ("mac=52:54:00:ff:ff:ff", 0),
+        ("sort=name&name=w&lifecycle=discovered&rack=lab", 1),
+        ("sort=name&after=web-1", 0),
+        ("sort=name&after=w", 1),
+    ] {
+        assert_eq!(found(query).await, wanted, "{query}");
+    }
+    bench
+        .check(
+            Method::GET,
+            "/v1/machines?lifecycle=happy",
+            "",
+            expect!["422 invalid: lifecycle: `happy` is not one of ours"],
+        )
+        .await;
+    bench.check(Method::GET, "/v1/machines?mac=1", "", expect!["422 invalid: mac: `1` is not one of ours"]).await;
+}
+
+#[tokio::test]
+async fn what_changed_since_it_was_read_is_not_changed() {
+    let bench = Bench::new().await;
+    let machine = discovered(&bench).await;
+    let ask = async |method: Method, path: String, tag: Option<&str>, body: &'static str| {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("/v1/machines/{path}"))
+            .header("authorization", format!("Bearer {}", bench.token))
+            .header("content-type", "application/json");
+        if let Some(tag) = tag {
+            request = request.header("if-match", tag);
+        }
+        let request = request.body(Body::from(body)).unwrap();
+        let response = router(bench.app.clone()).oneshot(request).await.unwrap();
+        let tag = response.headers().get("etag").map(|tag| tag.to_str().unwrap().to_owned());
+        (response.status(), tag)
+    };
+    let (_, read) = ask(Method::GET, machine.clone(), None, "").await;
+    let (status, renamed) = ask(Method::PATCH, machine, read.as_deref(), r#"{"name":"web-1"}"#).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_ne!(renamed, read);
+    for (method, path, body) in [
+        (Method::PATCH, "web-1", r#"{"name":"web-2"}"#),
+        (Method::POST, "web-1/adopt", r#"{"accept_data":true}"#),
+        (Method::POST, "web-1/replace-part", "{}"),
+        (Method::POST, "web-1/deploy", r#"{"image":"debian"}"#),
+        (Method::POST, "web-1/release", "{}"),
+        (Method::POST, "web-1/power", r#"{"action":"off"}"#),
+        (Method::DELETE, "web-1", ""),
+    ] {
+        let (status, _) = ask(method, path.into(), read.as_deref(), body).await;
+        assert_eq!(status, StatusCode::PRECONDITION_FAILED, "{path}");
+    }
+    let both = format!("{}, {}", read.unwrap(), renamed.unwrap());
+    let adopt = r#"{"accept_data":true}"#;
+    assert_eq!(ask(Method::POST, "web-1/adopt".into(), Some(&both), adopt).await.0, StatusCode::OK);
+    assert_eq!(ask(Method::PATCH, "web-1".into(), Some("*"), r#"{"name":"web-3"}"#).await.0, StatusCode::OK);
+}

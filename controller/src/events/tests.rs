@@ -5,7 +5,7 @@ use rackhand_common::{event, machine::Content};
 
 use crate::{
     store::{
-        EventFilter, Run,
+        EventFilter, MachineFilter, MachineOrder, Run,
         tests::{Bench, address, at, inventory, mac},
     },
     verbs::{Accept, Denied},
@@ -86,7 +86,7 @@ async fn an_unknown_machine_is_discovered_and_a_known_one_recognised_by_its_mac(
     let machine = bench.store.machine(&id.to_string()).await.unwrap();
     assert_eq!((machine.address, machine.connected), (address(100), true));
     assert!(bench.store.rack_revision(bench.rack).await.unwrap() > revision);
-    assert_eq!(bench.store.machines(None, None, 9).await.unwrap().len(), 1);
+    assert_eq!(bench.store.machines(&MachineFilter::default(), MachineOrder::default(), 9).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -97,7 +97,7 @@ async fn a_stranger_at_a_machines_address_changes_nothing_but_raises_an_alert() 
     let now = bench.store.machine("m100").await.unwrap();
     assert_eq!((&now.macs, now.connection), (&machine.macs, machine.connection));
     assert!(now.alert.unwrap().contains("m100"));
-    assert_eq!(bench.store.machines(None, None, 9).await.unwrap().len(), 1);
+    assert_eq!(bench.store.machines(&MachineFilter::default(), MachineOrder::default(), 9).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -266,7 +266,7 @@ async fn a_new_mainboard_with_new_cards_is_merged_and_keeps_name_address_and_his
     // Its installer still runs under the other id, and asks again.
     let what = What::Connected { mac: mac(50), address: address(150), inventory: inventory(50) };
     take_next(&bench, vec![of(stranger.id, what)]).await;
-    assert_eq!(bench.store.machines(None, None, 9).await.unwrap().len(), 1);
+    assert_eq!(bench.store.machines(&MachineFilter::default(), MachineOrder::default(), 9).await.unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -72,11 +72,50 @@ pub struct Machine {
     pub version: u64,
 }
 
+impl MachineFilter {
+    /// Those of one rack.
+    pub fn of(rack: RackId) -> Self {
+        Self { rack: Some(rack), ..Self::default() }
+    }
+}
+
+impl Default for MachineOrder {
+    fn default() -> Self {
+        Self::Discovered(None)
+    }
+}
+
 impl Machine {
     /// Parts that are not those accepted; empty while nobody has adopted it.
     pub fn changes(&self) -> Vec<identity::Change> {
         self.accepted.as_ref().map(|accepted| identity::compare(accepted, &self.inventory)).unwrap_or_default()
     }
+}
+
+/// Which machines of a list: those that all of it is true of.
+#[derive(Clone, Debug, Default)]
+pub struct MachineFilter {
+    /// In this rack.
+    pub rack: Option<RackId>,
+    /// There in their life.
+    pub lifecycle: Option<Lifecycle>,
+    /// With this image on them.
+    pub image: Option<String>,
+    /// Whose names begin so.
+    pub name: Option<String>,
+    /// With this network card.
+    pub mac: Option<Mac>,
+    /// That an operator should look at, or should not.
+    pub alert: Option<bool>,
+}
+
+/// The place in a list behind which it goes on; none of it is the beginning.
+#[derive(Clone, Debug)]
+pub enum MachineOrder {
+    /// In the order of their discovery, behind this one.
+    Discovered(Option<MachineId>),
+    /// By name, behind this one.
+    Name(Option<String>),
 }
 
 const SELECT: &str = "SELECT machines.*,
@@ -89,25 +128,43 @@ impl Store {
         machine(&self.seal, &self.pool, id_or_name).await
     }
 
-    /// Machines in the order of their discovery, after `after`, at most `limit`; of one rack
-    /// or of all.
+    /// Machines that `filter` is true of, at most `limit`.
     pub async fn machines(
         &self,
-        rack: Option<RackId>,
-        after: Option<MachineId>,
+        filter: &MachineFilter,
+        order: MachineOrder,
         limit: u32,
     ) -> Result<Vec<Machine>, StoreError> {
-        sqlx::query(sqlx::AssertSqlSafe(format!(
-            "{SELECT} WHERE id > $1 AND ($2 IS NULL OR rack = $2) ORDER BY id LIMIT $3"
-        )))
-        .bind(after.map(|id| id.to_string()).unwrap_or_default())
-        .bind(rack.map(|id| id.to_string()))
-        .bind(limit)
-        .fetch_all(&self.pool)
-        .await?
-        .iter()
-        .map(|row| read(&self.seal, row))
-        .collect()
+        let (column, after) = match order {
+            MachineOrder::Discovered(after) => ("id", after.map(|id| id.to_string()).unwrap_or_default()),
+            MachineOrder::Name(after) => ("name", after.unwrap_or_default()),
+        };
+        // A condition that is not asked for is not in the query: each finds its own index.
+        let mut query = sqlx::QueryBuilder::new(format!("{SELECT} WHERE {column} > "));
+        query.push_bind(after);
+        if let Some(rack) = filter.rack {
+            query.push(" AND rack = ").push_bind(rack.to_string());
+        }
+        if let Some(lifecycle) = filter.lifecycle {
+            query.push(" AND lifecycle = ").push_bind(lifecycle.to_string());
+        }
+        if let Some(image) = &filter.image {
+            query.push(" AND image = ").push_bind(image);
+        }
+        if let Some(name) = &filter.name {
+            // Names are ASCII: behind all that begin so, and before whatever follows.
+            query.push(" AND name >= ").push_bind(name).push(" AND name < ").push_bind(format!("{name}~"));
+        }
+        if let Some(mac) = filter.mac {
+            query.push(" AND id IN (SELECT machine FROM macs WHERE mac = ").push_bind(mac.to_string()).push(")");
+        }
+        match filter.alert {
+            Some(true) => query.push(" AND alert IS NOT NULL"),
+            Some(false) => query.push(" AND alert IS NULL"),
+            None => &mut query,
+        };
+        query.push(format!(" ORDER BY {column} LIMIT ")).push_bind(limit);
+        query.build().fetch_all(&self.pool).await?.iter().map(|row| read(&self.seal, row)).collect()
     }
 }
 

@@ -53,7 +53,7 @@ pub use self::{
     commands::StoredCommand,
     events::{EventFilter, Happened, StoredEvent},
     images::{Image, ImageState, Stored},
-    machines::Machine,
+    machines::{Machine, MachineFilter, MachineOrder},
     racks::{Rack, SoundNetwork, Unsound},
     requests::{KeyedRequest, Known},
     runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Run, RunStatus},

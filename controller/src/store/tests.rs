@@ -223,12 +223,18 @@ async fn machines_racks_runs_and_events_are_read_page_by_page() {
     racks.sort();
 
     let mut seen = Vec::new();
-    while let Some(machine) = bench.store.machines(Some(bench.rack), seen.last().copied(), 1).await.unwrap().pop() {
+    while let Some(machine) = {
+        let order = MachineOrder::Discovered(seen.last().copied());
+        bench.store.machines(&MachineFilter::of(bench.rack), order, 1).await.unwrap().pop()
+    } {
         seen.push(machine.id);
     }
     assert_eq!(seen, machines);
     let elsewhere = racks.iter().copied().find(|id| *id != bench.rack);
-    assert_eq!(bench.store.machines(elsewhere, None, 9).await.unwrap(), []);
+    assert_eq!(
+        bench.store.machines(&MachineFilter::of(elsewhere.unwrap()), MachineOrder::default(), 9).await.unwrap(),
+        []
+    );
     let mut seen = Vec::new();
     while let Some(run) = bench.store.runs(None, seen.last().copied(), 1).await.unwrap().pop() {
         seen.push(run.id);
@@ -586,7 +592,7 @@ async fn rows_of_the_next_version_with_further_fields_in_them_are_read_fully() {
     let bench = Bench::new().await;
     let run = waiting(&bench).await;
     let all = async || {
-        let machines = bench.store.machines(None, None, 10).await.unwrap();
+        let machines = bench.store.machines(&MachineFilter::default(), MachineOrder::default(), 10).await.unwrap();
         let events = bench.store.events(0, EventFilter::default(), 100).await.unwrap();
         let images = bench.store.images(None, 10).await.unwrap();
         let racks = bench.store.racks(None, 10).await.unwrap();

@@ -11,6 +11,8 @@ use rackhand_common::{
     time::Clock as _,
 };
 
+use rackhand_controller::store::{MachineFilter, MachineOrder};
+
 use super::{Happens, World, seconds};
 use crate::{
     hub::{Done, Effect},
@@ -130,7 +132,11 @@ impl World {
     /// What the controller's database says of a machine.
     pub(super) async fn row(&mut self, at: (usize, usize)) -> Option<rackhand_controller::store::Machine> {
         let mac = self.machines[at.0][at.1].mac;
-        let rows = self.truth.machines(Some(self.nodes[at.0].rack), None, 100).await.unwrap_or_default();
+        let rows = self
+            .truth
+            .machines(&MachineFilter::of(self.nodes[at.0].rack), MachineOrder::default(), 100)
+            .await
+            .unwrap_or_default();
         rows.into_iter().find(|row| row.macs.contains(&mac))
     }
 

@@ -8,7 +8,7 @@ use rackhand_common::{
     time::Clock as _,
 };
 use rackhand_controller::{
-    store::PowerChange,
+    store::{MachineFilter, MachineOrder, PowerChange},
     verbs::{Accept, Denied, DeployRequest},
 };
 use rackhand_controller_core::lifecycle::Lifecycle;
@@ -29,7 +29,8 @@ impl World {
         if self.controller.runner.is_none() {
             return;
         }
-        let machines = self.truth.machines(None, None, 100).await.unwrap_or_default();
+        let machines =
+            self.truth.machines(&MachineFilter::default(), MachineOrder::default(), 100).await.unwrap_or_default();
         let dice = self.operator.below(100);
         let Some(machine) = self.operator.choose(&machines).cloned() else { return };
         let now = self.controller.clock.now().wall;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rackhand_common::intent::Boot;
-use rackhand_controller::store::EventFilter;
+use rackhand_controller::store::{EventFilter, MachineFilter, MachineOrder};
 use rackhand_controller_core::lifecycle::Lifecycle;
 
 use super::{Happens, Outcome, World, seconds, source};
@@ -100,7 +100,11 @@ impl World {
                 self.oracles.events(now, &sources, &all);
             }
             // Active machines run from their disks.
-            let rows = self.truth.machines(Some(self.nodes[rack].rack), None, 100).await.unwrap_or_default();
+            let rows = self
+                .truth
+                .machines(&MachineFilter::of(self.nodes[rack].rack), MachineOrder::default(), 100)
+                .await
+                .unwrap_or_default();
             for row in rows {
                 if row.lifecycle == Lifecycle::Active && row.boot != Boot::Disk {
                     self.oracles.broken(Promise::P1, now, format!("{} is active and told to boot ours", row.name));
