@@ -63,11 +63,12 @@ pub async fn redeem(
     authority: &Authority,
     now: Timestamp,
     (secret, csr): (&str, &[u8]),
+    from: IpAddr,
     cut: impl Fn(AgentId),
 ) -> Result<(AgentId, RackId, Issued), NotEnrolled> {
     let agent = AgentId::fresh();
     let mut tx = store.begin().await?;
-    let rack = tx.redeem(now, &hash(secret), agent).await.map_err(|error| match error {
+    let rack = tx.redeem(now, &hash(secret), agent, from).await.map_err(|error| match error {
         StoreError::NotFound(_) => NotEnrolled::Code,
         error => NotEnrolled::Store(error),
     })?;
@@ -153,15 +154,19 @@ fn source(from: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use rackhand_common::pki::install_crypto;
 
     use super::*;
     use crate::store::tests::{Bench, at};
 
+    const FROM: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
+
     async fn code(bench: &Bench, authority: &Authority, expires: Timestamp) -> String {
         let (code, hash) = fresh_code(authority.root_pin());
         let mut tx = bench.store.begin().await.unwrap();
-        tx.insert_code(at(0), &hash, bench.rack, expires).await.unwrap();
+        tx.insert_code(at(0), &hash, bench.rack, expires, None).await.unwrap();
         tx.commit().await.unwrap();
         code.split('.').nth(1).unwrap().to_owned()
     }
@@ -181,13 +186,35 @@ mod tests {
         let mut nodes = tokio::task::JoinSet::new();
         for _ in 0..64 {
             let (store, authority, secret) = (bench.store.clone(), authority.clone(), secret.clone());
-            nodes.spawn(async move { redeem(&store, &authority, at(1), (&secret, &csr()), drop).await });
+            nodes.spawn(async move { redeem(&store, &authority, at(1), (&secret, &csr()), FROM, drop).await });
         }
         let results = nodes.join_all().await;
         assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
         assert!(results.iter().all(|result| matches!(result, Ok(_) | Err(NotEnrolled::Code))), "{results:?}");
         let registered = bench.store.agents_of(bench.rack).await.unwrap();
         assert_eq!(registered.iter().filter(|agent| agent.revoked.is_none()).count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_code_for_one_network_is_refused_from_elsewhere_and_not_used_up_by_it() {
+        install_crypto();
+        let bench = Bench::new().await;
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::init(&dir.path().join("pki"), at(0)).unwrap();
+        let (code, hash) = fresh_code(authority.root_pin());
+        let mut tx = bench.store.begin().await.unwrap();
+        let source = Some("192.0.2.9/28".parse().unwrap());
+        tx.insert_code(at(0), &hash, bench.rack, at(60), source).await.unwrap();
+        tx.commit().await.unwrap();
+        let secret = code.split('.').nth(1).unwrap();
+        for elsewhere in ["192.0.2.16", "10.0.0.1", "2001:db8::7"] {
+            let from = elsewhere.parse().unwrap();
+            let refused = redeem(&bench.store, &authority, at(1), (secret, &csr()), from, drop).await;
+            assert!(matches!(refused, Err(NotEnrolled::Code)), "{elsewhere}");
+        }
+        // As a socket for both families tells an IPv4 peer.
+        let mapped = "::ffff:192.0.2.7".parse().unwrap();
+        redeem(&bench.store, &authority, at(2), (secret, &csr()), mapped, drop).await.unwrap();
     }
 
     #[tokio::test]
@@ -198,12 +225,12 @@ mod tests {
         let authority = Authority::init(&dir.path().join("pki"), at(0)).unwrap();
         let (used, expired) = (code(&bench, &authority, at(60)).await, code(&bench, &authority, at(1)).await);
         // A request that is no use does not use up the code.
-        let useless = redeem(&bench.store, &authority, at(1), (&used, b"not a request"), drop).await;
+        let useless = redeem(&bench.store, &authority, at(1), (&used, b"not a request"), FROM, drop).await;
         assert!(matches!(useless, Err(NotEnrolled::Certificate(_))), "{useless:?}");
-        redeem(&bench.store, &authority, at(1), (&used, &csr()), drop).await.unwrap();
+        redeem(&bench.store, &authority, at(1), (&used, &csr()), FROM, drop).await.unwrap();
         let mut words = std::collections::BTreeSet::new();
         for secret in ["wrong", &used, &expired] {
-            let refused = redeem(&bench.store, &authority, at(2), (secret, &csr()), drop).await;
+            let refused = redeem(&bench.store, &authority, at(2), (secret, &csr()), FROM, drop).await;
             words.insert(refused.unwrap_err().to_string());
         }
         assert_eq!(words.len(), 1, "{words:?}");

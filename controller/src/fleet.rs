@@ -326,7 +326,7 @@ impl Fleet {
             AgentResponse::Refused("too many attempts to enrol: try again in a minute".into())
         } else {
             let cut = |old| self.cut_for(old, "another node was enrolled for its rack");
-            match enrol::redeem(&self.0.store, &self.0.authority, now.wall, (&secret, &csr), cut).await {
+            match enrol::redeem(&self.0.store, &self.0.authority, now.wall, (&secret, &csr), from, cut).await {
                 Ok((agent, rack, issued)) => self.certificate(agent, rack, &issued),
                 Err(error) => {
                     tracing::warn!(from = %quic.remote_address(), error = &error as &dyn std::error::Error, "enrolment refused");

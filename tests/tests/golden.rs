@@ -184,7 +184,7 @@ async fn fill_controller(path: &Path) {
     let store = Store::open(path, Seal::new(&SEAL)).await.unwrap();
     let mut tx = store.begin().await.unwrap();
     let rack = tx.insert_rack(at(0), "r1", &SoundNetwork::try_from(network()).unwrap()).await.unwrap();
-    tx.insert_code(at(0), &HASH, rack, at(3600)).await.unwrap();
+    tx.insert_code(at(0), &HASH, rack, at(3600), None).await.unwrap();
     let agent = AgentId(uuid(4));
     tx.insert_agent(at(1), agent, rack, KeyPin([5; 32]), at(7200)).await.unwrap();
     let hello = Hello { incarnation: Incarnation(uuid(6)), version: "0.1.0".into(), revision: 3, connection: 6 };
@@ -293,7 +293,7 @@ async fn read_controller(path: &Path) {
     let mut tx = store.begin().await.unwrap();
     let command = tx.command(run.id, "network-boot 1").await.unwrap().unwrap();
     assert_eq!((command.action, command.outcome), (Action::NetworkBoot, Some(Outcome::Failed("no answer".into()))));
-    assert_eq!(tx.redeem(at(30), &HASH, AgentId(uuid(8))).await.unwrap(), rack.id);
+    assert_eq!(tx.redeem(at(30), &HASH, AgentId(uuid(8)), [10, 0, 0, 1].into()).await.unwrap(), rack.id);
 }
 
 fn order(run: RunId) -> Order {

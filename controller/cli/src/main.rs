@@ -165,6 +165,9 @@ enum AgentCommand {
         /// How long the code is good
         #[arg(long, value_name = "MINUTES", default_value_t = 60)]
         minutes: u32,
+        /// Only from this network, as the controller sees the node
+        #[arg(long, value_name = "ADDRESS/LENGTH")]
+        source: Option<String>,
     },
     /// Put another node in the place of a rack's, which burnt, was stolen or will not come back
     #[command(
@@ -189,6 +192,9 @@ it answers machines from its disk."
         /// How long the code is good
         #[arg(long, value_name = "MINUTES", default_value_t = 60)]
         minutes: u32,
+        /// Only from this network, as the controller sees the node
+        #[arg(long, value_name = "ADDRESS/LENGTH")]
+        source: Option<String>,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
@@ -557,9 +563,9 @@ async fn agent(client: &Client, command: AgentCommand, output: Output) -> anyhow
         AgentCommand::List => {
             print(output, client.list("/v1/agents").await?.into(), |agents: Vec<_>| show::agents(&agents))
         }
-        AgentCommand::Enrol { rack, minutes } => {
+        AgentCommand::Enrol { rack, minutes, source } => {
             let path = format!("/v1/racks/{rack}/enrolment-codes");
-            let code = client.post(&path, json!({"minutes": minutes})).await?;
+            let code = client.post(&path, json!({"minutes": minutes, "source": source})).await?;
             if output == Output::Table {
                 let expires = view::<Code>(code.clone())?.expires;
                 let _ =
@@ -567,13 +573,15 @@ async fn agent(client: &Client, command: AgentCommand, output: Output) -> anyhow
             }
             print(output, code, |code: Code| code.command)
         }
-        AgentCommand::Replace { agent, minutes, yes } => {
+        AgentCommand::Replace { agent, minutes, source, yes } => {
             if !yes {
                 confirm(&format!(
                     "The node of {agent} is given up for good; a new one has to be enrolled in its place."
                 ))?;
             }
-            let made = client.post(&format!("/v1/agents/{agent}/replace"), json!({"minutes": minutes})).await?;
+            let made = client
+                .post(&format!("/v1/agents/{agent}/replace"), json!({"minutes": minutes, "source": source}))
+                .await?;
             if output == Output::Table {
                 let _ = write!(std::io::stderr(), "{}", show::replacement(&view(made.clone())?));
             }

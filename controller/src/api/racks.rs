@@ -8,7 +8,7 @@ use axum::{
     http::{StatusCode, header},
     response::IntoResponse,
 };
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use jiff::{SignedDuration, Timestamp};
 use rackhand_common::{id, intent::Network as Wanted};
 use serde::{Deserialize, Serialize};
@@ -112,13 +112,17 @@ pub(super) async fn create(State(app): State<App>, Json(body): Json<NewRack>) ->
     Ok((StatusCode::CREATED, [(header::LOCATION, format!("/v1/racks/{}", rack.id))], axum::Json(rack)))
 }
 
-/// For how long a code shall be good.
+/// For how long a code shall be good, and from where.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewCode {
     /// Minutes, 1 to 10080 (a week); 60 when absent.
     #[schema(minimum = 1, maximum = 10080)]
     minutes: Option<u32>,
+    /// Only from this network, as the controller sees the node: ADDRESS/LENGTH; from anywhere when
+    /// absent.
+    #[schema(example = "192.0.2.0/28")]
+    source: Option<String>,
 }
 
 impl NewCode {
@@ -128,6 +132,11 @@ impl NewCode {
             return Err(Error::invalid("/minutes", "must be between 1 and 10080"));
         }
         Ok(now + SignedDuration::from_mins(minutes.into()))
+    }
+
+    fn source(&self) -> Result<Option<IpNet>, Error> {
+        let wrong = |_| Error::invalid("/source", "must be ADDRESS/LENGTH, as 192.0.2.0/28");
+        self.source.as_deref().map(str::parse).transpose().map_err(wrong)
     }
 }
 
@@ -156,11 +165,11 @@ pub(super) async fn enrolment_code(
     Json(body): Json<NewCode>,
 ) -> Result<impl IntoResponse, Error> {
     let now = app.clock.now().wall;
-    let expires = body.expires(now)?;
+    let (expires, source) = (body.expires(now)?, body.source()?);
     let (code, hash) = (app.new_code)();
     let mut tx = app.store.begin().await?;
     let rack = tx.rack(&rack).await?;
-    tx.insert_code(now, &hash, rack.id, expires).await?;
+    tx.insert_code(now, &hash, rack.id, expires, source).await?;
     tx.commit().await?;
     let command = format!("rackhand-agent enrol --controller {} --code {code}", *app.agents_address.borrow());
     Ok((StatusCode::CREATED, axum::Json(EnrolmentCode { code, expires, command })))
@@ -293,12 +302,12 @@ pub(super) async fn replace(
     Json(body): Json<NewCode>,
 ) -> Result<impl IntoResponse, Error> {
     let now = app.clock.now().wall;
-    let expires = body.expires(now)?;
+    let (expires, source) = (body.expires(now)?, body.source()?);
     let (code, hash) = (app.new_code)();
     let mut tx = app.store.begin().await?;
     let which = agent.parse().map_or_else(|_| Which::Rack(agent.clone()), Which::Agent);
     let Replaced { rack, agent, unknown } = tx.replace_node(now, &which, &caller.name).await?;
-    tx.insert_code(now, &hash, rack, expires).await?;
+    tx.insert_code(now, &hash, rack, expires, source).await?;
     let name = tx.rack(&rack.to_string()).await?.name;
     if let Some(agent) = agent {
         // What it was given before this moment is given up in this transaction.

@@ -9,6 +9,9 @@
 //! - The connection number only rises, also from one agent of a rack to the next; what a connection writes at its end is written only
 //!   while its number is still the newest.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 use jiff::Timestamp;
 use rackhand_common::{
     id::{AgentId, Incarnation, RackId},
@@ -93,20 +96,22 @@ impl Tx {
         agent(&mut *self.inner, id).await
     }
 
-    /// Keeps the hash of a fresh code.
+    /// Keeps the hash of a fresh code, which may be used from `source`, or from anywhere.
     pub async fn insert_code(
         &mut self,
         now: Timestamp,
         hash: &[u8; 32],
         rack: RackId,
         expires: Timestamp,
+        source: Option<IpNet>,
     ) -> Result<(), StoreError> {
         self.watch("enrolment_codes", hex::encode(hash)).await?;
-        sqlx::query("INSERT INTO enrolment_codes (hash, rack, created, expires) VALUES ($1, $2, $3, $4)")
+        sqlx::query("INSERT INTO enrolment_codes (hash, rack, created, expires, source) VALUES ($1, $2, $3, $4, $5)")
             .bind(hex::encode(hash))
             .bind(rack.to_string())
             .bind(micros(now))
             .bind(micros(expires))
+            .bind(source.map(|source| source.trunc().to_string()))
             .execute(&mut *self.inner)
             .await?;
         Ok(())
@@ -133,9 +138,26 @@ impl Tx {
         agents_of(&mut *self.inner, rack).await
     }
 
-    /// Uses up a code that is neither used nor expired; gives its rack. No row tells which of
-    /// wrong, used and expired it was, and neither does the error.
-    pub async fn redeem(&mut self, now: Timestamp, hash: &[u8; 32], agent: AgentId) -> Result<RackId, StoreError> {
+    /// Uses up a code that is neither used nor expired and may be used from there; gives its
+    /// rack. No row tells which of wrong, used, expired and from elsewhere it was, and neither does
+    /// the error.
+    pub async fn redeem(
+        &mut self,
+        now: Timestamp,
+        hash: &[u8; 32],
+        agent: AgentId,
+        from: IpAddr,
+    ) -> Result<RackId, StoreError> {
+        let source: Option<Option<String>> = sqlx::query_scalar("SELECT source FROM enrolment_codes WHERE hash = $1")
+            .bind(hex::encode(hash))
+            .fetch_optional(&mut *self.inner)
+            .await?;
+        if let Some(source) = source.flatten() {
+            let source: IpNet = source.parse().map_err(|error| StoreError::Damaged("source", Box::new(error)))?;
+            if !source.contains(&from.to_canonical()) {
+                return Err(StoreError::NotFound("enrolment code"));
+            }
+        }
         let rack: Option<String> = sqlx::query_scalar(
             "UPDATE enrolment_codes SET used = $2, used_by = $3
              WHERE hash = $1 AND used IS NULL AND expires > $2 RETURNING rack",

@@ -444,19 +444,19 @@ async fn a_node_is_given_up_once_and_its_codes_and_connections_count_on() {
     };
     let mut tx = bench.store.begin().await.unwrap();
     let before = tx.welcome(at(1), bench.agent, (KeyPin([0; 32]), None), &hello(41)).await.unwrap();
-    tx.insert_code(at(1), &[1; 32], bench.rack, at(100)).await.unwrap();
+    tx.insert_code(at(1), &[1; 32], bench.rack, at(100), None).await.unwrap();
     let given_up = tx.replace_node(at(2), &Which::Agent(bench.agent), "admin").await.unwrap();
     assert_eq!((given_up.rack, given_up.agent, given_up.unknown), (bench.rack, Some(bench.agent), 0));
-    tx.insert_code(at(2), &[2; 32], bench.rack, at(100)).await.unwrap();
+    tx.insert_code(at(2), &[2; 32], bench.rack, at(100), None).await.unwrap();
     // Again, before anybody has enrolled: nothing is left to revoke, and the code before is void.
     let again = tx.replace_node(at(3), &Which::Agent(bench.agent), "admin").await.unwrap();
     assert_eq!(again.agent, None);
-    tx.insert_code(at(3), &[3; 32], bench.rack, at(100)).await.unwrap();
+    tx.insert_code(at(3), &[3; 32], bench.rack, at(100), None).await.unwrap();
     let new = AgentId::fresh();
     for void in [1, 2] {
-        assert!(matches!(tx.redeem(at(4), &[void; 32], new).await, Err(StoreError::NotFound(_))));
+        assert!(matches!(tx.redeem(at(4), &[void; 32], new, [10, 0, 0, 1].into()).await, Err(StoreError::NotFound(_))));
     }
-    assert_eq!(tx.redeem(at(4), &[3; 32], new).await.unwrap(), bench.rack);
+    assert_eq!(tx.redeem(at(4), &[3; 32], new, [10, 0, 0, 1].into()).await.unwrap(), bench.rack);
     assert_eq!(tx.insert_agent(at(4), new, bench.rack, KeyPin([1; 32]), at(9)).await.unwrap(), []);
     let after = tx.welcome(at(5), new, (KeyPin([1; 32]), None), &hello(0)).await.unwrap();
     assert!(after.connection > before.connection, "{} after {}", after.connection, before.connection);
