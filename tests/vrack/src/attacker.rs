@@ -12,6 +12,7 @@ mod dhcp;
 mod http;
 mod intruder;
 mod range;
+mod telling;
 mod tftp;
 mod ticket;
 pub(crate) mod wire;
@@ -59,7 +60,9 @@ const FACTS: &[(&str, Fact)] = &[
     ("forged_handshakes_at_the_agents_port_keep_neither_operator_nor_node_out", controller::forged_handshakes),
     ("half_open_handshakes_at_the_api_keep_no_operator_out", controller::half_open_handshakes),
     ("slow_requests_at_the_api_keep_no_operator_out", controller::slow_requests),
+    ("a_machine_that_tells_what_it_can_fills_no_spool", telling::one),
     ("the_log_and_the_spool_of_all_this_are_bounded", bounded_traces),
+    ("machines_that_tell_more_than_the_spool_takes_keep_no_known_machine_from_booting", telling::many),
 ];
 
 /// Tries everything; ends with how many facts held.
