@@ -11,6 +11,7 @@ mod controller;
 mod dhcp;
 mod http;
 mod intruder;
+mod memory;
 mod range;
 mod telling;
 mod tftp;
@@ -60,6 +61,7 @@ const FACTS: &[(&str, Fact)] = &[
     ("forged_handshakes_at_the_agents_port_keep_neither_operator_nor_node_out", controller::forged_handshakes),
     ("half_open_handshakes_at_the_api_keep_no_operator_out", controller::half_open_handshakes),
     ("slow_requests_at_the_api_keep_no_operator_out", controller::slow_requests),
+    ("no_process_leaves_its_memory_to_a_core_dump_or_to_its_user", memory::closed),
     ("a_machine_that_tells_what_it_can_fills_no_spool", telling::one),
     ("the_log_and_the_spool_of_all_this_are_bounded", bounded_traces),
     ("machines_that_tell_more_than_the_spool_takes_keep_no_known_machine_from_booting", telling::many),

@@ -49,7 +49,7 @@ const GROWTH: u64 = 128 << 20;
 const OPEN: usize = 1024 + 128;
 
 /// How long an operator's command may take meanwhile, its own start and handshake in it.
-const ANSWER: Duration = Duration::from_secs(2);
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// How many of them.
 const COMMANDS: u32 = 5;

@@ -141,7 +141,7 @@ pub(super) fn one(range: &mut Range) -> anyhow::Result<String> {
             teller.tells(report(News::Progress { done: number, total: 0 }))?;
         }
         let Teller { kept, refused, .. } = teller;
-        ensure!(refused > 50, "it was only refused {refused} times, and {kept} things were taken");
+        ensure!(refused > 10, "it was only refused {refused} times, and {kept} things were taken");
         Ok(format!("{kept} things told, {refused} refused"))
     })?;
     let grown = spool(range)?.saturating_sub(before);
