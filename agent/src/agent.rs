@@ -176,14 +176,16 @@ impl Settings {
             Some(Reread::Another) => taken.at_restart.push("enrolment"),
             Some(Reread::Same) | None => {}
         }
-        if taken.take("power", &mut used.power, &fresh.power) {
-            self.exec.send_replace(Arc::new(fresh.power.clone()));
+        // A setting that is added is decided on here.
+        let Config { state, socket, metrics, events, power, log } = fresh;
+        if taken.take("power", &mut used.power, power) {
+            self.exec.send_replace(Arc::new(power.clone()));
         }
-        taken.take("log", &mut used.log, &fresh.log);
-        taken.keep("state", &used.state, &fresh.state);
-        taken.keep("socket", &used.socket, &fresh.socket);
-        taken.keep("metrics", &used.metrics, &fresh.metrics);
-        taken.keep("events", &used.events, &fresh.events);
+        taken.take("log", &mut used.log, log);
+        taken.keep("state", &used.state, state);
+        taken.keep("socket", &used.socket, socket);
+        taken.keep("metrics", &used.metrics, metrics);
+        taken.keep("events", &used.events, events);
         Ok(taken)
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use rackhand_agent::{agent, boot, clock::SystemClock, doctor, uplink};
 use rackhand_common::{pki::install_crypto, time::Clock as _};
-use rackhand_daemon::{Format, Log, Signals};
+use rackhand_daemon::{Format, Log, Signals, memory};
 
 /// The node of one rack: boots machines, installs them, switches their power.
 ///
@@ -104,6 +104,7 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn run(command: Command, log: Log) -> Result<ExitCode> {
+    memory::close().context("cannot keep this process from leaving core dumps")?;
     let done = match command {
         Command::Doctor { config, boot_config, output } => {
             let (agent, boot) = (agent::Config::load(&config), boot::Config::load(&boot_config));

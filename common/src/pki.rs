@@ -12,26 +12,22 @@
 //! - A role is a URI in the certificate's subject alternative names, never its common name.
 //! - A pinned key has no dates: a machine's clock may say 1970.
 
+mod verifier;
+
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{
-        CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
-        verify_tls13_signature_with_raw_key,
-    },
-    server::{
-        NoServerSessionStorage, WebPkiClientVerifier,
-        danger::{ClientCertVerified, ClientCertVerifier},
-    },
+    ClientConfig, RootCertStore, ServerConfig,
+    crypto::CryptoProvider,
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
     sign::{CertifiedKey, SigningKey},
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime, pem::PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use self::verifier::{AnyKey, OfOurRoots, PinnedKey, PinnedRoot, Verifier};
 use crate::{
     id::{AgentId, RackId},
     wire::{ALPN, ALPN_ENROL},
@@ -50,10 +46,6 @@ const SCHEME: &str = "rackhand";
 /// later calls change nothing.
 pub fn install_crypto() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-}
-
-fn algorithms() -> WebPkiSupportedAlgorithms {
-    rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -300,7 +292,7 @@ pub fn enrol_client(root: KeyPin) -> Result<ClientConfig, Unusable> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PinnedRoot { root, algorithms: algorithms() }))
+        .with_custom_certificate_verifier(Verifier::of(PinnedRoot(root)))
         .with_no_client_auth();
     config.alpn_protocols = vec![ALPN_ENROL.to_vec()];
     Ok(config)
@@ -315,7 +307,7 @@ pub fn controller_server(bundle: &TrustBundle, identity: Identity) -> Result<Ser
         .map_err(Unusable::Verifier)?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Arc::new(OfOurRoots(verifier)))
+        .with_client_cert_verifier(Verifier::of(OfOurRoots(verifier)))
         .with_single_cert(identity.chain, identity.key)?;
     config.alpn_protocols = vec![ALPN.to_vec(), ALPN_ENROL.to_vec()];
     config.max_early_data_size = 0;
@@ -330,7 +322,7 @@ pub fn installer_client(boot: KeyPin, key: PrivateKeyDer<'static>) -> Result<Cli
     Ok(ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PinnedKey { key: boot, algorithms: algorithms() }))
+        .with_custom_certificate_verifier(Verifier::of(PinnedKey(boot)))
         .with_client_cert_resolver(Arc::new(resolver)))
 }
 
@@ -340,7 +332,7 @@ pub fn boot_server(key: PrivateKeyDer<'static>) -> Result<ServerConfig, Unusable
     let resolver = rustls::server::AlwaysResolvesServerRawPublicKeys::new(raw_key(key)?);
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Arc::new(AnyKey { algorithms: algorithms() }))
+        .with_client_cert_verifier(Verifier::of(AnyKey))
         .with_cert_resolver(Arc::new(resolver));
     config.max_early_data_size = 0;
     Ok(config)
@@ -362,236 +354,13 @@ fn raw_key(key: PrivateKeyDer<'static>) -> Result<Arc<CertifiedKey>, Unusable> {
     Ok(Arc::new(CertifiedKey::new(vec![public], signing)))
 }
 
-/// Believes a client's certificate that our roots vouch for, now or at its end: of one that
-/// has ended, [`Peer::certified`] says what it is still good for.
-#[derive(Debug)]
-struct OfOurRoots(Arc<dyn ClientCertVerifier>);
-
-impl ClientCertVerifier for OfOurRoots {
-    fn offer_client_auth(&self) -> bool {
-        self.0.offer_client_auth()
-    }
-
-    fn client_auth_mandatory(&self) -> bool {
-        self.0.client_auth_mandatory()
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
-    }
-
-    fn verify_client_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        use rustls::{CertificateError as Cause, Error::InvalidCertificate};
-        match self.0.verify_client_cert(leaf, intermediates, now) {
-            Err(error @ InvalidCertificate(Cause::Expired | Cause::ExpiredContext { .. })) => {
-                // When it is a root that has ended, this fails again.
-                let end = end(leaf).filter(|end| *end < now.as_secs()).ok_or(error)?;
-                let then = UnixTime::since_unix_epoch(Duration::from_secs(end));
-                self.0.verify_client_cert(leaf, intermediates, then)
-            }
-            verified => verified,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-}
-
-/// When a certificate ends, in seconds since 1970.
-fn end(certificate: &[u8]) -> Option<u64> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    certificate.validity().not_after.timestamp().try_into().ok()
-}
-
-/// Believes a chain that ends in the root with this pin and carries [`CONTROLLER_NAME`].
-#[derive(Debug)]
-struct PinnedRoot {
-    root: KeyPin,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl ServerCertVerifier for PinnedRoot {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let unknown = || rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
-        let root = intermediates
-            .iter()
-            .find(|certificate| KeyPin::of_certificate(certificate).is_ok_and(|pin| pin == self.root))
-            .ok_or_else(unknown)?;
-        let mut roots = RootCertStore::empty();
-        roots.add(root.clone().into_owned())?;
-        rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
-            .build()
-            .map_err(|_| unknown())?
-            .verify_server_cert(leaf, intermediates, name, ocsp, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-}
-
-/// Believes the holder of one raw public key.
-#[derive(Debug)]
-struct PinnedKey {
-    key: KeyPin,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl ServerCertVerifier for PinnedKey {
-    fn verify_server_cert(
-        &self,
-        key: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        if KeyPin::of(key) == self.key {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(rustls::Error::InvalidCertificate(rustls::CertificateError::ApplicationVerificationFailure))
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        key: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature_with_raw_key(
-            message,
-            &SubjectPublicKeyInfoDer::from(key.as_ref()),
-            dss,
-            &self.algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
-}
-
-/// Lets in any holder of a raw public key; the handshake proves only that it is held.
-#[derive(Debug)]
-struct AnyKey {
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl ClientCertVerifier for AnyKey {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        key: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature_with_raw_key(
-            message,
-            &SubjectPublicKeyInfoDer::from(key.as_ref()),
-            dss,
-            &self.algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        true
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
     use rustls::{ClientConnection, ServerConnection};
+    use rustls_pki_types::ServerName;
 
     fn handshake(
         client: ClientConfig,

@@ -16,7 +16,7 @@ use rackhand_controller::{
     controller::{self, Config, File, Seams, rotation},
     doctor,
 };
-use rackhand_daemon::{Format, Log, Signals};
+use rackhand_daemon::{Format, Log, Signals, memory};
 
 /// The controller: the operators' API, the database, the racks' agents.
 ///
@@ -214,6 +214,7 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn run(command: Command, log: Log) -> Result<ExitCode> {
+    memory::close().context("cannot keep this process from leaving core dumps")?;
     let done = match command {
         Command::Doctor { place, output } => {
             let findings = match place.file().and_then(|(file, _)| place.config(file)) {

@@ -56,6 +56,12 @@ impl Operator {
         self.ask(Method::GET, path, None).await
     }
 
+    /// What the controller counts, which anybody may ask.
+    pub async fn metrics(&self) -> Result<String> {
+        let answer = self.http.get(format!("{}/metrics", self.url)).send().await?;
+        Ok(answer.error_for_status()?.text().await?)
+    }
+
     /// Acts.
     pub async fn post(&self, path: &str, body: Value) -> Result<Value> {
         self.ask(Method::POST, path, Some(body)).await

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
@@ -94,6 +94,8 @@ pub struct VirtualRack {
     agent: Option<Process>,
     boot: Option<Process>,
     settings: Settings,
+    /// Where the agent answers what it counts.
+    metrics: Option<SocketAddr>,
     directory: TempDir,
 }
 
@@ -144,6 +146,7 @@ impl VirtualRack {
             agent: None,
             boot: None,
             settings: Settings::default(),
+            metrics: None,
             directory,
         };
         rack.begin(Service::Controller).await?;
@@ -204,8 +207,8 @@ impl VirtualRack {
                 (self.controller, self.settings.controller) = (Some(process), Some(settings));
             }
             Service::Agent => {
-                let (process, settings) = self.spawn_agent(&self.path("agent"), "agent.sock").await?;
-                (self.agent, self.settings.agent) = (Some(process), Some(settings));
+                let (process, (settings, metrics)) = self.spawn_agent(&self.path("agent"), "agent.sock").await?;
+                (self.agent, self.settings.agent, self.metrics) = (Some(process), Some(settings), Some(metrics));
             }
             Service::Boot => {
                 let (config, link, token) = (self.boot_config()?, self.segment.server(), shutdown.clone());
@@ -226,16 +229,23 @@ impl VirtualRack {
         Ok(self.spawn_agent(state, socket).await?.0)
     }
 
-    async fn spawn_agent(&self, state: &Path, socket: &str) -> Result<(Process, agent::Settings)> {
+    async fn spawn_agent(&self, state: &Path, socket: &str) -> Result<(Process, (agent::Settings, SocketAddr))> {
         let config = self.agent_config(state, socket)?;
         let (shutdown, driver) = (CancellationToken::new(), Arc::new(self.chassis.clone()));
         let token = shutdown.clone();
         let seams = agent::Seams { power: Some(driver), clock: Arc::new(self.wall.clone()) };
         let start = async move {
             let running = agent::start(&config, seams, token).await?;
-            Ok((running.settings.clone(), Box::pin(running.wait()) as _))
+            Ok(((running.settings.clone(), running.metrics), Box::pin(running.wait()) as _))
         };
         Process::spawn("agent", shutdown, start).await
+    }
+
+    /// What controller and agent, which run, answer at `/metrics`.
+    pub async fn metrics(&self) -> Result<[(&'static str, String); 2]> {
+        let agent = self.metrics.context("the agent was never started")?;
+        let agent = reqwest::get(format!("http://{agent}/metrics")).await?.error_for_status()?.text().await?;
+        Ok([("the controller's metrics", self.operator.metrics().await?), ("the agent's metrics", agent)])
     }
 
     fn agent_config(&self, state: &Path, socket: &str) -> Result<agent::Config> {

@@ -92,7 +92,7 @@ fn files(directory: &Path, below: &str, found: &mut Found) {
     }
 }
 
-/// Everything that can be read of the rack: files, log, the API's answers, the screen.
+/// Everything that can be read of the rack: files, log, the API's answers, metrics, the screen.
 async fn everything(rack: &VirtualRack, machine: &rackhand_tests::Machine, log: &Path) -> Found {
     let mut found = vec![("log".to_owned(), fs::read(log).unwrap())];
     files(&rack.path(""), "", &mut found);
@@ -109,6 +109,10 @@ async fn everything(rack: &VirtualRack, machine: &rackhand_tests::Machine, log: 
         let answer = rack.operator.get(&path).await.unwrap();
         assert_ne!(answer, Value::Null);
         found.push((format!("answer of {path}"), answer.to_string().into_bytes()));
+    }
+    for (name, text) in rack.metrics().await.unwrap() {
+        assert!(text.ends_with("# EOF\n"), "{name}: {text}");
+        found.push((name.to_owned(), text.into_bytes()));
     }
     found.push(("screen".to_owned(), machine.screen().into_bytes()));
     found

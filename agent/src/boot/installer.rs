@@ -3,6 +3,7 @@
 //! Invariants:
 //! - Nothing is answered to a key without a session but its ticket.
 //! - A report is answered once it is on this node's disk.
+//! - No machine tells so much or so often that it fills the spool.
 
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ use rackhand_common::{
     pki::{KeyPin, Peer},
     time::Clock,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::timeout};
 
 use super::{
@@ -30,6 +31,7 @@ use super::{
     leases::Leases,
     listener::Client,
     phone_home::PhoneHome,
+    ration::Rations,
     seldom::Seldom,
     sessions::{Duty, NotKept, Sessions, duty},
     settings,
@@ -47,6 +49,7 @@ pub(super) struct Channel {
     pub(super) chunks: Chunks,
     pub(super) phone_home: PhoneHome,
     pub(super) seldom: Seldom,
+    pub(super) rations: Rations,
 }
 
 impl Channel {
@@ -114,8 +117,9 @@ impl Channel {
     }
 }
 
-/// The longest inventory kept, in bytes of JSON: that of a machine with two hundred disks.
-const MAX_INVENTORY: usize = 64 << 10;
+/// The longest inventory or list of disks that is kept, in bytes of JSON: that of a machine with
+/// two hundred disks.
+const MAX_KEPT: usize = 64 << 10;
 
 /// Why an installer is not answered as it wishes.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +130,7 @@ enum Refusal {
     Ticket,
     #[error("this card has no address from this node")]
     NoAddress,
-    #[error("an inventory this long is none")]
+    #[error("longer than that of any machine")]
     TooLong,
     #[error("too often; try again")]
     TooOften,
@@ -167,7 +171,10 @@ async fn ticket(
     let mac = present.mac;
     match channel.tickets.present(now, present.ticket, mac, key).await {
         Ok(session) => {
-            channel.sessions.tell(session.machine, What::Stage(Stage::Installer));
+            // Whoever presents it again and again is admitted all the same.
+            if channel.rations.lets(now.mono, session.machine) {
+                channel.sessions.tell(session.machine, What::Stage(Stage::Installer));
+            }
             tracing::info!(machine = %session.machine, address = %client.address, "installer admitted");
             Ok(Json(Admitted { machine: session.machine, time: now.wall }))
         }
@@ -187,6 +194,11 @@ async fn ticket(
     }
 }
 
+fn is_kept(told: &impl Serialize) -> Result<(), Refusal> {
+    let fits = serde_json::to_vec(told).is_ok_and(|json| json.len() <= MAX_KEPT);
+    fits.then_some(()).ok_or(Refusal::TooLong)
+}
+
 async fn inventory(
     State(channel): State<Channel>,
     Extension(client): Extension<Client>,
@@ -196,9 +208,7 @@ async fn inventory(
     let holder = channel.leases.holder(session.mac).ok_or(Refusal::NoAddress)?;
     // Each is kept in a spool until the controller has it: whoever may send them must not be
     // able to fill the disk.
-    if serde_json::to_vec(&inventory).is_ok_and(|json| json.len() > MAX_INVENTORY) {
-        return Err(Refusal::TooLong);
-    }
+    is_kept(&inventory)?;
     if !channel.seldom.lets(channel.clock.now().mono, session.machine, "inventory") {
         return Err(Refusal::TooOften);
     }
@@ -263,11 +273,16 @@ async fn report(
 ) -> Result<StatusCode, Refusal> {
     let machine = channel.session(client).await?.machine;
     let (sessions, Report { run, attempt, news }) = (&channel.sessions, report);
+    // Progress is told now and then, however often it comes.
+    if !matches!(news, News::Progress { .. }) && !channel.rations.lets(channel.clock.now().mono, machine) {
+        return Err(Refusal::TooOften);
+    }
     match news {
         News::Started => sessions.tell(machine, What::Stage(Stage::OrderStarted(run))),
         News::Progress { done, total } => sessions.progress(machine, run, done, total),
         News::ImageWritten => sessions.tell(machine, What::Stage(Stage::ImageWritten)),
         News::Done { disks } => {
+            is_kept(&disks)?;
             let erased = disks.iter().all(|disk| disk.method != "image");
             let stage = What::Stage(if erased { Stage::Erased } else { Stage::SettingsWritten });
             sessions.ended_order(machine, run, attempt, vec![stage, What::Done { run, attempt, disks }]).await?;

@@ -17,6 +17,7 @@ mod installer;
 pub mod leases;
 pub mod listener;
 mod phone_home;
+mod ration;
 mod reload;
 pub mod router;
 mod seldom;
@@ -55,7 +56,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     agent_link::AgentLink, chunks::Chunks, http::ServedFile, installer::Channel, leases::Leases, phone_home::PhoneHome,
-    seldom::Seldom, sessions::Sessions, ticket::Tickets,
+    ration::Rations, seldom::Seldom, sessions::Sessions, ticket::Tickets,
 };
 use crate::{
     clock::SystemClock,
@@ -431,6 +432,7 @@ fn assemble(
         chunks: chunks.clone(),
         phone_home,
         seldom,
+        rations: Rations::default(),
     };
     let (site, channel) = (site.routes(), installers.routes());
     let intent = store;

@@ -34,25 +34,28 @@ impl Settings {
     pub fn take_over(&self, fresh: &Config) -> Taken {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let mut taken = Taken::default();
-        if taken.take("tftp", &mut used.tftp, &fresh.tftp) {
-            self.tftp.send_replace(fresh.tftp.clone());
+        // A setting that is added is decided on here.
+        let Config { state, socket, interface, address, http, channel, tftp, tftp_port, lease, installer, cache, log } =
+            fresh;
+        if taken.take("tftp", &mut used.tftp, tftp) {
+            self.tftp.send_replace(tftp.clone());
         }
-        if taken.take("installer", &mut used.installer, &fresh.installer) {
-            self.kernel.become_file(fresh.installer.kernel.clone());
-            self.initramfs.become_file(fresh.installer.initramfs.clone());
+        if taken.take("installer", &mut used.installer, installer) {
+            self.kernel.become_file(installer.kernel.clone());
+            self.initramfs.become_file(installer.initramfs.clone());
         }
-        if taken.take("cache", &mut used.cache, &fresh.cache) {
-            self.chunks.hold(fresh.cache);
+        if taken.take("cache", &mut used.cache, cache) {
+            self.chunks.hold(*cache);
         }
-        taken.take("log", &mut used.log, &fresh.log);
-        taken.keep("state", &used.state, &fresh.state);
-        taken.keep("socket", &used.socket, &fresh.socket);
-        taken.keep("interface", &used.interface, &fresh.interface);
-        taken.keep("address", &used.address, &fresh.address);
-        taken.keep("http", &used.http, &fresh.http);
-        taken.keep("channel", &used.channel, &fresh.channel);
-        taken.keep("tftp_port", &used.tftp_port, &fresh.tftp_port);
-        taken.keep("lease", &used.lease, &fresh.lease);
+        taken.take("log", &mut used.log, log);
+        taken.keep("state", &used.state, state);
+        taken.keep("socket", &used.socket, socket);
+        taken.keep("interface", &used.interface, interface);
+        taken.keep("address", &used.address, address);
+        taken.keep("http", &used.http, http);
+        taken.keep("channel", &used.channel, channel);
+        taken.keep("tftp_port", &used.tftp_port, tftp_port);
+        taken.keep("lease", &used.lease, lease);
         taken
     }
 

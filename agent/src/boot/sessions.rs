@@ -38,6 +38,10 @@ pub const PATIENCE: Duration = HOLD.saturating_mul(3);
 /// How often silent installers are looked for.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// An installer that was told to restart and is there all the same is told to be connected
+/// again, with its inventory, only so long after its last.
+const AGAIN: Duration = Duration::from_secs(5);
+
 /// At most one progress report of a machine in this time goes on.
 const PROGRESS: Duration = Duration::from_secs(2);
 
@@ -82,6 +86,8 @@ struct Entry {
     /// The key of the installer that sent the inventory, when it was this process that took it.
     key: Option<KeyPin>,
     heard: Mono,
+    /// When it told its inventory last, in this process.
+    told: Option<Mono>,
     progress: Option<Mono>,
 }
 
@@ -127,7 +133,9 @@ impl Sessions {
             let (machine, record) = row?;
             let machine = MachineId(uuid::Uuid::from_u128(machine.value()));
             match serde_json::from_slice(record.value()) {
-                Ok(record) => drop(entries.insert(machine, Entry { record, key: None, heard, progress: None })),
+                Ok(record) => {
+                    drop(entries.insert(machine, Entry { record, key: None, heard, told: None, progress: None }))
+                }
                 Err(error) => {
                     tracing::error!(%machine, %error, "an installer's record cannot be read and is forgotten")
                 }
@@ -181,7 +189,7 @@ impl Sessions {
                 self.event(machine, What::Connected { mac, address, inventory }),
             ])
             .await?;
-        self.lock().insert(machine, Entry { record: record.clone(), key, heard, progress: None });
+        self.lock().insert(machine, Entry { record: record.clone(), key, heard, told: Some(heard), progress: None });
         self.write(machine, record).await
     }
 
@@ -192,7 +200,8 @@ impl Sessions {
             let mut entries = self.lock();
             let Some(entry) = entries.get_mut(&machine) else { return Ok(()) };
             entry.heard = now;
-            (!entry.record.connected).then(|| (entry.key, entry.record.clone()))
+            let lately = entry.told.is_some_and(|last| last.until(now) < AGAIN);
+            (!entry.record.connected && !lately).then(|| (entry.key, entry.record.clone()))
         };
         match back {
             Some((key, Record { mac, address, inventory: Some(inventory), .. })) => {
@@ -236,7 +245,7 @@ impl Sessions {
         let now = self.clock.now().mono;
         let mut entries = self.lock();
         let Some(entry) = entries.get_mut(&machine) else { return };
-        if done < total && entry.progress.is_some_and(|last| last.until(now) < PROGRESS) {
+        if entry.progress.is_some_and(|last| last.until(now) < PROGRESS) {
             return;
         }
         entry.progress = Some(now);
@@ -344,6 +353,14 @@ mod tests {
         assert_eq!(duty(Some(&machine(Boot::Disk, Some(order))), None), Duty::Reboot);
     }
 
+    fn inventory(memory: u64) -> Inventory {
+        serde_json::from_value(serde_json::json!({
+            "firmware": "bios", "system": {"vendor": "", "product": "", "serial": "", "uuid": null},
+            "cpu": {"model": "", "threads": 1}, "memory": memory, "nics": [], "disks": [],
+        }))
+        .unwrap()
+    }
+
     #[tokio::test]
     async fn the_same_inventory_of_one_installer_is_told_once() {
         let dir = tempfile::tempdir().unwrap();
@@ -351,12 +368,6 @@ mod tests {
         let db = crate::spool::open_database(&dir.path().join("boot.redb")).unwrap();
         let sessions = Sessions::open(db, Arc::new(crate::clock::SystemClock::default()), spool.clone()).unwrap();
         let (machine, mac, at) = (MachineId::fresh(), Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::new(10, 0, 0, 9));
-        let inventory = |memory| {
-            serde_json::from_value::<Inventory>(serde_json::json!({
-                "firmware": "bios", "system": {"vendor": "", "product": "", "serial": "", "uuid": null}, "cpu": {"model": "", "threads": 1}, "memory": memory, "nics": [], "disks": [],
-            }))
-            .unwrap()
-        };
         let key = |n| Some(KeyPin([n; 32]));
         for (installer, memory) in [(1, 1), (1, 1), (1, 1), (1, 2), (2, 2), (2, 2)] {
             sessions.connected(machine, mac, at, key(installer), inventory(memory)).await.unwrap();
@@ -366,6 +377,25 @@ mod tests {
         sessions.rebooting(machine).await.unwrap();
         sessions.connected(machine, mac, at, key(2), inventory(2)).await.unwrap();
         assert_eq!(spool.waiting(), 9);
+    }
+
+    #[tokio::test]
+    async fn an_installer_that_does_not_restart_as_told_fills_no_spool_with_its_inventory() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(&dir.path().join("events.redb"), 1000).unwrap();
+        let db = crate::spool::open_database(&dir.path().join("boot.redb")).unwrap();
+        let sessions = Sessions::open(db, Arc::new(crate::clock::SystemClock::default()), spool.clone()).unwrap();
+        let (machine, run) = (MachineId::fresh(), RunId::fresh());
+        let inventory = inventory(1);
+        sessions.connected(machine, Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::LOCALHOST, None, inventory).await.unwrap();
+        for _ in 0..100 {
+            sessions.heard(machine).await.unwrap();
+            sessions.rebooting(machine).await.unwrap();
+            sessions.progress(machine, run, 7, 7);
+        }
+        spool.append(vec![]).await.unwrap();
+        // Inventory, connected, restarting, progress.
+        assert_eq!(spool.waiting(), 4);
     }
 
     #[test]

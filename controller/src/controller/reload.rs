@@ -14,7 +14,11 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use super::Config;
-use crate::{authority::Authority, fleet, https, images::Images};
+use crate::{
+    authority::Authority,
+    fleet, https,
+    images::{self, Images},
+};
 
 /// The configuration in use; clones are the same.
 #[derive(Clone)]
@@ -57,24 +61,28 @@ impl Settings {
         let tls = https::tls(parts.authority.bundle(), identity.clone())?;
         let server = fleet::server(&parts.authority, identity)?;
 
+        // A setting that is added is decided on here.
+        let Config { data, names, api, agents, agents_address, images, log } = fresh;
+        // The other two lie below `data`.
+        let images::Config { objects: _, spool: _, import, limit } = images;
         let mut taken = Taken::default();
-        taken.take("names", &mut used.names, &fresh.names);
+        taken.take("names", &mut used.names, names);
         if taken.take("certificate", &mut parts.certificate, &certificate) {
             parts.tls.send_replace(tls);
             parts.endpoint.set_server_config(Some(server));
         }
-        taken.take("agents.address", &mut used.agents_address, &fresh.agents_address);
+        taken.take("agents.address", &mut used.agents_address, agents_address);
         parts.agents_address.send_replace(used.told_to_agents(parts.agents_port));
-        taken.take("images.limit", &mut used.images.limit, &fresh.images.limit);
+        taken.take("images.limit", &mut used.images.limit, limit);
         // Below `data` as a rule, and then as little to be taken over as that.
-        if used.data == fresh.data {
-            taken.take("images.import", &mut used.images.import, &fresh.images.import);
+        if used.data == *data {
+            taken.take("images.import", &mut used.images.import, import);
         }
         parts.images.admit(used.images.limit, &used.images.import);
-        taken.take("log", &mut used.log, &fresh.log);
-        taken.keep("data", &used.data, &fresh.data);
-        taken.keep("api.listen", &used.api, &fresh.api);
-        taken.keep("agents.listen", &used.agents, &fresh.agents);
+        taken.take("log", &mut used.log, log);
+        taken.keep("data", &used.data, data);
+        taken.keep("api.listen", &used.api, api);
+        taken.keep("agents.listen", &used.agents, agents);
         Ok(taken)
     }
 }

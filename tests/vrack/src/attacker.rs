@@ -1,16 +1,19 @@
 //! Hostile neighbours on the provisioning network: what a tenant who is root on one machine can
-//! send, and what the machine beside it and the rack node must not notice. No QEMU: boot runs as
-//! it does on a node, with its intent on its own disk and no agent; the two machines are network
-//! namespaces on the same bridge.
+//! send, and what the machine beside it and the rack node must not notice; and somebody who
+//! reaches the controller's ports. No QEMU: boot runs as it does on a node, with its intent on its
+//! own disk and no agent; the two machines are network namespaces on the same bridge.
 //!
 //! Not here, because a flat LAN cannot prevent it: a neighbour that answers DHCP before us, takes
 //! a machine's address by ARP, or uses a stolen ticket first. `docs/promises.md` says so.
 
 mod client;
+mod controller;
 mod dhcp;
 mod http;
 mod intruder;
+mod memory;
 mod range;
+mod telling;
 mod tftp;
 mod ticket;
 pub(crate) mod wire;
@@ -54,7 +57,14 @@ const FACTS: &[(&str, Fact)] = &[
     ("a_flood_of_the_channel_keeps_no_known_machine_from_booting", http::channel_flood),
     ("a_dhcpv6_flood_keeps_no_known_machine_from_booting", dhcp::dhcpv6_flood),
     ("declines_in_many_names_take_a_quarter_of_the_range_at_most", dhcp::many_declines),
+    ("garbage_at_the_agents_port_keeps_neither_operator_nor_node_out", controller::garbage),
+    ("forged_handshakes_at_the_agents_port_keep_neither_operator_nor_node_out", controller::forged_handshakes),
+    ("half_open_handshakes_at_the_api_keep_no_operator_out", controller::half_open_handshakes),
+    ("slow_requests_at_the_api_keep_no_operator_out", controller::slow_requests),
+    ("no_process_leaves_its_memory_to_a_core_dump_or_to_its_user", memory::closed),
+    ("a_machine_that_tells_what_it_can_fills_no_spool", telling::one),
     ("the_log_and_the_spool_of_all_this_are_bounded", bounded_traces),
+    ("machines_that_tell_more_than_the_spool_takes_keep_no_known_machine_from_booting", telling::many),
 ];
 
 /// Tries everything; ends with how many facts held.
@@ -66,7 +76,7 @@ pub(crate) fn tell(binaries: &Path, only: Option<&str>) -> anyhow::Result<()> {
         FACTS,
         |name| only.is_none_or(|only| name.contains(only)),
         |range, fact| {
-            let before = range.usage()?;
+            let before = range.usage(Service::Boot)?;
             let said = fact(range)?;
             range.unharmed(before)?;
             Ok(said)
@@ -80,7 +90,7 @@ pub(crate) fn tell(binaries: &Path, only: Option<&str>) -> anyhow::Result<()> {
     if tally.all_held() {
         let _ = fs::remove_dir_all(&range.files.directory);
     } else {
-        println!("boot's log is {}", range.files.log(Service::Boot).display());
+        println!("the logs are in {}", range.files.directory.join("logs").display());
     }
     tally.end()
 }

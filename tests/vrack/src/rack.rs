@@ -76,6 +76,32 @@ pub(crate) fn directory(name: &str) -> PathBuf {
     Path::new("/var/tmp").join(format!("rackhand-{name}"))
 }
 
+/// Makes a controller's data; the operator who holds its first token.
+pub(crate) fn init_controller(files: &Files, cabling: &Cabling) -> anyhow::Result<Operator> {
+    let init = output(
+        Command::new(files.binary("rackhand-controller"))
+            .args(["init", "--config"])
+            .arg(files.config(Service::Controller)),
+    )?;
+    let token = init.split_whitespace().find(|word| word.starts_with("rh_")).context("init printed no token")?;
+    Ok(Operator {
+        program: files.binary("rackhand"),
+        controller: format!("https://{}:8443", cabling.controller()),
+        ca: files.state(Service::Controller).join("pki/ca.pem"),
+        token: token.to_owned(),
+    })
+}
+
+/// Enrols the node for the rack `r1` with a fresh code.
+pub(crate) fn enrol_node(files: &Files, cabling: &Cabling, operator: &Operator) -> anyhow::Result<()> {
+    let code = operator.ask(&["agent", "enrol", "--rack", "r1"])?;
+    let code = code["code"].as_str().context("no enrolment code")?;
+    let controller = format!("{}:4433", cabling.controller_from_node());
+    let mut enrol = cabling.command(Place::Node, &files.binary("rackhand-agent").to_string_lossy());
+    enrol.args(["enrol", "--controller", &controller, "--code", code, "--config"]);
+    output(enrol.arg(files.config(Service::Agent))).map(drop)
+}
+
 impl Rack {
     /// Builds everything anew and starts it; tells `progress` what it is doing.
     pub(crate) fn build(
@@ -94,18 +120,7 @@ impl Rack {
         files.configure(&cabling)?;
 
         progress("controller: init, serve");
-        let init = output(
-            Command::new(files.binary("rackhand-controller"))
-                .args(["init", "--config"])
-                .arg(files.config(Service::Controller)),
-        )?;
-        let token = init.split_whitespace().find(|word| word.starts_with("rh_")).context("init printed no token")?;
-        let operator = Operator {
-            program: files.binary("rackhand"),
-            controller: format!("https://{}:8443", cabling.controller()),
-            ca: files.state(Service::Controller).join("pki/ca.pem"),
-            token: token.to_owned(),
-        };
+        let operator = init_controller(&files, &cabling)?;
         let mut rack = Self {
             machines: Vec::new(),
             image: parts.image.clone(),
@@ -130,14 +145,7 @@ impl Rack {
             }
             Ok(())
         })?;
-        rack.wait_for("enrolment", |rack| {
-            let code = rack.operator.ask(&["agent", "enrol", "--rack", "r1"])?;
-            let code = code["code"].as_str().context("no enrolment code")?;
-            let controller = format!("{}:4433", rack.cabling.controller_from_node());
-            let mut enrol = rack.cabling.command(Place::Node, &rack.files.binary("rackhand-agent").to_string_lossy());
-            enrol.args(["enrol", "--controller", &controller, "--code", code, "--config"]);
-            output(enrol.arg(rack.files.config(Service::Agent))).map(drop)
-        })?;
+        rack.wait_for("enrolment", |rack| enrol_node(&rack.files, &rack.cabling, &rack.operator))?;
         rack.start(Service::Agent)?;
         rack.start(Service::Boot)?;
 

@@ -126,11 +126,16 @@ pub(super) fn fetch(name: &str, end: Instant) -> anyhow::Result<Vec<u8>> {
     }
 }
 
-/// A TCP connection from this address.
+/// A TCP connection from this address to a port of the node.
 pub(super) fn connect(from: Ipv4Addr, port: u16) -> anyhow::Result<TcpStream> {
+    connect_to(from, SocketAddrV4::new(NODE, port))
+}
+
+/// A TCP connection from this address.
+pub(super) fn connect_to(from: Ipv4Addr, to: SocketAddrV4) -> anyhow::Result<TcpStream> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
     socket.bind(&SocketAddrV4::new(from, 0).into())?;
-    socket.connect_timeout(&SocketAddrV4::new(NODE, port).into(), Duration::from_secs(3))?;
+    socket.connect_timeout(&to.into(), Duration::from_secs(3))?;
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
     socket.set_write_timeout(Some(Duration::from_secs(5)))?;
     Ok(socket.into())

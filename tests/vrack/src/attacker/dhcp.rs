@@ -17,7 +17,7 @@ use super::{
     range::{FEEBLE, FLOOD, KNOWN, LEASE, Machine, NODE, PATIENCE, Range, known, planned},
     wire::{self, Answer, Card, Ends, ICMPV6, dhcp, ipv6, udp},
 };
-use crate::{network::Place, run::run};
+use crate::{network::Place, run::run, services::Service};
 
 pub(super) fn forged_release_and_decline(range: &mut Range) -> anyhow::Result<String> {
     let node = range.cabling.namespace(Place::Node);
@@ -222,7 +222,7 @@ pub(super) fn dhcpv6_flood(range: &mut Range) -> anyhow::Result<String> {
 }
 
 pub(super) fn starvation(range: &mut Range) -> anyhow::Result<String> {
-    let before = range.usage()?;
+    let before = range.usage(Service::Boot)?;
     let given = Machine::Intruder.acts(|| {
         let card = Card::open("net0")?;
         let mut given = HashSet::new();
@@ -260,7 +260,7 @@ pub(super) fn starvation(range: &mut Range) -> anyhow::Result<String> {
     })?;
     let waited = full.elapsed().as_secs_f64();
     ensure!(range.log()?.contains("no delegated address is free"), "nobody is told that the range is full");
-    let grown = range.usage()?.memory.saturating_sub(before.memory);
+    let grown = range.usage(Service::Boot)?.memory.saturating_sub(before.memory);
     ensure!(grown < 16 << 20, "boot has grown by {} MiB", grown >> 20);
     Ok(format!(
         "{given} addresses taken, {KNOWN} known machines answered, a new one after {waited:.1} s, {} KiB grown",

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{Ipv4Addr, TcpStream},
+    net::{Ipv4Addr, SocketAddrV4, TcpStream},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
 };
@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use rackhand_common::machine::Mac;
 
 use super::{
-    client::connect,
+    client::{connect, connect_to},
     range::{FEEBLE, FLOOD, LEAD, Machine, NODE, Range},
     wire::{Card, Ends, flood, syn},
 };
@@ -26,8 +26,12 @@ pub(super) fn any_mac(number: u64) -> Mac {
 }
 
 pub(super) fn node_mac(range: &Range) -> anyhow::Result<Mac> {
-    let shown = run("ip", &["-n", &range.cabling.namespace(Place::Node), "-brief", "link", "show", "prov0"])?;
-    Ok(shown.split_whitespace().nth(2).context("prov0 has no address")?.parse()?)
+    mac_of(range, Place::Node, "prov0")
+}
+
+pub(super) fn mac_of(range: &Range, place: Place, card: &str) -> anyhow::Result<Mac> {
+    let shown = run("ip", &["-n", &range.cabling.namespace(place), "-brief", "link", "show", card])?;
+    Ok(shown.split_whitespace().nth(2).with_context(|| format!("{card} has no address"))?.parse()?)
 }
 
 /// A frame from an address of the intruder's to a port of the node.
@@ -38,18 +42,23 @@ pub(super) fn towards(node: Mac, number: u64, port: u16) -> Ends {
     Ends { source, destination: node, from: (from, 1024 + (number / 50 % 60_000) as u16), to: (NODE, port) }
 }
 
-/// Opens as many connections as it can from all its addresses, says `start` on each and then a
-/// byte now and then, until told to end.
-fn trickle(over: &AtomicBool, port: u16, start: &[u8], drip: &[u8]) -> anyhow::Result<String> {
+/// One of the addresses that it borrows on the network of this one.
+pub(super) fn borrowed(network: Ipv4Addr, number: u32) -> Ipv4Addr {
+    let [a, b, c, _] = network.octets();
+    Ipv4Addr::new(a, b, c, BORROWED + (number % 50) as u8)
+}
+
+/// Opens as many connections as it can from all its addresses on that network, says `start` on
+/// each and then a byte now and then, until told to end.
+pub(super) fn trickle(over: &AtomicBool, to: SocketAddrV4, start: &[u8], drip: &[u8]) -> anyhow::Result<String> {
     let mut open: Vec<TcpStream> = Vec::new();
     let mut opened = 0;
     let mut number = 0u32;
     while !over.load(Ordering::Relaxed) {
         for _ in 0..100 {
             number += 1;
-            let from = Ipv4Addr::new(10, 77, 0, BORROWED + (number % 50) as u8);
             if open.len() < 5_000
-                && let Ok(mut stream) = connect(from, port)
+                && let Ok(mut stream) = connect_to(borrowed(*to.ip(), number), to)
                 && stream.write_all(start).is_ok()
                 && stream.set_nonblocking(true).is_ok()
             {
@@ -66,7 +75,7 @@ fn trickle(over: &AtomicBool, port: u16, start: &[u8], drip: &[u8]) -> anyhow::R
 
 /// Boots the neighbour when `trickle` has taken every place.
 pub(super) fn half_open(range: &Range, port: u16, start: &[u8], drip: &[u8]) -> anyhow::Result<String> {
-    range.boots_during(FLOOD, |over| trickle(over, port, start, drip))
+    range.boots_during(FLOOD, |over| trickle(over, SocketAddrV4::new(NODE, port), start, drip))
 }
 
 /// Boots the neighbour under ten thousand frames a second.

@@ -1,5 +1,5 @@
-//! The place of the attacks: a rack node whose boot runs alone, two machines on its bridge, and
-//! what boot may use and must do meanwhile.
+//! The place of the attacks: a rack node whose boot runs alone, two machines on its bridge, a
+//! controller beside it, and what boot may use and must do meanwhile.
 
 use std::{
     fs,
@@ -20,11 +20,13 @@ use rackhand_common::{
 
 use super::{
     client::{ask, boots},
+    controller,
     intruder::BORROWED,
 };
 use crate::{
     network::{Cabling, Place},
-    rack::directory,
+    operator::Operator,
+    rack::{directory, init_controller},
     run::{quiet, run},
     services::{Files, Service, Services},
 };
@@ -45,6 +47,9 @@ pub(super) const GROWTH: u64 = 160 << 20;
 /// floods: firmware gives each of its steps longer than this.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long after an attack a process may still be busy with it.
+const REST: Duration = Duration::from_secs(15);
+
 /// For how long an address is given here, so that the end of it can be waited for.
 pub(super) const LEASE: Duration = Duration::from_secs(30);
 
@@ -63,14 +68,15 @@ pub(super) struct Range {
     pub(super) cabling: Cabling,
     pub(super) files: Files,
     pub(super) services: Services,
+    pub(super) operator: Operator,
 }
 
-/// What boot has used.
+/// What a process has used.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Usage {
     process: i32,
     pub(super) memory: u64,
-    processor: Duration,
+    pub(super) processor: Duration,
 }
 
 /// The two machines on the bridge.
@@ -139,9 +145,12 @@ impl Range {
             run("ip", &["-n", namespace, "link", "set", "net0", "address", &machine.mac().to_string(), "up"])?;
             run("ip", &["-n", namespace, "addr", "add", &format!("{}/24", machine.address()), "dev", "net0"])?;
         }
+        controller::plug(&cabling)?;
         for last in BORROWED..=250 {
-            let address = format!("10.77.0.{last}/24");
-            run("ip", &["-n", Machine::Intruder.namespace(), "addr", "add", &address, "dev", "net0"])?;
+            for (network, card) in [("10.77.0", "net0"), ("10.79.0", "net1")] {
+                let address = format!("{network}.{last}/24");
+                run("ip", &["-n", Machine::Intruder.namespace(), "addr", "add", &address, "dev", card])?;
+            }
         }
 
         let directory = directory("attack");
@@ -160,10 +169,13 @@ impl Range {
         let state = files.state(Service::Boot);
         fs::create_dir_all(&state)?;
         fs::write(state.join("intent.json"), serde_json::to_vec(&intent())?)?;
+        let operator = init_controller(&files, &cabling)?;
         let services = Services::new(files.clone(), cabling.clone());
+        services.start(Service::Controller)?;
         services.start(Service::Boot)?;
-        let range = Self { cabling, files, services };
+        let range = Self { cabling, files, services, operator };
         range.wait_until_up()?;
+        controller::furnish(&range)?;
         Ok(range)
     }
 
@@ -187,10 +199,13 @@ impl Range {
         self.wait_until_up()
     }
 
-    pub(super) fn usage(&self) -> anyhow::Result<Usage> {
-        let process = self.services.pid(Service::Boot)?;
+    pub(super) fn usage(&self, service: Service) -> anyhow::Result<Usage> {
+        let process = self.services.pid(service)?;
         let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("boot has ended")?;
+        let memory = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .with_context(|| format!("{} has ended", service.name()))?;
         let memory: u64 = memory.trim().trim_end_matches(" kB").parse()?;
         let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
         // After the command's name in parentheses: user time is the 12th field, system's the 13th.
@@ -204,21 +219,26 @@ impl Range {
     pub(super) fn unharmed(&mut self, before: Usage) -> anyhow::Result<()> {
         self.services.check()?;
         boots().context("the neighbour does not boot afterwards")?;
-        let after = self.usage()?;
+        let after = self.usage(Service::Boot)?;
         if after.process == before.process {
             let grown = after.memory.saturating_sub(before.memory);
             ensure!(grown <= GROWTH, "boot has grown by {} MiB", grown >> 20);
         }
+        self.comes_to_rest(Service::Boot).map(drop)
+    }
+
+    /// Fails when this process has still much to do after a while; how long it took.
+    pub(super) fn comes_to_rest(&self, service: Service) -> anyhow::Result<Duration> {
         // At rest it does next to nothing; what is queued is done first.
-        let end = Instant::now() + Duration::from_secs(15);
+        let since = Instant::now();
         loop {
-            let (from, start) = (self.usage()?.processor, Instant::now());
+            let (from, start) = (self.usage(service)?.processor, Instant::now());
             thread::sleep(Duration::from_millis(500));
-            let busy = (self.usage()?.processor - from).as_secs_f64() / start.elapsed().as_secs_f64();
+            let busy = (self.usage(service)?.processor - from).as_secs_f64() / start.elapsed().as_secs_f64();
             if busy < 0.25 {
-                return Ok(());
+                return Ok(since.elapsed());
             }
-            ensure!(Instant::now() < end, "boot is still busy at {:.0} % of a processor", busy * 100.0);
+            ensure!(since.elapsed() < REST, "{} is still busy at {:.0} % of a processor", service.name(), busy * 100.0);
         }
     }
 
@@ -229,7 +249,7 @@ impl Range {
         lead: Duration,
         attack: impl FnOnce(&AtomicBool) -> anyhow::Result<String> + Send,
     ) -> anyhow::Result<String> {
-        let (before, start, over) = (self.usage()?, Instant::now(), AtomicBool::new(false));
+        let (before, start, over) = (self.usage(Service::Boot)?, Instant::now(), AtomicBool::new(false));
         let (boot, said) = thread::scope(|scope| {
             let attacking = scope.spawn(|| Machine::Intruder.acts(|| attack(&over)));
             thread::sleep(lead);
@@ -237,7 +257,7 @@ impl Range {
             over.store(true, Ordering::Relaxed);
             (boot, attacking.join().unwrap_or_else(|_| bail!("the attack panicked")))
         });
-        let (lasted, after) = (start.elapsed(), self.usage()?);
+        let (lasted, after) = (start.elapsed(), self.usage(Service::Boot)?);
         let grown = after.memory.saturating_sub(before.memory);
         let busy = (after.processor - before.processor).as_secs_f64() / lasted.as_secs_f64();
         let measured = format!(
