@@ -17,6 +17,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use jiff::Timestamp;
+use rackhand_fail_points::fail_point;
 
 use crate::{
     authority,
@@ -41,9 +42,11 @@ pub async fn backup(config: &Config, file: &Path, now: Timestamp) -> Result<Cont
     // SQLite takes a file that is there and empty: made by us, it has our mode from the start.
     remove(&unfinished).with_context(cannot)?;
     fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished).with_context(cannot)?;
-    write_backup(&config.database(), &unfinished, &contents).await.with_context(cannot)?;
+    fail_point!(once "backup.write", write_backup(&config.database(), &unfinished, &contents).await)
+        .with_context(cannot)?;
     fs::File::open(&unfinished).and_then(|file| file.sync_all()).with_context(cannot)?;
-    fs::rename(&unfinished, file).with_context(|| format!("cannot write {}", file.display()))?;
+    fail_point!(once "backup.name", fs::rename(&unfinished, file))
+        .with_context(|| format!("cannot write {}", file.display()))?;
     sync(file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
     Ok(contents)
 }

@@ -12,6 +12,7 @@ use rackhand_common::{
     id::{AgentId, RackId},
     pki::{self, TrustBundle},
 };
+use rackhand_fail_points::fail_point;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, watch};
@@ -196,7 +197,7 @@ impl Registration {
             key: hex::encode(&self.key),
         };
         let json = serde_json::to_vec_pretty(&stored).expect("registrations always serialize");
-        Ok(crate::intent::replace(&state.join(FILE), &json)?)
+        Ok(fail_point!("identity.keep", crate::intent::replace(&state.join(FILE), &json))?)
     }
 
     /// For TLS.

@@ -14,9 +14,9 @@ pub const DIRECTORY: &str = "RACKHAND_FAIL_POINTS";
 /// Which program a point is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Program {
-    /// `rackhand-controller serve`.
+    /// `rackhand-controller serve`, and `backup` beside it.
     Controller,
-    /// `rackhand-agent serve`.
+    /// `rackhand-agent serve`, and `enrol`.
     Agent,
     /// `rackhand-agent boot`.
     Boot,
@@ -101,6 +101,10 @@ pub const POINTS: &[Point] = &[
     point("step.erase disks", CONTROLLER),
     point("step.switch power", CONTROLLER),
     point("command.send", CONTROLLER),
+    point("image.put", CONTROLLER),
+    once("backup.write", CONTROLLER),
+    once("backup.name", CONTROLLER),
+    point("identity.keep", AGENT),
     once("spool.commit", NODE),
     point("intent.replace", NODE),
     once("ledger.accept", AGENT),

@@ -43,6 +43,7 @@ use rackhand_common::{
     pki::{Peer, Role},
     time::Clock,
 };
+use rackhand_fail_points::fail_point;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     process::Command,
@@ -478,6 +479,10 @@ impl Images {
     /// Stores an object unless it is there: same name, same bytes. One that is there and is not
     /// what its name says was damaged on its disk; it is put right for every image that has it.
     async fn put(&self, path: &ObjectPath, bytes: Bytes) -> Result<(), ImportError> {
+        fail_point!("image.put", self.keep(path, bytes.clone()).await)
+    }
+
+    async fn keep(&self, path: &ObjectPath, bytes: Bytes) -> Result<(), ImportError> {
         match self.0.objects.put_opts(path, bytes.clone().into(), PutMode::Create.into()).await {
             Ok(_) => return Ok(()),
             Err(object_store::Error::AlreadyExists { .. }) => {}

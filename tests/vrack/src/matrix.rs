@@ -8,7 +8,10 @@
 //! - One cycle switches it off at most once; its address stays; no event is told twice.
 //! - The bystander, an active computer beside it, is not written to, not switched, not restarted.
 //! - A lease that was given is there after boot was killed, and nobody else has its address.
+//! - What is done beside the machines ([`Act`]) arrives when it is asked for again, and leaves no
+//!   half of itself.
 
+mod act;
 pub(crate) mod computer;
 mod faults;
 mod rig;
@@ -23,7 +26,10 @@ use std::{
 use anyhow::{Context, ensure};
 use rackhand_fail_points::{Mode, POINTS, Program};
 
-use self::rig::{Arrival, Rig, Way};
+use self::{
+    act::Act,
+    rig::{Arrival, Rig, Way},
+};
 use crate::{rack::Parts, services::Service, watch::Watch};
 
 /// How long a way may take, with a crash in it.
@@ -39,6 +45,8 @@ enum Scene {
     Way(Way),
     /// A card nobody knows asks for an address.
     Newcomer,
+    /// Something is done beside the machines.
+    Act(Act),
 }
 
 /// One field of the matrix.
@@ -57,6 +65,7 @@ impl fmt::Display for Cell {
         let scene = match self.scene {
             Scene::Way(way) => format!("{way:?}").to_lowercase(),
             Scene::Newcomer => "newcomer".to_owned(),
+            Scene::Act(act) => format!("{act:?}").to_lowercase(),
         };
         let program = format!("{:?}", self.program).to_lowercase();
         write!(f, "{scene}: {program} {} {} {}", self.point, self.mode, self.count)
@@ -78,7 +87,14 @@ fn scenes(point: &str) -> &'static [(Scene, &'static [u32])] {
     const DEPLOY: Scene = Scene::Way(Way::Deploy);
     const CYCLE: Scene = Scene::Way(Way::Cycle);
     const RELEASE: Scene = Scene::Way(Way::Release);
+    const ENROL: Scene = Scene::Act(Act::Enrol);
+    const RENEW: Scene = Scene::Act(Act::Renew);
+    const IMPORT: Scene = Scene::Act(Act::Import);
+    const BACKUP: Scene = Scene::Act(Act::Backup);
     match point {
+        "identity.keep" => &[(ENROL, &[1]), (RENEW, &[1])],
+        "image.put" => &[(IMPORT, &[1, 2, 3])],
+        "backup.write" | "backup.name" => &[(BACKUP, &[1])],
         "lease.commit" => &[(Scene::Newcomer, &[1])],
         "step.boot installer" | "chunk.keep" | "image.clear" | "image.flush" | "boot-order.set" => &[(DEPLOY, &[1])],
         "step.write image" | "step.start system" => &[(DEPLOY, &[1, 3])],
@@ -90,7 +106,16 @@ fn scenes(point: &str) -> &'static [(Scene, &'static [u32])] {
         "step.restart into installer" | "step.erase disks" => &[(RELEASE, &[1, 3])],
         "erase.overwrite" | "erase.verify" => &[(RELEASE, &[1])],
         "ledger.welcomed" => &[(DEPLOY, &[1])],
-        "store.commit" => &[(DEPLOY, &[1, 2, 3, 4, 6, 8]), (CYCLE, &[1, 2, 4]), (RELEASE, &[1, 2, 3, 4, 6, 8])],
+        "store.commit" => &[
+            (DEPLOY, &[1, 2, 3, 4, 6, 8]),
+            (CYCLE, &[1, 2, 4]),
+            (RELEASE, &[1, 2, 3, 4, 6, 8]),
+            // Of the code and of what it is exchanged for; of the greeting and the renewal; of
+            // the import's beginning, its progress and its end.
+            (ENROL, &[1, 2]),
+            (RENEW, &[1, 2]),
+            (IMPORT, &[1, 2, 3]),
+        ],
         "spool.commit" => &[(DEPLOY, &[1, 2, 4]), (RELEASE, &[1, 2, 4])],
         "channel.ask" => &[(DEPLOY, &[1, 2]), (RELEASE, &[1, 3])],
         "installer.record" | "intent.replace" | "ticket.write" | "order.check" => &[(DEPLOY, &[1]), (RELEASE, &[1])],
@@ -135,6 +160,11 @@ struct Book {
 impl Book {
     fn take(&mut self, scene: Scene) -> Option<Cell> {
         self.left.get_mut(&scene)?.pop()
+    }
+
+    /// Whether the computer has to go on for what is left.
+    fn has_ways(&self) -> bool {
+        self.left.iter().any(|(scene, cells)| matches!(scene, Scene::Way(_)) && !cells.is_empty())
     }
 
     fn is_done(&self) -> bool {
@@ -212,9 +242,10 @@ async fn work(number: u8, racks: u8, parts: &Parts, book: &Mutex<Book>, mut othe
 async fn rounds(rig: &mut Rig, book: &Mutex<Book>, others: &mut Vec<faults::Fault>) -> Result<(), String> {
     let lock = || book.lock().unwrap_or_else(PoisonError::into_inner);
     while !lock().is_done() {
-        for scene in Way::ALL.map(Scene::Way).into_iter().chain([Scene::Newcomer]) {
+        for scene in Way::ALL.map(Scene::Way).into_iter().chain([Scene::Newcomer]).chain(Act::ALL.map(Scene::Act)) {
             let cell = lock().take(scene);
-            if cell.is_none() && (scene == Scene::Newcomer || scene == Scene::Way(Way::Cycle)) {
+            let is_needed = [Scene::Way(Way::Deploy), Scene::Way(Way::Release)].contains(&scene);
+            if cell.is_none() && !(is_needed && lock().has_ways()) {
                 continue;
             }
             let began = Instant::now();
@@ -269,6 +300,7 @@ async fn play(rig: &mut Rig, scene: Scene, cell: Option<&Cell>) -> anyhow::Resul
     let may_fail = cell.is_some_and(Cell::may_fail);
     let how = match scene {
         Scene::Newcomer => rig.newcomer().map(|()| String::new())?,
+        Scene::Act(act) => act.perform(rig).await.context("a world that is not allowed")?,
         Scene::Way(way) => travel(rig, way, may_fail).await?,
     };
     let Some((armed, cell)) = armed.zip(cell) else { return Ok(Struck::Yes(how)) };

@@ -6,6 +6,7 @@ use std::{
     fs,
     net::Ipv4Addr,
     path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -20,18 +21,19 @@ use super::computer::{Computer, Tender};
 use crate::{
     network::Place,
     rack::{Care, Parts, Rack},
+    run::output,
     services::Service,
 };
 
 /// Bytes of a computer's disk, and chunks of the image for it.
 const DISK: u64 = 32 << 20;
-const CHUNKS: u64 = 3;
+pub(super) const CHUNKS: u64 = 3;
 
 /// How often states are looked at.
-const LOOK: Duration = Duration::from_millis(50);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 
 /// An operator whose call finds nobody asks again this long.
-const INSIST: Duration = Duration::from_secs(60);
+pub(super) const INSIST: Duration = Duration::from_secs(60);
 
 /// The name of the image.
 const IMAGE: &str = "small";
@@ -257,7 +259,7 @@ impl Rig {
     }
 
     /// What the API says; a controller on its way back is waited for.
-    async fn read(&self, path: &str) -> anyhow::Result<Value> {
+    pub(super) async fn read(&self, path: &str) -> anyhow::Result<Value> {
         let end = Instant::now() + INSIST;
         loop {
             match self.api.ask(Method::GET, path, None).await {
@@ -344,7 +346,7 @@ impl Rig {
         })
     }
 
-    async fn check_bystander(&self) -> anyhow::Result<()> {
+    pub(super) async fn check_bystander(&self) -> anyhow::Result<()> {
         let row = self.row(&self.bystander).await?;
         let now = Untouched { address: row["address"].clone(), ..self.look_at_bystander()? };
         let before = self.untouched.as_ref().context("the bystander was never handed over")?;
@@ -383,22 +385,25 @@ impl Rig {
     fn lease(&self, mac: Mac) -> anyhow::Result<Ipv4Addr> {
         let program = std::env::current_exe()?;
         let mut asking = self.rack.cabling.command(Place::Client, &program.to_string_lossy());
-        let child = asking.args(["lease", "--mac", &mac.to_string()]).stdout(std::process::Stdio::piped()).spawn()?;
-        let over = std::sync::atomic::AtomicBool::new(false);
-        // The client asks until it is answered; meanwhile what ended is started again.
-        let said = std::thread::scope(|scope| {
+        // The client asks until it is answered.
+        let said = self.tended(|| output(asking.args(["lease", "--mac", &mac.to_string()])))?;
+        said.trim().parse().context("the client printed no address")
+    }
+
+    /// Does what takes a while; meanwhile what ended is started again.
+    pub(super) fn tended<T>(&self, act: impl FnOnce() -> T) -> T {
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
             scope.spawn(|| {
-                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                while !over.load(Ordering::Relaxed) {
                     let _ = self.rack.services().restart_ended();
                     std::thread::sleep(LOOK);
                 }
             });
-            let said = child.wait_with_output();
-            over.store(true, std::sync::atomic::Ordering::Relaxed);
-            said
-        })?;
-        ensure!(said.status.success(), "the client failed");
-        String::from_utf8(said.stdout)?.trim().parse().context("the client printed no address")
+            let done = act();
+            over.store(true, Ordering::Relaxed);
+            done
+        })
     }
 
     /// Has boot forget the image's chunks.
