@@ -151,6 +151,8 @@ pub(super) fn one(range: &mut Range) -> anyhow::Result<String> {
 
 /// More machines than the spool has room for.
 pub(super) fn many(range: &mut Range) -> anyhow::Result<String> {
+    // What was declined in an attack before is forgotten, and the range is whole again.
+    range.restart()?;
     let (numbers, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
     let tells = || -> anyhow::Result<()> {
         loop {

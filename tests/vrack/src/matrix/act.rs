@@ -134,14 +134,16 @@ async fn renew(rig: &Rig) -> anyhow::Result<String> {
 /// The image is there in the end, asked for again if need be; and once the controller has been
 /// started, its store holds the objects of its images and no others.
 async fn import(rig: &Rig) -> anyhow::Result<String> {
-    let file = rig.rack.files.directory.join("other.raw");
-    image::make(&file, CHUNKS)?;
-    let file = file.to_string_lossy().into_owned();
+    let raw = rig.rack.files.directory.join("other.raw");
+    image::make(&raw, CHUNKS)?;
+    let file = raw.to_string_lossy().into_owned();
     let operator = &rig.rack.operator;
     let mut tries = 1;
     while let Err(error) = rig.tended(|| operator.ask(&["image", "import", &file, "--name", "other", "--wait"])) {
         ensure!(tries < TRIES, "the image is not imported: {error:#}");
         forget(rig).await?;
+        // Another one each time: what the last try left is of no use to the next.
+        image::make(&raw, CHUNKS)?;
         tries += 1;
     }
     let images = rig.read("/v1/images").await?;
