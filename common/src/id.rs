@@ -57,6 +57,12 @@ ids! {
     ImageId;
     /// A command that changes hardware; at most one effect per id.
     CommandId;
+    /// Address space of one origin, from which pools are made.
+    AggregateId;
+    /// Address space to claim from.
+    PoolId;
+    /// An address or a block while it is somebody's, and afterwards in the history.
+    ClaimId;
 }
 
 /// How often a machine has been given to someone or taken back. Destructive orders and

@@ -33,6 +33,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    addresses::Addresses,
     api, audit,
     authority::{self, Authority},
     clock::SystemClock,
@@ -370,9 +371,11 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
             fleet.wake(rack);
         })
     };
+    let (addresses, hand_out) = Addresses::new(store.clone(), clock.clone(), shutdown.clone());
     let app = api::App {
         store: store.clone(),
         images: images.clone(),
+        addresses,
         clock: clock.clone(),
         changed,
         cut: {
@@ -399,6 +402,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     });
     let mut parts = Parts::default();
     parts.add("the API", https::serve(listener, for_connections, router, clock.clone(), shutdown.clone()));
+    parts.add("the addresses", hand_out);
     parts.add("the agents' connections", fleet.clone().run(endpoint, shutdown.clone()));
     parts.add("the workflows", workflows::run(workflows, store.clone(), fleet, clock, shutdown.clone()));
     parts.add("the audit record", audit::run(store.clone(), shutdown.clone()));

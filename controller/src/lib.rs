@@ -1,8 +1,9 @@
 //! The central daemon. [`controller`] builds and spawns everything that runs.
 //!
 //! [`fleet`] holds the agents' connections, [`workflows`] moves runs on, [`api`] answers
-//! operators, [`images`] imports and serves images; all of them share one [`store`].
+//! operators, [`addresses`] hands addresses out, [`images`] imports and serves images; all of them share one [`store`].
 
+pub mod addresses;
 pub mod api;
 pub mod audit;
 pub mod authority;

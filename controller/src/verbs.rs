@@ -72,6 +72,9 @@ pub enum Denied {
         /// Why.
         reason: String,
     },
+    /// Addresses are claimed for the machine.
+    #[error("machine {0} holds addresses; release them first: `rackhand ip list --machine {0}` shows them")]
+    HoldsAddresses(String),
     /// The run is over.
     #[error("the run is over")]
     RunOver,
@@ -168,6 +171,7 @@ impl Tx {
         self.check_idle(into).await?;
         self.delete_machine(from).await?;
         self.move_events(from.id, into.id).await?;
+        self.move_claims(from.id, into.id).await?;
         let mut merged = Machine {
             rack: from.rack,
             address: if from.rack == into.rack { into.address } else { from.address },
@@ -189,6 +193,9 @@ impl Tx {
         self.check_rack(machine).await?;
         machine.lifecycle.on(Event::Forget)?;
         self.check_idle(machine).await?;
+        if self.holds_addresses(machine.id).await? {
+            return Err(Denied::HoldsAddresses(machine.name.clone()));
+        }
         self.delete_machine(machine).await?;
         let happened = Happened::Forgotten { name: machine.name.clone() };
         self.insert_event(now, machine.rack, Some(machine.id), None, &happened).await?;

@@ -129,6 +129,12 @@ enum Bench {
         #[arg(long, default_value_t = 3)]
         repeat: u32,
     },
+    /// Claims and releases of addresses through the API, in pools from empty to 99.9 % full.
+    Ipam {
+        /// The pools' lengths; one of /8 takes some minutes and 6 GB in the directory for temporary files.
+        #[arg(long, value_delimiter = ',', default_values_t = [16, 8])]
+        pools: Vec<u8>,
+    },
 }
 
 fn binaries(debug: bool) -> std::path::PathBuf {
@@ -162,6 +168,12 @@ fn main() -> anyhow::Result<()> {
         Verb::Bench { what: Bench::Boot { repeat } } => {
             packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK], true)?;
             artefacts::make_released()?.rack("bench").arg("--repeat").arg(repeat.to_string()).run()
+        }
+        Verb::Bench { what: Bench::Ipam { pools } } => {
+            let bench = "rackhand-ipam-bench";
+            Shell::new(&["cargo", "build", "--quiet", "--release", "--workspace", "--bin", bench]).run()?;
+            let run = Shell::new(&[&target().join("release").join(bench).to_string_lossy()]);
+            pools.into_iter().fold(run, |run, pool| run.arg(pool.to_string())).run()
         }
         Verb::Sim { seeds, minutes, seed, more } => {
             // Released: a seed takes a fraction of the time, and there are many.

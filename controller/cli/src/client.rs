@@ -57,8 +57,14 @@ impl fmt::Display for Problem {
         }
         match self.kind.rsplit(':').next().unwrap_or_default() {
             "unauthenticated" => f.write_str("\nLog in again: rackhand login --controller … --ca … --token …"),
-            "not-found" => f.write_str("\nSee what there is: rackhand machine list, image list, run list, rack list"),
-            "conflict" | "answer-lost" => f.write_str("\nSee where it stands: rackhand machine show NAME"),
+            "not-found" => f.write_str(
+                "\nSee what there is: rackhand machine list, image list, run list, rack list, pool list, ip list",
+            ),
+            // What is refused of addresses says in itself where to look.
+            "conflict" if self.detail.contains('`') => Ok(()),
+            "conflict" | "answer-lost" => {
+                f.write_str("\nSee where it stands: rackhand machine show NAME, pool show NAME, ip list")
+            }
             "internal" | "unavailable" => match &self.instance {
                 Some(instance) => write!(f, "\nThe controller's log has more under {instance}"),
                 None => Ok(()),
@@ -162,6 +168,23 @@ impl Client {
             match page.next {
                 Some(next) => query.push(("after", next)),
                 None => return Ok(items),
+            }
+        }
+    }
+
+    /// The text of something that is no JSON, page after page.
+    pub(crate) async fn text(&self, path: &str) -> anyhow::Result<String> {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let (mut text, mut after) = (String::new(), String::new());
+        loop {
+            let response = self.send(self.request(Method::GET, &format!("{path}{separator}limit=200{after}"))).await?;
+            let next = response.headers().get("rackhand-next").and_then(|next| next.to_str().ok()).map(str::to_owned);
+            let page = response.text().await.context("the controller's answer is not text")?;
+            // Every page has the line with the names of the columns.
+            text += if text.is_empty() { &page } else { page.split_once('\n').map_or("", |(_, rest)| rest) };
+            match next {
+                Some(next) => after = format!("&after={next}"),
+                None => return Ok(text.trim_end().to_owned()),
             }
         }
     }

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed or refused, 2 the command line is wrong. What was asked for
 //! goes to standard output, progress and problems to standard error.
 
+mod addresses;
 mod audit;
 mod client;
 mod context;
@@ -104,6 +105,18 @@ It is saved in ~/.config/rackhand/config.toml, readable by you alone.")]
     /// Audit: who changed what, and whether the record of it is whole
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Addresses: claim, release, who has what and who had it
+    #[command(subcommand)]
+    Ip(addresses::IpCommand),
+    /// Pools: addresses to claim from
+    #[command(subcommand)]
+    Pool(addresses::PoolCommand),
+    /// Aggregates: address space that pools are made of
+    #[command(subcommand)]
+    Aggregate(addresses::AggregateCommand),
+    /// VRFs: spaces in which an address is one place
+    #[command(subcommand)]
+    Vrf(addresses::VrfCommand),
     /// Print a completion script for your shell
     #[command(after_help = "  rackhand completion bash > /etc/bash_completion.d/rackhand")]
     Completion {
@@ -499,6 +512,10 @@ async fn run(cli: Cli) -> anyhow::Result<String> {
         Command::Image(command) => image(&client, command, output).await,
         Command::Run(command) => runs(&client, command, output).await,
         Command::Audit(command) => audit::run(&client, command, output).await,
+        Command::Ip(command) => addresses::ip(&client, command, output).await,
+        Command::Pool(command) => addresses::pool(&client, command, output).await,
+        Command::Aggregate(command) => addresses::aggregate(&client, command, output).await,
+        Command::Vrf(command) => addresses::vrf(&client, command, output).await,
     }
 }
 
@@ -803,6 +820,10 @@ mod tests {
               image       Images: operating systems to deploy
               run         Runs: work in progress on machines, and work that has ended
               audit       Audit: who changed what, and whether the record of it is whole
+              ip          Addresses: claim, release, who has what and who had it
+              pool        Pools: addresses to claim from
+              aggregate   Aggregates: address space that pools are made of
+              vrf         VRFs: spaces in which an address is one place
               completion  Print a completion script for your shell
               help        Print this message or the help of the given subcommand(s)
 

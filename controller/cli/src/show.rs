@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::views::{Agent, Image, Machine, Rack, Replacement, Run};
 
 /// A table without lines: easy to read, and to cut with other tools.
-fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut all = vec![header.iter().map(|&title| title.to_owned()).collect::<Vec<_>>()];
     all.extend(rows);
     let widths: Vec<_> = (0..header.len())
@@ -21,7 +21,7 @@ fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String
 }
 
 /// Absent things as a dash, so that columns can be counted.
-fn or_dash(text: Option<&str>) -> String {
+pub(crate) fn or_dash(text: Option<&str>) -> String {
     text.filter(|text| !text.is_empty()).unwrap_or("-").to_owned()
 }
 

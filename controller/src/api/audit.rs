@@ -114,7 +114,8 @@ pub(super) struct AuditRecord {
 /// A thing that was made, altered or removed.
 #[derive(Debug, Serialize, ToSchema)]
 struct Change {
-    /// Which kind of thing: `machine`, `run`, `rack`, `agent`, `image`, `enrolment code`.
+    /// Which kind of thing: `machine`, `run`, `rack`, `agent`, `image`, `enrolment code`, `claim`, `pool`,
+    /// `aggregate`, `VRF`.
     #[schema(example = "machine")]
     kind: String,
     /// Its id.

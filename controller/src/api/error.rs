@@ -11,7 +11,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::{images::ImportError, store::StoreError, succession::NotReplaced, verbs::Denied};
+use crate::{addresses::Refused, images::ImportError, store::StoreError, succession::NotReplaced, verbs::Denied};
 
 /// Why a request was not carried out.
 #[derive(Debug)]
@@ -242,8 +242,36 @@ impl From<Denied> for Error {
             | Denied::Unchanged
             | Denied::NotNew(..)
             | Denied::Same
+            | Denied::HoldsAddresses(_)
             | Denied::RunOver
             | Denied::RackRestored(_) => Self::conflict(denied),
+        }
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Store(error) => error.into(),
+            Refused::NotStored(error) if error.is_disk() => Self::unavailable(error),
+            Refused::NotStored(_) => Self::internal(refused),
+            Refused::Busy | Refused::Stopping | Refused::Tidying(_) => Self::unavailable(refused),
+            Refused::Length(_) => Self::invalid("/length", refused),
+            Refused::NotItsCard { .. } => Self::invalid("/mac", refused),
+            Refused::NotInPool(..) => Self::invalid("/prefix", refused),
+            Refused::Family(..) | Refused::NotRouted(..) => Self::invalid("/prefixes", refused),
+            Refused::Exhausted { .. }
+            | Refused::Held { .. }
+            | Refused::Resting(..)
+            | Refused::Elsewhere { .. }
+            | Refused::Over(..)
+            | Refused::Overlap(..)
+            | Refused::NoAggregate { .. }
+            | Refused::NotProven(_)
+            | Refused::NoProof(_)
+            | Refused::Pooled(..)
+            | Refused::AggregateInUse(_)
+            | Refused::PoolInUse(_) => Self::conflict(refused),
         }
     }
 }

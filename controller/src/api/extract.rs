@@ -153,6 +153,17 @@ pub(super) fn check_name(field: &str, name: &str) -> Result<(), Error> {
     ))
 }
 
+/// Whether this is a line of text of at most so many characters.
+pub(super) fn check_text(field: &str, text: &str, most: usize) -> Result<(), Error> {
+    if text.chars().count() > most {
+        return Err(Error::invalid(field, format!("at most {most} characters")));
+    }
+    match text.chars().any(char::is_control) {
+        true => Err(Error::invalid(field, "one line, without control characters")),
+        false => Ok(()),
+    }
+}
+
 /// Whether this is an RFC 1123 label.
 pub(super) fn is_label(name: &str) -> bool {
     (1..=63).contains(&name.len())

@@ -10,7 +10,9 @@
 //!   not change the API by itself.
 
 pub mod access;
+mod address_space;
 mod audit;
+mod claims;
 mod error;
 mod events;
 mod extract;
@@ -46,7 +48,7 @@ pub use self::{
     access::{Caller, fresh_token},
     error::Error,
 };
-use crate::{images::Images, store::Store};
+use crate::{addresses::Addresses, images::Images, store::Store};
 
 /// How long a request may take that neither uploads nor follows anything.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -58,6 +60,8 @@ pub struct App {
     pub store: Store,
     /// Imports and their objects.
     pub images: Images,
+    /// Whoever hands addresses out.
+    pub addresses: Addresses,
     /// The present.
     pub clock: Arc<dyn Clock>,
     /// Called after every commit that changed something in a rack: wakes the workflows and
@@ -119,6 +123,17 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(audit::end))
         .routes(routes!(images::list, images::import))
         .routes(routes!(images::show, images::delete))
+        .routes(routes!(address_space::vrfs, address_space::create_vrf))
+        .routes(routes!(address_space::aggregates, address_space::create_aggregate))
+        .routes(routes!(address_space::delete_aggregate))
+        .routes(routes!(address_space::prove))
+        .routes(routes!(address_space::pools, address_space::create_pool))
+        .routes(routes!(address_space::pool, address_space::delete_pool))
+        .routes(routes!(address_space::extend_pool))
+        .routes(routes!(address_space::utilisation))
+        .routes(routes!(claims::list, claims::create))
+        .routes(routes!(claims::show, claims::release))
+        .routes(routes!(claims::history))
         .layer(DefaultBodyLimit::max(extract::MAX_BODY))
         .layer(middleware::from_fn(in_time));
     // These end when their client or their body does.
@@ -173,6 +188,7 @@ struct Whoami {
         (name = "machines", description = "Servers: discovered by booting in a rack, adopted by an operator, deployed, released."),
         (name = "images", description = "Operating systems to deploy."),
         (name = "runs", description = "Work in progress on machines, and work that has ended."),
+        (name = "addresses", description = "IP addresses: aggregates, pools made of them, claims, and who had what when."),
         (name = "events", description = "What happened, in order."),
         (name = "audit", description = "Who changed what through this API, as a chain that shows when it was altered."),
     ),

@@ -56,9 +56,12 @@ impl Bench {
         )
         .await
         .unwrap();
+        let (addresses, hand_out) = Addresses::new(store.clone(), clock.clone(), shutdown.clone());
+        tokio::spawn(hand_out);
         let app = App {
             store,
             images,
+            addresses,
             clock,
             changed: Arc::new(|_| ()),
             cut: Arc::new(|_| ()),
@@ -521,16 +524,32 @@ async fn no_change_is_recorded_without_what_was_changed() {
         (Method::DELETE, "/v1/images/debian".into(), ""),
         (Method::POST, "/v1/agents/lab/replace".into(), "{}"),
         (Method::DELETE, "/v1/machines/web-1".into(), ""),
+        (Method::POST, "/v1/vrfs".into(), r#"{"name":"other"}"#),
+        (Method::POST, "/v1/aggregates".into(), r#"{"prefix":"10.0.0.0/8","source":"private"}"#),
+        (Method::POST, "/v1/pools".into(), r#"{"name":"p","kind":"private","prefixes":["10.9.0.0/24"]}"#),
+        (Method::POST, "/v1/pools/p/prefixes".into(), r#"{"prefixes":["10.9.1.0/24"]}"#),
+        (Method::POST, "/v1/claims".into(), r#"{"pool":"p","name":"x","reserve":true}"#),
+        (Method::POST, "/v1/claims".into(), r#"{"pool":"nowhere","name":"refused"}"#),
     ];
     for (method, path, body) in &asked {
         let (status, answer) = bench.ask(method.clone(), path, body.to_string()).await;
-        assert!(status.is_success() || answer["type"] == "urn:rackhand:problem:conflict", "{method} {path}: {answer}");
+        let refused = answer["type"] == "urn:rackhand:problem:conflict" || body.contains("refused");
+        assert!(status.is_success() || refused, "{method} {path}: {answer}");
         if *method == Method::PUT {
             bench.app.images.closed().await;
         }
     }
+    let claim = bench.ask(Method::GET, "/v1/claims", "").await.1["items"][0]["id"].as_str().unwrap().to_owned();
+    let aggregate = bench.ask(Method::GET, "/v1/aggregates", "").await.1["items"][0]["id"].as_str().unwrap().to_owned();
+    for path in [format!("claims/{claim}"), "pools/p".into(), format!("aggregates/{aggregate}")] {
+        assert!(bench.ask(Method::DELETE, &format!("/v1/{path}"), "").await.0.is_success(), "{path}");
+    }
     while bench.app.store.link_records().await.unwrap() > 0 {}
     let records = bench.ask(Method::GET, "/v1/audit", "").await.1;
+    let of_claims = |record: &&Value| record["changes"][0]["id"] == claim;
+    assert_eq!(records["items"].as_array().unwrap().iter().filter(of_claims).count(), 2, "claimed and released");
+    let claims = records["items"].as_array().unwrap().iter().filter(|record| record["action"] == "POST /v1/claims");
+    assert_eq!(claims.count(), 1, "what was refused is not in the record");
     for record in records["items"].as_array().unwrap() {
         assert_ne!(record["changes"], json!([]), "{record}");
     }
@@ -614,4 +633,220 @@ async fn what_changed_since_it_was_read_is_not_changed() {
     let adopt = r#"{"accept_data":true}"#;
     assert_eq!(ask(Method::POST, "web-1/adopt".into(), Some(&both), adopt).await.0, StatusCode::OK);
     assert_eq!(ask(Method::PATCH, "web-1".into(), Some("*"), r#"{"name":"web-3"}"#).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn addresses_are_claimed_listed_released_and_remembered() {
+    let bench = Bench::new().await;
+    let machine = discovered(&bench).await;
+    let post = async |uri: &str, body: Value| bench.ask(Method::POST, uri, body.to_string()).await;
+    let (status, own) = post("/v1/aggregates", json!({"prefix": "10.0.0.0/8", "source": "private"})).await;
+    assert_eq!((status, &own["usable"], &own["vrf"]), (StatusCode::CREATED, &json!(true), &json!("default")));
+    let pool = json!({
+        "name": "private-4", "kind": "private", "prefixes": ["10.9.0.0/24"], "rack": "lab", "quarantine_minutes": 60,
+    });
+    let (status, pool) = post("/v1/pools", pool).await;
+    assert_eq!(
+        (status, &pool["family"], &pool["rack"], &pool["prefixes"], &pool["quarantine_minutes"]),
+        (StatusCode::CREATED, &json!(4), &json!("lab"), &json!(["10.9.0.0/24"]), &json!(60))
+    );
+    let (_, pool) = post("/v1/pools/private-4/prefixes", json!({"prefixes": ["10.9.4.0/30"]})).await;
+    assert_eq!(pool["prefixes"], json!(["10.9.0.0/24", "10.9.4.0/30"]));
+    assert_eq!(bench.ask(Method::GET, "/v1/pools/private-4", "").await.1, pool);
+    assert_eq!(bench.ask(Method::GET, "/v1/pools", "").await.1, json!({"items": [pool]}));
+
+    let wish = json!({"pool": "private-4", "length": 31, "machine": machine, "owner": "shop"});
+    let (status, port) = post("/v1/claims", wish).await;
+    assert_eq!(status, StatusCode::CREATED, "{port}");
+    assert_eq!(
+        (&port["prefix"], &port["last"], &port["name"], &port["claimed_by"], &port["owner"]),
+        // The smallest free space is used up first.
+        (&json!("10.9.4.0/31"), &json!("10.9.4.1"), &json!(machine), &json!("admin"), &json!("shop"))
+    );
+    let gateway =
+        json!({"pool": "private-4", "prefix": "10.9.0.1", "name": "gateway", "reserve": true, "purpose": "router"});
+    let (_, gateway) = post("/v1/claims", gateway).await;
+    assert_eq!((&gateway["prefix"], &gateway["reserved"]), (&json!("10.9.0.1/32"), &json!(true)));
+    let (_, held) = bench.ask(Method::GET, "/v1/claims?address=10.9.4.1", "").await;
+    assert_eq!(held, json!({"items": [port]}));
+    let (_, page) = bench.ask(Method::GET, "/v1/claims?pool=private-4&limit=1", "").await;
+    assert_eq!((&page["items"][0], &page["next"]), (&port, &port["id"]));
+    let next = format!("/v1/claims?pool=private-4&limit=1&after={}", port["id"].as_str().unwrap());
+    assert_eq!(bench.ask(Method::GET, &next, "").await.1, json!({"items": [gateway]}));
+
+    let (_, report) = bench.ask(Method::GET, "/v1/utilisation", "").await;
+    let line = &report["items"][0];
+    assert_eq!(
+        (&line["total"], &line["claimed"], &line["reserved"], &line["free"], &line["largest_free"]),
+        (&json!("260"), &json!("2"), &json!("1"), &json!("257"), &json!(25))
+    );
+    let csv = Request::get("/v1/utilisation?format=csv&pool=private-4")
+        .header("authorization", format!("Bearer {}", bench.token))
+        .body(Body::empty())
+        .unwrap();
+    let csv = router(bench.app.clone()).oneshot(csv).await.unwrap();
+    assert_eq!(csv.headers()["content-type"], "text/csv; charset=utf-8; header=present");
+    let csv = csv.into_body().collect().await.unwrap().to_bytes();
+    expect![[r#"
+        pool,family,total,claimed,reserved,quarantined,free,used,largest_free,fragmentation
+        private-4,4,260,2,1,0,257,0.011538461538461539,25,0.5019455252918288
+    "#]]
+    .assert_eq(&String::from_utf8(csv.to_vec()).unwrap().replace("\r\n", "\n"));
+
+    let claim = format!("/v1/claims/{}", port["id"].as_str().unwrap());
+    let (status, released) = bench.ask(Method::DELETE, &claim, "").await;
+    assert_eq!((status, &released["released_by"]), (StatusCode::OK, &json!("admin")));
+    assert_eq!(bench.ask(Method::GET, &claim, "").await.1, released);
+    let (status, again) = bench.ask(Method::DELETE, &claim, "").await;
+    assert_eq!(status, StatusCode::CONFLICT, "{again}");
+    assert_eq!(bench.ask(Method::GET, "/v1/addresses/10.9.4.1/history", "").await.1, json!({"items": [released]}));
+    let then = "/v1/addresses/10.9.0.1/history?at=1970-01-01T00:00:00Z";
+    assert_eq!(bench.ask(Method::GET, then, "").await.1, json!({"items": [gateway]}));
+    let before = "/v1/addresses/10.9.0.1/history?at=1969-12-31T23:59:59Z";
+    assert_eq!(bench.ask(Method::GET, before, "").await.1, json!({"items": []}));
+    let resting = json!({"pool": "private-4", "prefix": "10.9.4.0/31", "name": "next"}).to_string();
+    bench
+        .check(
+            Method::POST,
+            "/v1/claims",
+            resting,
+            expect!["409 conflict: 10.9.4.0/31 is in quarantine until 1970-01-01T01:00:00Z; claim another, or wait"],
+        )
+        .await;
+    bench
+        .check(
+            Method::DELETE,
+            "/v1/pools/private-4",
+            "",
+            expect!["409 conflict: pool private-4 is not all free: release what is claimed from it, and wait for what is in quarantine"],
+        )
+        .await;
+    let own = format!("/v1/aggregates/{}", own["id"].as_str().unwrap());
+    assert_eq!(bench.ask(Method::DELETE, &own, "").await.0, StatusCode::CONFLICT);
+}
+
+#[tokio::test]
+async fn space_a_customer_brought_is_used_once_its_proof_was_looked_at_and_a_vrf_has_its_own() {
+    let bench = Bench::new().await;
+    let post = async |uri: &str, body: Value| bench.ask(Method::POST, uri, body.to_string()).await;
+    let proof = json!({"kind": "roa", "reference": "AS64500 198.51.100.0/24"});
+    let source = json!({"customer": {"name": "shop", "proof": proof}});
+    let (status, brought) = post("/v1/aggregates", json!({"prefix": "198.51.100.0/24", "source": source})).await;
+    assert_eq!((status, &brought["usable"]), (StatusCode::CREATED, &json!(false)), "{brought}");
+    assert_eq!(brought["source"]["customer"]["proof"]["state"], "pending");
+    let pool = json!({"name": "public-4", "kind": "public", "prefixes": ["198.51.100.0/24"]});
+    let (status, problem) = post("/v1/pools", pool.clone()).await;
+    assert_eq!(status, StatusCode::CONFLICT, "{problem}");
+    let prove = format!("/v1/aggregates/{}/proof", brought["id"].as_str().unwrap());
+    let (_, proven) = post(&prove, json!({"state": "verified"})).await;
+    assert_eq!((&proven["usable"], &proven["source"]["customer"]["proof"]["kind"]), (&json!(true), &json!("roa")));
+    assert_eq!(post("/v1/pools", pool).await.0, StatusCode::CREATED);
+
+    assert_eq!(post("/v1/vrfs", json!({"name": "lab"})).await.0, StatusCode::CREATED);
+    let (_, vrfs) = bench.ask(Method::GET, "/v1/vrfs", "").await;
+    assert_eq!((&vrfs["items"][0]["name"], &vrfs["items"][1]["name"]), (&json!("default"), &json!("lab")));
+    let registry = json!({"registry": {"name": "RIPE ORG-EX1-RIPE"}});
+    let (status, same) =
+        post("/v1/aggregates", json!({"prefix": "198.51.100.0/24", "vrf": "lab", "source": registry})).await;
+    assert_eq!(status, StatusCode::CREATED, "{same}");
+    assert_eq!(bench.ask(Method::GET, "/v1/aggregates", "").await.1, json!({"items": [proven, same]}));
+    let prove = format!("/v1/aggregates/{}/proof", same["id"].as_str().unwrap());
+    assert_eq!(post(&prove, json!({"state": "refused"})).await.0, StatusCode::CONFLICT);
+    let same = format!("/v1/aggregates/{}", same["id"].as_str().unwrap());
+    assert_eq!(bench.ask(Method::DELETE, &same, "").await.0, StatusCode::NO_CONTENT);
+    assert_eq!(bench.ask(Method::DELETE, "/v1/pools/public-4", "").await.0, StatusCode::NO_CONTENT);
+    assert_eq!(bench.ask(Method::GET, "/v1/pools", "").await.1, json!({"items": []}));
+}
+
+#[tokio::test]
+async fn a_wrong_claim_is_told_what_is_wrong() {
+    let bench = Bench::new().await;
+    let check = async |body: Value, expected| {
+        bench.check(Method::POST, "/v1/claims", body.to_string(), expected).await;
+    };
+    check(json!({"pool": "nowhere", "name": "x"}), expect!["404 not-found: there is no such pool"]).await;
+    check(
+        json!({"pool": "p"}),
+        expect!["422 invalid: /machine: say for whom: a `machine`, or the `name` of something else"],
+    )
+    .await;
+    check(
+        json!({"pool": "p", "name": "x", "machine": "y"}),
+        expect!["422 invalid: /machine: say for whom: a `machine`, or the `name` of something else"],
+    )
+    .await;
+    check(json!({"pool": "p", "name": " "}), expect!["422 invalid: /name: say what holds it"]).await;
+    check(json!({"pool": "p", "name": "x".repeat(101)}), expect!["422 invalid: /name: at most 100 characters"]).await;
+    check(
+        json!({"pool": "p", "name": "x", "purpose": "a\nb"}),
+        expect!["422 invalid: /purpose: one line, without control characters"],
+    )
+    .await;
+    check(
+        json!({"pool": "p", "name": "x", "mac": "52:54:00:00:00:01"}),
+        expect!["422 invalid: /mac: a card is a `machine`'s"],
+    )
+    .await;
+    check(
+        json!({"pool": "p", "name": "x", "length": 31, "prefix": "10.0.0.0/31"}),
+        expect!["422 invalid: /length: give `length` or `prefix`, not both"],
+    )
+    .await;
+    check(
+        json!({"pool": "p", "name": "x", "prefix": "10.0.0.1/31"}),
+        expect!["422 invalid: /prefix: the address has bits set beyond the length; 10.0.0.0/31 is the prefix it is in"],
+    )
+    .await;
+    bench
+        .check(
+            Method::GET,
+            "/v1/addresses/10.0.0.0%2F8/history",
+            "",
+            expect!["422 invalid: address: write an IPv4 or IPv6 address"],
+        )
+        .await;
+    bench
+        .check(
+            Method::GET,
+            "/v1/claims?address=::ffff:10.0.0.1",
+            "",
+            expect!["422 invalid: address: write IPv4 as IPv4: ::ffff:0:0/96 is another form of it, and what is around it is no unicast space"],
+        )
+        .await;
+    let prefixes: Vec<_> = (0..101).map(|third| format!("10.0.{third}.0/24")).collect();
+    let many = json!({"name": "p", "kind": "private", "prefixes": prefixes}).to_string();
+    bench.check(Method::POST, "/v1/pools", many, expect!["422 invalid: /prefixes: between 1 and 100"]).await;
+    let long = json!({"name": "p", "kind": "private", "prefixes": ["10.0.0.0/8"], "quarantine_minutes": 525_601});
+    bench
+        .check(
+            Method::POST,
+            "/v1/pools",
+            long.to_string(),
+            expect!["422 invalid: /quarantine_minutes: at most 525600, which is a year"],
+        )
+        .await;
+}
+
+#[tokio::test]
+async fn a_claim_with_a_key_is_made_once() {
+    let bench = Bench::new().await;
+    for (uri, body) in [
+        ("/v1/aggregates", r#"{"prefix":"10.0.0.0/8","source":"private"}"#),
+        ("/v1/pools", r#"{"name":"p","kind":"private","prefixes":["10.9.0.0/24"]}"#),
+    ] {
+        assert_eq!(bench.ask(Method::POST, uri, body).await.0, StatusCode::CREATED);
+    }
+    let answers = {
+        let ask = || keyed(&bench, "/v1/claims", "key", r#"{"pool":"p","name":"x"}"#);
+        let mut answers = futures_util::future::join_all((0..20).map(|_| ask())).await;
+        answers.push(ask().await);
+        answers
+    };
+    let (_, first, _) = answers.iter().find(|(status, ..)| status.is_success()).unwrap();
+    assert_eq!(answers.last(), Some(&(StatusCode::CREATED, first.clone(), true)));
+    assert_eq!(bench.ask(Method::GET, "/v1/claims", "").await.1, json!({"items": [first]}));
+    // The mark is in the claim's own transaction: a process that finds it does not claim again.
+    bench.app.store.forget_answers().await.unwrap();
+    let (status, problem, _) = keyed(&bench, "/v1/claims", "key", r#"{"pool":"p","name":"x"}"#).await;
+    assert_eq!(problem["type"], "urn:rackhand:problem:answer-lost", "{status} {problem}");
 }

@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, Column as _, Row as _, TypeInfo as _, ValueRef as _, s
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::{Store, StoreError, Tx, micros, timestamp};
+use super::{KeyedRequest, Store, StoreError, Tx, micros, timestamp};
 
 /// So many records are put into the chain in one transaction.
 const LINKED: u32 = 500;
@@ -65,9 +65,42 @@ pub(super) struct Watched {
 }
 
 impl Asked {
+    /// What this task carries out.
+    fn present() -> Option<Arc<Self>> {
+        CURRENT.try_with(Arc::clone).ok()
+    }
+
     /// Has every commit made by `work` write this request's record.
     pub async fn scope<T>(self, work: impl Future<Output = T>) -> T {
         CURRENT.scope(Arc::new(self), work).await
+    }
+}
+
+/// The request that a task carries out, when another is to do that.
+#[derive(Clone, Debug)]
+pub(crate) struct Present {
+    asked: Option<Arc<Asked>>,
+    keyed: Option<KeyedRequest>,
+}
+
+impl Present {
+    /// That of this task.
+    pub(crate) fn of_this_task() -> Self {
+        Self { asked: Asked::present(), keyed: KeyedRequest::present() }
+    }
+
+    /// Has `work` done as if by the task that it is from.
+    pub(crate) async fn scope<T>(self, work: impl Future<Output = T>) -> T {
+        let recorded = async {
+            match self.asked {
+                Some(asked) => CURRENT.scope(asked, work).await,
+                None => work.await,
+            }
+        };
+        match self.keyed {
+            Some(keyed) => keyed.scope(recorded).await,
+            None => recorded.await,
+        }
     }
 }
 
@@ -86,15 +119,19 @@ impl Tx {
 
     /// The digest of a row as it is stored; none when there is none.
     async fn digest(&mut self, table: &'static str, id: &str) -> Result<Option<String>, StoreError> {
-        let key = if table == "enrolment_codes" { "hash" } else { "id" };
+        let key = match table {
+            "enrolment_codes" => "hash",
+            "vrfs" => "name",
+            _ => "id",
+        };
         let query = AssertSqlSafe(format!("SELECT * FROM {table} WHERE {key} = $1"));
         let row = sqlx::query(query).bind(id).fetch_optional(&mut *self.inner).await?;
         row.map(|row| digest(&row)).transpose()
     }
 
     /// Writes the record of what the present request changes in this transaction.
-    pub(super) async fn write_record(&mut self) -> Result<bool, StoreError> {
-        let Ok(asked) = CURRENT.try_with(Arc::clone) else { return Ok(false) };
+    pub(super) async fn write_record(&mut self) -> Result<(), StoreError> {
+        let Some(asked) = Asked::present() else { return Ok(()) };
         let mut changes = Vec::new();
         for Watched { table, id, before } in std::mem::take(&mut self.watched) {
             let after = self.digest(table, &id).await?;
@@ -131,7 +168,8 @@ impl Tx {
             .execute(&mut *self.inner)
             .await?;
         }
-        Ok(true)
+        self.has_records = true;
+        Ok(())
     }
 }
 
@@ -259,6 +297,7 @@ async fn record(connection: &mut sqlx::SqliteConnection, row: &SqliteRow) -> Res
 fn kind(table: &'static str) -> &'static str {
     match table {
         "enrolment_codes" => "enrolment code",
+        "vrfs" => "VRF",
         table => table.strip_suffix('s').unwrap_or(table),
     }
 }

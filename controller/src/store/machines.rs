@@ -423,7 +423,7 @@ fn order(seal: &Seal, text: &str) -> Result<Order, StoreError> {
     order.opened(seal, run).map_err(|error| StoreError::Damaged("order", error.into()))
 }
 
-fn parsed<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(
+pub(super) fn parsed<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(
     what: &'static str,
     text: &str,
 ) -> Result<T, StoreError> {

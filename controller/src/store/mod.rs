@@ -9,14 +9,18 @@
 //! Secrets that must be readable again are sealed in it with a key that lies elsewhere; rows
 //! from before that are sealed when the database is opened.
 
+mod address_space;
 mod agents;
 mod audit;
 mod backup;
+mod claims;
 mod commands;
 mod events;
+mod filled;
 mod health;
 mod images;
 mod machines;
+mod prefixes;
 mod racks;
 mod requests;
 mod runs;
@@ -47,9 +51,11 @@ use tokio::sync::Notify;
 
 use self::audit::Watched;
 pub use self::{
+    address_space::{Aggregate, NewPool, Pool, Proof, ProofKind, ProofState, Source, Vrf},
     agents::Agent,
     audit::{Asked, AuditFilter, ChainEnd},
     backup::{Contents, Examined, examine, read_backup, write_backup},
+    claims::{Claim, ClaimFilter, Holder},
     commands::StoredCommand,
     events::{EventFilter, Happened, StoredEvent},
     images::{Image, ImageState, Stored},
@@ -59,6 +65,7 @@ pub use self::{
     runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Run, RunStatus},
     tokens::Token,
 };
+pub(crate) use self::{audit::Present, claims::ClaimRow, prefixes::Leaf};
 
 /// Why the store did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -267,6 +274,7 @@ impl Store {
             gate: self.gate.clone(),
             condition: self.condition.clone(),
             watched: Vec::new(),
+            has_records: false,
             recorded: self.recorded.clone(),
         })
     }
@@ -305,15 +313,43 @@ pub struct Tx {
     gate: Option<Arc<dyn Gate>>,
     condition: Arc<Condition>,
     watched: Vec<Watched>,
+    has_records: bool,
     recorded: Arc<Notify>,
 }
 
 impl Tx {
+    /// Writes what is to be kept of the present request: that it was done, and what it changed.
+    pub(crate) async fn settle(&mut self) -> Result<(), StoreError> {
+        self.mark_request().await?;
+        self.write_record().await
+    }
+
+    /// Marks a place in this transaction to go back to.
+    pub(crate) async fn mark(&mut self) -> Result<(), StoreError> {
+        self.say("SAVEPOINT attempt").await
+    }
+
+    /// Undoes what was done since the mark, and forgets the mark.
+    pub(crate) async fn go_back(&mut self) -> Result<(), StoreError> {
+        self.watched.clear();
+        self.say("ROLLBACK TO attempt").await?;
+        self.say("RELEASE attempt").await
+    }
+
+    /// Keeps what was done since the mark, and forgets the mark.
+    pub(crate) async fn go_on(&mut self) -> Result<(), StoreError> {
+        self.say("RELEASE attempt").await
+    }
+
+    async fn say(&mut self, words: &'static str) -> Result<(), StoreError> {
+        sqlx::query(words).execute(&mut *self.inner).await?;
+        Ok(())
+    }
+
     /// Makes everything done in it durable.
     pub async fn commit(mut self) -> Result<(), StoreError> {
-        self.mark_request().await?;
-        let has_record = self.write_record().await?;
-        let Self { inner, gate, condition, recorded, .. } = self;
+        self.settle().await?;
+        let Self { inner, gate, condition, recorded, has_records, .. } = self;
         let committed = async {
             if let Some(gate) = &gate {
                 gate.before().await?;
@@ -328,7 +364,7 @@ impl Tx {
         match &committed {
             Ok(()) => {
                 *condition.latest() = None;
-                if has_record {
+                if has_records {
                     recorded.notify_one();
                 }
             }

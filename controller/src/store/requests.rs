@@ -58,6 +58,11 @@ impl KeyedRequest {
         CURRENT.scope(self, work).await
     }
 
+    /// What this task carries out.
+    pub(super) fn present() -> Option<Self> {
+        CURRENT.try_with(Self::clone).ok()
+    }
+
     fn place(&self) -> String {
         format!("answer {} {}", self.token, self.key)
     }
@@ -135,7 +140,7 @@ impl Store {
 impl Tx {
     /// Notes that what the present request asks for is committed with this transaction.
     pub(super) async fn mark_request(&mut self) -> Result<(), StoreError> {
-        let Ok(current) = CURRENT.try_with(KeyedRequest::clone) else { return Ok(()) };
+        let Some(current) = KeyedRequest::present() else { return Ok(()) };
         sqlx::query("UPDATE keyed_requests SET committed = 1 WHERE token = $1 AND key = $2")
             .bind(current.token.to_string())
             .bind(current.key)
@@ -161,6 +166,14 @@ impl Tx {
 mod tests {
     use super::*;
     use crate::store::tests::{Bench, at};
+
+    impl Store {
+        /// As after a kill between what was done and the keeping of its answer.
+        pub(crate) async fn forget_answers(&self) -> Result<(), StoreError> {
+            sqlx::query("UPDATE keyed_requests SET answer = NULL, process = 'gone'").execute(&self.pool).await?;
+            Ok(())
+        }
+    }
 
     const OURS: Uuid = Uuid::from_u128(1);
     const NEXT: Uuid = Uuid::from_u128(2);

@@ -1,0 +1,20 @@
+//! IP address management, without IO: prefixes of both families by one arithmetic, the tree by
+//! which space is split and put together again, and figures of what is used.
+//!
+//! Space that is handed out is a tree of disjoint prefixes: an *aggregate* is its root, a
+//! prefix is either split in its two halves or a leaf, and only a leaf is free, claimed,
+//! reserved or in quarantine. So two prefixes that are handed out can never overlap, and what is
+//! next free is the first row of an index.
+
+mod prefix;
+mod tree;
+mod usage;
+
+pub use self::{
+    prefix::{Family, NotAPrefix, Prefix},
+    tree::{Carved, NotAState, State, best_fit, carve, join},
+    usage::{Kind, NotAKind, Usage},
+};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,529 @@
+//! Handing out addresses: which claims and releases are done, and the one task that does them.
+//!
+//! A disk's flush takes longer than a claim. So those that wait are done together, in one
+//! transaction, each within a savepoint of its own: what is refused leaves nothing, and nobody
+//! is answered before all of it is on disk.
+//!
+//! Invariants:
+//! - A claim is one transaction: its prefix, what is left of the space around it, its row, and the
+//!   audit record and mark of the request it is from.
+//! - An address that was released rests for its pool's quarantine before anybody gets it again.
+//!
+//! Times are those of the wall clock, never earlier than what is stored already: a clock that
+//! jumps ahead ends quarantines early.
+
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, Timestamp};
+use rackhand_common::{id::ClaimId, machine::Mac, time::Clock};
+use rackhand_controller_core::ipam::{Family, Kind, Prefix, State};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::store::{Aggregate, Claim, ClaimRow, Holder, Leaf, Pool, Present, Source, Store, StoreError, Tx, Vrf};
+
+/// How many requests may wait: as many as a thousand clients at once have. Whoever comes when it
+/// is full is told to come again.
+const WAITING: usize = 1024;
+
+/// How many are done in one transaction: enough that the flush is not what they wait for, few
+/// enough that others who write do not wait long.
+const TOGETHER: usize = 64;
+
+/// How long others may begin to write, when one batch follows another.
+const GAP: Duration = Duration::from_millis(1);
+
+/// How many prefixes that have rested a claim makes free by the way. More than one, so that few
+/// are left over however many are released.
+const RESTED: u32 = 4;
+
+/// How many are made free in one transaction at most: some tenths of a second, during which
+/// nobody else can write.
+const ALL_RESTED: u32 = 512;
+
+/// How often those are looked for that nobody claimed since.
+const TIDY: Duration = Duration::from_secs(60);
+
+/// Why addresses were not handed out, taken back or set up.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// The store failed, or there is no such thing.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What was done together could not be stored.
+    #[error("claims and releases cannot be stored")]
+    NotStored(#[source] Arc<StoreError>),
+    /// Too many wait.
+    #[error("too many claims and releases are waiting; try again in a second")]
+    Busy,
+    /// The controller is about to end.
+    #[error("the controller is stopping; try again in a minute")]
+    Stopping,
+    /// No block of this length is left.
+    #[error("pool {pool} has no free /{length}, and {}", room(*largest))]
+    Exhausted {
+        /// The pool's name.
+        pool: String,
+        /// What was wanted.
+        length: u8,
+        /// The largest there is.
+        largest: Option<Prefix>,
+    },
+    /// The length is not one of its family.
+    #[error("a block of {0} addresses has a length between 0 and {width}", width = .0.width())]
+    Length(Family),
+    /// The pool has none of these addresses.
+    #[error("{0} is not in pool {1}; `rackhand pool show {1}` lists its prefixes")]
+    NotInPool(Prefix, String),
+    /// Somebody has some of them.
+    #[error("{wanted} is not free: {held} is {}", who(claim.as_deref()))]
+    Held {
+        /// What was wanted.
+        wanted: Prefix,
+        /// What is taken of it.
+        held: Prefix,
+        /// By whom.
+        claim: Option<Box<Claim>>,
+    },
+    /// They rest.
+    #[error("{0} is in quarantine until {1}; claim another, or wait")]
+    Resting(Prefix, Timestamp),
+    /// They have rested, and are more than one transaction makes free.
+    #[error("what has rested in pool {0} is being put together to larger blocks; try again in a minute")]
+    Tidying(String),
+    /// The pool is for another rack's machines.
+    #[error("pool {pool} is for the machines of one rack, and {machine} is in another; claim from a pool of its rack")]
+    Elsewhere {
+        /// The pool's name.
+        pool: String,
+        /// The machine's.
+        machine: String,
+    },
+    /// The machine has no such card.
+    #[error("machine {machine} has no network card {mac}; `rackhand machine show {machine}` lists them")]
+    NotItsCard {
+        /// The machine's name.
+        machine: String,
+        /// The card.
+        mac: Mac,
+    },
+    /// It was released already.
+    #[error("claim {0} was released at {1}")]
+    Over(ClaimId, Timestamp),
+    /// Another aggregate of the VRF has some of the addresses.
+    #[error("{0} overlaps with aggregate {1} of the same VRF")]
+    Overlap(Prefix, Prefix),
+    /// No aggregate has these addresses.
+    #[error("no aggregate of VRF {vrf} contains {prefix}; `rackhand aggregate create` adds one")]
+    NoAggregate {
+        /// What was wanted.
+        prefix: Prefix,
+        /// The VRF's name.
+        vrf: String,
+    },
+    /// A customer's space needs a proof that somebody looked at.
+    #[error(
+        "{0} is a customer's, and nobody has verified that we may use it; look at the proof, then \
+         `rackhand aggregate prove` it"
+    )]
+    NotProven(Prefix),
+    /// A customer's proof is wanted of what no customer brought.
+    #[error("{0} is not a customer's: it has no proof")]
+    NoProof(Prefix),
+    /// Another pool has some of it.
+    #[error("{0} is not all free: a pool has some of it; `rackhand pool list` shows which")]
+    Pooled(Prefix),
+    /// A pool has addresses of one family.
+    #[error("{0} is not {1}, as the rest of the pool is; make a pool for each family")]
+    Family(Prefix, Family),
+    /// The world does not route them.
+    #[error("{0} is not routed by the world: a {1} pool cannot have it; make the pool private")]
+    NotRouted(Prefix, Kind),
+    /// Pools are made of it.
+    #[error("{0} is not all free: pools have some of it; delete them first")]
+    AggregateInUse(Prefix),
+    /// Something in it is claimed, reserved or rests.
+    #[error("pool {0} is not all free: release what is claimed from it, and wait for what is in quarantine")]
+    PoolInUse(String),
+}
+
+fn room(largest: Option<Prefix>) -> String {
+    match largest {
+        Some(largest) => {
+            format!("its largest free block is a /{}; claim that, or give it another prefix", largest.length())
+        }
+        None => "nothing in it is free; release something, or give it another prefix".into(),
+    }
+}
+
+fn who(claim: Option<&Claim>) -> String {
+    match claim {
+        Some(Claim { id, holder, reserved: false, .. }) => format!("claimed by {} (claim {id})", holder.name),
+        Some(Claim { id, holder, .. }) => format!("reserved as {} (claim {id})", holder.name),
+        None => "taken".into(),
+    }
+}
+
+/// What is to be claimed.
+#[derive(Clone, Debug)]
+pub struct NewClaim {
+    /// Id or name of the pool.
+    pub pool: String,
+    /// Which addresses.
+    pub wanted: Wanted,
+    /// Who shall hold them.
+    pub holder: NewHolder,
+    /// Whether they shall be nobody's, and not be handed out.
+    pub reserved: bool,
+    /// Who answers for it, in words.
+    pub owner: String,
+    /// What for, in words.
+    pub purpose: String,
+}
+
+/// Which addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// A single one, whichever.
+    Any,
+    /// A block of this length, whichever.
+    Length(u8),
+    /// These.
+    Prefix(Prefix),
+}
+
+/// Who shall hold it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NewHolder {
+    /// A machine, by id or name, or one of its cards.
+    Machine(String, Option<Mac>),
+    /// Something that is no machine.
+    Name(String),
+}
+
+impl Tx {
+    /// Claims addresses.
+    pub async fn hand_out(&mut self, now: Timestamp, new: &NewClaim, by: &str) -> Result<Claim, Refused> {
+        let pool = self.pool(&new.pool).await?;
+        let holder = self.holder_of(&pool, &new.holder).await?;
+        for leaf in self.rested(pool.number, now, RESTED).await? {
+            self.wake(leaf).await?;
+        }
+        let (free, prefix) = match new.wanted {
+            Wanted::Any => self.free_of_length(now, &pool, pool.family.width()).await?,
+            Wanted::Length(length) => self.free_of_length(now, &pool, length).await?,
+            Wanted::Prefix(prefix) => (self.free_at(now, &pool, prefix).await?, prefix),
+        };
+        self.take(free, prefix, if new.reserved { State::Reserved } else { State::Claimed }).await?;
+        let row = ClaimRow { reserved: new.reserved, holder: &holder, owner: &new.owner, purpose: &new.purpose, by };
+        Ok(self.insert_claim(now, &pool, free, prefix, row).await?)
+    }
+
+    /// Ends a claim. What was claimed rests, what was reserved is free at once.
+    pub async fn take_back(&mut self, now: Timestamp, claim: ClaimId, by: &str) -> Result<Claim, Refused> {
+        let claim = self.claim(claim).await?;
+        if let Some(until) = claim.until {
+            return Err(Refused::Over(claim.id, until));
+        }
+        self.end_claim(now, &claim, by).await?;
+        let pool = self.pool_numbered(claim.pool_number).await?;
+        let leaf = self.leaf(claim.aggregate, claim.prefix).await?;
+        if claim.reserved || pool.quarantine == 0 {
+            self.wake(leaf).await?;
+        } else {
+            let until = now + SignedDuration::from_secs(pool.quarantine.into());
+            self.rest(claim.aggregate, claim.prefix, until).await?;
+        }
+        Ok(Claim { until: Some(now), released_by: Some(by.into()), ..claim })
+    }
+
+    /// Makes a leaf of a pool free.
+    async fn wake(&mut self, leaf: Leaf) -> Result<(), StoreError> {
+        let pool = leaf.pool.ok_or(StoreError::NotFound("pool"))?;
+        let (_, root) = self.pool_prefix(pool, leaf.prefix).await?.ok_or(StoreError::NotFound("prefix of a pool"))?;
+        self.set_free(leaf, root).await
+    }
+
+    async fn free_of_length(&mut self, now: Timestamp, pool: &Pool, length: u8) -> Result<(Leaf, Prefix), Refused> {
+        if length > pool.family.width() {
+            return Err(Refused::Length(pool.family));
+        }
+        let depth = length + (128 - pool.family.width());
+        if let Some(free) = self.next_free(pool.number, depth).await? {
+            return Ok((free, free.prefix.of_length(length)));
+        }
+        let rested = self.rested(pool.number, now, ALL_RESTED).await?;
+        let more = rested.len() == ALL_RESTED as usize;
+        for leaf in rested {
+            self.wake(leaf).await?;
+        }
+        match self.next_free(pool.number, depth).await? {
+            Some(free) => Ok((free, free.prefix.of_length(length))),
+            None if more => Err(Refused::Tidying(pool.name.clone())),
+            None => {
+                let largest = self.largest_free(pool.number).await?;
+                Err(Refused::Exhausted { pool: pool.name.clone(), length, largest })
+            }
+        }
+    }
+
+    async fn free_at(&mut self, now: Timestamp, pool: &Pool, wanted: Prefix) -> Result<Leaf, Refused> {
+        let elsewhere = || Refused::NotInPool(wanted, pool.name.clone());
+        let (aggregate, _) = self.pool_prefix(pool.number, wanted).await?.ok_or_else(elsewhere)?;
+        let leaf = self.leaf(aggregate, wanted).await?;
+        let taken = match leaf.prefix.contains(wanted) {
+            true if leaf.state == State::Free => return Ok(leaf),
+            true => Some(leaf).filter(|leaf| leaf.state != State::Quarantined),
+            false => self.taken_within(aggregate, wanted).await?,
+        };
+        if let Some(Leaf { prefix: held, .. }) = taken {
+            let claim = self.claim_of(pool, held).await?.map(Box::new);
+            return Err(Refused::Held { wanted, held, claim });
+        }
+        // Nobody has any of it: what is not free of it rests.
+        let resting = match leaf.prefix.contains(wanted) {
+            true => vec![leaf],
+            false => self.resting_within(aggregate, wanted, ALL_RESTED).await?,
+        };
+        if let Some(Leaf { prefix, until: Some(until), .. }) = resting.first()
+            && *until > now
+        {
+            return Err(Refused::Resting(*prefix, *until));
+        }
+        if resting.len() == ALL_RESTED as usize {
+            return Err(Refused::Tidying(pool.name.clone()));
+        }
+        for leaf in resting {
+            self.wake(leaf).await?;
+        }
+        Ok(self.leaf(aggregate, wanted).await?)
+    }
+
+    async fn holder_of(&mut self, pool: &Pool, holder: &NewHolder) -> Result<Holder, Refused> {
+        let (machine, mac) = match holder {
+            NewHolder::Name(name) => return Ok(Holder { machine: None, mac: None, name: name.clone() }),
+            NewHolder::Machine(machine, mac) => (self.machine(machine).await?, *mac),
+        };
+        if pool.rack.is_some_and(|rack| rack != machine.rack) {
+            return Err(Refused::Elsewhere { pool: pool.name.clone(), machine: machine.name });
+        }
+        if let Some(mac) = mac.filter(|mac| !machine.macs.contains(mac)) {
+            return Err(Refused::NotItsCard { machine: machine.name, mac });
+        }
+        Ok(Holder { machine: Some(machine.id), mac, name: machine.name })
+    }
+
+    /// Creates an aggregate.
+    pub async fn add_aggregate(
+        &mut self,
+        now: Timestamp,
+        vrf: &Vrf,
+        prefix: Prefix,
+        source: &Source,
+    ) -> Result<Aggregate, Refused> {
+        if let Some(other) = self.aggregate_at(&vrf.name, prefix).await? {
+            return Err(Refused::Overlap(prefix, other.prefix));
+        }
+        let id = self.insert_aggregate(now, vrf, prefix, source).await?;
+        Ok(self.aggregate(id).await?)
+    }
+
+    /// Gives a pool more addresses, out of what is free of an aggregate.
+    pub async fn extend_pool(&mut self, pool: &Pool, prefix: Prefix) -> Result<(), Refused> {
+        if prefix.family() != pool.family {
+            return Err(Refused::Family(prefix, pool.family));
+        }
+        if !pool.kind.takes(prefix) {
+            return Err(Refused::NotRouted(prefix, pool.kind));
+        }
+        let aggregate = self.aggregate_at(&pool.vrf, prefix).await?.filter(|found| found.prefix.contains(prefix));
+        let aggregate = aggregate.ok_or_else(|| Refused::NoAggregate { prefix, vrf: pool.vrf.clone() })?;
+        if !aggregate.source.may_be_used() {
+            return Err(Refused::NotProven(aggregate.prefix));
+        }
+        let leaf = self.leaf(aggregate.number, prefix).await?;
+        if leaf.state != State::Free || leaf.pool.is_some() || !leaf.prefix.contains(prefix) {
+            return Err(Refused::Pooled(prefix));
+        }
+        Ok(self.add_to_pool(pool, leaf, prefix).await?)
+    }
+
+    /// Removes an aggregate that no pool has anything of.
+    pub async fn remove_aggregate(&mut self, aggregate: &Aggregate) -> Result<(), Refused> {
+        self.delete_aggregate(aggregate).await.map_err(|error| match error {
+            StoreError::Changed(_) => Refused::AggregateInUse(aggregate.prefix),
+            error => error.into(),
+        })
+    }
+
+    /// Removes a pool, all of which is free.
+    pub async fn remove_pool(&mut self, now: Timestamp, pool: &Pool) -> Result<(), Refused> {
+        for leaf in self.rested(pool.number, now, ALL_RESTED).await? {
+            self.wake(leaf).await?;
+        }
+        self.delete_pool(pool).await.map_err(|error| match error {
+            StoreError::Changed(_) => Refused::PoolInUse(pool.name.clone()),
+            error => error.into(),
+        })
+    }
+}
+
+/// A handle on the task that hands addresses out.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    jobs: mpsc::Sender<Job>,
+}
+
+#[derive(Debug)]
+struct Job {
+    what: What,
+    by: String,
+    request: Present,
+    answer: oneshot::Sender<Result<Claim, Refused>>,
+}
+
+#[derive(Debug)]
+enum What {
+    Claim(Box<NewClaim>),
+    Release(ClaimId),
+}
+
+impl Addresses {
+    /// A handle, and the task to run.
+    pub fn new(
+        store: Store,
+        clock: Arc<dyn Clock>,
+        shutdown: CancellationToken,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (jobs, waiting) = mpsc::channel(WAITING);
+        (Self { jobs }, run(store, clock, waiting, shutdown))
+    }
+
+    /// Claims addresses; answered when that is on disk.
+    pub async fn claim(&self, new: NewClaim, by: String) -> Result<Claim, Refused> {
+        self.ask(What::Claim(Box::new(new)), by).await
+    }
+
+    /// Releases a claim; answered when that is on disk.
+    pub async fn release(&self, claim: ClaimId, by: String) -> Result<Claim, Refused> {
+        self.ask(What::Release(claim), by).await
+    }
+
+    async fn ask(&self, what: What, by: String) -> Result<Claim, Refused> {
+        let (answer, answered) = oneshot::channel();
+        let request = Present::of_this_task();
+        self.jobs.try_send(Job { what, by, request, answer }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Refused::Busy,
+            mpsc::error::TrySendError::Closed(_) => Refused::Stopping,
+        })?;
+        answered.await.unwrap_or(Err(Refused::Stopping))
+    }
+}
+
+async fn run(store: Store, clock: Arc<dyn Clock>, mut waiting: mpsc::Receiver<Job>, shutdown: CancellationToken) {
+    let mut jobs = Vec::with_capacity(TOGETHER);
+    let mut tidy = tokio::time::interval(TIDY);
+    tidy.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let some = tokio::select! {
+            some = waiting.recv_many(&mut jobs, TOGETHER) => some,
+            _ = tidy.tick() => {
+                match wake_rested(&store, clock.now().wall).await {
+                    // There are more.
+                    Ok(woken) if woken == ALL_RESTED as usize => tidy.reset_after(GAP),
+                    Ok(_) => (),
+                    Err(error) => {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "rested addresses were not freed");
+                    }
+                }
+                continue;
+            }
+            () = shutdown.cancelled() => {
+                // What waits is done; nothing more comes in.
+                waiting.close();
+                waiting.recv_many(&mut jobs, TOGETHER).await
+            }
+        };
+        if some == 0 {
+            return;
+        }
+        let mut done = Vec::with_capacity(jobs.len());
+        match together(&store, clock.now().wall, &jobs, &mut done).await {
+            Ok(()) => {
+                for (job, result) in jobs.drain(..).zip(done) {
+                    // Who asked may have gone; the claim is in the list.
+                    let _ = job.answer.send(result);
+                }
+                if !waiting.is_empty() {
+                    // SQLite lets a writer in that asks at the right moment: there has to be one.
+                    tokio::time::sleep(GAP).await;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "claims and releases were not stored");
+                let error = Arc::new(error);
+                for job in jobs.drain(..) {
+                    let _ = job.answer.send(Err(Refused::NotStored(error.clone())));
+                }
+                // The disk is at fault, or another writer holds on: not to be asked again at once.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// Makes free what has rested, in any pool; how many.
+async fn wake_rested(store: &Store, now: Timestamp) -> Result<usize, StoreError> {
+    if !store.any_rested(now).await? {
+        return Ok(0);
+    }
+    let mut tx = store.begin().await?;
+    let now = tx.address_time(now).await?;
+    let rested = tx.rested_anywhere(now, ALL_RESTED).await?;
+    let woken = rested.len();
+    for leaf in rested {
+        tx.wake(leaf).await?;
+    }
+    tx.commit().await?;
+    Ok(woken)
+}
+
+/// Does all of them in one transaction; an error means that none was done.
+async fn together(
+    store: &Store,
+    now: Timestamp,
+    jobs: &[Job],
+    done: &mut Vec<Result<Claim, Refused>>,
+) -> Result<(), StoreError> {
+    let mut tx = store.begin().await?;
+    let now = tx.address_time(now).await?;
+    for Job { what, by, request, .. } in jobs {
+        tx.mark().await?;
+        let result = request.clone().scope(one(&mut tx, now, what, by)).await;
+        match result {
+            // SQLite has ended the transaction by itself.
+            Err(Refused::Store(error)) if error.is_disk() => return Err(error),
+            Err(refused) => {
+                tx.go_back().await?;
+                done.push(Err(refused));
+            }
+            Ok(claim) => {
+                tx.go_on().await?;
+                done.push(Ok(claim));
+            }
+        }
+    }
+    tx.commit().await
+}
+
+async fn one(tx: &mut Tx, now: Timestamp, what: &What, by: &str) -> Result<Claim, Refused> {
+    let claim = match what {
+        What::Claim(new) => tx.hand_out(now, new, by).await?,
+        What::Release(claim) => tx.take_back(now, *claim, by).await?,
+    };
+    tx.settle().await?;
+    Ok(claim)
+}

@@ -1,0 +1,589 @@
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use expect_test::{Expect, expect};
+use rackhand_common::time::{Mono, Now};
+use rackhand_controller_core::ipam::{Usage, best_fit};
+
+use super::*;
+use crate::store::{
+    ClaimFilter, NewPool, Proof, ProofKind, ProofState,
+    tests::{Bench, at, mac},
+};
+
+fn prefix(text: &str) -> Prefix {
+    text.parse().unwrap()
+}
+
+/// A pool of these prefixes, in an aggregate.
+async fn pool(bench: &Bench, aggregate: &str, prefixes: &[&str], quarantine: u32) -> Pool {
+    let mut tx = bench.store.begin().await.unwrap();
+    let vrf = tx.vrf("default").await.unwrap();
+    tx.add_aggregate(at(0), &vrf, prefix(aggregate), &Source::Private).await.unwrap();
+    let family = prefix(aggregate).family();
+    let new =
+        NewPool { name: "p", vrf: &vrf, family, kind: Kind::Private, rack: None, quarantine, purpose: "for a test" };
+    let pool = tx.insert_pool(at(0), &new).await.unwrap();
+    for text in prefixes {
+        tx.extend_pool(&pool, prefix(text)).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    pool
+}
+
+fn named(wanted: Wanted, name: &str) -> NewClaim {
+    NewClaim {
+        pool: "p".into(),
+        wanted,
+        holder: NewHolder::Name(name.into()),
+        reserved: false,
+        owner: String::new(),
+        purpose: String::new(),
+    }
+}
+
+fn this(text: &str) -> Wanted {
+    Wanted::Prefix(prefix(text))
+}
+
+impl Bench {
+    async fn claim(&self, second: i64, wanted: Wanted, name: &str) -> Result<Claim, Refused> {
+        let mut tx = self.store.begin().await?;
+        let claim = tx.hand_out(at(second), &named(wanted, name), "me").await?;
+        tx.commit().await?;
+        Ok(claim)
+    }
+
+    async fn release(&self, second: i64, claim: &Claim) -> Result<Claim, Refused> {
+        let mut tx = self.store.begin().await?;
+        let claim = tx.take_back(at(second), claim.id, "me").await?;
+        tx.commit().await?;
+        Ok(claim)
+    }
+
+    async fn refused(&self, second: i64, wanted: Wanted, expected: Expect) {
+        let told = self.claim(second, wanted, "late").await.unwrap_err().to_string();
+        let told: Vec<_> = told.split(' ').map(|word| if word.len() == 37 { "ID)" } else { word }).collect();
+        expected.assert_eq(&told.join(" "));
+    }
+
+    /// The leaves of a pool, which are all of it and disjoint.
+    async fn leaves(&self, pool: &Pool) -> Vec<Leaf> {
+        let mut tx = self.store.begin().await.unwrap();
+        let leaves = tx.leaves(pool.number).await.unwrap();
+        let roots = self.store.pool_prefixes(pool, 100).await.unwrap();
+        let all: u128 = roots.iter().map(|root| root.size()).sum();
+        assert_eq!(leaves.iter().map(|leaf| leaf.prefix.size()).sum::<u128>(), all);
+        assert!(leaves.windows(2).all(|pair| !pair[0].prefix.overlaps(pair[1].prefix)), "{leaves:?}");
+        leaves
+    }
+
+    async fn usage(&self, pool: &Pool) -> Usage {
+        self.store.usage(pool).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn blocks_and_addresses_inside_them_are_never_both_handed_out() {
+    let bench = Bench::new().await;
+    pool(&bench, "10.0.0.0/8", &["10.9.0.0/28"], 0).await;
+    let block = bench.claim(1, Wanted::Length(30), "a").await.unwrap();
+    assert_eq!(block.prefix, prefix("10.9.0.0/30"));
+    bench
+        .refused(1, this("10.9.0.2/31"), expect!["10.9.0.2/31 is not free: 10.9.0.0/30 is claimed by a (claim ID)"])
+        .await;
+    bench
+        .refused(1, this("10.9.0.0/29"), expect!["10.9.0.0/29 is not free: 10.9.0.0/30 is claimed by a (claim ID)"])
+        .await;
+    let one = bench.claim(2, this("10.9.0.9"), "b").await.unwrap();
+    bench
+        .refused(2, this("10.9.0.8/29"), expect!["10.9.0.8/29 is not free: 10.9.0.9/32 is claimed by b (claim ID)"])
+        .await;
+    // What is left over around it is used before the rest is split.
+    assert_eq!(bench.claim(3, Wanted::Any, "c").await.unwrap().prefix, prefix("10.9.0.8"));
+    bench
+        .refused(
+            3,
+            Wanted::Length(29),
+            expect![
+                "pool p has no free /29, and its largest free block is a /30; claim that, or give it another prefix"
+            ],
+        )
+        .await;
+    bench.refused(3, Wanted::Length(33), expect!["a block of IPv4 addresses has a length between 0 and 32"]).await;
+    bench
+        .refused(
+            3,
+            this("10.9.0.0/27"),
+            expect!["10.9.0.0/27 is not in pool p; `rackhand pool show p` lists its prefixes"],
+        )
+        .await;
+    bench.release(4, &one).await.unwrap();
+    let again = bench.release(4, &one).await.unwrap_err().to_string();
+    assert!(again.ends_with("was released at 2023-11-14T22:13:24Z"), "{again}");
+}
+
+#[tokio::test]
+async fn all_that_was_released_in_any_order_is_one_block_again_but_not_with_its_neighbours() {
+    let bench = Bench::new().await;
+    let pool = pool(&bench, "2001:db8::/32", &["2001:db8:1::/48", "2001:db8::/48"], 0).await;
+    let mut claims = Vec::new();
+    for length in [64, 128, 56, 127, 49, 49, 64, 50] {
+        claims.push(bench.claim(1, Wanted::Length(length), "x").await.unwrap());
+    }
+    assert!(bench.leaves(&pool).await.len() > 40);
+    claims.sort_by_key(|claim| claim.prefix.last());
+    while let Some(claim) = claims.pop() {
+        bench.release(2, &claim).await.unwrap();
+        if !claims.is_empty() {
+            let middle = claims.len() / 2;
+            bench.release(2, &claims.remove(middle)).await.unwrap();
+        }
+    }
+    // Two halves of a /47, each a prefix of the pool by itself.
+    let leaves: Vec<_> = bench.leaves(&pool).await.iter().map(|leaf| leaf.prefix).collect();
+    assert_eq!(leaves, [prefix("2001:db8::/48"), prefix("2001:db8:1::/48")]);
+}
+
+#[tokio::test]
+async fn what_was_released_rests_and_what_was_reserved_does_not() {
+    let bench = Bench::new().await;
+    let pool = pool(&bench, "10.0.0.0/8", &["10.9.0.0/30"], 60).await;
+    let mut claims = Vec::new();
+    for name in ["a", "b", "c"] {
+        claims.push(bench.claim(0, Wanted::Any, name).await.unwrap());
+    }
+    let mut tx = bench.store.begin().await.unwrap();
+    let gateway = NewClaim { reserved: true, ..named(this("10.9.0.3"), "gateway") };
+    let gateway = tx.hand_out(at(0), &gateway, "me").await.unwrap();
+    tx.commit().await.unwrap();
+    bench
+        .refused(
+            1,
+            Wanted::Any,
+            expect!["pool p has no free /32, and nothing in it is free; release something, or give it another prefix"],
+        )
+        .await;
+    bench
+        .refused(1, this("10.9.0.3"), expect!["10.9.0.3/32 is not free: 10.9.0.3/32 is reserved as gateway (claim ID)"])
+        .await;
+    bench.release(10, &gateway).await.unwrap();
+    let usage = bench.usage(&pool).await;
+    assert_eq!((usage.claimed, usage.free, usage.quarantined, usage.reserved), (3, 1, 0, 0));
+    assert_eq!(bench.claim(10, Wanted::Any, "d").await.unwrap().prefix, prefix("10.9.0.3"));
+
+    bench.release(20, &claims[1]).await.unwrap();
+    bench
+        .refused(
+            79,
+            this("10.9.0.1"),
+            expect!["10.9.0.1/32 is in quarantine until 2023-11-14T22:14:40Z; claim another, or wait"],
+        )
+        .await;
+    bench
+        .refused(
+            79,
+            Wanted::Any,
+            expect!["pool p has no free /32, and nothing in it is free; release something, or give it another prefix"],
+        )
+        .await;
+    bench
+        .refused(79, this("10.9.0.0/31"), expect!["10.9.0.0/31 is not free: 10.9.0.0/32 is claimed by a (claim ID)"])
+        .await;
+    assert_eq!(bench.claim(80, this("10.9.0.1"), "e").await.unwrap().prefix, prefix("10.9.0.1"));
+    bench.release(90, &claims[0]).await.unwrap();
+    bench.release(91, &claims[2]).await.unwrap();
+    assert_eq!(bench.claim(150, Wanted::Any, "f").await.unwrap().prefix, prefix("10.9.0.0"));
+}
+
+#[tokio::test]
+async fn space_that_rests_in_parts_is_one_block_once_all_of_it_rested() {
+    let bench = Bench::new().await;
+    pool(&bench, "10.0.0.0/8", &["10.9.0.0/24"], 60).await;
+    let mut claims = Vec::new();
+    for _ in 0..256 {
+        claims.push(bench.claim(0, Wanted::Any, "x").await.unwrap());
+    }
+    for claim in &claims {
+        bench.release(1, claim).await.unwrap();
+    }
+    bench
+        .refused(
+            60,
+            this("10.9.0.0/25"),
+            expect!["10.9.0.0/32 is in quarantine until 2023-11-14T22:14:21Z; claim another, or wait"],
+        )
+        .await;
+    assert_eq!(bench.claim(61, Wanted::Length(24), "y").await.unwrap().prefix, prefix("10.9.0.0/24"));
+}
+
+#[tokio::test]
+async fn more_than_one_transaction_frees_is_freed_by_and_by() {
+    let bench = Bench::new().await;
+    let pool = pool(&bench, "10.0.0.0/8", &["10.9.0.0/22"], 60).await;
+    let mut tx = bench.store.begin().await.unwrap();
+    for _ in 0..1024 {
+        let claim = tx.hand_out(at(0), &named(Wanted::Any, "x"), "me").await.unwrap();
+        tx.take_back(at(0), claim.id, "me").await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    for wanted in [Wanted::Length(22), this("10.9.0.0/22")] {
+        let refused =
+            expect!["what has rested in pool p is being put together to larger blocks; try again in a minute"];
+        bench.refused(60, wanted, refused).await;
+    }
+    assert_eq!(wake_rested(&bench.store, at(59)).await.unwrap(), 0);
+    assert_eq!(wake_rested(&bench.store, at(60)).await.unwrap(), 512);
+    assert_eq!(bench.usage(&pool).await.quarantined, 512);
+    assert_eq!(wake_rested(&bench.store, at(60)).await.unwrap(), 512);
+    assert_eq!(wake_rested(&bench.store, at(60)).await.unwrap(), 0);
+    bench.claim(60, this("10.9.0.0/22"), "all").await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_not_committed_or_was_gone_back_on_left_nothing() {
+    let bench = Bench::new().await;
+    let pool = pool(&bench, "10.0.0.0/8", &["10.9.0.0/24"], 0).await;
+    let kept = bench.claim(0, Wanted::Length(30), "kept").await.unwrap();
+    let before = bench.leaves(&pool).await;
+    let mut tx = bench.store.begin().await.unwrap();
+    tx.hand_out(at(1), &named(Wanted::Length(28), "x"), "me").await.unwrap();
+    tx.take_back(at(1), kept.id, "me").await.unwrap();
+    drop(tx);
+    assert_eq!(bench.leaves(&pool).await, before);
+
+    let mut tx = bench.store.begin().await.unwrap();
+    tx.mark().await.unwrap();
+    tx.hand_out(at(1), &named(Wanted::Length(28), "x"), "me").await.unwrap();
+    tx.take_back(at(1), kept.id, "me").await.unwrap();
+    tx.go_back().await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(bench.leaves(&pool).await, before);
+    let claims = bench.store.claims(&ClaimFilter::default(), None, 10).await.unwrap();
+    assert_eq!(claims, [kept]);
+}
+
+#[tokio::test]
+async fn who_held_an_address_is_known_for_every_time_also_by_block_and_after_the_clock_went_back() {
+    let bench = Bench::new().await;
+    let pool = pool(&bench, "10.0.0.0/8", &["10.9.0.0/24"], 0).await;
+    let first = bench.claim(10, this("10.9.0.4"), "first").await.unwrap();
+    bench.release(20, &first).await.unwrap();
+    let block = bench.claim(30, this("10.9.0.0/28"), "block").await.unwrap();
+    bench.release(40, &block).await.unwrap();
+    // The clock is an hour behind from here on.
+    let mut tx = bench.store.begin().await.unwrap();
+    assert_eq!(tx.address_time(at(40)).await.unwrap(), at(40));
+    let now = tx.address_time(at(40 - 3600)).await.unwrap();
+    let pair = tx.hand_out(now, &named(this("10.9.0.4/31"), "pair"), "me").await.unwrap();
+    // Claimed and released at one time, it was nobody's at any.
+    tx.take_back(now, pair.id, "me").await.unwrap();
+    let last = tx.hand_out(now, &named(this("10.9.0.4/31"), "last"), "me").await.unwrap();
+    tx.commit().await.unwrap();
+
+    let vrf = bench.store.vrf("default").await.unwrap();
+    let mut told = String::new();
+    for second in [9, 10, 19, 20, 30, 39, 40, 5000] {
+        let holder = bench.store.holder(&vrf, prefix("10.9.0.4"), at(second)).await.unwrap();
+        told += &format!("{second}: {}\n", holder.map_or("nobody".into(), |claim| claim.holder.name));
+    }
+    expect![[r#"
+        9: nobody
+        10: first
+        19: first
+        20: nobody
+        30: block
+        39: block
+        40: last
+        5000: last
+    "#]]
+    .assert_eq(&told);
+    let history = bench.store.history(&vrf, prefix("10.9.0.4"), None, 10).await.unwrap();
+    let names: Vec<_> = history.iter().map(|claim| claim.holder.name.as_str()).collect();
+    assert_eq!(names, ["last", "pair", "block", "first"]);
+    let more = bench.store.history(&vrf, prefix("10.9.0.4"), Some(history[1].id), 1).await.unwrap();
+    assert_eq!(more[0].holder.name, "block");
+    assert_eq!(bench.store.holder(&vrf, prefix("10.9.0.6"), at(50)).await.unwrap(), None);
+    // The history outlives the pool.
+    bench.release(50, &last).await.unwrap();
+    let mut tx = bench.store.begin().await.unwrap();
+    tx.remove_pool(at(60), &pool).await.unwrap();
+    tx.commit().await.unwrap();
+    let held = bench.store.holder(&vrf, prefix("10.9.0.5"), at(45)).await.unwrap().unwrap();
+    assert_eq!((held.holder.name.as_str(), held.pool.as_str()), ("last", "p"));
+}
+
+#[tokio::test]
+async fn aggregates_and_pools_of_a_vrf_are_disjoint_and_go_when_they_are_empty() {
+    let bench = Bench::new().await;
+    let pool = pool(&bench, "10.0.0.0/8", &["10.9.0.0/24", "10.9.2.0/24"], 60).await;
+    let mut tx = bench.store.begin().await.unwrap();
+    let default = tx.vrf("default").await.unwrap();
+    let other = tx.insert_vrf(at(0), "other").await.unwrap();
+    assert!(matches!(tx.insert_vrf(at(0), "other").await, Err(StoreError::Taken(_))));
+    let mut told = String::new();
+    let mut tell =
+        |what: Result<(), Refused>| told += &format!("{}\n", what.map_or_else(|e| e.to_string(), |()| "done".into()));
+    for text in ["10.9.0.0/24", "0.0.0.0/1", "11.0.0.0/8"] {
+        tell(tx.add_aggregate(at(0), &default, prefix(text), &Source::Private).await.map(drop));
+    }
+    tell(tx.add_aggregate(at(0), &other, prefix("10.0.0.0/8"), &Source::Private).await.map(drop));
+    for text in ["10.9.0.128/25", "10.9.0.0/22", "10.9.1.0/24", "12.0.0.0/24", "8.0.0.0/6", "2001:db8::/48"] {
+        tell(tx.extend_pool(&pool, prefix(text)).await);
+    }
+    let proof = Proof { kind: ProofKind::Loa, reference: "ticket 7".into(), state: ProofState::Pending };
+    let brought = Source::Customer { name: "shop".into(), proof: proof.clone() };
+    let brought = tx.add_aggregate(at(0), &default, prefix("198.51.100.0/24"), &brought).await.unwrap();
+    tell(tx.extend_pool(&pool, prefix("198.51.100.0/25")).await);
+    let verified = Source::Customer { name: "shop".into(), proof: Proof { state: ProofState::Verified, ..proof } };
+    tx.set_source(&brought, &verified).await.unwrap();
+    tell(tx.extend_pool(&pool, prefix("198.51.100.0/25")).await);
+    tell(tx.remove_aggregate(&brought).await);
+    let public = NewPool {
+        name: "public",
+        vrf: &default,
+        family: Family::V4,
+        kind: Kind::Public,
+        rack: None,
+        quarantine: 0,
+        purpose: "",
+    };
+    let public = tx.insert_pool(at(0), &public).await.unwrap();
+    tell(tx.extend_pool(&public, prefix("10.10.0.0/24")).await);
+    tell(tx.extend_pool(&public, prefix("198.51.100.128/25")).await);
+
+    let claim = tx.hand_out(at(0), &named(Wanted::Length(25), "x"), "me").await.unwrap();
+    tx.commit().await.unwrap();
+    let remove = async |second| {
+        let mut tx = bench.store.begin().await.unwrap();
+        let removed = tx.remove_pool(at(second), &pool).await;
+        match removed {
+            Ok(()) => tx.commit().await.map_err(Refused::from),
+            refused => refused,
+        }
+    };
+    tell(remove(1).await);
+    bench.release(2, &claim).await.unwrap();
+    tell(remove(61).await);
+    tell(remove(62).await);
+    let mut tx = bench.store.begin().await.unwrap();
+    let private = tx.aggregate_at("default", prefix("10.0.0.0")).await.unwrap().unwrap();
+    tell(tx.remove_aggregate(&private).await);
+    tell(tx.remove_aggregate(&brought).await);
+    tell(tx.remove_pool(at(62), &public).await);
+    tell(tx.remove_aggregate(&brought).await);
+    expect![[r#"
+        10.9.0.0/24 overlaps with aggregate 10.0.0.0/8 of the same VRF
+        0.0.0.0/1 overlaps with aggregate 10.0.0.0/8 of the same VRF
+        done
+        done
+        10.9.0.128/25 is not all free: a pool has some of it; `rackhand pool list` shows which
+        10.9.0.0/22 is not all free: a pool has some of it; `rackhand pool list` shows which
+        done
+        no aggregate of VRF default contains 12.0.0.0/24; `rackhand aggregate create` adds one
+        no aggregate of VRF default contains 8.0.0.0/6; `rackhand aggregate create` adds one
+        2001:db8::/48 is not IPv4, as the rest of the pool is; make a pool for each family
+        198.51.100.0/24 is a customer's, and nobody has verified that we may use it; look at the proof, then `rackhand aggregate prove` it
+        done
+        198.51.100.0/24 is not all free: pools have some of it; delete them first
+        10.10.0.0/24 is not routed by the world: a public pool cannot have it; make the pool private
+        done
+        pool p is not all free: release what is claimed from it, and wait for what is in quarantine
+        pool p is not all free: release what is claimed from it, and wait for what is in quarantine
+        done
+        done
+        198.51.100.0/24 is not all free: pools have some of it; delete them first
+        done
+        done
+    "#]].assert_eq(&told);
+}
+
+#[tokio::test]
+async fn a_machine_gets_addresses_of_its_racks_pools_for_its_own_cards_and_is_not_forgotten_with_them() {
+    let bench = Bench::new().await;
+    let (elsewhere, _) = bench.another_rack().await;
+    pool(&bench, "10.0.0.0/8", &["10.9.0.0/24"], 0).await;
+    let mut tx = bench.store.begin().await.unwrap();
+    let machine = bench.machine(1);
+    tx.insert_machine(&machine).await.unwrap();
+    let vrf = tx.vrf("default").await.unwrap();
+    let theirs = NewPool {
+        name: "theirs",
+        vrf: &vrf,
+        family: Family::V4,
+        kind: Kind::Private,
+        rack: Some(elsewhere),
+        quarantine: 0,
+        purpose: "",
+    };
+    let theirs = tx.insert_pool(at(0), &theirs).await.unwrap();
+    tx.extend_pool(&theirs, prefix("10.8.0.0/24")).await.unwrap();
+    let wish = |mac| NewClaim { holder: NewHolder::Machine("m1".into(), mac), ..named(Wanted::Length(31), "") };
+    let refused = tx.hand_out(at(1), &NewClaim { pool: "theirs".into(), ..wish(None) }, "me").await.unwrap_err();
+    expect!["pool theirs is for the machines of one rack, and m1 is in another; claim from a pool of its rack"]
+        .assert_eq(&refused.to_string());
+    let refused = tx.hand_out(at(1), &wish(Some(mac(9))), "me").await.unwrap_err();
+    expect!["machine m1 has no network card 52:54:00:00:00:09; `rackhand machine show m1` lists them"]
+        .assert_eq(&refused.to_string());
+    let claim = tx.hand_out(at(1), &wish(Some(mac(1))), "me").await.unwrap();
+    assert_eq!(claim.holder, Holder { machine: Some(machine.id), mac: Some(mac(1)), name: "m1".into() });
+    let refused = tx.forget(at(2), &machine).await.unwrap_err().to_string();
+    expect!["machine m1 holds addresses; release them first: `rackhand ip list --machine m1` shows them"]
+        .assert_eq(&refused);
+    // Merged into another, it brings them along.
+    let other = bench.machine(2);
+    tx.insert_machine(&other).await.unwrap();
+    tx.merge(at(3), &machine, &other).await.unwrap();
+    tx.commit().await.unwrap();
+    let filter = ClaimFilter { machine: Some(other.id), ..ClaimFilter::default() };
+    assert_eq!(bench.store.claims(&filter, None, 10).await.unwrap()[0].id, claim.id);
+}
+
+#[tokio::test]
+async fn a_list_of_claims_is_narrowed_and_paged() {
+    let bench = Bench::new().await;
+    let pool = pool(&bench, "10.0.0.0/8", &["10.9.0.0/24"], 0).await;
+    let a = bench.claim(1, this("10.9.0.0/28"), "a").await.unwrap();
+    let b = bench.claim(1, this("10.9.0.17"), "b").await.unwrap();
+    let gone = bench.claim(1, this("10.9.0.18"), "a").await.unwrap();
+    bench.release(2, &gone).await.unwrap();
+    let list = async |filter: ClaimFilter, after| {
+        let claims = bench.store.claims(&filter, after, 10).await.unwrap();
+        claims.iter().map(|claim| claim.id).collect::<Vec<_>>()
+    };
+    assert_eq!(list(ClaimFilter::default(), None).await, [a.id, b.id]);
+    assert_eq!(list(ClaimFilter::default(), Some(a.id)).await, [b.id]);
+    assert_eq!(list(ClaimFilter { name: Some("a".into()), ..ClaimFilter::default() }, None).await, [a.id]);
+    assert_eq!(list(ClaimFilter { pool: Some(pool.id), ..ClaimFilter::default() }, None).await, [a.id, b.id]);
+    let containing = |text| ClaimFilter { containing: Some(prefix(text)), ..ClaimFilter::default() };
+    assert_eq!(list(containing("10.9.0.9"), None).await, [a.id]);
+    assert_eq!(list(containing("10.9.0.16/31"), None).await, []);
+    assert_eq!(list(ClaimFilter { name: Some("b".into()), ..containing("10.9.0.9") }, None).await, []);
+}
+
+struct Ticking(AtomicI64);
+
+impl Clock for Ticking {
+    fn now(&self) -> Now {
+        let second = self.0.fetch_add(1, Ordering::SeqCst);
+        Now { mono: Mono(Duration::from_secs(second.unsigned_abs())), wall: at(second) }
+    }
+}
+
+/// Many clients on one small pool, with a list of who has what beside it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_clients_at_once_never_share_an_address_and_the_history_says_so_too() {
+    let bench = Bench::new().await;
+    let pool = pool(&bench, "10.0.0.0/8", &["10.9.0.0/26", "10.9.1.0/26"], 1).await;
+    let shutdown = CancellationToken::new();
+    let clock = Arc::new(Ticking(AtomicI64::new(1)));
+    let (addresses, run) = Addresses::new(bench.store.clone(), clock, shutdown.clone());
+    let run = tokio::spawn(run);
+    let held: Arc<Mutex<BTreeSet<Prefix>>> = Arc::default();
+    let clients: Vec<_> = (0..16u32)
+        .map(|client| {
+            let (addresses, held) = (addresses.clone(), held.clone());
+            tokio::spawn(async move {
+                let mut mine: Vec<Claim> = Vec::new();
+                let (mut claimed, mut refused) = (0, 0);
+                for _ in 0..40 {
+                    let wanted = match rand::random_range(0..3) {
+                        0 => Wanted::Any,
+                        1 => Wanted::Length(rand::random_range(28..=31)),
+                        _ => {
+                            let single =
+                                Prefix::single([10, 9, rand::random_range(0..2), rand::random_range(0..64)].into());
+                            Wanted::Prefix(single.unwrap().of_length(rand::random_range(30..=32)))
+                        }
+                    };
+                    if mine.len() < 6 && rand::random_bool(0.6) {
+                        match addresses.claim(named(wanted, &client.to_string()), "me".into()).await {
+                            Ok(claim) => {
+                                let mut held = held.lock().unwrap();
+                                let twice = held.iter().find(|other| other.overlaps(claim.prefix));
+                                assert!(twice.is_none(), "{} overlaps with {twice:?}", claim.prefix);
+                                held.insert(claim.prefix);
+                                mine.push(claim);
+                                claimed += 1;
+                            }
+                            Err(Refused::Held { .. } | Refused::Exhausted { .. } | Refused::Resting(..)) => {
+                                refused += 1
+                            }
+                            Err(other) => panic!("{other}"),
+                        }
+                    } else if !mine.is_empty() {
+                        let claim = mine.swap_remove(rand::random_range(0..mine.len()));
+                        assert!(held.lock().unwrap().remove(&claim.prefix));
+                        addresses.release(claim.id, "me".into()).await.unwrap();
+                    }
+                }
+                (claimed, refused, mine)
+            })
+        })
+        .collect();
+    let (mut claimed, mut refused, mut rest) = (0, 0, Vec::new());
+    for client in clients {
+        let (some, none, mine) = client.await.unwrap();
+        (claimed, refused) = (claimed + some, refused + none);
+        rest.extend(mine);
+    }
+    assert!(claimed > 100 && refused > 10, "{claimed} claimed, {refused} refused: a test of nothing");
+
+    // What the database calls next is what the core would.
+    let free: Vec<_> = bench.leaves(&pool).await;
+    let free: Vec<_> = free.iter().filter(|leaf| leaf.state == State::Free).map(|leaf| leaf.prefix).collect();
+    let mut tx = bench.store.begin().await.unwrap();
+    for length in 24..=32u8 {
+        let next = tx.next_free(pool.number, length + 96).await.unwrap().map(|leaf| leaf.prefix);
+        assert_eq!(next, best_fit(free.iter().copied(), length), "/{length}");
+    }
+    drop(tx);
+
+    for claim in rest {
+        addresses.release(claim.id, "me".into()).await.unwrap();
+    }
+    shutdown.cancel();
+    run.await.unwrap();
+    assert!(matches!(addresses.claim(named(Wanted::Any, "x"), "me".into()).await, Err(Refused::Stopping)));
+    let all = bench.store.history_of_all().await.unwrap();
+    assert_eq!(all.len(), claimed);
+    for (at, one) in all.iter().enumerate() {
+        for other in all[at + 1..].iter().filter(|other| other.prefix.overlaps(one.prefix)) {
+            let apart = one.until.unwrap() <= other.since || other.until.unwrap() <= one.since;
+            assert!(apart, "{one:?} and {other:?} at once");
+        }
+    }
+    let mut tx = bench.store.begin().await.unwrap();
+    tx.remove_pool(at(100_000), &pool).await.unwrap();
+}
+
+/// What is measured has to be what claims would have made.
+#[tokio::test]
+async fn a_pool_that_was_filled_in_bulk_is_as_one_that_was_filled_by_claims() {
+    let bench = Bench::new().await;
+    let pool = pool(&bench, "10.0.0.0/8", &["10.9.0.0/24"], 0).await;
+    assert_eq!(bench.store.fill(&pool, 31, 40).await.unwrap(), 128);
+    let bulk = bench.leaves(&pool).await;
+    let claims = bench.store.claims(&ClaimFilter { pool: Some(pool.id), ..ClaimFilter::default() }, None, 200).await;
+    let held: Vec<_> = claims.unwrap().iter().map(|claim| (claim.prefix, State::Claimed)).collect();
+    let claimed: Vec<_> =
+        bulk.iter().map(|leaf| (leaf.prefix, leaf.state)).filter(|leaf| leaf.1 != State::Free).collect();
+    assert_eq!((held.len(), &held), (125, &claimed));
+    bench.store.thin(&pool, 31, 4).await.unwrap();
+    assert_eq!(bench.usage(&pool).await.free, 64);
+    // Only what fits into the holes.
+    for _ in 0..32 {
+        bench.claim(1, Wanted::Length(31), "x").await.unwrap();
+    }
+    assert!(matches!(bench.claim(1, Wanted::Any, "x").await, Err(Refused::Exhausted { .. })));
+    // And all of it is one block again when everything is released.
+    for claim in bench.store.claims(&ClaimFilter::default(), None, 200).await.unwrap() {
+        bench.release(2, &claim).await.unwrap();
+    }
+    assert_eq!(bench.leaves(&pool).await.len(), 1);
+}

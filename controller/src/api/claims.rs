@@ -1,0 +1,279 @@
+//! `/v1/claims` and `/v1/addresses`: what is whose, and whose it was.
+
+use std::net::IpAddr;
+
+use axum::{
+    Extension,
+    extract::{Path, State},
+    http::{StatusCode, header},
+    response::IntoResponse,
+};
+use jiff::Timestamp;
+use rackhand_common::{id, machine::Mac};
+use rackhand_controller_core::ipam::{NotAPrefix, Prefix};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    App, Caller, Error,
+    extract::{Json, Page, Query, check_text, limit, parse},
+};
+use crate::{
+    addresses::{NewClaim as Wish, NewHolder, Wanted},
+    store::{self, ClaimFilter},
+};
+
+/// An address or a block that is, or was, somebody's.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Claim {
+    /// Its id.
+    #[schema(value_type = uuid::Uuid)]
+    id: id::ClaimId,
+    /// The addresses: a block, or one of length 32 or 128.
+    #[schema(example = "198.51.100.6/31")]
+    prefix: String,
+    /// The first of them.
+    #[schema(value_type = String, example = "198.51.100.6")]
+    first: IpAddr,
+    /// The last of them.
+    #[schema(value_type = String, example = "198.51.100.7")]
+    last: IpAddr,
+    /// Name of the pool they are from.
+    #[schema(example = "public-4")]
+    pool: String,
+    /// Whether they are nobody's, and not to be handed out.
+    reserved: bool,
+    /// The machine that holds them.
+    #[schema(value_type = Option<uuid::Uuid>)]
+    machine: Option<id::MachineId>,
+    /// The machine's port, by its card.
+    #[schema(value_type = Option<String>, example = "52:54:00:12:34:56")]
+    mac: Option<Mac>,
+    /// Name of what holds them: of the machine, at the time, or another.
+    #[schema(example = "web-1")]
+    name: String,
+    /// Who answers for it.
+    #[schema(example = "shop")]
+    owner: String,
+    /// What for.
+    purpose: String,
+    /// Name of the token it was claimed with.
+    claimed_by: String,
+    /// Name of the token it was released with.
+    released_by: Option<String>,
+    /// Since when.
+    #[schema(value_type = String, format = DateTime)]
+    since: Timestamp,
+    /// Until when; absent while it is.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    until: Option<Timestamp>,
+}
+
+impl From<store::Claim> for Claim {
+    fn from(row: store::Claim) -> Self {
+        Self {
+            id: row.id,
+            prefix: row.prefix.to_string(),
+            first: row.prefix.first(),
+            last: row.prefix.last(),
+            pool: row.pool,
+            reserved: row.reserved,
+            machine: row.holder.machine,
+            mac: row.holder.mac,
+            name: row.holder.name,
+            owner: row.owner,
+            purpose: row.purpose,
+            claimed_by: row.claimed_by,
+            released_by: row.released_by,
+            since: row.since,
+            until: row.until,
+        }
+    }
+}
+
+/// What is to be claimed. `machine` or `name` says for whom.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewClaim {
+    /// Id or name of the pool.
+    #[schema(example = "public-4")]
+    pool: String,
+    /// Length of the block to be found; a single address when neither this nor `prefix` is there.
+    #[schema(minimum = 0, maximum = 128, example = 31)]
+    length: Option<u8>,
+    /// These addresses, as `198.51.100.6` or `198.51.100.6/31`.
+    #[schema(example = "198.51.100.6/31")]
+    prefix: Option<String>,
+    /// For this machine: id or name.
+    machine: Option<String>,
+    /// For this port of the machine: a card's address.
+    #[schema(value_type = Option<String>, example = "52:54:00:12:34:56")]
+    mac: Option<Mac>,
+    /// For something that is no machine: at most 100 characters.
+    name: Option<String>,
+    /// Make them nobody's, so that they are not handed out: a gateway, a broadcast address, a range
+    /// in use elsewhere.
+    #[serde(default)]
+    reserve: bool,
+    /// Who answers for it: at most 100 characters.
+    #[serde(default)]
+    owner: String,
+    /// What for: at most 500 characters.
+    #[serde(default)]
+    purpose: String,
+}
+
+impl TryFrom<NewClaim> for Wish {
+    type Error = Error;
+
+    fn try_from(body: NewClaim) -> Result<Self, Error> {
+        let wanted = match (body.length, body.prefix) {
+            (None, None) => Wanted::Any,
+            (Some(length), None) => Wanted::Length(length),
+            (None, Some(text)) => Wanted::Prefix(prefix("/prefix", &text)?),
+            (Some(_), Some(_)) => return Err(Error::invalid("/length", "give `length` or `prefix`, not both")),
+        };
+        let holder = match (body.machine, body.name) {
+            (Some(machine), None) => NewHolder::Machine(machine, body.mac),
+            (None, Some(_)) if body.mac.is_some() => return Err(Error::invalid("/mac", "a card is a `machine`'s")),
+            (None, Some(name)) => {
+                check_text("/name", &name, 100)?;
+                if name.trim().is_empty() {
+                    return Err(Error::invalid("/name", "say what holds it"));
+                }
+                NewHolder::Name(name)
+            }
+            _ => return Err(Error::invalid("/machine", "say for whom: a `machine`, or the `name` of something else")),
+        };
+        check_text("/owner", &body.owner, 100)?;
+        check_text("/purpose", &body.purpose, 500)?;
+        let NewClaim { pool, reserve: reserved, owner, purpose, .. } = body;
+        Ok(Self { pool, wanted, holder, reserved, owner, purpose })
+    }
+}
+
+/// A prefix or an address in a field.
+pub(super) fn prefix(field: &str, text: &str) -> Result<Prefix, Error> {
+    text.parse().map_err(|error: NotAPrefix| Error::invalid(field, error))
+}
+
+/// Claim addresses
+///
+/// A block of a `length`, the smallest free space that has one and the lowest of that; a `prefix`
+/// that is free; or a single address. No two claims of one VRF ever share an address. It is on disk
+/// before it is answered. Sent with an `Idempotency-Key`, it can be asked again when no answer came.
+#[utoipa::path(post, path = "/v1/claims", tag = "addresses", request_body = NewClaim,
+    responses((status = 201, body = Claim, headers(("Location" = String, description = "The claim.")))))]
+pub(super) async fn create(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Json(body): Json<NewClaim>,
+) -> Result<impl IntoResponse, Error> {
+    let claim = Claim::from(app.addresses.claim(body.try_into()?, caller.name).await?);
+    Ok((StatusCode::CREATED, [(header::LOCATION, format!("/v1/claims/{}", claim.id))], axum::Json(claim)))
+}
+
+/// Which claims.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Which {
+    /// Only those from this pool (id or name).
+    pool: Option<String>,
+    /// Only those of this machine (id or name).
+    machine: Option<String>,
+    /// Only those held under this name.
+    name: Option<String>,
+    /// Only those that contain this address or block.
+    address: Option<String>,
+    /// `next` of the page before; absent for the first page.
+    after: Option<String>,
+    /// How many at most, 1 to 200.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+}
+
+/// List claims
+///
+/// Those that were not released, the oldest first.
+#[utoipa::path(get, path = "/v1/claims", tag = "addresses", params(Which),
+    responses((status = 200, body = Page<Claim>)))]
+pub(super) async fn list(State(app): State<App>, Query(which): Query<Which>) -> Result<impl IntoResponse, Error> {
+    let limit = limit(which.limit)?;
+    let mut filter = ClaimFilter { name: which.name, ..ClaimFilter::default() };
+    if let Some(pool) = which.pool {
+        filter.pool = Some(app.store.pool(&pool).await?.id);
+    }
+    if let Some(machine) = which.machine {
+        filter.machine = Some(app.store.machine(&machine).await?.id);
+    }
+    filter.containing = which.address.map(|address| prefix("address", &address)).transpose()?;
+    let rows = app.store.claims(&filter, parse("after", which.after.as_deref())?, limit + 1).await?;
+    Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), Claim::from)))
+}
+
+/// Show one claim
+///
+/// Also one that was released.
+#[utoipa::path(get, path = "/v1/claims/{claim}", tag = "addresses",
+    params(("claim" = String, Path, description = "Id.")), responses((status = 200, body = Claim)))]
+pub(super) async fn show(State(app): State<App>, Path(claim): Path<String>) -> Result<impl IntoResponse, Error> {
+    Ok(axum::Json(Claim::from(app.store.claim(id(&claim)?).await?)))
+}
+
+/// Release a claim
+///
+/// Its addresses rest for the quarantine of their pool before anybody gets them again; what was
+/// reserved is free at once. The claim stays in the addresses' history.
+#[utoipa::path(delete, path = "/v1/claims/{claim}", tag = "addresses",
+    params(("claim" = String, Path, description = "Id.")), responses((status = 200, body = Claim)))]
+pub(super) async fn release(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path(claim): Path<String>,
+) -> Result<impl IntoResponse, Error> {
+    Ok(axum::Json(Claim::from(app.addresses.release(id(&claim)?, caller.name).await?)))
+}
+
+fn id(text: &str) -> Result<id::ClaimId, Error> {
+    text.parse().map_err(|_| Error::not_found(format!("`{text}` is not a claim's id; /v1/claims lists them")))
+}
+
+/// Of what in an address's history.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct When {
+    /// Only who held it at this time.
+    #[param(value_type = Option<String>, format = DateTime, example = "2026-11-24T12:00:00Z")]
+    at: Option<Timestamp>,
+    /// In this VRF; `default` when absent.
+    vrf: Option<String>,
+    /// `next` of the page before; absent for the first page.
+    after: Option<String>,
+    /// How many at most, 1 to 200.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+}
+
+/// Who held an address
+///
+/// All claims that it was ever in, the newest first; with `at`, the one that it was in then, or none.
+#[utoipa::path(get, path = "/v1/addresses/{address}/history", tag = "addresses",
+    params(("address" = String, Path, description = "An IPv4 or IPv6 address."), When),
+    responses((status = 200, body = Page<Claim>)))]
+pub(super) async fn history(
+    State(app): State<App>,
+    Path(address): Path<String>,
+    Query(when): Query<When>,
+) -> Result<impl IntoResponse, Error> {
+    let limit = limit(when.limit)?;
+    let address: IpAddr = address.parse().map_err(|_| Error::invalid("address", "write an IPv4 or IPv6 address"))?;
+    let address = Prefix::single(address).map_err(|error| Error::invalid("address", error))?;
+    let vrf = app.store.vrf(when.vrf.as_deref().unwrap_or("default")).await?;
+    let rows = match when.at {
+        Some(at) => app.store.holder(&vrf, address, at).await?.into_iter().collect(),
+        None => app.store.history(&vrf, address, parse("after", when.after.as_deref())?, limit + 1).await?,
+    };
+    Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), Claim::from)))
+}

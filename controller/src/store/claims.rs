@@ -1,0 +1,338 @@
+//! Claims: addresses and blocks that are somebody's, and those that were.
+//!
+//! Invariants:
+//! - A claim's row stays after its release and is the history: it is written in the transaction
+//!   in which its prefix changes, and never afterwards.
+//! - At any time an address is in one claim of its VRF at most.
+
+use jiff::Timestamp;
+use rackhand_common::{
+    id::{ClaimId, MachineId, PoolId},
+    machine::Mac,
+};
+use rackhand_controller_core::ipam::Prefix;
+use sqlx::{QueryBuilder, Row, Sqlite, SqliteExecutor, sqlite::SqliteRow};
+
+use super::{
+    Pool, Store, StoreError, Tx, Vrf, id,
+    machines::parsed,
+    micros,
+    prefixes::{Leaf, prefix},
+    timestamp,
+};
+
+/// `until` of what has no end yet.
+const STILL: i64 = i64::MAX;
+
+/// An address or a block that is, or was, somebody's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Its id.
+    pub id: ClaimId,
+    /// The number of the aggregate it is in.
+    pub(crate) aggregate: i64,
+    /// The number of the pool it is from.
+    pub(crate) pool_number: i64,
+    /// The pool's name when it was claimed.
+    pub pool: String,
+    /// Which addresses.
+    pub prefix: Prefix,
+    /// Whether it is nobody's, and not to be handed out.
+    pub reserved: bool,
+    /// Who holds it.
+    pub holder: Holder,
+    /// Who answers for it, in words.
+    pub owner: String,
+    /// What for, in words.
+    pub purpose: String,
+    /// The name of the token it was claimed with.
+    pub claimed_by: String,
+    /// The name of the token it was released with.
+    pub released_by: Option<String>,
+    /// Since when.
+    pub since: Timestamp,
+    /// Until when; `None` while it is.
+    pub until: Option<Timestamp>,
+}
+
+/// Who holds an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The machine.
+    pub machine: Option<MachineId>,
+    /// The machine's port, by its card.
+    pub mac: Option<Mac>,
+    /// The machine's name when it was claimed, or that of what else holds it.
+    pub name: String,
+}
+
+/// What is written of a claim when it is made.
+#[derive(Clone, Debug)]
+pub(crate) struct ClaimRow<'a> {
+    pub(crate) reserved: bool,
+    pub(crate) holder: &'a Holder,
+    pub(crate) owner: &'a str,
+    pub(crate) purpose: &'a str,
+    pub(crate) by: &'a str,
+}
+
+/// Which claims are asked for: those that meet all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClaimFilter {
+    /// From this pool.
+    pub pool: Option<PoolId>,
+    /// Of this machine.
+    pub machine: Option<MachineId>,
+    /// Held under this name.
+    pub name: Option<String>,
+    /// That contain this.
+    pub containing: Option<Prefix>,
+}
+
+impl Store {
+    /// The claim with this id, also when it was released.
+    pub async fn claim(&self, id: ClaimId) -> Result<Claim, StoreError> {
+        claim(&self.pool, id).await
+    }
+
+    /// Claims that were not released, in the order they were made, after `after`, at most `limit`.
+    pub async fn claims(
+        &self,
+        filter: &ClaimFilter,
+        after: Option<ClaimId>,
+        limit: u32,
+    ) -> Result<Vec<Claim>, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new("");
+        if let Some(containing) = filter.containing {
+            candidates(&mut query, containing);
+        }
+        query.push("SELECT claims.* FROM ");
+        if filter.containing.is_some() {
+            query.push("candidate CROSS JOIN ");
+        }
+        query.push("claims WHERE until = 9223372036854775807 AND id > ");
+        query.push_bind(after.map(|id| id.to_string()).unwrap_or_default());
+        if filter.containing.is_some() {
+            query.push(
+                " AND claims.start = candidate.start AND claims.depth = candidate.depth
+                  AND claims.vrf IN (SELECT number FROM vrfs)",
+            );
+        }
+        if let Some(pool) = filter.pool {
+            query.push(" AND pool = (SELECT number FROM pools WHERE pools.id = ").push_bind(pool.to_string()).push(")");
+        }
+        if let Some(machine) = filter.machine {
+            query.push(" AND machine = ").push_bind(machine.to_string());
+        }
+        if let Some(name) = &filter.name {
+            query.push(" AND name = ").push_bind(name);
+        }
+        query.push(" ORDER BY id LIMIT ").push_bind(limit);
+        query.build().fetch_all(&self.pool).await?.iter().map(read).collect()
+    }
+
+    /// What held an address at a time: one claim at most.
+    pub async fn holder(&self, vrf: &Vrf, address: Prefix, at: Timestamp) -> Result<Option<Claim>, StoreError> {
+        // Claims of one prefix follow each other, so that of those that ended later than `at` the
+        // first is the only one that can have begun before.
+        let mut query = QueryBuilder::<Sqlite>::new("");
+        candidates(&mut query, address);
+        query
+            .push(
+                "SELECT claims.* FROM candidate CROSS JOIN claims ON claims.id = (
+                    SELECT id FROM claims AS held
+                    WHERE held.start = candidate.start AND held.depth = candidate.depth AND held.vrf = ",
+            )
+            .push_bind(vrf.number)
+            .push(" AND held.until > ")
+            .push_bind(micros(at))
+            .push(" ORDER BY held.until, held.since LIMIT 1) WHERE claims.since <= ")
+            .push_bind(micros(at));
+        query.build().fetch_optional(&self.pool).await?.as_ref().map(read).transpose()
+    }
+
+    /// All claims an address was ever in, the newest first, before `before`, at most `limit`.
+    pub async fn history(
+        &self,
+        vrf: &Vrf,
+        address: Prefix,
+        before: Option<ClaimId>,
+        limit: u32,
+    ) -> Result<Vec<Claim>, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new("");
+        candidates(&mut query, address);
+        query
+            .push(
+                "SELECT claims.* FROM candidate CROSS JOIN claims
+                 ON claims.start = candidate.start AND claims.depth = candidate.depth WHERE claims.vrf = ",
+            )
+            .push_bind(vrf.number);
+        if let Some(before) = before {
+            query.push(" AND id < ").push_bind(before.to_string());
+        }
+        query.push(" ORDER BY id DESC LIMIT ").push_bind(limit);
+        query.build().fetch_all(&self.pool).await?.iter().map(read).collect()
+    }
+}
+
+/// Begins a query with the prefixes an address can be in, for an index to be asked for each.
+fn candidates(query: &mut QueryBuilder<Sqlite>, within: Prefix) {
+    query.push("WITH candidate (start, depth) AS (");
+    query.push_values(within.containing(), |mut row, prefix| {
+        row.push_bind(prefix.key().to_vec()).push_bind(prefix.depth());
+    });
+    query.push(") ");
+}
+
+impl Tx {
+    /// The claim with this id, also when it was released.
+    pub async fn claim(&mut self, id: ClaimId) -> Result<Claim, StoreError> {
+        claim(&mut *self.inner, id).await
+    }
+
+    /// The claim of a pool by which exactly these addresses are somebody's.
+    pub(crate) async fn claim_of(&mut self, pool: &Pool, prefix: Prefix) -> Result<Option<Claim>, StoreError> {
+        sqlx::query("SELECT * FROM claims WHERE vrf = $1 AND start = $2 AND depth = $3 AND until = $4")
+            .bind(pool.vrf_number)
+            .bind(prefix.key().to_vec())
+            .bind(prefix.depth())
+            .bind(STILL)
+            .fetch_optional(&mut *self.inner)
+            .await?
+            .as_ref()
+            .map(read)
+            .transpose()
+    }
+
+    /// Whether a machine holds an address.
+    pub(crate) async fn holds_addresses(&mut self, machine: MachineId) -> Result<bool, StoreError> {
+        let row = sqlx::query("SELECT 1 FROM claims WHERE machine = $1 AND until = 9223372036854775807 LIMIT 1")
+            .bind(machine.to_string())
+            .fetch_optional(&mut *self.inner)
+            .await?;
+        Ok(row.is_some())
+    }
+
+    /// What one machine holds is another's.
+    pub(crate) async fn move_claims(&mut self, from: MachineId, to: MachineId) -> Result<(), StoreError> {
+        let held: Vec<String> =
+            sqlx::query_scalar("SELECT id FROM claims WHERE machine = $1 AND until = 9223372036854775807")
+                .bind(from.to_string())
+                .fetch_all(&mut *self.inner)
+                .await?;
+        for claim in held {
+            self.watch("claims", claim).await?;
+        }
+        sqlx::query("UPDATE claims SET machine = $2 WHERE machine = $1 AND until = 9223372036854775807")
+            .bind(from.to_string())
+            .bind(to.to_string())
+            .execute(&mut *self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// Writes that a prefix, which was carved out of `free`, is claimed.
+    pub(crate) async fn insert_claim(
+        &mut self,
+        now: Timestamp,
+        pool: &Pool,
+        free: Leaf,
+        prefix: Prefix,
+        row: ClaimRow<'_>,
+    ) -> Result<Claim, StoreError> {
+        let id = ClaimId::fresh();
+        self.watch("claims", id).await?;
+        sqlx::query(
+            "INSERT INTO claims (id, vrf, aggregate, pool, pool_name, start, depth, reserved, machine, mac, name,
+                                 owner, purpose, claimed_by, since, until)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+        )
+        .bind(id.to_string())
+        .bind(pool.vrf_number)
+        .bind(free.aggregate)
+        .bind(pool.number)
+        .bind(&pool.name)
+        .bind(prefix.key().to_vec())
+        .bind(prefix.depth())
+        .bind(row.reserved)
+        .bind(row.holder.machine.map(|machine| machine.to_string()))
+        .bind(row.holder.mac.map(|mac| mac.to_string()))
+        .bind(&row.holder.name)
+        .bind(row.owner)
+        .bind(row.purpose)
+        .bind(row.by)
+        .bind(micros(now))
+        .bind(STILL)
+        .execute(&mut *self.inner)
+        .await?;
+        Ok(Claim {
+            id,
+            aggregate: free.aggregate,
+            pool_number: pool.number,
+            pool: pool.name.clone(),
+            prefix,
+            reserved: row.reserved,
+            holder: row.holder.clone(),
+            owner: row.owner.into(),
+            purpose: row.purpose.into(),
+            claimed_by: row.by.into(),
+            released_by: None,
+            since: now,
+            until: None,
+        })
+    }
+
+    /// Writes that a claim has ended; [`StoreError::Changed`] when it had already.
+    pub(crate) async fn end_claim(&mut self, now: Timestamp, claim: &Claim, by: &str) -> Result<(), StoreError> {
+        self.watch("claims", claim.id).await?;
+        let changed =
+            sqlx::query("UPDATE claims SET until = $2, released_by = $3 WHERE id = $1 AND until = 9223372036854775807")
+                .bind(claim.id.to_string())
+                .bind(micros(now))
+                .bind(by)
+                .execute(&mut *self.inner)
+                .await?;
+        if changed.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Changed("claim")) }
+    }
+}
+
+async fn claim(executor: impl SqliteExecutor<'_>, id: ClaimId) -> Result<Claim, StoreError> {
+    let row = sqlx::query("SELECT * FROM claims WHERE id = $1").bind(id.to_string()).fetch_optional(executor).await?;
+    read(&row.ok_or(StoreError::NotFound("claim"))?)
+}
+
+fn read(row: &SqliteRow) -> Result<Claim, StoreError> {
+    let optional = |column| row.try_get::<Option<&str>, _>(column);
+    let until = row.try_get::<i64, _>("until")?;
+    Ok(Claim {
+        id: id(row.try_get("id")?)?,
+        aggregate: row.try_get("aggregate")?,
+        pool_number: row.try_get("pool")?,
+        pool: row.try_get("pool_name")?,
+        prefix: prefix(row)?,
+        reserved: row.try_get("reserved")?,
+        holder: Holder {
+            machine: optional("machine")?.map(id).transpose()?,
+            mac: optional("mac")?.map(|mac| parsed("MAC", mac)).transpose()?,
+            name: row.try_get("name")?,
+        },
+        owner: row.try_get("owner")?,
+        purpose: row.try_get("purpose")?,
+        claimed_by: row.try_get("claimed_by")?,
+        released_by: row.try_get("released_by")?,
+        since: timestamp(row.try_get("since")?)?,
+        until: (until != STILL).then(|| timestamp(until)).transpose()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Store {
+        /// Every claim there ever was.
+        pub(crate) async fn history_of_all(&self) -> Result<Vec<Claim>, StoreError> {
+            sqlx::query("SELECT * FROM claims").fetch_all(&self.pool).await?.iter().map(read).collect()
+        }
+    }
+}
