@@ -293,7 +293,6 @@ struct Aggregate {
 #[derive(Clone, Debug, Deserialize)]
 struct Vrf {
     name: String,
-    created: Timestamp,
 }
 
 pub(crate) async fn ip(client: &Client, command: IpCommand, output: Output) -> anyhow::Result<String> {
@@ -446,7 +445,7 @@ pub(crate) async fn vrf(client: &Client, command: VrfCommand, output: Output) ->
             })
         }
         VrfCommand::List => print(output, client.list("/v1/vrfs").await?.into(), |vrfs: Vec<Vrf>| {
-            table(&["NAME", "CREATED"], vrfs.iter().map(|vrf| vec![vrf.name.clone(), second(vrf.created)]))
+            table(&["NAME"], vrfs.into_iter().map(|vrf| vec![vrf.name]))
         }),
     }
 }

@@ -85,14 +85,13 @@ impl Store {
             let last = blocks.min(first + CHUNK / gap * gap) - 1;
             let mut tx = self.begin().await?;
             for update in [
-                "UPDATE prefixes SET state = 'free' WHERE state = 'claimed' AND pool = $4 AND depth = $5 AND start IN ",
-                "UPDATE claims SET until = 1 WHERE vrf = $3 AND depth = $5 AND until > 1 AND start IN ",
+                // Unary plus: rows are looked for by their start, not by their pool.
+                "UPDATE prefixes SET state = 'free'
+                 WHERE aggregate = (SELECT aggregate FROM pool_prefixes WHERE pool = $4) AND +pool = $4
+                 AND state = 'claimed' AND depth = $5 AND start IN",
+                "UPDATE claims SET until = 1
+                 WHERE vrf = $3 AND depth = $5 AND until = 9223372036854775807 AND start IN",
             ] {
-                // Unary plus: the rows are looked for by their start.
-                let update = update.replace(
-                    "pool = $4",
-                    "+pool = $4 AND aggregate = (SELECT aggregate FROM pool_prefixes WHERE pool = $4)",
-                );
                 sqlx::query(sqlx::AssertSqlSafe(format!(
                     "WITH RECURSIVE block (number) AS (
                          SELECT $1 UNION ALL SELECT number + $6 FROM block WHERE number + $6 <= $2)

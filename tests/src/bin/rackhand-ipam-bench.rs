@@ -8,7 +8,7 @@
 use std::{
     io::Write as _,
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -40,8 +40,8 @@ async fn main() -> Result<()> {
     let roots = roots.context("say the pools' lengths, as 16 and 8")?;
     let dir = tempfile::tempdir()?;
     println!("flush of 4 KiB to this disk: {}\n", flush(dir.path())?);
-    println!("| pool | full | clients | claims/s | min–max | releases/s | min–max | claim, ms |");
-    println!("|---|---:|---:|---:|---:|---:|---:|---:|");
+    println!("| pool | full | clients | claims/s | min–max | releases/s | min–max | claim, ms | others wait, ms |");
+    println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|");
     for root in roots {
         measure(&dir.path().join(root.to_string()), root).await?;
     }
@@ -108,14 +108,34 @@ async fn measure(dir: &Path, root: u8) -> Result<()> {
             // Never more than there are, and not so many that how full it is changes.
             let each = (free / 2 / clients).clamp(1, 50);
             ensure!(each * clients <= free, "a pool of /{root} is too small");
+            let others = tokio::spawn(wait_to_write(store.clone()));
             let line = rounds(&operator, clients, each).await?;
-            println!("| /{root} in /{LENGTH} | {name} | {clients} | {line} |");
+            others.abort();
+            let waited = WAITED.lock().map_or_else(|_| Vec::new(), |mut waited| std::mem::take(&mut *waited));
+            let (typical, _, longest) = spread(&mut waited.clone());
+            println!("| /{root} in /{LENGTH} | {name} | {clients} | {line} | {typical:.1}–{longest:.0} |");
         }
     }
     store.close().await;
     shutdown.cancel();
     running.await??;
     Ok(())
+}
+
+/// How long others waited for their turn to write.
+static WAITED: Mutex<Vec<f64>> = Mutex::new(Vec::new());
+
+/// Whoever else writes: asks for a turn twenty times a second.
+async fn wait_to_write(store: Store) {
+    loop {
+        let begin = Instant::now();
+        let failed = store.begin().await.map(drop).is_err();
+        let took = if failed { f64::INFINITY } else { begin.elapsed().as_secs_f64() * 1000.0 };
+        if let Ok(mut waited) = WAITED.lock() {
+            waited.push(took);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 async fn full(store: &Store, pool: &Pool, first: bool, gap: u64) -> Result<()> {
