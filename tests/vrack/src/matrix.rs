@@ -242,11 +242,22 @@ async fn work(number: u8, racks: u8, parts: &Parts, book: &Mutex<Book>, mut othe
 async fn rounds(rig: &mut Rig, book: &Mutex<Book>, others: &mut Vec<faults::Fault>) -> Result<(), String> {
     let lock = || book.lock().unwrap_or_else(PoisonError::into_inner);
     while !lock().is_done() {
+        let mut is_active = false;
         for scene in Way::ALL.map(Scene::Way).into_iter().chain([Scene::Newcomer]).chain(Act::ALL.map(Scene::Act)) {
             let cell = lock().take(scene);
-            let is_needed = [Scene::Way(Way::Deploy), Scene::Way(Way::Release)].contains(&scene);
-            if cell.is_none() && !(is_needed && lock().has_ways()) {
+            // Other racks may take the last of the ways meanwhile: what is deployed is released.
+            let is_needed = match scene {
+                Scene::Way(Way::Deploy) => lock().has_ways(),
+                Scene::Way(Way::Release) => is_active,
+                _ => false,
+            };
+            if cell.is_none() && !is_needed {
                 continue;
+            }
+            match scene {
+                Scene::Way(Way::Deploy) => is_active = true,
+                Scene::Way(Way::Release) => is_active = false,
+                _ => {}
             }
             let began = Instant::now();
             let _watch = Watch::over(&cell.as_ref().map_or_else(|| format!("{scene:?}"), ToString::to_string));
