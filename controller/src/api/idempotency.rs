@@ -86,8 +86,12 @@ async fn keyed(app: App, key: String, request: Request, next: Next) -> Result<Re
     }
     // A client that goes away, or a request that takes too long, does not stop it half-way.
     let carried_out = tokio::spawn(async move {
-        let response = asked.clone().scope(next.run(Request::from_parts(parts, body.into()))).await;
-        let (response, answer) = keep(response).await;
+        let work = asked.clone().scope(next.run(Request::from_parts(parts, body.into())));
+        // On a task of its own: one that panics has ended like any other.
+        let (response, answer) = match tokio::spawn(work).await {
+            Ok(response) => keep(response).await,
+            Err(panicked) => (Error::internal(panicked).into_response(), None),
+        };
         if let Err(error) = app.store.end_request(&asked, answer.as_deref()).await {
             // The next process finds by the mark whether it was carried out.
             tracing::error!(error = &error as &dyn std::error::Error, "cannot keep the answer of a request with a key");

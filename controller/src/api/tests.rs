@@ -463,6 +463,21 @@ async fn of_many_that_ask_at_once_with_a_key_one_is_carried_out() {
 }
 
 #[tokio::test]
+async fn a_request_that_panics_is_carried_out_when_it_is_asked_again() {
+    let mut bench = Bench::new().await;
+    keyed(&bench, "/v1/racks", "rack", RACK).await;
+    let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    bench.app.new_code = Arc::new(move || {
+        assert!(!broken.swap(false, std::sync::atomic::Ordering::Relaxed), "as it should");
+        ("RH1.secret.pin".into(), [7; 32])
+    });
+    let (status, ..) = keyed(&bench, "/v1/racks/lab/enrolment-codes", "code", "{}").await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    let (status, answer, replayed) = keyed(&bench, "/v1/racks/lab/enrolment-codes", "code", "{}").await;
+    assert_eq!((status, replayed), (StatusCode::CREATED, false), "{answer}");
+}
+
+#[tokio::test]
 async fn a_client_that_goes_away_finds_the_answer_later() {
     let bench = Bench::new().await;
     let request = keyed(&bench, "/v1/racks", "a", RACK);
