@@ -30,12 +30,18 @@ const MEMORY: u32 = 1024;
 
 /// Whether the targets, which are a workspace of their own, can be built as things are.
 pub(crate) fn check() -> anyhow::Result<()> {
-    let status = Command::new("cargo")
-        .args(["check", "--quiet", "--locked"])
-        .current_dir(root().join("tests/fuzz"))
-        .env("CARGO_TARGET_DIR", target().join("fuzz"))
-        .status()
-        .context("cannot start cargo")?;
+    built(cargo().args(["check", "--quiet", "--locked"]))
+}
+
+/// Cargo, in the targets' workspace.
+fn cargo() -> Command {
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(root().join("tests/fuzz")).env("CARGO_TARGET_DIR", target().join("fuzz"));
+    cargo
+}
+
+fn built(cargo: &mut Command) -> anyhow::Result<()> {
+    let status = cargo.status().context("cannot start cargo")?;
     ensure!(status.success(), "the fuzz targets cannot be built ({status})");
     Ok(())
 }
@@ -43,15 +49,9 @@ pub(crate) fn check() -> anyhow::Result<()> {
 /// Runs the named target, or all, each for its share of `minutes`; fails when one is broken.
 pub(crate) fn run(minutes: f64, only: Option<&str>) -> anyhow::Result<()> {
     let crate_root = root().join("tests/fuzz");
+    let arguments = ["build", "--locked", "--features", "fuzzer", "--target", TRIPLE];
+    built(cargo().args(arguments).env("RUSTFLAGS", INSTRUMENTATION))?;
     let built = target().join("fuzz");
-    let status = Command::new("cargo")
-        .args(["build", "--locked", "--features", "fuzzer", "--target", TRIPLE])
-        .current_dir(&crate_root)
-        .env("RUSTFLAGS", INSTRUMENTATION)
-        .env("CARGO_TARGET_DIR", &built)
-        .status()
-        .context("cannot start cargo")?;
-    ensure!(status.success(), "the fuzz targets cannot be built ({status})");
 
     let mut targets: Vec<String> = fs::read_dir(crate_root.join("corpus"))?
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))

@@ -11,9 +11,12 @@ use clap::Subcommand;
 use jiff::Timestamp;
 use rackhand_common::audit::{Anchor, Linked, Verifier};
 use serde::Deserialize;
-use serde_json::Value;
 
-use crate::{Output, client::Client, print, show};
+use crate::{
+    Output,
+    client::{Client, Page},
+    print, show,
+};
 
 /// A record is chained within a second or two; one that is not after this long will not be.
 const CHAINED: Duration = Duration::from_secs(60);
@@ -65,12 +68,6 @@ is kept elsewhere, out of their reach, shows that too.")]
 struct ChainEnd {
     unlinked: u64,
     oldest_unlinked: Option<Timestamp>,
-}
-
-#[derive(Deserialize)]
-struct Page {
-    items: Vec<Value>,
-    next: Option<String>,
 }
 
 pub(crate) async fn run(client: &Client, command: AuditCommand, output: Output) -> anyhow::Result<String> {

@@ -74,10 +74,12 @@ impl fmt::Display for Problem {
     }
 }
 
+/// One page of a list.
 #[derive(Deserialize)]
-struct Page {
-    items: Vec<Value>,
-    next: Option<String>,
+pub(crate) struct Page {
+    pub(crate) items: Vec<Value>,
+    /// Where the next begins.
+    pub(crate) next: Option<String>,
 }
 
 impl Client {

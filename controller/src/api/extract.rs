@@ -30,7 +30,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
         }
         let bytes = bytes::Bytes::from_request(request, state).await.map_err(|rejection| {
             match rejection.status() == axum::http::StatusCode::PAYLOAD_TOO_LARGE {
-                true => Error::too_large(format!("a JSON body may have {MAX_BODY} bytes")),
+                true => too_long(),
                 false => Error::malformed(rejection.body_text()),
             }
         })?;
@@ -42,6 +42,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
             _ => Error::malformed(error),
         })
     }
+}
+
+/// A JSON body has more than [`MAX_BODY`] bytes.
+pub(super) fn too_long() -> Error {
+    Error::too_large(format!("a JSON body may have {MAX_BODY} bytes"))
 }
 
 /// How deep brackets are nested, outside of strings.

@@ -11,7 +11,10 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{App, Caller, Error, TIMEOUT, extract::MAX_BODY};
+use super::{
+    App, Caller, Error, TIMEOUT,
+    extract::{MAX_BODY, too_long},
+};
 use crate::store::{KeyedRequest, Known};
 
 pub(super) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -57,9 +60,7 @@ async fn keyed(app: App, key: String, request: Request, next: Next) -> Result<Re
     // Its bounds are those of the bodies that are read without a key.
     let body = tokio::time::timeout(TIMEOUT, to_bytes(body, MAX_BODY)).await.map_err(|_| Error::timeout())?;
     let body = body.map_err(|error| match std::error::Error::source(&error) {
-        Some(source) if source.is::<http_body_util::LengthLimitError>() => {
-            Error::too_large(format!("a JSON body may have {MAX_BODY} bytes"))
-        }
+        Some(source) if source.is::<http_body_util::LengthLimitError>() => too_long(),
         _ => Error::malformed(error),
     })?;
     let caller = parts.extensions.get::<Caller>().ok_or_else(|| Error::unauthenticated("a key needs a token"))?;

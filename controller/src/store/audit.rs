@@ -184,13 +184,7 @@ impl Store {
         if rows.is_empty() {
             return Ok(0);
         }
-        let last = sqlx::query("SELECT number, link FROM audit WHERE number IS NOT NULL ORDER BY number DESC LIMIT 1")
-            .fetch_optional(&mut *tx.inner)
-            .await?;
-        let (mut number, mut previous) = match last {
-            Some(row) => (row.try_get::<i64, _>("number")? as u64, digits(row.try_get("link")?)?),
-            None => (0, START),
-        };
+        let (mut number, mut previous) = last_link(&mut tx.inner).await?;
         for row in &rows {
             let record = record(&mut tx.inner, row).await?;
             number += 1;
@@ -214,13 +208,7 @@ impl Store {
     /// How far the chain goes.
     pub async fn chain_end(&self) -> Result<ChainEnd, StoreError> {
         let mut connection = self.pool.acquire().await?;
-        let last = sqlx::query("SELECT number, link FROM audit WHERE number IS NOT NULL ORDER BY number DESC LIMIT 1")
-            .fetch_optional(&mut *connection)
-            .await?;
-        let (number, link) = match last {
-            Some(row) => (row.try_get::<i64, _>("number")? as u64, digits(row.try_get("link")?)?),
-            None => (0, START),
-        };
+        let (number, link) = last_link(&mut connection).await?;
         let row = sqlx::query("SELECT COUNT(*) AS unlinked, MIN(at) AS oldest FROM audit WHERE number IS NULL")
             .fetch_one(&mut *connection)
             .await?;
@@ -257,6 +245,17 @@ impl Store {
             records.push(Linked { number: row.try_get::<i64, _>("number")? as u64, link, record });
         }
         Ok(records)
+    }
+}
+
+/// Number and link of the chain's last record; those before the first when there is none.
+async fn last_link(connection: &mut sqlx::SqliteConnection) -> Result<(u64, [u8; 32]), StoreError> {
+    let last = sqlx::query("SELECT number, link FROM audit WHERE number IS NOT NULL ORDER BY number DESC LIMIT 1")
+        .fetch_optional(connection)
+        .await?;
+    match last {
+        Some(row) => Ok((row.try_get::<i64, _>("number")? as u64, digits(row.try_get("link")?)?)),
+        None => Ok((0, START)),
     }
 }
 
