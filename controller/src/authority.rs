@@ -463,7 +463,7 @@ fn make_root(dir: &Path, number: u32, now: Timestamp) -> Result<String, Authorit
 }
 
 /// Puts these bytes in a file's place, all or nothing, on stable storage.
-fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), AuthorityError> {
+pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), AuthorityError> {
     let (path, fresh) = (dir.join(name), dir.join(format!("{name}.new")));
     write(&fresh, bytes)?;
     fs::rename(&fresh, &path).map_err(|error| AuthorityError::File(path, error))?;

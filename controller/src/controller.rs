@@ -18,6 +18,7 @@ use std::{
     fs,
     io::Write,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -33,9 +34,11 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    acme::{self, Acme},
     addresses::Addresses,
     api, audit,
     authority::{self, Authority},
+    certificates::Certificates,
     clock::SystemClock,
     enrol,
     fleet::{self, Fleet},
@@ -79,6 +82,14 @@ pub struct File {
 pub struct ApiFile {
     /// Where HTTPS is served (TCP); default `0.0.0.0:8443`.
     pub listen: Option<SocketAddr>,
+    /// Requests that one token may make each second, five seconds' worth at once; default 100.
+    pub requests_per_second: Option<NonZeroU32>,
+    /// A certificate for operators in place of our own: its chain and its key, PEM.
+    pub certificate: Option<PathBuf>,
+    /// Its key.
+    pub key: Option<PathBuf>,
+    /// The same from an authority, renewed by itself.
+    pub acme: Option<Acme>,
 }
 
 /// `[agents]`.
@@ -113,6 +124,17 @@ impl File {
     }
 }
 
+/// Where the certificate is from that operators are shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Public {
+    /// Our own authority: they need `ca.pem`.
+    Ours,
+    /// These files, certificate and key, read at the start and at each reload.
+    Files(PathBuf, PathBuf),
+    /// An authority on the network.
+    Acme(Acme),
+}
+
 /// The configuration as used.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -122,6 +144,10 @@ pub struct Config {
     pub names: Vec<String>,
     /// Where HTTPS is served.
     pub api: SocketAddr,
+    /// Requests that one token may make each second.
+    pub requests_per_second: NonZeroU32,
+    /// What operators are shown in place of our own certificate.
+    pub public: Public,
     /// Where agents connect to.
     pub agents: SocketAddr,
     /// What agents are told, when it is not the first name and the port.
@@ -153,6 +179,18 @@ impl TryFrom<File> for Config {
         {
             return Err(format!("agents.address: `{address}` is not HOST:PORT"));
         }
+        let public = match (file.api.certificate, file.api.key, file.api.acme) {
+            (None, None, None) => Public::Ours,
+            (Some(certificate), Some(key), None) => Public::Files(certificate, key),
+            (None, None, Some(acme)) => Public::Acme(acme),
+            (_, _, Some(_)) => return Err("api: take `certificate` and `key`, or `acme`, not both".into()),
+            _ => return Err("api: `certificate` and `key` belong together; one file can be both".into()),
+        };
+        if let Public::Acme(_) = public
+            && !file.names.iter().any(|name| is_dns_name(name))
+        {
+            return Err("api.acme: an authority certifies DNS names, and `names` has addresses only".into());
+        }
         let data = file.data.unwrap_or_else(|| "/var/lib/rackhand/controller".into());
         let mut images = images::Config::below(&data);
         if let Some(limit) = file.images.limit {
@@ -165,6 +203,8 @@ impl TryFrom<File> for Config {
             data,
             names: file.names,
             api: file.api.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 8443))),
+            requests_per_second: file.api.requests_per_second.unwrap_or(api::USUAL),
+            public,
             agents: file.agents.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 4433))),
             agents_address: file.agents.address,
             images,
@@ -184,6 +224,11 @@ impl Config {
         self.data.join("controller.db")
     }
 
+    /// The names that an authority on the network can certify.
+    fn dns_names(&self) -> Vec<String> {
+        self.names.iter().filter(|name| is_dns_name(name)).cloned().collect()
+    }
+
     /// What new agents are told when the endpoint has this port.
     fn told_to_agents(&self, port: u16) -> String {
         self.agents_address.clone().unwrap_or_else(|| at(&self.names[0], port))
@@ -193,6 +238,11 @@ impl Config {
     pub fn url(&self) -> String {
         format!("https://{}", at(&self.names[0], self.api.port()))
     }
+}
+
+/// Whether this is a name and no address.
+fn is_dns_name(name: &str) -> bool {
+    name.parse::<IpAddr>().is_err()
 }
 
 /// `HOST:PORT`.
@@ -361,7 +411,9 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         .await
         .with_context(|| format!("cannot serve the API on TCP {} (`api.listen`)", config.api))?;
     let (api_at, agents_at) = (listener.local_addr()?, endpoint.local_addr()?);
-    let (tls, for_connections) = watch::channel(https::tls(authority.bundle(), identity)?);
+    let certificates = Arc::new(Certificates::new(identity.clone())?);
+    certificates.show_public(reload::public(&config)?);
+    let tls = https::tls(authority.bundle(), identity, certificates.clone())?;
     let (address, agents_address) = watch::channel(config.told_to_agents(agents_at.port()));
     let root_pin = authority.root_pin();
     let changed = {
@@ -372,6 +424,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         })
     };
     let (addresses, hand_out) = Addresses::new(store.clone(), clock.clone(), shutdown.clone());
+    let rate = api::Rate::new(config.requests_per_second);
     let app = api::App {
         store: store.clone(),
         images: images.clone(),
@@ -384,11 +437,16 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         },
         new_code: Arc::new(move || enrol::fresh_code(root_pin)),
         agents_address,
+        rate: rate.clone(),
         process: uuid::Uuid::now_v7(),
         shutdown: shutdown.clone(),
     };
     let router = api::router(app).merge(images.router()).merge(telemetry.router());
 
+    let acme = match &config.public {
+        Public::Acme(acme) => Some((acme.clone(), config.dns_names(), config.data.join("acme"))),
+        _ => None,
+    };
     let settings = Settings::new(reload::Parts {
         config,
         authority: authority.clone(),
@@ -396,12 +454,17 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         endpoint: endpoint.clone(),
         agents_port: agents_at.port(),
         certificate,
-        tls,
+        certificates: certificates.clone(),
         agents_address: address,
         images: images.clone(),
+        rate,
     });
     let mut parts = Parts::default();
-    parts.add("the API", https::serve(listener, for_connections, router, clock.clone(), shutdown.clone()));
+    parts.add("the API", https::serve(listener, tls, router, clock.clone(), shutdown.clone()));
+    if let Some((acme, names, dir)) = acme {
+        let part = acme::run(acme, names, dir, certificates, clock.clone(), shutdown.clone());
+        parts.add("the certificate by ACME", part);
+    }
     parts.add("the addresses", hand_out);
     parts.add("the agents' connections", fleet.clone().run(endpoint, shutdown.clone()));
     parts.add("the workflows", workflows::run(workflows, store.clone(), fleet, clock, shutdown.clone()));

@@ -221,7 +221,7 @@ mod tests {
         let file = File {
             data: Some(dir.to_owned()),
             names: vec!["127.0.0.1".into()],
-            api: ApiFile { listen },
+            api: ApiFile { listen, ..ApiFile::default() },
             agents: controller::AgentsFile { listen, address: None },
             ..File::default()
         };

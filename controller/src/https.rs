@@ -22,11 +22,12 @@ use rackhand_common::{
 use rackhand_daemon::place::Listening;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::certificates::{ALPN_ACME, Certificates};
 
 /// How long a handshake, or a request's header, may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -37,18 +38,18 @@ const CONNECTIONS: usize = 1024;
 /// Connections of one address: a node's for chunks, or those of all operators behind one router.
 const PER_CLIENT: usize = 128;
 
-/// TLS for [`serve`].
-pub fn tls(bundle: &TrustBundle, identity: Identity) -> Result<TlsAcceptor, Unusable> {
+/// TLS for [`serve`]; `identity` is what the certificates begin with.
+pub fn tls(bundle: &TrustBundle, identity: Identity, certificates: Arc<Certificates>) -> Result<TlsAcceptor, Unusable> {
     let mut config = pki::controller_server(bundle, identity)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"http/1.1".to_vec(), ALPN_ACME.to_vec()];
+    config.cert_resolver = certificates;
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// Serves until shutdown, then lets requests in flight finish. Of `tls` each connection takes
-/// what it is when it comes.
+/// Serves until shutdown, then lets requests in flight finish.
 pub async fn serve(
     listener: TcpListener,
-    tls: watch::Receiver<TlsAcceptor>,
+    tls: TlsAcceptor,
     router: Router,
     clock: Arc<dyn Clock>,
     shutdown: CancellationToken,
@@ -69,7 +70,7 @@ pub async fn serve(
                 continue;
             }
         };
-        let (tls, router, clock, shutdown) = (tls.borrow().clone(), router.clone(), clock.clone(), shutdown.clone());
+        let (tls, router, clock, shutdown) = (tls.clone(), router.clone(), clock.clone(), shutdown.clone());
         let place = places.place(from.ip(), false);
         tracker.spawn(async move {
             tokio::select! {
@@ -98,6 +99,10 @@ async fn connection(
         Ok(Err(error)) => return tracing::debug!(%from, %error, "TLS handshake failed"),
         Err(_) => return tracing::debug!(%from, "TLS handshake took too long"),
     };
+    if stream.get_ref().1.alpn_protocol() == Some(ALPN_ACME) {
+        // The authority has seen what it wanted to see.
+        return;
+    }
     let chain = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
     let peer = move |mut request: Request| {
         // Looked at for every request: a connection may outlive the certificate it began with.

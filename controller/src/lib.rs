@@ -3,11 +3,13 @@
 //! [`fleet`] holds the agents' connections, [`workflows`] moves runs on, [`api`] answers
 //! operators, [`addresses`] hands addresses out, [`images`] imports and serves images; all of them share one [`store`].
 
+pub mod acme;
 pub mod addresses;
 pub mod api;
 pub mod audit;
 pub mod authority;
 pub mod backup;
+pub mod certificates;
 pub mod clock;
 pub mod controller;
 pub mod doctor;

@@ -59,6 +59,12 @@ enum Command {
     ///
     ///   [api]
     ///   listen = "0.0.0.0:8443"                # HTTPS, TCP
+    ///   requests_per_second = 100              # of one token
+    ///   certificate = "/etc/ssl/rackhand.pem"  # what operators are shown in place of our own,
+    ///   key = "/etc/ssl/private/rackhand.key"  # read again at each reload; or, obtained and renewed:
+    ///   [api.acme]                             # port 443 of `names` must reach api.listen
+    ///   directory = "https://acme-v02.api.letsencrypt.org/directory"
+    ///   contact = ["mailto:ops@example.net"]
     ///
     ///   [agents]
     ///   listen = "0.0.0.0:4433"                # QUIC, UDP

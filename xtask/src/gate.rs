@@ -30,6 +30,7 @@ fn steps(clock: &mut Stopwatch, tests: &mut Tally, boots: &mut Tally, without_ra
     }
     clock.step("packages", || {
         packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK, packages::PEERS, packages::DIST], true)?;
+        packages::python()?;
         if Shell::new(&["cargo", "deny", "--version"]).quiet().run().is_err() {
             println!("   installing cargo-deny (a few minutes, once)");
             Shell::new(&["cargo", "install", "--locked", "cargo-deny"]).quiet().run()?;

@@ -129,6 +129,10 @@ enum Bench {
         #[arg(long, default_value_t = 3)]
         repeat: u32,
     },
+    /// The API over 1,000 racks, 40,000 machines, a million addresses and five million events.
+    ///
+    /// Needs some 5 GB in the directory for temporary files.
+    Api,
     /// Claims and releases of addresses through the API, in pools from empty to 99.9 % full.
     Ipam {
         /// The pools' lengths; one of /8 takes some minutes and 6 GB in the directory for temporary files.
@@ -174,6 +178,10 @@ fn main() -> anyhow::Result<()> {
             Shell::new(&["cargo", "build", "--quiet", "--release", "--workspace", "--bin", bench]).run()?;
             let run = Shell::new(&[&target().join("release").join(bench).to_string_lossy()]);
             pools.into_iter().fold(run, |run, pool| run.arg(pool.to_string())).run()
+        }
+        Verb::Bench { what: Bench::Api } => {
+            Shell::new(&["cargo", "build", "--quiet", "--release", "--workspace", "--bins"]).run()?;
+            Shell::new(&[&target().join("release/rackhand-api-bench").to_string_lossy()]).run()
         }
         Verb::Sim { seeds, minutes, seed, more } => {
             // Released: a seed takes a fraction of the time, and there are many.

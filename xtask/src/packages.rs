@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 
 use anyhow::{Context, bail, ensure};
 
-use crate::shell::{Shell, is_root};
+use crate::shell::{Shell, is_root, root, target};
 
 /// To build: a C compiler for aws-lc, blake3, SQLite and zstd.
 pub(crate) const BUILD: &[&str] = &["gcc", "libc6-dev", "make"];
@@ -37,7 +37,7 @@ pub(crate) const RACK: &[&str] =
 
 /// What tests use as peers nobody here wrote.
 pub(crate) const PEERS: &[&str] =
-    &["cloud-init", "isc-dhcp-client", "udhcpc", "busybox", "atftp", "tftp-hpa", "curl", "systemd", "procps", "strace"];
+    &["cloud-init", "isc-dhcp-client", "udhcpc", "busybox", "atftp", "tftp-hpa", "curl", "systemd", "procps", "strace", "pebble", "python3-venv"];
 
 /// Installs what is missing of `wanted`. Says what, and asks first unless told `yes`.
 pub(crate) fn install(wanted: &[&[&str]], yes: bool) -> anyhow::Result<()> {
@@ -68,6 +68,21 @@ pub(crate) fn install(wanted: &[&[&str]], yes: bool) -> anyhow::Result<()> {
     arguments.extend(missing);
     arguments.extend(pinned.as_deref());
     apt(&arguments).context("apt-get install failed")
+}
+
+/// Installs the peers of `tests/requirements.txt` into `target/python`, unless they are there.
+pub(crate) fn python() -> anyhow::Result<()> {
+    let (wanted, place) = (root().join("tests/requirements.txt"), target().join("python"));
+    let (text, mark) = (std::fs::read(&wanted)?, place.join("requirements.txt"));
+    if std::fs::read(&mark).is_ok_and(|installed| installed == text) {
+        return Ok(());
+    }
+    let pip = place.join("bin/pip");
+    Shell::new(&["python3", "-m", "venv", "--clear"]).arg(&place).quiet().run().context("cannot make target/python")?;
+    let install = Shell::new(&[&pip.to_string_lossy(), "install", "--quiet", "--disable-pip-version-check", "-r"]);
+    install.arg(wanted).quiet().run().context("pip install failed")?;
+    // Last, so that what was interrupted is done again.
+    Ok(std::fs::write(mark, text)?)
 }
 
 fn installed(package: &str) -> bool {

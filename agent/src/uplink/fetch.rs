@@ -11,6 +11,7 @@ use rackhand_common::{
     channel::MAX_MANIFEST,
     image::{Digest, MAX_COMPRESSED, SignedManifest},
     pki::{self, CONTROLLER_NAME},
+    wire::ALPN_OBJECTS,
 };
 use reqwest::{
     Client, StatusCode,
@@ -77,7 +78,7 @@ impl Fetcher {
 }
 
 fn build(registration: &Registration) -> anyhow::Result<Client> {
-    let tls = pki::agent_client(&registration.bundle, registration.identity(), &[b"http/1.1"])?;
+    let tls = pki::agent_client(&registration.bundle, registration.identity(), &[b"http/1.1", ALPN_OBJECTS])?;
     Ok(Client::builder()
         .tls_backend_preconfigured(tls)
         .dns_resolver(Arc::new(Only(registration.api.clone())))

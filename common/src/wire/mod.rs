@@ -27,6 +27,10 @@ pub const MAX_LEN: usize = 16 << 20;
 /// ALPN of an enrolled agent's connection; the number is the protocol version.
 pub const ALPN: &[u8] = b"rackhand/1";
 
+/// Offered besides HTTP by an agent that fetches objects, to be shown the certificate of our own
+/// roots whatever others are shown; never chosen.
+pub const ALPN_OBJECTS: &[u8] = b"rackhand-objects/1";
+
 /// ALPN of a node that has a code and no certificate yet.
 pub const ALPN_ENROL: &[u8] = b"rackhand-enrol/1";
 

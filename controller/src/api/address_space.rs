@@ -620,7 +620,7 @@ pub(super) struct Report {
 /// The form of a report.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, ToSchema)]
 #[serde(rename_all = "snake_case")]
-enum Format {
+pub(super) enum Format {
     /// For programs.
     Json,
     /// For spreadsheets.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use axum::{
     Json,
     extract::{ConnectInfo, Request, State},
-    http::{HeaderName, HeaderValue, Method, header},
+    http::{Method, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -18,11 +18,9 @@ use uuid::Uuid;
 use super::{
     App, Caller, Error,
     extract::{Page, Query, limit, parse},
+    trace::Trace,
 };
 use crate::store::{Asked, AuditFilter, StoreError};
-
-/// Names the request in the record and in its answer.
-const REQUEST: HeaderName = HeaderName::from_static("x-request-id");
 
 /// As much of a client's name for itself as is kept, in characters.
 const THROUGH: usize = 200;
@@ -41,13 +39,10 @@ pub(super) async fn recorded(State(app): State<App>, request: Request, next: Nex
         from: request.extensions().get::<ConnectInfo<SocketAddr>>().map(|from| from.ip().to_canonical()),
         through: through.chars().take(THROUGH).collect(),
         action: format!("{} {}", request.method(), request.uri().path()),
-        request: Uuid::now_v7(),
+        request: Trace::present().request,
         changes: Vec::new(),
     };
-    let name = record.request.to_string();
-    let mut response = Asked { record }.scope(next.run(request)).await;
-    response.headers_mut().insert(REQUEST, HeaderValue::from_str(&name).expect("a UUID is a header's value"));
-    response
+    Asked { record }.scope(next.run(request)).await
 }
 
 /// Which records.
@@ -72,7 +67,7 @@ pub(super) struct Which {
 /// The order of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-enum Order {
+pub(super) enum Order {
     Newest,
     Oldest,
 }

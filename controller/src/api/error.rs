@@ -1,7 +1,7 @@
 //! Answers that are not what was asked for: problem details (RFC 9457), and the only place
 //! that knows status codes.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use axum::{
     http::{StatusCode, header},
@@ -9,8 +9,8 @@ use axum::{
 };
 use serde::Serialize;
 use utoipa::ToSchema;
-use uuid::Uuid;
 
+use super::trace::Trace;
 use crate::{addresses::Refused, images::ImportError, store::StoreError, succession::NotReplaced, verbs::Denied};
 
 /// Why a request was not carried out.
@@ -19,6 +19,8 @@ pub struct Error {
     kind: Kind,
     detail: String,
     errors: Vec<Invalid>,
+    /// How long to wait before asking again.
+    wait: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,7 @@ enum Kind {
     AnswerLost,
     Precondition,
     TooLarge,
+    TooOften,
     MediaType,
     Invalid,
     Internal,
@@ -45,7 +48,7 @@ enum Kind {
 pub(super) struct Problem {
     /// Names the kind of problem: `urn:rackhand:problem:` and one of `malformed`,
     /// `unauthenticated`, `not-found`, `method`, `timeout`, `conflict`, `in-progress`,
-    /// `answer-lost`, `precondition-failed`, `too-large`, `media-type`, `invalid`, `internal`, `unavailable`.
+    /// `answer-lost`, `precondition-failed`, `too-large`, `too-often`, `media-type`, `invalid`, `internal`, `unavailable`.
     #[serde(rename = "type")]
     #[schema(example = "urn:rackhand:problem:conflict")]
     kind: String,
@@ -58,9 +61,12 @@ pub(super) struct Problem {
     /// What was wrong with this request.
     #[schema(example = "cannot deploy a machine that is active; possible now: release, power")]
     detail: String,
-    /// Names this occurrence; the controller's log has it too.
+    /// Names this request, as `X-Request-Id` does; the controller's log has it too.
     #[schema(example = "urn:uuid:01931b1e-0000-7000-8000-000000000000")]
     instance: String,
+    /// The trace it belongs to: that of your `traceparent`, or its own.
+    #[schema(example = "4bf92f3577b34da6a3ce929d0e0e4736")]
+    trace_id: String,
     /// The fields that were wrong, when the problem is about fields.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<Invalid>,
@@ -127,6 +133,13 @@ impl Error {
         Self::new(Kind::TooLarge, detail)
     }
 
+    /// More requests than may come at once; they may come again after `wait`.
+    pub fn too_often(wait: Duration) -> Self {
+        let detail = "this token asks more often than this controller lets it; wait as `Retry-After` says, or ask \
+            for larger pages (`limit`) or for events instead of polling";
+        Self { wait: Some(wait), ..Self::new(Kind::TooOften, detail) }
+    }
+
     /// The body is of another type.
     pub fn media_type(detail: impl fmt::Display) -> Self {
         Self::new(Kind::MediaType, detail)
@@ -155,7 +168,7 @@ impl Error {
     }
 
     fn new(kind: Kind, detail: impl fmt::Display) -> Self {
-        Self { kind, detail: detail.to_string(), errors: Vec::new() }
+        Self { kind, detail: detail.to_string(), errors: Vec::new(), wait: None }
     }
 }
 
@@ -174,6 +187,7 @@ impl Kind {
                 (StatusCode::PRECONDITION_FAILED, "precondition-failed", "It is not what it was when you read it")
             }
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large"),
+            Self::TooOften => (StatusCode::TOO_MANY_REQUESTS, "too-often", "Too many requests"),
             Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "media-type", "The body has an unknown type"),
             Self::Invalid => (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "A field is not acceptable"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The controller failed"),
@@ -185,7 +199,8 @@ impl Kind {
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let (status, kind, title) = self.kind.parts();
-        let instance = format!("urn:uuid:{}", Uuid::now_v7());
+        let trace = Trace::present();
+        let instance = format!("urn:uuid:{}", trace.request);
         let detail = if self.kind == Kind::Internal {
             tracing::error!(%instance, error = %self.detail, "request failed");
             "the controller's log has the reason under the name in `instance`".into()
@@ -199,12 +214,16 @@ impl IntoResponse for Error {
             status: status.as_u16(),
             detail,
             instance,
+            trace_id: trace.id(),
             errors: self.errors,
         };
         let body = serde_json::to_vec(&problem).expect("problems always serialize");
         let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
         if self.kind == Kind::Unauthenticated {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+        }
+        if let Some(wait) = self.wait {
+            response.headers_mut().insert(header::RETRY_AFTER, wait.as_secs().saturating_add(1).into());
         }
         response
     }

@@ -10,10 +10,12 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tracing::Instrument as _;
 
 use super::{
     App, Caller, Error, TIMEOUT,
     extract::{MAX_BODY, too_long},
+    trace::Trace,
 };
 use crate::store::{KeyedRequest, Known};
 
@@ -86,10 +88,11 @@ async fn keyed(app: App, key: String, request: Request, next: Next) -> Result<Re
         Known::Answered(answer) => return replay(&answer),
     }
     // A client that goes away, or a request that takes too long, does not stop it half-way.
-    let carried_out = tokio::spawn(async move {
-        let work = asked.clone().scope(next.run(Request::from_parts(parts, body.into())));
+    let trace = Trace::present();
+    let carried_out = async move {
+        let work = trace.scope(asked.clone().scope(next.run(Request::from_parts(parts, body.into()))));
         // On a task of its own: one that panics has ended like any other.
-        let (response, answer) = match tokio::spawn(work).await {
+        let (response, answer) = match tokio::spawn(work.in_current_span()).await {
             Ok(response) => keep(response).await,
             Err(panicked) => (Error::internal(panicked).into_response(), None),
         };
@@ -98,8 +101,8 @@ async fn keyed(app: App, key: String, request: Request, next: Next) -> Result<Re
             tracing::error!(error = &error as &dyn std::error::Error, "cannot keep the answer of a request with a key");
         }
         response
-    });
-    carried_out.await.map_err(Error::internal)
+    };
+    tokio::spawn(trace.scope(carried_out).in_current_span()).await.map_err(Error::internal)
 }
 
 /// The response, and what is to be kept of it: nothing of one that says that it may be asked again.

@@ -16,11 +16,14 @@ mod claims;
 mod error;
 mod events;
 mod extract;
+mod fields;
 mod idempotency;
 mod images;
 mod machines;
 mod racks;
+mod rate;
 mod runs;
+mod trace;
 
 use std::{sync::Arc, time::Duration};
 
@@ -42,13 +45,18 @@ use utoipa::{
     openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_swagger_ui::{Config, SwaggerUi};
 use uuid::Uuid;
 
 pub use self::{
     access::{Caller, fresh_token},
     error::Error,
+    rate::{Rate, USUAL},
 };
 use crate::{addresses::Addresses, images::Images, store::Store};
+
+/// Where the API can be read and tried in a browser.
+const REFERENCE: &str = "/v1/reference";
 
 /// How long a request may take that neither uploads nor follows anything.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -73,6 +81,8 @@ pub struct App {
     pub new_code: Arc<dyn Fn() -> (String, [u8; 32]) + Send + Sync>,
     /// `HOST:PORT` at which agents reach this controller.
     pub agents_address: watch::Receiver<String>,
+    /// How often a token may ask.
+    pub rate: Rate,
     /// Names this process: what an earlier one began it does not carry on.
     pub process: Uuid,
     /// Ends event streams, which otherwise never end.
@@ -82,15 +92,22 @@ pub struct App {
 /// Everything below `/v1`. To be merged with what agents fetch and with the health routes.
 pub fn router(app: App) -> Router {
     let (router, document) = operations().split_for_parts();
-    let document = Arc::new(finish(document));
+    let document = finish(document);
+    let shapes = Arc::new(fields::Shapes::of(serde_json::to_value(&document).expect("documents always serialize")));
+    let document = Arc::new(document);
     router
         .route("/v1/openapi.json", get(async move || Json((*document).clone())))
         .method_not_allowed_fallback(async || Error::method())
         .fallback(async || Error::not_found("there is nothing at this path; /v1/openapi.json lists what there is"))
+        .layer(middleware::from_fn_with_state(shapes, fields::sparse))
         .layer(middleware::from_fn_with_state(app.clone(), audit::recorded))
         .layer(middleware::from_fn_with_state(app.clone(), idempotency::once))
+        .layer(middleware::from_fn_with_state(app.rate.clone(), rate::limited))
         .layer(middleware::from_fn_with_state(app.clone(), access::decide))
+        .layer(middleware::from_fn(trace::named))
         .with_state(app)
+        // Pages, not operations: they show the document, and ask with a token that is typed in.
+        .merge(SwaggerUi::new(REFERENCE).config(Config::new(["/v1/openapi.json"])))
 }
 
 /// The API's OpenAPI document.
@@ -178,6 +195,12 @@ struct Whoami {
             same key and body, it does nothing and is answered as before, with `Idempotency-Replayed: true`.\n\n\
             **What you read is what you change.** A machine is sent with an `ETag`; an operation on it with that \
             in `If-Match` is refused with 412 when anything about the machine changed since.\n\n\
+            **As much as you need.** Every GET takes `fields=`: `fields=id,name,inventory.cpu.cores` leaves those, of a \
+            thing or of each in a page.\n\n\
+            **Too much at once.** A token may ask so often each second; beyond that it is answered 429, and \
+            `Retry-After` says how many seconds to wait.\n\n\
+            **Traces.** Every answer has an `X-Request-Id`, and the trace of your `traceparent` (W3C Trace Context) \
+            stands beside it in problems and in the controller's log.\n\n\
             **Problems** are `application/problem+json` (RFC 9457). `type` is for programs, `detail` says what to do.\n\n\
             **Unknown fields** in a body or query are refused: a misspelt option is never silently ignored."
     ),
@@ -192,7 +215,7 @@ struct Whoami {
         (name = "events", description = "What happened, in order."),
         (name = "audit", description = "Who changed what through this API, as a chain that shows when it was altered."),
     ),
-    components(schemas(error::Problem)),
+    components(schemas(error::Problem, audit::Order, machines::Sort, address_space::Format)),
     modifiers(&Bearer),
     security(("token" = []))
 )]
@@ -210,8 +233,8 @@ impl Modify for Bearer {
     }
 }
 
-/// Adds to every operation what is the same for all: the answer when something is wrong, and
-/// the key of a POST.
+/// Adds to every operation what is the same for all: the answer when something is wrong, the
+/// key of a POST, and the fields of a GET.
 fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
     use utoipa::openapi::{
         ContentBuilder, ObjectBuilder, Ref, RefOr, ResponseBuilder, Type,
@@ -237,6 +260,18 @@ fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
         .description(Some("The `ETag` of the machine as you read it: refused with 412 when it changed since."))
         .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
         .build();
+    let sparse = ParameterBuilder::new()
+        .name(fields::PARAMETER)
+        .parameter_in(ParameterIn::Query)
+        .description(Some("Only these fields of the answer, separated by commas; `a.b` is `b` in `a`."))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .build();
+    let shapes = fields::Shapes::of(serde_json::to_value(&document).expect("documents always serialize"));
+    for path in shapes.paths() {
+        if let Some(get) = document.paths.paths.get_mut(path).and_then(|item| item.get.as_mut()) {
+            get.parameters.get_or_insert_default().push(RefOr::T(sparse.clone()));
+        }
+    }
     for (at, item) in &mut document.paths.paths {
         let path = "/v1/machines/{machine}";
         let verbs = [&mut item.post, &mut item.patch, &mut item.delete];

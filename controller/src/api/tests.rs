@@ -67,6 +67,7 @@ impl Bench {
             cut: Arc::new(|_| ()),
             new_code: Arc::new(|| ("RH1.secret.pin".into(), [7; 32])),
             agents_address: tokio::sync::watch::channel("controller.example:4433".into()).1,
+            rate: Rate::new(USUAL),
             process: Uuid::now_v7(),
             shutdown,
         };
@@ -864,4 +865,87 @@ async fn a_claim_with_a_key_is_made_once() {
     bench.app.store.forget_answers().await.unwrap();
     let (status, problem, _) = keyed(&bench, "/v1/claims", "key", r#"{"pool":"p","name":"x"}"#).await;
     assert_eq!(problem["type"], "urn:rackhand:problem:answer-lost", "{status} {problem}");
+}
+
+#[tokio::test]
+async fn an_answer_has_the_fields_that_were_asked_for() {
+    let bench = Bench::new().await;
+    let rack = json!({"name": "lab", "node": "10.77.0.1/24", "delegated": ["10.77.0.100", "10.77.0.199"]});
+    bench.ask(Method::POST, "/v1/racks", rack.to_string()).await;
+    let sparse = async |uri: &str| bench.ask(Method::GET, uri, "").await;
+    assert_eq!(sparse("/v1/racks/lab?fields=name").await, (StatusCode::OK, json!({"name": "lab"})));
+    assert_eq!(sparse("/v1/racks?limit=1&fields=name").await, (StatusCode::OK, json!({"items": [{"name": "lab"}]})));
+    assert_eq!(sparse("/v1/whoami?fields=name").await, (StatusCode::OK, json!({"name": "admin"})));
+    // Of what is not there, the problem is whole.
+    let (status, problem) = sparse("/v1/racks/other?fields=name").await;
+    assert_eq!((status, &problem["status"]), (StatusCode::NOT_FOUND, &json!(404)));
+    let (status, problem) = sparse("/v1/machines?fields=name,inventory.cpu.model,lifecycel").await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(problem["errors"][0]["field"], "fields");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.starts_with("fields: there is no `lifecycel`; there are "), "{detail}");
+}
+
+#[tokio::test]
+async fn a_request_has_a_name_everywhere_and_its_clients_trace_beside_it() {
+    let bench = Bench::new().await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    for (token, status) in [("rh_wrong", StatusCode::UNAUTHORIZED), (bench.token.as_str(), StatusCode::NOT_FOUND)] {
+        let request = Request::get("/v1/racks/none")
+            .header("authorization", format!("Bearer {token}"))
+            .header("traceparent", format!("00-{trace}-00f067aa0ba902b7-01"))
+            .body(Body::empty())
+            .unwrap();
+        let response = router(bench.app.clone()).oneshot(request).await.unwrap();
+        assert_eq!(response.status(), status);
+        let name = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+        let problem: Value =
+            serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
+        assert_eq!(problem["instance"], format!("urn:uuid:{name}"));
+        assert_eq!(problem["trace_id"], trace);
+    }
+    // Work on a task of its own, which a key makes it, has the same name in the record.
+    let response = router(bench.app.clone())
+        .oneshot(
+            Request::post("/v1/vrfs")
+                .header("authorization", format!("Bearer {}", bench.token))
+                .header("content-type", "application/json")
+                .header("idempotency-key", "k")
+                .body(Body::from(json!({"name": "management"}).to_string()))
+                .unwrap(),
+        )
+        .await
+        .unwrap();
+    assert!(response.status().is_success());
+    let name = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+    bench.app.store.link_records().await.unwrap();
+    let (_, records) = bench.ask(Method::GET, "/v1/audit", "").await;
+    assert_eq!(records["items"][0]["request"], name);
+}
+
+#[tokio::test]
+async fn a_token_that_asks_too_often_is_told_to_wait() {
+    let mut bench = Bench::new().await;
+    bench.app.rate = Rate::new(std::num::NonZeroU32::MIN);
+    for _ in 0..5 {
+        assert_eq!(bench.ask(Method::GET, "/v1/whoami", "").await.0, StatusCode::OK);
+    }
+    let request =
+        Request::get("/v1/whoami").header("authorization", format!("Bearer {}", bench.token)).body(Body::empty());
+    let response = router(bench.app.clone()).oneshot(request.unwrap()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(response.headers()["retry-after"], "1");
+}
+
+#[tokio::test]
+async fn the_reference_is_there_for_a_browser_and_needs_nothing_from_elsewhere() {
+    let bench = Bench::new().await;
+    let page = async |uri: &str| {
+        let response = router(bench.app.clone()).oneshot(Request::get(uri).body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{uri}");
+        String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    };
+    let html = page("/v1/reference/").await;
+    assert!(!html.contains("src=\"http") && !html.contains("href=\"http"), "{html}");
+    assert!(page("/v1/reference/swagger-initializer.js").await.contains("/v1/openapi.json"));
 }

@@ -9,14 +9,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context as _, Result};
 use rackhand_common::time::Clock;
 use rackhand_daemon::Taken;
+use rustls::sign::CertifiedKey;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
-use tokio_rustls::TlsAcceptor;
 
-use super::Config;
+use super::{Config, Public};
 use crate::{
+    api::Rate,
     authority::Authority,
-    fleet, https,
+    certificates::{self, Certificates, certified},
+    fleet,
     images::{self, Images},
 };
 
@@ -33,9 +35,10 @@ pub(super) struct Parts {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) endpoint: quinn::Endpoint,
     pub(super) agents_port: u16,
-    pub(super) tls: watch::Sender<TlsAcceptor>,
+    pub(super) certificates: Arc<Certificates>,
     pub(super) agents_address: watch::Sender<String>,
     pub(super) images: Images,
+    pub(super) rate: Rate,
 }
 
 impl std::fmt::Debug for Settings {
@@ -58,17 +61,18 @@ impl Settings {
         let identity = parts.authority.controller(&fresh.names, now);
         let identity = identity.context("cannot make the controller's certificate")?;
         let certificate = identity.chain.first().cloned().context("a chain has a certificate")?;
-        let tls = https::tls(parts.authority.bundle(), identity.clone())?;
+        let ours = certified(identity.clone())?;
+        let public = public(fresh)?;
         let server = fleet::server(&parts.authority, identity)?;
 
         // A setting that is added is decided on here.
-        let Config { data, names, api, agents, agents_address, images, log } = fresh;
+        let Config { data, names, api, requests_per_second, public: from, agents, agents_address, images, log } = fresh;
         // The other two lie below `data`.
         let images::Config { objects: _, spool: _, import, limit } = images;
         let mut taken = Taken::default();
         taken.take("names", &mut used.names, names);
         if taken.take("certificate", &mut parts.certificate, &certificate) {
-            parts.tls.send_replace(tls);
+            parts.certificates.show_ours(ours);
             parts.endpoint.set_server_config(Some(server));
         }
         taken.take("agents.address", &mut used.agents_address, agents_address);
@@ -79,10 +83,31 @@ impl Settings {
             taken.take("images.import", &mut used.images.import, import);
         }
         parts.images.admit(used.images.limit, &used.images.import);
+        taken.take("api.requests_per_second", &mut used.requests_per_second, requests_per_second);
+        parts.rate.change(used.requests_per_second);
+        // Files are shown as they are now, though they are called as before.
+        match (&used.public, from) {
+            (Public::Acme(_), _) | (_, Public::Acme(_)) => taken.keep("api.acme", &used.public, from),
+            _ => {
+                parts.certificates.show_public(public);
+                taken.take("api.certificate", &mut used.public, from);
+            }
+        }
         taken.take("log", &mut used.log, log);
         taken.keep("data", &used.data, data);
         taken.keep("api.listen", &used.api, api);
         taken.keep("agents.listen", &used.agents, agents);
         Ok(taken)
+    }
+}
+
+/// What operators are shown by this configuration, as far as it is known now: what an authority
+/// has issued comes by itself.
+pub(super) fn public(config: &Config) -> Result<Option<Arc<CertifiedKey>>> {
+    match &config.public {
+        Public::Files(certificate, key) => {
+            certificates::read(certificate, key, &config.names).context("cannot use `api.certificate`").map(Some)
+        }
+        Public::Ours | Public::Acme(_) => Ok(None),
     }
 }

@@ -77,6 +77,29 @@ impl Store {
         Ok(blocks)
     }
 
+    /// Has all that happened happen again, until there are so many events.
+    pub async fn repeat_events(&self, count: u64) -> Result<(), StoreError> {
+        const AT_ONCE: u64 = 100_000;
+        let known = self.newest_event().await?;
+        let mut from = 0;
+        for first in (known..count).step_by(AT_ONCE as usize) {
+            let wanted = AT_ONCE.min(count - first).min(known);
+            from = if from + wanted > known { 0 } else { from };
+            let mut tx = self.begin().await?;
+            sqlx::query(
+                "INSERT INTO events (at, rack, machine, run, body)
+                 SELECT at, rack, machine, run, body FROM events WHERE id > $1 AND id <= $2 ORDER BY id",
+            )
+            .bind(from as i64)
+            .bind((from + wanted) as i64)
+            .execute(&mut *tx.inner)
+            .await?;
+            tx.commit().await?;
+            from += wanted;
+        }
+        Ok(())
+    }
+
     /// Makes more of a filled pool free: every `gap`th block.
     pub async fn thin(&self, pool: &Pool, length: u8, gap: u64) -> Result<(), StoreError> {
         let root = self.pool_prefixes(pool, 1).await?.pop().ok_or(StoreError::NotFound("prefix of a pool"))?;

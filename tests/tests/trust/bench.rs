@@ -15,7 +15,7 @@ use rackhand_agent::{
 use rackhand_common::{
     pki::{self, CONTROLLER_NAME, Identity, TrustBundle},
     time::{Clock, Mono, Now},
-    wire::{self, AgentRequest, AgentResponse, Closing, LocalRequest, LocalResponse, NodeView},
+    wire::{self, ALPN_OBJECTS, AgentRequest, AgentResponse, Closing, LocalRequest, LocalResponse, NodeView},
 };
 use rackhand_controller::controller::{self, Config, File, Seams};
 use rackhand_tests::wait::until;
@@ -341,7 +341,7 @@ fn stolen(state: &Path) -> Identity {
 
 /// What an image chunk's address answers to whoever has this identity.
 pub(crate) async fn chunk_as(controller: &Controller, identity: Identity) -> StatusCode {
-    let tls = pki::agent_client(&controller.bundle(), identity, &[b"http/1.1"]).unwrap();
+    let tls = pki::agent_client(&controller.bundle(), identity, &[b"http/1.1", ALPN_OBJECTS]).unwrap();
     let client = reqwest::Client::builder()
         .tls_backend_preconfigured(tls)
         .resolve(CONTROLLER_NAME, controller.api)

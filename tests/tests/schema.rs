@@ -1,0 +1,100 @@
+//! The API is what its document says it is: Schemathesis makes requests from the published
+//! document, right ones and wrong ones, and looks at every answer.
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use rackhand_common::pki::install_crypto;
+use rackhand_controller::controller::{self, Config, File, Seams};
+use rackhand_tests::operator::Operator;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+/// Seconds of making requests up, after those that are the same each time.
+const SECONDS: &str = "100";
+
+/// What it is given of identifiers, so that more than "there is no such thing" is answered.
+const CONFIG: &str = r#"
+[parameters]
+"path.rack" = "lab"
+"path.pool" = "servers"
+"path.address" = "10.20.0.1"
+"#;
+
+/// What is not looked at: whether anything that fits its schema is accepted. Much is refused for
+/// reasons that a schema cannot tell, such as a name that is taken.
+const NOT: &str = "positive_data_acceptance";
+
+struct Api {
+    url: String,
+    ca: PathBuf,
+}
+
+impl Api {
+    /// What Schemathesis has to say of the API as whoever has this token; nothing when all is well.
+    fn judge(&self, token: &str, dir: &Path) -> Result<(), String> {
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("target/python/bin/schemathesis");
+        let config = dir.join("schemathesis.toml");
+        fs::write(&config, CONFIG).unwrap();
+        let said = Command::new(&program)
+            .current_dir(dir)
+            .args(["--config-file", config.to_str().unwrap(), "run", &format!("{}/v1/openapi.json", self.url)])
+            .args(["--header", &format!("Authorization: Bearer {token}"), "--tls-verify", self.ca.to_str().unwrap()])
+            .args(["--phases", "examples,coverage,fuzzing", "--max-time", SECONDS, "--seed", "1"])
+            .args(["--checks", "all", "--exclude-checks", NOT])
+            // It never ends.
+            .args(["--exclude-path", "/v1/events/stream", "--no-color", "--generation-database", "none"])
+            .output()
+            .unwrap_or_else(|error| panic!("{}: {error}; cargo xtask test installs it", program.display()));
+        let text = String::from_utf8_lossy(&said.stdout).into_owned();
+        println!("{}", text.lines().rev().take(25).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n"));
+        if said.status.success() { Ok(()) } else { Err(text + &String::from_utf8_lossy(&said.stderr)) }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_is_one_that_the_document_has() {
+    install_crypto();
+    let dir = tempfile::tempdir().unwrap();
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let file: File = serde_json::from_value(json!({
+        "data": dir.path().join("data"), "names": ["127.0.0.1"],
+        "api": {"listen": listen, "requests_per_second": 100_000}, "agents": {"listen": "127.0.0.1:0"},
+    }))
+    .unwrap();
+    let config = Config::try_from(file).unwrap();
+    let (mut token, mut ca) = (String::new(), PathBuf::new());
+    controller::init(&config, Seams::default(), |given, file| {
+        (token, ca) = (given.to_owned(), file.to_owned());
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let shutdown = CancellationToken::new();
+    let running = controller::start(config, Seams::default(), shutdown.clone()).await.unwrap();
+    let api = Api { url: format!("https://{listen}"), ca };
+    let operator = Operator::new(api.url.clone(), &api.ca, token.clone()).unwrap();
+    furnish(&operator).await;
+
+    let verdict = tokio::task::spawn_blocking(move || api.judge(&token, dir.path())).await.unwrap();
+    shutdown.cancel();
+    running.ended().await.unwrap();
+    verdict.unwrap_or_else(|said| panic!("{said}"));
+}
+
+/// Things to ask about.
+async fn furnish(operator: &Operator) {
+    let things: [(&str, Value); 4] = [
+        ("/v1/racks", json!({"name": "lab", "node": "10.77.0.1/24", "delegated": ["10.77.0.100", "10.77.0.199"]})),
+        ("/v1/aggregates", json!({"prefix": "10.20.0.0/16", "source": "private"})),
+        ("/v1/pools", json!({"name": "servers", "kind": "private", "prefixes": ["10.20.0.0/17"]})),
+        ("/v1/claims", json!({"pool": "servers", "length": 32, "name": "load-balancer"})),
+    ];
+    for (path, body) in things {
+        operator.post(path, body).await.unwrap();
+    }
+}
