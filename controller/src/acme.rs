@@ -119,7 +119,11 @@ fn kept(file: &Path, names: &[String]) -> Result<(Arc<CertifiedKey>, Timestamp)>
 }
 
 async fn obtain(acme: &Acme, names: &[String], dir: &Path, certificates: &Certificates) -> Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("cannot make {}", dir.display()))?;
     let account = account(acme, dir).await.context("no account with the authority")?;
     let identifiers: Vec<_> = names.iter().map(|name| Identifier::Dns(name.clone())).collect();
     let mut order = account.new_order(&NewOrder::new(&identifiers)).await.context("the authority takes no order")?;
@@ -146,7 +150,9 @@ async fn obtain(acme: &Acme, names: &[String], dir: &Path, certificates: &Certif
         let mut why = Vec::new();
         let mut authorizations = order.authorizations();
         while let Some(Ok(authorization)) = authorizations.next().await {
-            why.extend(authorization.challenges.iter().filter_map(|challenge| challenge.error.as_ref()?.detail.clone()));
+            why.extend(
+                authorization.challenges.iter().filter_map(|challenge| challenge.error.as_ref()?.detail.clone()),
+            );
         }
         bail!("the authority could not see that the names are this controller's: {}", why.join("; "));
     }

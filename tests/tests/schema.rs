@@ -51,7 +51,10 @@ impl Api {
             .output()
             .unwrap_or_else(|error| panic!("{}: {error}; cargo xtask test installs it", program.display()));
         let text = String::from_utf8_lossy(&said.stdout).into_owned();
-        println!("{}", text.lines().rev().take(25).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n"));
+        println!(
+            "{}",
+            text.lines().rev().take(25).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
+        );
         if said.status.success() { Ok(()) } else { Err(text + &String::from_utf8_lossy(&said.stderr)) }
     }
 }

@@ -13,6 +13,9 @@ use utoipa::ToSchema;
 use super::trace::Trace;
 use crate::{addresses::Refused, images::ImportError, store::StoreError, succession::NotReplaced, verbs::Denied};
 
+/// After how long what is not possible at the moment may be.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
 /// Why a request was not carried out.
 #[derive(Debug)]
 pub struct Error {
@@ -222,8 +225,10 @@ impl IntoResponse for Error {
         if self.kind == Kind::Unauthenticated {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
         }
-        if let Some(wait) = self.wait {
-            response.headers_mut().insert(header::RETRY_AFTER, wait.as_secs().saturating_add(1).into());
+        let wait = self.wait.or((self.kind == Kind::Unavailable).then_some(RETRY_AFTER));
+        if let Some(wait) = wait {
+            let seconds = wait.as_millis().div_ceil(1000).max(1) as u64;
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
         response
     }
@@ -234,7 +239,7 @@ impl From<StoreError> for Error {
         match error {
             StoreError::NotFound(what) => Self::not_found(format!("there is no such {what}")),
             StoreError::Taken(_) | StoreError::Changed(_) => Self::conflict(error),
-            StoreError::Full(_) | StoreError::Unwritable(_) => Self::unavailable(error),
+            StoreError::Full(_) | StoreError::Unwritable(_) | StoreError::Busy => Self::unavailable(error),
             StoreError::Database(_) | StoreError::Damaged(..) | StoreError::OtherKey => Self::internal(error),
         }
     }
@@ -272,7 +277,7 @@ impl From<Refused> for Error {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::Store(error) => error.into(),
-            Refused::NotStored(error) if error.is_disk() => Self::unavailable(error),
+            Refused::NotStored(error) if error.is_passing() => Self::unavailable(error),
             Refused::NotStored(_) => Self::internal(refused),
             Refused::Busy | Refused::Stopping | Refused::Tidying(_) => Self::unavailable(refused),
             Refused::Length(_) => Self::invalid("/length", refused),

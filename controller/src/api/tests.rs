@@ -899,8 +899,7 @@ async fn a_request_has_a_name_everywhere_and_its_clients_trace_beside_it() {
         let response = router(bench.app.clone()).oneshot(request).await.unwrap();
         assert_eq!(response.status(), status);
         let name = response.headers()["x-request-id"].to_str().unwrap().to_owned();
-        let problem: Value =
-            serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
+        let problem: Value = serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
         assert_eq!(problem["instance"], format!("urn:uuid:{name}"));
         assert_eq!(problem["trace_id"], trace);
     }
