@@ -46,6 +46,7 @@ pub const TABLE: &[(Method, &str, Access)] = &[
     (Method::POST, "/v1/images", Access::Token),
     (Method::GET, "/v1/images/{image}", Access::Token),
     (Method::PUT, "/v1/images/{image}", Access::Token),
+    (Method::PATCH, "/v1/images/{image}", Access::Token),
     (Method::DELETE, "/v1/images/{image}", Access::Token),
     (Method::GET, "/v1/runs", Access::Token),
     (Method::GET, "/v1/runs/{run}", Access::Token),

@@ -238,6 +238,7 @@ impl From<Denied> for Error {
             | Denied::NamelessDisk(_)
             | Denied::NoDisk
             | Denied::ImageNotReady(_)
+            | Denied::ImageExpired(..)
             | Denied::ImageUnsuitable { .. }
             | Denied::Unchanged
             | Denied::NotNew(..)
@@ -290,6 +291,7 @@ impl From<ImportError> for Error {
         match error {
             ImportError::Store(error) => error.into(),
             ImportError::NoFile(_) => Self::invalid("/file", error),
+            ImportError::Fetch(_) => Self::invalid("/url", error),
             ImportError::TooLarge { .. } => Self::too_large(error),
             ImportError::Upload(_) => Self::malformed(error),
             ImportError::Stopped => Self::unavailable(error),

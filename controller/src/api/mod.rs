@@ -122,7 +122,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(audit::list))
         .routes(routes!(audit::end))
         .routes(routes!(images::list, images::import))
-        .routes(routes!(images::show, images::delete))
+        .routes(routes!(images::show, images::change, images::delete))
         .routes(routes!(address_space::vrfs, address_space::create_vrf))
         .routes(routes!(address_space::aggregates, address_space::create_aggregate))
         .routes(routes!(address_space::delete_aggregate))
@@ -176,8 +176,8 @@ struct Whoami {
             **Lists** come in pages: give `next` of one page as `after` for the following one.\n\n\
             **Asking again.** A POST with an `Idempotency-Key` is carried out once: asked again within a day with the \
             same key and body, it does nothing and is answered as before, with `Idempotency-Replayed: true`.\n\n\
-            **What you read is what you change.** A machine is sent with an `ETag`; an operation on it with that \
-            in `If-Match` is refused with 412 when anything about the machine changed since.\n\n\
+            **What you read is what you change.** A machine or image is sent with an `ETag`; an operation on it with that \
+            in `If-Match` is refused with 412 when anything about it changed since.\n\n\
             **Problems** are `application/problem+json` (RFC 9457). `type` is for programs, `detail` says what to do.\n\n\
             **Unknown fields** in a body or query are refused: a misspelt option is never silently ignored."
     ),
@@ -234,13 +234,13 @@ fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
     let expected = ParameterBuilder::new()
         .name("If-Match")
         .parameter_in(ParameterIn::Header)
-        .description(Some("The `ETag` of the machine as you read it: refused with 412 when it changed since."))
+        .description(Some("The `ETag` of the thing as you read it: refused with 412 when it changed since."))
         .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
         .build();
     for (at, item) in &mut document.paths.paths {
-        let path = "/v1/machines/{machine}";
+        let guarded = at == "/v1/images/{image}" || at.starts_with("/v1/machines/{machine}") && !at.ends_with("/merge");
         let verbs = [&mut item.post, &mut item.patch, &mut item.delete];
-        for operation in verbs.into_iter().flatten().filter(|_| at.starts_with(path) && !at.ends_with("/merge")) {
+        for operation in verbs.into_iter().flatten().filter(|_| guarded) {
             operation.parameters.get_or_insert_default().push(RefOr::T(expected.clone()));
         }
         if let Some(post) = &mut item.post {

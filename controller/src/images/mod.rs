@@ -1,9 +1,9 @@
 //! Operating system images: importing them, and serving their chunks to agents.
 //!
-//! An import receives a raw or qcow2 file (an upload, or a file in the import directory of
-//! this host), makes it raw, reads its layout, cuts it into chunks and puts each into the
-//! object store under the BLAKE3 of its compressed bytes, then the signed manifest that lists
-//! them, and last marks the row as ready.
+//! An import receives a file (an upload, one of the import directory of this host, or what is
+//! at a URL), takes it out of its compression, makes a raw file of a virtual disk's, reads its
+//! layout, cuts it into chunks and puts each into the object store under the BLAKE3 of its
+//! compressed bytes, then the signed manifest that lists them, and last marks the row as ready.
 //!
 //! Invariants:
 //! - An image is ready only after all its objects are on stable storage.
@@ -13,26 +13,25 @@
 //! - An import that a crash ended is `failed` after the next start, with the reason; chunks it
 //!   left are used by the next import of the same image.
 
+mod check;
+mod convert;
 mod cut;
+mod fetch;
 mod layout;
 mod qcow2;
+mod sandbox;
+mod serve;
+mod unpack;
+mod vmdk;
 
 use std::{
     fmt, io,
     path::{Path, PathBuf},
-    process::Stdio,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
-use axum::{
-    Extension, Router,
-    body::Body,
-    extract::{self, State},
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
-    routing::get,
-};
+use axum::Router;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, pin_mut};
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, local::LocalFileSystem, path::Path as ObjectPath};
@@ -40,30 +39,29 @@ use rackhand_common::{
     id::ImageId,
     image::{self, Chunk, Digest, Manifest, Settings, SignedManifest},
     machine::Firmware,
-    pki::{Peer, Role},
     time::Clock,
 };
 use rackhand_fail_points::fail_point;
+use sha2::Digest as _;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    process::Command,
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::store::{Store, StoreError, Stored};
+pub use self::{
+    check::{Finding, Severity},
+    fetch::{FetchError, Source},
+    sandbox::{Files, Given, probe},
+};
+use self::{convert::Format, fetch::Patience, unpack::Compression};
+use crate::store::{NewImage, Store, StoreError, Stored};
 
 /// Signs an image's manifest: ECDSA P-256 with SHA-256 by the controller's image key, DER.
 pub type Sign = Arc<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
 
 /// How often a running import notes its progress, at most.
 const PROGRESS: Duration = Duration::from_millis(500);
-
-/// The longest a conversion may take. 64 GiB at a slow disk's 50 MB/s take 22 minutes.
-const CONVERSION: Duration = Duration::from_secs(45 * 60);
-
-/// Memory a conversion may use. qemu-img needs less than 200 MB for the largest images.
-const CONVERSION_MEMORY: u64 = 2 << 30;
 
 /// Where images are kept, and what is let in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,12 +74,20 @@ pub struct Config {
     pub import: PathBuf,
     /// The largest raw image accepted, in bytes.
     pub limit: u64,
+    /// Where images may be fetched from although the address points inwards.
+    pub sources: Vec<Source>,
 }
 
 impl Config {
     /// The usual places below the controller's data directory, and 64 GiB.
     pub fn below(data: &Path) -> Self {
-        Self { objects: data.join("objects"), spool: data.join("spool"), import: data.join("import"), limit: 64 << 30 }
+        Self {
+            objects: data.join("objects"),
+            spool: data.join("spool"),
+            import: data.join("import"),
+            limit: 64 << 30,
+            sources: Vec::new(),
+        }
     }
 }
 
@@ -94,6 +100,15 @@ pub struct Request {
     pub settings: Settings,
     /// Firmware modes it boots in, when the operator knows better than its partition table.
     pub firmware: Option<Vec<Firmware>>,
+    /// The catalogue's name for the system in it.
+    pub os: Option<String>,
+    /// SHA-256 that the file must have as it comes, lower-case hexadecimal.
+    pub sha256: Option<String>,
+}
+
+/// Whether this is a SHA-256 in lower-case hexadecimal.
+pub fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 /// Whether this can be an image's name: like a DNS label or several, and no id.
@@ -118,10 +133,16 @@ pub enum ImportError {
     NotSectors { size: u64, sector: u32 },
     #[error("nothing in the image's partition table says how it boots; say it yourself with `firmware`")]
     NoFirmware,
-    #[error("qcow2: {0}")]
-    Qcow2(&'static str),
-    #[error("qcow2: {0}")]
-    Unacceptable(String),
+    #[error("{0}: {1}")]
+    Unacceptable(&'static str, String),
+    #[error("the {0} file is damaged, was cut short, or wants more memory than it gets")]
+    Compressed(&'static str, #[source] io::Error),
+    #[error("more than {limit} bytes come out of the compressed file; this controller takes no more (images.limit in its configuration)")]
+    Bomb { limit: u64 },
+    #[error("the file's SHA-256 is {is} and not the one that was told")]
+    Sha256 { is: String },
+    #[error(transparent)]
+    Fetch(FetchError),
     #[error("`{0}` is not a file in the import directory of the controller")]
     NoFile(String),
     #[error("qemu-img did not finish its work: {0}")]
@@ -146,10 +167,12 @@ impl ImportError {
         match self {
             Self::Empty => "empty",
             Self::Truncated { .. } => "truncated",
-            Self::TooLarge { .. } => "too-large",
+            Self::TooLarge { .. } | Self::Bomb { .. } => "too-large",
             Self::NotSectors { .. } => "not-sectors",
             Self::NoFirmware => "no-firmware",
-            Self::Qcow2(_) | Self::Unacceptable(_) => "qcow2",
+            Self::Unacceptable(format, _) | Self::Compressed(format, _) => format,
+            Self::Sha256 { .. } => "sha256",
+            Self::Fetch(_) => "url",
             Self::NoFile(_) => "no-file",
             Self::Converter(_) => "converter",
             Self::Upload(_) => "upload",
@@ -196,10 +219,10 @@ impl fmt::Debug for Images {
 }
 
 impl Images {
-    /// Lets in what is no larger than `limit`, and files from `import`, from now on.
-    pub fn admit(&self, limit: u64, import: &Path) {
+    /// Lets in what is no larger than `limit`, and files from `import` and `sources`, from now on.
+    pub fn admit(&self, limit: u64, import: &Path, sources: &[Source]) {
         let mut config = self.0.config.write().unwrap_or_else(PoisonError::into_inner);
-        (config.limit, config.import) = (limit, import.to_owned());
+        (config.limit, config.import, config.sources) = (limit, import.to_owned(), sources.to_owned());
     }
 
     fn config(&self) -> Config {
@@ -227,6 +250,10 @@ impl Images {
         if ended > 0 {
             tracing::warn!(ended, "imports that were under way at the last stop have failed");
         }
+        let given = sandbox::probe();
+        if !given.is_whole() {
+            tracing::warn!("what reads a foreign image here is not kept apart as it could be: it {given}");
+        }
         let objects = Arc::new(LocalFileSystem::new_with_prefix(&config.objects)?.with_fsync(true));
         Ok(Self(Arc::new(Inner {
             config: RwLock::new(config),
@@ -253,7 +280,16 @@ impl Images {
             _ => return Err(ImportError::NoFile(name.into())),
         };
         let id = self.start(&request, "reading", len).await?;
-        self.spawn(id, request, path);
+        self.spawn(id, request, Origin::File(path));
+        Ok(id)
+    }
+
+    /// Begins to fetch and import what is at this URL. The answer is the import's id; it runs on
+    /// in the background.
+    pub async fn import_url(&self, request: Request, url: &str) -> Result<ImageId, ImportError> {
+        let url = fetch::parse(url)?;
+        let id = self.start(&request, "fetching", 0).await?;
+        self.spawn(id, request, Origin::Url(url));
         Ok(id)
     }
 
@@ -275,7 +311,7 @@ impl Images {
         match self.receive(id, len, &path, body).await {
             Ok(()) => {
                 unfinished.disarm();
-                self.spawn(id, request, path);
+                self.spawn(id, request, Origin::File(path));
                 Ok(id)
             }
             Err(error) => {
@@ -327,11 +363,7 @@ impl Images {
     /// What agents fetch, below `/agents/v1`. Every request must carry `Option<Peer>` in its
     /// extensions, put there by the TLS server; only a registered agent is answered.
     pub fn router(&self) -> Router {
-        Router::new()
-            .route("/agents/v1/chunks/{digest}", get(serve_chunk))
-            .route("/agents/v1/manifests/{digest}", get(serve_manifest))
-            .layer(axum::middleware::from_fn_with_state(self.clone(), agents_only))
-            .with_state(self.clone())
+        serve::router(self)
     }
 
     fn fits(&self, size: u64) -> Result<(), ImportError> {
@@ -341,7 +373,8 @@ impl Images {
 
     async fn start(&self, request: &Request, doing: &str, total: u64) -> Result<ImageId, ImportError> {
         let mut tx = self.0.store.begin().await?;
-        let id = tx.start_import(self.0.clock.now().wall, &request.name, request.settings, doing, total).await?;
+        let new = NewImage { name: &request.name, settings: request.settings, os: request.os.as_deref() };
+        let id = tx.start_import(self.0.clock.now().wall, &new, doing, total).await?;
         tx.commit().await?;
         Ok(id)
     }
@@ -369,46 +402,111 @@ impl Images {
         Ok(())
     }
 
-    fn spawn(&self, id: ImageId, request: Request, path: PathBuf) {
+    fn spawn(&self, id: ImageId, request: Request, origin: Origin) {
         let images = self.clone();
         self.0.tracker.spawn(async move {
             let _share = images.0.imports.read().await;
-            let raw = images.config().spool.join(format!("{id}.raw"));
+            // What is made on the way; all of it goes when the import ends.
+            let scratch = images.config().spool.join(id.to_string());
             let result = tokio::select! {
-                result = images.import(id, &request, &path, &raw) => result,
+                result = images.import(id, &request, &origin, &scratch) => result,
                 () = images.0.shutdown.cancelled() => Err(ImportError::Stopped),
             };
             match &result {
                 Ok(stored) => tracing::info!(image = %request.name, %id, size = stored.size, stored = stored.stored, "image imported"),
                 Err(error) => images.fail(id, error).await,
             }
-            remove(&raw).await;
-            if path.starts_with(images.config().spool) {
-                remove(&path).await;
+            if let Err(error) = tokio::fs::remove_dir_all(&scratch).await {
+                tracing::warn!(path = %scratch.display(), error = &error as &dyn std::error::Error, "cannot remove");
+            }
+            if let Origin::File(path) = &origin
+                && path.starts_with(images.config().spool)
+            {
+                remove(path).await;
             }
         });
     }
 
-    async fn import(&self, id: ImageId, request: &Request, path: &Path, raw: &Path) -> Result<Stored, ImportError> {
-        let mut header = [0; qcow2::HEADER];
-        let mut file = tokio::fs::File::open(path).await?;
-        let len = file.metadata().await?.len();
-        let read = file.read(&mut header).await?;
-        let path = if header[..read].starts_with(&qcow2::MAGIC) {
-            let size = qcow2::check(&header[..read]).map_err(|error| ImportError::Unacceptable(error.to_string()))?;
-            self.fits(size)?;
-            self.0.store.import_progress(id, "converting", 0, size).await?;
-            convert(path, raw, size).await?;
-            raw
-        } else {
-            self.fits(len)?;
-            path
+    async fn import(
+        &self,
+        id: ImageId,
+        request: &Request,
+        origin: &Origin,
+        scratch: &Path,
+    ) -> Result<Stored, ImportError> {
+        tokio::fs::create_dir(scratch).await?;
+        let mut path = match origin {
+            Origin::File(path) => path.clone(),
+            Origin::Url(url) => {
+                let (to, config) = (scratch.join("fetched"), self.config());
+                let mut progress = Progress::new(self, id, "fetching", 0);
+                fetch::fetch(url.clone(), &config.sources, &to, config.limit, Patience::USUAL, &mut progress).await?;
+                to
+            }
         };
-        let stored = self.store(id, request, path).await?;
+        if let Some(told) = &request.sha256 {
+            let is = self.sha256(id, &path).await?;
+            if is != *told {
+                return Err(ImportError::Sha256 { is });
+            }
+        }
+        if let Some(compression) = compression(&path).await? {
+            let to = scratch.join("unpacked");
+            self.unpack(id, compression, &path, &to).await?;
+            path = to;
+        }
+        match Format::of(&path)? {
+            Format::Raw => self.fits(tokio::fs::metadata(&path).await?.len())?,
+            format @ (Format::Qcow2(size) | Format::Vmdk(size)) => {
+                self.fits(size)?;
+                self.0.store.import_progress(id, "converting", 0, size).await?;
+                let to = scratch.join("raw");
+                convert::convert(format, &path, &to, size).await?;
+                path = to;
+            }
+        }
+        let stored = self.store(id, request, &path).await?;
         let mut tx = self.0.store.begin().await?;
         tx.finish_import(id, &stored).await?;
         tx.commit().await?;
         Ok(stored)
+    }
+
+    /// SHA-256 of a file as it is, hexadecimal.
+    async fn sha256(&self, id: ImageId, path: &Path) -> Result<String, ImportError> {
+        let mut file = tokio::fs::File::open(path).await?;
+        let mut progress = Progress::new(self, id, "checking", file.metadata().await?.len());
+        let (mut hash, mut block) = (sha2::Sha256::new(), vec![0; 1 << 20]);
+        loop {
+            let len = file.read(&mut block).await?;
+            if len == 0 {
+                return Ok(hex::encode(hash.finalize()));
+            }
+            hash.update(&block[..len]);
+            progress.add(len as u64).await?;
+        }
+    }
+
+    /// Takes a compressed file's contents out. Progress is told in bytes of what there is to
+    /// read: nobody knows how much will come of it.
+    async fn unpack(
+        &self,
+        id: ImageId,
+        compression: Compression,
+        from: &Path,
+        to: &Path,
+    ) -> Result<u64, ImportError> {
+        let meter = unpack::Meter::default();
+        let mut progress = Progress::new(self, id, "unpacking", tokio::fs::metadata(from).await?.len());
+        let limit = self.config().limit;
+        let work = unpack::unpack(compression, from, to, limit, &meter);
+        pin_mut!(work);
+        loop {
+            tokio::select! {
+                result = &mut work => return result,
+                () = tokio::time::sleep(PROGRESS) => progress.add(meter.read() - progress.done).await?,
+            }
+        }
     }
 
     /// Cuts a raw file and stores its chunks and manifest.
@@ -515,6 +613,22 @@ impl Images {
     }
 }
 
+/// Where an image's file comes from.
+#[derive(Clone, Debug)]
+enum Origin {
+    /// A file on this host.
+    File(PathBuf),
+    /// A server.
+    Url(reqwest::Url),
+}
+
+/// How a file is compressed.
+async fn compression(path: &Path) -> Result<Option<Compression>, ImportError> {
+    let mut head = Vec::new();
+    tokio::fs::File::open(path).await?.take(16).read_to_end(&mut head).await?;
+    Ok(Compression::of(&head))
+}
+
 /// An upload whose request may be dropped at any moment.
 struct Unfinished {
     images: Images,
@@ -567,47 +681,6 @@ impl<'a> Progress<'a> {
     }
 }
 
-/// Makes a raw file of a qcow2 file whose header was accepted. The tool runs with bounded
-/// memory, time and output, and sees nothing of this process's environment.
-async fn convert(from: &Path, to: &Path, size: u64) -> Result<(), ImportError> {
-    // Reading beyond a shortened file yields zeros, silently; `check` is what notices it.
-    // Its exit code 3 means that space is wasted, which is none of our business.
-    qemu_img(&["check", "-q", "-f", "qcow2"], &[from], size, &[0, 3]).await?;
-    qemu_img(&["convert", "-f", "qcow2", "-O", "raw"], &[from, to], size, &[0]).await
-}
-
-async fn qemu_img(arguments: &[&str], files: &[&Path], size: u64, good: &[i32]) -> Result<(), ImportError> {
-    let mut command = Command::new("prlimit");
-    command
-        .arg(format!("--as={CONVERSION_MEMORY}"))
-        .arg(format!("--cpu={}", CONVERSION.as_secs()))
-        .arg(format!("--fsize={}", size.max(1 << 20)))
-        .arg("--core=0")
-        .arg("qemu-img")
-        .args(arguments)
-        .args(files)
-        .env_clear()
-        .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    let output = tokio::time::timeout(CONVERSION, command.output())
-        .await
-        .map_err(|_| ImportError::Converter(format!("it took longer than {} minutes", CONVERSION.as_secs() / 60)))?
-        .map_err(|error| ImportError::Converter(format!("it cannot be started ({error}); is qemu-utils installed?")))?;
-    match output.status.code() {
-        Some(code) if good.contains(&code) => Ok(()),
-        Some(2) if arguments[0] == "check" => Err(ImportError::Qcow2("its tables are damaged, or it was cut short")),
-        _ => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let said = said.trim().lines().last().unwrap_or("it said nothing").chars().take(300).collect::<String>();
-            Err(ImportError::Converter(format!("{}: {said}", output.status)))
-        }
-    }
-}
-
 async fn remove(path: &Path) {
     match tokio::fs::remove_file(path).await {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -625,59 +698,6 @@ fn chunk_path(digest: Digest) -> ObjectPath {
 
 fn manifest_path(digest: Digest) -> ObjectPath {
     ObjectPath::from_iter(["manifests", &digest.to_string()])
-}
-
-/// Lets through whom the agents' listener would serve too: a registered agent that is not
-/// revoked, as of this request.
-async fn agents_only(
-    State(images): State<Images>,
-    peer: Option<Extension<Option<Peer>>>,
-    request: extract::Request,
-    next: axum::middleware::Next,
-) -> Response {
-    let Some(Extension(Some(Peer::Certified(Role::Agent { agent, rack })))) = peer else {
-        return (StatusCode::UNAUTHORIZED, "this needs the certificate of an enrolled agent\n").into_response();
-    };
-    match images.0.store.agent(agent).await {
-        Ok(known) if known.rack == rack && known.revoked.is_none() => next.run(request).await,
-        Ok(_) | Err(StoreError::NotFound(_)) => {
-            (StatusCode::FORBIDDEN, "this agent is revoked: enrol its node again\n").into_response()
-        }
-        Err(error) => {
-            tracing::error!(%agent, error = &error as &dyn std::error::Error, "the database fails");
-            (StatusCode::SERVICE_UNAVAILABLE, "the database fails\n").into_response()
-        }
-    }
-}
-
-async fn serve_chunk(State(images): State<Images>, extract::Path(digest): extract::Path<String>) -> Response {
-    serve(&images, digest.parse().ok().map(chunk_path), "application/zstd").await
-}
-
-async fn serve_manifest(State(images): State<Images>, extract::Path(digest): extract::Path<String>) -> Response {
-    serve(&images, digest.parse().ok().map(manifest_path), "application/json").await
-}
-
-async fn serve(images: &Images, path: Option<ObjectPath>, kind: &'static str) -> Response {
-    let Some(path) = path else {
-        return (StatusCode::BAD_REQUEST, "not a digest\n").into_response();
-    };
-    match images.0.objects.get(&path).await {
-        Ok(object) => {
-            let len = object.meta.size;
-            let headers = [
-                (header::CONTENT_TYPE, kind.to_owned()),
-                (header::CONTENT_LENGTH, len.to_string()),
-                (header::CACHE_CONTROL, "immutable".to_owned()),
-            ];
-            (headers, Body::from_stream(object.into_stream())).into_response()
-        }
-        Err(object_store::Error::NotFound { .. }) => (StatusCode::NOT_FOUND, "no such object\n").into_response(),
-        Err(error) => {
-            tracing::error!(%path, error = &error as &dyn std::error::Error, "the object store failed");
-            (StatusCode::INTERNAL_SERVER_ERROR, "the object store failed\n").into_response()
-        }
-    }
 }
 
 #[cfg(test)]

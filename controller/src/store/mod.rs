@@ -58,7 +58,7 @@ pub use self::{
     claims::{Claim, ClaimFilter, Holder},
     commands::StoredCommand,
     events::{EventFilter, Happened, StoredEvent},
-    images::{Image, ImageState, Stored},
+    images::{Image, ImageState, ImageVersion, NewImage, Stored},
     machines::{Machine, MachineFilter, MachineOrder},
     racks::{Rack, SoundNetwork, Unsound},
     requests::{KeyedRequest, Known},
