@@ -62,7 +62,11 @@ pub async fn examine(config: &Config, now: Timestamp) -> Findings {
     if found {
         findings.good("qemu-img", "is there");
     } else {
-        findings.warning("qemu-img", "is not there: qcow2 and vmdk images cannot be imported", "apt install qemu-utils");
+        findings.warning(
+            "qemu-img",
+            "is not there: qcow2 and vmdk images cannot be imported",
+            "apt install qemu-utils",
+        );
     }
     match images::probe() {
         given if given.is_whole() => findings.good("sandbox", format_args!("what reads a foreign image {given}")),

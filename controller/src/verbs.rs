@@ -21,7 +21,10 @@ use rackhand_controller_core::{
 };
 
 use crate::{
-    store::{Deploy, Happened, Image, ImageVersion, Machine, Parameters, PowerChange, Release, Run, RunStatus, StoreError, Tx},
+    store::{
+        Deploy, Happened, Image, ImageVersion, Machine, Parameters, PowerChange, Release, Run, RunStatus, StoreError,
+        Tx,
+    },
     workflows,
 };
 

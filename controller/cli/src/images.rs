@@ -37,9 +37,10 @@ images.sources in its configuration names them.")]
         /// The system in it, by the catalogue's name
         #[arg(long, value_name = "NAME")]
         os: Option<String>,
-        /// How its system is told host name and keys: cidata (cloud-init) or none
-        #[arg(long, default_value = "cidata", value_parser = ["cidata", "none"])]
-        settings: String,
+        /// How its system is told host name and keys: cidata (cloud-init) or none; by default as the
+        /// catalogue has it
+        #[arg(long, value_parser = ["cidata", "none"])]
+        settings: Option<String>,
         /// Firmware modes it boots in, when its partition table does not tell
         #[arg(long, value_delimiter = ',', value_parser = ["bios", "uefi"])]
         firmware: Vec<String>,
@@ -95,9 +96,7 @@ The exit code is 1 when something is wrong, and 0 for warnings.")]
 
 pub(crate) async fn run(client: &Client, command: ImageCommand, output: Output) -> anyhow::Result<String> {
     match command {
-        ImageCommand::List => {
-            print(output, client.list("/v1/images").await?.into(), |images: Vec<_>| list(&images))
-        }
+        ImageCommand::List => print(output, client.list("/v1/images").await?.into(), |images: Vec<_>| list(&images)),
         ImageCommand::Show { image } => {
             let value = client.ask(Method::GET, &format!("/v1/images/{image}"), None).await?;
             print(output, value, |image| page(&image))
@@ -130,11 +129,9 @@ pub(crate) async fn run(client: &Client, command: ImageCommand, output: Output) 
                 crate::client::view(client.post("/v1/images", body).await?)?
             } else {
                 let firmware = (!firmware.is_empty()).then(|| firmware.join(","));
-                let given = [("firmware", firmware), ("sha256", sha256), ("os", os)];
-                let mut path = format!("/v1/images/{name}?settings={settings}");
-                for (key, value) in given.into_iter().filter_map(|(key, value)| Some((key, value?))) {
-                    path = format!("{path}&{key}={value}");
-                }
+                let given = [("settings", settings), ("firmware", firmware), ("sha256", sha256), ("os", os)];
+                let given = given.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?)));
+                let path = format!("/v1/images/{name}?{}", given.collect::<Vec<_>>().join("&"));
                 follow::upload(client, &path, Path::new(&file), quiet).await?
             };
             if wait.wait {

@@ -10,6 +10,7 @@ mod context;
 mod follow;
 mod images;
 mod show;
+mod systems;
 mod views;
 
 use std::{
@@ -100,6 +101,9 @@ It is saved in ~/.config/rackhand/config.toml, readable by you alone.")]
     /// Images: operating systems to deploy
     #[command(subcommand)]
     Image(images::ImageCommand),
+    /// Operating systems: what the catalogue knows of them
+    #[command(subcommand)]
+    Os(systems::OsCommand),
     /// Runs: work in progress on machines, and work that has ended
     #[command(subcommand)]
     Run(RunCommand),
@@ -478,6 +482,7 @@ async fn run(cli: Cli) -> anyhow::Result<String> {
         Command::Agent(command) => agent(&client, command, output).await,
         Command::Machine(command) => machine(&client, command, output).await,
         Command::Image(command) => images::run(&client, command, output).await,
+        Command::Os(command) => systems::run(&client, command, output).await,
         Command::Run(command) => runs(&client, command, output).await,
         Command::Audit(command) => audit::run(&client, command, output).await,
         Command::Ip(command) => addresses::ip(&client, command, output).await,

@@ -312,7 +312,14 @@ mod tests {
 
     #[test]
     fn a_list_of_machines_is_a_plain_table() {
-        let away = Machine { name: "db-1".into(), power: None, stage: None, image: Some("debian-12".into()), image_version: Some(3), ..vm0() };
+        let away = Machine {
+            name: "db-1".into(),
+            power: None,
+            stage: None,
+            image: Some("debian-12".into()),
+            image_version: Some(3),
+            ..vm0()
+        };
         expect![[r#"
             NAME  LIFECYCLE  POWER  ADDRESS      IMAGE        LATEST
             vm0   ready      on     10.77.0.100  -            inventory taken

@@ -294,6 +294,7 @@ impl From<ImportError> for Error {
             ImportError::Fetch(_) => Self::invalid("/url", error),
             ImportError::TooLarge { .. } => Self::too_large(error),
             ImportError::Upload(_) => Self::malformed(error),
+            ImportError::NotReady => Self::conflict(error),
             ImportError::Stopped => Self::unavailable(error),
             ImportError::Read(_) | ImportError::Compress(_) | ImportError::Objects(_) => Self::internal(error),
             other => Self::invalid("/file", other),

@@ -7,12 +7,14 @@ use axum::{
     response::IntoResponse,
 };
 use rackhand_common::{image::Settings, machine::Firmware};
+use rackhand_controller_core::os;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App, Error,
     extract::{Expected, Json, Page, Query, Window, check_name, etag, parse},
+    machines::Nothing,
 };
 use crate::{
     images::{Finding, Request, Severity, is_sha256},
@@ -182,7 +184,8 @@ pub(super) struct ImportFile {
     /// The catalogue's name for the system in it.
     #[schema(example = "debian-12")]
     os: Option<String>,
-    /// How the system is told its settings: `cidata` (cloud-init's NoCloud, the default) or `none`.
+    /// How the system is told its settings: `cidata` (cloud-init's NoCloud) or `none`; by default what
+    /// the catalogue says of its `os`, or `cidata`.
     #[schema(value_type = Option<String>)]
     settings: Option<Settings>,
     /// Firmware modes it boots in, when its partition table does not tell: `bios`, `uefi`.
@@ -195,7 +198,8 @@ pub(super) struct ImportFile {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct UploadParameters {
-    /// How the system is told its settings: `cidata` (cloud-init's NoCloud, the default) or `none`.
+    /// How the system is told its settings: `cidata` (cloud-init's NoCloud) or `none`; by default what
+    /// the catalogue says of its `os`, or `cidata`.
     #[param(value_type = Option<String>)]
     settings: Option<Settings>,
     /// Firmware modes it boots in, separated by commas, when its partition table does not
@@ -229,10 +233,19 @@ fn request(name: String, said: Said) -> Result<Request, Error> {
     if sha256.as_ref().is_some_and(|digest| !is_sha256(digest)) {
         return Err(Error::invalid("/sha256", "64 hexadecimal digits, as `sha256sum` prints them"));
     }
-    if let Some(os) = &said.os {
-        check_name("/os", os)?;
-    }
-    Ok(Request { name, settings: said.settings.unwrap_or(Settings::Cidata), firmware, os: said.os, sha256 })
+    let settings = match (said.settings, &said.os) {
+        (settings, None) => settings.unwrap_or(Settings::Cidata),
+        (settings, Some(name)) => {
+            let system = os::find(name).ok_or_else(|| {
+                Error::invalid("/os", format!("the catalogue has no `{name}`; `rackhand os list` shows what it has"))
+            })?;
+            settings.or(system.deploys()).ok_or_else(|| {
+                let why = format!("{name} reads a format that deploys do not write; say `none` to import it so");
+                Error::invalid("/settings", why)
+            })?
+        }
+    };
+    Ok(Request { name, settings, firmware, os: said.os, sha256 })
 }
 
 /// List images
@@ -321,6 +334,27 @@ pub(super) async fn import(State(app): State<App>, Json(body): Json<ImportFile>)
     accepted(&app, &id.to_string()).await
 }
 
+/// Look into an image
+///
+/// For what keeps machines from starting with it, from being told their settings or reached, or
+/// makes them all the same one; every import ends with such a look. The file system is read without
+/// being mounted; one that cannot be read here is said to be not examined.
+#[utoipa::path(post, path = "/v1/images/{image}/check", tag = "images", request_body = Nothing,
+    params(("image" = String, Path, description = "Id, name, or name and version.")),
+    responses((status = 200, body = Image)))]
+pub(super) async fn check(
+    State(app): State<App>,
+    Path(image): Path<String>,
+    Json(Nothing {}): Json<Nothing>,
+) -> Result<impl IntoResponse, Error> {
+    let image = app.store.image(&image).await?;
+    let findings = app.images.check(&image).await?;
+    let mut tx = app.store.begin().await?;
+    tx.note_findings(image.id, &findings).await?;
+    tx.commit().await?;
+    view(&app, &image.id.to_string()).await
+}
+
 /// Upload and import an image
 ///
 /// The body is a raw, qcow2 or vmdk file, also as gzip, xz, zstd or bzip2, of any length up to the
@@ -344,8 +378,7 @@ pub(super) async fn upload(
         other => Err(Error::invalid("firmware", format!("`{other}` is neither `bios` nor `uefi`"))),
     };
     let firmware = parameters.firmware.map(|words| words.split(',').map(mode).collect::<Result<_, _>>()).transpose()?;
-    let said =
-        Said { settings: parameters.settings, firmware, os: parameters.os, sha256: parameters.sha256 };
+    let said = Said { settings: parameters.settings, firmware, os: parameters.os, sha256: parameters.sha256 };
     let request = request(image, said)?;
     let len = headers.get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok()).and_then(|len| len.parse().ok());
     let id = app.images.import_upload(request, len, body.into_data_stream()).await?;

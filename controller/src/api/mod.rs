@@ -21,6 +21,7 @@ mod images;
 mod machines;
 mod racks;
 mod runs;
+mod systems;
 
 use std::{sync::Arc, time::Duration};
 
@@ -123,6 +124,9 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(audit::end))
         .routes(routes!(images::list, images::import))
         .routes(routes!(images::show, images::change, images::delete))
+        .routes(routes!(images::check))
+        .routes(routes!(systems::list))
+        .routes(routes!(systems::show))
         .routes(routes!(address_space::vrfs, address_space::create_vrf))
         .routes(routes!(address_space::aggregates, address_space::create_aggregate))
         .routes(routes!(address_space::delete_aggregate))

@@ -106,11 +106,8 @@ async fn qemu_img(
     let cannot = |error: std::io::Error| {
         ImportError::Converter(format!("it cannot be started ({error}); is qemu-utils installed?"))
     };
-    let reach = Reach {
-        read: vec![from.to_owned()],
-        write: to.map(Path::to_owned).into_iter().collect(),
-        programs: true,
-    };
+    let reach =
+        Reach { read: vec![from.to_owned()], write: to.map(Path::to_owned).into_iter().collect(), programs: true };
     let child = confined(reach, move || command.spawn()).await.and_then(|child| child).map_err(cannot)?;
     let output = tokio::time::timeout(CONVERSION, child.wait_with_output())
         .await

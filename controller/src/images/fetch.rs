@@ -101,7 +101,9 @@ impl fmt::Display for Source {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum FetchError {
-    #[error("`{0}` is no URL that images are fetched from: it begins with https:// or http://, has a host and no password")]
+    #[error(
+        "`{0}` is no URL that images are fetched from: it begins with https:// or http://, has a host and no password"
+    )]
     Url(String),
     #[error("{0} redirects from https to http")]
     Downgrade(String),

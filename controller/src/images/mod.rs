@@ -55,7 +55,7 @@ pub use self::{
     sandbox::{Files, Given, probe},
 };
 use self::{convert::Format, fetch::Patience, unpack::Compression};
-use crate::store::{NewImage, Store, StoreError, Stored};
+use crate::store::{Image, NewImage, Store, StoreError, Stored};
 
 /// Signs an image's manifest: ECDSA P-256 with SHA-256 by the controller's image key, DER.
 pub type Sign = Arc<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
@@ -137,7 +137,9 @@ pub enum ImportError {
     Unacceptable(&'static str, String),
     #[error("the {0} file is damaged, was cut short, or wants more memory than it gets")]
     Compressed(&'static str, #[source] io::Error),
-    #[error("more than {limit} bytes come out of the compressed file; this controller takes no more (images.limit in its configuration)")]
+    #[error(
+        "more than {limit} bytes come out of the compressed file; this controller takes no more (images.limit in its configuration)"
+    )]
     Bomb { limit: u64 },
     #[error("the file's SHA-256 is {is} and not the one that was told")]
     Sha256 { is: String },
@@ -155,6 +157,8 @@ pub enum ImportError {
     Compress(#[source] io::Error),
     #[error("the object store failed")]
     Objects(#[source] object_store::Error),
+    #[error("the image is not ready: only one that was imported can be looked into")]
+    NotReady,
     #[error("the controller stopped meanwhile; import it again, what was stored is not stored twice")]
     Stopped,
     #[error(transparent)]
@@ -176,6 +180,7 @@ impl ImportError {
             Self::NoFile(_) => "no-file",
             Self::Converter(_) => "converter",
             Self::Upload(_) => "upload",
+            Self::NotReady => "not-ready",
             Self::Stopped => "interrupted",
             Self::Read(_) | Self::Compress(_) | Self::Objects(_) | Self::Store(_) => "internal",
         }
@@ -334,11 +339,7 @@ impl Images {
             after = Some(last.id);
             for stored in page.iter().filter_map(|image| image.stored()) {
                 used.insert(manifest_path(stored.manifest));
-                let signed = self.0.objects.get(&manifest_path(stored.manifest)).await?.bytes().await?;
-                let manifest = serde_json::from_slice::<SignedManifest>(&signed)
-                    .ok()
-                    .and_then(|signed| signed.parse_unverified().ok())
-                    .ok_or_else(|| ImportError::Converter(format!("manifest {} cannot be read", stored.manifest)))?;
+                let manifest = self.manifest(stored.manifest).await?;
                 used.extend(manifest.chunks.iter().flatten().map(|chunk| chunk_path(chunk.digest)));
             }
         }
@@ -466,10 +467,30 @@ impl Images {
             }
         }
         let stored = self.store(id, request, &path).await?;
+        let said = check::Said { settings: request.settings, firmware: stored.firmware.clone() };
+        let findings = check::check(check::Place::File(path), said).await;
         let mut tx = self.0.store.begin().await?;
         tx.finish_import(id, &stored).await?;
+        tx.note_findings(id, &findings).await?;
         tx.commit().await?;
         Ok(stored)
+    }
+
+    /// Looks into an image that is stored.
+    pub async fn check(&self, image: &Image) -> Result<Vec<Finding>, ImportError> {
+        let stored = image.stored().ok_or(ImportError::NotReady)?;
+        let manifest = Box::new(self.manifest(stored.manifest).await?);
+        let said = check::Said { settings: image.settings, firmware: stored.firmware.clone() };
+        let chunks = self.config().objects.join("chunks");
+        Ok(check::check(check::Place::Chunks(manifest, chunks), said).await)
+    }
+
+    async fn manifest(&self, digest: Digest) -> Result<Manifest, ImportError> {
+        let signed = self.0.objects.get(&manifest_path(digest)).await?.bytes().await?;
+        serde_json::from_slice::<SignedManifest>(&signed)
+            .ok()
+            .and_then(|signed| signed.parse_unverified().ok())
+            .ok_or_else(|| ImportError::Converter(format!("manifest {digest} cannot be read")))
     }
 
     /// SHA-256 of a file as it is, hexadecimal.
@@ -489,13 +510,7 @@ impl Images {
 
     /// Takes a compressed file's contents out. Progress is told in bytes of what there is to
     /// read: nobody knows how much will come of it.
-    async fn unpack(
-        &self,
-        id: ImageId,
-        compression: Compression,
-        from: &Path,
-        to: &Path,
-    ) -> Result<u64, ImportError> {
+    async fn unpack(&self, id: ImageId, compression: Compression, from: &Path, to: &Path) -> Result<u64, ImportError> {
         let meter = unpack::Meter::default();
         let mut progress = Progress::new(self, id, "unpacking", tokio::fs::metadata(from).await?.len());
         let limit = self.config().limit;

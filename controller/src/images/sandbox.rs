@@ -16,7 +16,7 @@ use landlock::{
     RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, RulesetStatus, Scope,
 };
 use nix::libc;
-use seccompiler::{SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use tokio::sync::oneshot;
 
 /// The newest Landlock this asks for: files, truncation, TCP, devices, signals.
@@ -173,7 +173,8 @@ fn refuse() -> Result<(), seccompiler::Error> {
     let refused = SeccompAction::Errno(libc::EPERM as u32);
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, arch)?;
-    seccompiler::apply_filter(&filter.try_into()?)
+    let program: BpfProgram = filter.try_into()?;
+    seccompiler::apply_filter(&program)
 }
 
 #[cfg(test)]
@@ -217,7 +218,10 @@ mod tests {
         })
         .await
         .unwrap();
-        assert_eq!([&source, &target, &other].map(|file| fs::read(file).unwrap()), [b"before".as_slice(), b"after", b"before"]);
+        assert_eq!(
+            [&source, &target, &other].map(|file| fs::read(file).unwrap()),
+            [b"before".as_slice(), b"after", b"before"]
+        );
     }
 
     #[tokio::test]

@@ -76,4 +76,3 @@ async fn serve(images: &Images, path: Option<ObjectPath>, kind: &'static str) ->
         }
     }
 }
-

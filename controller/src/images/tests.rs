@@ -517,7 +517,9 @@ async fn a_vmdk_that_names_another_file_is_refused() {
             bytes[at..at + 31].copy_from_slice(b"parentFileNameHint=\"/etc/shadow");
             std::fs::write(&path, bytes).unwrap();
         },
-        expect!["vmdk: vmdk: the file is a snapshot and names its parent; convert it first (qemu-img convert -O qcow2)"],
+        expect![
+            "vmdk: vmdk: the file is a snapshot and names its parent; convert it first (qemu-img convert -O qcow2)"
+        ],
     )
     .await;
 }

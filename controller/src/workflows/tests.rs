@@ -367,7 +367,10 @@ impl World {
         let mut tx = store.begin().await.unwrap();
         let rack = tx.insert_rack(now, "r1", &SoundNetwork::try_from(network).unwrap()).await.unwrap();
         tx.insert_agent(now, agent, rack, KeyPin([0; 32]), now).await.unwrap();
-        let image = tx.start_import(now, &NewImage { name: "debian-12", settings: Settings::Cidata, os: None }, "storing", 0).await.unwrap();
+        let image = tx
+            .start_import(now, &NewImage { name: "debian-12", settings: Settings::Cidata, os: None }, "storing", 0)
+            .await
+            .unwrap();
         let stored = Stored {
             manifest: Digest::of(b"manifest"),
             size: 1 << 30,
