@@ -7,4 +7,5 @@ pub mod identity;
 pub mod ipam;
 pub mod lifecycle;
 pub mod os;
+pub mod plan;
 pub mod workflow;
