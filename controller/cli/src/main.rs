@@ -9,6 +9,7 @@ mod client;
 mod context;
 mod follow;
 mod images;
+mod plans;
 mod show;
 mod systems;
 mod views;
@@ -101,6 +102,9 @@ It is saved in ~/.config/rackhand/config.toml, readable by you alone.")]
     /// Images: operating systems to deploy
     #[command(subcommand)]
     Image(images::ImageCommand),
+    /// Plans: classes of machines by what is in them
+    #[command(subcommand)]
+    Plan(plans::PlanCommand),
     /// Operating systems: what the catalogue knows of them
     #[command(subcommand)]
     Os(systems::OsCommand),
@@ -244,6 +248,9 @@ struct MachineFilter {
     /// Only those with this image on them: its name, or name@version
     #[arg(long)]
     image: Option<String>,
+    /// Only those that match this plan
+    #[arg(long)]
+    plan: Option<String>,
     /// Only those whose names begin so
     #[arg(long)]
     name: Option<String>,
@@ -260,12 +267,13 @@ struct MachineFilter {
 
 impl MachineFilter {
     fn query(self) -> Vec<(&'static str, String)> {
-        let Self { rack, lifecycle, image, name, mac, alert, sort } = self;
+        let Self { rack, lifecycle, image, plan, name, mac, alert, sort } = self;
         let alert = alert.then(|| "true".to_owned());
         let given = [
             ("rack", rack),
             ("lifecycle", lifecycle),
             ("image", image),
+            ("plan", plan),
             ("name", name),
             ("mac", mac),
             ("alert", alert),
@@ -482,6 +490,7 @@ async fn run(cli: Cli) -> anyhow::Result<String> {
         Command::Agent(command) => agent(&client, command, output).await,
         Command::Machine(command) => machine(&client, command, output).await,
         Command::Image(command) => images::run(&client, command, output).await,
+        Command::Plan(command) => plans::run(&client, command, output).await,
         Command::Os(command) => systems::run(&client, command, output).await,
         Command::Run(command) => runs(&client, command, output).await,
         Command::Audit(command) => audit::run(&client, command, output).await,

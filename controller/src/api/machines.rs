@@ -20,7 +20,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     App, Error,
     extract::{Expected, Json, Page, Query, check_name, etag, is_label, limit, parse},
-    racks,
+    plans, racks,
     runs::Run,
 };
 use crate::{
@@ -149,6 +149,8 @@ pub(super) struct Which {
     lifecycle: Option<String>,
     /// Only those with this image on them: its name, or its name and version (`debian-12@3`).
     image: Option<String>,
+    /// Only those that match this plan (id or name).
+    plan: Option<String>,
     /// Only those whose names begin so.
     name: Option<String>,
     /// Only the one with this network card.
@@ -200,7 +202,10 @@ pub(super) async fn list(State(app): State<App>, Query(which): Query<Which>) -> 
         Sort::Discovered => store::MachineOrder::Discovered(parse("after", which.after.as_deref())?),
         Sort::Name => store::MachineOrder::Name(which.after),
     };
-    let rows = app.store.machines(&filter, order, limit + 1).await?;
+    let rows = match &which.plan {
+        Some(plan) => plans::matching(&app, plan, &filter, order, limit + 1).await?,
+        None => app.store.machines(&filter, order, limit + 1).await?,
+    };
     let names = racks::names(&app).await?;
     let running = app.store.runs_in_progress().await?;
     let view = |row: store::Machine| {

@@ -19,6 +19,7 @@ mod extract;
 mod idempotency;
 mod images;
 mod machines;
+mod plans;
 mod racks;
 mod runs;
 mod systems;
@@ -125,6 +126,11 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(images::list, images::import))
         .routes(routes!(images::show, images::change, images::delete))
         .routes(routes!(images::check))
+        .routes(routes!(plans::list, plans::create))
+        .routes(routes!(plans::show, plans::change, plans::delete))
+        .routes(routes!(plans::machines))
+        .routes(routes!(plans::of_machine))
+        .routes(routes!(plans::suggest))
         .routes(routes!(systems::list))
         .routes(routes!(systems::show))
         .routes(routes!(address_space::vrfs, address_space::create_vrf))
@@ -180,7 +186,7 @@ struct Whoami {
             **Lists** come in pages: give `next` of one page as `after` for the following one.\n\n\
             **Asking again.** A POST with an `Idempotency-Key` is carried out once: asked again within a day with the \
             same key and body, it does nothing and is answered as before, with `Idempotency-Replayed: true`.\n\n\
-            **What you read is what you change.** A machine or image is sent with an `ETag`; an operation on it with that \
+            **What you read is what you change.** A machine, image or plan is sent with an `ETag`; an operation on it with that \
             in `If-Match` is refused with 412 when anything about it changed since.\n\n\
             **Problems** are `application/problem+json` (RFC 9457). `type` is for programs, `detail` says what to do.\n\n\
             **Unknown fields** in a body or query are refused: a misspelt option is never silently ignored."
@@ -191,6 +197,7 @@ struct Whoami {
         (name = "agents", description = "The nodes' registrations, and whether they are connected."),
         (name = "machines", description = "Servers: discovered by booting in a rack, adopted by an operator, deployed, released."),
         (name = "images", description = "Operating systems to deploy."),
+        (name = "plans", description = "Classes of machines by what is in them."),
         (name = "runs", description = "Work in progress on machines, and work that has ended."),
         (name = "addresses", description = "IP addresses: aggregates, pools made of them, claims, and who had what when."),
         (name = "events", description = "What happened, in order."),
@@ -242,7 +249,8 @@ fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
         .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
         .build();
     for (at, item) in &mut document.paths.paths {
-        let guarded = at == "/v1/images/{image}" || at.starts_with("/v1/machines/{machine}") && !at.ends_with("/merge");
+        let guarded = matches!(at.as_str(), "/v1/images/{image}" | "/v1/plans/{plan}")
+            || at.starts_with("/v1/machines/{machine}") && !at.ends_with("/merge");
         let verbs = [&mut item.post, &mut item.patch, &mut item.delete];
         for operation in verbs.into_iter().flatten().filter(|_| guarded) {
             operation.parameters.get_or_insert_default().push(RefOr::T(expected.clone()));

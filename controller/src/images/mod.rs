@@ -16,7 +16,9 @@
 mod check;
 mod convert;
 mod cut;
+mod error;
 mod fetch;
+mod import;
 mod layout;
 mod qcow2;
 mod sandbox;
@@ -28,40 +30,32 @@ use std::{
     fmt, io,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
-    time::Duration,
 };
 
 use axum::Router;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, pin_mut};
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, local::LocalFileSystem, path::Path as ObjectPath};
+use object_store::{ObjectStore, ObjectStoreExt, local::LocalFileSystem, path::Path as ObjectPath};
 use rackhand_common::{
     id::ImageId,
-    image::{self, Chunk, Digest, Manifest, Settings, SignedManifest},
+    image::{Digest, Manifest, Settings, SignedManifest},
     machine::Firmware,
     time::Clock,
 };
-use rackhand_fail_points::fail_point;
-use sha2::Digest as _;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    time::Instant,
-};
+use tokio::io::AsyncWriteExt;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::import::{Origin, Progress, Unfinished, remove};
 pub use self::{
     check::{Finding, Severity},
+    error::ImportError,
     fetch::{FetchError, Source},
     sandbox::{Files, Given, probe},
 };
-use self::{convert::Format, fetch::Patience, unpack::Compression};
 use crate::store::{Image, NewImage, Store, StoreError, Stored};
 
 /// Signs an image's manifest: ECDSA P-256 with SHA-256 by the controller's image key, DER.
 pub type Sign = Arc<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
-
-/// How often a running import notes its progress, at most.
-const PROGRESS: Duration = Duration::from_millis(500);
 
 /// Where images are kept, and what is let in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,86 +111,6 @@ pub fn is_name(name: &str) -> bool {
         && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_'))
         && name.parse::<ImageId>().is_err()
-}
-
-/// Why a file did not become an image. [`ImportError::cause`] names it for programs.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
-pub enum ImportError {
-    #[error("the file is empty")]
-    Empty,
-    #[error("the image needs {needs} bytes by its own account and has {has}: it was cut short")]
-    Truncated { has: u64, needs: u64 },
-    #[error("the image has {size} bytes; this controller takes {limit} (images.limit in its configuration)")]
-    TooLarge { size: u64, limit: u64 },
-    #[error("the image's {size} bytes are not a whole number of {sector}-byte sectors")]
-    NotSectors { size: u64, sector: u32 },
-    #[error("nothing in the image's partition table says how it boots; say it yourself with `firmware`")]
-    NoFirmware,
-    #[error("{0}: {1}")]
-    Unacceptable(&'static str, String),
-    #[error("the {0} file is damaged, was cut short, or wants more memory than it gets")]
-    Compressed(&'static str, #[source] io::Error),
-    #[error(
-        "more than {limit} bytes come out of the compressed file; this controller takes no more (images.limit in its configuration)"
-    )]
-    Bomb { limit: u64 },
-    #[error("the file's SHA-256 is {is} and not the one that was told")]
-    Sha256 { is: String },
-    #[error(transparent)]
-    Fetch(FetchError),
-    #[error("`{0}` is not a file in the import directory of the controller")]
-    NoFile(String),
-    #[error("qemu-img did not finish its work: {0}")]
-    Converter(String),
-    #[error("the upload ended early: {0}")]
-    Upload(String),
-    #[error("reading or writing a file of this host failed")]
-    Read(#[source] io::Error),
-    #[error("compression failed")]
-    Compress(#[source] io::Error),
-    #[error("the object store failed")]
-    Objects(#[source] object_store::Error),
-    #[error("the image is not ready: only one that was imported can be looked into")]
-    NotReady,
-    #[error("the controller stopped meanwhile; import it again, what was stored is not stored twice")]
-    Stopped,
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-impl ImportError {
-    /// The reason in one word, as it stands in the image's row.
-    pub fn cause(&self) -> &'static str {
-        match self {
-            Self::Empty => "empty",
-            Self::Truncated { .. } => "truncated",
-            Self::TooLarge { .. } | Self::Bomb { .. } => "too-large",
-            Self::NotSectors { .. } => "not-sectors",
-            Self::NoFirmware => "no-firmware",
-            Self::Unacceptable(format, _) | Self::Compressed(format, _) => format,
-            Self::Sha256 { .. } => "sha256",
-            Self::Fetch(_) => "url",
-            Self::NoFile(_) => "no-file",
-            Self::Converter(_) => "converter",
-            Self::Upload(_) => "upload",
-            Self::NotReady => "not-ready",
-            Self::Stopped => "interrupted",
-            Self::Read(_) | Self::Compress(_) | Self::Objects(_) | Self::Store(_) => "internal",
-        }
-    }
-}
-
-impl From<io::Error> for ImportError {
-    fn from(error: io::Error) -> Self {
-        Self::Read(error)
-    }
-}
-
-impl From<object_store::Error> for ImportError {
-    fn from(error: object_store::Error) -> Self {
-        Self::Objects(error)
-    }
 }
 
 /// A handle on everything about images; clones share it.
@@ -403,79 +317,6 @@ impl Images {
         Ok(())
     }
 
-    fn spawn(&self, id: ImageId, request: Request, origin: Origin) {
-        let images = self.clone();
-        self.0.tracker.spawn(async move {
-            let _share = images.0.imports.read().await;
-            // What is made on the way; all of it goes when the import ends.
-            let scratch = images.config().spool.join(id.to_string());
-            let result = tokio::select! {
-                result = images.import(id, &request, &origin, &scratch) => result,
-                () = images.0.shutdown.cancelled() => Err(ImportError::Stopped),
-            };
-            match &result {
-                Ok(stored) => tracing::info!(image = %request.name, %id, size = stored.size, stored = stored.stored, "image imported"),
-                Err(error) => images.fail(id, error).await,
-            }
-            if let Err(error) = tokio::fs::remove_dir_all(&scratch).await {
-                tracing::warn!(path = %scratch.display(), error = &error as &dyn std::error::Error, "cannot remove");
-            }
-            if let Origin::File(path) = &origin
-                && path.starts_with(images.config().spool)
-            {
-                remove(path).await;
-            }
-        });
-    }
-
-    async fn import(
-        &self,
-        id: ImageId,
-        request: &Request,
-        origin: &Origin,
-        scratch: &Path,
-    ) -> Result<Stored, ImportError> {
-        tokio::fs::create_dir(scratch).await?;
-        let mut path = match origin {
-            Origin::File(path) => path.clone(),
-            Origin::Url(url) => {
-                let (to, config) = (scratch.join("fetched"), self.config());
-                let mut progress = Progress::new(self, id, "fetching", 0);
-                fetch::fetch(url.clone(), &config.sources, &to, config.limit, Patience::USUAL, &mut progress).await?;
-                to
-            }
-        };
-        if let Some(told) = &request.sha256 {
-            let is = self.sha256(id, &path).await?;
-            if is != *told {
-                return Err(ImportError::Sha256 { is });
-            }
-        }
-        if let Some(compression) = compression(&path).await? {
-            let to = scratch.join("unpacked");
-            self.unpack(id, compression, &path, &to).await?;
-            path = to;
-        }
-        match Format::of(&path)? {
-            Format::Raw => self.fits(tokio::fs::metadata(&path).await?.len())?,
-            format @ (Format::Qcow2(size) | Format::Vmdk(size)) => {
-                self.fits(size)?;
-                self.0.store.import_progress(id, "converting", 0, size).await?;
-                let to = scratch.join("raw");
-                convert::convert(format, &path, &to, size).await?;
-                path = to;
-            }
-        }
-        let stored = self.store(id, request, &path).await?;
-        let said = check::Said { settings: request.settings, firmware: stored.firmware.clone() };
-        let findings = check::check(check::Place::File(path), said).await;
-        let mut tx = self.0.store.begin().await?;
-        tx.finish_import(id, &stored).await?;
-        tx.note_findings(id, &findings).await?;
-        tx.commit().await?;
-        Ok(stored)
-    }
-
     /// Looks into an image that is stored.
     pub async fn check(&self, image: &Image) -> Result<Vec<Finding>, ImportError> {
         let stored = image.stored().ok_or(ImportError::NotReady)?;
@@ -491,217 +332,6 @@ impl Images {
             .ok()
             .and_then(|signed| signed.parse_unverified().ok())
             .ok_or_else(|| ImportError::Converter(format!("manifest {digest} cannot be read")))
-    }
-
-    /// SHA-256 of a file as it is, hexadecimal.
-    async fn sha256(&self, id: ImageId, path: &Path) -> Result<String, ImportError> {
-        let mut file = tokio::fs::File::open(path).await?;
-        let mut progress = Progress::new(self, id, "checking", file.metadata().await?.len());
-        let (mut hash, mut block) = (sha2::Sha256::new(), vec![0; 1 << 20]);
-        loop {
-            let len = file.read(&mut block).await?;
-            if len == 0 {
-                return Ok(hex::encode(hash.finalize()));
-            }
-            hash.update(&block[..len]);
-            progress.add(len as u64).await?;
-        }
-    }
-
-    /// Takes a compressed file's contents out. Progress is told in bytes of what there is to
-    /// read: nobody knows how much will come of it.
-    async fn unpack(&self, id: ImageId, compression: Compression, from: &Path, to: &Path) -> Result<u64, ImportError> {
-        let meter = unpack::Meter::default();
-        let mut progress = Progress::new(self, id, "unpacking", tokio::fs::metadata(from).await?.len());
-        let limit = self.config().limit;
-        let work = unpack::unpack(compression, from, to, limit, &meter);
-        pin_mut!(work);
-        loop {
-            tokio::select! {
-                result = &mut work => return result,
-                () = tokio::time::sleep(PROGRESS) => progress.add(meter.read() - progress.done).await?,
-            }
-        }
-    }
-
-    /// Cuts a raw file and stores its chunks and manifest.
-    async fn store(&self, id: ImageId, request: &Request, path: &Path) -> Result<Stored, ImportError> {
-        let mut file = tokio::fs::File::open(path).await?;
-        let size = file.metadata().await?.len();
-        let mut head = Vec::new();
-        (&mut file).take(layout::HEAD as u64).read_to_end(&mut head).await?;
-        let layout = layout::look(&head);
-        let sector = layout.sector.unwrap_or(512);
-        if size == 0 {
-            return Err(ImportError::Empty);
-        }
-        if layout.needs > size {
-            return Err(ImportError::Truncated { has: size, needs: layout.needs });
-        }
-        if !size.is_multiple_of(u64::from(sector)) {
-            return Err(ImportError::NotSectors { size, sector });
-        }
-        let firmware = request.firmware.clone().unwrap_or(layout.firmware);
-        if firmware.is_empty() {
-            return Err(ImportError::NoFirmware);
-        }
-
-        let mut progress = Progress::new(self, id, "storing", size);
-        let mut chunks = Vec::with_capacity(size.div_ceil(image::CHUNK) as usize);
-        let mut sha256 = None;
-        let pieces = cut::cut(std::fs::File::open(path)?, size);
-        pin_mut!(pieces);
-        while let Some(piece) = pieces.next().await {
-            match piece? {
-                cut::Piece::Zeros(len) => {
-                    chunks.push(None);
-                    progress.add(len).await?;
-                }
-                cut::Piece::Data { raw, digest, compressed } => {
-                    chunks.push(Some(Chunk { digest, compressed: compressed.len() as u32 }));
-                    self.put(&chunk_path(digest), compressed).await?;
-                    progress.add(raw).await?;
-                }
-                cut::Piece::End(whole) => sha256 = Some(whole),
-            }
-        }
-        let sha256 = sha256.ok_or(ImportError::Stopped)?;
-        let distinct: std::collections::HashMap<_, _> =
-            chunks.iter().flatten().map(|chunk| (chunk.digest, u64::from(chunk.compressed))).collect();
-
-        let manifest = Manifest {
-            image: id,
-            name: request.name.clone(),
-            size,
-            sector,
-            firmware: firmware.clone(),
-            settings: request.settings,
-            sha256: sha256.clone(),
-            compression: format!("zstd {} level {} checksum", zstd::zstd_safe::version_string(), cut::LEVEL),
-            chunks,
-        };
-        let manifest = serde_json::to_string(&manifest).expect("manifests always serialize");
-        let signature = hex::encode((self.0.sign)(manifest.as_bytes()));
-        let signed = SignedManifest { manifest, signature };
-        let digest = signed.digest();
-        self.put(&manifest_path(digest), serde_json::to_vec(&signed).expect("manifests always serialize").into())
-            .await?;
-        Ok(Stored { manifest: digest, size, stored: distinct.values().sum(), sector, firmware, sha256 })
-    }
-
-    /// Stores an object unless it is there: same name, same bytes. One that is there and is not
-    /// what its name says was damaged on its disk; it is put right for every image that has it.
-    async fn put(&self, path: &ObjectPath, bytes: Bytes) -> Result<(), ImportError> {
-        fail_point!("image.put", self.keep(path, bytes.clone()).await)
-    }
-
-    async fn keep(&self, path: &ObjectPath, bytes: Bytes) -> Result<(), ImportError> {
-        match self.0.objects.put_opts(path, bytes.clone().into(), PutMode::Create.into()).await {
-            Ok(_) => return Ok(()),
-            Err(object_store::Error::AlreadyExists { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let found = async { self.0.objects.get(path).await?.bytes().await };
-        match found.await {
-            Ok(found) if found == bytes => return Ok(()),
-            Ok(_) => tracing::warn!(%path, "an object was damaged in the store; it is written anew"),
-            Err(error) => {
-                tracing::warn!(%path, error = &error as &dyn std::error::Error, "an object cannot be read; it is written anew");
-            }
-        }
-        self.0.objects.put_opts(path, bytes.into(), PutMode::Overwrite.into()).await?;
-        Ok(())
-    }
-
-    async fn fail(&self, id: ImageId, error: &ImportError) {
-        tracing::warn!(%id, error = error as &dyn std::error::Error, "import failed");
-        let result: Result<(), StoreError> = async {
-            let mut tx = self.0.store.begin().await?;
-            tx.fail_import(id, error.cause(), &error.to_string()).await?;
-            tx.commit().await
-        }
-        .await;
-        if let Err(error) = result {
-            // The next start names it.
-            tracing::error!(%id, error = &error as &dyn std::error::Error, "cannot note that the import failed");
-        }
-    }
-}
-
-/// Where an image's file comes from.
-#[derive(Clone, Debug)]
-enum Origin {
-    /// A file on this host.
-    File(PathBuf),
-    /// A server.
-    Url(reqwest::Url),
-}
-
-/// How a file is compressed.
-async fn compression(path: &Path) -> Result<Option<Compression>, ImportError> {
-    let mut head = Vec::new();
-    tokio::fs::File::open(path).await?.take(16).read_to_end(&mut head).await?;
-    Ok(Compression::of(&head))
-}
-
-/// An upload whose request may be dropped at any moment.
-struct Unfinished {
-    images: Images,
-    id: ImageId,
-    path: PathBuf,
-    armed: bool,
-}
-
-impl Unfinished {
-    fn disarm(mut self) {
-        self.armed = false;
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if !self.armed {
-            return;
-        }
-        let (images, id, path) = (self.images.clone(), self.id, self.path.clone());
-        self.images.0.tracker.spawn(async move {
-            images.fail(id, &ImportError::Upload("the client went away".into())).await;
-            remove(&path).await;
-        });
-    }
-}
-
-/// Notes an import's progress in its row, not too often.
-struct Progress<'a> {
-    images: &'a Images,
-    id: ImageId,
-    doing: &'static str,
-    done: u64,
-    total: u64,
-    noted: Option<Instant>,
-}
-
-impl<'a> Progress<'a> {
-    fn new(images: &'a Images, id: ImageId, doing: &'static str, total: u64) -> Self {
-        Self { images, id, doing, done: 0, total, noted: None }
-    }
-
-    async fn add(&mut self, bytes: u64) -> Result<(), StoreError> {
-        self.done += bytes;
-        if self.noted.is_some_and(|noted| noted.elapsed() < PROGRESS) {
-            return Ok(());
-        }
-        self.noted = Some(Instant::now());
-        self.images.0.store.import_progress(self.id, self.doing, self.done, self.total).await
-    }
-}
-
-async fn remove(path: &Path) {
-    match tokio::fs::remove_file(path).await {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), error = &error as &dyn std::error::Error, "cannot remove");
-        }
-        _ => (),
     }
 }
 

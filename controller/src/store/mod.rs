@@ -20,6 +20,7 @@ mod filled;
 mod health;
 mod images;
 mod machines;
+mod plans;
 mod prefixes;
 mod racks;
 mod requests;
@@ -60,6 +61,7 @@ pub use self::{
     events::{EventFilter, Happened, StoredEvent},
     images::{Image, ImageState, ImageVersion, NewImage, Stored},
     machines::{Machine, MachineFilter, MachineOrder},
+    plans::Plan,
     racks::{Rack, SoundNetwork, Unsound},
     requests::{KeyedRequest, Known},
     runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Run, RunStatus},
