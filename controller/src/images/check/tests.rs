@@ -143,7 +143,7 @@ async fn each_thing_that_is_broken_is_found() {
         |root| fs::remove_dir_all(root.join("boot")).unwrap(),
         expect![[r#"
         Error kernel: none in /boot
-        Warning serial console: none on the kernel's command line
+        NotExamined serial console: no loader's configuration that is known here was found
     "#]],
     )
     .await;
