@@ -36,8 +36,24 @@ pub(crate) const RACK: &[&str] =
     &["qemu-system-x86", "qemu-utils", "ovmf", "ipxe", "ipxe-qemu", "iproute2", "util-linux", "openssh-client"];
 
 /// What tests use as peers nobody here wrote.
-pub(crate) const PEERS: &[&str] =
-    &["cloud-init", "isc-dhcp-client", "udhcpc", "busybox", "atftp", "tftp-hpa", "curl", "systemd", "procps", "strace"];
+pub(crate) const PEERS: &[&str] = &[
+    "cloud-init",
+    "isc-dhcp-client",
+    "udhcpc",
+    "busybox",
+    "atftp",
+    "tftp-hpa",
+    "curl",
+    "systemd",
+    "procps",
+    "strace",
+    // Images for the controller's tests.
+    "bzip2",
+    "e2fsprogs",
+    "gzip",
+    "xz-utils",
+    "zstd",
+];
 
 /// Installs what is missing of `wanted`. Says what, and asks first unless told `yes`.
 pub(crate) fn install(wanted: &[&[&str]], yes: bool) -> anyhow::Result<()> {

@@ -52,7 +52,7 @@ pub use self::{
     fetch::{FetchError, Source},
     sandbox::{Files, Given, probe},
 };
-use crate::store::{Image, NewImage, Store, StoreError, Stored};
+use crate::store::{Image, NewImage, Store};
 
 /// Signs an image's manifest: ECDSA P-256 with SHA-256 by the controller's image key, DER.
 pub type Sign = Arc<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
