@@ -182,7 +182,7 @@ async fn a_wrong_request_is_told_what_is_wrong() {
         Method::POST,
         "/v1/images",
         r#"{"name": "x", "file": "y", "admin": true}"#,
-        expect!["422 invalid: /: unknown field `admin`, expected one of `name`, `file`, `settings`, `firmware` at line 1 column 34"],
+        expect!["422 invalid: /: unknown field `admin`, expected one of `name`, `file`, `url`, `sha256`, `os`, `settings`, `firmware` at line 1 column 34"],
     )
     .await;
     check(

@@ -142,9 +142,9 @@ async fn each_thing_that_is_broken_is_found() {
     broken(
         |root| fs::remove_dir_all(root.join("boot")).unwrap(),
         expect![[r#"
-        Error kernel: none in /boot
-        NotExamined serial console: no loader's configuration that is known here was found
-    "#]],
+            Error kernel: none in /boot
+            NotExamined serial console: no loader's configuration that is known here was found
+        "#]],
     )
     .await;
     broken(
