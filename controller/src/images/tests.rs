@@ -19,7 +19,10 @@ use rackhand_common::{
 use rustls_pki_types::CertificateDer;
 use tower::ServiceExt;
 
-use super::{layout::tests::*, *};
+use super::{
+    layout::{ESP, tests::gpt},
+    *,
+};
 use crate::store::{Image, ImageState};
 
 struct Bench {
@@ -29,7 +32,7 @@ struct Bench {
     key: CertificateDer<'static>,
 }
 
-struct Still;
+pub(super) struct Still;
 
 impl Clock for Still {
     fn now(&self) -> Now {
@@ -140,7 +143,7 @@ fn request(name: &str) -> Request {
 
 /// A bootable image of `sectors`: data at its beginning and end, a hole between.
 fn disk(sectors: u64) -> Vec<u8> {
-    let mut disk = gpt(512, sectors, &[SYSTEM]);
+    let mut disk = gpt(512, sectors, &[ESP]);
     let len = disk.len();
     disk[len - 1000..].fill(7);
     disk

@@ -1,6 +1,6 @@
 //! The partitions of a disk: GPT (UEFI 2.10 §5.3), or the four of an MBR (§5.2).
 
-use super::disk::Part;
+use super::{super::layout::ESP, disk::Part};
 
 /// The most partitions that are looked at.
 const MOST: usize = 128;
@@ -20,9 +20,6 @@ pub(super) struct Partition {
     /// An EFI system partition.
     pub(super) esp: bool,
 }
-
-/// C12A7328-F81F-11D2-BA4B-00A0C93EC93B as it stands on the disk.
-const ESP: [u8; 16] = [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
 
 /// The disk's table and the partitions in it that lie within the disk.
 pub(super) fn read(disk: &Part) -> std::io::Result<(Table, Vec<Partition>)> {

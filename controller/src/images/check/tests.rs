@@ -3,7 +3,7 @@ use std::{fs, path::Path, process::Command, sync::OnceLock};
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
-use super::*;
+use super::{super::layout, *};
 
 /// What the tests' systems are made of: a small one in which everything is as it should be.
 fn sound(root: &Path) {
@@ -68,7 +68,7 @@ fn disk(loader: &str, make: impl FnOnce(&Path)) -> Vec<u8> {
         disk[512 + at..512 + at + 8].copy_from_slice(&value.to_le_bytes());
     }
     disk[512 + 80..512 + 88].copy_from_slice(&[128, 0, 0, 0, 128, 0, 0, 0]);
-    let kinds = [layout_esp(), [7; 16]];
+    let kinds = [layout::ESP, [7; 16]];
     for (index, (kind, start, len)) in
         [(kinds[0], first, 2 * MIB), (kinds[1], second, ext4.len())].into_iter().enumerate()
     {
@@ -81,10 +81,6 @@ fn disk(loader: &str, make: impl FnOnce(&Path)) -> Vec<u8> {
 }
 
 const MIB: usize = 1 << 20;
-
-fn layout_esp() -> [u8; 16] {
-    super::super::layout::tests::SYSTEM
-}
 
 async fn examine(disk: &[u8], settings: Settings) -> Vec<Finding> {
     let dir = tempfile::tempdir().unwrap();

@@ -3,7 +3,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use rackhand_common::{image::Settings, time::Clock};
+use rackhand_common::image::Settings;
 use tokio::{
     io::AsyncReadExt as _,
     net::{TcpListener, TcpStream},
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    images::{Config, Images},
+    images::{Config, Images, tests::Still},
     store::{NewImage, Store},
 };
 
@@ -23,17 +23,6 @@ const QUICK: Patience = Patience {
     least: 1000,
     whole: Duration::from_secs(4),
 };
-
-struct Still;
-
-impl Clock for Still {
-    fn now(&self) -> rackhand_common::time::Now {
-        rackhand_common::time::Now {
-            mono: rackhand_common::time::Mono(Duration::ZERO),
-            wall: jiff::Timestamp::UNIX_EPOCH,
-        }
-    }
-}
 
 /// Answers every connection by `answer`, which is given the path that was asked for.
 async fn server<F: Future<Output = ()> + Send + 'static>(
