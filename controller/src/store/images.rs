@@ -13,9 +13,12 @@ use rackhand_common::{
     image::{Digest, Settings},
     machine::Firmware,
 };
-use sqlx::{Row, SqliteExecutor, sqlite::SqliteRow};
 
-use super::{Store, StoreError, Tx, micros, taken, timestamp};
+use super::{
+    Store, StoreError, Tx,
+    database::{Executor, Row, query, query_scalar},
+    micros, taken, timestamp,
+};
 use crate::images::Finding;
 
 /// An image's name with its version: `debian-12@3`.
@@ -136,7 +139,7 @@ impl Store {
 
     /// Images in the order of their import, after `after`, at most `limit`.
     pub async fn images(&self, after: Option<ImageId>, limit: u32) -> Result<Vec<Image>, StoreError> {
-        sqlx::query("SELECT * FROM images WHERE id > $1 ORDER BY id LIMIT $2")
+        query("SELECT * FROM images WHERE id > $1 ORDER BY id LIMIT $2")
             .bind(after.map(|id| id.to_string()).unwrap_or_default())
             .bind(limit)
             .fetch_all(&self.pool)
@@ -146,9 +149,10 @@ impl Store {
             .collect()
     }
 
-    /// Notes how far an import is. A statement of its own: progress needs no transaction.
+    /// Notes how far an import is. A statement of its own: progress needs no transaction, but its turn.
     pub async fn import_progress(&self, id: ImageId, doing: &str, done: u64, total: u64) -> Result<(), StoreError> {
-        sqlx::query("UPDATE images SET doing = $2, done = $3, total = $4 WHERE id = $1 AND state = 'importing'")
+        let _turn = self.queue.turn().await?;
+        query("UPDATE images SET doing = $2, done = $3, total = $4 WHERE id = $1 AND state = 'importing'")
             .bind(id.to_string())
             .bind(doing)
             .bind(done as i64)
@@ -162,7 +166,7 @@ impl Store {
 impl Tx {
     /// The image that `reference` names: see [`Store::image`].
     pub async fn image(&mut self, reference: &str) -> Result<Image, StoreError> {
-        image(&mut *self.inner, reference).await
+        image(&mut self.inner, reference).await
     }
 
     /// A row for an import that begins: the next version of its name. A failed import of the
@@ -176,25 +180,25 @@ impl Tx {
     ) -> Result<ImageId, StoreError> {
         let id = ImageId::fresh();
         self.watch("images", id).await?;
-        sqlx::query(
+        query(
             "UPDATE image_names SET last = last - 1
              WHERE name = $1 AND last IN (SELECT version FROM images WHERE name = $1 AND state = 'failed')",
         )
         .bind(new.name)
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
-        sqlx::query("DELETE FROM images WHERE name = $1 AND state = 'failed'")
+        query("DELETE FROM images WHERE name = $1 AND state = 'failed'")
             .bind(new.name)
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
-        let version: i64 = sqlx::query_scalar(
+        let version: i64 = query_scalar(
             "INSERT INTO image_names (name, last) VALUES ($1, 1)
              ON CONFLICT (name) DO UPDATE SET last = image_names.last + 1 RETURNING last",
         )
         .bind(new.name)
-        .fetch_one(&mut *self.inner)
+        .fetch_one(&mut self.inner)
         .await?;
-        sqlx::query(
+        query(
             "INSERT INTO images (id, name, version, created, state, settings, os, doing, total)
              VALUES ($1, $2, $3, $4, 'importing', $5, $6, $7, $8)",
         )
@@ -206,7 +210,7 @@ impl Tx {
         .bind(new.os)
         .bind(doing)
         .bind(total as i64)
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await
         .map_err(taken("image version"))?;
         Ok(id)
@@ -216,14 +220,14 @@ impl Tx {
     /// somebody else did since it was read.
     pub async fn update_image(&mut self, image: &mut Image) -> Result<(), StoreError> {
         self.watch("images", image.id).await?;
-        let changed = sqlx::query(
+        let changed = query(
             "UPDATE images SET deprecated = $3, expires = $4, revision = revision + 1 WHERE id = $1 AND revision = $2",
         )
         .bind(image.id.to_string())
         .bind(image.revision as i64)
         .bind(i64::from(image.deprecated))
         .bind(image.expires.map(micros))
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         if changed.rows_affected() != 1 {
             return Err(StoreError::Changed("image"));
@@ -235,17 +239,17 @@ impl Tx {
     /// Keeps what a look into an image found.
     pub async fn note_findings(&mut self, id: ImageId, findings: &[Finding]) -> Result<(), StoreError> {
         self.watch("images", id).await?;
-        sqlx::query("UPDATE images SET findings = $2, revision = revision + 1 WHERE id = $1")
+        query("UPDATE images SET findings = $2, revision = revision + 1 WHERE id = $1")
             .bind(id.to_string())
             .bind(json(&findings))
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         Ok(())
     }
 
     /// The import is complete: from now on the image can be deployed.
     pub async fn finish_import(&mut self, id: ImageId, stored: &Stored) -> Result<(), StoreError> {
-        let changed = sqlx::query(
+        let changed = query(
             "UPDATE images SET state = 'ready', doing = NULL, manifest = $2, size = $3, stored = $4, sector = $5,
                     firmware = $6, sha256 = $7
              WHERE id = $1 AND state = 'importing'",
@@ -257,40 +261,40 @@ impl Tx {
         .bind(stored.sector)
         .bind(json(&stored.firmware))
         .bind(&stored.sha256)
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         if changed.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Changed("image")) }
     }
 
     /// The import ended without an image.
     pub async fn fail_import(&mut self, id: ImageId, cause: &str, detail: &str) -> Result<(), StoreError> {
-        sqlx::query(
+        query(
             "UPDATE images SET state = 'failed', doing = NULL, cause = $2, detail = $3
              WHERE id = $1 AND state = 'importing'",
         )
         .bind(id.to_string())
         .bind(cause)
         .bind(detail)
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         Ok(())
     }
 
     /// Ends every import that an earlier process left unfinished; returns how many.
     pub async fn fail_unfinished_imports(&mut self, cause: &str, detail: &str) -> Result<u64, StoreError> {
-        let ended = sqlx::query(
+        let ended = query(
             "UPDATE images SET state = 'failed', doing = NULL, cause = $1, detail = $2 WHERE state = 'importing'",
         )
         .bind(cause)
         .bind(detail)
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         Ok(ended.rows_affected())
     }
 
     /// Name of a machine that runs this image, or that a run in progress installs it on.
     pub async fn image_user(&mut self, image: &Image) -> Result<Option<String>, StoreError> {
-        let name = sqlx::query_scalar(
+        let name = query_scalar(
             "SELECT name FROM machines WHERE image = $1 AND image_version = $2
              UNION SELECT machines.name FROM runs JOIN machines ON machines.id = runs.machine
              WHERE runs.status = 'running' AND runs.parameters LIKE $3
@@ -300,7 +304,7 @@ impl Tx {
         .bind(i64::from(image.version))
         // An id stands nowhere else in a run's parameters.
         .bind(format!("%{}%", image.id))
-        .fetch_optional(&mut *self.inner)
+        .fetch_optional(&mut self.inner)
         .await?;
         Ok(name)
     }
@@ -309,37 +313,36 @@ impl Tx {
     /// in this transaction.
     pub async fn delete_image(&mut self, id: ImageId) -> Result<(), StoreError> {
         self.watch("images", id).await?;
-        let gone =
-            sqlx::query("DELETE FROM images WHERE id = $1").bind(id.to_string()).execute(&mut *self.inner).await?;
+        let gone = query("DELETE FROM images WHERE id = $1").bind(id.to_string()).execute(&mut self.inner).await?;
         if gone.rows_affected() == 1 { Ok(()) } else { Err(StoreError::NotFound("image")) }
     }
 }
 
-async fn image(executor: impl SqliteExecutor<'_>, reference: &str) -> Result<Image, StoreError> {
-    let query = match reference.split_once('@') {
+async fn image(executor: impl Into<Executor<'_>>, reference: &str) -> Result<Image, StoreError> {
+    let asked = match reference.split_once('@') {
         // A name cannot look like an id, so one query serves both.
-        None => sqlx::query(
+        None => query(
             "SELECT * FROM images WHERE id = $1 OR name = $1
              ORDER BY CASE state WHEN 'ready' THEN 0 ELSE 1 END, version DESC LIMIT 1",
         )
         .bind(reference),
         Some((name, version)) => match (version.strip_prefix("sha256:"), version.parse::<u32>()) {
             (Some(digest), _) => {
-                sqlx::query("SELECT * FROM images WHERE name = $1 AND sha256 = $2 ORDER BY version DESC LIMIT 1")
+                query("SELECT * FROM images WHERE name = $1 AND sha256 = $2 ORDER BY version DESC LIMIT 1")
                     .bind(name)
                     .bind(digest)
             }
             (None, Ok(version)) => {
-                sqlx::query("SELECT * FROM images WHERE name = $1 AND version = $2").bind(name).bind(i64::from(version))
+                query("SELECT * FROM images WHERE name = $1 AND version = $2").bind(name).bind(i64::from(version))
             }
             (None, Err(_)) => return Err(StoreError::NotFound("image")),
         },
     };
-    let row = query.fetch_optional(executor).await?.ok_or(StoreError::NotFound("image"))?;
+    let row = asked.fetch_optional(executor).await?.ok_or(StoreError::NotFound("image"))?;
     read(&row)
 }
 
-fn read(row: &SqliteRow) -> Result<Image, StoreError> {
+fn read(row: &Row) -> Result<Image, StoreError> {
     let damaged =
         |what: &'static str| move |error: Box<dyn std::error::Error + Send + Sync>| StoreError::Damaged(what, error);
     let state = match row.try_get::<&str, _>("state")? {

@@ -3,10 +3,13 @@
 
 use jiff::Timestamp;
 use rackhand_controller_core::plan::Rules;
-use sqlx::{Row, SqliteExecutor, sqlite::SqliteRow};
 use uuid::Uuid;
 
-use super::{Store, StoreError, Tx, from_json, id, json, micros, taken, timestamp};
+use super::{
+    Store, StoreError, Tx,
+    database::{Executor, Row, query},
+    from_json, id, json, micros, taken, timestamp,
+};
 
 /// A plan as it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +36,7 @@ impl Store {
 
     /// Plans in the order they were made, after `after`, at most `limit`.
     pub async fn plans(&self, after: Option<Uuid>, limit: u32) -> Result<Vec<Plan>, StoreError> {
-        sqlx::query("SELECT * FROM plans WHERE id > $1 ORDER BY id LIMIT $2")
+        query("SELECT * FROM plans WHERE id > $1 ORDER BY id LIMIT $2")
             .bind(after.map(|id| id.to_string()).unwrap_or_default())
             .bind(limit)
             .fetch_all(&self.pool)
@@ -47,7 +50,7 @@ impl Store {
 impl Tx {
     /// The plan with this id or name.
     pub async fn plan(&mut self, id_or_name: &str) -> Result<Plan, StoreError> {
-        plan(&mut *self.inner, id_or_name).await
+        plan(&mut self.inner, id_or_name).await
     }
 
     /// Makes a plan.
@@ -60,17 +63,15 @@ impl Tx {
     ) -> Result<Uuid, StoreError> {
         let id = Uuid::now_v7();
         self.watch("plans", id).await?;
-        sqlx::query(
-            "INSERT INTO plans (id, name, description, rules, created, revision) VALUES ($1, $2, $3, $4, $5, 1)",
-        )
-        .bind(id.to_string())
-        .bind(name)
-        .bind(description)
-        .bind(json(rules))
-        .bind(micros(now))
-        .execute(&mut *self.inner)
-        .await
-        .map_err(taken("plan name"))?;
+        query("INSERT INTO plans (id, name, description, rules, created, revision) VALUES ($1, $2, $3, $4, $5, 1)")
+            .bind(id.to_string())
+            .bind(name)
+            .bind(description)
+            .bind(json(rules))
+            .bind(micros(now))
+            .execute(&mut self.inner)
+            .await
+            .map_err(taken("plan name"))?;
         Ok(id)
     }
 
@@ -78,14 +79,14 @@ impl Tx {
     /// else did since it was read.
     pub async fn update_plan(&mut self, plan: &Plan) -> Result<(), StoreError> {
         self.watch("plans", plan.id).await?;
-        let changed = sqlx::query(
+        let changed = query(
             "UPDATE plans SET description = $3, rules = $4, revision = revision + 1 WHERE id = $1 AND revision = $2",
         )
         .bind(plan.id.to_string())
         .bind(plan.revision as i64)
         .bind(&plan.description)
         .bind(json(&plan.rules))
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         if changed.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Changed("plan")) }
     }
@@ -93,13 +94,13 @@ impl Tx {
     /// Removes a plan. Machines stay what they are.
     pub async fn delete_plan(&mut self, id: Uuid) -> Result<(), StoreError> {
         self.watch("plans", id).await?;
-        sqlx::query("DELETE FROM plans WHERE id = $1").bind(id.to_string()).execute(&mut *self.inner).await?;
+        query("DELETE FROM plans WHERE id = $1").bind(id.to_string()).execute(&mut self.inner).await?;
         Ok(())
     }
 }
 
-async fn plan(executor: impl SqliteExecutor<'_>, id_or_name: &str) -> Result<Plan, StoreError> {
-    let row = sqlx::query("SELECT * FROM plans WHERE id = $1 OR name = $1")
+async fn plan(executor: impl Into<Executor<'_>>, id_or_name: &str) -> Result<Plan, StoreError> {
+    let row = query("SELECT * FROM plans WHERE id = $1 OR name = $1")
         .bind(id_or_name)
         .fetch_optional(executor)
         .await?
@@ -107,7 +108,7 @@ async fn plan(executor: impl SqliteExecutor<'_>, id_or_name: &str) -> Result<Pla
     read(&row)
 }
 
-fn read(row: &SqliteRow) -> Result<Plan, StoreError> {
+fn read(row: &Row) -> Result<Plan, StoreError> {
     Ok(Plan {
         id: id(row.try_get("id")?)?,
         name: row.try_get("name")?,
