@@ -111,6 +111,10 @@ pub struct ImagesFile {
     pub limit: Option<u64>,
     /// Directory from which files on this host may be imported; default `import` below `data`.
     pub import: Option<PathBuf>,
+    /// Prefixes and hosts from which images may be fetched although they are within private or
+    /// local networks; default none.
+    #[serde(default)]
+    pub sources: Vec<String>,
 }
 
 impl File {
@@ -198,6 +202,9 @@ impl TryFrom<File> for Config {
         }
         if let Some(import) = file.images.import {
             images.import = import;
+        }
+        for source in &file.images.sources {
+            images.sources.push(source.parse().map_err(|error| format!("images.sources: `{source}` is {error}"))?);
         }
         Ok(Self {
             data,

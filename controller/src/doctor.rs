@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use nix::sys::statvfs::statvfs;
 use rackhand_common::finding::Findings;
 
-use crate::{authority, controller::Config, store};
+use crate::{authority, controller::Config, images, store};
 
 /// The first sign that nothing can be examined: the configuration itself.
 pub fn unusable(error: &anyhow::Error) -> Findings {
@@ -62,7 +62,19 @@ pub async fn examine(config: &Config, now: Timestamp) -> Findings {
     if found {
         findings.good("qemu-img", "is there");
     } else {
-        findings.warning("qemu-img", "is not there: qcow2 images cannot be imported", "apt install qemu-utils");
+        findings.warning(
+            "qemu-img",
+            "is not there: qcow2 and vmdk images cannot be imported",
+            "apt install qemu-utils",
+        );
+    }
+    match images::probe() {
+        given if given.is_whole() => findings.good("sandbox", format_args!("what reads a foreign image {given}")),
+        given => findings.warning(
+            "sandbox",
+            format_args!("what reads a foreign image {given}"),
+            "import images whose origin you trust, or run a newer kernel with Landlock (6.12 or later) and seccomp",
+        ),
     }
     findings
 }
@@ -232,7 +244,7 @@ mod tests {
 
     /// What is wrong, without what depends on the machine the test runs on.
     fn wrong(findings: &Findings) -> Vec<(Severity, &str, &str)> {
-        let ours = |subject: &str| !["space", "qemu-img", "service", "limits"].contains(&subject);
+        let ours = |subject: &str| !["space", "qemu-img", "sandbox", "service", "limits"].contains(&subject);
         findings
             .0
             .iter()

@@ -73,6 +73,7 @@ enum Command {
     ///   [images]
     ///   limit = 68719476736                    # bytes of the largest image
     ///   import = "/srv/images"                 # files on this host that may be imported
+    ///   sources = ["10.0.0.0/8"]               # private prefixes and hosts that images may be fetched from
     ///
     /// At SIGHUP it takes over all of it but `data` and what it listens on, and nobody is cut off.
     ///

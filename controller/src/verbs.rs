@@ -21,7 +21,10 @@ use rackhand_controller_core::{
 };
 
 use crate::{
-    store::{Deploy, Happened, Image, Machine, Parameters, PowerChange, Release, Run, RunStatus, StoreError, Tx},
+    store::{
+        Deploy, Happened, Image, ImageVersion, Machine, Parameters, PowerChange, Release, Run, RunStatus, StoreError,
+        Tx,
+    },
     workflows,
 };
 
@@ -64,6 +67,9 @@ pub enum Denied {
     /// The image is not imported, or its import failed.
     #[error("image {0} is not ready")]
     ImageNotReady(String),
+    /// The image is not for new deploys any more.
+    #[error("image {0} has expired at {1}: deploy another version, or set another `expires`")]
+    ImageExpired(ImageVersion, Timestamp),
     /// The image cannot run on this machine.
     #[error("image {image} cannot be deployed here: {reason}")]
     ImageUnsuitable {
@@ -214,6 +220,9 @@ impl Tx {
         self.check_idle(machine).await?;
         check_parts(machine)?;
         let stored = image.stored().ok_or_else(|| Denied::ImageNotReady(image.name.clone()))?;
+        if let Some(expired) = image.expires.filter(|expires| *expires <= now) {
+            return Err(Denied::ImageExpired(image.named(), expired));
+        }
         let unsuitable = |reason: String| Denied::ImageUnsuitable { image: image.name.clone(), reason };
         let firmware = machine.inventory.firmware;
         if !stored.firmware.contains(&firmware) {
@@ -239,6 +248,7 @@ impl Tx {
         let parameters = Parameters::Deploy(Deploy {
             image: image.id,
             image_name: image.name.clone(),
+            image_version: image.version,
             manifest: stored.manifest,
             disk: request.disk,
             host: request.host,

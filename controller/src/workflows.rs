@@ -33,7 +33,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     steps::Look,
-    store::{Happened, Machine, OrderEnd, OrderResult, Parameters, Run, RunStatus, Store, StoreError, Tx},
+    store::{
+        Happened, ImageVersion, Machine, OrderEnd, OrderResult, Parameters, Run, RunStatus, Store, StoreError, Tx,
+    },
 };
 
 /// What a run needs of the racks' agents.
@@ -300,7 +302,7 @@ fn hand_over(machine: &mut Machine, run: &Run, workflow: Workflow, ended: &Ended
     match (&run.parameters, ended) {
         (Parameters::Deploy(deploy), Ended::Done) => {
             machine.boot = Boot::Disk;
-            machine.image = Some(deploy.image_name.clone());
+            machine.image = Some(ImageVersion { name: deploy.image_name.clone(), version: deploy.image_version });
             machine.connected = false;
             machine.alert = None;
         }

@@ -35,7 +35,7 @@ use rackhand_common::{
     wire::{Action, Command, Hello},
 };
 use rackhand_controller::{
-    store::{EventFilter, Happened, ImageState, Machine, RunStatus, SoundNetwork, Store, Stored},
+    store::{EventFilter, Happened, ImageState, Machine, NewImage, RunStatus, SoundNetwork, Store, Stored},
     verbs::{Accept, DeployRequest},
 };
 use rackhand_controller_core::lifecycle::Lifecycle;
@@ -227,7 +227,10 @@ async fn fill_controller(path: &Path) {
     };
     tx.insert_machine(&second).await.unwrap();
 
-    let image = tx.start_import(at(5), "debian-12", Settings::Cidata, "storing", 9).await.unwrap();
+    let image = tx
+        .start_import(at(5), &NewImage { name: "debian-12", settings: Settings::Cidata, os: None }, "storing", 9)
+        .await
+        .unwrap();
     let stored = Stored {
         manifest: Digest([3; 32]),
         size: 1 << 30,
@@ -237,7 +240,10 @@ async fn fill_controller(path: &Path) {
         sha256: "ab".into(),
     };
     tx.finish_import(image, &stored).await.unwrap();
-    let failed = tx.start_import(at(5), "broken", Settings::None, "storing", 9).await.unwrap();
+    let failed = tx
+        .start_import(at(5), &NewImage { name: "broken", settings: Settings::None, os: None }, "storing", 9)
+        .await
+        .unwrap();
     tx.fail_import(failed, "empty", "the file is empty").await.unwrap();
 
     let image = tx.image("debian-12").await.unwrap();

@@ -1,4 +1,5 @@
-//! The catalogue of operating systems, `firmware-scripts/os`: what an image is made of.
+//! What an image of the catalogue's (`firmware-scripts/os`) is made of. The catalogue as operators
+//! see it is read by `controller/core/src/os.rs`.
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -15,18 +16,35 @@ pub(crate) struct Entry {
     pub(crate) family: Family,
     /// Its release.
     pub(crate) version: String,
-    /// The release's name in the package archive.
-    pub(crate) suite: String,
     /// Firmware modes the image starts in.
     pub(crate) firmware: Vec<Firmware>,
-    /// What its kernel is told, besides its root file system.
-    pub(crate) kernel_command_line: String,
     /// The user besides root whom the deploy's keys let in.
     pub(crate) default_user: String,
     /// How it is told its settings.
     pub(crate) settings: Settings,
     /// What tells that it runs.
     pub(crate) active: Active,
+    /// The smallest disk it is of use on, in GiB.
+    #[serde(rename = "minimum_disk_gib")]
+    _minimum_disk: u32,
+    /// Whether it is booted on its way through the gate.
+    #[serde(rename = "tried")]
+    _tried: String,
+    /// Where its makers publish it.
+    #[serde(rename = "source")]
+    _source: String,
+    /// What our own image of it is made of.
+    pub(crate) image: Recipe,
+}
+
+/// What an image is made of.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Recipe {
+    /// The release's name in the package archive.
+    pub(crate) suite: String,
+    /// What its kernel is told, besides its root file system.
+    pub(crate) kernel_command_line: String,
     /// Debian packages.
     pub(crate) packages: Vec<String>,
     /// Kernel modules in its initial RAM disk.
@@ -85,24 +103,33 @@ impl Entry {
             !name.is_empty() && bytes.into_iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         };
         ensure!(label(&entry.name), "`name` has lower case, digits and `-`");
-        ensure!(label(&entry.suite), "`suite` has lower case, digits and `-`");
+        ensure!(label(&entry.image.suite), "`suite` has lower case, digits and `-`");
         ensure!(label(&entry.default_user), "`default_user` has lower case, digits and `-`");
         ensure!(!entry.firmware.is_empty(), "`firmware` names no mode to start in");
-        ensure!(!entry.kernel_command_line.contains(['\n', '$', ';']), "`kernel_command_line` is one line of words");
+        ensure!(
+            !entry.image.kernel_command_line.contains(['\n', '$', ';']),
+            "`kernel_command_line` is one line of words"
+        );
         // These become words of commands.
-        for word in
-            [&entry.packages, &entry.initramfs_modules, &entry.enabled_units, &entry.masked_units].into_iter().flatten()
+        for word in [
+            &entry.image.packages,
+            &entry.image.initramfs_modules,
+            &entry.image.enabled_units,
+            &entry.image.masked_units,
+        ]
+        .into_iter()
+        .flatten()
         {
             let plain = word.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-._@".contains(&b));
             ensure!(plain && word.starts_with(|c: char| c.is_ascii_alphanumeric()), "{word:?} is no name");
         }
-        let installs = |package: &str| entry.packages.iter().any(|known| known == package);
+        let installs = |package: &str| entry.image.packages.iter().any(|known| known == package);
         match entry.settings {
             Settings::Cidata => ensure!(installs("cloud-init"), "`settings` wants the package cloud-init"),
         }
         match entry.active {
             Active::PhonedHome => {
-                let at = |module| entry.cloud_init.find(&format!("\n  - {module}\n"));
+                let at = |module| entry.image.cloud_init.find(&format!("\n  - {module}\n"));
                 let synced = at("scripts-per-boot").zip(at("phone-home")).is_some_and(|(sync, home)| sync < home);
                 ensure!(synced, "`active` wants cloud-init's modules scripts-per-boot and, after it, phone-home");
             }

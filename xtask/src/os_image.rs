@@ -40,7 +40,12 @@ pub(crate) fn build(out: &Path, cache: &Path) -> Result<()> {
     let entry = Entry::parse(catalogue::DEBIAN_12)?;
     let recipe = hex::encode(Sha256::digest([include_str!("os_image.rs"), catalogue::DEBIAN_12].concat()));
     let stamp = out.with_extension("recipe");
-    println!("   {} for {:?}, of {} packages and what they need", entry.title, entry.firmware, entry.packages.len());
+    println!(
+        "   {} for {:?}, of {} packages and what they need",
+        entry.title,
+        entry.firmware,
+        entry.image.packages.len()
+    );
     if out.exists() && fs::read_to_string(&stamp).is_ok_and(|made_by| made_by == recipe) {
         return Ok(());
     }
@@ -84,14 +89,14 @@ const ROOT_END: u64 = SIZE - MIB;
 fn bootstrap(entry: &Entry, work: &Path, tree: &Path) -> Result<()> {
     let overlay = work.join("overlay");
     write(&overlay.join("etc/initramfs-tools/conf.d/rackhand"), "MODULES=list\nCOMPRESS=zstd\nFSTYPE=ext4\n")?;
-    write(&overlay.join("etc/initramfs-tools/modules"), &(entry.initramfs_modules.join("\n") + "\n"))?;
+    write(&overlay.join("etc/initramfs-tools/modules"), &(entry.image.initramfs_modules.join("\n") + "\n"))?;
     let sources = work.join("sources.list");
-    fs::write(&sources, host_sources(&entry.suite)?)?;
+    fs::write(&sources, host_sources(&entry.image.suite)?)?;
 
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap
         .args(["--mode=root", "--variant=apt", "--format=directory"])
-        .arg(format!("--include={}", entry.packages.join(",")))
+        .arg(format!("--include={}", entry.image.packages.join(",")))
         .args(["--aptopt=APT::Install-Recommends \"false\"", "--dpkgopt=path-exclude=/usr/share/man/*"])
         .args(["--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/doc/*"])
         .arg("--dpkgopt=path-include=/usr/share/doc/*/copyright");
@@ -100,9 +105,9 @@ fn bootstrap(entry: &Entry, work: &Path, tree: &Path) -> Result<()> {
     }
     mmdebstrap
         .arg(format!("--essential-hook=sync-in {} /", overlay.display()))
-        .arg(format!("--customize-hook=chroot \"$1\" systemctl enable {}", entry.enabled_units.join(" ")))
-        .arg(format!("--customize-hook=chroot \"$1\" systemctl mask {}", entry.masked_units.join(" ")))
-        .arg(&entry.suite)
+        .arg(format!("--customize-hook=chroot \"$1\" systemctl enable {}", entry.image.enabled_units.join(" ")))
+        .arg(format!("--customize-hook=chroot \"$1\" systemctl mask {}", entry.image.masked_units.join(" ")))
+        .arg(&entry.image.suite)
         .arg(tree)
         .arg(&sources);
     in_phases(&mut mmdebstrap)
@@ -185,7 +190,7 @@ fn configure(entry: &Entry, tree: &Path, ids: &Ids) -> Result<()> {
     ensure!(family.lines().any(|line| line.trim() == user), "its cloud-init makes no user {}", entry.default_user);
     let release = fs::read_to_string(tree.join("etc/os-release"))?;
     let version = format!("VERSION_ID=\"{}\"", entry.version);
-    ensure!(release.lines().any(|line| line == version), "{} is not version {}", entry.suite, entry.version);
+    ensure!(release.lines().any(|line| line == version), "{} is not version {}", entry.image.suite, entry.version);
     for unwanted in ["etc/apt/apt.conf.d/99mmdebstrap", "etc/dpkg/dpkg.cfg.d/99mmdebstrap", "etc/resolv.conf"] {
         remove(&tree.join(unwanted))?;
     }
@@ -204,7 +209,7 @@ fn configure(entry: &Entry, tree: &Path, ids: &Ids) -> Result<()> {
     write(&tree.join("etc/hosts"), "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n")?;
     // The EFI system partition is not mounted: its loader is complete and never updated.
     write(&tree.join("etc/fstab"), &format!("UUID={root} / ext4 errors=remount-ro 0 1\n"))?;
-    write(&tree.join("etc/cloud/cloud.cfg.d/90_rackhand.cfg"), &entry.cloud_init)?;
+    write(&tree.join("etc/cloud/cloud.cfg.d/90_rackhand.cfg"), &entry.image.cloud_init)?;
     // Whoever hears that the system runs may cut its power: host keys that are still on their way
     // to the disk would be empty files, and nobody could log in any more.
     let sync = tree.join("var/lib/cloud/scripts/per-boot/sync");
@@ -221,7 +226,7 @@ fn configure(entry: &Entry, tree: &Path, ids: &Ids) -> Result<()> {
     for updated in ["etc/.updated", "var/.updated"] {
         write(&tree.join(updated), "# As systemd-update-done(8) leaves it.\n")?;
     }
-    write(&tree.join("boot/grub/grub.cfg"), &grub_cfg(root, &entry.kernel_command_line))
+    write(&tree.join("boot/grub/grub.cfg"), &grub_cfg(root, &entry.image.kernel_command_line))
 }
 
 fn grub_cfg(root: &str, command_line: &str) -> String {

@@ -49,6 +49,12 @@ pub(crate) const PEERS: &[&str] = &[
     "strace",
     "pebble",
     "python3-venv",
+    // Images for the controller's tests.
+    "bzip2",
+    "e2fsprogs",
+    "gzip",
+    "xz-utils",
+    "zstd",
 ];
 
 /// Installs what is missing of `wanted`. Says what, and asks first unless told `yes`.

@@ -8,7 +8,10 @@ mod audit;
 mod client;
 mod context;
 mod follow;
+mod images;
+mod plans;
 mod show;
+mod systems;
 mod views;
 
 use std::{
@@ -27,7 +30,7 @@ use crate::{
     audit::AuditCommand,
     client::{Client, view},
     context::{Context, Overrides},
-    views::{Code, Event, Image, Machine},
+    views::{Code, Event, Machine},
 };
 
 /// Bare-metal provisioning: from power-off to a login.
@@ -98,7 +101,13 @@ It is saved in ~/.config/rackhand/config.toml, readable by you alone.")]
     Machine(MachineCommand),
     /// Images: operating systems to deploy
     #[command(subcommand)]
-    Image(ImageCommand),
+    Image(images::ImageCommand),
+    /// Plans: classes of machines by what is in them
+    #[command(subcommand)]
+    Plan(plans::PlanCommand),
+    /// Operating systems: what the catalogue knows of them
+    #[command(subcommand)]
+    Os(systems::OsCommand),
     /// Runs: work in progress on machines, and work that has ended
     #[command(subcommand)]
     Run(RunCommand),
@@ -236,9 +245,12 @@ struct MachineFilter {
     /// Only those there in their life: discovered, ready, deploying, active, releasing, quarantined
     #[arg(long)]
     lifecycle: Option<String>,
-    /// Only those with this image on them
+    /// Only those with this image on them: its name, or name@version
     #[arg(long)]
     image: Option<String>,
+    /// Only those that match this plan
+    #[arg(long)]
+    plan: Option<String>,
     /// Only those whose names begin so
     #[arg(long)]
     name: Option<String>,
@@ -255,12 +267,13 @@ struct MachineFilter {
 
 impl MachineFilter {
     fn query(self) -> Vec<(&'static str, String)> {
-        let Self { rack, lifecycle, image, name, mac, alert, sort } = self;
+        let Self { rack, lifecycle, image, plan, name, mac, alert, sort } = self;
         let alert = alert.then(|| "true".to_owned());
         let given = [
             ("rack", rack),
             ("lifecycle", lifecycle),
             ("image", image),
+            ("plan", plan),
             ("name", name),
             ("mac", mac),
             ("alert", alert),
@@ -330,11 +343,12 @@ history of web-1; what differs is shown, and wants replace-part.")]
     },
     /// Install an operating system
     #[command(after_help = "  rackhand machine deploy web-1 --image debian-12 --ssh-key ~/.ssh/id_ed25519.pub --wait
+  rackhand machine deploy web-1 --image debian-12@3 --ssh-key key.pub
   rackhand machine deploy web-1 --image debian-12 --ssh-key key.pub --user-data cloud-config.yaml")]
     Deploy {
         /// Name or id
         machine: String,
-        /// The image's name or id
+        /// The image: its name, with a version or a digest when it should not be the newest, or its id
         #[arg(long)]
         image: String,
         /// Host name; otherwise the machine's name
@@ -400,40 +414,6 @@ enum PowerAction {
     On,
     Off,
     Cycle,
-}
-
-#[derive(Subcommand)]
-enum ImageCommand {
-    /// Send a raw or qcow2 file to the controller and import it
-    #[command(after_help = "  rackhand image import debian-12.qcow2 --wait
-  rackhand image import disk.raw --name appliance --firmware bios --settings none")]
-    Import {
-        /// A raw or qcow2 file
-        file: PathBuf,
-        /// The image's name; otherwise the file's name without its ending
-        #[arg(long)]
-        name: Option<String>,
-        /// How its system is told host name and keys: cidata (cloud-init) or none
-        #[arg(long, default_value = "cidata", value_parser = ["cidata", "none"])]
-        settings: String,
-        /// Firmware modes it boots in, when its partition table does not tell
-        #[arg(long, value_delimiter = ',', value_parser = ["bios", "uefi"])]
-        firmware: Vec<String>,
-        #[command(flatten)]
-        wait: Wait,
-    },
-    /// List images
-    List,
-    /// Show one image
-    Show {
-        /// Name or id
-        image: String,
-    },
-    /// Delete an image that no machine uses
-    Delete {
-        /// Name or id
-        image: String,
-    },
 }
 
 #[derive(Subcommand)]
@@ -509,7 +489,9 @@ async fn run(cli: Cli) -> anyhow::Result<String> {
         Command::Rack(command) => rack(&client, command, output).await,
         Command::Agent(command) => agent(&client, command, output).await,
         Command::Machine(command) => machine(&client, command, output).await,
-        Command::Image(command) => image(&client, command, output).await,
+        Command::Image(command) => images::run(&client, command, output).await,
+        Command::Plan(command) => plans::run(&client, command, output).await,
+        Command::Os(command) => systems::run(&client, command, output).await,
         Command::Run(command) => runs(&client, command, output).await,
         Command::Audit(command) => audit::run(&client, command, output).await,
         Command::Ip(command) => addresses::ip(&client, command, output).await,
@@ -666,7 +648,11 @@ async fn machine(client: &Client, command: MachineCommand, output: Output) -> an
                 "user_data": user_data.as_deref().map(read).transpose()?,
                 "disk": disk,
             });
-            started(client, client.post(&format!("/v1/machines/{machine}/deploy"), body).await?, &wait, output).await
+            let run = client.post(&format!("/v1/machines/{machine}/deploy"), body).await?;
+            for warning in run["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+                eprintln!("warning: {warning}");
+            }
+            started(client, run, &wait, output).await
         }
         MachineCommand::Release { machine, wait } => {
             let run = client.post(&format!("/v1/machines/{machine}/release"), json!({})).await?;
@@ -690,39 +676,6 @@ async fn machine(client: &Client, command: MachineCommand, output: Output) -> an
             let found: Machine = client.get(&format!("/v1/machines/{machine}")).await?;
             let events = client.list(&format!("/v1/events?machine={}", found.id)).await?;
             print(output, events.into(), |events: Vec<Event>| follow::timeline(&events))
-        }
-    }
-}
-
-async fn image(client: &Client, command: ImageCommand, output: Output) -> anyhow::Result<String> {
-    match command {
-        ImageCommand::List => {
-            print(output, client.list("/v1/images").await?.into(), |images: Vec<_>| show::images(&images))
-        }
-        ImageCommand::Show { image } => {
-            let value = client.ask(Method::GET, &format!("/v1/images/{image}"), None).await?;
-            print(output, value, |image| show::image(&image))
-        }
-        ImageCommand::Delete { image } => {
-            client.ask(Method::DELETE, &format!("/v1/images/{image}"), None).await?;
-            Ok(format!("image {image} is deleted"))
-        }
-        ImageCommand::Import { file, name, settings, firmware, wait } => {
-            let name = match name {
-                Some(name) => name,
-                None => file.file_stem().and_then(|stem| stem.to_str()).context("say its --name")?.to_lowercase(),
-            };
-            let mut path = format!("/v1/images/{name}?settings={settings}");
-            if !firmware.is_empty() {
-                path = format!("{path}&firmware={}", firmware.join(","));
-            }
-            let quiet = output == Output::Json;
-            let sent: Image = follow::upload(client, &path, &file, quiet).await?;
-            if wait.wait {
-                follow::import(client, &sent.id, wait.timeout.map(Duration::from_secs), quiet).await?;
-            }
-            let value = client.ask(Method::GET, &format!("/v1/images/{}", sent.id), None).await?;
-            print(output, value, |image| show::image(&image))
         }
     }
 }

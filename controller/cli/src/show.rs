@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use rackhand_common::audit::Linked;
 use serde_json::Value;
 
-use crate::views::{Agent, Image, Machine, Rack, Replacement, Run};
+use crate::views::{Agent, Machine, Rack, Replacement, Run};
 
 /// A table without lines: easy to read, and to cut with other tools.
 pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
@@ -35,11 +35,17 @@ pub(crate) fn machines(machines: &[Machine]) -> String {
             machine.lifecycle.clone(),
             or_dash(machine.power.as_deref()),
             machine.address.clone(),
-            or_dash(machine.image.as_deref()),
+            or_dash(image(machine).as_deref()),
             or_dash(machine.alert.as_deref().or(changed(machine)).or(machine.stage.as_deref())),
         ]
     });
     table(&["NAME", "LIFECYCLE", "POWER", "ADDRESS", "IMAGE", "LATEST"], rows)
+}
+
+/// Its image with the version, where the controller tells one.
+fn image(machine: &Machine) -> Option<String> {
+    let name = machine.image.as_ref()?;
+    Some(machine.image_version.map_or_else(|| name.clone(), |version| format!("{name}@{version}")))
 }
 
 fn changed(machine: &Machine) -> Option<&'static str> {
@@ -55,7 +61,7 @@ pub(crate) fn machine(machine: &Machine) -> String {
         format!("  address    {}", machine.address),
         format!("  network    {}", machine.macs.join(", ")),
         format!("  installer  {}", if machine.installer { "connected" } else { "not connected" }),
-        format!("  image      {}", or_dash(machine.image.as_deref())),
+        format!("  image      {}", or_dash(image(machine).as_deref())),
         format!("  latest     {}", or_dash(machine.stage.as_deref())),
     ];
     if let Some(alert) = &machine.alert {
@@ -137,47 +143,6 @@ pub(crate) fn run(run: &Run) -> String {
     }
     if let Some(detail) = &run.detail {
         lines.extend(detail.lines().map(|line| format!("  | {line}")));
-    }
-    lines.join("\n")
-}
-
-pub(crate) fn images(images: &[Image]) -> String {
-    if images.is_empty() {
-        return "no images yet: rackhand image import FILE --name debian-12".into();
-    }
-    let rows = images.iter().map(|image| {
-        let content = image.content.as_ref();
-        vec![
-            image.name.clone(),
-            image.state.clone(),
-            or_dash(content.map(|content| bytes(content.size)).as_deref()),
-            or_dash(content.map(|content| bytes(content.stored)).as_deref()),
-            or_dash(content.map(|content| content.firmware.join(",")).as_deref()),
-            or_dash(image.failure.as_ref().map(|failure| failure.detail.as_str())),
-        ]
-    });
-    table(&["NAME", "STATE", "SIZE", "STORED", "FIRMWARE", "BECAUSE"], rows)
-}
-
-pub(crate) fn image(image: &Image) -> String {
-    let mut lines = vec![
-        format!("{}  {}", image.name, image.id),
-        format!("  state     {}", image.state),
-        format!("  imported  {}", second(image.created)),
-        format!("  settings  {}", image.settings),
-    ];
-    if let Some(progress) = &image.progress {
-        lines.push(format!("  doing     {} {} of {}", progress.doing, bytes(progress.done), bytes(progress.total)));
-    }
-    if let Some(content) = &image.content {
-        lines.push(format!("  size      {}, stored in {}", bytes(content.size), bytes(content.stored)));
-        lines.push(format!("  sector    {} bytes", content.sector));
-        lines.push(format!("  firmware  {}", content.firmware.join(", ")));
-        lines.push(format!("  sha256    {}", content.sha256));
-        lines.push(format!("  manifest  {}", content.manifest));
-    }
-    if let Some(failure) = &image.failure {
-        lines.push(format!("  cause     {}: {}", failure.cause, failure.detail));
     }
     lines.join("\n")
 }
@@ -347,11 +312,18 @@ mod tests {
 
     #[test]
     fn a_list_of_machines_is_a_plain_table() {
-        let away = Machine { name: "db-1".into(), power: None, stage: None, image: Some("debian-12".into()), ..vm0() };
+        let away = Machine {
+            name: "db-1".into(),
+            power: None,
+            stage: None,
+            image: Some("debian-12".into()),
+            image_version: Some(3),
+            ..vm0()
+        };
         expect![[r#"
-            NAME  LIFECYCLE  POWER  ADDRESS      IMAGE      LATEST
-            vm0   ready      on     10.77.0.100  -          inventory taken
-            db-1  ready      -      10.77.0.100  debian-12  -"#]]
+            NAME  LIFECYCLE  POWER  ADDRESS      IMAGE        LATEST
+            vm0   ready      on     10.77.0.100  -            inventory taken
+            db-1  ready      -      10.77.0.100  debian-12@3  -"#]]
         .assert_eq(&machines(&[vm0(), away]));
     }
 

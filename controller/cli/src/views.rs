@@ -17,6 +17,7 @@ pub(crate) struct Machine {
     pub(crate) macs: Vec<String>,
     pub(crate) stage: Option<String>,
     pub(crate) image: Option<String>,
+    pub(crate) image_version: Option<u32>,
     pub(crate) alert: Option<String>,
     pub(crate) run: Option<String>,
     #[serde(default)]
@@ -78,12 +79,28 @@ pub(crate) struct Progress {
 pub(crate) struct Image {
     pub(crate) id: String,
     pub(crate) name: String,
+    #[serde(default)]
+    pub(crate) version: u32,
+    pub(crate) os: Option<String>,
+    #[serde(default)]
+    pub(crate) deprecated: bool,
+    pub(crate) expires: Option<Timestamp>,
+    pub(crate) findings: Option<Vec<Finding>>,
     pub(crate) state: String,
     pub(crate) settings: String,
     pub(crate) created: Timestamp,
     pub(crate) progress: Option<Progress>,
     pub(crate) content: Option<Content>,
     pub(crate) failure: Option<Failure>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Finding {
+    pub(crate) severity: String,
+    pub(crate) subject: String,
+    pub(crate) found: String,
+    #[serde(default)]
+    pub(crate) advice: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]

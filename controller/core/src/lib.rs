@@ -1,9 +1,11 @@
 //! The controller's rules, without IO: what may be done to a machine in which state of its
-//! life, whether it is still the machine it was, how a workflow goes on after each step, and which
+//! life, which systems there are, whether it is still the machine it was, how a workflow goes on after each step, and which
 //! addresses are handed out.
 //! Nothing here reads a clock, a database or a socket.
 
 pub mod identity;
 pub mod ipam;
 pub mod lifecycle;
+pub mod os;
+pub mod plan;
 pub mod workflow;

@@ -262,6 +262,7 @@ impl From<Denied> for Error {
             | Denied::NamelessDisk(_)
             | Denied::NoDisk
             | Denied::ImageNotReady(_)
+            | Denied::ImageExpired(..)
             | Denied::ImageUnsuitable { .. }
             | Denied::Unchanged
             | Denied::NotNew(..)
@@ -314,8 +315,10 @@ impl From<ImportError> for Error {
         match error {
             ImportError::Store(error) => error.into(),
             ImportError::NoFile(_) => Self::invalid("/file", error),
+            ImportError::Fetch(_) => Self::invalid("/url", error),
             ImportError::TooLarge { .. } => Self::too_large(error),
             ImportError::Upload(_) => Self::malformed(error),
+            ImportError::NotReady => Self::conflict(error),
             ImportError::Stopped => Self::unavailable(error),
             ImportError::Read(_) | ImportError::Compress(_) | ImportError::Objects(_) => Self::internal(error),
             other => Self::invalid("/file", other),

@@ -20,7 +20,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     App, Error,
     extract::{Expected, Json, Page, Query, check_name, etag, is_label, limit, parse},
-    racks,
+    plans, racks,
     runs::Run,
 };
 use crate::{
@@ -70,6 +70,8 @@ pub(super) struct Machine {
     stage: Option<String>,
     /// Name of the image on it, when it is active.
     image: Option<String>,
+    /// That image's version.
+    image_version: Option<u32>,
     /// What an operator should look at.
     alert: Option<String>,
     /// The run in progress on it.
@@ -125,7 +127,8 @@ impl Machine {
             power: row.power,
             installer: row.connected,
             stage: row.stage.map(|stage| stage.to_string()),
-            image: row.image,
+            image_version: row.image.as_ref().map(|image| image.version),
+            image: row.image.map(|image| image.name),
             alert: row.alert,
             run,
             inventory: row.inventory,
@@ -144,8 +147,10 @@ pub(super) struct Which {
     rack: Option<String>,
     /// Only those there in their life: `discovered`, `ready`, `deploying`, `active`, `releasing`, `quarantined`.
     lifecycle: Option<String>,
-    /// Only those with this image on them (its name).
+    /// Only those with this image on them: its name, or its name and version (`debian-12@3`).
     image: Option<String>,
+    /// Only those that match this plan (id or name).
+    plan: Option<String>,
     /// Only those whose names begin so.
     name: Option<String>,
     /// Only the one with this network card.
@@ -187,7 +192,7 @@ pub(super) async fn list(State(app): State<App>, Query(which): Query<Which>) -> 
     let filter = store::MachineFilter {
         rack,
         lifecycle: parse("lifecycle", which.lifecycle.as_deref())?,
-        image: which.image,
+        image: which.image.map(|image| versioned(&image)).transpose()?,
         name: which.name,
         mac: parse("mac", which.mac.as_deref())?,
         alert: which.alert,
@@ -197,7 +202,10 @@ pub(super) async fn list(State(app): State<App>, Query(which): Query<Which>) -> 
         Sort::Discovered => store::MachineOrder::Discovered(parse("after", which.after.as_deref())?),
         Sort::Name => store::MachineOrder::Name(which.after),
     };
-    let rows = app.store.machines(&filter, order, limit + 1).await?;
+    let rows = match &which.plan {
+        Some(plan) => plans::matching(&app, plan, &filter, order, limit + 1).await?,
+        None => app.store.machines(&filter, order, limit + 1).await?,
+    };
     let names = racks::names(&app).await?;
     let running = app.store.runs_in_progress().await?;
     let view = |row: store::Machine| {
@@ -210,6 +218,14 @@ pub(super) async fn list(State(app): State<App>, Query(which): Query<Which>) -> 
         Sort::Name => row.name.clone(),
     };
     Ok(axum::Json(Page::of(rows, limit, cursor, view)))
+}
+
+/// An image's name, with a version or without.
+fn versioned(image: &str) -> Result<(String, Option<u32>), Error> {
+    match image.split_once('@') {
+        Some((name, version)) => Ok((name.into(), parse("image", Some(version))?)),
+        None => Ok((image.into(), None)),
+    }
 }
 
 /// Show one machine
@@ -390,7 +406,8 @@ pub(super) async fn forget(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Deploy {
-    /// The image's name or id.
+    /// The image: a name for its newest version that is ready, a name and version (`debian-12@3`,
+    /// `debian-12@sha256:…`), or an id.
     #[schema(example = "debian-12")]
     image: String,
     /// Host name (an RFC 1123 label); the machine's name when absent.
@@ -427,7 +444,8 @@ pub(super) async fn deploy(
     let image = tx.image(&image).await?;
     let run = tx.start_deploy(app.clock.now().wall, &machine, &image, request).await?;
     tx.commit().await?;
-    Ok(accepted(&app, run))
+    let warnings = image.deprecated.then(|| format!("image {} is deprecated", image.named()));
+    Ok(accepted(&app, run, warnings.into_iter().collect()))
 }
 
 fn request(body: Deploy, machine: &str) -> Result<DeployRequest, Error> {
@@ -479,7 +497,7 @@ pub(super) async fn release(
     expected.check(machine.version)?;
     let run = tx.start_release(app.clock.now().wall, &machine).await?;
     tx.commit().await?;
-    Ok(accepted(&app, run))
+    Ok(accepted(&app, run, Vec::new()))
 }
 
 /// A change of chassis power.
@@ -524,13 +542,13 @@ pub(super) async fn power(
     expected.check(machine.version)?;
     let run = tx.start_power(app.clock.now().wall, &machine, change).await?;
     tx.commit().await?;
-    Ok(accepted(&app, run))
+    Ok(accepted(&app, run, Vec::new()))
 }
 
 /// A run that begins: wakes those who perform it, and says where to follow it.
-fn accepted(app: &App, run: store::Run) -> impl IntoResponse + use<> {
+fn accepted(app: &App, run: store::Run, warnings: Vec<String>) -> impl IntoResponse + use<> {
     (app.changed)(run.rack);
-    let run = Run::from(run);
+    let run = Run::from(run).with(warnings);
     (StatusCode::ACCEPTED, [(header::LOCATION, run.location())], axum::Json(run))
 }
 

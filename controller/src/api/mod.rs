@@ -20,9 +20,11 @@ mod fields;
 mod idempotency;
 mod images;
 mod machines;
+mod plans;
 mod racks;
 mod rate;
 mod runs;
+mod systems;
 mod trace;
 
 use std::{sync::Arc, time::Duration};
@@ -139,7 +141,15 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(audit::list))
         .routes(routes!(audit::end))
         .routes(routes!(images::list, images::import))
-        .routes(routes!(images::show, images::delete))
+        .routes(routes!(images::show, images::change, images::delete))
+        .routes(routes!(images::check))
+        .routes(routes!(plans::list, plans::create))
+        .routes(routes!(plans::show, plans::change, plans::delete))
+        .routes(routes!(plans::machines))
+        .routes(routes!(plans::of_machine))
+        .routes(routes!(plans::suggest))
+        .routes(routes!(systems::list))
+        .routes(routes!(systems::show))
         .routes(routes!(address_space::vrfs, address_space::create_vrf))
         .routes(routes!(address_space::aggregates, address_space::create_aggregate))
         .routes(routes!(address_space::delete_aggregate))
@@ -193,14 +203,14 @@ struct Whoami {
             **Lists** come in pages: give `next` of one page as `after` for the following one.\n\n\
             **Asking again.** A POST with an `Idempotency-Key` is carried out once: asked again within a day with the \
             same key and body, it does nothing and is answered as before, with `Idempotency-Replayed: true`.\n\n\
-            **What you read is what you change.** A machine is sent with an `ETag`; an operation on it with that \
-            in `If-Match` is refused with 412 when anything about the machine changed since.\n\n\
             **As much as you need.** Every GET takes `fields=`: `fields=id,name,inventory.cpu.cores` leaves those, of a \
             thing or of each in a page.\n\n\
             **Too much at once.** A token may ask so often each second; beyond that it is answered 429, and \
             `Retry-After` says how many seconds to wait.\n\n\
             **Traces.** Every answer has an `X-Request-Id`, and the trace of your `traceparent` (W3C Trace Context) \
             stands beside it in problems and in the controller's log.\n\n\
+            **What you read is what you change.** A machine, image or plan is sent with an `ETag`; an operation on it with that \
+            in `If-Match` is refused with 412 when anything about it changed since.\n\n\
             **Problems** are `application/problem+json` (RFC 9457). `type` is for programs, `detail` says what to do.\n\n\
             **Unknown fields** in a body or query are refused: a misspelt option is never silently ignored."
     ),
@@ -210,6 +220,7 @@ struct Whoami {
         (name = "agents", description = "The nodes' registrations, and whether they are connected."),
         (name = "machines", description = "Servers: discovered by booting in a rack, adopted by an operator, deployed, released."),
         (name = "images", description = "Operating systems to deploy."),
+        (name = "plans", description = "Classes of machines by what is in them."),
         (name = "runs", description = "Work in progress on machines, and work that has ended."),
         (name = "addresses", description = "IP addresses: aggregates, pools made of them, claims, and who had what when."),
         (name = "events", description = "What happened, in order."),
@@ -257,7 +268,7 @@ fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
     let expected = ParameterBuilder::new()
         .name("If-Match")
         .parameter_in(ParameterIn::Header)
-        .description(Some("The `ETag` of the machine as you read it: refused with 412 when it changed since."))
+        .description(Some("The `ETag` of the thing as you read it: refused with 412 when it changed since."))
         .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
         .build();
     let sparse = ParameterBuilder::new()
@@ -273,9 +284,10 @@ fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
         }
     }
     for (at, item) in &mut document.paths.paths {
-        let path = "/v1/machines/{machine}";
+        let guarded = matches!(at.as_str(), "/v1/images/{image}" | "/v1/plans/{plan}")
+            || at.starts_with("/v1/machines/{machine}") && !at.ends_with("/merge");
         let verbs = [&mut item.post, &mut item.patch, &mut item.delete];
-        for operation in verbs.into_iter().flatten().filter(|_| at.starts_with(path) && !at.ends_with("/merge")) {
+        for operation in verbs.into_iter().flatten().filter(|_| guarded) {
             operation.parameters.get_or_insert_default().push(RefOr::T(expected.clone()));
         }
         if let Some(post) = &mut item.post {

@@ -55,6 +55,9 @@ pub(super) struct Run {
     cause: Option<String>,
     /// Where it is, or why it failed, for people.
     detail: Option<String>,
+    /// What whoever asked for it should know; only in the answer to that.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
     /// When it was asked for.
     #[schema(value_type = String, format = DateTime)]
     created: Timestamp,
@@ -76,6 +79,11 @@ pub(super) struct Progress {
 }
 
 impl Run {
+    /// With what whoever asks for it should know.
+    pub(super) fn with(self, warnings: Vec<String>) -> Self {
+        Self { warnings, ..self }
+    }
+
     pub(super) fn location(&self) -> String {
         format!("/v1/runs/{}", self.id)
     }
@@ -98,6 +106,7 @@ impl From<store::Run> for Run {
             progress: Progress { done: row.done, total: row.total },
             cause: row.cause,
             detail: row.detail,
+            warnings: Vec::new(),
             created: row.created,
             updated: row.updated,
             ended: row.ended,

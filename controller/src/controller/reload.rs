@@ -68,7 +68,7 @@ impl Settings {
         // A setting that is added is decided on here.
         let Config { data, names, api, requests_per_second, public: from, agents, agents_address, images, log } = fresh;
         // The other two lie below `data`.
-        let images::Config { objects: _, spool: _, import, limit } = images;
+        let images::Config { objects: _, spool: _, import, limit, sources } = images;
         let mut taken = Taken::default();
         taken.take("names", &mut used.names, names);
         if taken.take("certificate", &mut parts.certificate, &certificate) {
@@ -78,11 +78,11 @@ impl Settings {
         taken.take("agents.address", &mut used.agents_address, agents_address);
         parts.agents_address.send_replace(used.told_to_agents(parts.agents_port));
         taken.take("images.limit", &mut used.images.limit, limit);
+        taken.take("images.sources", &mut used.images.sources, sources);
         // Below `data` as a rule, and then as little to be taken over as that.
         if used.data == *data {
             taken.take("images.import", &mut used.images.import, import);
         }
-        parts.images.admit(used.images.limit, &used.images.import);
         taken.take("api.requests_per_second", &mut used.requests_per_second, requests_per_second);
         parts.rate.change(used.requests_per_second);
         // Files are shown as they are now, though they are called as before.
@@ -93,6 +93,7 @@ impl Settings {
                 taken.take("api.certificate", &mut used.public, from);
             }
         }
+        parts.images.admit(used.images.limit, &used.images.import, &used.images.sources);
         taken.take("log", &mut used.log, log);
         taken.keep("data", &used.data, data);
         taken.keep("api.listen", &used.api, api);

@@ -107,7 +107,8 @@ impl Gpt {
 }
 
 /// C12A7328-F81F-11D2-BA4B-00A0C93EC93B as it stands on the disk.
-const ESP: [u8; 16] = [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
+pub(super) const ESP: [u8; 16] =
+    [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
 
 /// 21686148-6449-6E6F-744E-656564454649 as it stands on the disk.
 const BIOS_BOOT: [u8; 16] = *b"Hah!IdontNeedEFI";
@@ -145,9 +146,6 @@ pub(super) mod tests {
         }
         disk
     }
-
-    /// The type of a partition a UEFI firmware boots from.
-    pub(crate) const SYSTEM: [u8; 16] = ESP;
 
     #[test]
     fn the_sector_size_is_where_the_header_stands() {

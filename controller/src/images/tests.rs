@@ -1,4 +1,8 @@
-use std::{process, sync::Arc, time::Duration};
+use std::{
+    process::{self, Stdio},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     body::Body,
@@ -9,12 +13,16 @@ use http_body_util::BodyExt;
 use jiff::Timestamp;
 use rackhand_common::{
     id::{AgentId, RackId},
+    pki::{Peer, Role},
     time::{Mono, Now},
 };
 use rustls_pki_types::CertificateDer;
 use tower::ServiceExt;
 
-use super::{layout::tests::*, *};
+use super::{
+    layout::{ESP, tests::gpt},
+    *,
+};
 use crate::store::{Image, ImageState};
 
 struct Bench {
@@ -24,7 +32,7 @@ struct Bench {
     key: CertificateDer<'static>,
 }
 
-struct Still;
+pub(super) struct Still;
 
 impl Clock for Still {
     fn now(&self) -> Now {
@@ -130,12 +138,12 @@ impl Bench {
 }
 
 fn request(name: &str) -> Request {
-    Request { name: name.into(), settings: Settings::Cidata, firmware: None }
+    Request { name: name.into(), settings: Settings::Cidata, firmware: None, os: None, sha256: None }
 }
 
 /// A bootable image of `sectors`: data at its beginning and end, a hole between.
 fn disk(sectors: u64) -> Vec<u8> {
-    let mut disk = gpt(512, sectors, &[SYSTEM]);
+    let mut disk = gpt(512, sectors, &[ESP]);
     let len = disk.len();
     disk[len - 1000..].fill(7);
     disk
@@ -322,14 +330,31 @@ async fn only_plain_files_of_the_import_directory_are_read() {
 }
 
 #[tokio::test]
-async fn a_failed_import_frees_its_name_and_a_good_one_keeps_it() {
+async fn a_failed_import_makes_room_for_the_next_and_a_good_one_is_followed_by_another_version() {
     let bench = Bench::new(64 << 20).await;
     bench.put("bad", b"");
     bench.put("good", &disk(4096));
+    bench.put("better", &disk(8192));
     assert!(bench.import("it", "bad").await.stored().is_none());
-    assert!(bench.import("it", "good").await.stored().is_some());
-    let again = bench.images.import_file(request("it"), "good").await;
-    assert!(matches!(again, Err(ImportError::Store(StoreError::Taken(_)))), "{again:?}");
+    let first = bench.import("it", "good").await;
+    assert_eq!((first.named().to_string().as_str(), first.stored().is_some()), ("it@1", true));
+    // What failed is not what the name stands for while something is ready.
+    assert_eq!(bench.import("it", "bad").await, first);
+    let second = bench.import("it", "better").await;
+    assert_eq!(second.named().to_string(), "it@2");
+    let named = async |reference: &str| bench.store.image(reference).await.map(|image| image.version).ok();
+    assert_eq!(named("it").await, Some(2));
+    assert_eq!(named("it@1").await, Some(1));
+    assert_eq!(named(&format!("it@sha256:{}", first.stored().unwrap().sha256)).await, Some(1));
+    for absent in ["it@3", "it@0", "it@", "it@x", "it@sha256:", "it@-1", "@1", "other@1"] {
+        assert_eq!(named(absent).await, None, "{absent}");
+    }
+    // A version that is gone is not given to another image.
+    let mut tx = bench.store.begin().await.unwrap();
+    tx.delete_image(second.id).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(named("it").await, Some(1));
+    assert_eq!(bench.import("it", "better").await.version, 3);
 }
 
 #[tokio::test]
@@ -431,4 +456,90 @@ async fn only_agents_are_served() {
     assert!(tx.revoke(Timestamp::UNIX_EPOCH, id).await.unwrap());
     tx.commit().await.unwrap();
     assert_eq!(ask(uri, Some(agent)).await.0, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn the_same_disk_in_every_format_and_compression_shares_every_chunk() {
+    let bench = Bench::new(64 << 20).await;
+    bench.put("disk.raw", &disk(9 * 2048));
+    let import = bench.directory.path().join("import");
+    for (name, options) in [
+        ("disk.qcow2", &["-O", "qcow2"][..]),
+        ("sparse.vmdk", &["-O", "vmdk", "-o", "subformat=monolithicSparse"]),
+        ("stream.vmdk", &["-O", "vmdk", "-o", "subformat=streamOptimized"]),
+    ] {
+        bench.qemu_img(&[&["convert"][..], options, &["disk.raw", name]].concat());
+    }
+    let mut files = vec!["sparse.vmdk".to_owned(), "stream.vmdk".to_owned()];
+    for (tool, ending) in [("gzip", "gz"), ("xz", "xz"), ("zstd", "zst"), ("bzip2", "bz2")] {
+        for file in ["disk.raw", "disk.qcow2", "stream.vmdk"] {
+            let done = process::Command::new(tool).args(["-q", "-k", "-f", file]).current_dir(&import).status();
+            assert!(done.unwrap_or_else(|error| panic!("these tests need {tool}: {error}")).success());
+            files.push(format!("{file}.{ending}"));
+        }
+    }
+    let raw = bench.import("raw", "disk.raw").await;
+    for (index, file) in files.iter().enumerate() {
+        let image = bench.import(&format!("image-{index}"), file).await;
+        assert!(image.stored().is_some(), "{file}: {image:?}");
+        assert_eq!(bench.manifest(&image).await.chunks, bench.manifest(&raw).await.chunks, "{file}");
+    }
+    assert_eq!(std::fs::read_dir(bench.directory.path().join("spool")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_compressed_image_beyond_the_limit_is_refused() {
+    check(
+        MIB as u64,
+        async |bench| bench.put("it", &zstd::bulk::compress(&disk(4096), 3).unwrap()),
+        expect![
+            "too-large: more than 1048576 bytes come out of the compressed file; this controller takes no more (images.limit in its configuration)"
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_vmdk_that_names_another_file_is_refused() {
+    let descriptor = "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\n\
+        createType=\"monolithicFlat\"\nRW 4 FLAT \"/etc/shadow\" 0\n";
+    check(
+        64 << 20,
+        async |bench| bench.put("it", descriptor.as_bytes()),
+        expect!["vmdk: vmdk: the file only describes a disk that lies in other files; convert it first (qemu-img convert -O qcow2)"],
+    )
+    .await;
+    check(
+        64 << 20,
+        async |bench| {
+            bench.put("disk.raw", &disk(4096));
+            bench.qemu_img(&["convert", "-O", "vmdk", "disk.raw", "it"]);
+            let path = bench.directory.path().join("import/it");
+            let mut bytes = std::fs::read(&path).unwrap();
+            let at = bytes.windows(9).position(|word| word == b"parentCID").unwrap();
+            bytes[at..at + 31].copy_from_slice(b"parentFileNameHint=\"/etc/shadow");
+            std::fs::write(&path, bytes).unwrap();
+        },
+        expect![
+            "vmdk: vmdk: the file is a snapshot and names its parent; convert it first (qemu-img convert -O qcow2)"
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_the_one_that_was_told_is_refused() {
+    let bench = Bench::new(64 << 20).await;
+    let bytes = disk(4096);
+    bench.put("it", &bytes);
+    let is = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&bytes));
+    for (told, good) in [(is.clone(), true), (is.replace(['0', '1'], "2"), false)] {
+        let told = Request { sha256: Some(told), ..request("it") };
+        bench.images.import_file(told, "it").await.unwrap();
+        let image = bench.ended("it").await;
+        assert_eq!(image.stored().is_some(), good, "{image:?}");
+        let mut tx = bench.store.begin().await.unwrap();
+        tx.delete_image(image.id).await.unwrap();
+        tx.commit().await.unwrap();
+    }
 }

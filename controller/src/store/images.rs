@@ -1,5 +1,11 @@
 //! Images: one row from the moment an import is asked for. Its bytes are objects elsewhere;
 //! the row is what makes them an image, and is `ready` only after all of them are stored.
+//!
+//! Invariants:
+//! - A name gives each version once, also after the image is gone; only that of a failed import,
+//!   which nobody can have used, is given again.
+
+use std::fmt;
 
 use jiff::Timestamp;
 use rackhand_common::{
@@ -13,6 +19,33 @@ use super::{
     database::{Executor, Row, query, query_scalar},
     micros, taken, timestamp,
 };
+use crate::images::Finding;
+
+/// An image's name with its version: `debian-12@3`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageVersion {
+    /// The operator's name for it.
+    pub name: String,
+    /// Counts the imports of this name.
+    pub version: u32,
+}
+
+impl fmt::Display for ImageVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.name, self.version)
+    }
+}
+
+/// What an operator says of an image to be imported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewImage<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The settings format it understands.
+    pub settings: Settings,
+    /// The catalogue's name for the system in it.
+    pub os: Option<&'a str>,
+}
 
 /// An image as it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +54,18 @@ pub struct Image {
     pub id: ImageId,
     /// The operator's name for it.
     pub name: String,
+    /// Counts the imports of this name.
+    pub version: u32,
+    /// Counts the changes of what an operator says about it.
+    pub revision: u64,
+    /// The catalogue's name for the system in it.
+    pub os: Option<String>,
+    /// Whether another should be used.
+    pub deprecated: bool,
+    /// From when on it is not deployed any more.
+    pub expires: Option<Timestamp>,
+    /// What a look into it found; none when nobody has looked.
+    pub findings: Option<Vec<Finding>>,
     /// When its import was asked for.
     pub created: Timestamp,
     /// The settings format it understands.
@@ -70,6 +115,11 @@ pub struct Stored {
 }
 
 impl Image {
+    /// Its name with its version.
+    pub fn named(&self) -> ImageVersion {
+        ImageVersion { name: self.name.clone(), version: self.version }
+    }
+
     /// What is stored, when the image can be deployed.
     pub fn stored(&self) -> Option<&Stored> {
         match &self.state {
@@ -80,9 +130,11 @@ impl Image {
 }
 
 impl Store {
-    /// The image with this id or name.
-    pub async fn image(&self, id_or_name: &str) -> Result<Image, StoreError> {
-        image(&self.pool, id_or_name).await
+    /// The image that `reference` names: an id; a name, for its newest version that is ready, or
+    /// else the newest; or a name with a version (`debian-12@3`) or the digest of the raw image
+    /// (`debian-12@sha256:…`).
+    pub async fn image(&self, reference: &str) -> Result<Image, StoreError> {
+        image(&self.pool, reference).await
     }
 
     /// Images in the order of their import, after `after`, at most `limit`.
@@ -112,38 +164,87 @@ impl Store {
 }
 
 impl Tx {
-    /// The image with this id or name.
-    pub async fn image(&mut self, id_or_name: &str) -> Result<Image, StoreError> {
-        image(&mut self.inner, id_or_name).await
+    /// The image that `reference` names: see [`Store::image`].
+    pub async fn image(&mut self, reference: &str) -> Result<Image, StoreError> {
+        image(&mut self.inner, reference).await
     }
 
-    /// A row for an import that begins. A failed import of the same name makes room for it;
-    /// any other keeps its name.
+    /// A row for an import that begins: the next version of its name. A failed import of the
+    /// same name makes room for it.
     pub async fn start_import(
         &mut self,
         now: Timestamp,
-        name: &str,
-        settings: Settings,
+        new: &NewImage<'_>,
         doing: &str,
         total: u64,
     ) -> Result<ImageId, StoreError> {
         let id = ImageId::fresh();
         self.watch("images", id).await?;
-        query("DELETE FROM images WHERE name = $1 AND state = 'failed'").bind(name).execute(&mut self.inner).await?;
         query(
-            "INSERT INTO images (id, name, created, state, settings, doing, total)
-             VALUES ($1, $2, $3, 'importing', $4, $5, $6)",
+            "UPDATE image_names SET last = last - 1
+             WHERE name = $1 AND last IN (SELECT version FROM images WHERE name = $1 AND state = 'failed')",
+        )
+        .bind(new.name)
+        .execute(&mut self.inner)
+        .await?;
+        query("DELETE FROM images WHERE name = $1 AND state = 'failed'")
+            .bind(new.name)
+            .execute(&mut self.inner)
+            .await?;
+        let version: i64 = query_scalar(
+            "INSERT INTO image_names (name, last) VALUES ($1, 1)
+             ON CONFLICT (name) DO UPDATE SET last = image_names.last + 1 RETURNING last",
+        )
+        .bind(new.name)
+        .fetch_one(&mut self.inner)
+        .await?;
+        query(
+            "INSERT INTO images (id, name, version, created, state, settings, os, doing, total)
+             VALUES ($1, $2, $3, $4, 'importing', $5, $6, $7, $8)",
         )
         .bind(id.to_string())
-        .bind(name)
+        .bind(new.name)
+        .bind(version)
         .bind(micros(now))
-        .bind(json(&settings))
+        .bind(json(&new.settings))
+        .bind(new.os)
         .bind(doing)
         .bind(total as i64)
         .execute(&mut self.inner)
         .await
-        .map_err(taken("image name"))?;
+        .map_err(taken("image version"))?;
         Ok(id)
+    }
+
+    /// Writes what an operator says about an image. Fails with [`StoreError::Changed`] when
+    /// somebody else did since it was read.
+    pub async fn update_image(&mut self, image: &mut Image) -> Result<(), StoreError> {
+        self.watch("images", image.id).await?;
+        let changed = query(
+            "UPDATE images SET deprecated = $3, expires = $4, revision = revision + 1 WHERE id = $1 AND revision = $2",
+        )
+        .bind(image.id.to_string())
+        .bind(image.revision as i64)
+        .bind(i64::from(image.deprecated))
+        .bind(image.expires.map(micros))
+        .execute(&mut self.inner)
+        .await?;
+        if changed.rows_affected() != 1 {
+            return Err(StoreError::Changed("image"));
+        }
+        image.revision += 1;
+        Ok(())
+    }
+
+    /// Keeps what a look into an image found.
+    pub async fn note_findings(&mut self, id: ImageId, findings: &[Finding]) -> Result<(), StoreError> {
+        self.watch("images", id).await?;
+        query("UPDATE images SET findings = $2, revision = revision + 1 WHERE id = $1")
+            .bind(id.to_string())
+            .bind(json(&findings))
+            .execute(&mut self.inner)
+            .await?;
+        Ok(())
     }
 
     /// The import is complete: from now on the image can be deployed.
@@ -194,12 +295,13 @@ impl Tx {
     /// Name of a machine that runs this image, or that a run in progress installs it on.
     pub async fn image_user(&mut self, image: &Image) -> Result<Option<String>, StoreError> {
         let name = query_scalar(
-            "SELECT name FROM machines WHERE image = $1
+            "SELECT name FROM machines WHERE image = $1 AND image_version = $2
              UNION SELECT machines.name FROM runs JOIN machines ON machines.id = runs.machine
-             WHERE runs.status = 'running' AND runs.parameters LIKE $2
+             WHERE runs.status = 'running' AND runs.parameters LIKE $3
              ORDER BY 1 LIMIT 1",
         )
         .bind(&image.name)
+        .bind(i64::from(image.version))
         // An id stands nowhere else in a run's parameters.
         .bind(format!("%{}%", image.id))
         .fetch_optional(&mut self.inner)
@@ -216,13 +318,27 @@ impl Tx {
     }
 }
 
-async fn image(executor: impl Into<Executor<'_>>, id_or_name: &str) -> Result<Image, StoreError> {
-    // A name cannot look like an id, so one query serves both.
-    let row = query("SELECT * FROM images WHERE id = $1 OR name = $1")
-        .bind(id_or_name)
-        .fetch_optional(executor)
-        .await?
-        .ok_or(StoreError::NotFound("image"))?;
+async fn image(executor: impl Into<Executor<'_>>, reference: &str) -> Result<Image, StoreError> {
+    let asked = match reference.split_once('@') {
+        // A name cannot look like an id, so one query serves both.
+        None => query(
+            "SELECT * FROM images WHERE id = $1 OR name = $1
+             ORDER BY CASE state WHEN 'ready' THEN 0 ELSE 1 END, version DESC LIMIT 1",
+        )
+        .bind(reference),
+        Some((name, version)) => match (version.strip_prefix("sha256:"), version.parse::<u32>()) {
+            (Some(digest), _) => {
+                query("SELECT * FROM images WHERE name = $1 AND sha256 = $2 ORDER BY version DESC LIMIT 1")
+                    .bind(name)
+                    .bind(digest)
+            }
+            (None, Ok(version)) => {
+                query("SELECT * FROM images WHERE name = $1 AND version = $2").bind(name).bind(i64::from(version))
+            }
+            (None, Err(_)) => return Err(StoreError::NotFound("image")),
+        },
+    };
+    let row = asked.fetch_optional(executor).await?.ok_or(StoreError::NotFound("image"))?;
     read(&row)
 }
 
@@ -249,6 +365,16 @@ fn read(row: &Row) -> Result<Image, StoreError> {
     Ok(Image {
         id: row.try_get::<&str, _>("id")?.parse().map_err(|e| damaged("id")(Box::new(e)))?,
         name: row.try_get("name")?,
+        version: row.try_get::<i64, _>("version")? as u32,
+        revision: row.try_get::<i64, _>("revision")? as u64,
+        os: row.try_get("os")?,
+        deprecated: row.try_get::<i64, _>("deprecated")? != 0,
+        expires: row.try_get::<Option<i64>, _>("expires")?.map(timestamp).transpose()?,
+        findings: row
+            .try_get::<Option<String>, _>("findings")?
+            .map(|text| serde_json::from_str(&text))
+            .transpose()
+            .map_err(|e| damaged("findings")(Box::new(e)))?,
         created: timestamp(row.try_get("created")?)?,
         settings: serde_json::from_str(row.try_get("settings")?).map_err(|e| damaged("settings")(Box::new(e)))?,
         state,
@@ -256,5 +382,5 @@ fn read(row: &Row) -> Result<Image, StoreError> {
 }
 
 fn json(value: &impl serde::Serialize) -> String {
-    serde_json::to_string(value).expect("closed enums always serialize")
+    serde_json::to_string(value).expect("these values always serialize")
 }

@@ -23,7 +23,7 @@ use rackhand_controller_core::{
 use sqlx::AssertSqlSafe;
 
 use super::{
-    Store, StoreError, Tx,
+    ImageVersion, Store, StoreError, Tx,
     database::{Builder, Executor, Row, query},
     from_json, id, json, micros, taken, timestamp,
 };
@@ -65,8 +65,8 @@ pub struct Machine {
     pub power_event: u64,
     /// What its installer shall do.
     pub order: Option<Order>,
-    /// Name of the image on it, when it is active.
-    pub image: Option<String>,
+    /// The image on it, when it is active.
+    pub image: Option<ImageVersion>,
     /// What an operator should look at.
     pub alert: Option<String>,
     /// When it was discovered.
@@ -104,8 +104,8 @@ pub struct MachineFilter {
     pub rack: Option<RackId>,
     /// There in their life.
     pub lifecycle: Option<Lifecycle>,
-    /// With this image on them.
-    pub image: Option<String>,
+    /// With this image on them, of any version or of one.
+    pub image: Option<(String, Option<u32>)>,
     /// Whose names begin so.
     pub name: Option<String>,
     /// With this network card.
@@ -154,7 +154,10 @@ impl Store {
             query.push(" AND lifecycle = ").push_bind(lifecycle.to_string());
         }
         if let Some(image) = &filter.image {
-            query.push(" AND image = ").push_bind(image);
+            query.push(" AND image = ").push_bind(&image.0);
+            if let Some(version) = image.1 {
+                query.push(" AND image_version = ").push_bind(i64::from(version));
+            }
         }
         if let Some(name) = &filter.name {
             // Names are ASCII: behind all that begin so, and before whatever follows.
@@ -222,8 +225,10 @@ impl Tx {
         self.watch("machines", machine.id).await?;
         query(
             "INSERT INTO machines (id, rack, name, lifecycle, epoch, boot, address, inventory, connection, connected,
-                power, stage, stage_event, power_event, orders, image, alert, created, updated, accepted, version)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, 1)",
+                power, stage, stage_event, power_event, orders, image, alert, created, updated, accepted,
+                image_version, version)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
+                1)",
         )
         .bind(machine.id.to_string())
         .bind(machine.rack.to_string())
@@ -240,11 +245,12 @@ impl Tx {
         .bind(machine.stage_event as i64)
         .bind(machine.power_event as i64)
         .bind(machine.order.as_ref().map(|order| json(&order.sealed(&self.seal, order.run))))
-        .bind(&machine.image)
+        .bind(machine.image.as_ref().map(|image| &image.name))
         .bind(&machine.alert)
         .bind(micros(machine.created))
         .bind(micros(machine.updated))
         .bind(machine.accepted.as_ref().map(json))
+        .bind(machine.image.as_ref().map(|image| i64::from(image.version)))
         .execute(&mut self.inner)
         .await
         .map_err(taken("machine name, id or address"))?;
@@ -264,7 +270,7 @@ impl Tx {
             "UPDATE machines SET name = $3, lifecycle = $4, epoch = $5, boot = $6, inventory = $7, connection = $8,
                 connected = $9, power = $10, stage = $11, stage_event = $12, power_event = $13, orders = $14,
                 image = $15, alert = $16, updated = $17, accepted = $18, rack = $19, address = $20,
-                version = version + 1
+                image_version = $21, version = version + 1
              WHERE id = $1 AND version = $2",
         )
         .bind(machine.id.to_string())
@@ -281,12 +287,13 @@ impl Tx {
         .bind(machine.stage_event as i64)
         .bind(machine.power_event as i64)
         .bind(machine.order.as_ref().map(|order| json(&order.sealed(&self.seal, order.run))))
-        .bind(&machine.image)
+        .bind(machine.image.as_ref().map(|image| &image.name))
         .bind(&machine.alert)
         .bind(micros(now))
         .bind(machine.accepted.as_ref().map(json))
         .bind(machine.rack.to_string())
         .bind(machine.address.to_string())
+        .bind(machine.image.as_ref().map(|image| i64::from(image.version)))
         .execute(&mut self.inner)
         .await
         .map_err(taken("machine name or address"))?
@@ -408,7 +415,12 @@ fn read(seal: &Seal, row: &Row) -> Result<Machine, StoreError> {
         stage_event: row.try_get::<i64, _>("stage_event")? as u64,
         power_event: row.try_get::<i64, _>("power_event")? as u64,
         order: optional("orders")?.map(|text| order(seal, &text)).transpose()?,
-        image: row.try_get("image")?,
+        image: optional("image")?
+            .map(|name| {
+                let version = row.try_get::<Option<i64>, _>("image_version")?.unwrap_or(1) as u32;
+                Ok::<_, StoreError>(ImageVersion { name, version })
+            })
+            .transpose()?,
         alert: row.try_get("alert")?,
         created: timestamp(row.try_get("created")?)?,
         updated: timestamp(row.try_get("updated")?)?,

@@ -21,6 +21,7 @@ mod filled;
 mod health;
 mod images;
 mod machines;
+mod plans;
 mod prefixes;
 mod queue;
 mod racks;
@@ -59,8 +60,9 @@ pub use self::{
     claims::{Claim, ClaimFilter, Holder},
     commands::StoredCommand,
     events::{EventFilter, Happened, StoredEvent},
-    images::{Image, ImageState, Stored},
+    images::{Image, ImageState, ImageVersion, NewImage, Stored},
     machines::{Machine, MachineFilter, MachineOrder},
+    plans::Plan,
     racks::{Rack, SoundNetwork, Unsound},
     requests::{KeyedRequest, Known},
     runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Run, RunStatus},

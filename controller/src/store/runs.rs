@@ -96,6 +96,9 @@ pub struct Deploy {
     pub image: ImageId,
     /// Its name when the run was asked for.
     pub image_name: String,
+    /// Its version.
+    #[serde(default = "first")]
+    pub image_version: u32,
     /// Its manifest.
     pub manifest: Digest,
     /// How the disk is chosen.
@@ -107,6 +110,11 @@ pub struct Deploy {
     /// Its mainboard, as it was accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mainboard: Option<Mainboard>,
+}
+
+/// The version of images that were deployed before they had versions.
+fn first() -> u32 {
+    1
 }
 
 /// What is erased.

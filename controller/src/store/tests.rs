@@ -132,7 +132,15 @@ impl Bench {
         let image = match tx.image("debian-12").await {
             Ok(image) => image,
             Err(_) => {
-                let id = tx.start_import(at(0), "debian-12", Settings::Cidata, "storing", 0).await.unwrap();
+                let id = tx
+                    .start_import(
+                        at(0),
+                        &NewImage { name: "debian-12", settings: Settings::Cidata, os: None },
+                        "storing",
+                        0,
+                    )
+                    .await
+                    .unwrap();
                 let stored = Stored {
                     manifest: Digest::of(b"manifest"),
                     size: 1 << 30,

@@ -24,7 +24,7 @@ use rackhand_controller_core::lifecycle::Lifecycle;
 
 use crate::{
     intent,
-    store::{EventFilter, PowerChange, SoundNetwork, Stored},
+    store::{EventFilter, NewImage, PowerChange, SoundNetwork, Stored},
     succession::Which,
     verbs::{Accept, Denied, DeployRequest},
 };
@@ -367,7 +367,10 @@ impl World {
         let mut tx = store.begin().await.unwrap();
         let rack = tx.insert_rack(now, "r1", &SoundNetwork::try_from(network).unwrap()).await.unwrap();
         tx.insert_agent(now, agent, rack, KeyPin([0; 32]), now).await.unwrap();
-        let image = tx.start_import(now, "debian-12", Settings::Cidata, "storing", 0).await.unwrap();
+        let image = tx
+            .start_import(now, &NewImage { name: "debian-12", settings: Settings::Cidata, os: None }, "storing", 0)
+            .await
+            .unwrap();
         let stored = Stored {
             manifest: Digest::of(b"manifest"),
             size: 1 << 30,
@@ -477,7 +480,7 @@ async fn a_machine_is_deployed_and_released_also_when_the_runner_restarts_at_eve
         assert_eq!(world.finish(&run).await.status, RunStatus::Done);
         let machine = world.machine().await;
         assert_eq!((machine.lifecycle, machine.boot, machine.order.is_some()), (Lifecycle::Active, Boot::Disk, false));
-        assert_eq!(machine.image.as_deref(), Some("debian-12"));
+        assert_eq!(machine.image.clone().unwrap().to_string(), "debian-12@1");
 
         let run = world.release().await;
         assert_eq!(world.finish(&run).await.status, RunStatus::Done);

@@ -9,6 +9,8 @@ mod layout;
 #[path = "../../../controller/src/images/qcow2.rs"]
 mod qcow2;
 mod targets;
+#[path = "../../../controller/src/images/vmdk.rs"]
+mod vmdk;
 
 use targets::{TARGETS, Target};
 

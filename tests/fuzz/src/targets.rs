@@ -33,7 +33,7 @@ use rackhand_netboot::{
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use crate::{layout, qcow2};
+use crate::{layout, qcow2, vmdk};
 
 /// A target.
 pub(crate) type Target = fn(&[u8]);
@@ -49,6 +49,7 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("channel", channel_messages),
     ("manifest", manifests),
     ("qcow2", qcow2_header),
+    ("vmdk", vmdk_headers),
     ("layout", image_layout),
     ("gpt", partition_table),
     ("boot_order", boot_variables),
@@ -249,6 +250,13 @@ fn manifests(bytes: &[u8]) {
 fn qcow2_header(bytes: &[u8]) {
     let _ = qcow2::check(&bytes[..bytes.len().min(qcow2::HEADER)]);
     let _ = bytes.starts_with(&qcow2::MAGIC);
+}
+
+/// The file's first bytes, and its last ones as the header that stands there.
+fn vmdk_headers(bytes: &[u8]) {
+    let head = &bytes[..bytes.len().min(vmdk::HEAD)];
+    let _ = vmdk::check(head, &bytes[bytes.len().saturating_sub(vmdk::TAIL)..]);
+    let _ = head.starts_with(&vmdk::MAGIC) || vmdk::OTHERS.iter().any(|other| head.starts_with(other));
 }
 
 /// Bytes at the places where a disk has its boot record, header and entries.

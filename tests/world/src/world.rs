@@ -30,7 +30,7 @@ use rackhand_common::{
     pki::KeyPin,
     time::Clock as _,
 };
-use rackhand_controller::store::{SoundNetwork, Store, Stored};
+use rackhand_controller::store::{NewImage, SoundNetwork, Store, Stored};
 
 use self::{controller::Controller, troubles::Troubles, uplink::Message};
 use crate::{
@@ -295,7 +295,9 @@ impl World {
     async fn build(&mut self, size: Size) -> Result<()> {
         let now = self.controller.clock.now().wall;
         let mut tx = self.truth.begin().await?;
-        let image = tx.start_import(now, "debian-12", Settings::Cidata, "storing", 0).await?;
+        let image = tx
+            .start_import(now, &NewImage { name: "debian-12", settings: Settings::Cidata, os: None }, "storing", 0)
+            .await?;
         let stored = Stored {
             manifest: Digest::of(b"manifest"),
             size: 1 << 30,

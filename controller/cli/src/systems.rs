@@ -1,0 +1,84 @@
+//! `rackhand os`: the catalogue of operating systems.
+
+use clap::Subcommand;
+use reqwest::Method;
+use serde::Deserialize;
+
+use crate::{
+    Output,
+    client::Client,
+    print,
+    show::{bytes, table},
+};
+
+#[derive(Subcommand)]
+pub(crate) enum OsCommand {
+    /// List the systems of the catalogue
+    List,
+    /// Show one system: how it is told its settings, what it needs, where its images are
+    #[command(after_help = "  rackhand os show debian-12")]
+    Show {
+        /// Its name
+        name: String,
+    },
+}
+
+#[derive(Deserialize)]
+struct System {
+    name: String,
+    title: String,
+    firmware: Vec<String>,
+    default_user: String,
+    minimum_disk: u64,
+    settings: String,
+    settings_are_written: bool,
+    active: String,
+    tried: String,
+    source: String,
+}
+
+pub(crate) async fn run(client: &Client, command: OsCommand, output: Output) -> anyhow::Result<String> {
+    match command {
+        OsCommand::List => print(output, client.list("/v1/operating-systems").await?.into(), |systems: Vec<System>| {
+            let rows = systems.iter().map(|system| {
+                let told = if system.settings_are_written { "" } else { " (not written)" };
+                vec![
+                    system.name.clone(),
+                    system.title.clone(),
+                    format!("{}{told}", system.settings),
+                    system.firmware.join(","),
+                    system.tried.clone(),
+                ]
+            });
+            table(&["NAME", "TITLE", "SETTINGS", "FIRMWARE", "TRIED"], rows)
+        }),
+        OsCommand::Show { name } => {
+            let value = client.ask(Method::GET, &format!("/v1/operating-systems/{name}"), None).await?;
+            print(output, value, |system: System| page(&system))
+        }
+    }
+}
+
+fn page(system: &System) -> String {
+    let tried = match system.tried.as_str() {
+        "booted" => "installed, booted and logged in to before every release",
+        _ => "never by us: described from its makers' documentation",
+    };
+    let mut lines = vec![
+        format!("{}  {}", system.name, system.title),
+        format!("  settings  {}", system.settings),
+        format!("  active    {}", system.active),
+        format!("  firmware  {}", system.firmware.join(", ")),
+        format!("  user      {}", system.default_user),
+        format!("  disk      at least {}", bytes(system.minimum_disk)),
+        format!("  tried     {tried}"),
+        format!("  images    {}", system.source),
+    ];
+    if !system.settings_are_written {
+        lines.push(
+            "Deploys do not write its settings: it starts with those in its image, import it with --settings none"
+                .into(),
+        );
+    }
+    lines.join("\n")
+}
