@@ -13,9 +13,9 @@ use rackhand_common::audit::{Anchor, Linked, Verifier};
 use serde::Deserialize;
 
 use crate::{
-    Output,
     client::{Client, Page},
-    print, show,
+    output::{Output, print},
+    show::{Table, or_dash, second, table},
 };
 
 /// A record is chained within a second or two; one that is not after this long will not be.
@@ -85,7 +85,7 @@ pub(crate) async fn run(client: &Client, command: AuditCommand, output: Output) 
                     break;
                 }
             }
-            print(output, items.into(), |records: Vec<Linked>| show::records(&records))
+            print(output, items.into(), |records: Vec<Linked>| list(&records))
         }
         AuditCommand::Verify { file: Some(file), anchor } => verify_file(&file, anchor),
         AuditCommand::Verify { file: None, anchor } => {
@@ -104,7 +104,7 @@ pub(crate) async fn run(client: &Client, command: AuditCommand, output: Output) 
                 bail!(
                     "{} records, the oldest of {}, are not in the chain: see the controller's log",
                     chain.unlinked,
-                    show::second(at)
+                    second(at)
                 );
             }
             Ok(whole(end))
@@ -159,6 +159,30 @@ fn whole(end: Anchor) -> String {
         0 => "nothing was recorded yet".into(),
         number => format!("{number} records, none altered or missing\nanchor: {end}"),
     }
+}
+
+fn list(records: &[Linked]) -> Table {
+    let rows = records.iter().map(|Linked { number, record, .. }| {
+        let changes = record.changes.iter().map(|change| {
+            let what = match (&change.before, &change.after) {
+                (None, _) => "made",
+                (_, None) => "removed",
+                _ => "altered",
+            };
+            format!("{} {what}", change.kind)
+        });
+        vec![
+            number.to_string(),
+            second(record.at),
+            record.by.clone(),
+            or_dash(record.from.map(|from| from.to_string()).as_deref()),
+            record.action.clone(),
+            or_dash(Some(&changes.collect::<Vec<_>>().join(", "))),
+        ]
+    });
+    table(&["NUMBER", "WHEN", "WHO", "FROM", "ASKED FOR", "CHANGED"], rows)
+        .shorten(&["CHANGED", "ASKED FOR"])
+        .or_say("no such change was recorded")
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     images::Request,
-    store::{Image as Row, ImageState},
+    store::{self, Image as Row, ImageState},
 };
 
 /// An operating system image: the raw contents of a disk, which deploys write to machines.
@@ -194,8 +194,7 @@ pub(super) async fn show(State(app): State<App>, Path(image): Path<String>) -> R
     responses((status = 202, body = Image, headers(("Location" = String, description = "The image.")))))]
 pub(super) async fn import(State(app): State<App>, Json(body): Json<ImportFile>) -> Result<impl IntoResponse, Error> {
     let request = request(body.name, body.settings, body.firmware)?;
-    let id = app.images.import_file(request, &body.file).await?;
-    accepted(&app, &id.to_string()).await
+    Ok(accepted(app.images.import_file(request, &body.file).await?))
 }
 
 /// Upload and import an image
@@ -222,8 +221,7 @@ pub(super) async fn upload(
     let firmware = parameters.firmware.map(|words| words.split(',').map(mode).collect::<Result<_, _>>()).transpose()?;
     let request = request(image, parameters.settings, firmware)?;
     let len = headers.get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok()).and_then(|len| len.parse().ok());
-    let id = app.images.import_upload(request, len, body.into_data_stream()).await?;
-    accepted(&app, &id.to_string()).await
+    Ok(accepted(app.images.import_upload(request, len, body.into_data_stream()).await?))
 }
 
 /// Delete an image
@@ -243,11 +241,13 @@ pub(super) async fn delete(State(app): State<App>, Path(image): Path<String>) ->
     }
     tx.delete_image(image.id).await?;
     tx.commit().await?;
-    app.images.sweep().await?;
+    if !store::is_dry_run() {
+        app.images.sweep().await?;
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn accepted(app: &App, image: &str) -> Result<impl IntoResponse + use<>, Error> {
-    let image = Image::from(app.store.image(image).await?);
-    Ok((StatusCode::ACCEPTED, [(header::LOCATION, format!("/v1/images/{}", image.id))], axum::Json(image)))
+fn accepted(image: Row) -> impl IntoResponse + use<> {
+    let image = Image::from(image);
+    (StatusCode::ACCEPTED, [(header::LOCATION, format!("/v1/images/{}", image.id))], axum::Json(image))
 }

@@ -13,6 +13,7 @@ pub mod access;
 mod address_space;
 mod audit;
 mod claims;
+mod dry_run;
 mod error;
 mod events;
 mod extract;
@@ -27,6 +28,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Extension, Json, Router,
     extract::{DefaultBodyLimit, Request},
+    http::Method,
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
@@ -81,6 +83,7 @@ pub struct App {
 
 /// Everything below `/v1`. To be merged with what agents fetch and with the health routes.
 pub fn router(app: App) -> Router {
+    let app = dry_run::careful(app);
     let (router, document) = operations().split_for_parts();
     let document = Arc::new(finish(document));
     router
@@ -89,6 +92,7 @@ pub fn router(app: App) -> Router {
         .fallback(async || Error::not_found("there is nothing at this path; /v1/openapi.json lists what there is"))
         .layer(middleware::from_fn_with_state(app.clone(), audit::recorded))
         .layer(middleware::from_fn_with_state(app.clone(), idempotency::once))
+        .layer(middleware::from_fn(dry_run::tried))
         .layer(middleware::from_fn_with_state(app.clone(), access::decide))
         .with_state(app)
 }
@@ -178,6 +182,9 @@ struct Whoami {
             same key and body, it does nothing and is answered as before, with `Idempotency-Replayed: true`.\n\n\
             **What you read is what you change.** A machine is sent with an `ETag`; an operation on it with that \
             in `If-Match` is refused with 412 when anything about the machine changed since.\n\n\
+            **Trying.** A change with `Dry-Run: true` is carried out in full and taken back: it is refused or answered as it \
+            would be, with `Dry-Run: true`, and nothing of it is kept, recorded or done in a rack. Ids and codes in such an \
+            answer are nobody's.\n\n\
             **Problems** are `application/problem+json` (RFC 9457). `type` is for programs, `detail` says what to do.\n\n\
             **Unknown fields** in a body or query are refused: a misspelt option is never silently ignored."
     ),
@@ -237,6 +244,12 @@ fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
         .description(Some("The `ETag` of the machine as you read it: refused with 412 when it changed since."))
         .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
         .build();
+    let dry = ParameterBuilder::new()
+        .name("Dry-Run")
+        .parameter_in(ParameterIn::Header)
+        .description(Some("`true`: carried out and taken back, to see what would be answered."))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::Boolean)))
+        .build();
     for (at, item) in &mut document.paths.paths {
         let path = "/v1/machines/{machine}";
         let verbs = [&mut item.post, &mut item.patch, &mut item.delete];
@@ -245,6 +258,17 @@ fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
         }
         if let Some(post) = &mut item.post {
             post.parameters.get_or_insert_default().push(RefOr::T(key.clone()));
+        }
+        let changes = [
+            (Method::PUT, &mut item.put),
+            (Method::POST, &mut item.post),
+            (Method::DELETE, &mut item.delete),
+            (Method::PATCH, &mut item.patch),
+        ];
+        for (_, operation) in changes.into_iter().filter(|(method, _)| dry_run::can_be_tried(method, at)) {
+            if let Some(operation) = operation {
+                operation.parameters.get_or_insert_default().push(RefOr::T(dry.clone()));
+            }
         }
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
         for operation in operations.into_iter().flatten() {

@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, Column as _, Row as _, TypeInfo as _, ValueRef as _, s
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::{KeyedRequest, Store, StoreError, Tx, micros, timestamp};
+use super::{KeyedRequest, Store, StoreError, Tx, dry_run, is_dry_run, micros, timestamp};
 
 /// So many records are put into the chain in one transaction.
 const LINKED: u32 = 500;
@@ -81,12 +81,18 @@ impl Asked {
 pub(crate) struct Present {
     asked: Option<Arc<Asked>>,
     keyed: Option<KeyedRequest>,
+    is_dry: bool,
 }
 
 impl Present {
     /// That of this task.
     pub(crate) fn of_this_task() -> Self {
-        Self { asked: Asked::present(), keyed: KeyedRequest::present() }
+        Self { asked: Asked::present(), keyed: KeyedRequest::present(), is_dry: is_dry_run() }
+    }
+
+    /// Whether nothing of it is to be kept.
+    pub(crate) fn is_dry(&self) -> bool {
+        self.is_dry
     }
 
     /// Has `work` done as if by the task that it is from.
@@ -97,9 +103,15 @@ impl Present {
                 None => work.await,
             }
         };
-        match self.keyed {
-            Some(keyed) => keyed.scope(recorded).await,
-            None => recorded.await,
+        let marked = async {
+            match self.keyed {
+                Some(keyed) => keyed.scope(recorded).await,
+                None => recorded.await,
+            }
+        };
+        match self.is_dry {
+            true => dry_run(marked).await,
+            false => marked.await,
         }
     }
 }
@@ -309,7 +321,7 @@ fn digits(text: &str) -> Result<[u8; 32], StoreError> {
 }
 
 /// SHA-256 over every column: its name, its value's type and the value, each with its length.
-fn digest(row: &SqliteRow) -> Result<String, StoreError> {
+pub(super) fn digest(row: &SqliteRow) -> Result<String, StoreError> {
     let mut sum = Sha256::new();
     let mut add = |bytes: &[u8]| {
         sum.update((bytes.len() as u64).to_be_bytes());
