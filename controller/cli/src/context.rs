@@ -162,6 +162,11 @@ impl Saved {
         &self.path
     }
 
+    /// What they are called.
+    pub(crate) fn names(&self) -> anyhow::Result<Vec<String>> {
+        Ok(self.load()?.contexts.into_keys().collect())
+    }
+
     fn resolve(&self, overrides: Overrides) -> anyhow::Result<Context> {
         let Overrides { context, controller, token, ca } = overrides;
         let ca = ca.map(|path| read(&path)).transpose()?;

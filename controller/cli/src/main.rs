@@ -7,6 +7,7 @@ mod agent;
 mod aggregate;
 mod audit;
 mod client;
+mod complete;
 mod context;
 mod follow;
 mod image;
@@ -17,6 +18,8 @@ mod nearest;
 mod output;
 mod pool;
 mod rack;
+#[cfg(test)]
+mod reference;
 mod run;
 mod show;
 mod views;
@@ -27,6 +30,7 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::ensure;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::{
     audit::AuditCommand,
@@ -132,7 +136,14 @@ elsewhere or say `rackhand context use`. Several are told apart by name:
     #[command(after_help = "  rackhand completion bash > /etc/bash_completion.d/rackhand")]
     Completion {
         /// Which shell
-        shell: clap_complete::Shell,
+        shell: Shell,
+    },
+    /// Print the names that fit at the cursor: asked by the completion scripts
+    #[command(hide = true)]
+    Complete {
+        /// What was typed behind `rackhand`
+        #[arg(last = true, allow_hyphen_values = true)]
+        words: Vec<String>,
     },
     /// Write man pages and shells' completions into a directory: for packages
     #[command(hide = true)]
@@ -142,16 +153,16 @@ elsewhere or say `rackhand context use`. Several are told apart by name:
     },
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     rackhand_common::pki::install_crypto();
-    match dispatch(Cli::parse()).await {
-        Ok(text) if text.is_empty() => ExitCode::SUCCESS,
-        Ok(text) => match writeln!(std::io::stdout(), "{text}") {
-            // Whoever reads us, as `head` does, may stop reading.
-            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
-            _ => ExitCode::SUCCESS,
-        },
+    let cli = Cli::parse();
+    // Names come within a second: with a runtime of its own.
+    if let Command::Complete { words } = &cli.command {
+        return print(&complete::names(&mut Cli::command(), words).join("\n"));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(dispatch(cli))) {
+        Ok(text) => print(&text),
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
@@ -159,19 +170,28 @@ async fn main() -> ExitCode {
     }
 }
 
+fn print(text: &str) -> ExitCode {
+    if text.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    match writeln!(std::io::stdout(), "{text}") {
+        // Whoever reads us, as `head` does, may stop reading.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    }
+}
+
 /// Does what the command line says; the text goes to standard output.
 async fn dispatch(cli: Cli) -> anyhow::Result<String> {
     let Global { context, controller, token, ca, dry_run, output } = cli.global;
     if let Command::Completion { shell } = cli.command {
-        let mut script = Vec::new();
-        clap_complete::generate(shell, &mut Cli::command(), "rackhand", &mut script);
-        return Ok(String::from_utf8(script)?);
+        return complete::script(shell, &mut Cli::command());
     }
     if let Command::Documentation { directory } = &cli.command {
-        use clap_complete::Shell;
         clap_mangen::generate_to(Cli::command(), directory)?;
         for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
-            clap_complete::generate_to(shell, &mut Cli::command(), "rackhand", directory)?;
+            let path = clap_complete::generate_to(shell, &mut Cli::command(), "rackhand", directory)?;
+            std::fs::write(path, complete::script(shell, &mut Cli::command())?)?;
         }
         return Ok(String::new());
     }
@@ -190,7 +210,11 @@ async fn dispatch(cli: Cli) -> anyhow::Result<String> {
     }
     let client = Client::new(Context::resolve(Overrides { context, controller, token, ca })?)?.dry(dry_run);
     let said = match cli.command {
-        Command::Login | Command::Context(_) | Command::Completion { .. } | Command::Documentation { .. } => {
+        Command::Login
+        | Command::Context(_)
+        | Command::Complete { .. }
+        | Command::Completion { .. }
+        | Command::Documentation { .. } => {
             unreachable!("done above")
         }
         Command::Rack(command) => rack::run(&client, command, output).await,
@@ -212,149 +236,10 @@ async fn dispatch(cli: Cli) -> anyhow::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use expect_test::expect;
-
     use super::*;
-
-    fn help(path: &[&str]) -> String {
-        let mut command = Cli::command();
-        command.build();
-        let found = path.iter().fold(&mut command, |command, name| command.find_subcommand_mut(name).unwrap());
-        let help = found.clone().term_width(100).render_long_help().to_string();
-        help.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
-    }
 
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn help_teaches_the_way_to_a_first_machine() {
-        expect![[r#"
-            Bare-metal provisioning: from power-off to a login
-
-            Usage: rackhand [OPTIONS] <COMMAND>
-
-            Commands:
-              login       Save which controller to talk to, after trying the token
-              rack        Racks: a provisioning network with one node and its machines
-              agent       Agents: the nodes' registrations
-              machine     Machines: adopt, deploy, release, power
-              image       Images: operating systems to deploy
-              run         Runs: work in progress on machines, and work that has ended
-              audit       Audit: who changed what, and whether the record of it is whole
-              ip          Addresses: claim, release, who has what and who had it
-              pool        Pools: addresses to claim from
-              aggregate   Aggregates: address space that pools are made of
-              vrf         VRFs: spaces in which an address is one place
-              completion  Print a completion script for your shell
-              help        Print this message or the help of the given subcommand(s)
-
-            Options:
-                  --controller <URL>
-                      The controller's address; otherwise the one of the last login
-
-                      [env: RACKHAND_CONTROLLER=]
-
-                  --token <TOKEN>
-                      The token; better given in the environment, where other users do not see it
-
-                      [env: RACKHAND_TOKEN]
-
-                  --ca <FILE>
-                      File with the controller's CA certificate (ca.pem)
-
-                      [env: RACKHAND_CA=]
-
-              -o, --output <OUTPUT>
-                      What to print: tables for people or the API's JSON for programs
-
-                      [default: table]
-                      [possible values: table, json]
-
-              -h, --help
-                      Print help
-
-              -V, --version
-                      Print version
-
-            A first machine, from nothing:
-
-              rackhand login --controller https://rackhand.example:8443 --ca ca.pem --token rh_…
-              rackhand rack create lab --node 10.77.0.1/24 --delegated 10.77.0.100-10.77.0.199
-              rackhand agent enrol --rack lab           # prints the line to run on the rack's node
-              rackhand image import debian-12.qcow2 --wait   # the name is taken from the file
-              rackhand machine list                     # power a machine on; it appears
-              rackhand machine adopt NAME --rename web-1
-              rackhand machine deploy web-1 --image debian-12 --ssh-key ~/.ssh/id_ed25519.pub --wait
-              ssh root@ADDRESS
-
-            Exit codes: 0 done, 1 failed or refused, 2 wrong command line.
-        "#]]
-        .assert_eq(&help(&[]));
-    }
-
-    #[test]
-    fn help_of_deploy_shows_examples() {
-        expect![[r#"
-            Install an operating system
-
-            Usage: rackhand machine deploy [OPTIONS] --image <IMAGE> <MACHINE>
-
-            Arguments:
-              <MACHINE>
-                      Name or id
-
-            Options:
-                  --controller <URL>
-                      The controller's address; otherwise the one of the last login
-
-                      [env: RACKHAND_CONTROLLER=]
-
-                  --image <IMAGE>
-                      The image's name or id
-
-                  --hostname <NAME>
-                      Host name; otherwise the machine's name
-
-                  --token <TOKEN>
-                      The token; better given in the environment, where other users do not see it
-
-                      [env: RACKHAND_TOKEN]
-
-                  --ca <FILE>
-                      File with the controller's CA certificate (ca.pem)
-
-                      [env: RACKHAND_CA=]
-
-                  --ssh-key <FILE>
-                      File with public keys that may log in as root and as the first user; may be repeated
-
-              -o, --output <OUTPUT>
-                      What to print: tables for people or the API's JSON for programs
-
-                      [default: table]
-                      [possible values: table, json]
-
-                  --user-data <FILE>
-                      File with cloud-init user data
-
-                  --disk <IDENTITY>
-                      Identity of the disk to install on; otherwise the smallest that is large enough
-
-                  --wait
-                      Stay until it is over and show the timeline as it happens
-
-                  --timeout <SECONDS>
-                      With --wait: give up watching after this many seconds (the run goes on)
-
-              -h, --help
-                      Print help
-
-              rackhand machine deploy web-1 --image debian-12 --ssh-key ~/.ssh/id_ed25519.pub --wait
-              rackhand machine deploy web-1 --image debian-12 --ssh-key key.pub --user-data cloud-config.yaml
-        "#]]
-        .assert_eq(&help(&["machine", "deploy"]));
     }
 }

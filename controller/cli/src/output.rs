@@ -151,13 +151,57 @@ mod tests {
     fn one_answer_has_a_form_for_everybody() {
         let all = [Output::Table, Output::Wide, Output::Json, Output::Yaml, Output::Csv, Output::Name];
         let text = all.map(|output| format!("{output:?}\n{}\n", on(30, output))).concat();
-        expect![[r#""#]].assert_eq(&text);
+        expect![[r#"
+            Table
+            NAME   NOTE
+            web-1  a chunk, "7", never ha…
+            db-1
+            Wide
+            NAME   STATE   NOTE
+            web-1  failed  a chunk, "7", never had the right digest
+            db-1   done
+            Json
+            [
+              {
+                "id": "1",
+                "name": "web-1",
+                "note": "a chunk, \"7\", never had the right digest",
+                "state": "failed"
+              },
+              {
+                "id": "2",
+                "name": "db-1",
+                "note": "",
+                "state": "done"
+              }
+            ]
+            Yaml
+            - id: "1"
+              name: web-1
+              note: a chunk, "7", never had the right digest
+              state: failed
+            - id: "2"
+              name: db-1
+              note: ""
+              state: done
+            Csv
+            name,state,note
+            web-1,failed,"a chunk, ""7"", never had the right digest"
+            db-1,done,
+            Name
+            web-1
+            db-1
+        "#]]
+        .assert_eq(&text);
     }
 
     #[test]
     fn one_thing_is_two_lines_of_csv_and_called_what_commands_take() {
         let claim = json!({"id": "1", "name": "vpn", "pool": "public-4", "prefix": "198.51.100.17/32", "until": null});
-        expect![[r#""#]].assert_eq(&csv(&claim));
+        expect![[r#"
+            id,name,pool,prefix,until
+            1,vpn,public-4,198.51.100.17/32,"#]]
+        .assert_eq(&csv(&claim));
         assert_eq!(names(&claim), ["198.51.100.17/32"]);
         assert_eq!(names(&json!({"id": "1", "kind": "deploy"})), ["1"]);
     }

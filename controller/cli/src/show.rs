@@ -125,7 +125,7 @@ impl Table {
                 line += &surface.paint(&cell, code);
                 gap = width - cell.width() + GAP;
             }
-            line
+            line.trim_end().to_owned()
         });
         lines.collect::<Vec<_>>().join("\n")
     }
@@ -311,15 +311,40 @@ mod tests {
     fn a_table_fits_its_terminal_and_ids_stay_whole() {
         let on = |width| runs().on(&Surface { width: Some(width), colour: false });
         let text = [200, 80, 60, 30].map(|width| format!("{width}:\n{}\n", on(width))).concat();
-        expect![[r#""#]].assert_eq(&text);
+        expect![[r#"
+            200:
+            RUN                                   KIND    STATUS  BECAUSE
+            01931b1e-0000-7000-8000-000000000002  deploy  failed  a chunk of the image never had the right digest
+            01931b1e-0000-7000-8000-000000000002  deploy  failed  -
+            80:
+            RUN                                   KIND    STATUS  BECAUSE
+            01931b1e-0000-7000-8000-000000000002  deploy  failed  a chunk of the image neve…
+            01931b1e-0000-7000-8000-000000000002  deploy  failed  -
+            60:
+            RUN                                   KIND    STATUS
+            01931b1e-0000-7000-8000-000000000002  deploy  failed
+            01931b1e-0000-7000-8000-000000000002  deploy  failed
+            30:
+            RUN
+            01931b1e-0000-7000-8000-000000000002
+            01931b1e-0000-7000-8000-000000000002
+        "#]]
+        .assert_eq(&text);
     }
 
     #[test]
     fn colours_do_not_move_columns() {
         let surface = Surface { width: None, colour: true };
-        expect![[r#""#]].assert_eq(&runs().on(&surface).replace('\x1b', "^"));
+        expect![[r#"
+            ^[1mRUN^[0m                                   ^[1mKIND^[0m    ^[1mSTATUS^[0m  ^[1mBECAUSE^[0m
+            01931b1e-0000-7000-8000-000000000002  deploy  ^[31mfailed^[0m  a chunk of the image never had the right digest
+            01931b1e-0000-7000-8000-000000000002  deploy  ^[31mfailed^[0m  -"#]].assert_eq(&runs().on(&surface).replace('\x1b', "^"));
         let page = page("web-1\n  lifecycle  active\n  ALERT      no power", &surface);
-        expect![[r#""#]].assert_eq(&page.replace('\x1b', "^"));
+        expect![[r#"
+            web-1
+              lifecycle  ^[32mactive^[0m
+            ^[31m  ALERT      no power^[0m"#]]
+        .assert_eq(&page.replace('\x1b', "^"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicU8, AtomicUsize, Ordering},
 };
 
 use rackhand_controller_core::lifecycle::Lifecycle;
@@ -24,6 +24,10 @@ impl Trial {
         let (changed, cut) = (woken.clone(), woken.clone());
         bench.app.changed = Arc::new(move |_| _ = changed.fetch_add(1, Ordering::Relaxed));
         bench.app.cut = Arc::new(move |_| _ = cut.fetch_add(1, Ordering::Relaxed));
+        let codes = AtomicU8::new(0);
+        bench.app.new_code = Arc::new(move || ("RH1.secret.pin".into(), [codes.fetch_add(1, Ordering::Relaxed); 32]));
+        // When a token was used last is kept of whatever is asked with it.
+        bench.ask(Method::GET, "/v1/whoami", "").await;
         Self { bench, woken, tried: BTreeSet::new() }
     }
 
