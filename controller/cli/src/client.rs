@@ -334,14 +334,17 @@ fn unreachable(error: reqwest::Error, controller: &str) -> anyhow::Error {
 fn advice(error: &reqwest::Error) -> &'static str {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = source {
-        let io = cause.downcast_ref::<std::io::Error>();
-        let inner = io.and_then(|io| io.get_ref()).and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        match inner.or_else(|| cause.downcast_ref()) {
+        let mut cause = cause;
+        // What an error of the system carries is no source of it, and it may carry another.
+        while let Some(inner) = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            cause = inner;
+        }
+        match cause.downcast_ref() {
             Some(rustls::Error::InvalidCertificate(wrong)) => return of_certificate(wrong),
             Some(_) => return "it does not speak TLS as we do; is that address the API's, HTTPS on port 8443?",
             None => {}
         }
-        match io.map(std::io::Error::kind) {
+        match cause.downcast_ref().map(std::io::Error::kind) {
             Some(ErrorKind::ConnectionRefused) => {
                 return "nothing listens there; on its host, see `systemctl status rackhand-controller`";
             }
@@ -441,12 +444,12 @@ mod tests {
             for answer in answers {
                 let mut stream = tls.accept(listener.accept().await.unwrap().0).await.unwrap();
                 let mut request = Vec::new();
-                while !request.ends_with(b"{}") {
+                while !request.ends_with(if request.starts_with(b"GET") { &b"\r\n\r\n"[..] } else { b"{}" }) {
                     assert_ne!(stream.read_buf(&mut request).await.unwrap(), 0);
                 }
                 let request = String::from_utf8(request).unwrap();
                 let key = request.lines().find_map(|line| line.strip_prefix("idempotency-key: "));
-                keys.push(key.unwrap().to_owned());
+                keys.push(key.unwrap_or_default().to_owned());
                 if let Some(answer) = answer {
                     stream.write_all(answer.as_bytes()).await.unwrap();
                     stream.shutdown().await.unwrap();
@@ -482,5 +485,42 @@ mod tests {
         served.await.unwrap();
         let error = client.post("/v1/racks", serde_json::json!({})).await.unwrap_err().to_string();
         assert!(error.contains("cannot reach the controller"), "{error}");
+        assert!(error.contains("nothing listens there"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_controller_that_is_not_believed_is_told_of_with_what_to_do() {
+        let (client, _) = controller(vec![None]).await;
+        let another = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        let client = Client::new(Context { ca: Some(another.cert.pem()), ..client.context }).unwrap();
+        let error = client.ask(Method::GET, "/v1/racks", None).await.unwrap_err().to_string();
+        assert!(error.contains("not from the CA that is trusted here"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_controller_that_wants_patience_is_asked_again() {
+        let busy = with("503 Service Unavailable\r\nretry-after: 0", "{}");
+        let (client, served) = controller(vec![busy, with("201 Created", r#"{"a": 1}"#)]).await;
+        assert_eq!(client.post("/v1/racks", serde_json::json!({})).await.unwrap()["a"], 1);
+        let keys = served.await.unwrap();
+        assert_eq!(keys[0], keys[1]);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_not_there_is_answered_with_those_that_are() {
+        let page = with("200 OK", r#"{"items": [{"name": "web-1"}, {"name": "db-1"}]}"#);
+        let missing =
+            r#"{"type": "urn:rackhand:problem:not-found", "title": "t", "detail": "there is no such machine"}"#;
+        let (client, _) = controller(vec![with("404 Not Found", missing), page]).await;
+        let error = client.post("/v1/machines/wbe-1/adopt", serde_json::json!({})).await.unwrap_err().to_string();
+        assert!(error.contains("there is no such machine, did you mean `web-1`?"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_tried_at_a_controller_that_would_do_it() {
+        let (client, served) = controller(vec![with("200 OK", r#"{"paths": {}}"#)]).await;
+        let error = client.dry(true).post("/v1/racks", serde_json::json!({})).await.unwrap_err().to_string();
+        assert!(error.contains("older than --dry-run"), "{error}");
+        assert_eq!(served.await.unwrap().len(), 1);
     }
 }

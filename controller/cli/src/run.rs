@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -11,7 +12,7 @@ use crate::{
     follow, machine,
     output::{Output, print},
     show::{Table, or_dash, relative, second, table},
-    views::Run,
+    views::{Event, Run},
     watch::{self, Told, Watch},
 };
 
@@ -57,6 +58,15 @@ pub(crate) enum RunCommand {
         #[arg(long, value_name = "SECONDS")]
         timeout: Option<u64>,
     },
+    /// Show what happened in a run, oldest first, and what was reported at its end
+    #[command(after_help = "  rackhand run logs 01931b1e-0000-7000-8000-000000000000
+
+What its machine told meanwhile is in it. Of a run that goes on it is what there is so far; to stay:
+rackhand run watch")]
+    Logs {
+        /// Id
+        run: String,
+    },
     /// Stop a run and undo what it did
     Cancel {
         /// Id
@@ -81,6 +91,12 @@ pub(crate) async fn run(client: &Client, command: RunCommand, output: Output) ->
             follow::run(client, &run, timeout.map(Duration::from_secs), !output.is_for_people()).await?;
             let value = client.ask(Method::GET, &format!("/v1/runs/{run}"), None).await?;
             print(output, value, |run| page(&run))
+        }
+        RunCommand::Logs { run } => {
+            let run: Run = client.get(&format!("/v1/runs/{run}")).await?;
+            let events = client.list_with("/v1/events", vec![("machine", run.machine.clone())]).await?;
+            let of_run = events.into_iter().filter(|event| is_of(&run, event)).collect::<Vec<_>>();
+            print(output, of_run.into(), |events: Vec<Event>| logs(&run, &events))
         }
         RunCommand::Cancel { run, wait } => {
             let mut value = client.post(&format!("/v1/runs/{run}/cancel"), json!({})).await?;
@@ -127,6 +143,26 @@ fn list(runs: &[Run]) -> Table {
         .shorten(&["BECAUSE", "MACHINE"])
         .only_wide(&["STARTED", "STEP"])
         .or_say("no runs yet: `rackhand machine deploy` starts one")
+}
+
+/// Whether an event of its machine is the run's: by name, or because it fell into its time.
+fn is_of(run: &Run, event: &Value) -> bool {
+    let text = |field: &str| event.get(field).and_then(Value::as_str);
+    match (text("run"), text("at").and_then(|at| at.parse::<Timestamp>().ok())) {
+        (Some(id), _) => id == run.id,
+        (None, Some(at)) => at >= run.created && run.ended.is_none_or(|ended| at <= ended),
+        (None, None) => false,
+    }
+}
+
+fn logs(run: &Run, events: &[Event]) -> String {
+    let reported = run.detail.iter().flat_map(|detail| detail.lines()).map(|line| format!("| {line}"));
+    let told = Some(follow::timeline(events)).filter(|told| !told.is_empty());
+    let lines: Vec<_> = told.into_iter().chain(reported).collect();
+    match lines.is_empty() {
+        true => "nothing is known of it yet".into(),
+        false => lines.join("\n"),
+    }
 }
 
 fn page(run: &Run) -> String {
@@ -184,5 +220,36 @@ mod tests {
               | chunk 7 never had the right digest
               | last lines"#]]
         .assert_eq(&page(&failed));
+    }
+
+    #[test]
+    fn logs_are_the_runs_own_events_and_what_fell_into_its_time() {
+        let run: Run = serde_json::from_value(json!({
+            "id": "2", "machine": "1", "machine_name": "vm0", "kind": "deploy", "status": "failed", "step": null,
+            "attempt": 1, "waiting_for": null, "waiting_until": null, "cause": "image", "detail": "chunk 7\nlast line",
+            "created": "2026-01-01T00:00:00Z", "ended": "2026-01-01T00:01:00Z",
+        }))
+        .unwrap();
+        let event = |second: u32, run: Option<&str>, text: &str| {
+            json!({
+                "id": second, "at": format!("2026-01-01T00:{:02}:{:02}Z", second / 60, second % 60), "run": run,
+                "kind": "stage", "text": text, "progress": null,
+            })
+        };
+        let all = [
+            event(0, Some("2"), "deploy begins"),
+            event(5, None, "installer started"),
+            event(6, Some("3"), "another run's"),
+            event(70, None, "later"),
+            event(61, Some("2"), "run failed: image"),
+        ];
+        let of_run: Vec<_> = all.into_iter().filter(|event| is_of(&run, event)).collect();
+        expect![[r#"
+            2026-01-01T00:00:00Z    0:00.0  deploy begins
+            2026-01-01T00:00:05Z    0:05.0  installer started
+            2026-01-01T00:01:01Z    1:01.0  run failed: image
+            | chunk 7
+            | last line"#]]
+        .assert_eq(&logs(&run, &crate::client::view::<Vec<Event>>(of_run.into()).unwrap()));
     }
 }
