@@ -505,7 +505,7 @@ async fn together(
         let result = request.clone().scope(one(&mut tx, now, what, by)).await;
         match result {
             // SQLite has ended the transaction by itself.
-            Err(Refused::Store(error)) if error.is_disk() => return Err(error),
+            Err(Refused::Store(error)) if error.is_passing() => return Err(error),
             Err(refused) => {
                 tx.go_back().await?;
                 done.push(Err(refused));

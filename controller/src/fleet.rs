@@ -155,6 +155,7 @@ impl Dropped {
             Self::Store(StoreError::NotFound(_)) => (Closing::Refused, "it is not registered here"),
             Self::Store(StoreError::Full(_)) => (Closing::Refused, "the controller's disk is full"),
             Self::Store(StoreError::Unwritable(_)) => (Closing::Refused, "the controller cannot write its database"),
+            Self::Store(StoreError::Busy) => (Closing::Refused, "the controller's database is busy"),
             Self::Slow(_) => (Closing::Refused, "it was too slow"),
             Self::Malformed(_) => (Closing::Refused, "it sent what is not a message"),
             Self::Lost(_) | Self::Read(_) | Self::Write(_) | Self::Closed(_) | Self::Store(_) => (Closing::Refused, ""),
@@ -526,7 +527,7 @@ impl Fleet {
                     let next = match events::take(&self.0.store, rack, agent, first, events).await {
                         // Nothing was taken, and the agent keeps it. Dropping the connection would cut
                         // off commands too, and have the agent come again at once.
-                        Err(error) if error.is_disk() => {
+                        Err(error) if error.is_passing() => {
                             tracing::error!(%rack, error = &error as &dyn std::error::Error, "events are not taken");
                             tokio::time::sleep(UNWRITABLE).await;
                             first
@@ -588,7 +589,7 @@ impl Fleet {
                                 continue;
                             }
                             // It is sent again, and acknowledged again.
-                            Err(error) if error.is_disk() => {
+                            Err(error) if error.is_passing() => {
                                 self.0.store.note(&error);
                                 tracing::error!(%rack, error = &error as &dyn std::error::Error,
                                     "that the agent has its intent cannot be stored");

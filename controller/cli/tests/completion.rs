@@ -1,5 +1,7 @@
 //! Completion as a person meets it: a real bash, the program's own script, and a controller.
 
+#![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
+
 use std::{path::Path, process::Command, sync::Arc};
 
 use rackhand_common::pki;

@@ -13,6 +13,9 @@ use uuid::Uuid;
 
 use crate::{addresses::Refused, images::ImportError, store::StoreError, succession::NotReplaced, verbs::Denied};
 
+/// After how many seconds what is not possible at the moment may be.
+const RETRY_AFTER: &str = "5";
+
 /// Why a request was not carried out.
 #[derive(Debug)]
 pub struct Error {
@@ -206,6 +209,9 @@ impl IntoResponse for Error {
         if self.kind == Kind::Unauthenticated {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
         }
+        if self.kind == Kind::Unavailable {
+            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static(RETRY_AFTER));
+        }
         response
     }
 }
@@ -215,7 +221,7 @@ impl From<StoreError> for Error {
         match error {
             StoreError::NotFound(what) => Self::not_found(format!("there is no such {what}")),
             StoreError::Taken(_) | StoreError::Changed(_) => Self::conflict(error),
-            StoreError::Full(_) | StoreError::Unwritable(_) => Self::unavailable(error),
+            StoreError::Full(_) | StoreError::Unwritable(_) | StoreError::Busy => Self::unavailable(error),
             StoreError::Database(_) | StoreError::Damaged(..) | StoreError::OtherKey => Self::internal(error),
         }
     }
@@ -253,7 +259,7 @@ impl From<Refused> for Error {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::Store(error) => error.into(),
-            Refused::NotStored(error) if error.is_disk() => Self::unavailable(error),
+            Refused::NotStored(error) if error.is_passing() => Self::unavailable(error),
             Refused::NotStored(_) => Self::internal(refused),
             Refused::Busy | Refused::Stopping | Refused::Tidying(_) => Self::unavailable(refused),
             Refused::Length(_) => Self::invalid("/length", refused),

@@ -9,10 +9,13 @@ use jiff::Timestamp;
 use rackhand_common::id::{AggregateId, PoolId, RackId};
 use rackhand_controller_core::ipam::{Family, Kind, Prefix, State, Usage};
 use serde::{Deserialize, Serialize};
-use sqlx::{Row, SqliteExecutor, sqlite::SqliteRow};
+
+use sqlx::AssertSqlSafe;
 
 use super::{
-    Store, StoreError, Tx, from_json, id, json,
+    Store, StoreError, Tx,
+    database::{Executor, Row, query, query_scalar},
+    from_json, id, json,
     machines::parsed,
     micros,
     prefixes::{Leaf, prefix, prefix_of},
@@ -156,7 +159,7 @@ pub struct NewPool<'a> {
 impl Store {
     /// VRFs in the order of their names, those after `after`, at most `limit`.
     pub async fn vrfs(&self, after: &str, limit: u32) -> Result<Vec<Vrf>, StoreError> {
-        sqlx::query("SELECT * FROM vrfs WHERE name > $1 ORDER BY name LIMIT $2")
+        query("SELECT * FROM vrfs WHERE name > $1 ORDER BY name LIMIT $2")
             .bind(after)
             .bind(limit)
             .fetch_all(&self.pool)
@@ -173,7 +176,7 @@ impl Store {
 
     /// Aggregates in the order of their creation, after `after`, at most `limit`.
     pub async fn aggregates(&self, after: Option<AggregateId>, limit: u32) -> Result<Vec<Aggregate>, StoreError> {
-        sqlx::query(sqlx::AssertSqlSafe(format!("{AGGREGATES} WHERE id > $1 ORDER BY id LIMIT $2")))
+        query(AssertSqlSafe(format!("{AGGREGATES} WHERE id > $1 ORDER BY id LIMIT $2")))
             .bind(after.map(|id| id.to_string()).unwrap_or_default())
             .bind(limit)
             .fetch_all(&self.pool)
@@ -185,7 +188,7 @@ impl Store {
 
     /// Pools in the order of their creation, after `after`, at most `limit`.
     pub async fn pools(&self, after: Option<PoolId>, limit: u32) -> Result<Vec<Pool>, StoreError> {
-        sqlx::query(sqlx::AssertSqlSafe(format!("{POOLS} WHERE id > $1 ORDER BY id LIMIT $2")))
+        query(AssertSqlSafe(format!("{POOLS} WHERE id > $1 ORDER BY id LIMIT $2")))
             .bind(after.map(|id| id.to_string()).unwrap_or_default())
             .bind(limit)
             .fetch_all(&self.pool)
@@ -207,7 +210,7 @@ impl Store {
 
     /// How much of a pool is used. It counts the pool's leaves.
     pub async fn usage(&self, pool: &Pool) -> Result<Usage, StoreError> {
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT state, depth, COUNT(*) AS count FROM prefixes
              WHERE pool = $1 AND state IN ('free', 'claimed', 'reserved', 'quarantined') GROUP BY state, depth",
         )
@@ -227,32 +230,32 @@ impl Tx {
     /// The present for what is stored of addresses: `now`, or the latest that was stored when the
     /// clock went back since.
     pub(crate) async fn address_time(&mut self, now: Timestamp) -> Result<Timestamp, StoreError> {
-        let latest = sqlx::query_scalar(
+        let latest = query_scalar(
             "UPDATE address_clock SET latest = CASE WHEN latest < $1 THEN $1 ELSE latest END RETURNING latest",
         )
         .bind(micros(now))
-        .fetch_one(&mut *self.inner)
+        .fetch_one(&mut self.inner)
         .await?;
         timestamp(latest)
     }
 
     /// A pool's prefixes, lowest first, at most `limit`.
     pub async fn pool_prefixes(&mut self, pool: &Pool, limit: u32) -> Result<Vec<Prefix>, StoreError> {
-        pool_prefixes(&mut *self.inner, pool, limit).await
+        pool_prefixes(&mut self.inner, pool, limit).await
     }
 
     /// The VRF of this name.
     pub async fn vrf(&mut self, name: &str) -> Result<Vrf, StoreError> {
-        vrf(&mut *self.inner, name).await
+        vrf(&mut self.inner, name).await
     }
 
     /// Creates a VRF.
     pub async fn insert_vrf(&mut self, now: Timestamp, name: &str) -> Result<Vrf, StoreError> {
         self.watch("vrfs", name).await?;
-        let row = sqlx::query("INSERT INTO vrfs (name, created) VALUES ($1, $2) RETURNING *")
+        let row = query("INSERT INTO vrfs (name, created) VALUES ($1, $2) RETURNING *")
             .bind(name)
             .bind(micros(now))
-            .fetch_one(&mut *self.inner)
+            .fetch_one(&mut self.inner)
             .await
             .map_err(taken("VRF name"))?;
         read_vrf(&row)
@@ -260,9 +263,9 @@ impl Tx {
 
     /// The aggregate with this id.
     pub async fn aggregate(&mut self, id: AggregateId) -> Result<Aggregate, StoreError> {
-        let row = sqlx::query(sqlx::AssertSqlSafe(format!("{AGGREGATES} WHERE id = $1")))
+        let row = query(AssertSqlSafe(format!("{AGGREGATES} WHERE id = $1")))
             .bind(id.to_string())
-            .fetch_optional(&mut *self.inner)
+            .fetch_optional(&mut self.inner)
             .await?
             .ok_or(StoreError::NotFound("aggregate"))?;
         read_aggregate(&row)
@@ -270,13 +273,13 @@ impl Tx {
 
     /// An aggregate of a VRF that shares addresses with `prefix`: the lowest.
     pub async fn aggregate_at(&mut self, vrf: &str, prefix: Prefix) -> Result<Option<Aggregate>, StoreError> {
-        sqlx::query(sqlx::AssertSqlSafe(format!(
+        query(AssertSqlSafe(format!(
             "{AGGREGATES} WHERE vrf_name = $1 AND start <= $3 AND finish >= $2 ORDER BY start LIMIT 1"
         )))
         .bind(vrf)
         .bind(prefix.key().to_vec())
         .bind(prefix.last_key().to_vec())
-        .fetch_optional(&mut *self.inner)
+        .fetch_optional(&mut self.inner)
         .await?
         .as_ref()
         .map(read_aggregate)
@@ -294,7 +297,7 @@ impl Tx {
     ) -> Result<AggregateId, StoreError> {
         let id = AggregateId::fresh();
         self.watch("aggregates", id).await?;
-        let number = sqlx::query_scalar(
+        let number = query_scalar(
             "INSERT INTO aggregates (id, vrf, start, depth, finish, source, created)
              VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING number",
         )
@@ -305,7 +308,7 @@ impl Tx {
         .bind(prefix.last_key().to_vec())
         .bind(json(source))
         .bind(micros(now))
-        .fetch_one(&mut *self.inner)
+        .fetch_one(&mut self.inner)
         .await?;
         self.plant(number, prefix).await?;
         Ok(id)
@@ -314,10 +317,10 @@ impl Tx {
     /// Says otherwise whose an aggregate is.
     pub async fn set_source(&mut self, aggregate: &Aggregate, source: &Source) -> Result<(), StoreError> {
         self.watch("aggregates", aggregate.id).await?;
-        sqlx::query("UPDATE aggregates SET source = $2 WHERE number = $1")
+        query("UPDATE aggregates SET source = $2 WHERE number = $1")
             .bind(aggregate.number)
             .bind(json(source))
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         Ok(())
     }
@@ -326,23 +329,20 @@ impl Tx {
     pub async fn delete_aggregate(&mut self, aggregate: &Aggregate) -> Result<(), StoreError> {
         self.watch("aggregates", aggregate.id).await?;
         self.uproot(aggregate.number, aggregate.prefix).await?;
-        sqlx::query("DELETE FROM aggregates WHERE number = $1")
-            .bind(aggregate.number)
-            .execute(&mut *self.inner)
-            .await?;
+        query("DELETE FROM aggregates WHERE number = $1").bind(aggregate.number).execute(&mut self.inner).await?;
         Ok(())
     }
 
     /// The pool with this id or name.
     pub async fn pool(&mut self, id_or_name: &str) -> Result<Pool, StoreError> {
-        pool(&mut *self.inner, id_or_name).await
+        pool(&mut self.inner, id_or_name).await
     }
 
     /// The pool with this number.
     pub(crate) async fn pool_numbered(&mut self, number: i64) -> Result<Pool, StoreError> {
-        let row = sqlx::query(sqlx::AssertSqlSafe(format!("{POOLS} WHERE number = $1")))
+        let row = query(AssertSqlSafe(format!("{POOLS} WHERE number = $1")))
             .bind(number)
-            .fetch_optional(&mut *self.inner)
+            .fetch_optional(&mut self.inner)
             .await?
             .ok_or(StoreError::NotFound("pool"))?;
         read_pool(&row)
@@ -352,7 +352,7 @@ impl Tx {
     pub async fn insert_pool(&mut self, now: Timestamp, new: &NewPool<'_>) -> Result<Pool, StoreError> {
         let id = PoolId::fresh().to_string();
         self.watch("pools", &id).await?;
-        sqlx::query(
+        query(
             "INSERT INTO pools (id, name, vrf, family, kind, rack, quarantine, purpose, created)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         )
@@ -365,7 +365,7 @@ impl Tx {
         .bind(new.quarantine)
         .bind(new.purpose)
         .bind(micros(now))
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await
         .map_err(taken("pool name"))?;
         self.pool(&id).await
@@ -376,29 +376,29 @@ impl Tx {
         self.take(free, prefix, State::Free).await?;
         self.hand_over(free.aggregate, prefix, None, Some(pool.number)).await?;
         self.watch("pools", pool.id).await?;
-        sqlx::query("UPDATE pools SET extended = extended + 1 WHERE number = $1")
+        query("UPDATE pools SET extended = extended + 1 WHERE number = $1")
             .bind(pool.number)
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
-        sqlx::query("INSERT INTO pool_prefixes (pool, start, depth, aggregate) VALUES ($1, $2, $3, $4)")
+        query("INSERT INTO pool_prefixes (pool, start, depth, aggregate) VALUES ($1, $2, $3, $4)")
             .bind(pool.number)
             .bind(prefix.key().to_vec())
             .bind(prefix.depth())
             .bind(free.aggregate)
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         Ok(())
     }
 
     /// Which of a pool's prefixes `within` is in, with the aggregate's number.
     pub(crate) async fn pool_prefix(&mut self, pool: i64, within: Prefix) -> Result<Option<(i64, Prefix)>, StoreError> {
-        let row = sqlx::query(
+        let row = query(
             "SELECT start, depth, aggregate FROM pool_prefixes WHERE pool = $1 AND start <= $2
              ORDER BY start DESC LIMIT 1",
         )
         .bind(pool)
         .bind(within.key().to_vec())
-        .fetch_optional(&mut *self.inner)
+        .fetch_optional(&mut self.inner)
         .await?;
         let Some(row) = row else { return Ok(None) };
         let root = prefix(&row)?;
@@ -409,12 +409,12 @@ impl Tx {
     /// not free.
     pub async fn delete_pool(&mut self, pool: &Pool) -> Result<(), StoreError> {
         self.watch("pools", pool.id).await?;
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT pool_prefixes.*, aggregates.start AS root, aggregates.depth AS root_depth FROM pool_prefixes
              JOIN aggregates ON aggregates.number = pool_prefixes.aggregate WHERE pool = $1",
         )
         .bind(pool.number)
-        .fetch_all(&mut *self.inner)
+        .fetch_all(&mut self.inner)
         .await?;
         for row in rows {
             let (aggregate, prefix): (i64, _) = (row.try_get("aggregate")?, prefix(&row)?);
@@ -424,7 +424,7 @@ impl Tx {
             self.set_free(leaf, root).await?;
         }
         for statement in ["DELETE FROM pool_prefixes WHERE pool = $1", "DELETE FROM pools WHERE number = $1"] {
-            sqlx::query(statement).bind(pool.number).execute(&mut *self.inner).await?;
+            query(statement).bind(pool.number).execute(&mut self.inner).await?;
         }
         Ok(())
     }
@@ -436,14 +436,14 @@ const AGGREGATES: &str = "SELECT * FROM (SELECT aggregates.*, vrfs.name AS vrf_n
 const POOLS: &str = "SELECT * FROM (SELECT pools.*, vrfs.name AS vrf_name FROM pools
     JOIN vrfs ON vrfs.number = pools.vrf)";
 
-async fn vrf(executor: impl SqliteExecutor<'_>, name: &str) -> Result<Vrf, StoreError> {
-    let row = sqlx::query("SELECT * FROM vrfs WHERE name = $1").bind(name).fetch_optional(executor).await?;
+async fn vrf(executor: impl Into<Executor<'_>>, name: &str) -> Result<Vrf, StoreError> {
+    let row = query("SELECT * FROM vrfs WHERE name = $1").bind(name).fetch_optional(executor).await?;
     read_vrf(&row.ok_or(StoreError::NotFound("VRF"))?)
 }
 
-async fn pool(executor: impl SqliteExecutor<'_>, id_or_name: &str) -> Result<Pool, StoreError> {
+async fn pool(executor: impl Into<Executor<'_>>, id_or_name: &str) -> Result<Pool, StoreError> {
     // A name cannot look like an id, so one query serves both.
-    let row = sqlx::query(sqlx::AssertSqlSafe(format!("{POOLS} WHERE id = $1 OR name = $1")))
+    let row = query(AssertSqlSafe(format!("{POOLS} WHERE id = $1 OR name = $1")))
         .bind(id_or_name)
         .fetch_optional(executor)
         .await?
@@ -451,8 +451,8 @@ async fn pool(executor: impl SqliteExecutor<'_>, id_or_name: &str) -> Result<Poo
     read_pool(&row)
 }
 
-async fn pool_prefixes(executor: impl SqliteExecutor<'_>, pool: &Pool, limit: u32) -> Result<Vec<Prefix>, StoreError> {
-    sqlx::query("SELECT start, depth FROM pool_prefixes WHERE pool = $1 ORDER BY start LIMIT $2")
+async fn pool_prefixes(executor: impl Into<Executor<'_>>, pool: &Pool, limit: u32) -> Result<Vec<Prefix>, StoreError> {
+    query("SELECT start, depth FROM pool_prefixes WHERE pool = $1 ORDER BY start LIMIT $2")
         .bind(pool.number)
         .bind(limit)
         .fetch_all(executor)
@@ -462,11 +462,11 @@ async fn pool_prefixes(executor: impl SqliteExecutor<'_>, pool: &Pool, limit: u3
         .collect()
 }
 
-fn read_vrf(row: &SqliteRow) -> Result<Vrf, StoreError> {
+fn read_vrf(row: &Row) -> Result<Vrf, StoreError> {
     Ok(Vrf { number: row.try_get("number")?, name: row.try_get("name")?, created: timestamp(row.try_get("created")?)? })
 }
 
-fn read_aggregate(row: &SqliteRow) -> Result<Aggregate, StoreError> {
+fn read_aggregate(row: &Row) -> Result<Aggregate, StoreError> {
     Ok(Aggregate {
         number: row.try_get("number")?,
         id: id(row.try_get("id")?)?,
@@ -477,7 +477,7 @@ fn read_aggregate(row: &SqliteRow) -> Result<Aggregate, StoreError> {
     })
 }
 
-fn read_pool(row: &SqliteRow) -> Result<Pool, StoreError> {
+fn read_pool(row: &Row) -> Result<Pool, StoreError> {
     Ok(Pool {
         number: row.try_get("number")?,
         id: id(row.try_get("id")?)?,

@@ -18,9 +18,12 @@ use rackhand_common::{
     pki::KeyPin,
     wire::Hello,
 };
-use sqlx::{Row, SqliteExecutor, sqlite::SqliteRow};
 
-use super::{Store, StoreError, Tx, micros, timestamp};
+use super::{
+    Store, StoreError, Tx,
+    database::{Executor, Row, query, query_scalar},
+    micros, timestamp,
+};
 
 /// A node's registration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +77,7 @@ impl Store {
 
     /// Agents in the order of their enrolment, after `after`, at most `limit`.
     pub async fn agents(&self, after: Option<AgentId>, limit: u32) -> Result<Vec<Agent>, StoreError> {
-        sqlx::query("SELECT * FROM agents WHERE id > $1 ORDER BY id LIMIT $2")
+        query("SELECT * FROM agents WHERE id > $1 ORDER BY id LIMIT $2")
             .bind(after.map(|id| id.to_string()).unwrap_or_default())
             .bind(limit)
             .fetch_all(&self.pool)
@@ -93,7 +96,7 @@ impl Store {
 impl Tx {
     /// The agent with this id.
     pub async fn agent(&mut self, id: AgentId) -> Result<Agent, StoreError> {
-        agent(&mut *self.inner, id).await
+        agent(&mut self.inner, id).await
     }
 
     /// Keeps the hash of a fresh code, which may be used from `source`, or from anywhere.
@@ -106,13 +109,13 @@ impl Tx {
         source: Option<IpNet>,
     ) -> Result<(), StoreError> {
         self.watch("enrolment_codes", hex::encode(hash)).await?;
-        sqlx::query("INSERT INTO enrolment_codes (hash, rack, created, expires, source) VALUES ($1, $2, $3, $4, $5)")
+        query("INSERT INTO enrolment_codes (hash, rack, created, expires, source) VALUES ($1, $2, $3, $4, $5)")
             .bind(hex::encode(hash))
             .bind(rack.to_string())
             .bind(micros(now))
             .bind(micros(expires))
             .bind(source.map(|source| source.trunc().to_string()))
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         Ok(())
     }
@@ -120,22 +123,22 @@ impl Tx {
     /// Voids the codes of this rack that were not used.
     pub async fn void_codes(&mut self, now: Timestamp, rack: RackId) -> Result<(), StoreError> {
         let open = "SELECT hash FROM enrolment_codes WHERE rack = $1 AND used IS NULL AND expires > $2";
-        let query = sqlx::query_scalar(open).bind(rack.to_string()).bind(micros(now));
-        let codes: Vec<String> = query.fetch_all(&mut *self.inner).await?;
+        let open = query_scalar(open).bind(rack.to_string()).bind(micros(now));
+        let codes: Vec<String> = open.fetch_all(&mut self.inner).await?;
         for code in codes {
             self.watch("enrolment_codes", code).await?;
         }
-        sqlx::query("UPDATE enrolment_codes SET expires = $2 WHERE rack = $1 AND used IS NULL AND expires > $2")
+        query("UPDATE enrolment_codes SET expires = $2 WHERE rack = $1 AND used IS NULL AND expires > $2")
             .bind(rack.to_string())
             .bind(micros(now))
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         Ok(())
     }
 
     /// The agents of a rack, revoked ones too.
     pub async fn agents_of(&mut self, rack: RackId) -> Result<Vec<Agent>, StoreError> {
-        agents_of(&mut *self.inner, rack).await
+        agents_of(&mut self.inner, rack).await
     }
 
     /// Uses up a code that is neither used nor expired and may be used from there; gives its
@@ -148,9 +151,9 @@ impl Tx {
         agent: AgentId,
         from: IpAddr,
     ) -> Result<RackId, StoreError> {
-        let source: Option<Option<String>> = sqlx::query_scalar("SELECT source FROM enrolment_codes WHERE hash = $1")
+        let source: Option<Option<String>> = query_scalar("SELECT source FROM enrolment_codes WHERE hash = $1")
             .bind(hex::encode(hash))
-            .fetch_optional(&mut *self.inner)
+            .fetch_optional(&mut self.inner)
             .await?;
         if let Some(source) = source.flatten() {
             let source: IpNet = source.parse().map_err(|error| StoreError::Damaged("source", Box::new(error)))?;
@@ -158,14 +161,14 @@ impl Tx {
                 return Err(StoreError::NotFound("enrolment code"));
             }
         }
-        let rack: Option<String> = sqlx::query_scalar(
+        let rack: Option<String> = query_scalar(
             "UPDATE enrolment_codes SET used = $2, used_by = $3
              WHERE hash = $1 AND used IS NULL AND expires > $2 RETURNING rack",
         )
         .bind(hex::encode(hash))
         .bind(micros(now))
         .bind(agent.to_string())
-        .fetch_optional(&mut *self.inner)
+        .fetch_optional(&mut self.inner)
         .await?;
         let rack = rack.ok_or(StoreError::NotFound("enrolment code"))?;
         rack.parse().map_err(|e| StoreError::Damaged("id", Box::new(e)))
@@ -181,15 +184,15 @@ impl Tx {
         key: KeyPin,
         until: Timestamp,
     ) -> Result<Vec<AgentId>, StoreError> {
-        let revoked: Vec<String> = sqlx::query_scalar(
+        let revoked: Vec<String> = query_scalar(
             "UPDATE agents SET revoked = $2, connected = NULL WHERE rack = $1 AND revoked IS NULL RETURNING id",
         )
         .bind(rack.to_string())
         .bind(micros(now))
-        .fetch_all(&mut *self.inner)
+        .fetch_all(&mut self.inner)
         .await?;
         // Connections of a rack are numbered through, whichever of its nodes makes them.
-        sqlx::query(
+        query(
             "INSERT INTO agents (id, rack, key_pin, cert_until, enrolled, connection)
              VALUES ($1, $2, $3, $4, $5, (SELECT COALESCE(MAX(connection), 0) FROM agents WHERE rack = $2))",
         )
@@ -198,7 +201,7 @@ impl Tx {
         .bind(key.to_string())
         .bind(micros(until))
         .bind(micros(now))
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         revoked.iter().map(|old| super::id(old)).collect()
     }
@@ -206,23 +209,22 @@ impl Tx {
     /// No connection of this agent is served from now on. Whether it was let in until now.
     pub async fn revoke(&mut self, now: Timestamp, id: AgentId) -> Result<bool, StoreError> {
         self.watch("agents", id).await?;
-        let changed = sqlx::query("UPDATE agents SET revoked = $2, connected = NULL WHERE id = $1 AND revoked IS NULL")
+        let changed = query("UPDATE agents SET revoked = $2, connected = NULL WHERE id = $1 AND revoked IS NULL")
             .bind(id.to_string())
             .bind(micros(now))
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         Ok(changed.rows_affected() == 1)
     }
 
     /// A further certificate was issued to the agent.
     pub async fn issued(&mut self, id: AgentId, key: KeyPin, until: Timestamp) -> Result<(), StoreError> {
-        let changed =
-            sqlx::query("UPDATE agents SET next_key_pin = $2, cert_until = $3 WHERE id = $1 AND revoked IS NULL")
-                .bind(id.to_string())
-                .bind(key.to_string())
-                .bind(micros(until))
-                .execute(&mut *self.inner)
-                .await?;
+        let changed = query("UPDATE agents SET next_key_pin = $2, cert_until = $3 WHERE id = $1 AND revoked IS NULL")
+            .bind(id.to_string())
+            .bind(key.to_string())
+            .bind(micros(until))
+            .execute(&mut self.inner)
+            .await?;
         if changed.rows_affected() == 1 { Ok(()) } else { Err(StoreError::NotFound("agent")) }
     }
 
@@ -240,7 +242,7 @@ impl Tx {
         // One connection in every microsecond for eight years.
         let known = i64::try_from(hello.connection).ok().filter(|known| *known < 1 << 48).unwrap_or(0);
         let version: String = hello.version.chars().take(64).collect();
-        let row = sqlx::query(
+        let row = query(
             "UPDATE agents
              SET connection = CASE WHEN connection > $2 THEN connection ELSE $2 END + 1,
                  incarnation = $3, version = $4, revision = $5, connected = $6, seen = $6,
@@ -257,7 +259,7 @@ impl Tx {
         .bind(micros(now))
         .bind(key.to_string())
         .bind(root.map(|root| root.to_string()))
-        .fetch_optional(&mut *self.inner)
+        .fetch_optional(&mut self.inner)
         .await?
         .ok_or(StoreError::NotFound("agent"))?;
         read(&row)
@@ -265,55 +267,55 @@ impl Tx {
 
     /// The agent has the trust bundle with this fingerprint on its disk.
     pub async fn trusts(&mut self, id: AgentId, bundle: &str) -> Result<(), StoreError> {
-        sqlx::query("UPDATE agents SET bundle = $2 WHERE id = $1")
+        query("UPDATE agents SET bundle = $2 WHERE id = $1")
             .bind(id.to_string())
             .bind(bundle)
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         Ok(())
     }
 
     /// The agent has this revision on its disk.
     pub async fn acknowledged(&mut self, now: Timestamp, id: AgentId, revision: u64) -> Result<(), StoreError> {
-        sqlx::query("UPDATE agents SET revision = $2, seen = $3 WHERE id = $1")
+        query("UPDATE agents SET revision = $2, seen = $3 WHERE id = $1")
             .bind(id.to_string())
             .bind(i64::try_from(revision).unwrap_or(0))
             .bind(micros(now))
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         Ok(())
     }
 
     /// All events with lower numbers are taken.
     pub async fn set_next_event(&mut self, id: AgentId, next: u64) -> Result<(), StoreError> {
-        sqlx::query("UPDATE agents SET next_event = $2 WHERE id = $1 AND next_event <= $2")
+        query("UPDATE agents SET next_event = $2 WHERE id = $1 AND next_event <= $2")
             .bind(id.to_string())
             .bind(next as i64)
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         Ok(())
     }
 
     /// This connection has ended; changes nothing when there is a newer one.
     pub async fn disconnected(&mut self, now: Timestamp, id: AgentId, connection: u64) -> Result<(), StoreError> {
-        sqlx::query("UPDATE agents SET connected = NULL, seen = $3 WHERE id = $1 AND connection = $2")
+        query("UPDATE agents SET connected = NULL, seen = $3 WHERE id = $1 AND connection = $2")
             .bind(id.to_string())
             .bind(connection as i64)
             .bind(micros(now))
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         Ok(())
     }
 
     /// No agent is connected: to be called at the controller's start.
     pub async fn forget_connections(&mut self) -> Result<(), StoreError> {
-        sqlx::query("UPDATE agents SET connected = NULL").execute(&mut *self.inner).await?;
+        query("UPDATE agents SET connected = NULL").execute(&mut self.inner).await?;
         Ok(())
     }
 }
 
-async fn agents_of(executor: impl SqliteExecutor<'_>, rack: RackId) -> Result<Vec<Agent>, StoreError> {
-    sqlx::query("SELECT * FROM agents WHERE rack = $1 ORDER BY id")
+async fn agents_of(executor: impl Into<Executor<'_>>, rack: RackId) -> Result<Vec<Agent>, StoreError> {
+    query("SELECT * FROM agents WHERE rack = $1 ORDER BY id")
         .bind(rack.to_string())
         .fetch_all(executor)
         .await?
@@ -322,8 +324,8 @@ async fn agents_of(executor: impl SqliteExecutor<'_>, rack: RackId) -> Result<Ve
         .collect()
 }
 
-async fn agent(executor: impl SqliteExecutor<'_>, id: AgentId) -> Result<Agent, StoreError> {
-    let row = sqlx::query("SELECT * FROM agents WHERE id = $1")
+async fn agent(executor: impl Into<Executor<'_>>, id: AgentId) -> Result<Agent, StoreError> {
+    let row = query("SELECT * FROM agents WHERE id = $1")
         .bind(id.to_string())
         .fetch_optional(executor)
         .await?
@@ -331,7 +333,7 @@ async fn agent(executor: impl SqliteExecutor<'_>, id: AgentId) -> Result<Agent, 
     read(&row)
 }
 
-fn read(row: &SqliteRow) -> Result<Agent, StoreError> {
+fn read(row: &Row) -> Result<Agent, StoreError> {
     let optional = |column| row.try_get::<Option<i64>, _>(column).map_err(StoreError::from)?.map(timestamp).transpose();
     let incarnation = row.try_get::<Option<&str>, _>("incarnation")?.map(str::parse).transpose();
     let pin = |column| {

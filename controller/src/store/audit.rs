@@ -11,11 +11,16 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rackhand_common::audit::{Change, Linked, Record, START, link};
 use sha2::{Digest as _, Sha256};
-use sqlx::{AssertSqlSafe, Column as _, Row as _, TypeInfo as _, ValueRef as _, sqlite::SqliteRow};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::{KeyedRequest, Store, StoreError, Tx, dry_run, is_dry_run, micros, timestamp};
+use sqlx::AssertSqlSafe;
+
+use super::{
+    KeyedRequest, Store, StoreError, Tx,
+    database::{Executor, Row, Stored, query},
+    dry_run, is_dry_run, micros, timestamp,
+};
 
 /// So many records are put into the chain in one transaction.
 const LINKED: u32 = 500;
@@ -136,8 +141,8 @@ impl Tx {
             "vrfs" => "name",
             _ => "id",
         };
-        let query = AssertSqlSafe(format!("SELECT * FROM {table} WHERE {key} = $1"));
-        let row = sqlx::query(query).bind(id).fetch_optional(&mut *self.inner).await?;
+        let select = AssertSqlSafe(format!("SELECT * FROM {table} WHERE {key} = $1"));
+        let row = query(select).bind(id).fetch_optional(&mut self.inner).await?;
         row.map(|row| digest(&row)).transpose()
     }
 
@@ -152,7 +157,7 @@ impl Tx {
             }
         }
         let record = Record { id: Uuid::now_v7(), changes, ..asked.record.clone() };
-        sqlx::query(
+        query(
             "INSERT INTO audit (id, at, actor, token, source, through, action, request)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         )
@@ -164,10 +169,10 @@ impl Tx {
         .bind(&record.through)
         .bind(&record.action)
         .bind(record.request.to_string())
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         for (position, change) in record.changes.iter().enumerate() {
-            sqlx::query(
+            query(
                 "INSERT INTO audit_changes (record, position, kind, id, before_digest, after_digest)
                  VALUES ($1, $2, $3, $4, $5, $6)",
             )
@@ -177,7 +182,7 @@ impl Tx {
             .bind(&change.id)
             .bind(&change.before)
             .bind(&change.after)
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         }
         self.has_records = true;
@@ -189,9 +194,9 @@ impl Store {
     /// Puts records into the chain that are not yet; how many.
     pub async fn link_records(&self) -> Result<usize, StoreError> {
         let mut tx = self.begin().await?;
-        let rows = sqlx::query("SELECT * FROM audit WHERE number IS NULL ORDER BY id LIMIT $1")
+        let rows = query("SELECT * FROM audit WHERE number IS NULL ORDER BY id LIMIT $1")
             .bind(LINKED)
-            .fetch_all(&mut *tx.inner)
+            .fetch_all(&mut tx.inner)
             .await?;
         if rows.is_empty() {
             return Ok(0);
@@ -201,11 +206,11 @@ impl Store {
             let record = record(&mut tx.inner, row).await?;
             number += 1;
             previous = link(&previous, number, &record);
-            sqlx::query("UPDATE audit SET number = $2, link = $3 WHERE id = $1")
+            query("UPDATE audit SET number = $2, link = $3 WHERE id = $1")
                 .bind(record.id.to_string())
                 .bind(number as i64)
                 .bind(hex::encode(previous))
-                .execute(&mut *tx.inner)
+                .execute(&mut tx.inner)
                 .await?;
         }
         tx.commit().await?;
@@ -219,10 +224,9 @@ impl Store {
 
     /// How far the chain goes.
     pub async fn chain_end(&self) -> Result<ChainEnd, StoreError> {
-        let mut connection = self.pool.acquire().await?;
-        let (number, link) = last_link(&mut connection).await?;
-        let row = sqlx::query("SELECT COUNT(*) AS unlinked, MIN(at) AS oldest FROM audit WHERE number IS NULL")
-            .fetch_one(&mut *connection)
+        let (number, link) = last_link(&self.pool).await?;
+        let row = query("SELECT COUNT(*) AS unlinked, MIN(at) AS oldest FROM audit WHERE number IS NULL")
+            .fetch_one(&self.pool)
             .await?;
         let oldest_unlinked = row.try_get::<Option<i64>, _>("oldest")?.map(timestamp).transpose()?;
         Ok(ChainEnd { number, link, unlinked: row.try_get::<i64, _>("unlinked")? as u64, oldest_unlinked })
@@ -236,23 +240,22 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<Linked>, StoreError> {
         let (than, order, start) = if filter.newest_first { ("<", "DESC", i64::MAX) } else { (">", "ASC", 0) };
-        let query = AssertSqlSafe(format!(
+        let select = AssertSqlSafe(format!(
             "SELECT * FROM audit
              WHERE number {than} $1 AND ($2 IS NULL OR actor = $2)
                 AND ($3 IS NULL OR id IN (SELECT record FROM audit_changes WHERE audit_changes.id = $3))
              ORDER BY number {order} LIMIT $4"
         ));
-        let mut connection = self.pool.acquire().await?;
-        let rows = sqlx::query(query)
+        let rows = query(select)
             .bind(after.map_or(start, |after| i64::try_from(after).unwrap_or(i64::MAX)))
             .bind(&filter.by)
             .bind(&filter.about)
             .bind(limit)
-            .fetch_all(&mut *connection)
+            .fetch_all(&self.pool)
             .await?;
         let mut records = Vec::with_capacity(rows.len());
         for row in &rows {
-            let record = record(&mut connection, row).await?;
+            let record = record(&self.pool, row).await?;
             let link = row.try_get("link")?;
             records.push(Linked { number: row.try_get::<i64, _>("number")? as u64, link, record });
         }
@@ -261,9 +264,9 @@ impl Store {
 }
 
 /// Number and link of the chain's last record; those before the first when there is none.
-async fn last_link(connection: &mut sqlx::SqliteConnection) -> Result<(u64, [u8; 32]), StoreError> {
-    let last = sqlx::query("SELECT number, link FROM audit WHERE number IS NOT NULL ORDER BY number DESC LIMIT 1")
-        .fetch_optional(connection)
+async fn last_link(executor: impl Into<Executor<'_>>) -> Result<(u64, [u8; 32]), StoreError> {
+    let last = query("SELECT number, link FROM audit WHERE number IS NOT NULL ORDER BY number DESC LIMIT 1")
+        .fetch_optional(executor)
         .await?;
     match last {
         Some(row) => Ok((row.try_get::<i64, _>("number")? as u64, digits(row.try_get("link")?)?)),
@@ -271,7 +274,7 @@ async fn last_link(connection: &mut sqlx::SqliteConnection) -> Result<(u64, [u8;
     }
 }
 
-async fn record(connection: &mut sqlx::SqliteConnection, row: &SqliteRow) -> Result<Record, StoreError> {
+async fn record(executor: impl Into<Executor<'_>>, row: &Row) -> Result<Record, StoreError> {
     let uuid = |column| {
         let text: &str = row.try_get(column)?;
         text.parse().map_err(|error: uuid::Error| StoreError::Damaged("audit record", error.into()))
@@ -279,11 +282,11 @@ async fn record(connection: &mut sqlx::SqliteConnection, row: &SqliteRow) -> Res
     let from: Option<&str> = row.try_get("source")?;
     let from = from.map(str::parse).transpose();
     let id: Uuid = uuid("id")?;
-    let changes = sqlx::query("SELECT * FROM audit_changes WHERE record = $1 ORDER BY position")
+    let changes = query("SELECT * FROM audit_changes WHERE record = $1 ORDER BY position")
         .bind(id.to_string())
-        .fetch_all(connection)
+        .fetch_all(executor)
         .await?;
-    let change = |row: &SqliteRow| -> Result<Change, StoreError> {
+    let change = |row: &Row| -> Result<Change, StoreError> {
         Ok(Change {
             kind: row.try_get("kind")?,
             id: row.try_get("id")?,
@@ -321,24 +324,27 @@ fn digits(text: &str) -> Result<[u8; 32], StoreError> {
 }
 
 /// SHA-256 over every column: its name, its value's type and the value, each with its length.
-pub(super) fn digest(row: &SqliteRow) -> Result<String, StoreError> {
+pub(super) fn digest(row: &Row) -> Result<String, StoreError> {
     let mut sum = Sha256::new();
     let mut add = |bytes: &[u8]| {
         sum.update((bytes.len() as u64).to_be_bytes());
         sum.update(bytes);
     };
-    for column in row.columns() {
-        add(column.name().as_bytes());
-        let value = row.try_get_raw(column.ordinal())?;
-        let stored = value.type_info().name().to_owned();
-        match stored.as_str() {
-            _ if value.is_null() => add(b"null"),
-            "TEXT" => add(row.try_get_unchecked::<&str, _>(column.ordinal())?.as_bytes()),
-            "REAL" => add(&row.try_get_unchecked::<f64, _>(column.ordinal())?.to_be_bytes()),
-            "BLOB" => add(row.try_get_unchecked::<&[u8], _>(column.ordinal())?),
-            _ => add(&row.try_get_unchecked::<i64, _>(column.ordinal())?.to_be_bytes()),
+    for (place, column) in row.columns().into_iter().enumerate() {
+        add(column.as_bytes());
+        let stored = row.stored(place)?;
+        match stored {
+            Stored::Null => add(b"null"),
+            Stored::Text(text) => add(text.as_bytes()),
+            Stored::Blob(bytes) => add(bytes),
+            Stored::Int(number) => add(&number.to_be_bytes()),
         }
-        add(stored.as_bytes());
+        add(match stored {
+            Stored::Null => row.kind(place).as_bytes(),
+            Stored::Text(_) => b"TEXT",
+            Stored::Blob(_) => b"BLOB",
+            Stored::Int(_) => b"INTEGER",
+        });
     }
     Ok(hex::encode(sum.finalize()))
 }
@@ -432,7 +438,7 @@ mod tests {
             }
             bench.store.link_records().await.unwrap();
             assert_eq!(chain(&bench).await, Ok(3));
-            sqlx::query(statement).execute(&bench.store.pool).await.unwrap();
+            query(statement).execute(&bench.store.pool).await.unwrap();
             assert_eq!(chain(&bench).await, Err(named), "{statement}");
         }
     }

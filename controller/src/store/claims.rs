@@ -11,10 +11,11 @@ use rackhand_common::{
     machine::Mac,
 };
 use rackhand_controller_core::ipam::Prefix;
-use sqlx::{QueryBuilder, Row, Sqlite, SqliteExecutor, sqlite::SqliteRow};
 
 use super::{
-    Pool, Store, StoreError, Tx, Vrf, id,
+    Pool, Store, StoreError, Tx, Vrf,
+    database::{Builder, Executor, Row, query, query_scalar},
+    id,
     machines::parsed,
     micros,
     prefixes::{Leaf, prefix},
@@ -102,7 +103,7 @@ impl Store {
         after: Option<ClaimId>,
         limit: u32,
     ) -> Result<Vec<Claim>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new("");
+        let mut query = Builder::new("");
         if let Some(containing) = filter.containing {
             candidates(&mut query, containing);
         }
@@ -135,18 +136,18 @@ impl Store {
     pub async fn holder(&self, vrf: &Vrf, address: Prefix, at: Timestamp) -> Result<Option<Claim>, StoreError> {
         // Claims of one prefix follow each other, so that of those that ended later than `at` the
         // first is the only one that can have begun before.
-        let mut query = QueryBuilder::<Sqlite>::new("");
+        let mut query = Builder::new("");
         candidates(&mut query, address);
         query
             .push(
-                "SELECT claims.* FROM candidate CROSS JOIN claims ON claims.id = (
+                "SELECT claims.* FROM candidate CROSS JOIN claims WHERE claims.id = (
                     SELECT id FROM claims AS held
                     WHERE held.start = candidate.start AND held.depth = candidate.depth AND held.vrf = ",
             )
             .push_bind(vrf.number)
             .push(" AND held.until > ")
             .push_bind(micros(at))
-            .push(" ORDER BY held.until, held.since LIMIT 1) WHERE claims.since <= ")
+            .push(" ORDER BY held.until, held.since LIMIT 1) AND claims.since <= ")
             .push_bind(micros(at));
         query.build().fetch_optional(&self.pool).await?.as_ref().map(read).transpose()
     }
@@ -159,12 +160,12 @@ impl Store {
         before: Option<ClaimId>,
         limit: u32,
     ) -> Result<Vec<Claim>, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new("");
+        let mut query = Builder::new("");
         candidates(&mut query, address);
         query
             .push(
                 "SELECT claims.* FROM candidate CROSS JOIN claims
-                 ON claims.start = candidate.start AND claims.depth = candidate.depth WHERE claims.vrf = ",
+                 WHERE claims.start = candidate.start AND claims.depth = candidate.depth AND claims.vrf = ",
             )
             .push_bind(vrf.number);
         if let Some(before) = before {
@@ -176,7 +177,7 @@ impl Store {
 }
 
 /// Begins a query with the prefixes an address can be in, for an index to be asked for each.
-fn candidates(query: &mut QueryBuilder<Sqlite>, within: Prefix) {
+fn candidates(query: &mut Builder, within: Prefix) {
     query.push("WITH candidate (start, depth) AS (");
     query.push_values(within.containing(), |mut row, prefix| {
         row.push_bind(prefix.key().to_vec()).push_bind(prefix.depth());
@@ -187,17 +188,17 @@ fn candidates(query: &mut QueryBuilder<Sqlite>, within: Prefix) {
 impl Tx {
     /// The claim with this id, also when it was released.
     pub async fn claim(&mut self, id: ClaimId) -> Result<Claim, StoreError> {
-        claim(&mut *self.inner, id).await
+        claim(&mut self.inner, id).await
     }
 
     /// The claim of a pool by which exactly these addresses are somebody's.
     pub(crate) async fn claim_of(&mut self, pool: &Pool, prefix: Prefix) -> Result<Option<Claim>, StoreError> {
-        sqlx::query("SELECT * FROM claims WHERE vrf = $1 AND start = $2 AND depth = $3 AND until = $4")
+        query("SELECT * FROM claims WHERE vrf = $1 AND start = $2 AND depth = $3 AND until = $4")
             .bind(pool.vrf_number)
             .bind(prefix.key().to_vec())
             .bind(prefix.depth())
             .bind(STILL)
-            .fetch_optional(&mut *self.inner)
+            .fetch_optional(&mut self.inner)
             .await?
             .as_ref()
             .map(read)
@@ -206,9 +207,9 @@ impl Tx {
 
     /// Whether a machine holds an address.
     pub(crate) async fn holds_addresses(&mut self, machine: MachineId) -> Result<bool, StoreError> {
-        let row = sqlx::query("SELECT 1 FROM claims WHERE machine = $1 AND until = 9223372036854775807 LIMIT 1")
+        let row = query("SELECT 1 FROM claims WHERE machine = $1 AND until = 9223372036854775807 LIMIT 1")
             .bind(machine.to_string())
-            .fetch_optional(&mut *self.inner)
+            .fetch_optional(&mut self.inner)
             .await?;
         Ok(row.is_some())
     }
@@ -216,17 +217,17 @@ impl Tx {
     /// What one machine holds is another's.
     pub(crate) async fn move_claims(&mut self, from: MachineId, to: MachineId) -> Result<(), StoreError> {
         let held: Vec<String> =
-            sqlx::query_scalar("SELECT id FROM claims WHERE machine = $1 AND until = 9223372036854775807")
+            query_scalar("SELECT id FROM claims WHERE machine = $1 AND until = 9223372036854775807")
                 .bind(from.to_string())
-                .fetch_all(&mut *self.inner)
+                .fetch_all(&mut self.inner)
                 .await?;
         for claim in held {
             self.watch("claims", claim).await?;
         }
-        sqlx::query("UPDATE claims SET machine = $2 WHERE machine = $1 AND until = 9223372036854775807")
+        query("UPDATE claims SET machine = $2 WHERE machine = $1 AND until = 9223372036854775807")
             .bind(from.to_string())
             .bind(to.to_string())
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         Ok(())
     }
@@ -242,7 +243,7 @@ impl Tx {
     ) -> Result<Claim, StoreError> {
         let id = ClaimId::fresh();
         self.watch("claims", id).await?;
-        sqlx::query(
+        query(
             "INSERT INTO claims (id, vrf, aggregate, pool, pool_name, start, depth, reserved, machine, mac, name,
                                  owner, purpose, claimed_by, since, until)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
@@ -263,7 +264,7 @@ impl Tx {
         .bind(row.by)
         .bind(micros(now))
         .bind(STILL)
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         Ok(Claim {
             id,
@@ -286,22 +287,22 @@ impl Tx {
     pub(crate) async fn end_claim(&mut self, now: Timestamp, claim: &Claim, by: &str) -> Result<(), StoreError> {
         self.watch("claims", claim.id).await?;
         let changed =
-            sqlx::query("UPDATE claims SET until = $2, released_by = $3 WHERE id = $1 AND until = 9223372036854775807")
+            query("UPDATE claims SET until = $2, released_by = $3 WHERE id = $1 AND until = 9223372036854775807")
                 .bind(claim.id.to_string())
                 .bind(micros(now))
                 .bind(by)
-                .execute(&mut *self.inner)
+                .execute(&mut self.inner)
                 .await?;
         if changed.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Changed("claim")) }
     }
 }
 
-async fn claim(executor: impl SqliteExecutor<'_>, id: ClaimId) -> Result<Claim, StoreError> {
-    let row = sqlx::query("SELECT * FROM claims WHERE id = $1").bind(id.to_string()).fetch_optional(executor).await?;
+async fn claim(executor: impl Into<Executor<'_>>, id: ClaimId) -> Result<Claim, StoreError> {
+    let row = query("SELECT * FROM claims WHERE id = $1").bind(id.to_string()).fetch_optional(executor).await?;
     read(&row.ok_or(StoreError::NotFound("claim"))?)
 }
 
-fn read(row: &SqliteRow) -> Result<Claim, StoreError> {
+fn read(row: &Row) -> Result<Claim, StoreError> {
     let optional = |column| row.try_get::<Option<&str>, _>(column);
     let until = row.try_get::<i64, _>("until")?;
     Ok(Claim {
@@ -332,7 +333,7 @@ mod tests {
     impl Store {
         /// Every claim there ever was.
         pub(crate) async fn history_of_all(&self) -> Result<Vec<Claim>, StoreError> {
-            sqlx::query("SELECT * FROM claims").fetch_all(&self.pool).await?.iter().map(read).collect()
+            query("SELECT * FROM claims").fetch_all(&self.pool).await?.iter().map(read).collect()
         }
     }
 }

@@ -10,9 +10,12 @@ use rackhand_common::{
     id::{CommandId, Epoch, MachineId, RackId, RunId},
     wire::Action,
 };
-use sqlx::{Row, sqlite::SqliteRow};
 
-use super::{Run, StoreError, Tx, from_json, id, json, micros, timestamp};
+use super::{
+    Run, StoreError, Tx,
+    database::{Row, query, query_scalar},
+    from_json, id, json, micros, timestamp,
+};
 
 /// A command as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,10 +47,10 @@ pub struct StoredCommand {
 impl Tx {
     /// The run's command with this purpose.
     pub async fn command(&mut self, run: RunId, purpose: &str) -> Result<Option<StoredCommand>, StoreError> {
-        sqlx::query("SELECT * FROM commands WHERE run = $1 AND purpose = $2")
+        query("SELECT * FROM commands WHERE run = $1 AND purpose = $2")
             .bind(run.to_string())
             .bind(purpose)
-            .fetch_optional(&mut *self.inner)
+            .fetch_optional(&mut self.inner)
             .await?
             .as_ref()
             .map(read)
@@ -78,7 +81,7 @@ impl Tx {
             sent: None,
             outcome: None,
         };
-        sqlx::query(
+        query(
             "INSERT INTO commands (id, rack, machine, epoch, run, purpose, action, after, created)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         )
@@ -91,16 +94,16 @@ impl Tx {
         .bind(json(&command.action))
         .bind(command.after as i64)
         .bind(micros(now))
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         Ok(command)
     }
 
     /// Whether the outcome of any of the run's commands is still to come.
     pub async fn has_open_command(&mut self, run: RunId) -> Result<bool, StoreError> {
-        let open = sqlx::query("SELECT id FROM commands WHERE run = $1 AND outcome IS NULL LIMIT 1")
+        let open = query("SELECT id FROM commands WHERE run = $1 AND outcome IS NULL LIMIT 1")
             .bind(run.to_string())
-            .fetch_optional(&mut *self.inner)
+            .fetch_optional(&mut self.inner)
             .await?;
         Ok(open.is_some())
     }
@@ -109,12 +112,12 @@ impl Tx {
     /// will never be known, and is to be looked into. Reading power is asked again instead, and
     /// what no node was offered yet is left. Gives those that may have changed hardware.
     pub async fn lose_commands(&mut self, now: Timestamp, rack: RackId) -> Result<Vec<StoredCommand>, StoreError> {
-        sqlx::query("UPDATE commands SET sent = NULL WHERE rack = $1 AND outcome IS NULL AND action = $2")
+        query("UPDATE commands SET sent = NULL WHERE rack = $1 AND outcome IS NULL AND action = $2")
             .bind(rack.to_string())
             .bind(json(&Action::PowerStatus))
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
-        sqlx::query(
+        query(
             "UPDATE commands SET outcome = $2, lost = $3
              WHERE rack = $1 AND outcome IS NULL AND offered IS NOT NULL AND action <> $4 RETURNING *",
         )
@@ -122,7 +125,7 @@ impl Tx {
         .bind(json(&Outcome::Unknown))
         .bind(micros(now))
         .bind(json(&Action::PowerStatus))
-        .fetch_all(&mut *self.inner)
+        .fetch_all(&mut self.inner)
         .await?
         .iter()
         .map(read)
@@ -131,29 +134,29 @@ impl Tx {
 
     /// Notes that a node is about to be given it, unless its outcome is known by now; whether so.
     pub async fn command_offered(&mut self, now: Timestamp, id: CommandId) -> Result<bool, StoreError> {
-        let offered = sqlx::query("UPDATE commands SET offered = $2 WHERE id = $1 AND outcome IS NULL")
+        let offered = query("UPDATE commands SET offered = $2 WHERE id = $1 AND outcome IS NULL")
             .bind(id.to_string())
             .bind(micros(now))
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         Ok(offered.rows_affected() == 1)
     }
 
     /// When a command of this machine was given up last, together with the node that may have it.
     pub async fn lost_last(&mut self, machine: MachineId) -> Result<Option<Timestamp>, StoreError> {
-        let lost: Option<i64> = sqlx::query_scalar("SELECT MAX(lost) FROM commands WHERE machine = $1")
+        let lost: Option<i64> = query_scalar("SELECT MAX(lost) FROM commands WHERE machine = $1")
             .bind(machine.to_string())
-            .fetch_one(&mut *self.inner)
+            .fetch_one(&mut self.inner)
             .await?;
         lost.map(timestamp).transpose()
     }
 
     /// Notes that the agent has it.
     pub async fn command_sent(&mut self, now: Timestamp, id: CommandId) -> Result<(), StoreError> {
-        sqlx::query("UPDATE commands SET sent = $2 WHERE id = $1")
+        query("UPDATE commands SET sent = $2 WHERE id = $1")
             .bind(id.to_string())
             .bind(micros(now))
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         Ok(())
     }
@@ -166,16 +169,16 @@ impl Tx {
         command: CommandId,
         outcome: &Outcome,
     ) -> Result<Option<StoredCommand>, StoreError> {
-        sqlx::query("UPDATE commands SET outcome = $3 WHERE id = $1 AND rack = $2 AND outcome IS NULL")
+        query("UPDATE commands SET outcome = $3 WHERE id = $1 AND rack = $2 AND outcome IS NULL")
             .bind(command.to_string())
             .bind(rack.to_string())
             .bind(json(outcome))
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
-        sqlx::query("SELECT * FROM commands WHERE id = $1 AND rack = $2")
+        query("SELECT * FROM commands WHERE id = $1 AND rack = $2")
             .bind(command.to_string())
             .bind(rack.to_string())
-            .fetch_optional(&mut *self.inner)
+            .fetch_optional(&mut self.inner)
             .await?
             .as_ref()
             .map(read)
@@ -183,7 +186,7 @@ impl Tx {
     }
 }
 
-fn read(row: &SqliteRow) -> Result<StoredCommand, StoreError> {
+fn read(row: &Row) -> Result<StoredCommand, StoreError> {
     Ok(StoredCommand {
         id: id(row.try_get("id")?)?,
         rack: id(row.try_get("rack")?)?,

@@ -20,22 +20,36 @@ pub fn is_dry_run() -> bool {
 impl Tx {
     /// Undoes everything done in it.
     pub(crate) async fn undo(self) -> Result<(), StoreError> {
-        Ok(self.inner.rollback().await?)
+        let Self { inner, turn, .. } = self;
+        inner.rollback().await?;
+        drop(turn);
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::store::{Store, audit::digest};
+    use sqlx::AssertSqlSafe;
+
+    use crate::store::{
+        Store,
+        audit::digest,
+        database::{Database, query, query_scalar},
+    };
 
     impl Store {
         /// A digest of every row there is, with its table.
         pub(crate) async fn dump(&self) -> Vec<String> {
-            let tables = "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name";
-            let tables: Vec<String> = sqlx::query_scalar(tables).fetch_all(&self.pool).await.unwrap();
+            let tables = match self.pool {
+                Database::Sqlite(_) => "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE '_sqlx%'",
+                Database::Postgres(_) => {
+                    "SELECT CAST(tablename AS TEXT) FROM pg_tables WHERE schemaname = 'public' AND tablename NOT LIKE '_sqlx%'"
+                }
+            };
+            let tables: Vec<String> = query_scalar(tables).fetch_all(&self.pool).await.unwrap();
             let mut dump = Vec::new();
             for table in tables {
-                let rows = sqlx::query(sqlx::AssertSqlSafe(format!("SELECT * FROM {table}")));
+                let rows = query(AssertSqlSafe(format!("SELECT * FROM {table}")));
                 let rows = rows.fetch_all(&self.pool).await.unwrap();
                 dump.extend(rows.iter().map(|row| format!("{table} {}", digest(row).unwrap())));
             }

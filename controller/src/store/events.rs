@@ -11,9 +11,14 @@ use rackhand_controller_core::{
     workflow::{Cause, Step, Workflow},
 };
 use serde::{Deserialize, Serialize};
-use sqlx::{Row, sqlite::SqliteRow};
 
-use super::{RunStatus, Store, StoreError, Tx, from_json, id, json, micros, timestamp};
+use sqlx::AssertSqlSafe;
+
+use super::{
+    RunStatus, Store, StoreError, Tx,
+    database::{Row, query},
+    from_json, id, json, micros, timestamp,
+};
 
 /// An event as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,7 +174,7 @@ impl Store {
             EventFilter { machine: Some(_), .. } => "machine = $3 AND $4 IS NULL",
             _ => "$3 IS NULL AND $4 IS NULL",
         };
-        sqlx::query(sqlx::AssertSqlSafe(format!(
+        query(AssertSqlSafe(format!(
             "SELECT * FROM events WHERE id > $1 AND ($2 IS NULL OR rack = $2) AND {narrowed} ORDER BY id LIMIT $5"
         )))
         .bind(after as i64)
@@ -186,7 +191,7 @@ impl Store {
 
     /// The number of the newest event; zero when there is none.
     pub async fn newest_event(&self) -> Result<u64, StoreError> {
-        let row = sqlx::query("SELECT COALESCE(MAX(id), 0) AS newest FROM events").fetch_one(&self.pool).await?;
+        let row = query("SELECT COALESCE(MAX(id), 0) AS newest FROM events").fetch_one(&self.pool).await?;
         Ok(row.try_get::<i64, _>("newest")? as u64)
     }
 }
@@ -201,36 +206,35 @@ impl Tx {
         run: Option<RunId>,
         body: &Happened,
     ) -> Result<u64, StoreError> {
-        let row =
-            sqlx::query("INSERT INTO events (at, rack, machine, run, body) VALUES ($1, $2, $3, $4, $5) RETURNING id")
-                .bind(micros(at))
-                .bind(rack.to_string())
-                .bind(machine.map(|id| id.to_string()))
-                .bind(run.map(|id| id.to_string()))
-                .bind(json(body))
-                .fetch_one(&mut *self.inner)
-                .await?;
+        let row = query("INSERT INTO events (at, rack, machine, run, body) VALUES ($1, $2, $3, $4, $5) RETURNING id")
+            .bind(micros(at))
+            .bind(rack.to_string())
+            .bind(machine.map(|id| id.to_string()))
+            .bind(run.map(|id| id.to_string()))
+            .bind(json(body))
+            .fetch_one(&mut self.inner)
+            .await?;
         Ok(row.try_get::<i64, _>("id")? as u64)
     }
 
     /// Makes what happened to one machine part of another's history.
     pub async fn move_events(&mut self, from: MachineId, to: MachineId) -> Result<(), StoreError> {
-        sqlx::query("UPDATE events SET machine = $2 WHERE machine = $1")
+        query("UPDATE events SET machine = $2 WHERE machine = $1")
             .bind(from.to_string())
             .bind(to.to_string())
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         Ok(())
     }
 
     /// The number of the newest event; zero when there is none.
     pub(crate) async fn newest_event(&mut self) -> Result<u64, StoreError> {
-        let row = sqlx::query("SELECT COALESCE(MAX(id), 0) AS newest FROM events").fetch_one(&mut *self.inner).await?;
+        let row = query("SELECT COALESCE(MAX(id), 0) AS newest FROM events").fetch_one(&mut self.inner).await?;
         Ok(row.try_get::<i64, _>("newest")? as u64)
     }
 }
 
-fn read(row: &SqliteRow) -> Result<StoredEvent, StoreError> {
+fn read(row: &Row) -> Result<StoredEvent, StoreError> {
     let optional = |column| row.try_get::<Option<&str>, _>(column);
     Ok(StoredEvent {
         id: row.try_get::<i64, _>("id")? as u64,

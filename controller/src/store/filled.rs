@@ -1,7 +1,9 @@
 //! Pools as full as somebody wants them, for measuring (`cargo xtask bench ipam`): written in
 //! bulk, which millions of claims would take hours for, into what claims would have left.
 
-use super::{Pool, Store, StoreError};
+use sqlx::AssertSqlSafe;
+
+use super::{Pool, Store, StoreError, database::query};
 
 /// Blocks in one transaction.
 const CHUNK: u64 = 1 << 19;
@@ -20,15 +22,15 @@ impl Store {
             let mut tx = self.begin().await?;
             let last = blocks.min(first + CHUNK) - 1;
             if first == 0 {
-                sqlx::query("DELETE FROM prefixes WHERE pool = $1 AND state = 'free'")
+                query("DELETE FROM prefixes WHERE pool = $1 AND state = 'free'")
                     .bind(pool.number)
-                    .execute(&mut *tx.inner)
+                    .execute(&mut tx.inner)
                     .await?;
             }
             // The leaves, and above them every prefix that begins in this chunk.
             for depth in root.depth()..=length + 96 {
                 let step = 1u64 << (length + 96 - depth);
-                sqlx::query(
+                query(
                     "WITH RECURSIVE block (number) AS (
                          SELECT $1 + ($6 - $1 % $6) % $6
                          UNION ALL SELECT number + $6 FROM block WHERE number + $6 <= $2)
@@ -47,10 +49,10 @@ impl Store {
                 .bind(1i64 << (32 - length))
                 .bind(length + 96)
                 .bind(gap as i64)
-                .execute(&mut *tx.inner)
+                .execute(&mut tx.inner)
                 .await?;
             }
-            sqlx::query(
+            query(
                 "WITH RECURSIVE block (number) AS (
                      SELECT $1 UNION ALL SELECT number + 1 FROM block WHERE number < $2)
                  INSERT INTO claims (id, vrf, aggregate, pool, pool_name, start, depth, reserved, name, owner, purpose,
@@ -70,7 +72,7 @@ impl Store {
             .bind(1i64 << (32 - length))
             .bind(length + 96)
             .bind(gap as i64)
-            .execute(&mut *tx.inner)
+            .execute(&mut tx.inner)
             .await?;
             tx.commit().await?;
         }
@@ -92,7 +94,7 @@ impl Store {
                 "UPDATE claims SET until = 1
                  WHERE vrf = $3 AND depth = $5 AND until = 9223372036854775807 AND start IN",
             ] {
-                sqlx::query(sqlx::AssertSqlSafe(format!(
+                query(AssertSqlSafe(format!(
                     "WITH RECURSIVE block (number) AS (
                          SELECT $1 UNION ALL SELECT number + $6 FROM block WHERE number + $6 <= $2)
                      {update} (SELECT unhex(printf('00000000000000000000ffff%08x', $7 + number * $8)) FROM block)"
@@ -105,7 +107,7 @@ impl Store {
                 .bind(gap as i64)
                 .bind(number(root))
                 .bind(1i64 << (32 - length))
-                .execute(&mut *tx.inner)
+                .execute(&mut tx.inner)
                 .await?;
             }
             tx.commit().await?;

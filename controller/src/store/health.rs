@@ -3,14 +3,13 @@
 
 use jiff::Timestamp;
 use rackhand_common::{event::NodeHealth, id::AgentId};
-use sqlx::Row;
 
-use super::{Store, StoreError, Tx, from_json, json, micros, timestamp};
+use super::{Store, StoreError, Tx, database::query, from_json, json, micros, timestamp};
 
 impl Store {
     /// The newest reading of an agent's node, and when it was taken by the node's clock.
     pub async fn node_health(&self, agent: AgentId) -> Result<Option<(Timestamp, NodeHealth)>, StoreError> {
-        sqlx::query("SELECT at, reading FROM node_health WHERE agent = $1")
+        query("SELECT at, reading FROM node_health WHERE agent = $1")
             .bind(agent.to_string())
             .fetch_optional(&self.pool)
             .await?
@@ -27,14 +26,14 @@ impl Tx {
         agent: AgentId,
         reading: &NodeHealth,
     ) -> Result<(), StoreError> {
-        sqlx::query(
+        query(
             "INSERT INTO node_health (agent, at, reading) VALUES ($1, $2, $3)
              ON CONFLICT (agent) DO UPDATE SET at = excluded.at, reading = excluded.reading",
         )
         .bind(agent.to_string())
         .bind(micros(at))
         .bind(json(reading))
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         Ok(())
     }

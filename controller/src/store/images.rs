@@ -7,9 +7,12 @@ use rackhand_common::{
     image::{Digest, Settings},
     machine::Firmware,
 };
-use sqlx::{Row, SqliteExecutor, sqlite::SqliteRow};
 
-use super::{Store, StoreError, Tx, micros, taken, timestamp};
+use super::{
+    Store, StoreError, Tx,
+    database::{Executor, Row, query, query_scalar},
+    micros, taken, timestamp,
+};
 
 /// An image as it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +87,7 @@ impl Store {
 
     /// Images in the order of their import, after `after`, at most `limit`.
     pub async fn images(&self, after: Option<ImageId>, limit: u32) -> Result<Vec<Image>, StoreError> {
-        sqlx::query("SELECT * FROM images WHERE id > $1 ORDER BY id LIMIT $2")
+        query("SELECT * FROM images WHERE id > $1 ORDER BY id LIMIT $2")
             .bind(after.map(|id| id.to_string()).unwrap_or_default())
             .bind(limit)
             .fetch_all(&self.pool)
@@ -94,9 +97,10 @@ impl Store {
             .collect()
     }
 
-    /// Notes how far an import is. A statement of its own: progress needs no transaction.
+    /// Notes how far an import is. A statement of its own: progress needs no transaction, but its turn.
     pub async fn import_progress(&self, id: ImageId, doing: &str, done: u64, total: u64) -> Result<(), StoreError> {
-        sqlx::query("UPDATE images SET doing = $2, done = $3, total = $4 WHERE id = $1 AND state = 'importing'")
+        let _turn = self.queue.turn().await?;
+        query("UPDATE images SET doing = $2, done = $3, total = $4 WHERE id = $1 AND state = 'importing'")
             .bind(id.to_string())
             .bind(doing)
             .bind(done as i64)
@@ -110,7 +114,7 @@ impl Store {
 impl Tx {
     /// The image with this id or name.
     pub async fn image(&mut self, id_or_name: &str) -> Result<Image, StoreError> {
-        image(&mut *self.inner, id_or_name).await
+        image(&mut self.inner, id_or_name).await
     }
 
     /// A row for an import that begins. A failed import of the same name makes room for it;
@@ -125,11 +129,8 @@ impl Tx {
     ) -> Result<ImageId, StoreError> {
         let id = ImageId::fresh();
         self.watch("images", id).await?;
-        sqlx::query("DELETE FROM images WHERE name = $1 AND state = 'failed'")
-            .bind(name)
-            .execute(&mut *self.inner)
-            .await?;
-        sqlx::query(
+        query("DELETE FROM images WHERE name = $1 AND state = 'failed'").bind(name).execute(&mut self.inner).await?;
+        query(
             "INSERT INTO images (id, name, created, state, settings, doing, total)
              VALUES ($1, $2, $3, 'importing', $4, $5, $6)",
         )
@@ -139,7 +140,7 @@ impl Tx {
         .bind(json(&settings))
         .bind(doing)
         .bind(total as i64)
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await
         .map_err(taken("image name"))?;
         Ok(id)
@@ -147,7 +148,7 @@ impl Tx {
 
     /// The import is complete: from now on the image can be deployed.
     pub async fn finish_import(&mut self, id: ImageId, stored: &Stored) -> Result<(), StoreError> {
-        let changed = sqlx::query(
+        let changed = query(
             "UPDATE images SET state = 'ready', doing = NULL, manifest = $2, size = $3, stored = $4, sector = $5,
                     firmware = $6, sha256 = $7
              WHERE id = $1 AND state = 'importing'",
@@ -159,40 +160,40 @@ impl Tx {
         .bind(stored.sector)
         .bind(json(&stored.firmware))
         .bind(&stored.sha256)
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         if changed.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Changed("image")) }
     }
 
     /// The import ended without an image.
     pub async fn fail_import(&mut self, id: ImageId, cause: &str, detail: &str) -> Result<(), StoreError> {
-        sqlx::query(
+        query(
             "UPDATE images SET state = 'failed', doing = NULL, cause = $2, detail = $3
              WHERE id = $1 AND state = 'importing'",
         )
         .bind(id.to_string())
         .bind(cause)
         .bind(detail)
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         Ok(())
     }
 
     /// Ends every import that an earlier process left unfinished; returns how many.
     pub async fn fail_unfinished_imports(&mut self, cause: &str, detail: &str) -> Result<u64, StoreError> {
-        let ended = sqlx::query(
+        let ended = query(
             "UPDATE images SET state = 'failed', doing = NULL, cause = $1, detail = $2 WHERE state = 'importing'",
         )
         .bind(cause)
         .bind(detail)
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         Ok(ended.rows_affected())
     }
 
     /// Name of a machine that runs this image, or that a run in progress installs it on.
     pub async fn image_user(&mut self, image: &Image) -> Result<Option<String>, StoreError> {
-        let name = sqlx::query_scalar(
+        let name = query_scalar(
             "SELECT name FROM machines WHERE image = $1
              UNION SELECT machines.name FROM runs JOIN machines ON machines.id = runs.machine
              WHERE runs.status = 'running' AND runs.parameters LIKE $2
@@ -201,7 +202,7 @@ impl Tx {
         .bind(&image.name)
         // An id stands nowhere else in a run's parameters.
         .bind(format!("%{}%", image.id))
-        .fetch_optional(&mut *self.inner)
+        .fetch_optional(&mut self.inner)
         .await?;
         Ok(name)
     }
@@ -210,15 +211,14 @@ impl Tx {
     /// in this transaction.
     pub async fn delete_image(&mut self, id: ImageId) -> Result<(), StoreError> {
         self.watch("images", id).await?;
-        let gone =
-            sqlx::query("DELETE FROM images WHERE id = $1").bind(id.to_string()).execute(&mut *self.inner).await?;
+        let gone = query("DELETE FROM images WHERE id = $1").bind(id.to_string()).execute(&mut self.inner).await?;
         if gone.rows_affected() == 1 { Ok(()) } else { Err(StoreError::NotFound("image")) }
     }
 }
 
-async fn image(executor: impl SqliteExecutor<'_>, id_or_name: &str) -> Result<Image, StoreError> {
+async fn image(executor: impl Into<Executor<'_>>, id_or_name: &str) -> Result<Image, StoreError> {
     // A name cannot look like an id, so one query serves both.
-    let row = sqlx::query("SELECT * FROM images WHERE id = $1 OR name = $1")
+    let row = query("SELECT * FROM images WHERE id = $1 OR name = $1")
         .bind(id_or_name)
         .fetch_optional(executor)
         .await?
@@ -226,7 +226,7 @@ async fn image(executor: impl SqliteExecutor<'_>, id_or_name: &str) -> Result<Im
     read(&row)
 }
 
-fn read(row: &SqliteRow) -> Result<Image, StoreError> {
+fn read(row: &Row) -> Result<Image, StoreError> {
     let damaged =
         |what: &'static str| move |error: Box<dyn std::error::Error + Send + Sync>| StoreError::Damaged(what, error);
     let state = match row.try_get::<&str, _>("state")? {

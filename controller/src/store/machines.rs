@@ -19,9 +19,14 @@ use rackhand_controller_core::{
     identity::{self, Part},
     lifecycle::Lifecycle,
 };
-use sqlx::{Row, SqliteExecutor, sqlite::SqliteRow};
 
-use super::{Store, StoreError, Tx, from_json, id, json, micros, taken, timestamp};
+use sqlx::AssertSqlSafe;
+
+use super::{
+    Store, StoreError, Tx,
+    database::{Builder, Executor, Row, query},
+    from_json, id, json, micros, taken, timestamp,
+};
 
 /// A machine as the controller knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,7 +145,7 @@ impl Store {
             MachineOrder::Name(after) => ("name", after.unwrap_or_default()),
         };
         // A condition that is not asked for is not in the query: each finds its own index.
-        let mut query = sqlx::QueryBuilder::new(format!("{SELECT} WHERE {column} > "));
+        let mut query = Builder::new(format!("{SELECT} WHERE {column} > "));
         query.push_bind(after);
         if let Some(rack) = filter.rack {
             query.push(" AND rack = ").push_bind(rack.to_string());
@@ -171,14 +176,14 @@ impl Store {
 impl Tx {
     /// The machine with this id or name.
     pub async fn machine(&mut self, id_or_name: &str) -> Result<Machine, StoreError> {
-        machine(&self.seal, &mut *self.inner, id_or_name).await
+        machine(&self.seal, &mut self.inner, id_or_name).await
     }
 
     /// All machines of a rack, in the order of their discovery.
     pub async fn machines_of(&mut self, rack: RackId) -> Result<Vec<Machine>, StoreError> {
-        sqlx::query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE rack = $1 ORDER BY id")))
+        query(AssertSqlSafe(format!("{SELECT} WHERE rack = $1 ORDER BY id")))
             .bind(rack.to_string())
-            .fetch_all(&mut *self.inner)
+            .fetch_all(&mut self.inner)
             .await?
             .iter()
             .map(|row| read(&self.seal, row))
@@ -188,10 +193,10 @@ impl Tx {
     /// The machine in this rack with any of these MACs, the first that has one.
     pub async fn machine_by_macs(&mut self, rack: RackId, macs: &[Mac]) -> Result<Option<Machine>, StoreError> {
         for mac in macs {
-            let row = sqlx::query("SELECT machine FROM macs WHERE rack = $1 AND mac = $2")
+            let row = query("SELECT machine FROM macs WHERE rack = $1 AND mac = $2")
                 .bind(rack.to_string())
                 .bind(mac.to_string())
-                .fetch_optional(&mut *self.inner)
+                .fetch_optional(&mut self.inner)
                 .await?;
             if let Some(row) = row {
                 return self.machine(row.try_get("machine")?).await.map(Some);
@@ -202,10 +207,10 @@ impl Tx {
 
     /// The machine in this rack with this address.
     pub async fn machine_by_address(&mut self, rack: RackId, address: Ipv4Addr) -> Result<Option<Machine>, StoreError> {
-        sqlx::query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE rack = $1 AND address = $2")))
+        query(AssertSqlSafe(format!("{SELECT} WHERE rack = $1 AND address = $2")))
             .bind(rack.to_string())
             .bind(address.to_string())
-            .fetch_optional(&mut *self.inner)
+            .fetch_optional(&mut self.inner)
             .await?
             .as_ref()
             .map(|row| read(&self.seal, row))
@@ -215,7 +220,7 @@ impl Tx {
     /// A row for a machine that was not known.
     pub async fn insert_machine(&mut self, machine: &Machine) -> Result<(), StoreError> {
         self.watch("machines", machine.id).await?;
-        sqlx::query(
+        query(
             "INSERT INTO machines (id, rack, name, lifecycle, epoch, boot, address, inventory, connection, connected,
                 power, stage, stage_event, power_event, orders, image, alert, created, updated, accepted, version)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, 1)",
@@ -240,7 +245,7 @@ impl Tx {
         .bind(micros(machine.created))
         .bind(micros(machine.updated))
         .bind(machine.accepted.as_ref().map(json))
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await
         .map_err(taken("machine name, id or address"))?;
         self.write_macs(machine).await
@@ -255,7 +260,7 @@ impl Tx {
             return Ok(());
         }
         self.watch("machines", machine.id).await?;
-        let changed = sqlx::query(
+        let changed = query(
             "UPDATE machines SET name = $3, lifecycle = $4, epoch = $5, boot = $6, inventory = $7, connection = $8,
                 connected = $9, power = $10, stage = $11, stage_event = $12, power_event = $13, orders = $14,
                 image = $15, alert = $16, updated = $17, accepted = $18, rack = $19, address = $20,
@@ -282,7 +287,7 @@ impl Tx {
         .bind(machine.accepted.as_ref().map(json))
         .bind(machine.rack.to_string())
         .bind(machine.address.to_string())
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await
         .map_err(taken("machine name or address"))?
         .rows_affected();
@@ -290,10 +295,7 @@ impl Tx {
             return Err(StoreError::Changed("machine"));
         }
         if (before.rack, &before.macs) != (machine.rack, &machine.macs) {
-            sqlx::query("DELETE FROM macs WHERE machine = $1")
-                .bind(machine.id.to_string())
-                .execute(&mut *self.inner)
-                .await?;
+            query("DELETE FROM macs WHERE machine = $1").bind(machine.id.to_string()).execute(&mut self.inner).await?;
             self.write_macs(machine).await?;
         }
         if before.rack != machine.rack {
@@ -309,19 +311,16 @@ impl Tx {
 
     /// Notes that the machine's accepted parts are its own, whoever's they were before.
     pub async fn claim_parts(&mut self, machine: &Machine) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM parts WHERE machine = $1")
-            .bind(machine.id.to_string())
-            .execute(&mut *self.inner)
-            .await?;
+        query("DELETE FROM parts WHERE machine = $1").bind(machine.id.to_string()).execute(&mut self.inner).await?;
         for (kind, identity) in machine.accepted.iter().flat_map(identity::marks) {
-            sqlx::query(
+            query(
                 "INSERT INTO parts (kind, identity, machine) VALUES ($1, $2, $3)
                  ON CONFLICT (kind, identity) DO UPDATE SET machine = excluded.machine",
             )
             .bind(kind.to_string())
             .bind(identity)
             .bind(machine.id.to_string())
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         }
         Ok(())
@@ -331,14 +330,14 @@ impl Tx {
     pub async fn parts_of_others(&mut self, machine: &Machine) -> Result<Vec<(Part, String, String)>, StoreError> {
         let mut found = Vec::new();
         for (kind, identity) in identity::marks(&machine.inventory) {
-            let row = sqlx::query(
+            let row = query(
                 "SELECT machines.name AS name FROM parts JOIN machines ON machines.id = parts.machine
                  WHERE parts.kind = $1 AND parts.identity = $2 AND parts.machine <> $3",
             )
             .bind(kind.to_string())
             .bind(&identity)
             .bind(machine.id.to_string())
-            .fetch_optional(&mut *self.inner)
+            .fetch_optional(&mut self.inner)
             .await?;
             if let Some(row) = row {
                 found.push((kind, identity, row.try_get("name")?));
@@ -356,7 +355,7 @@ impl Tx {
             "DELETE FROM runs WHERE machine = $1",
             "DELETE FROM machines WHERE id = $1",
         ] {
-            sqlx::query(statement).bind(machine.id.to_string()).execute(&mut *self.inner).await?;
+            query(statement).bind(machine.id.to_string()).execute(&mut self.inner).await?;
         }
         self.touch_rack(machine.rack).await?;
         Ok(())
@@ -364,12 +363,12 @@ impl Tx {
 
     async fn write_macs(&mut self, machine: &Machine) -> Result<(), StoreError> {
         for (position, mac) in machine.macs.iter().enumerate() {
-            sqlx::query("INSERT INTO macs (rack, mac, machine, position) VALUES ($1, $2, $3, $4)")
+            query("INSERT INTO macs (rack, mac, machine, position) VALUES ($1, $2, $3, $4)")
                 .bind(machine.rack.to_string())
                 .bind(mac.to_string())
                 .bind(machine.id.to_string())
                 .bind(position as i64)
-                .execute(&mut *self.inner)
+                .execute(&mut self.inner)
                 .await
                 .map_err(taken("MAC"))?;
         }
@@ -377,8 +376,8 @@ impl Tx {
     }
 }
 
-async fn machine(seal: &Seal, executor: impl SqliteExecutor<'_>, id_or_name: &str) -> Result<Machine, StoreError> {
-    sqlx::query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE id = $1 OR name = $1 ORDER BY id = $1 DESC LIMIT 1")))
+async fn machine(seal: &Seal, executor: impl Into<Executor<'_>>, id_or_name: &str) -> Result<Machine, StoreError> {
+    query(AssertSqlSafe(format!("{SELECT} WHERE id = $1 OR name = $1 ORDER BY id = $1 DESC LIMIT 1")))
         .bind(id_or_name)
         .fetch_optional(executor)
         .await?
@@ -388,7 +387,7 @@ async fn machine(seal: &Seal, executor: impl SqliteExecutor<'_>, id_or_name: &st
         .ok_or(StoreError::NotFound("machine"))
 }
 
-fn read(seal: &Seal, row: &SqliteRow) -> Result<Machine, StoreError> {
+fn read(seal: &Seal, row: &Row) -> Result<Machine, StoreError> {
     let macs: Option<String> = row.try_get("macs")?;
     let optional = |column| row.try_get::<Option<String>, _>(column);
     Ok(Machine {

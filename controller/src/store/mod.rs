@@ -1,7 +1,7 @@
 //! The controller's database; the only place that contains SQL.
 //!
-//! SQLite (WAL, `synchronous = FULL`) through sqlx. Queries are written so that PostgreSQL
-//! can join with one set of them: numbered placeholders (`$1`), no SQLite-only functions,
+//! SQLite (WAL, `synchronous = FULL`) or PostgreSQL, through sqlx, by one set of queries
+//! ([`database`]): numbered placeholders (`$1`), no functions that one of them does not have,
 //! uniqueness and compare-and-set instead of locks. Ids are stored as text, times as
 //! microseconds since 1970 (UTC), structures as JSON text.
 //!
@@ -15,6 +15,7 @@ mod audit;
 mod backup;
 mod claims;
 mod commands;
+mod database;
 mod dry_run;
 mod events;
 mod filled;
@@ -22,6 +23,7 @@ mod health;
 mod images;
 mod machines;
 mod prefixes;
+mod queue;
 mod racks;
 mod requests;
 mod runs;
@@ -45,12 +47,11 @@ use rackhand_common::{
 };
 use rackhand_fail_points::fail_point;
 use sqlx::{
-    AssertSqlSafe, Connection as _, Row as _, SqlSafeStr as _, Sqlite, SqlitePool, Transaction,
+    Connection as _,
     sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tokio::sync::Notify;
 
-use self::audit::Watched;
 pub use self::{
     address_space::{Aggregate, NewPool, Pool, Proof, ProofKind, ProofState, Source, Vrf},
     agents::Agent,
@@ -68,6 +69,11 @@ pub use self::{
     tokens::Token,
 };
 pub(crate) use self::{audit::Present, claims::ClaimRow, prefixes::Leaf};
+use self::{
+    audit::Watched,
+    database::{Database, Transaction, query, query_scalar},
+    queue::{Queue, Turn},
+};
 
 /// Why the store did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +87,9 @@ pub enum StoreError {
     /// The row changed since it was read.
     #[error("{0} was changed by someone else")]
     Changed(&'static str),
+    /// Too many others write.
+    #[error("the controller's database is busy with what others write, and this was not stored: try again later")]
+    Busy,
     /// SQLite found no room for what was to be written; nothing of it was.
     #[error(
         "the controller's disk is full, and this was not stored: make room on the file system of its data directory"
@@ -101,9 +110,9 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the disk is at fault, and not what was asked: it can be asked again later.
-    pub fn is_disk(&self) -> bool {
-        matches!(self, Self::Full(_) | Self::Unwritable(_))
+    /// Whether the database is at fault, and not what was asked: it can be asked again later.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Full(_) | Self::Unwritable(_) | Self::Busy)
     }
 }
 
@@ -137,7 +146,8 @@ const SQLITE_FULL: u32 = 13;
 /// A handle on the database; clones share one pool.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pool: SqlitePool,
+    pool: Database,
+    queue: Queue,
     seal: Arc<Seal>,
     gate: Option<Arc<dyn Gate>>,
     condition: Arc<Condition>,
@@ -206,8 +216,14 @@ impl Store {
             .connect_with(options)
             .await?;
         sqlx::migrate!("migrations/sqlite").run(&pool).await.map_err(|error| StoreError::Database(error.into()))?;
-        let store =
-            Self { pool, seal: Arc::new(seal), gate: None, condition: Arc::default(), recorded: Arc::default() };
+        let store = Self {
+            pool: Database::Sqlite(pool),
+            queue: Queue::new(),
+            seal: Arc::new(seal),
+            gate: None,
+            condition: Arc::default(),
+            recorded: Arc::default(),
+        };
         store.seal_rows().await?;
         Ok(store)
     }
@@ -217,36 +233,36 @@ impl Store {
     async fn seal_rows(&self) -> Result<(), StoreError> {
         const PROBE: &str = "probe";
         let mut tx = self.begin().await?;
-        let probe: Option<String> = sqlx::query_scalar("SELECT probe FROM seal").fetch_optional(&mut *tx.inner).await?;
+        let probe: Option<String> = query_scalar("SELECT probe FROM seal").fetch_optional(&mut tx.inner).await?;
         if let Some(probe) = probe {
             return self.seal.open(PROBE, &probe).map(drop).map_err(|_| StoreError::OtherKey);
         }
-        for row in sqlx::query("SELECT id, parameters FROM runs").fetch_all(&mut *tx.inner).await? {
+        for row in query("SELECT id, parameters FROM runs").fetch_all(&mut tx.inner).await? {
             let parameters: Parameters = from_json("run parameters", row.try_get("parameters")?)?;
             let run = id(row.try_get("id")?)?;
-            sqlx::query("UPDATE runs SET parameters = $2 WHERE id = $1")
+            query("UPDATE runs SET parameters = $2 WHERE id = $1")
                 .bind(row.try_get::<&str, _>("id")?)
                 .bind(json(&parameters.sealed(&self.seal, run)))
-                .execute(&mut *tx.inner)
+                .execute(&mut tx.inner)
                 .await?;
         }
-        for row in
-            sqlx::query("SELECT id, orders FROM machines WHERE orders IS NOT NULL").fetch_all(&mut *tx.inner).await?
-        {
+        for row in query("SELECT id, orders FROM machines WHERE orders IS NOT NULL").fetch_all(&mut tx.inner).await? {
             let order: Order = from_json("order", row.try_get("orders")?)?;
-            sqlx::query("UPDATE machines SET orders = $2 WHERE id = $1")
+            query("UPDATE machines SET orders = $2 WHERE id = $1")
                 .bind(row.try_get::<&str, _>("id")?)
                 .bind(json(&order.sealed(&self.seal, order.run)))
-                .execute(&mut *tx.inner)
+                .execute(&mut tx.inner)
                 .await?;
         }
-        sqlx::query("INSERT INTO seal (id, probe) VALUES (1, $1)")
+        query("INSERT INTO seal (id, probe) VALUES (1, $1)")
             .bind(self.seal.seal(PROBE, PROBE))
-            .execute(&mut *tx.inner)
+            .execute(&mut tx.inner)
             .await?;
         tx.commit().await?;
         // The log still has the rows as they were.
-        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&self.pool).await?;
+        if let Database::Sqlite(pool) = &self.pool {
+            sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(pool).await?;
+        }
         Ok(())
     }
 
@@ -255,23 +271,26 @@ impl Store {
         Self { gate: Some(gate), ..self }
     }
 
-    /// A transaction for writing. It takes the write lock at once, so that what it reads
-    /// is still true when it writes; dropped without [`Tx::commit`], it changed nothing.
+    /// A transaction for writing, once those that asked before have theirs. Nobody else writes
+    /// meanwhile, so that what it reads is still true when it writes; dropped without
+    /// [`Tx::commit`], it changed nothing.
     pub async fn begin(&self) -> Result<Tx, StoreError> {
-        let mut connection = self.pool.acquire().await?;
-        if let Some(gate) = &self.gate {
-            let (pages, only) = match gate.space() {
-                Space::Room => (u32::MAX - 1, "OFF"),
-                // Fewer than there are means those there are.
-                Space::Full => (1, "OFF"),
-                Space::ReadOnly => (u32::MAX - 1, "ON"),
-            };
-            sqlx::query(AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"))).execute(&mut *connection).await?;
-            sqlx::query(AssertSqlSafe(format!("PRAGMA query_only = {only}"))).execute(&mut *connection).await?;
-        }
-        let inner = Transaction::begin(connection, Some("BEGIN IMMEDIATE".into_sql_str())).await?;
+        let turn = self.queue.turn().await?;
+        let before = match &self.gate {
+            None => Vec::new(),
+            Some(gate) => {
+                let (pages, only) = match gate.space() {
+                    Space::Room => (u32::MAX - 1, "OFF"),
+                    // Fewer than there are means those there are.
+                    Space::Full => (1, "OFF"),
+                    Space::ReadOnly => (u32::MAX - 1, "ON"),
+                };
+                vec![format!("PRAGMA max_page_count = {pages}"), format!("PRAGMA query_only = {only}")]
+            }
+        };
         Ok(Tx {
-            inner,
+            inner: self.pool.begin(&before).await?,
+            turn,
             seal: self.seal.clone(),
             gate: self.gate.clone(),
             condition: self.condition.clone(),
@@ -310,7 +329,9 @@ impl Store {
 /// A write transaction; each noun's file adds its queries to it.
 #[derive(Debug)]
 pub struct Tx {
-    inner: Transaction<'static, Sqlite>,
+    inner: Transaction,
+    // Behind the transaction, which ends first.
+    turn: Turn,
     seal: Arc<Seal>,
     gate: Option<Arc<dyn Gate>>,
     condition: Arc<Condition>,
@@ -347,7 +368,7 @@ impl Tx {
     }
 
     async fn say(&mut self, words: &'static str) -> Result<(), StoreError> {
-        sqlx::query(words).execute(&mut *self.inner).await?;
+        query(words).execute(&mut self.inner).await?;
         Ok(())
     }
 
@@ -357,7 +378,7 @@ impl Tx {
             return self.undo().await;
         }
         self.settle().await?;
-        let Self { inner, gate, condition, recorded, has_records, .. } = self;
+        let Self { inner, turn, gate, condition, recorded, has_records, .. } = self;
         let committed = async {
             if let Some(gate) = &gate {
                 gate.before().await?;
@@ -369,6 +390,7 @@ impl Tx {
             }
         };
         let committed = committed.await;
+        drop(turn);
         match &committed {
             Ok(()) => {
                 *condition.latest() = None;

@@ -3,9 +3,13 @@
 
 use jiff::Timestamp;
 use rackhand_controller_core::ipam::{Prefix, State, carve, join};
-use sqlx::{QueryBuilder, Row, Sqlite, sqlite::SqliteRow};
 
-use super::{Store, StoreError, Tx, machines::parsed, micros, timestamp};
+use super::{
+    Store, StoreError, Tx,
+    database::{Builder, Row, query, query_scalar},
+    machines::parsed,
+    micros, timestamp,
+};
 
 /// A leaf of a tree: a prefix that is not split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,14 +34,14 @@ impl Tx {
 
     /// Removes the tree of an aggregate, all of which must be free and in no pool.
     pub(super) async fn uproot(&mut self, aggregate: i64, root: Prefix) -> Result<(), StoreError> {
-        let gone = sqlx::query(
+        let gone = query(
             "DELETE FROM prefixes
              WHERE aggregate = $1 AND start = $2 AND depth = $3 AND state = 'free' AND pool IS NULL",
         )
         .bind(aggregate)
         .bind(root.key().to_vec())
         .bind(root.depth())
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         one(gone.rows_affected())
     }
@@ -45,12 +49,12 @@ impl Tx {
     /// The leaf that holds the first address of `prefix`. The aggregate has to contain it.
     pub(crate) async fn leaf(&mut self, aggregate: i64, prefix: Prefix) -> Result<Leaf, StoreError> {
         // No row begins between a leaf's first and its last address, but the leaf.
-        let row = sqlx::query(
+        let row = query(
             "SELECT * FROM prefixes WHERE aggregate = $1 AND start <= $2 ORDER BY start DESC, depth DESC LIMIT 1",
         )
         .bind(aggregate)
         .bind(prefix.key().to_vec())
-        .fetch_optional(&mut *self.inner)
+        .fetch_optional(&mut self.inner)
         .await?
         .ok_or(StoreError::NotFound("prefix"))?;
         read(&row)
@@ -59,13 +63,13 @@ impl Tx {
     /// The free prefix of a pool that gives one of this depth: the smallest that can, the lowest
     /// of those.
     pub(crate) async fn next_free(&mut self, pool: i64, depth: u8) -> Result<Option<Leaf>, StoreError> {
-        sqlx::query(
+        query(
             "SELECT * FROM prefixes WHERE pool = $1 AND state = 'free' AND depth <= $2
              ORDER BY depth DESC, start LIMIT 1",
         )
         .bind(pool)
         .bind(depth)
-        .fetch_optional(&mut *self.inner)
+        .fetch_optional(&mut self.inner)
         .await?
         .as_ref()
         .map(read)
@@ -74,11 +78,10 @@ impl Tx {
 
     /// The largest free prefix of a pool.
     pub(crate) async fn largest_free(&mut self, pool: i64) -> Result<Option<Prefix>, StoreError> {
-        let row =
-            sqlx::query("SELECT * FROM prefixes WHERE pool = $1 AND state = 'free' ORDER BY depth, start LIMIT 1")
-                .bind(pool)
-                .fetch_optional(&mut *self.inner)
-                .await?;
+        let row = query("SELECT * FROM prefixes WHERE pool = $1 AND state = 'free' ORDER BY depth, start LIMIT 1")
+            .bind(pool)
+            .fetch_optional(&mut self.inner)
+            .await?;
         Ok(row.as_ref().map(read).transpose()?.map(|leaf| leaf.prefix))
     }
 
@@ -106,16 +109,16 @@ impl Tx {
         self.turn(aggregate, prefix, state, State::Free, None).await?;
         let mut freed = prefix;
         while let Some((buddy, parent)) = join(freed, root) {
-            let free: Option<i64> = sqlx::query_scalar(
+            let free: Option<i64> = query_scalar(
                 // Free space of a pool and free space beside the pool are not one.
                 "SELECT 1 FROM prefixes
-                 WHERE aggregate = $1 AND start = $2 AND depth = $3 AND state = 'free' AND pool IS $4",
+                 WHERE aggregate = $1 AND start = $2 AND depth = $3 AND state = 'free' AND pool IS NOT DISTINCT FROM $4",
             )
             .bind(aggregate)
             .bind(buddy.key().to_vec())
             .bind(buddy.depth())
             .bind(pool)
-            .fetch_optional(&mut *self.inner)
+            .fetch_optional(&mut self.inner)
             .await?;
             if free.is_none() {
                 break;
@@ -125,12 +128,12 @@ impl Tx {
         if freed == prefix {
             return Ok(());
         }
-        let gone = sqlx::query("DELETE FROM prefixes WHERE aggregate = $1 AND start BETWEEN $2 AND $3 AND depth > $4")
+        let gone = query("DELETE FROM prefixes WHERE aggregate = $1 AND start BETWEEN $2 AND $3 AND depth > $4")
             .bind(aggregate)
             .bind(freed.key().to_vec())
             .bind(freed.last_key().to_vec())
             .bind(freed.depth())
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         // Two of each depth it went up: whatever else was in there would be lost.
         match gone.rows_affected() == 2 * u64::from(prefix.depth() - freed.depth()) {
@@ -141,13 +144,13 @@ impl Tx {
 
     /// Leaves of a pool whose quarantine is over, those that ended first first.
     pub(crate) async fn rested(&mut self, pool: i64, now: Timestamp, limit: u32) -> Result<Vec<Leaf>, StoreError> {
-        sqlx::query(
+        query(
             "SELECT * FROM prefixes WHERE pool = $1 AND state = 'quarantined' AND until <= $2 ORDER BY until LIMIT $3",
         )
         .bind(pool)
         .bind(micros(now))
         .bind(limit)
-        .fetch_all(&mut *self.inner)
+        .fetch_all(&mut self.inner)
         .await?
         .iter()
         .map(read)
@@ -156,13 +159,13 @@ impl Tx {
 
     /// Leaves whose quarantine is over, in any pool.
     pub(crate) async fn rested_anywhere(&mut self, now: Timestamp, limit: u32) -> Result<Vec<Leaf>, StoreError> {
-        sqlx::query(
+        query(
             "SELECT prefixes.* FROM pools CROSS JOIN prefixes ON prefixes.pool = pools.number
              WHERE prefixes.state = 'quarantined' AND prefixes.until <= $1 LIMIT $2",
         )
         .bind(micros(now))
         .bind(limit)
-        .fetch_all(&mut *self.inner)
+        .fetch_all(&mut self.inner)
         .await?
         .iter()
         .map(read)
@@ -171,14 +174,14 @@ impl Tx {
 
     /// A leaf within a prefix that is claimed or reserved: the lowest.
     pub(crate) async fn taken_within(&mut self, aggregate: i64, within: Prefix) -> Result<Option<Leaf>, StoreError> {
-        sqlx::query(
+        query(
             "SELECT * FROM prefixes WHERE aggregate = $1 AND start BETWEEN $2 AND $3
              AND state IN ('claimed', 'reserved') ORDER BY start LIMIT 1",
         )
         .bind(aggregate)
         .bind(within.key().to_vec())
         .bind(within.last_key().to_vec())
-        .fetch_optional(&mut *self.inner)
+        .fetch_optional(&mut self.inner)
         .await?
         .as_ref()
         .map(read)
@@ -192,7 +195,7 @@ impl Tx {
         within: Prefix,
         limit: u32,
     ) -> Result<Vec<Leaf>, StoreError> {
-        sqlx::query(
+        query(
             "SELECT * FROM prefixes WHERE aggregate = $1 AND start BETWEEN $2 AND $3 AND state = 'quarantined'
              ORDER BY until DESC LIMIT $4",
         )
@@ -200,7 +203,7 @@ impl Tx {
         .bind(within.key().to_vec())
         .bind(within.last_key().to_vec())
         .bind(limit)
-        .fetch_all(&mut *self.inner)
+        .fetch_all(&mut self.inner)
         .await?
         .iter()
         .map(read)
@@ -215,16 +218,16 @@ impl Tx {
         from: Option<i64>,
         to: Option<i64>,
     ) -> Result<(), StoreError> {
-        let changed = sqlx::query(
+        let changed = query(
             "UPDATE prefixes SET pool = $5
-             WHERE aggregate = $1 AND start = $2 AND depth = $3 AND state = 'free' AND pool IS $4",
+             WHERE aggregate = $1 AND start = $2 AND depth = $3 AND state = 'free' AND pool IS NOT DISTINCT FROM $4",
         )
         .bind(aggregate)
         .bind(prefix.key().to_vec())
         .bind(prefix.depth())
         .bind(from)
         .bind(to)
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         one(changed.rows_affected())
     }
@@ -237,7 +240,7 @@ impl Tx {
         to: State,
         until: Option<Timestamp>,
     ) -> Result<(), StoreError> {
-        let changed = sqlx::query(
+        let changed = query(
             "UPDATE prefixes SET state = $5, until = $6
              WHERE aggregate = $1 AND start = $2 AND depth = $3 AND state = $4",
         )
@@ -247,7 +250,7 @@ impl Tx {
         .bind(from.to_string())
         .bind(to.to_string())
         .bind(until.map(micros))
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         one(changed.rows_affected())
     }
@@ -258,7 +261,7 @@ impl Tx {
         pool: Option<i64>,
         rows: &[(Prefix, State)],
     ) -> Result<(), StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new("INSERT INTO prefixes (aggregate, start, depth, pool, state) ");
+        let mut query = Builder::new("INSERT INTO prefixes (aggregate, start, depth, pool, state) ");
         query.push_values(rows, |mut row, (prefix, state)| {
             row.push_bind(aggregate)
                 .push_bind(prefix.key().to_vec())
@@ -266,7 +269,7 @@ impl Tx {
                 .push_bind(pool)
                 .push_bind(state.to_string());
         });
-        query.build().execute(&mut *self.inner).await.map_err(super::taken("prefix"))?;
+        query.build().execute(&mut self.inner).await.map_err(super::taken("prefix"))?;
         Ok(())
     }
 }
@@ -274,7 +277,7 @@ impl Tx {
 impl Store {
     /// Whether the quarantine of anything is over.
     pub(crate) async fn any_rested(&self, now: Timestamp) -> Result<bool, StoreError> {
-        let row = sqlx::query(
+        let row = query(
             "SELECT 1 FROM pools CROSS JOIN prefixes ON prefixes.pool = pools.number
              WHERE prefixes.state = 'quarantined' AND prefixes.until <= $1 LIMIT 1",
         )
@@ -291,7 +294,7 @@ fn one(rows: u64) -> Result<(), StoreError> {
 }
 
 /// A stored prefix.
-pub(super) fn prefix(row: &SqliteRow) -> Result<Prefix, StoreError> {
+pub(super) fn prefix(row: &Row) -> Result<Prefix, StoreError> {
     prefix_of(row.try_get("start")?, row.try_get("depth")?)
 }
 
@@ -301,7 +304,7 @@ pub(super) fn prefix_of(key: &[u8], depth: u8) -> Result<Prefix, StoreError> {
     Prefix::stored(key.try_into().map_err(|_| damaged())?, depth).ok_or_else(damaged)
 }
 
-fn read(row: &SqliteRow) -> Result<Leaf, StoreError> {
+fn read(row: &Row) -> Result<Leaf, StoreError> {
     Ok(Leaf {
         aggregate: row.try_get("aggregate")?,
         prefix: prefix(row)?,
@@ -319,9 +322,9 @@ mod tests {
     impl Tx {
         /// All leaves of a pool, lowest first.
         pub(crate) async fn leaves(&mut self, pool: i64) -> Result<Vec<Leaf>, StoreError> {
-            sqlx::query("SELECT * FROM prefixes WHERE pool = $1 AND state <> 'split' ORDER BY start")
+            query("SELECT * FROM prefixes WHERE pool = $1 AND state <> 'split' ORDER BY start")
                 .bind(pool)
-                .fetch_all(&mut *self.inner)
+                .fetch_all(&mut self.inner)
                 .await?
                 .iter()
                 .map(read)
@@ -329,8 +332,8 @@ mod tests {
         }
     }
 
-    async fn plan(store: &Store, query: &'static str) -> String {
-        let rows = sqlx::query(sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {query}"))).fetch_all(&store.pool).await;
+    async fn plan(store: &Store, planned: &'static str) -> String {
+        let rows = query(sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {planned}"))).fetch_all(&store.pool).await;
         let details: Vec<String> = rows.unwrap().iter().map(|row| row.try_get("detail").unwrap()).collect();
         details.join("\n")
     }

@@ -4,9 +4,12 @@ use std::net::Ipv4Addr;
 
 use jiff::Timestamp;
 use rackhand_common::{id::RackId, intent::Network};
-use sqlx::{Row, SqliteExecutor, sqlite::SqliteRow};
 
-use super::{Store, StoreError, Tx, micros, taken, timestamp};
+use super::{
+    Store, StoreError, Tx,
+    database::{Executor, Row, query, query_scalar},
+    micros, taken, timestamp,
+};
 
 /// A rack as it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,7 +105,7 @@ impl Store {
 
     /// Racks in the order they were made, after `after`, at most `limit`.
     pub async fn racks(&self, after: Option<RackId>, limit: u32) -> Result<Vec<Rack>, StoreError> {
-        sqlx::query("SELECT * FROM racks WHERE id > $1 ORDER BY id LIMIT $2")
+        query("SELECT * FROM racks WHERE id > $1 ORDER BY id LIMIT $2")
             .bind(after.map(|id| id.to_string()).unwrap_or_default())
             .bind(limit)
             .fetch_all(&self.pool)
@@ -115,13 +118,13 @@ impl Store {
     /// Whether a rack waits for its agent's report after a restore.
     pub async fn any_restored(&self) -> Result<bool, StoreError> {
         let restored: i64 =
-            sqlx::query_scalar("SELECT COUNT(*) FROM racks WHERE restored IS NOT NULL").fetch_one(&self.pool).await?;
+            query_scalar("SELECT COUNT(*) FROM racks WHERE restored IS NOT NULL").fetch_one(&self.pool).await?;
         Ok(restored > 0)
     }
 
     /// The revision of a rack's intent.
     pub async fn rack_revision(&self, id: RackId) -> Result<u64, StoreError> {
-        let revision: Option<i64> = sqlx::query_scalar("SELECT revision FROM racks WHERE id = $1")
+        let revision: Option<i64> = query_scalar("SELECT revision FROM racks WHERE id = $1")
             .bind(id.to_string())
             .fetch_optional(&self.pool)
             .await?;
@@ -132,7 +135,7 @@ impl Store {
 impl Tx {
     /// The rack with this id or name.
     pub async fn rack(&mut self, id_or_name: &str) -> Result<Rack, StoreError> {
-        rack(&mut *self.inner, id_or_name).await
+        rack(&mut self.inner, id_or_name).await
     }
 
     /// Makes a rack.
@@ -144,12 +147,12 @@ impl Tx {
     ) -> Result<RackId, StoreError> {
         let id = RackId::fresh();
         self.watch("racks", id).await?;
-        sqlx::query("INSERT INTO racks (id, name, network, revision, created) VALUES ($1, $2, $3, 1, $4)")
+        query("INSERT INTO racks (id, name, network, revision, created) VALUES ($1, $2, $3, 1, $4)")
             .bind(id.to_string())
             .bind(name)
             .bind(json(network.network()))
             .bind(micros(now))
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await
             .map_err(taken("rack name"))?;
         Ok(id)
@@ -157,20 +160,20 @@ impl Tx {
 
     /// All racks wait for their agents' reports: the database was restored.
     pub async fn freeze_racks(&mut self, now: Timestamp) -> Result<u64, StoreError> {
-        let frozen = sqlx::query("UPDATE racks SET restored = $1").bind(micros(now)).execute(&mut *self.inner).await?;
+        let frozen = query("UPDATE racks SET restored = $1").bind(micros(now)).execute(&mut self.inner).await?;
         Ok(frozen.rows_affected())
     }
 
     /// The rack's agent has reported, and has this revision on its disk: the next one is higher.
     pub async fn thaw_rack(&mut self, id: RackId, on_disk: u64) -> Result<(), StoreError> {
-        sqlx::query(
+        query(
             "UPDATE racks
              SET restored = NULL, revision = CASE WHEN revision > $2 THEN revision ELSE $2 END + 1
              WHERE id = $1",
         )
         .bind(id.to_string())
         .bind(i64::try_from(on_disk).unwrap_or(0))
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         Ok(())
     }
@@ -179,27 +182,26 @@ impl Tx {
     /// changes anything the intent tells. Gives the new revision.
     pub async fn touch_rack(&mut self, id: RackId) -> Result<u64, StoreError> {
         let revision: Option<i64> =
-            sqlx::query_scalar("UPDATE racks SET revision = revision + 1 WHERE id = $1 RETURNING revision")
+            query_scalar("UPDATE racks SET revision = revision + 1 WHERE id = $1 RETURNING revision")
                 .bind(id.to_string())
-                .fetch_optional(&mut *self.inner)
+                .fetch_optional(&mut self.inner)
                 .await?;
         revision.map(|revision| revision as u64).ok_or(StoreError::NotFound("rack"))
     }
 }
 
-async fn rack(executor: impl SqliteExecutor<'_>, id_or_name: &str) -> Result<Rack, StoreError> {
+async fn rack(executor: impl Into<Executor<'_>>, id_or_name: &str) -> Result<Rack, StoreError> {
     // An id is preferred, should a name look like one.
-    let row = sqlx::query(
-        "SELECT * FROM racks WHERE id = $1 OR name = $1 ORDER BY CASE WHEN id = $1 THEN 0 ELSE 1 END LIMIT 1",
-    )
-    .bind(id_or_name)
-    .fetch_optional(executor)
-    .await?
-    .ok_or(StoreError::NotFound("rack"))?;
+    let row =
+        query("SELECT * FROM racks WHERE id = $1 OR name = $1 ORDER BY CASE WHEN id = $1 THEN 0 ELSE 1 END LIMIT 1")
+            .bind(id_or_name)
+            .fetch_optional(executor)
+            .await?
+            .ok_or(StoreError::NotFound("rack"))?;
     read(&row)
 }
 
-fn read(row: &SqliteRow) -> Result<Rack, StoreError> {
+fn read(row: &Row) -> Result<Rack, StoreError> {
     Ok(Rack {
         id: row.try_get::<&str, _>("id")?.parse().map_err(|e| StoreError::Damaged("id", Box::new(e)))?,
         name: row.try_get("name")?,

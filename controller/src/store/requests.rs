@@ -7,10 +7,13 @@
 //! - An answer is kept sealed, as some hold secrets that are shown once.
 
 use jiff::{SignedDuration, Timestamp};
-use sqlx::Row as _;
 use uuid::Uuid;
 
-use super::{Store, StoreError, Tx, micros};
+use super::{
+    Store, StoreError, Tx,
+    database::{query, query_scalar},
+    micros,
+};
 
 /// How long a key is remembered.
 const REMEMBERED: SignedDuration = SignedDuration::from_hours(24);
@@ -79,21 +82,21 @@ impl Store {
         let mut tx = self.begin().await?;
         tx.sweep_requests(now).await?;
         let known =
-            sqlx::query("SELECT request, process, committed, answer FROM keyed_requests WHERE token = $1 AND key = $2")
+            query("SELECT request, process, committed, answer FROM keyed_requests WHERE token = $1 AND key = $2")
                 .bind(asked.token.to_string())
                 .bind(&asked.key)
-                .fetch_optional(&mut *tx.inner)
+                .fetch_optional(&mut tx.inner)
                 .await?;
         let digest = hex::encode(asked.request);
         let process = process.to_string();
         let Some(row) = known else {
-            sqlx::query("INSERT INTO keyed_requests (token, key, request, begun, process) VALUES ($1, $2, $3, $4, $5)")
+            query("INSERT INTO keyed_requests (token, key, request, begun, process) VALUES ($1, $2, $3, $4, $5)")
                 .bind(asked.token.to_string())
                 .bind(&asked.key)
                 .bind(digest)
                 .bind(micros(now))
                 .bind(process)
-                .execute(&mut *tx.inner)
+                .execute(&mut tx.inner)
                 .await?;
             tx.commit().await?;
             return Ok(Known::No);
@@ -112,12 +115,12 @@ impl Store {
             return Ok(Known::AnswerLost);
         }
         // Whoever began it did nothing and never will.
-        sqlx::query("UPDATE keyed_requests SET process = $3, begun = $4 WHERE token = $1 AND key = $2")
+        query("UPDATE keyed_requests SET process = $3, begun = $4 WHERE token = $1 AND key = $2")
             .bind(asked.token.to_string())
             .bind(&asked.key)
             .bind(process)
             .bind(micros(now))
-            .execute(&mut *tx.inner)
+            .execute(&mut tx.inner)
             .await?;
         tx.commit().await?;
         Ok(Known::No)
@@ -127,11 +130,11 @@ impl Store {
     /// is given up, and may be carried out again if nothing was done for it.
     pub async fn end_request(&self, asked: &KeyedRequest, answer: Option<&str>) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        sqlx::query("UPDATE keyed_requests SET process = NULL, answer = $3 WHERE token = $1 AND key = $2")
+        query("UPDATE keyed_requests SET process = NULL, answer = $3 WHERE token = $1 AND key = $2")
             .bind(asked.token.to_string())
             .bind(&asked.key)
             .bind(answer.map(|answer| self.seal.seal(&asked.place(), answer)))
-            .execute(&mut *tx.inner)
+            .execute(&mut tx.inner)
             .await?;
         tx.commit().await
     }
@@ -141,10 +144,10 @@ impl Tx {
     /// Notes that what the present request asks for is committed with this transaction.
     pub(super) async fn mark_request(&mut self) -> Result<(), StoreError> {
         let Some(current) = KeyedRequest::present() else { return Ok(()) };
-        sqlx::query("UPDATE keyed_requests SET committed = 1 WHERE token = $1 AND key = $2")
+        query("UPDATE keyed_requests SET committed = 1 WHERE token = $1 AND key = $2")
             .bind(current.token.to_string())
             .bind(current.key)
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         Ok(())
     }
@@ -152,12 +155,12 @@ impl Tx {
     /// Removes some of those that are remembered no longer.
     async fn sweep_requests(&mut self, now: Timestamp) -> Result<(), StoreError> {
         let newest = "SELECT begun FROM keyed_requests ORDER BY begun DESC LIMIT 1 OFFSET $1";
-        let enough: Option<i64> = sqlx::query_scalar(newest).bind(MOST).fetch_optional(&mut *self.inner).await?;
+        let enough: Option<i64> = query_scalar(newest).bind(MOST).fetch_optional(&mut self.inner).await?;
         let old = micros(now.checked_sub(REMEMBERED).unwrap_or(Timestamp::MIN));
         let swept = "DELETE FROM keyed_requests WHERE (token, key) IN
             (SELECT token, key FROM keyed_requests WHERE begun <= $1 ORDER BY begun LIMIT $2)";
         let until = enough.map_or(old, |enough| enough.max(old));
-        sqlx::query(swept).bind(until).bind(SWEPT).execute(&mut *self.inner).await?;
+        query(swept).bind(until).bind(SWEPT).execute(&mut self.inner).await?;
         Ok(())
     }
 }
@@ -170,7 +173,7 @@ mod tests {
     impl Store {
         /// As after a kill between what was done and the keeping of its answer.
         pub(crate) async fn forget_answers(&self) -> Result<(), StoreError> {
-            sqlx::query("UPDATE keyed_requests SET answer = NULL, process = 'gone'").execute(&self.pool).await?;
+            query("UPDATE keyed_requests SET answer = NULL, process = 'gone'").execute(&self.pool).await?;
             Ok(())
         }
     }
@@ -199,7 +202,7 @@ mod tests {
         bench.store.end_request(&asked, Some("RH1.secret")).await.unwrap();
         assert_eq!(begin(&bench, 2, NEXT, &asked).await, Known::Answered("RH1.secret".into()));
         let stored: String =
-            sqlx::query_scalar("SELECT answer FROM keyed_requests").fetch_one(&bench.store.pool).await.unwrap();
+            query_scalar("SELECT answer FROM keyed_requests").fetch_one(&bench.store.pool).await.unwrap();
         assert!(!stored.contains("secret"));
     }
 
@@ -234,7 +237,7 @@ mod tests {
         assert_eq!(begin(&bench, 86_401, OURS, &asked).await, Known::No);
         let fill = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $2)
             INSERT INTO keyed_requests (token, key, request, begun) SELECT $1, 'k' || i, '', $3 + i FROM n";
-        sqlx::query(fill)
+        query(fill)
             .bind(asked.token.to_string())
             .bind(MOST + 10)
             .bind(micros(at(86_402)))
@@ -243,8 +246,7 @@ mod tests {
             .unwrap();
         let another = KeyedRequest { key: "another".into(), ..asked };
         assert_eq!(begin(&bench, 86_500, OURS, &another).await, Known::No);
-        let left: u32 =
-            sqlx::query_scalar("SELECT COUNT(*) FROM keyed_requests").fetch_one(&bench.store.pool).await.unwrap();
+        let left: u32 = query_scalar("SELECT COUNT(*) FROM keyed_requests").fetch_one(&bench.store.pool).await.unwrap();
         assert_eq!(left, MOST + 1);
     }
 }

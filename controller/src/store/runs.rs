@@ -17,9 +17,14 @@ use rackhand_common::{
 };
 use rackhand_controller_core::workflow::{self, Step, WaitFor, Workflow};
 use serde::{Deserialize, Serialize};
-use sqlx::{Row, SqliteExecutor, sqlite::SqliteRow};
 
-use super::{Store, StoreError, Tx, from_json, id, json, micros, taken, timestamp};
+use sqlx::AssertSqlSafe;
+
+use super::{
+    Store, StoreError, Tx,
+    database::{Executor, Row, query},
+    from_json, id, json, micros, taken, timestamp,
+};
 
 /// A run as it is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -220,7 +225,7 @@ impl Store {
         before: Option<RunId>,
         limit: u32,
     ) -> Result<Vec<Run>, StoreError> {
-        sqlx::query(sqlx::AssertSqlSafe(format!(
+        query(AssertSqlSafe(format!(
             "{SELECT} WHERE ($1 IS NULL OR runs.machine = $1) AND ($2 IS NULL OR runs.id < $2)
              ORDER BY runs.id DESC LIMIT $3"
         )))
@@ -236,7 +241,7 @@ impl Store {
 
     /// All runs in progress, the oldest first.
     pub async fn runs_in_progress(&self) -> Result<Vec<Run>, StoreError> {
-        sqlx::query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE runs.status = $1 ORDER BY runs.id")))
+        query(AssertSqlSafe(format!("{SELECT} WHERE runs.status = $1 ORDER BY runs.id")))
             .bind(RunStatus::Running.word())
             .fetch_all(&self.pool)
             .await?
@@ -249,15 +254,15 @@ impl Store {
 impl Tx {
     /// The run with this id.
     pub async fn run(&mut self, id: RunId) -> Result<Run, StoreError> {
-        run(&self.seal, &mut *self.inner, id).await
+        run(&self.seal, &mut self.inner, id).await
     }
 
     /// The machine's run in progress.
     pub async fn run_in_progress(&mut self, machine: MachineId) -> Result<Option<RunId>, StoreError> {
-        let row = sqlx::query("SELECT id FROM runs WHERE machine = $1 AND status = $2")
+        let row = query("SELECT id FROM runs WHERE machine = $1 AND status = $2")
             .bind(machine.to_string())
             .bind(RunStatus::Running.word())
-            .fetch_optional(&mut *self.inner)
+            .fetch_optional(&mut self.inner)
             .await?;
         row.map(|row| id(row.try_get("id")?)).transpose()
     }
@@ -265,7 +270,7 @@ impl Tx {
     /// A row for a run that begins.
     pub async fn insert_run(&mut self, run: &Run) -> Result<(), StoreError> {
         self.watch("runs", run.id).await?;
-        sqlx::query(
+        query(
             "INSERT INTO runs (id, rack, machine, epoch, parameters, engine, status, step, attempt, undoing,
                 cancel, done, total, phoned_home, created, updated, waiting_for, waiting_until)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
@@ -288,7 +293,7 @@ impl Tx {
         .bind(micros(run.updated))
         .bind(run.waiting_for.map(|waiting| waiting.to_string()))
         .bind(run.waiting_until.map(micros))
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await
         .map_err(taken("machine"))?;
         Ok(())
@@ -296,7 +301,7 @@ impl Tx {
 
     /// Writes the engine's columns, and nothing of what others write.
     pub async fn save_run(&mut self, now: Timestamp, run: &Run) -> Result<(), StoreError> {
-        sqlx::query(
+        query(
             "UPDATE runs SET engine = $2, status = $3, step = $4, attempt = $5, undoing = $6, waiting_for = $7,
                 waiting_until = $8, detail = $9, cause = $10, updated = $11, ended = $12
              WHERE id = $1",
@@ -313,7 +318,7 @@ impl Tx {
         .bind(&run.cause)
         .bind(micros(now))
         .bind(run.ended.map(micros))
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         Ok(())
     }
@@ -325,10 +330,10 @@ impl Tx {
         if deploy.host.user_data.take().is_none() {
             return Ok(());
         }
-        sqlx::query("UPDATE runs SET parameters = $2 WHERE id = $1")
+        query("UPDATE runs SET parameters = $2 WHERE id = $1")
             .bind(run.id.to_string())
             .bind(json(&run.parameters.sealed(&self.seal, run.id)))
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         Ok(())
     }
@@ -336,10 +341,10 @@ impl Tx {
     /// Notes that an operator wants it cancelled.
     pub async fn want_cancelled(&mut self, now: Timestamp, run: RunId) -> Result<(), StoreError> {
         self.watch("runs", run).await?;
-        sqlx::query("UPDATE runs SET cancel = TRUE, updated = $2 WHERE id = $1")
+        query("UPDATE runs SET cancel = 1, updated = $2 WHERE id = $1")
             .bind(run.to_string())
             .bind(micros(now))
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         Ok(())
     }
@@ -353,7 +358,7 @@ impl Tx {
         done: u64,
         total: u64,
     ) -> Result<(), StoreError> {
-        sqlx::query(
+        query(
             "UPDATE runs SET done = $3, total = $4, updated = $5 WHERE id = $1 AND machine = $2 AND status = 'running'",
         )
         .bind(run.to_string())
@@ -361,7 +366,7 @@ impl Tx {
         .bind(done as i64)
         .bind(total as i64)
         .bind(micros(now))
-        .execute(&mut *self.inner)
+        .execute(&mut self.inner)
         .await?;
         Ok(())
     }
@@ -379,25 +384,23 @@ impl Tx {
         if known.result.is_some_and(|known| known.attempt >= result.attempt) {
             return Ok(());
         }
-        sqlx::query("UPDATE runs SET result = $2, updated = $3 WHERE id = $1")
+        query("UPDATE runs SET result = $2, updated = $3 WHERE id = $1")
             .bind(run.to_string())
             .bind(json(result))
             .bind(micros(now))
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await?;
         Ok(())
     }
 
     /// Notes that the system the run installed called home.
     pub async fn run_phoned_home(&mut self, now: Timestamp, machine: MachineId, run: RunId) -> Result<(), StoreError> {
-        sqlx::query(
-            "UPDATE runs SET phoned_home = TRUE, updated = $3 WHERE id = $1 AND machine = $2 AND status = 'running'",
-        )
-        .bind(run.to_string())
-        .bind(machine.to_string())
-        .bind(micros(now))
-        .execute(&mut *self.inner)
-        .await?;
+        query("UPDATE runs SET phoned_home = 1, updated = $3 WHERE id = $1 AND machine = $2 AND status = 'running'")
+            .bind(run.to_string())
+            .bind(machine.to_string())
+            .bind(micros(now))
+            .execute(&mut self.inner)
+            .await?;
         Ok(())
     }
 
@@ -429,8 +432,8 @@ impl RunStatus {
     }
 }
 
-async fn run(seal: &Seal, executor: impl SqliteExecutor<'_>, id: RunId) -> Result<Run, StoreError> {
-    sqlx::query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE runs.id = $1")))
+async fn run(seal: &Seal, executor: impl Into<Executor<'_>>, id: RunId) -> Result<Run, StoreError> {
+    query(AssertSqlSafe(format!("{SELECT} WHERE runs.id = $1")))
         .bind(id.to_string())
         .fetch_optional(executor)
         .await?
@@ -440,7 +443,7 @@ async fn run(seal: &Seal, executor: impl SqliteExecutor<'_>, id: RunId) -> Resul
         .ok_or(StoreError::NotFound("run"))
 }
 
-fn read(seal: &Seal, row: &SqliteRow) -> Result<Run, StoreError> {
+fn read(seal: &Seal, row: &Row) -> Result<Run, StoreError> {
     let run = id(row.try_get("id")?)?;
     let parameters: Parameters = from_json("run parameters", row.try_get("parameters")?)?;
     let optional = |column| row.try_get::<Option<String>, _>(column);

@@ -376,9 +376,9 @@ async fn secrets_in_clear_are_sealed_when_the_database_is_opened_and_only_the_sa
         }),
     };
     let parameters = Parameters::Deploy(deploy);
-    sqlx::query("UPDATE runs SET parameters = $1").bind(json(&parameters)).execute(&bench.store.pool).await.unwrap();
-    sqlx::query("UPDATE machines SET orders = $1").bind(json(&order)).execute(&bench.store.pool).await.unwrap();
-    sqlx::query("DELETE FROM seal").execute(&bench.store.pool).await.unwrap();
+    query("UPDATE runs SET parameters = $1").bind(json(&parameters)).execute(&bench.store.pool).await.unwrap();
+    query("UPDATE machines SET orders = $1").bind(json(&order)).execute(&bench.store.pool).await.unwrap();
+    query("DELETE FROM seal").execute(&bench.store.pool).await.unwrap();
     bench.store.close().await;
     let is_there = || {
         let entries = std::fs::read_dir(bench.dir.path()).unwrap();
@@ -519,7 +519,7 @@ async fn a_full_disk_is_named_takes_nothing_and_is_as_before_once_there_is_room(
     ] {
         *disk.space.lock().unwrap() = space;
         let error = take(next).await.unwrap_err();
-        assert!(error.is_disk() && error.to_string().starts_with(text), "{error}");
+        assert!(error.is_passing() && error.to_string().starts_with(text), "{error}");
         assert_eq!(store.unwritable(), Some(reason));
         assert_eq!(store.newest_event().await.unwrap(), kept, "nothing of it is there");
     }
@@ -531,7 +531,7 @@ async fn a_full_disk_is_named_takes_nothing_and_is_as_before_once_there_is_room(
 
     // Stored, and told that it was not: told again, it is not taken a second time.
     disk.fails.store(true, std::sync::atomic::Ordering::Relaxed);
-    assert!(take(next).await.unwrap_err().is_disk());
+    assert!(take(next).await.unwrap_err().is_passing());
     disk.fails.store(false, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(take(next).await.unwrap(), 61);
     let all = store.events(0, EventFilter::default(), 1000).await.unwrap();
@@ -543,7 +543,7 @@ async fn a_transaction_that_sqlite_rolled_back_by_itself_spoils_no_connection() 
     let bench = Bench::new().await;
     for _ in 0..8 {
         let mut tx = bench.store.begin().await.unwrap();
-        sqlx::query("ROLLBACK").execute(&mut *tx.inner).await.unwrap();
+        query("ROLLBACK").execute(&mut tx.inner).await.unwrap();
         assert!(tx.commit().await.is_err());
     }
     for _ in 0..8 {
@@ -606,20 +606,20 @@ async fn rows_of_the_next_version_with_further_fields_in_them_are_read_fully() {
         (bench.store.run(run.id).await.unwrap(), machines, format!("{events:?} {images:?} {racks:?} {aggregates:?}"))
     };
     let before = all().await;
+    let Database::Sqlite(pool) = &bench.store.pool else { panic!("{:?}", bench.store) };
     let columns: Vec<(String, String)> = sqlx::query_as(
         "SELECT tables.name, columns.name FROM sqlite_master tables JOIN pragma_table_info(tables.name) columns
          WHERE tables.type = 'table' AND tables.name NOT LIKE '\\_%' ESCAPE '\\'
          AND tables.sql NOT LIKE '%WITHOUT ROWID%'", // Those have no structures in them.
     )
-    .fetch_all(&bench.store.pool)
+    .fetch_all(pool)
     .await
     .unwrap();
     let mut raised = std::collections::BTreeSet::new();
     for (table, column) in columns {
         let select = format!("SELECT rowid, {column} FROM {table} WHERE typeof({column}) = 'text'");
         let update = format!("UPDATE {table} SET {column} = $2 WHERE rowid = $1");
-        let rows: Vec<(i64, String)> =
-            sqlx::query_as(sqlx::AssertSqlSafe(select)).fetch_all(&bench.store.pool).await.unwrap();
+        let rows: Vec<(i64, String)> = sqlx::query_as(sqlx::AssertSqlSafe(select)).fetch_all(pool).await.unwrap();
         for (row, text) in rows {
             let Ok(mut value) = serde_json::from_str(&text) else { continue };
             raise(&mut value);
@@ -627,7 +627,7 @@ async fn rows_of_the_next_version_with_further_fields_in_them_are_read_fully() {
             if later.contains("came_later") {
                 raised.insert(format!("{table}.{column}"));
                 let query = sqlx::query(sqlx::AssertSqlSafe(update.clone())).bind(row).bind(later);
-                query.execute(&bench.store.pool).await.unwrap();
+                query.execute(pool).await.unwrap();
             }
         }
     }
@@ -649,7 +649,7 @@ async fn a_run_that_waits_for_what_only_a_later_version_knows_is_read_and_goes_o
     let bench = Bench::new().await;
     let run = waiting(&bench).await;
     let later = "UPDATE runs SET waiting_for = 'fabric', engine = replace(engine, '\"dhcp\"', '\"fabric\"')";
-    assert_eq!(sqlx::query(later).execute(&bench.store.pool).await.unwrap().rows_affected(), 1);
+    assert_eq!(query(later).execute(&bench.store.pool).await.unwrap().rows_affected(), 1);
     let runs = bench.store.runs_in_progress().await.unwrap();
     let [read] = runs.as_slice() else { panic!("{runs:?}") };
     assert_ne!(read.engine, run.engine);

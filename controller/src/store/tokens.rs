@@ -2,10 +2,13 @@
 //! look-up by hash takes the same time for every wrong token.
 
 use jiff::{SignedDuration, Timestamp};
-use sqlx::Row;
 use uuid::Uuid;
 
-use super::{Store, StoreError, Tx, micros, taken, timestamp};
+use super::{
+    Store, StoreError, Tx,
+    database::{query, query_scalar},
+    micros, taken, timestamp,
+};
 
 /// The time of last use is written at most this often: a poll must not become a write.
 const USED_RESOLUTION: SignedDuration = SignedDuration::from_mins(1);
@@ -28,7 +31,7 @@ pub struct Token {
 impl Store {
     /// The token with this hash that is valid at `now`. Notes its use.
     pub async fn token(&self, now: Timestamp, hash: &[u8; 32]) -> Result<Token, StoreError> {
-        let row = sqlx::query("SELECT * FROM tokens WHERE hash = $1")
+        let row = query("SELECT * FROM tokens WHERE hash = $1")
             .bind(hex::encode(hash))
             .fetch_optional(&self.pool)
             .await?
@@ -46,7 +49,8 @@ impl Store {
             return Err(StoreError::NotFound("token"));
         }
         if token.used.is_none_or(|used| now.duration_since(used) >= USED_RESOLUTION) {
-            sqlx::query("UPDATE tokens SET used = $2 WHERE id = $1")
+            let _turn = self.queue.turn().await?;
+            query("UPDATE tokens SET used = $2 WHERE id = $1")
                 .bind(token.id.to_string())
                 .bind(micros(now))
                 .execute(&self.pool)
@@ -66,13 +70,13 @@ impl Tx {
         expires: Option<Timestamp>,
     ) -> Result<Uuid, StoreError> {
         let id = Uuid::now_v7();
-        sqlx::query("INSERT INTO tokens (id, name, hash, created, expires) VALUES ($1, $2, $3, $4, $5)")
+        query("INSERT INTO tokens (id, name, hash, created, expires) VALUES ($1, $2, $3, $4, $5)")
             .bind(id.to_string())
             .bind(name)
             .bind(hex::encode(hash))
             .bind(micros(now))
             .bind(expires.map(micros))
-            .execute(&mut *self.inner)
+            .execute(&mut self.inner)
             .await
             .map_err(taken("token name"))?;
         Ok(id)
@@ -85,7 +89,7 @@ impl Tx {
         name: &str,
         hash: &[u8; 32],
     ) -> Result<Uuid, StoreError> {
-        let known: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM tokens").fetch_one(&mut *self.inner).await?;
+        let known: i64 = query_scalar("SELECT COUNT(*) FROM tokens").fetch_one(&mut self.inner).await?;
         if known > 0 {
             return Err(StoreError::Taken("first token"));
         }

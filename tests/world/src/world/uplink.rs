@@ -280,7 +280,7 @@ impl World {
             }
             Some(Err(error)) => {
                 self.say("controller", format!("cannot take events: {error}"));
-                match error.is_disk() {
+                match error.is_passing() {
                     true => self.after(UNWRITABLE, Happens::Answers(rack, connection, first)),
                     false => self.after(seconds(1), Happens::Silent(rack, connection)),
                 }
