@@ -10,7 +10,7 @@ pub(crate) fn reference(mut command: Command) -> String {
     command.build();
     let mut text = String::from(
         "# The command `rackhand`\n\nThis page is made of the program's help, and a test keeps the two equal. Options that all commands have \
-         stand\nat its beginning only. Man pages with the same text come with the package; `rackhand help COMMAND` shows it too.\n",
+         stand\nat its beginning only. Man pages with the same text come with the package; `--help` behind a command shows it too.\n",
     );
     add(&mut text, &command, "rackhand", 2);
     text
