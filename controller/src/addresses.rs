@@ -511,12 +511,19 @@ async fn together(
                 done.push(Err(refused));
             }
             Ok(claim) => {
-                tx.go_on().await?;
+                // What is only tried is taken back before the next begins.
+                match request.is_dry() {
+                    true => tx.go_back().await?,
+                    false => tx.go_on().await?,
+                }
                 done.push(Ok(claim));
             }
         }
     }
-    tx.commit().await
+    match jobs.iter().all(|job| job.request.is_dry()) {
+        true => tx.undo().await,
+        false => tx.commit().await,
+    }
 }
 
 async fn one(tx: &mut Tx, now: Timestamp, what: &What, by: &str) -> Result<Claim, Refused> {

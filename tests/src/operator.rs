@@ -37,6 +37,11 @@ impl Operator {
         Ok(Self { http, url: format!("https://{name}:{}", at.port()), token: self.token.clone() })
     }
 
+    /// Where the controller is.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// The token.
     pub fn token(&self) -> &str {
         &self.token

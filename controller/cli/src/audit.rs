@@ -11,11 +11,13 @@ use clap::Subcommand;
 use jiff::Timestamp;
 use rackhand_common::audit::{Anchor, Linked, Verifier};
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::{
-    Output,
-    client::{Client, Page},
-    print, show,
+    client::{Client, Page, given_only},
+    output::Output,
+    show::{Table, or_dash, second, table},
+    watch::{self, Told, Watch},
 };
 
 /// A record is chained within a second or two; one that is not after this long will not be.
@@ -36,6 +38,8 @@ pub(crate) enum AuditCommand {
         /// How many
         #[arg(long, default_value_t = 50)]
         limit: usize,
+        #[command(flatten)]
+        watch: Watch,
     },
     /// Verify that no record was altered or left out since it was made
     #[command(after_help = "  rackhand audit verify                    # prints the anchor to write down
@@ -72,20 +76,9 @@ struct ChainEnd {
 
 pub(crate) async fn run(client: &Client, command: AuditCommand, output: Output) -> anyhow::Result<String> {
     match command {
-        AuditCommand::List { by, about, limit } => {
-            let (mut items, mut after) = (Vec::new(), None);
-            while items.len() < limit {
-                let mut query = vec![("limit", (limit - items.len()).min(200).to_string())];
-                let given = [("by", by.clone()), ("about", about.clone()), ("after", after)];
-                query.extend(given.into_iter().filter_map(|(name, value)| Some((name, value?))));
-                let page: Page = client.get_with("/v1/audit", &query).await?;
-                items.extend(page.items);
-                after = page.next;
-                if after.is_none() {
-                    break;
-                }
-            }
-            print(output, items.into(), |records: Vec<Linked>| show::records(&records))
+        AuditCommand::List { by, about, limit, watch } => {
+            let fetch = async || newest(client, by.as_deref(), about.as_deref(), limit).await;
+            watch::show(client, output, watch, Told::ByNobody, fetch, |records: Vec<Linked>| list(&records)).await
         }
         AuditCommand::Verify { file: Some(file), anchor } => verify_file(&file, anchor),
         AuditCommand::Verify { file: None, anchor } => {
@@ -104,7 +97,7 @@ pub(crate) async fn run(client: &Client, command: AuditCommand, output: Output) 
                 bail!(
                     "{} records, the oldest of {}, are not in the chain: see the controller's log",
                     chain.unlinked,
-                    show::second(at)
+                    second(at)
                 );
             }
             Ok(whole(end))
@@ -119,6 +112,23 @@ pub(crate) async fn run(client: &Client, command: AuditCommand, output: Output) 
             Ok(String::new())
         }
     }
+}
+
+/// The newest records, at most so many.
+async fn newest(client: &Client, by: Option<&str>, about: Option<&str>, limit: usize) -> anyhow::Result<Value> {
+    let (mut items, mut after) = (Vec::new(), None);
+    while items.len() < limit {
+        let mut query = vec![("limit", (limit - items.len()).min(200).to_string())];
+        let given = [("by", by.map(str::to_owned)), ("about", about.map(str::to_owned)), ("after", after)];
+        query.extend(given_only(given));
+        let page: Page = client.get_with("/v1/audit", &query).await?;
+        items.extend(page.items);
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    Ok(items.into())
 }
 
 /// Gives every record behind `after`, the oldest first, to `take`, until it has enough.
@@ -159,6 +169,30 @@ fn whole(end: Anchor) -> String {
         0 => "nothing was recorded yet".into(),
         number => format!("{number} records, none altered or missing\nanchor: {end}"),
     }
+}
+
+fn list(records: &[Linked]) -> Table {
+    let rows = records.iter().map(|Linked { number, record, .. }| {
+        let changes = record.changes.iter().map(|change| {
+            let what = match (&change.before, &change.after) {
+                (None, _) => "made",
+                (_, None) => "removed",
+                _ => "altered",
+            };
+            format!("{} {what}", change.kind)
+        });
+        vec![
+            number.to_string(),
+            second(record.at),
+            record.by.clone(),
+            or_dash(record.from.map(|from| from.to_string()).as_deref()),
+            record.action.clone(),
+            or_dash(Some(&changes.collect::<Vec<_>>().join(", "))),
+        ]
+    });
+    table(&["NUMBER", "WHEN", "WHO", "FROM", "ASKED FOR", "CHANGED"], rows)
+        .shorten(&["CHANGED", "ASKED FOR"])
+        .or_say("no such change was recorded")
 }
 
 #[cfg(test)]

@@ -2,17 +2,20 @@
 
 use std::{
     fmt,
+    io::ErrorKind,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow, ensure};
 use futures_util::StreamExt;
 use reqwest::{Method, Response, StatusCode};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
+use tokio::sync::OnceCell;
 use uuid::Uuid;
 
-use crate::{context::Context, views::Event};
+use crate::{context::Context, nearest::did_you_mean, views::Event};
 
 /// How long an answer that was lost is asked for again, and how often.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -23,6 +26,10 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(crate) struct Client {
     http: reqwest::Client,
     context: Context,
+    /// Whether changes are only tried.
+    is_dry: bool,
+    /// Whether the controller is known to try, and not to do, what it is asked to try.
+    tries: Arc<OnceCell<()>>,
 }
 
 /// A refusal as the controller worded it (RFC 9457).
@@ -96,16 +103,27 @@ impl Client {
                 reqwest::Certificate::from_pem_bundle(ca.as_bytes()).context("the CA file is not PEM")?;
             builder = builder.tls_certs_only(certificates);
         }
-        Ok(Self { http: builder.build().context("cannot set up TLS")?, context })
+        let http = builder.build().context("cannot set up TLS")?;
+        Ok(Self { http, context, is_dry: false, tries: Arc::default() })
+    }
+
+    /// The same controller, of which changes are only tried.
+    pub(crate) fn dry(self, is_dry: bool) -> Self {
+        Self { is_dry, ..self }
+    }
+
+    /// Whether changes are only tried.
+    pub(crate) fn is_dry(&self) -> bool {
+        self.is_dry
     }
 
     /// One request with an optional JSON body; the answer's JSON.
     pub(crate) async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> anyhow::Result<Value> {
-        let mut request = self.request(method, path);
+        let mut request = self.change(method, path).await?;
         if let Some(body) = body {
             request = request.json(&body);
         }
-        self.answer(request).await
+        self.answer(request, path).await
     }
 
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
@@ -118,7 +136,7 @@ impl Client {
         path: &str,
         query: &[(&str, String)],
     ) -> anyhow::Result<T> {
-        view(self.answer(self.request(Method::GET, path).query(query)).await?)
+        view(self.answer(self.request(Method::GET, path).query(query), path).await?)
     }
 
     /// Asks for something to be done. When the answer is lost on its way it is asked again with
@@ -127,8 +145,8 @@ impl Client {
         let (key, end) = (Uuid::now_v7().to_string(), Instant::now() + PATIENCE);
         let mut lost = false;
         loop {
-            let request = self.request(Method::POST, path).header("idempotency-key", &key).json(&body);
-            let error = match self.answer(request).await {
+            let request = self.change(Method::POST, path).await?.header("idempotency-key", &key).json(&body);
+            let error = match self.answer(request, path).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) if Instant::now() > end => return Err(error),
                 Err(error) => error,
@@ -150,49 +168,58 @@ impl Client {
         }
     }
 
-    /// All pages of a list. `path` may have a query already.
+    /// All pages of a list.
     pub(crate) async fn list(&self, path: &str) -> anyhow::Result<Vec<Value>> {
         self.list_with(path, Vec::new()).await
     }
 
     /// The same with a query, whose values are escaped.
-    pub(crate) async fn list_with(
-        &self,
-        path: &str,
-        mut query: Vec<(&'static str, String)>,
-    ) -> anyhow::Result<Vec<Value>> {
-        query.push(("limit", "200".into()));
+    pub(crate) async fn list_with(&self, path: &str, query: Vec<(&str, String)>) -> anyhow::Result<Vec<Value>> {
         let mut items = Vec::new();
-        loop {
-            let page: Page = self.get_with(path, &query).await?;
+        let take = async |response: Response| {
+            let page: Page = view(response.json().await.context("the controller's answer is not JSON")?)?;
             items.extend(page.items);
-            query.retain(|(name, _)| *name != "after");
-            match page.next {
-                Some(next) => query.push(("after", next)),
-                None => return Ok(items),
-            }
-        }
+            Ok(page.next)
+        };
+        self.pages(path, query, take).await?;
+        Ok(items)
     }
 
-    /// The text of something that is no JSON, page after page.
-    pub(crate) async fn text(&self, path: &str) -> anyhow::Result<String> {
-        let separator = if path.contains('?') { '&' } else { '?' };
-        let (mut text, mut after) = (String::new(), String::new());
-        loop {
-            let response = self.send(self.request(Method::GET, &format!("{path}{separator}limit=200{after}"))).await?;
+    /// A list as CSV.
+    pub(crate) async fn csv(&self, path: &str) -> anyhow::Result<String> {
+        let mut text = String::new();
+        let take = async |response: Response| {
             let next = response.headers().get("rackhand-next").and_then(|next| next.to_str().ok()).map(str::to_owned);
             let page = response.text().await.context("the controller's answer is not text")?;
             // Every page has the line with the names of the columns.
             text += if text.is_empty() { &page } else { page.split_once('\n').map_or("", |(_, rest)| rest) };
+            Ok(next)
+        };
+        self.pages(path, vec![("format", "csv".into())], take).await?;
+        Ok(text.trim_end().to_owned())
+    }
+
+    /// Gives every page to `take`, which tells where the next begins.
+    async fn pages(
+        &self,
+        path: &str,
+        mut query: Vec<(&str, String)>,
+        mut take: impl AsyncFnMut(Response) -> anyhow::Result<Option<String>>,
+    ) -> anyhow::Result<()> {
+        query.push(("limit", "200".into()));
+        loop {
+            let next = take(self.send(self.request(Method::GET, path).query(&query)).await?).await?;
+            query.retain(|(name, _)| *name != "after");
             match next {
-                Some(next) => after = format!("&after={next}"),
-                None => return Ok(text.trim_end().to_owned()),
+                Some(next) => query.push(("after", next)),
+                None => return Ok(()),
             }
         }
     }
 
     /// Sends a file's bytes; the answer comes after the last.
     pub(crate) async fn upload(&self, path: &str, len: u64, body: reqwest::Body) -> anyhow::Result<Value> {
+        ensure!(!self.is_dry, "an upload cannot be tried: its bytes would have to be sent and kept");
         let request = self
             .request(Method::PUT, path)
             .header("content-type", "application/octet-stream")
@@ -202,12 +229,13 @@ impl Client {
         self.send(request).await?.json().await.context("the controller's answer is not JSON")
     }
 
-    /// Events as they happen, from `after` on; the stream ends when the connection does.
-    pub(crate) async fn events(&self, filter: &str, after: u64) -> anyhow::Result<Events> {
-        let request = self
-            .request(Method::GET, &format!("/v1/events/stream?{filter}"))
-            .header("last-event-id", after)
-            .header("accept", "text/event-stream");
+    /// Events as they happen, from `after` or from now on; the stream ends when the connection does.
+    pub(crate) async fn events(&self, filter: &str, after: Option<u64>) -> anyhow::Result<Events> {
+        let mut request =
+            self.request(Method::GET, &format!("/v1/events/stream?{filter}")).header("accept", "text/event-stream");
+        if let Some(after) = after {
+            request = request.header("last-event-id", after);
+        }
         let stream = self.send(request).await?.bytes_stream();
         Ok(Events { stream: Box::pin(stream), buffer: Vec::new() })
     }
@@ -216,28 +244,140 @@ impl Client {
         self.http.request(method, format!("{}{path}", self.context.controller)).bearer_auth(&self.context.token)
     }
 
-    async fn answer(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Value> {
-        let response = self.send(request).await?;
+    /// A request that is tried only, if that is what is wanted.
+    async fn change(&self, method: Method, path: &str) -> anyhow::Result<reqwest::RequestBuilder> {
+        let request = self.request(method.clone(), path);
+        if !self.is_dry || method == Method::GET {
+            return Ok(request);
+        }
+        // One that does not know of it would do what it is asked.
+        let asked = self.tries.get_or_try_init(async || {
+            let document = self.send(self.request(Method::GET, "/v1/openapi.json")).await?.text().await?;
+            ensure!(
+                document.contains("\"Dry-Run\""),
+                "this controller is older than --dry-run and would do it: upgrade it"
+            );
+            Ok(())
+        });
+        asked.await?;
+        Ok(request.header("dry-run", "true"))
+    }
+
+    async fn answer(&self, request: reqwest::RequestBuilder, path: &str) -> anyhow::Result<Value> {
+        let response = match self.send(request).await {
+            Ok(response) => response,
+            Err(error) => return Err(self.advised(error, path).await),
+        };
         if response.status() == StatusCode::NO_CONTENT {
             return Ok(Value::Null);
         }
         response.json().await.context("the controller's answer is not JSON")
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Response> {
-        let response = request.send().await.with_context(|| {
-            format!("cannot reach the controller at {} (is it running, and --ca its ca.pem?)", self.context.controller)
-        })?;
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response);
+    /// The error, with names that there are when one of them was perhaps meant.
+    async fn advised(&self, error: anyhow::Error, path: &str) -> anyhow::Error {
+        let mut problem = match error.downcast::<Problem>() {
+            Ok(problem) => problem,
+            Err(error) => return error,
+        };
+        let mut parts = path.trim_start_matches("/v1/").split('/');
+        if let (true, Some(things), Some(name)) = (problem.kind.ends_with(":not-found"), parts.next(), parts.next())
+            && name.parse::<Uuid>().is_err()
+            && let Ok(response) = self.send(self.request(Method::GET, &format!("/v1/{things}?limit=200"))).await
+            && let Ok(page) = response.json::<Page>().await
+        {
+            let names = page.items.iter().filter_map(|thing| thing.get("name")?.as_str());
+            problem.detail += &did_you_mean(name, names);
         }
-        let bytes = response.bytes().await.context("the controller's answer broke off")?;
-        match serde_json::from_slice::<Problem>(&bytes) {
-            Ok(problem) => Err(problem.into()),
-            Err(_) => anyhow::bail!("the controller answered {status}: {}", String::from_utf8_lossy(&bytes)),
+        problem.into()
+    }
+
+    async fn send(&self, mut request: reqwest::RequestBuilder) -> anyhow::Result<Response> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let again = request.try_clone();
+            let response = request.send().await.map_err(|error| unreachable(error, &self.context.controller))?;
+            let status = response.status();
+            if status.is_success() {
+                return Ok(response);
+            }
+            let busy = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&status);
+            if let (true, Some(again), Some(pause)) = (busy, again, retry_after(response.headers()))
+                && Instant::now() + pause < end
+            {
+                eprintln!("the controller asks for patience ({status}); asking again in {} s", pause.as_secs());
+                tokio::time::sleep(pause).await;
+                request = again;
+                continue;
+            }
+            let bytes = response.bytes().await.context("the controller's answer broke off")?;
+            return match serde_json::from_slice::<Problem>(&bytes) {
+                Ok(problem) => Err(problem.into()),
+                Err(_) => Err(anyhow!("the controller answered {status}: {}", String::from_utf8_lossy(&bytes))),
+            };
         }
     }
+}
+
+/// How long the controller wants to be left alone.
+fn retry_after(headers: &reqwest::header::HeaderMap) -> Option<Duration> {
+    let seconds = headers.get("retry-after")?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds).max(PAUSE))
+}
+
+/// That no answer came, and what to look at.
+fn unreachable(error: reqwest::Error, controller: &str) -> anyhow::Error {
+    let what = format!("cannot reach the controller at {controller}: {}", advice(&error));
+    anyhow::Error::new(error).context(what)
+}
+
+fn advice(error: &reqwest::Error) -> &'static str {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(cause) = source {
+        let mut cause = cause;
+        // What an error of the system carries is no source of it, and it may carry another.
+        while let Some(inner) = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            cause = inner;
+        }
+        match cause.downcast_ref() {
+            Some(rustls::Error::InvalidCertificate(wrong)) => return of_certificate(wrong),
+            Some(_) => return "it does not speak TLS as we do; is that address the API's, HTTPS on port 8443?",
+            None => {}
+        }
+        match cause.downcast_ref().map(std::io::Error::kind) {
+            Some(ErrorKind::ConnectionRefused) => {
+                return "nothing listens there; on its host, see `systemctl status rackhand-controller`";
+            }
+            Some(ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable) => {
+                return "there is no route to it; is a VPN down?";
+            }
+            _ => {}
+        }
+        source = cause.source();
+    }
+    match error.is_timeout() {
+        true => "it did not answer in time; is the address right, and no firewall between?",
+        false if error.is_connect() => "is its name right, and is it running?",
+        false => "the connection broke",
+    }
+}
+
+fn of_certificate(wrong: &rustls::CertificateError) -> &'static str {
+    use rustls::CertificateError::{Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet};
+    match wrong {
+        NotValidForName | NotValidForNameContext { .. } => {
+            "its certificate is for another name; say --controller by the name that is in it"
+        }
+        Expired | ExpiredContext { .. } | NotValidYet => {
+            "its certificate is not valid at this time; look at this clock, and renew it there"
+        }
+        _ => "its certificate is not from the CA that is trusted here; --ca is its ca.pem, from its data directory",
+    }
+}
+
+/// The parameters of a query that were given.
+pub(crate) fn given_only<const N: usize>(query: [(&'static str, Option<String>); N]) -> Vec<(&'static str, String)> {
+    query.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
 /// JSON as one of our views.
@@ -304,12 +444,12 @@ mod tests {
             for answer in answers {
                 let mut stream = tls.accept(listener.accept().await.unwrap().0).await.unwrap();
                 let mut request = Vec::new();
-                while !request.ends_with(b"{}") {
+                while !request.ends_with(if request.starts_with(b"GET") { &b"\r\n\r\n"[..] } else { b"{}" }) {
                     assert_ne!(stream.read_buf(&mut request).await.unwrap(), 0);
                 }
                 let request = String::from_utf8(request).unwrap();
                 let key = request.lines().find_map(|line| line.strip_prefix("idempotency-key: "));
-                keys.push(key.unwrap().to_owned());
+                keys.push(key.unwrap_or_default().to_owned());
                 if let Some(answer) = answer {
                     stream.write_all(answer.as_bytes()).await.unwrap();
                     stream.shutdown().await.unwrap();
@@ -345,5 +485,42 @@ mod tests {
         served.await.unwrap();
         let error = client.post("/v1/racks", serde_json::json!({})).await.unwrap_err().to_string();
         assert!(error.contains("cannot reach the controller"), "{error}");
+        assert!(error.contains("nothing listens there"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_controller_that_is_not_believed_is_told_of_with_what_to_do() {
+        let (client, _) = controller(vec![None]).await;
+        let another = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        let client = Client::new(Context { ca: Some(another.cert.pem()), ..client.context }).unwrap();
+        let error = client.ask(Method::GET, "/v1/racks", None).await.unwrap_err().to_string();
+        assert!(error.contains("not from the CA that is trusted here"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_controller_that_wants_patience_is_asked_again() {
+        let busy = with("503 Service Unavailable\r\nretry-after: 0", "{}");
+        let (client, served) = controller(vec![busy, with("201 Created", r#"{"a": 1}"#)]).await;
+        assert_eq!(client.post("/v1/racks", serde_json::json!({})).await.unwrap()["a"], 1);
+        let keys = served.await.unwrap();
+        assert_eq!(keys[0], keys[1]);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_not_there_is_answered_with_those_that_are() {
+        let page = with("200 OK", r#"{"items": [{"name": "web-1"}, {"name": "db-1"}]}"#);
+        let missing =
+            r#"{"type": "urn:rackhand:problem:not-found", "title": "t", "detail": "there is no such machine"}"#;
+        let (client, _) = controller(vec![with("404 Not Found", missing), page]).await;
+        let error = client.post("/v1/machines/wbe-1/adopt", serde_json::json!({})).await.unwrap_err().to_string();
+        assert!(error.contains("there is no such machine, did you mean `web-1`?"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_tried_at_a_controller_that_would_do_it() {
+        let (client, served) = controller(vec![with("200 OK", r#"{"paths": {}}"#)]).await;
+        let error = client.dry(true).post("/v1/racks", serde_json::json!({})).await.unwrap_err().to_string();
+        assert!(error.contains("older than --dry-run"), "{error}");
+        assert_eq!(served.await.unwrap().len(), 1);
     }
 }

@@ -83,8 +83,8 @@ impl Screen {
 }
 
 /// Watches a run to its end and prints its timeline: every stage with the time since the run
-/// began. Survives a restart of the controller. A run that failed is an error.
-pub(crate) async fn run(client: &Client, run: &str, timeout: Option<Duration>, quiet: bool) -> anyhow::Result<Run> {
+/// began. Survives a restart of the controller.
+pub(crate) async fn ended(client: &Client, run: &str, timeout: Option<Duration>, quiet: bool) -> anyhow::Result<Run> {
     let mut screen = Screen::new(quiet);
     let seen: Run = client.get(&format!("/v1/runs/{run}")).await?;
     let machine: Machine = client.get(&format!("/v1/machines/{}", seen.machine)).await?;
@@ -98,19 +98,30 @@ pub(crate) async fn run(client: &Client, run: &str, timeout: Option<Duration>, q
     };
     screen.clear();
     let ended = ended?;
-    let took = show::relative(ended.ended.unwrap_or(ended.created), ended.created);
     if ended.status == "done" {
-        screen.line(&format!("  {took:>8}  {}", ended.status));
+        screen.line(&format!("  {:>8}  {}", took(&ended), ended.status));
+    }
+    Ok(ended)
+}
+
+fn took(run: &Run) -> String {
+    show::relative(run.ended.unwrap_or(run.created), run.created)
+}
+
+/// The same for a run that is to be done: one that failed, or was cancelled, is an error.
+pub(crate) async fn run(client: &Client, run: &str, timeout: Option<Duration>, quiet: bool) -> anyhow::Result<Run> {
+    let ended = ended(client, run, timeout, quiet).await?;
+    if ended.status == "done" {
         return Ok(ended);
     }
-    let mut why = format!("{} of {} {} after {took}", ended.kind, machine.name, ended.status);
+    let mut why = format!("{} of {} {} after {}", ended.kind, ended.machine_name, ended.status, took(&ended));
     if let Some(cause) = &ended.cause {
         why = format!("{why}: {cause}");
     }
     for line in ended.detail.iter().flat_map(|detail| detail.lines()) {
         why = format!("{why}\n  {line}");
     }
-    anyhow::bail!("{why}\nSee the machine: rackhand machine show {}", machine.name)
+    anyhow::bail!("{why}\nSee the machine: rackhand machine show {}", ended.machine_name)
 }
 
 async fn watch(client: &Client, run: &Run, machine: &Machine, screen: &mut Screen) -> anyhow::Result<Run> {
@@ -118,7 +129,7 @@ async fn watch(client: &Client, run: &Run, machine: &Machine, screen: &mut Scree
     let mut waiting = None;
     loop {
         // Events first, then the run: an event that came between is printed next time round.
-        let mut events = match client.events(&format!("machine={}", machine.id), after).await {
+        let mut events = match client.events(&format!("machine={}", machine.id), Some(after)).await {
             Ok(events) => events,
             Err(error) if error.is::<Problem>() => return Err(error),
             Err(_) => {

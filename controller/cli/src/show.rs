@@ -1,227 +1,255 @@
-//! Tables and pages for people.
+//! Tables, and how times and sizes are written.
+
+use std::{fmt, io::IsTerminal as _};
 
 use jiff::Timestamp;
-use rackhand_common::audit::Linked;
-use serde_json::Value;
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
-use crate::views::{Agent, Machine, Rack, Replacement, Run};
+/// What people see of an answer.
+#[derive(Clone, Debug)]
+pub(crate) enum Shown {
+    /// Lines as they are.
+    Text(String),
+    /// Rows and columns.
+    Table(Table),
+}
 
 /// A table without lines: easy to read, and to cut with other tools.
-pub(crate) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let mut all = vec![header.iter().map(|&title| title.to_owned()).collect::<Vec<_>>()];
-    all.extend(rows);
-    let widths: Vec<_> = (0..header.len())
-        .map(|column| all.iter().map(|row| row[column].chars().count()).max().unwrap_or_default())
-        .collect();
-    let lines = all.iter().map(|row| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+#[derive(Clone, Debug)]
+pub(crate) struct Table {
+    header: Vec<&'static str>,
+    rows: Vec<Vec<String>>,
+    shorten: &'static [&'static str],
+    only_wide: &'static [&'static str],
+    nothing: Option<String>,
+}
+
+/// What it is printed on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Surface {
+    /// Columns; none where there is no end.
+    pub(crate) width: Option<usize>,
+    /// Whether there are colours.
+    pub(crate) colour: bool,
+}
+
+/// A column that may be shortened stays at least this wide.
+const LEAST: usize = 8;
+
+/// Between columns.
+const GAP: usize = 2;
+
+pub(crate) fn table(header: &[&'static str], rows: impl IntoIterator<Item = Vec<String>>) -> Table {
+    let rows = rows.into_iter().collect();
+    Table { header: header.to_vec(), rows, shorten: &[], only_wide: &[], nothing: None }
+}
+
+impl Surface {
+    /// That of standard output.
+    pub(crate) fn present() -> Self {
+        let terminal = std::io::stdout().is_terminal();
+        let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let width = terminal_size::terminal_size_of(std::io::stdout()).map(|(width, _)| usize::from(width.0));
+        // A terminal that does not know its width says 0.
+        let width = width.filter(|width| terminal && *width > 0);
+        Self { width, colour: terminal && !dumb && !set("NO_COLOR") }
+    }
+
+    fn paint(&self, text: &str, code: Option<&str>) -> String {
+        match code {
+            Some(code) if self.colour => format!("\x1b[{code}m{text}\x1b[0m"),
+            _ => text.to_owned(),
+        }
+    }
+}
+
+impl Table {
+    /// These columns may be cut where there is no room: prose, never what is to be copied.
+    pub(crate) fn shorten(self, columns: &'static [&'static str]) -> Self {
+        Self { shorten: columns, ..self }
+    }
+
+    /// These columns are for those who want all.
+    pub(crate) fn only_wide(self, columns: &'static [&'static str]) -> Self {
+        Self { only_wide: columns, ..self }
+    }
+
+    /// What is said instead of a table without rows.
+    pub(crate) fn or_say(self, nothing: impl Into<String>) -> Self {
+        Self { nothing: Some(nothing.into()), ..self }
+    }
+
+    /// All of it, in the form of RFC 4180 but for its line ends.
+    pub(crate) fn csv(&self) -> String {
+        let rows = self.rows.iter().map(|row| {
+            // A dash stands for nothing only where people read.
+            csv_line(&row.iter().map(|cell| if cell == "-" { "" } else { cell }).collect::<Vec<_>>())
+        });
+        let header = self.header.iter().map(|title| title.to_lowercase().replace(' ', "_")).collect::<Vec<_>>();
+        std::iter::once(csv_line(&header)).chain(rows).collect::<Vec<_>>().join("\n")
+    }
+
+    pub(crate) fn on(&self, surface: &Surface) -> String {
+        let shown = (0..self.header.len()).filter(|at| !self.only_wide.contains(&self.header[*at]));
+        self.columns(shown.collect(), surface)
+    }
+
+    fn wide(&self, surface: &Surface) -> String {
+        self.columns((0..self.header.len()).collect(), &Surface { width: None, ..*surface })
+    }
+
+    fn columns(&self, mut columns: Vec<usize>, surface: &Surface) -> String {
+        if let Some(nothing) = self.nothing.as_ref().filter(|_| self.rows.is_empty()) {
+            return nothing.clone();
+        }
+        let widths = loop {
+            match self.widths(&columns, surface.width) {
+                Some(widths) => break widths,
+                // Whatever is left is whole; `--output wide` has the rest.
+                None => drop(columns.pop()),
+            }
+        };
+        let header = self.header.iter().map(|title| (*title).to_owned()).collect();
+        let lines = std::iter::once(&header).chain(&self.rows).enumerate().map(|(number, row)| {
+            let mut line = String::new();
+            let mut gap = 0;
+            for (&at, &width) in columns.iter().zip(&widths) {
+                let cell = cut(&row[at], width);
+                let code = match number {
+                    0 => Some("1"),
+                    _ if STATES.contains(&self.header[at]) => colour(&row[at]),
+                    _ => None,
+                };
+                line += &" ".repeat(gap);
+                line += &surface.paint(&cell, code);
+                gap = width - cell.width() + GAP;
+            }
+            line.trim_end().to_owned()
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    /// How wide these columns are, so that all fit; none when they cannot.
+    fn widths(&self, columns: &[usize], room: Option<usize>) -> Option<Vec<usize>> {
+        let widest = |at: usize| self.rows.iter().map(|row| row[at].width()).chain([self.header[at].width()]).max();
+        let mut widths: Vec<_> = columns.iter().map(|at| widest(*at).unwrap_or_default()).collect();
+        let Some(room) = room else { return Some(widths) };
+        loop {
+            let excess = (widths.iter().sum::<usize>() + GAP * (widths.len() - 1)).saturating_sub(room);
+            if excess == 0 || columns.len() == 1 {
+                return Some(widths);
+            }
+            let least = |at: usize| self.header[at].width().max(LEAST);
+            let may = columns
+                .iter()
+                .enumerate()
+                .filter(|(place, at)| self.shorten.contains(&self.header[**at]) && widths[*place] > least(**at));
+            let (place, at) = may.max_by_key(|(place, _)| widths[*place])?;
+            // The widest gives first, down to the next widest.
+            widths[place] -= excess.min(widths[place] - least(*at)).min(excess.div_ceil(2).max(1));
+        }
+    }
+}
+
+/// Columns that say how something is.
+const STATES: [&str; 3] = ["STATE", "STATUS", "LIFECYCLE"];
+
+/// Green for what is well, red for what is not, yellow for what is under way.
+fn colour(word: &str) -> Option<&'static str> {
+    match word {
+        "active" | "done" | "connected" | "ready" | "usable" => Some("32"),
+        "failed" | "quarantined" | "revoked" | "away" | "damaged" => Some("31"),
+        "running" | "deploying" | "releasing" | "importing" | "uploading" | "cancelled" => Some("33"),
+        _ => None,
+    }
+}
+
+/// Text in no more columns than these.
+fn cut(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    let mut room = width.saturating_sub(1);
+    let fits = text.chars().take_while(|letter| {
+        let taken = letter.width().unwrap_or_default();
+        let fits = taken <= room;
+        room = room.saturating_sub(taken);
+        fits
+    });
+    fits.collect::<String>() + "…"
+}
+
+/// A line of comma-separated values, those quoted that have to be.
+pub(crate) fn csv_line(cells: &[impl AsRef<str>]) -> String {
+    let quoted = cells.iter().map(|cell| match cell.as_ref() {
+        cell if cell.contains(['"', ',', '\n', '\r']) => format!("\"{}\"", cell.replace('"', "\"\"")),
+        cell => cell.to_owned(),
+    });
+    quoted.collect::<Vec<_>>().join(",")
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.on(&Surface::default()))
+    }
+}
+
+impl Shown {
+    /// As it fits.
+    pub(crate) fn on(&self, surface: &Surface) -> String {
+        match self {
+            Self::Text(text) => page(text, surface),
+            Self::Table(table) => table.on(surface),
+        }
+    }
+
+    /// All of it.
+    pub(crate) fn wide(&self, surface: &Surface) -> String {
+        match self {
+            Self::Text(text) => page(text, surface),
+            Self::Table(table) => table.wide(surface),
+        }
+    }
+}
+
+/// Lines, of which those stand out that say that something is wrong.
+fn page(text: &str, surface: &Surface) -> String {
+    let lines = text.lines().map(|line| {
+        let mut words = line.split_whitespace();
+        match (line.starts_with("  "), words.next(), words.next()) {
+            (true, Some("ALERT"), _) => surface.paint(line, Some("31")),
+            (true, Some("CHANGED"), _) => surface.paint(line, Some("33")),
+            (true, Some("lifecycle" | "state" | "status"), Some(word)) => {
+                line.replacen(word, &surface.paint(word, colour(word)), 1)
+            }
+            _ => line.to_owned(),
+        }
     });
     lines.collect::<Vec<_>>().join("\n")
+}
+
+impl From<Table> for Shown {
+    fn from(table: Table) -> Self {
+        Self::Table(table)
+    }
+}
+
+impl From<String> for Shown {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<&str> for Shown {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
 }
 
 /// Absent things as a dash, so that columns can be counted.
 pub(crate) fn or_dash(text: Option<&str>) -> String {
     text.filter(|text| !text.is_empty()).unwrap_or("-").to_owned()
-}
-
-pub(crate) fn machines(machines: &[Machine]) -> String {
-    if machines.is_empty() {
-        return "no such machine; power one on in a rack, and it will be discovered".into();
-    }
-    let rows = machines.iter().map(|machine| {
-        vec![
-            machine.name.clone(),
-            machine.lifecycle.clone(),
-            or_dash(machine.power.as_deref()),
-            machine.address.clone(),
-            or_dash(image(machine).as_deref()),
-            or_dash(machine.alert.as_deref().or(changed(machine)).or(machine.stage.as_deref())),
-        ]
-    });
-    table(&["NAME", "LIFECYCLE", "POWER", "ADDRESS", "IMAGE", "LATEST"], rows)
-}
-
-/// Its image with the version, where the controller tells one.
-fn image(machine: &Machine) -> Option<String> {
-    let name = machine.image.as_ref()?;
-    Some(machine.image_version.map_or_else(|| name.clone(), |version| format!("{name}@{version}")))
-}
-
-fn changed(machine: &Machine) -> Option<&'static str> {
-    (!machine.changes.is_empty()).then_some("parts changed: see `rackhand machine show`")
-}
-
-pub(crate) fn machine(machine: &Machine) -> String {
-    let mut lines = vec![
-        format!("{}  {}", machine.name, machine.id),
-        format!("  lifecycle  {}", machine.lifecycle),
-        format!("  rack       {}", machine.rack),
-        format!("  power      {}", or_dash(machine.power.as_deref())),
-        format!("  address    {}", machine.address),
-        format!("  network    {}", machine.macs.join(", ")),
-        format!("  installer  {}", if machine.installer { "connected" } else { "not connected" }),
-        format!("  image      {}", or_dash(image(machine).as_deref())),
-        format!("  latest     {}", or_dash(machine.stage.as_deref())),
-    ];
-    if let Some(alert) = &machine.alert {
-        lines.push(format!("  ALERT      {alert}"));
-    }
-    for change in &machine.changes {
-        let side = |side: &Option<String>| side.clone().unwrap_or_else(|| "nothing".into());
-        let (was, is) = (side(&change.was), side(&change.is));
-        lines.push(format!("  CHANGED    {}: was {was}, is {is}", change.part.replace('_', " ")));
-    }
-    if let Some(run) = &machine.run {
-        lines.push(format!("  run        {run}"));
-    }
-    if let Some(inventory) = &machine.inventory {
-        let text = |pointer: &str| inventory.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let number = |pointer: &str| inventory.pointer(pointer).and_then(Value::as_u64).unwrap_or_default();
-        lines
-            .push(format!("  system     {} {}", text("/system/vendor"), text("/system/product")).trim_end().to_owned());
-        lines.push(format!("  processor  {} × {}", number("/cpu/threads"), text("/cpu/model")));
-        lines.push(format!("  memory     {}", bytes(number("/memory"))));
-        lines.push(format!("  firmware   {}", text("/firmware")));
-        for disk in inventory.get("disks").and_then(Value::as_array).into_iter().flatten() {
-            let of = |field: &str| disk.get(field).and_then(Value::as_str).unwrap_or_default();
-            let content = match disk.get("content") {
-                Some(Value::String(blank)) => blank.clone(),
-                Some(data) => data.get("data").and_then(Value::as_str).unwrap_or("unknown").to_owned(),
-                None => "unknown".into(),
-            };
-            let size = disk.get("size").and_then(Value::as_u64).unwrap_or_default();
-            let name = [of("model"), of("serial")].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>();
-            lines.push(format!("  disk       {} {} {} ({content})", of("name"), bytes(size), name.join(" ")));
-        }
-    }
-    if !machine.changes.is_empty() {
-        lines.push(format!("If the parts are right: rackhand machine replace-part {}", machine.name));
-    }
-    if !machine.verbs.is_empty() {
-        lines.push(format!("Possible now: {}", machine.verbs.join(", ")));
-    }
-    lines.join("\n")
-}
-
-pub(crate) fn runs(runs: &[Run]) -> String {
-    if runs.is_empty() {
-        return "no runs yet: `rackhand machine deploy` starts one".into();
-    }
-    let rows = runs.iter().map(|run| {
-        let took = run.ended.map(|ended| relative(ended, run.created));
-        vec![
-            run.id.clone(),
-            run.kind.clone(),
-            run.machine_name.clone(),
-            run.status.clone(),
-            or_dash(took.as_deref()),
-            or_dash(run.cause.as_deref().or(run.waiting_for.as_deref())),
-        ]
-    });
-    table(&["RUN", "KIND", "MACHINE", "STATUS", "TOOK", "BECAUSE"], rows)
-}
-
-pub(crate) fn run(run: &Run) -> String {
-    let mut lines = vec![
-        format!("{} {}  {}", run.kind, run.machine_name, run.id),
-        format!("  status   {}", run.status),
-        format!("  started  {}", second(run.created)),
-    ];
-    if let Some(step) = &run.step {
-        lines.push(format!("  step     {step}, attempt {}", run.attempt));
-    }
-    if let Some(waiting) = &run.waiting_for {
-        let until = run.waiting_until.map(|until| format!(", until {}", second(until))).unwrap_or_default();
-        lines.push(format!("  waiting  for {waiting}{until}"));
-    }
-    if let Some(ended) = run.ended {
-        lines.push(format!("  ended    {} after {}", second(ended), relative(ended, run.created)));
-    }
-    if let Some(cause) = &run.cause {
-        lines.push(format!("  cause    {cause}"));
-    }
-    if let Some(detail) = &run.detail {
-        lines.extend(detail.lines().map(|line| format!("  | {line}")));
-    }
-    lines.join("\n")
-}
-
-pub(crate) fn racks(racks: &[Rack]) -> String {
-    if racks.is_empty() {
-        return "no racks yet: rackhand rack create NAME --node 10.77.0.1/24 --delegated 10.77.0.100-10.77.0.199"
-            .into();
-    }
-    let rows = racks.iter().map(|rack| {
-        let [first, last] = &rack.network.delegated;
-        vec![rack.name.clone(), rack.network.node.clone(), format!("{first}-{last}"), rack.id.clone()]
-    });
-    table(&["NAME", "NODE", "DELEGATED", "ID"], rows)
-}
-
-pub(crate) fn agents(agents: &[Agent]) -> String {
-    if agents.is_empty() {
-        return "no agents yet: rackhand agent enrol --rack NAME".into();
-    }
-    let rows = agents.iter().map(|agent| {
-        vec![
-            agent.id.clone(),
-            agent.rack.clone(),
-            match agent {
-                Agent { revoked: Some(_), .. } => "revoked",
-                Agent { connected: true, .. } => "connected",
-                _ => "away",
-            }
-            .into(),
-            or_dash(agent.version.as_deref()),
-            or_dash(agent.seen.map(second).as_deref()),
-        ]
-    });
-    table(&["AGENT", "RACK", "STATE", "VERSION", "SEEN"], rows)
-}
-
-/// What was done, and what to do on the new node.
-pub(crate) fn replacement(made: &Replacement) -> String {
-    let mut text = match &made.agent {
-        Some(agent) => format!("Agent {agent} of rack {} is revoked.\n", made.rack),
-        None => format!("Rack {} has no agent that is let in; codes made before are void.\n", made.rack),
-    };
-    if made.unknown_commands > 0 {
-        text += &format!(
-            "{} power commands may or may not have been carried out: runs look at their machines first.\n",
-            made.unknown_commands
-        );
-    }
-    text += &format!(
-        "Run this on the new node as root, once, before {}; then: systemctl restart rackhand-agent rackhand-boot\n",
-        second(made.expires)
-    );
-    text
-}
-
-pub(crate) fn records(records: &[Linked]) -> String {
-    if records.is_empty() {
-        return "no such change was recorded".into();
-    }
-    let rows = records.iter().map(|Linked { number, record, .. }| {
-        let changes = record.changes.iter().map(|change| {
-            let what = match (&change.before, &change.after) {
-                (None, _) => "made",
-                (_, None) => "removed",
-                _ => "altered",
-            };
-            format!("{} {what}", change.kind)
-        });
-        vec![
-            number.to_string(),
-            second(record.at),
-            record.by.clone(),
-            or_dash(record.from.map(|from| from.to_string()).as_deref()),
-            record.action.clone(),
-            or_dash(Some(&changes.collect::<Vec<_>>().join(", "))),
-        ]
-    });
-    table(&["NUMBER", "WHEN", "WHO", "FROM", "ASKED FOR", "CHANGED"], rows)
 }
 
 /// A time to the second.
@@ -258,135 +286,8 @@ pub(crate) fn bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
-    use serde_json::json;
 
     use super::*;
-
-    fn vm0() -> Machine {
-        serde_json::from_value(json!({
-            "id": "01931b1e-0000-7000-8000-000000000001", "name": "vm0", "rack": "demo", "lifecycle": "ready",
-            "power": "on", "installer": true, "address": "10.77.0.100", "macs": ["52:54:00:00:00:01"],
-            "stage": "inventory taken", "image": null, "alert": null, "run": null, "verbs": ["deploy", "power"],
-            "inventory": {
-                "firmware": "bios", "memory": 2147483648u64, "system": {"vendor": "QEMU", "product": "Standard PC"},
-                "cpu": {"model": "QEMU TCG CPU", "threads": 2}, "nics": [],
-                "disks": [{"name": "vda", "model": "", "serial": "disk0", "size": 8589934592u64, "content": "blank"}]
-            }
-        }))
-        .unwrap()
-    }
-
-    #[test]
-    fn a_revoked_agent_is_shown_as_such() {
-        let agent = |id: &str, connected| -> Agent {
-            serde_json::from_value(json!({
-                "id": id, "rack": "demo", "connected": connected, "version": "0.1.0", "seen": null, "revoked": null,
-            }))
-            .unwrap()
-        };
-        let revoked = Agent { revoked: Some(Timestamp::UNIX_EPOCH), ..agent("a3", false) };
-        expect![[r#"
-            AGENT  RACK  STATE      VERSION  SEEN
-            a1     demo  connected  0.1.0    -
-            a2     demo  away       0.1.0    -
-            a3     demo  revoked    0.1.0    -"#]]
-        .assert_eq(&agents(&[agent("a1", true), agent("a2", false), revoked]));
-    }
-
-    #[test]
-    fn a_replacement_says_what_is_in_doubt_and_what_comes_next() {
-        let made = |agent: Option<&str>, unknown| -> Replacement {
-            let made =
-                json!({"rack": "lab", "agent": agent, "unknown_commands": unknown, "expires": "2027-01-01T00:00:00Z"});
-            serde_json::from_value(made).unwrap()
-        };
-        expect![[r#"
-            Agent a1 of rack lab is revoked.
-            2 power commands may or may not have been carried out: runs look at their machines first.
-            Run this on the new node as root, once, before 2027-01-01T00:00:00Z; then: systemctl restart rackhand-agent rackhand-boot
-            Rack lab has no agent that is let in; codes made before are void.
-            Run this on the new node as root, once, before 2027-01-01T00:00:00Z; then: systemctl restart rackhand-agent rackhand-boot
-        "#]]
-        .assert_eq(&(replacement(&made(Some("a1"), 2)) + &replacement(&made(None, 0))));
-    }
-
-    #[test]
-    fn a_list_of_machines_is_a_plain_table() {
-        let away = Machine {
-            name: "db-1".into(),
-            power: None,
-            stage: None,
-            image: Some("debian-12".into()),
-            image_version: Some(3),
-            ..vm0()
-        };
-        expect![[r#"
-            NAME  LIFECYCLE  POWER  ADDRESS      IMAGE        LATEST
-            vm0   ready      on     10.77.0.100  -            inventory taken
-            db-1  ready      -      10.77.0.100  debian-12@3  -"#]]
-        .assert_eq(&machines(&[vm0(), away]));
-    }
-
-    #[test]
-    fn a_machines_page_tells_what_it_is_and_what_can_be_done() {
-        expect![[r#"
-            vm0  01931b1e-0000-7000-8000-000000000001
-              lifecycle  ready
-              rack       demo
-              power      on
-              address    10.77.0.100
-              network    52:54:00:00:00:01
-              installer  connected
-              image      -
-              latest     inventory taken
-              system     QEMU Standard PC
-              processor  2 × QEMU TCG CPU
-              memory     2.0 GiB
-              firmware   bios
-              disk       vda 8.0 GiB disk0 (blank)
-            Possible now: deploy, power"#]]
-        .assert_eq(&machine(&vm0()));
-    }
-
-    #[test]
-    fn a_part_that_changed_stands_out_with_both_sides() {
-        let changes =
-            json!([{"part": "disk", "was": "disk0", "is": null}, {"part": "disk", "was": null, "is": "disk9 (GPT)"}]);
-        let swapped = Machine { changes: serde_json::from_value(changes).unwrap(), inventory: None, ..vm0() };
-        let page = machine(&swapped);
-        let (_, page) = page.split_once("inventory taken\n").unwrap();
-        expect![[r#"
-              CHANGED    disk: was disk0, is nothing
-              CHANGED    disk: was nothing, is disk9 (GPT)
-            If the parts are right: rackhand machine replace-part vm0
-            Possible now: deploy, power"#]]
-        .assert_eq(page);
-    }
-
-    #[test]
-    fn a_run_that_failed_says_why() {
-        let failed: Run = serde_json::from_value(json!({
-            "id": "01931b1e-0000-7000-8000-000000000002", "machine": "01931b1e-0000-7000-8000-000000000001", "machine_name": "vm0", "kind": "deploy", "status": "failed",
-            "step": "order", "attempt": 3, "waiting_for": null, "waiting_until": null, "cause": "image",
-            "detail": "chunk 7 never had the right digest\nlast lines", "created": "2026-01-01T00:00:00Z",
-            "ended": "2026-01-01T00:01:07.35Z"
-        }))
-        .unwrap();
-        expect![[r#"
-            RUN                                   KIND    MACHINE  STATUS  TOOK    BECAUSE
-            01931b1e-0000-7000-8000-000000000002  deploy  vm0      failed  1:07.3  image"#]]
-        .assert_eq(&runs(std::slice::from_ref(&failed)));
-        expect![[r#"
-            deploy vm0  01931b1e-0000-7000-8000-000000000002
-              status   failed
-              started  2026-01-01T00:00:00Z
-              step     order, attempt 3
-              ended    2026-01-01T00:01:07Z after 1:07.3
-              cause    image
-              | chunk 7 never had the right digest
-              | last lines"#]]
-        .assert_eq(&run(&failed));
-    }
 
     #[test]
     fn sizes_and_times_are_short() {
@@ -395,5 +296,60 @@ mod tests {
         assert_eq!(relative(at(67_350), at(0)), "1:07.3");
         assert_eq!(relative(at(3_600_000 + 61_000), at(0)), "1:01:01");
         assert_eq!(relative(at(0), at(5)), "0:00.0");
+    }
+
+    fn runs() -> Table {
+        let row = |because: &str| {
+            let id = "01931b1e-0000-7000-8000-000000000002";
+            [id, "deploy", "failed", because].map(str::to_owned).to_vec()
+        };
+        let rows = [row("a chunk of the image never had the right digest"), row("-")];
+        table(&["RUN", "KIND", "STATUS", "BECAUSE"], rows).shorten(&["BECAUSE"])
+    }
+
+    #[test]
+    fn a_table_fits_its_terminal_and_ids_stay_whole() {
+        let on = |width| runs().on(&Surface { width: Some(width), colour: false });
+        let text = [200, 80, 60, 30].map(|width| format!("{width}:\n{}\n", on(width))).concat();
+        expect![[r#"
+            200:
+            RUN                                   KIND    STATUS  BECAUSE
+            01931b1e-0000-7000-8000-000000000002  deploy  failed  a chunk of the image never had the right digest
+            01931b1e-0000-7000-8000-000000000002  deploy  failed  -
+            80:
+            RUN                                   KIND    STATUS  BECAUSE
+            01931b1e-0000-7000-8000-000000000002  deploy  failed  a chunk of the image neve…
+            01931b1e-0000-7000-8000-000000000002  deploy  failed  -
+            60:
+            RUN                                   KIND    STATUS
+            01931b1e-0000-7000-8000-000000000002  deploy  failed
+            01931b1e-0000-7000-8000-000000000002  deploy  failed
+            30:
+            RUN
+            01931b1e-0000-7000-8000-000000000002
+            01931b1e-0000-7000-8000-000000000002
+        "#]]
+        .assert_eq(&text);
+    }
+
+    #[test]
+    fn colours_do_not_move_columns() {
+        let surface = Surface { width: None, colour: true };
+        expect![[r#"
+            ^[1mRUN^[0m                                   ^[1mKIND^[0m    ^[1mSTATUS^[0m  ^[1mBECAUSE^[0m
+            01931b1e-0000-7000-8000-000000000002  deploy  ^[31mfailed^[0m  a chunk of the image never had the right digest
+            01931b1e-0000-7000-8000-000000000002  deploy  ^[31mfailed^[0m  -"#]].assert_eq(&runs().on(&surface).replace('\x1b', "^"));
+        let page = page("web-1\n  lifecycle  active\n  ALERT      no power", &surface);
+        expect![[r#"
+            web-1
+              lifecycle  ^[32mactive^[0m
+            ^[31m  ALERT      no power^[0m"#]]
+        .assert_eq(&page.replace('\x1b', "^"));
+    }
+
+    #[test]
+    fn wide_letters_take_their_room() {
+        assert_eq!(cut("日本語テスト", 7), "日本語…");
+        assert_eq!(cut("plain", 5), "plain");
     }
 }

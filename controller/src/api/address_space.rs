@@ -7,7 +7,7 @@ use axum::{
 };
 use jiff::Timestamp;
 use rackhand_common::id;
-use rackhand_controller_core::ipam::{self, Usage};
+use rackhand_controller_core::ipam::{self, Prefix, Usage};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -374,13 +374,28 @@ enum PoolKind {
 }
 
 impl Pool {
-    async fn of(app: &App, row: store::Pool) -> Result<Self, Error> {
-        let prefixes = app.store.pool_prefixes(&row, PREFIXES as u32).await?;
+    async fn read(store: &store::Store, row: store::Pool) -> Result<Self, Error> {
+        let prefixes = store.pool_prefixes(&row, PREFIXES as u32).await?;
         let rack = match row.rack {
-            Some(rack) => Some(app.store.rack(&rack.to_string()).await?.name),
+            Some(rack) => Some(store.rack(&rack.to_string()).await?.name),
             None => None,
         };
-        Ok(Self {
+        Ok(Self::of(row, rack, &prefixes))
+    }
+
+    /// A pool as a transaction leaves it, which is then committed.
+    async fn committed(mut tx: store::Tx, row: store::Pool) -> Result<Self, Error> {
+        let prefixes = tx.pool_prefixes(&row, PREFIXES as u32).await?;
+        let rack = match row.rack {
+            Some(rack) => Some(tx.rack(&rack.to_string()).await?.name),
+            None => None,
+        };
+        tx.commit().await?;
+        Ok(Self::of(row, rack, &prefixes))
+    }
+
+    fn of(row: store::Pool, rack: Option<String>, prefixes: &[Prefix]) -> Self {
+        Self {
             id: row.id,
             name: row.name,
             vrf: row.vrf,
@@ -395,7 +410,7 @@ impl Pool {
             purpose: row.purpose,
             prefixes: prefixes.iter().map(ToString::to_string).collect(),
             created: row.created,
-        })
+        }
     }
 }
 
@@ -439,7 +454,7 @@ pub(super) async fn pools(State(app): State<App>, Query(window): Query<Window>) 
     let rows = app.store.pools(parse("after", window.after.as_deref())?, limit + 1).await?;
     let mut pools = Vec::new();
     for row in &rows {
-        pools.push(Pool::of(&app, row.clone()).await?);
+        pools.push(Pool::read(&app.store, row.clone()).await?);
     }
     Ok(axum::Json(Page::of(pools, limit, |pool| pool.id.to_string(), |pool| pool)))
 }
@@ -448,7 +463,7 @@ pub(super) async fn pools(State(app): State<App>, Query(window): Query<Window>) 
 #[utoipa::path(get, path = "/v1/pools/{pool}", tag = "addresses",
     params(("pool" = String, Path, description = "Id or name.")), responses((status = 200, body = Pool)))]
 pub(super) async fn pool(State(app): State<App>, Path(pool): Path<String>) -> Result<impl IntoResponse, Error> {
-    Ok(axum::Json(Pool::of(&app, app.store.pool(&pool).await?).await?))
+    Ok(axum::Json(Pool::read(&app.store, app.store.pool(&pool).await?).await?))
 }
 
 /// Create a pool
@@ -487,8 +502,7 @@ pub(super) async fn create_pool(State(app): State<App>, Json(body): Json<NewPool
     for prefix in prefixes {
         tx.extend_pool(&pool, prefix).await?;
     }
-    tx.commit().await?;
-    let pool = Pool::of(&app, pool).await?;
+    let pool = Pool::committed(tx, pool).await?;
     Ok((StatusCode::CREATED, [(header::LOCATION, format!("/v1/pools/{}", pool.id))], axum::Json(pool)))
 }
 
@@ -515,8 +529,7 @@ pub(super) async fn extend_pool(
     for prefix in prefixes {
         tx.extend_pool(&pool, prefix).await?;
     }
-    tx.commit().await?;
-    Ok(axum::Json(Pool::of(&app, pool).await?))
+    Ok(axum::Json(Pool::committed(tx, pool).await?))
 }
 
 /// Delete a pool
@@ -533,7 +546,7 @@ pub(super) async fn delete_pool(State(app): State<App>, Path(pool): Path<String>
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn wanted(texts: &[String]) -> Result<Vec<ipam::Prefix>, Error> {
+fn wanted(texts: &[String]) -> Result<Vec<Prefix>, Error> {
     if texts.is_empty() || texts.len() > PREFIXES {
         return Err(Error::invalid("/prefixes", format!("between 1 and {PREFIXES}")));
     }

@@ -17,7 +17,7 @@ use super::{
     extract::{MAX_BODY, too_long},
     trace::Trace,
 };
-use crate::store::{KeyedRequest, Known};
+use crate::store::{KeyedRequest, Known, is_dry_run};
 
 pub(super) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
@@ -42,7 +42,8 @@ struct Answer {
 /// Carries out a POST with a key unless that was done before.
 pub(super) async fn once(State(app): State<App>, request: Request, next: Next) -> Response {
     let key = match key(request.headers()) {
-        Ok(Some(key)) if request.method() == Method::POST => key,
+        // Nothing is done for what is only tried: asked for again it is tried again.
+        Ok(Some(key)) if request.method() == Method::POST && !is_dry_run() => key,
         Ok(_) => return next.run(request).await,
         Err(error) => return error.into_response(),
     };

@@ -266,12 +266,11 @@ pub(super) async fn list(State(app): State<App>, Query(window): Query<Window>) -
     params(("image" = String, Path, description = "Id, name, or name and version.")),
     responses((status = 200, body = Image)))]
 pub(super) async fn show(State(app): State<App>, Path(image): Path<String>) -> Result<impl IntoResponse, Error> {
-    view(&app, &image).await
+    Ok(tagged(app.store.image(&image).await?))
 }
 
-async fn view(app: &App, image: &str) -> Result<impl IntoResponse + use<>, Error> {
-    let row = app.store.image(image).await?;
-    Ok(([(header::ETAG, etag(row.revision))], axum::Json(Image::from(row))))
+fn tagged(row: Row) -> impl IntoResponse + use<> {
+    ([(header::ETAG, etag(row.revision))], axum::Json(Image::from(row)))
 }
 
 /// What may be changed about an image. What is left out stays.
@@ -311,7 +310,7 @@ pub(super) async fn change(
     image.expires = body.expires.unwrap_or(image.expires);
     tx.update_image(&mut image).await?;
     tx.commit().await?;
-    view(&app, &image.id.to_string()).await
+    Ok(tagged(image))
 }
 
 /// Import a file of the controller's host, or from a URL
@@ -326,12 +325,12 @@ pub(super) async fn change(
 pub(super) async fn import(State(app): State<App>, Json(body): Json<ImportFile>) -> Result<impl IntoResponse, Error> {
     let said = Said { settings: body.settings, firmware: body.firmware, os: body.os, sha256: body.sha256 };
     let request = request(body.name, said)?;
-    let id = match (body.file, body.url) {
+    let image = match (body.file, body.url) {
         (Some(file), None) => app.images.import_file(request, &file).await?,
         (None, Some(url)) => app.images.import_url(request, &url).await?,
         _ => return Err(Error::invalid("/file", "name a `file` or a `url`, one of them")),
     };
-    accepted(&app, &id.to_string()).await
+    Ok(accepted(image))
 }
 
 /// Look into an image
@@ -351,8 +350,9 @@ pub(super) async fn check(
     let findings = app.images.check(&image).await?;
     let mut tx = app.store.begin().await?;
     tx.note_findings(image.id, &findings).await?;
+    let image = tx.image(&image.id.to_string()).await?;
     tx.commit().await?;
-    view(&app, &image.id.to_string()).await
+    Ok(tagged(image))
 }
 
 /// Upload and import an image
@@ -381,8 +381,7 @@ pub(super) async fn upload(
     let said = Said { settings: parameters.settings, firmware, os: parameters.os, sha256: parameters.sha256 };
     let request = request(image, said)?;
     let len = headers.get(header::CONTENT_LENGTH).and_then(|len| len.to_str().ok()).and_then(|len| len.parse().ok());
-    let id = app.images.import_upload(request, len, body.into_data_stream()).await?;
-    accepted(&app, &id.to_string()).await
+    Ok(accepted(app.images.import_upload(request, len, body.into_data_stream()).await?))
 }
 
 /// Delete an image
@@ -407,11 +406,13 @@ pub(super) async fn delete(
     }
     tx.delete_image(image.id).await?;
     tx.commit().await?;
-    app.images.sweep().await?;
+    if !store::is_dry_run() {
+        app.images.sweep().await?;
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn accepted(app: &App, image: &str) -> Result<impl IntoResponse + use<>, Error> {
-    let image = Image::from(app.store.image(image).await?);
-    Ok((StatusCode::ACCEPTED, [(header::LOCATION, format!("/v1/images/{}", image.id))], axum::Json(image)))
+fn accepted(image: Row) -> impl IntoResponse + use<> {
+    let image = Image::from(image);
+    (StatusCode::ACCEPTED, [(header::LOCATION, format!("/v1/images/{}", image.id))], axum::Json(image))
 }

@@ -237,11 +237,23 @@ pub(super) async fn show(State(app): State<App>, Path(machine): Path<String>) ->
 
 async fn view(app: &App, machine: &str) -> Result<impl IntoResponse + use<>, Error> {
     let row = app.store.machine(machine).await?;
-    let tag = [(header::ETAG, etag(row.version))];
     let rack = app.store.rack(&row.rack.to_string()).await?.name;
     let latest = app.store.runs(Some(row.id), None, 1).await?;
     let run = latest.iter().find(|run| run.status == store::RunStatus::Running).map(|run| run.id);
-    Ok((tag, axum::Json(Machine::of(row, rack, run))))
+    Ok(answer(row, rack, run))
+}
+
+/// A machine as a transaction leaves it, which is then committed.
+async fn committed(mut tx: store::Tx, machine: &store::Machine) -> Result<impl IntoResponse + use<>, Error> {
+    let row = tx.machine(&machine.id.to_string()).await?;
+    let rack = tx.rack(&row.rack.to_string()).await?.name;
+    let run = tx.run_in_progress(row.id).await?;
+    tx.commit().await?;
+    Ok(answer(row, rack, run))
+}
+
+fn answer(row: store::Machine, rack: String, run: Option<id::RunId>) -> impl IntoResponse + use<> {
+    ([(header::ETAG, etag(row.version))], axum::Json(Machine::of(row, rack, run)))
 }
 
 /// What may be changed about a machine.
@@ -270,9 +282,9 @@ pub(super) async fn rename(
     expected.check(machine.version)?;
     machine.name = body.name;
     tx.update_machine(app.clock.now().wall, &mut machine).await?;
-    tx.commit().await?;
+    let answer = committed(tx, &machine).await?;
     (app.changed)(machine.rack);
-    view(&app, &machine.id.to_string()).await
+    Ok(answer)
 }
 
 /// How a machine is adopted.
@@ -314,9 +326,9 @@ pub(super) async fn adopt(
         machine.name = name;
         tx.update_machine(now, &mut machine).await?;
     }
-    tx.commit().await?;
+    let answer = committed(tx, &machine).await?;
     (app.changed)(machine.rack);
-    view(&app, &machine.id.to_string()).await
+    Ok(answer)
 }
 
 /// What is accepted of a machine's new parts.
@@ -348,8 +360,7 @@ pub(super) async fn replace_part(
     expected.check(machine.version)?;
     let accept = Accept { data: body.accept_data, parts: body.accept_parts };
     let machine = tx.replace_part(app.clock.now().wall, &machine, accept).await?;
-    tx.commit().await?;
-    view(&app, &machine.id.to_string()).await
+    committed(tx, &machine).await
 }
 
 /// Which machine turned out to be another.
@@ -376,10 +387,10 @@ pub(super) async fn merge(
     let mut tx = app.store.begin().await?;
     let (from, into) = (tx.machine(&body.from).await?, tx.machine(&machine).await?);
     let merged = tx.merge(app.clock.now().wall, &from, &into).await?;
-    tx.commit().await?;
+    let answer = committed(tx, &merged).await?;
     (app.changed)(into.rack);
     (app.changed)(merged.rack);
-    view(&app, &merged.id.to_string()).await
+    Ok(answer)
 }
 
 /// Forget a machine

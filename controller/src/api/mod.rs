@@ -13,6 +13,7 @@ pub mod access;
 mod address_space;
 mod audit;
 mod claims;
+mod dry_run;
 mod error;
 mod events;
 mod extract;
@@ -32,6 +33,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Extension, Json, Router,
     extract::{DefaultBodyLimit, Request},
+    http::Method,
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
@@ -93,6 +95,7 @@ pub struct App {
 
 /// Everything below `/v1`. To be merged with what agents fetch and with the health routes.
 pub fn router(app: App) -> Router {
+    let app = dry_run::careful(app);
     let (router, document) = operations().split_for_parts();
     let document = finish(document);
     let shapes = Arc::new(fields::Shapes::of(serde_json::to_value(&document).expect("documents always serialize")));
@@ -104,6 +107,7 @@ pub fn router(app: App) -> Router {
         .layer(middleware::from_fn_with_state(shapes, fields::sparse))
         .layer(middleware::from_fn_with_state(app.clone(), audit::recorded))
         .layer(middleware::from_fn_with_state(app.clone(), idempotency::once))
+        .layer(middleware::from_fn(dry_run::tried))
         .layer(middleware::from_fn_with_state(app.rate.clone(), rate::limited))
         .layer(middleware::from_fn_with_state(app.clone(), access::decide))
         .layer(middleware::from_fn(trace::named))
@@ -211,6 +215,9 @@ struct Whoami {
             stands beside it in problems and in the controller's log.\n\n\
             **What you read is what you change.** A machine, image or plan is sent with an `ETag`; an operation on it with that \
             in `If-Match` is refused with 412 when anything about it changed since.\n\n\
+            **Trying.** A change with `Dry-Run: true` is carried out in full and taken back: it is refused or answered as it \
+            would be, with `Dry-Run: true`, and nothing of it is kept, recorded or done in a rack. Ids and codes in such an \
+            answer are nobody's.\n\n\
             **Problems** are `application/problem+json` (RFC 9457). `type` is for programs, `detail` says what to do.\n\n\
             **Unknown fields** in a body or query are refused: a misspelt option is never silently ignored."
     ),
@@ -283,6 +290,12 @@ fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
             get.parameters.get_or_insert_default().push(RefOr::T(sparse.clone()));
         }
     }
+    let dry = ParameterBuilder::new()
+        .name("Dry-Run")
+        .parameter_in(ParameterIn::Header)
+        .description(Some("`true`: carried out and taken back, to see what would be answered."))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::Boolean)))
+        .build();
     for (at, item) in &mut document.paths.paths {
         let guarded = matches!(at.as_str(), "/v1/images/{image}" | "/v1/plans/{plan}")
             || at.starts_with("/v1/machines/{machine}") && !at.ends_with("/merge");
@@ -292,6 +305,17 @@ fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
         }
         if let Some(post) = &mut item.post {
             post.parameters.get_or_insert_default().push(RefOr::T(key.clone()));
+        }
+        let changes = [
+            (Method::PUT, &mut item.put),
+            (Method::POST, &mut item.post),
+            (Method::DELETE, &mut item.delete),
+            (Method::PATCH, &mut item.patch),
+        ];
+        for (_, operation) in changes.into_iter().filter(|(method, _)| dry_run::can_be_tried(method, at)) {
+            if let Some(operation) = operation {
+                operation.parameters.get_or_insert_default().push(RefOr::T(dry.clone()));
+            }
         }
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
         for operation in operations.into_iter().flatten() {

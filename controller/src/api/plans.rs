@@ -241,12 +241,11 @@ pub(super) async fn list(State(app): State<App>, Query(window): Query<Window>) -
 #[utoipa::path(get, path = "/v1/plans/{plan}", tag = "plans",
     params(("plan" = String, Path, description = "Id or name.")), responses((status = 200, body = Plan)))]
 pub(super) async fn show(State(app): State<App>, Path(plan): Path<String>) -> Result<impl IntoResponse, Error> {
-    view(&app, &plan).await
+    Ok(tagged(app.store.plan(&plan).await?))
 }
 
-async fn view(app: &App, plan: &str) -> Result<impl IntoResponse + use<>, Error> {
-    let row = app.store.plan(plan).await?;
-    Ok(([(header::ETAG, etag(row.revision))], axum::Json(Plan::from(row))))
+fn tagged(row: store::Plan) -> impl IntoResponse + use<> {
+    ([(header::ETAG, etag(row.revision))], axum::Json(Plan::from(row)))
 }
 
 /// Make a plan
@@ -258,8 +257,8 @@ pub(super) async fn create(State(app): State<App>, Json(body): Json<NewPlan>) ->
     let rules = body.rules.try_into()?;
     let mut tx = app.store.begin().await?;
     let id = tx.insert_plan(app.clock.now().wall, &body.name, &body.description, &rules).await?;
+    let plan = Plan::from(tx.plan(&id.to_string()).await?);
     tx.commit().await?;
-    let plan = Plan::from(app.store.plan(&id.to_string()).await?);
     Ok((StatusCode::CREATED, [(header::LOCATION, format!("/v1/plans/{id}"))], axum::Json(plan)))
 }
 
@@ -283,8 +282,9 @@ pub(super) async fn change(
         plan.rules = rules.try_into()?;
     }
     tx.update_plan(&plan).await?;
+    let plan = tx.plan(&plan.id.to_string()).await?;
     tx.commit().await?;
-    view(&app, &plan.id.to_string()).await
+    Ok(tagged(plan))
 }
 
 /// Delete a plan

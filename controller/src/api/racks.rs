@@ -107,8 +107,8 @@ pub(super) async fn create(State(app): State<App>, Json(body): Json<NewRack>) ->
         .map_err(|unsound| Error::invalid("/network", unsound))?;
     let mut tx = app.store.begin().await?;
     let id = tx.insert_rack(app.clock.now().wall, &body.name, &network).await?;
+    let rack = Rack::from(tx.rack(&id.to_string()).await?);
     tx.commit().await?;
-    let rack = Rack::from(app.store.rack(&id.to_string()).await?);
     Ok((StatusCode::CREATED, [(header::LOCATION, format!("/v1/racks/{}", rack.id))], axum::Json(rack)))
 }
 

@@ -19,6 +19,7 @@ use tower::ServiceExt;
 
 use super::{access::Access, *};
 
+mod dry_run;
 mod plans;
 mod versions;
 
@@ -247,14 +248,21 @@ async fn discovered(bench: &Bench) -> String {
         bench.ask(Method::POST, "/v1/racks", json!({"name": "lab", "network": network}).to_string()).await;
     assert_eq!(status, StatusCode::CREATED, "{rack}");
     let rack = rack["id"].as_str().unwrap().parse().unwrap();
+    appears(bench, rack, 1).await;
+    let (_, machines) = bench.ask(Method::GET, "/v1/machines?rack=lab", "").await;
+    machines["items"][0]["name"].as_str().unwrap().to_owned()
+}
+
+/// Has the machine with this number boot the installer, through an agent of its own.
+async fn appears(bench: &Bench, rack: RackId, number: u8) {
     let agent = AgentId::fresh();
     let mut tx = bench.app.store.begin().await.unwrap();
-    tx.insert_agent(Timestamp::UNIX_EPOCH, agent, rack, KeyPin([0; 32]), Timestamp::UNIX_EPOCH).await.unwrap();
+    tx.insert_agent(Timestamp::UNIX_EPOCH, agent, rack, KeyPin([number - 1; 32]), Timestamp::UNIX_EPOCH).await.unwrap();
     tx.commit().await.unwrap();
     let disk = Disk {
         name: "vda".into(),
         model: String::new(),
-        serial: "disk0".into(),
+        serial: format!("disk{number}"),
         wwn: None,
         size: 1 << 30,
         sector: 512,
@@ -269,12 +277,13 @@ async fn discovered(bench: &Bench) -> String {
         nics: Vec::new(),
         disks: vec![disk],
     };
-    let what =
-        What::Connected { mac: Mac([0x52, 0x54, 0, 0, 0, 1]), address: "10.77.0.100".parse().unwrap(), inventory };
+    let what = What::Connected {
+        mac: Mac([0x52, 0x54, 0, 0, 0, number]),
+        address: [10, 77, 0, 99 + number].into(),
+        inventory,
+    };
     let event = Event { at: Timestamp::UNIX_EPOCH, machine: Some(MachineId::fresh()), what };
     crate::events::take(&bench.app.store, rack, agent, 1, vec![event]).await.unwrap();
-    let (_, machines) = bench.ask(Method::GET, "/v1/machines?rack=lab", "").await;
-    machines["items"][0]["name"].as_str().unwrap().to_owned()
 }
 
 #[tokio::test]

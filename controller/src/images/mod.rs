@@ -52,7 +52,7 @@ pub use self::{
     fetch::{FetchError, Source},
     sandbox::{Files, Given, probe},
 };
-use crate::store::{Image, NewImage, Store};
+use crate::store::{Image, NewImage, Store, is_dry_run};
 
 /// Signs an image's manifest: ECDSA P-256 with SHA-256 by the controller's image key, DER.
 pub type Sign = Arc<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
@@ -187,8 +187,8 @@ impl Images {
     }
 
     /// Begins to import the file with this name in the import directory. The answer is the
-    /// import's id; it runs on in the background.
-    pub async fn import_file(&self, request: Request, name: &str) -> Result<ImageId, ImportError> {
+    /// image that is being imported, in the background.
+    pub async fn import_file(&self, request: Request, name: &str) -> Result<Image, ImportError> {
         let plain = !name.is_empty() && !name.contains(['/', '\0']) && name != "." && name != "..";
         let path = self.config().import.join(name);
         // A symbolic link could lead to any file the controller may read, its keys among them.
@@ -198,18 +198,22 @@ impl Images {
             Ok(found) if found.is_file() => found.len(),
             _ => return Err(ImportError::NoFile(name.into())),
         };
-        let id = self.start(&request, "reading", len).await?;
-        self.spawn(id, request, Origin::File(path));
-        Ok(id)
+        let image = self.start(&request, "reading", len).await?;
+        if !is_dry_run() {
+            self.spawn(image.id, request, Origin::File(path));
+        }
+        Ok(image)
     }
 
-    /// Begins to fetch and import what is at this URL. The answer is the import's id; it runs on
+    /// Begins to fetch and import what is at this URL. The answer is the import's row; it runs on
     /// in the background.
-    pub async fn import_url(&self, request: Request, url: &str) -> Result<ImageId, ImportError> {
+    pub async fn import_url(&self, request: Request, url: &str) -> Result<Image, ImportError> {
         let url = fetch::parse(url)?;
-        let id = self.start(&request, "fetching", 0).await?;
-        self.spawn(id, request, Origin::Url(url));
-        Ok(id)
+        let image = self.start(&request, "fetching", 0).await?;
+        if !is_dry_run() {
+            self.spawn(image.id, request, Origin::Url(url));
+        }
+        Ok(image)
     }
 
     /// Receives a file and begins to import it. The answer comes when the last byte is here;
@@ -219,11 +223,12 @@ impl Images {
         request: Request,
         len: Option<u64>,
         body: impl Stream<Item = Result<Bytes, E>>,
-    ) -> Result<ImageId, ImportError> {
+    ) -> Result<Image, ImportError> {
         if let Some(size) = len {
             self.fits(size)?;
         }
-        let id = self.start(&request, "receiving", len.unwrap_or(0)).await?;
+        let image = self.start(&request, "receiving", len.unwrap_or(0)).await?;
+        let id = image.id;
         let path = self.config().spool.join(format!("{id}.upload"));
         // The client may go away at any await: the row must not stay behind as importing.
         let unfinished = Unfinished { images: self.clone(), id, path: path.clone(), armed: true };
@@ -231,7 +236,7 @@ impl Images {
             Ok(()) => {
                 unfinished.disarm();
                 self.spawn(id, request, Origin::File(path));
-                Ok(id)
+                Ok(image)
             }
             Err(error) => {
                 unfinished.disarm();
@@ -286,12 +291,13 @@ impl Images {
         if size > limit { Err(ImportError::TooLarge { size, limit }) } else { Ok(()) }
     }
 
-    async fn start(&self, request: &Request, doing: &str, total: u64) -> Result<ImageId, ImportError> {
+    async fn start(&self, request: &Request, doing: &str, total: u64) -> Result<Image, ImportError> {
         let mut tx = self.0.store.begin().await?;
         let new = NewImage { name: &request.name, settings: request.settings, os: request.os.as_deref() };
         let id = tx.start_import(self.0.clock.now().wall, &new, doing, total).await?;
+        let image = tx.image(&id.to_string()).await?;
         tx.commit().await?;
-        Ok(id)
+        Ok(image)
     }
 
     async fn receive<E: fmt::Display>(

@@ -205,14 +205,7 @@ impl Store {
 
     /// A pool's prefixes, lowest first, at most `limit`.
     pub async fn pool_prefixes(&self, pool: &Pool, limit: u32) -> Result<Vec<Prefix>, StoreError> {
-        query("SELECT start, depth FROM pool_prefixes WHERE pool = $1 ORDER BY start LIMIT $2")
-            .bind(pool.number)
-            .bind(limit)
-            .fetch_all(&self.pool)
-            .await?
-            .iter()
-            .map(prefix)
-            .collect()
+        pool_prefixes(&self.pool, pool, limit).await
     }
 
     /// How much of a pool is used. It counts the pool's leaves.
@@ -244,6 +237,11 @@ impl Tx {
         .fetch_one(&mut self.inner)
         .await?;
         timestamp(latest)
+    }
+
+    /// A pool's prefixes, lowest first, at most `limit`.
+    pub async fn pool_prefixes(&mut self, pool: &Pool, limit: u32) -> Result<Vec<Prefix>, StoreError> {
+        pool_prefixes(&mut self.inner, pool, limit).await
     }
 
     /// The VRF of this name.
@@ -451,6 +449,17 @@ async fn pool(executor: impl Into<Executor<'_>>, id_or_name: &str) -> Result<Poo
         .await?
         .ok_or(StoreError::NotFound("pool"))?;
     read_pool(&row)
+}
+
+async fn pool_prefixes(executor: impl Into<Executor<'_>>, pool: &Pool, limit: u32) -> Result<Vec<Prefix>, StoreError> {
+    query("SELECT start, depth FROM pool_prefixes WHERE pool = $1 ORDER BY start LIMIT $2")
+        .bind(pool.number)
+        .bind(limit)
+        .fetch_all(executor)
+        .await?
+        .iter()
+        .map(prefix)
+        .collect()
 }
 
 fn read_vrf(row: &Row) -> Result<Vrf, StoreError> {

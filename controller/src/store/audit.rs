@@ -19,7 +19,7 @@ use sqlx::AssertSqlSafe;
 use super::{
     KeyedRequest, Store, StoreError, Tx,
     database::{Executor, Row, Stored, query},
-    micros, timestamp,
+    dry_run, is_dry_run, micros, timestamp,
 };
 
 /// So many records are put into the chain in one transaction.
@@ -86,12 +86,18 @@ impl Asked {
 pub(crate) struct Present {
     asked: Option<Arc<Asked>>,
     keyed: Option<KeyedRequest>,
+    is_dry: bool,
 }
 
 impl Present {
     /// That of this task.
     pub(crate) fn of_this_task() -> Self {
-        Self { asked: Asked::present(), keyed: KeyedRequest::present() }
+        Self { asked: Asked::present(), keyed: KeyedRequest::present(), is_dry: is_dry_run() }
+    }
+
+    /// Whether nothing of it is to be kept.
+    pub(crate) fn is_dry(&self) -> bool {
+        self.is_dry
     }
 
     /// Has `work` done as if by the task that it is from.
@@ -102,9 +108,15 @@ impl Present {
                 None => work.await,
             }
         };
-        match self.keyed {
-            Some(keyed) => keyed.scope(recorded).await,
-            None => recorded.await,
+        let marked = async {
+            match self.keyed {
+                Some(keyed) => keyed.scope(recorded).await,
+                None => recorded.await,
+            }
+        };
+        match self.is_dry {
+            true => dry_run(marked).await,
+            false => marked.await,
         }
     }
 }
@@ -312,7 +324,7 @@ fn digits(text: &str) -> Result<[u8; 32], StoreError> {
 }
 
 /// SHA-256 over every column: its name, its value's type and the value, each with its length.
-fn digest(row: &Row) -> Result<String, StoreError> {
+pub(super) fn digest(row: &Row) -> Result<String, StoreError> {
     let mut sum = Sha256::new();
     let mut add = |bytes: &[u8]| {
         sum.update((bytes.len() as u64).to_be_bytes());

@@ -16,6 +16,7 @@ mod backup;
 mod claims;
 mod commands;
 mod database;
+mod dry_run;
 mod events;
 mod filled;
 mod health;
@@ -59,6 +60,7 @@ pub use self::{
     backup::{Contents, Examined, examine, read_backup, write_backup},
     claims::{Claim, ClaimFilter, Holder},
     commands::StoredCommand,
+    dry_run::{dry_run, is_dry_run},
     events::{EventFilter, Happened, StoredEvent},
     images::{Image, ImageState, ImageVersion, NewImage, Stored},
     machines::{Machine, MachineFilter, MachineOrder},
@@ -343,6 +345,9 @@ pub struct Tx {
 impl Tx {
     /// Writes what is to be kept of the present request: that it was done, and what it changed.
     pub(crate) async fn settle(&mut self) -> Result<(), StoreError> {
+        if is_dry_run() {
+            return Ok(());
+        }
         self.mark_request().await?;
         self.write_record().await
     }
@@ -369,8 +374,11 @@ impl Tx {
         Ok(())
     }
 
-    /// Makes everything done in it durable.
+    /// Makes everything done in it durable; in a dry run, undoes it.
     pub async fn commit(mut self) -> Result<(), StoreError> {
+        if is_dry_run() {
+            return self.undo().await;
+        }
         self.settle().await?;
         let Self { inner, turn, gate, condition, recorded, has_records, .. } = self;
         let committed = async {

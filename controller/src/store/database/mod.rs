@@ -89,6 +89,14 @@ impl Transaction {
             Self::Postgres(inner) => inner.commit().await,
         }
     }
+
+    /// Undoes everything done in it, and waits until that is so.
+    pub(super) async fn rollback(self) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Sqlite(inner) => inner.rollback().await,
+            Self::Postgres(inner) => inner.rollback().await,
+        }
+    }
 }
 
 impl<'a> From<&'a Database> for Executor<'a> {

@@ -42,6 +42,11 @@ impl Writing {
         self.inner.commit().await
     }
 
+    /// Undoes everything done in it.
+    pub(super) async fn rollback(self) -> Result<(), sqlx::Error> {
+        self.inner.rollback().await
+    }
+
     /// The connection, for a statement that is in it.
     pub(super) fn connection(&mut self) -> &mut PgConnection {
         &mut self.inner

@@ -1,6 +1,6 @@
 //! `rackhand image`: importing images, their versions, and what was found in them.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use anyhow::Context as _;
 use clap::Subcommand;
@@ -8,11 +8,13 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    Output, Wait,
-    client::Client,
-    follow, print,
-    show::{bytes, or_dash, second, table},
+    client::{Client, view},
+    follow,
+    output::{Output, done, print},
+    run::Wait,
+    show::{Table, bytes, or_dash, second, table},
     views::{Finding, Image},
+    watch::{self, Told, Watch},
 };
 
 #[derive(Subcommand)]
@@ -48,13 +50,18 @@ images.sources in its configuration names them.")]
         wait: Wait,
     },
     /// List images
-    List,
+    List {
+        #[command(flatten)]
+        watch: Watch,
+    },
     /// Show one image
     #[command(after_help = "  rackhand image show debian-12      # the newest version that is ready
   rackhand image show debian-12@3")]
     Show {
         /// Name, name@version or id
         image: String,
+        #[command(flatten)]
+        watch: Watch,
     },
     /// Look into an image for what keeps machines from starting or being reached
     #[command(after_help = "  rackhand image check debian-12
@@ -96,14 +103,17 @@ The exit code is 1 when something is wrong, and 0 for warnings.")]
 
 pub(crate) async fn run(client: &Client, command: ImageCommand, output: Output) -> anyhow::Result<String> {
     match command {
-        ImageCommand::List => print(output, client.list("/v1/images").await?.into(), |images: Vec<_>| list(&images)),
-        ImageCommand::Show { image } => {
-            let value = client.ask(Method::GET, &format!("/v1/images/{image}"), None).await?;
-            print(output, value, |image| page(&image))
+        ImageCommand::List { watch } => {
+            let fetch = async || Ok(client.list("/v1/images").await?.into());
+            watch::show(client, output, watch, Told::ByNobody, fetch, |images: Vec<_>| list(&images)).await
+        }
+        ImageCommand::Show { image, watch } => {
+            let fetch = async || client.get(&format!("/v1/images/{image}")).await;
+            watch::show(client, output, watch, Told::ByNobody, fetch, |image| page(&image)).await
         }
         ImageCommand::Check { image } => {
             let value = client.post(&format!("/v1/images/{image}/check"), json!({})).await?;
-            let checked: Image = crate::client::view(value.clone())?;
+            let checked: Image = view(value.clone())?;
             let found = checked.findings.unwrap_or_default();
             let text = print(output, value, |_: Image| findings(&found))?;
             anyhow::ensure!(found.iter().all(|finding| finding.severity != "error"), "{text}");
@@ -113,20 +123,20 @@ pub(crate) async fn run(client: &Client, command: ImageCommand, output: Output) 
         ImageCommand::Expire { image, at, never: _ } => change(client, &image, json!({"expires": at}), output).await,
         ImageCommand::Delete { image } => {
             client.ask(Method::DELETE, &format!("/v1/images/{image}"), None).await?;
-            Ok(format!("image {image} is deleted"))
+            Ok(done(output, format!("image {image} is deleted")))
         }
         ImageCommand::Import { file, name, sha256, os, settings, firmware, wait } => {
             let name = match name {
                 Some(name) => name,
                 None => named(&file).context("say its --name")?,
             };
-            let quiet = output == Output::Json;
+            let quiet = !output.is_for_people();
             let sent: Image = if file.starts_with("https://") || file.starts_with("http://") {
                 let mut body = json!({"name": name, "url": file, "settings": settings, "sha256": sha256, "os": os});
                 if !firmware.is_empty() {
                     body["firmware"] = firmware.into();
                 }
-                crate::client::view(client.post("/v1/images", body).await?)?
+                view(client.post("/v1/images", body).await?)?
             } else {
                 let firmware = (!firmware.is_empty()).then(|| firmware.join(","));
                 let given = [("settings", settings), ("firmware", firmware), ("sha256", sha256), ("os", os)];
@@ -135,7 +145,7 @@ pub(crate) async fn run(client: &Client, command: ImageCommand, output: Output) 
                 follow::upload(client, &path, Path::new(&file), quiet).await?
             };
             if wait.wait {
-                follow::import(client, &sent.id, wait.timeout.map(Duration::from_secs), quiet).await?;
+                follow::import(client, &sent.id, wait.patience(), quiet).await?;
             }
             let value = client.ask(Method::GET, &format!("/v1/images/{}", sent.id), None).await?;
             print(output, value, |image| page(&image))
@@ -164,10 +174,7 @@ fn named(file: &str) -> Option<String> {
     (!stem.is_empty()).then_some(stem)
 }
 
-fn list(images: &[Image]) -> String {
-    if images.is_empty() {
-        return "no images yet: rackhand image import FILE --name debian-12".into();
-    }
+fn list(images: &[Image]) -> Table {
     let rows = images.iter().map(|image| {
         let content = image.content.as_ref();
         vec![
@@ -177,9 +184,14 @@ fn list(images: &[Image]) -> String {
             or_dash(content.map(|content| bytes(content.stored)).as_deref()),
             or_dash(content.map(|content| content.firmware.join(",")).as_deref()),
             or_dash(remark(image).as_deref()),
+            second(image.created),
+            image.id.clone(),
         ]
     });
-    table(&["NAME", "STATE", "SIZE", "STORED", "FIRMWARE", "REMARK"], rows)
+    table(&["NAME", "STATE", "SIZE", "STORED", "FIRMWARE", "REMARK", "IMPORTED", "ID"], rows)
+        .shorten(&["REMARK", "NAME"])
+        .only_wide(&["IMPORTED", "ID"])
+        .or_say("no images yet: rackhand image import FILE --name debian-12")
 }
 
 /// What somebody who wants to deploy an image should know.
@@ -237,6 +249,7 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
+    use crate::show::Surface;
 
     #[test]
     fn a_files_name_is_the_images_without_what_is_about_the_file() {
@@ -285,6 +298,6 @@ mod tests {
         expect![[r#"
             NAME         STATE  SIZE     STORED   FIRMWARE   REMARK
             debian-12@2  ready  2.0 GiB  1.0 MiB  bios,uefi  deprecated"#]]
-        .assert_eq(&list(&[image]));
+        .assert_eq(&list(&[image]).on(&Surface::default()));
     }
 }

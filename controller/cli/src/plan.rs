@@ -9,16 +9,19 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
-    Output,
-    client::Client,
-    print, read,
-    show::{or_dash, table},
+    client::{Client, view},
+    output::{Output, done, print, read},
+    show::{Table, or_dash, table},
+    watch::{self, Told, Watch},
 };
 
 #[derive(Subcommand)]
 pub(crate) enum PlanCommand {
     /// List plans
-    List,
+    List {
+        #[command(flatten)]
+        watch: Watch,
+    },
     /// Show one plan, and which machines match it
     #[command(after_help = "  rackhand plan show large
 
@@ -85,12 +88,15 @@ struct Mismatch {
 
 pub(crate) async fn run(client: &Client, command: PlanCommand, output: Output) -> anyhow::Result<String> {
     match command {
-        PlanCommand::List => print(output, client.list("/v1/plans").await?.into(), |plans: Vec<Plan>| list(&plans)),
+        PlanCommand::List { watch } => {
+            let fetch = async || Ok(client.list("/v1/plans").await?.into());
+            watch::show(client, output, watch, Told::ByNobody, fetch, |plans: Vec<Plan>| list(&plans)).await
+        }
         PlanCommand::Show { plan } => {
             let mut value = client.ask(Method::GET, &format!("/v1/plans/{plan}"), None).await?;
             let machines = client.list(&format!("/v1/plans/{plan}/machines")).await?;
             value["machines"] = machines.clone().into();
-            let machines: Vec<Match> = crate::client::view(machines.into())?;
+            let machines: Vec<Match> = view(machines.into())?;
             print(output, value, |plan: Plan| page(&plan, &machines))
         }
         PlanCommand::Create { name, description, like, rules } => {
@@ -104,21 +110,22 @@ pub(crate) async fn run(client: &Client, command: PlanCommand, output: Output) -
         }
         PlanCommand::Suggest { machine } => {
             let rules: Value = client.get(&format!("/v1/machines/{machine}/suggested-plan")).await?;
-            Ok(serde_json::to_string_pretty(&rules)?)
+            // For people too: it is what `plan create --rules` reads.
+            let output = if output.is_for_people() { Output::Json } else { output };
+            print(output, rules, |_: Value| String::new())
         }
         PlanCommand::Delete { plan } => {
             client.ask(Method::DELETE, &format!("/v1/plans/{plan}"), None).await?;
-            Ok(format!("plan {plan} is deleted"))
+            Ok(done(output, format!("plan {plan} is deleted")))
         }
     }
 }
 
-fn list(plans: &[Plan]) -> String {
-    if plans.is_empty() {
-        return "no plans yet: rackhand plan create NAME --like MACHINE".into();
-    }
+fn list(plans: &[Plan]) -> Table {
     let rows = plans.iter().map(|plan| vec![plan.name.clone(), or_dash(Some(&plan.description)), rules(&plan.rules)]);
     table(&["NAME", "DESCRIPTION", "RULES"], rows)
+        .shorten(&["DESCRIPTION", "RULES"])
+        .or_say("no plans yet: rackhand plan create NAME --like MACHINE")
 }
 
 /// The rules' names, which are few; what they say is on the plan's page.
@@ -166,6 +173,7 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
+    use crate::show::Surface;
 
     #[test]
     fn a_plans_page_says_what_it_wants_and_who_lacks_what() {
@@ -192,6 +200,6 @@ mod tests {
         expect![[r#"
             NAME   DESCRIPTION  RULES
             large  databases    disks, firmware, threads"#]]
-        .assert_eq(&list(&[plan]));
+        .assert_eq(&list(&[plan]).on(&Surface::default()));
     }
 }

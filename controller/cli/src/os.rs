@@ -5,9 +5,8 @@ use reqwest::Method;
 use serde::Deserialize;
 
 use crate::{
-    Output,
     client::Client,
-    print,
+    output::{Output, print},
     show::{bytes, table},
 };
 
@@ -50,7 +49,7 @@ pub(crate) async fn run(client: &Client, command: OsCommand, output: Output) -> 
                     system.tried.clone(),
                 ]
             });
-            table(&["NAME", "TITLE", "SETTINGS", "FIRMWARE", "TRIED"], rows)
+            table(&["NAME", "TITLE", "SETTINGS", "FIRMWARE", "TRIED"], rows).shorten(&["TITLE"])
         }),
         OsCommand::Show { name } => {
             let value = client.ask(Method::GET, &format!("/v1/operating-systems/{name}"), None).await?;

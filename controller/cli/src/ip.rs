@@ -1,0 +1,270 @@
+//! `rackhand ip`: claims of addresses, and who had what.
+
+use std::net::IpAddr;
+
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::{
+    client::{Client, given_only, view},
+    output::{Output, print},
+    show::{Table, or_dash, second, table},
+    watch::{self, Told, Watch},
+};
+
+#[derive(Subcommand)]
+pub(crate) enum IpCommand {
+    /// Claim an address or a block
+    #[command(after_help = "  rackhand ip claim public-4 --machine web-1               # one address
+  rackhand ip claim private-4 --length 31 --machine web-1 --mac 52:54:00:12:34:56
+  rackhand ip claim public-4 --address 198.51.100.17 --name vpn --owner shop
+  rackhand ip claim private-4 --address 10.9.0.1 --reserve --name gateway
+
+Without --address it is the smallest free space that is large enough, and the lowest of that. What is
+claimed is nobody else's until it is released, also when the controller is killed meanwhile.
+With --reserve the addresses are nobody's and are not handed out.")]
+    Claim {
+        /// The pool: name or id
+        pool: String,
+        /// Any block of this length; otherwise a single address
+        #[arg(long, conflicts_with = "address")]
+        length: Option<u8>,
+        /// This address or block
+        #[arg(long, value_name = "ADDRESS[/LENGTH]")]
+        address: Option<String>,
+        #[command(flatten)]
+        holder: Holder,
+        /// Make them nobody's: a gateway, a range in use elsewhere
+        #[arg(long)]
+        reserve: bool,
+        /// Who answers for it
+        #[arg(long, default_value = "")]
+        owner: String,
+        /// What for
+        #[arg(long, default_value = "")]
+        purpose: String,
+    },
+    /// Release a claim
+    #[command(after_help = "  rackhand ip release 198.51.100.17
+  rackhand ip release 10.9.0.4/31
+  rackhand ip release 01931b1e-0000-7000-8000-000000000000
+
+The addresses rest for the quarantine of their pool before anybody gets them again. An address
+releases the claim it is in only if it is all of the claim: say the whole block, or the id.")]
+    Release {
+        /// The address or block, as `rackhand ip list` shows it, or the claim's id
+        claim: String,
+        /// With an address: in this VRF, when several have it
+        #[arg(long, value_name = "POOL")]
+        pool: Option<String>,
+    },
+    /// List what is claimed
+    #[command(after_help = "  rackhand ip list --pool public-4
+  rackhand ip list --address 198.51.100.17       # whatever it is in now")]
+    List {
+        /// Only from this pool
+        #[arg(long)]
+        pool: Option<String>,
+        /// Only of this machine
+        #[arg(long)]
+        machine: Option<String>,
+        /// Only held under this name
+        #[arg(long)]
+        name: Option<String>,
+        /// Only what contains this address or block
+        #[arg(long, value_name = "ADDRESS[/LENGTH]")]
+        address: Option<String>,
+        #[command(flatten)]
+        watch: Watch,
+    },
+    /// Tell who has an address, and who had it
+    #[command(after_help = "  rackhand ip who 198.51.100.17
+  rackhand ip who 198.51.100.17 --at 2026-11-24T12:00:00Z     # for a complaint about that time")]
+    Who {
+        /// The address
+        address: String,
+        /// Only at this time, as 2026-11-24T12:00:00Z or 2026-11-24T13:00:00+01:00
+        #[arg(long, value_name = "TIME")]
+        at: Option<Timestamp>,
+        /// In this VRF
+        #[arg(long, default_value = "default")]
+        vrf: String,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct Holder {
+    /// For this machine: name or id
+    #[arg(long, required_unless_present = "name", conflicts_with = "name")]
+    machine: Option<String>,
+    /// For this port of the machine: the card's address
+    #[arg(long, requires = "machine")]
+    mac: Option<String>,
+    /// For something that is no machine
+    #[arg(long)]
+    name: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Claim {
+    id: String,
+    prefix: String,
+    pool: String,
+    reserved: bool,
+    mac: Option<String>,
+    name: String,
+    owner: String,
+    purpose: String,
+    claimed_by: String,
+    since: Timestamp,
+    until: Option<Timestamp>,
+}
+
+pub(crate) async fn run(client: &Client, command: IpCommand, output: Output) -> anyhow::Result<String> {
+    match command {
+        IpCommand::Claim { pool, length, address, holder, reserve, owner, purpose } => {
+            let Holder { machine, mac, name } = holder;
+            let body = json!({
+                "pool": pool, "length": length, "prefix": address, "machine": machine, "mac": mac, "name": name,
+                "reserve": reserve, "owner": owner, "purpose": purpose,
+            });
+            // People want to know what they got; it may go into a script as it is.
+            print(output, client.post("/v1/claims", body).await?, |claim: Claim| claim.prefix)
+        }
+        IpCommand::Release { claim, pool } => {
+            let id = match claim.contains(['.', ':']) {
+                true => the_claim(client, &claim, pool.as_deref()).await?,
+                false => claim,
+            };
+            let released = client.ask(Method::DELETE, &format!("/v1/claims/{id}"), None).await?;
+            print(output, released, |claim: Claim| format!("{} of {} is released", claim.prefix, claim.name))
+        }
+        IpCommand::List { pool, machine, name, address, watch } => {
+            let given = [("pool", pool), ("machine", machine), ("name", name), ("address", address)];
+            let query = given_only(given);
+            let fetch = async || Ok(client.list_with("/v1/claims", query.clone()).await?.into());
+            watch::show(client, output, watch, Told::ByNobody, fetch, |claims: Vec<_>| list(&claims)).await
+        }
+        IpCommand::Who { address, at, vrf } => {
+            let query = given_only([("vrf", Some(vrf)), ("at", at.map(|at| at.to_string()))]);
+            let claims = client.list_with(&format!("/v1/addresses/{address}/history"), query).await?;
+            print(output, claims.into(), |claims: Vec<_>| show_history(&address, at, &claims))
+        }
+    }
+}
+
+/// The id of the claim of exactly these addresses.
+async fn the_claim(client: &Client, address: &str, pool: Option<&str>) -> anyhow::Result<String> {
+    let query = given_only([("address", Some(address.to_owned())), ("pool", pool.map(str::to_owned))]);
+    let found = client.list_with("/v1/claims", query).await?;
+    let claims: Vec<Claim> = view(found.into())?;
+    // As the controller writes it.
+    let (first, length) =
+        address.split_once('/').unwrap_or((address, if address.contains(':') { "128" } else { "32" }));
+    let whole = first.parse::<IpAddr>().map(|first| format!("{first}/{length}")).unwrap_or_default();
+    match claims.as_slice() {
+        [] => anyhow::bail!("{address} is not claimed; see who had it: rackhand ip who ADDRESS"),
+        [one] if one.prefix == whole => Ok(one.id.clone()),
+        [one] => anyhow::bail!(
+            "{address} is part of {}, which {} holds; to release all of it: rackhand ip release {}",
+            one.prefix,
+            one.name,
+            one.id
+        ),
+        several => anyhow::bail!(
+            "{address} is claimed in several VRFs; say --pool, one of: {}",
+            several.iter().map(|claim| claim.pool.as_str()).collect::<Vec<_>>().join(", ")
+        ),
+    }
+}
+
+/// What holds it, with its port.
+fn held_by(claim: &Claim) -> String {
+    match &claim.mac {
+        _ if claim.reserved => format!("{} (reserved)", claim.name),
+        Some(mac) => format!("{} {mac}", claim.name),
+        None => claim.name.clone(),
+    }
+}
+
+fn list(claims: &[Claim]) -> Table {
+    let rows = claims.iter().map(|claim| {
+        vec![
+            claim.prefix.clone(),
+            held_by(claim),
+            claim.pool.clone(),
+            or_dash(Some(&claim.owner)),
+            second(claim.since),
+            or_dash(Some(&claim.purpose)),
+            claim.claimed_by.clone(),
+            claim.id.clone(),
+        ]
+    });
+    table(&["ADDRESS", "HELD BY", "POOL", "OWNER", "SINCE", "PURPOSE", "CLAIMED BY", "ID"], rows)
+        .shorten(&["PURPOSE", "OWNER"])
+        .only_wide(&["CLAIMED BY", "ID"])
+        .or_say("nothing is claimed: rackhand ip claim POOL --machine NAME")
+}
+
+fn show_history(address: &str, at: Option<Timestamp>, claims: &[Claim]) -> Table {
+    let nobody = match at {
+        Some(at) => format!("nobody held {address} at {}", second(at)),
+        None => format!("nobody ever held {address}"),
+    };
+    let rows = claims.iter().map(|claim| {
+        vec![
+            second(claim.since),
+            claim.until.map_or("now".into(), second),
+            held_by(claim),
+            claim.prefix.clone(),
+            or_dash(Some(&claim.owner)),
+            claim.claimed_by.clone(),
+        ]
+    });
+    table(&["SINCE", "UNTIL", "HELD BY", "IN", "OWNER", "CLAIMED BY"], rows)
+        .shorten(&["OWNER", "CLAIMED BY"])
+        .or_say(nobody)
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    fn claims() -> Vec<Claim> {
+        serde_json::from_value(json!([
+            {
+                "id": "1", "prefix": "10.9.0.4/31", "pool": "private-4", "reserved": false, "machine": "2",
+                "mac": "52:54:00:00:00:01", "name": "web-1", "owner": "shop", "purpose": "", "claimed_by": "admin",
+                "released_by": null, "since": "2026-01-01T00:00:00Z", "until": null,
+            },
+            {
+                "id": "2", "prefix": "10.9.0.1/32", "pool": "private-4", "reserved": true, "machine": null, "mac": null,
+                "name": "gateway", "owner": "", "purpose": "router", "claimed_by": "admin", "released_by": "admin",
+                "since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z",
+            },
+        ]))
+        .unwrap()
+    }
+
+    #[test]
+    fn claims_and_histories_are_tables() {
+        expect![[r#"
+            ADDRESS      HELD BY                  POOL       OWNER  SINCE                 PURPOSE
+            10.9.0.4/31  web-1 52:54:00:00:00:01  private-4  shop   2026-01-01T00:00:00Z  -
+            10.9.0.1/32  gateway (reserved)       private-4  -      2026-01-01T00:00:00Z  router"#]]
+        .assert_eq(&list(&claims()).to_string());
+        expect![[r#"
+            SINCE                 UNTIL                 HELD BY                  IN           OWNER  CLAIMED BY
+            2026-01-01T00:00:00Z  now                   web-1 52:54:00:00:00:01  10.9.0.4/31  shop   admin
+            2026-01-01T00:00:00Z  2026-01-02T00:00:00Z  gateway (reserved)       10.9.0.1/32  -      admin"#]]
+        .assert_eq(&show_history("10.9.0.1", None, &claims()).to_string());
+        let at = "2026-01-01T12:00:00Z".parse().unwrap();
+        expect!["nobody held 10.9.0.9 at 2026-01-01T12:00:00Z"]
+            .assert_eq(&show_history("10.9.0.9", Some(at), &[]).to_string());
+    }
+}

@@ -1,0 +1,440 @@
+//! `rackhand machine`: adopt, deploy, release, power.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::{
+    client::{Client, given_only},
+    follow,
+    output::{Output, done, print, read},
+    run::{Wait, started},
+    show::{Table, bytes, or_dash, table},
+    views::{Event, Machine},
+    watch::{self, Told, Watch},
+};
+
+#[derive(Subcommand)]
+pub(crate) enum MachineCommand {
+    /// List machines
+    #[command(after_help = "  rackhand machine list --lifecycle ready --sort name
+  rackhand machine list --rack lab --alert
+  rackhand machine list --mac 52:54:00:12:34:56")]
+    List {
+        #[command(flatten)]
+        filter: MachineFilter,
+        #[command(flatten)]
+        watch: Watch,
+    },
+    /// Show one machine: where it stands, what is in it, what can be done
+    Show {
+        /// Name or id
+        machine: String,
+        #[command(flatten)]
+        watch: Watch,
+    },
+    /// Say that a discovered machine is ours
+    #[command(after_help = "  rackhand machine adopt m-525400123456 --rename web-1
+
+A machine whose disks hold data is only adopted with --accept-data: a later deploy
+overwrites them.")]
+    Adopt {
+        /// Name or id
+        machine: String,
+        /// Give it a name at once
+        #[arg(long, value_name = "NAME")]
+        rename: Option<String>,
+        #[command(flatten)]
+        accept: Accept,
+    },
+    /// Say that a machine's parts were replaced and are right as they are now
+    #[command(after_help = "  rackhand machine show web-1          # what was, what is
+  rackhand machine replace-part web-1
+
+A machine whose mainboard, network card or disk is another than when it was adopted is not
+deployed and not erased until somebody says so.")]
+    ReplacePart {
+        /// Name or id
+        machine: String,
+        #[command(flatten)]
+        accept: Accept,
+    },
+    /// Say that a machine which was discovered is one we had already
+    #[command(after_help = "  rackhand machine merge m-7a01 --into web-1
+
+For a machine that came back with another mainboard, or in another rack. It keeps name and
+history of web-1; what differs is shown, and wants replace-part.")]
+    Merge {
+        /// Name or id of the one that was discovered
+        machine: String,
+        /// Name or id of the one it is
+        #[arg(long)]
+        into: String,
+    },
+    /// Remove a machine that is nobody's; should it start again, it is discovered anew
+    Forget {
+        /// Name or id
+        machine: String,
+    },
+    /// Install an operating system
+    #[command(after_help = "  rackhand machine deploy web-1 --image debian-12 --ssh-key ~/.ssh/id_ed25519.pub --wait
+  rackhand machine deploy web-1 --image debian-12@3 --ssh-key key.pub
+  rackhand machine deploy web-1 --image debian-12 --ssh-key key.pub --user-data cloud-config.yaml")]
+    Deploy {
+        /// Name or id
+        machine: String,
+        /// The image: its name, with a version or a digest when it should not be the newest, or its id
+        #[arg(long)]
+        image: String,
+        /// Host name; otherwise the machine's name
+        #[arg(long, value_name = "NAME")]
+        hostname: Option<String>,
+        /// File with public keys that may log in as root and as the first user; may be repeated
+        #[arg(long = "ssh-key", value_name = "FILE")]
+        ssh_keys: Vec<PathBuf>,
+        /// File with cloud-init user data
+        #[arg(long, value_name = "FILE")]
+        user_data: Option<PathBuf>,
+        /// Identity of the disk to install on; otherwise the smallest that is large enough
+        #[arg(long, value_name = "IDENTITY")]
+        disk: Option<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Take a machine back and erase its disks
+    #[command(after_help = "  rackhand machine release web-1 --wait
+
+Everything on its disks is overwritten and read back. There is no way to undo it.")]
+    Release {
+        /// Name or id
+        machine: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Switch chassis power
+    Power {
+        /// Name or id
+        machine: String,
+        /// What to do; off and cycle do not ask the operating system
+        action: PowerAction,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Give a machine another name
+    Rename {
+        /// Name or id
+        machine: String,
+        /// The new name
+        name: String,
+    },
+    /// Show what happened to a machine, oldest first
+    Timeline {
+        /// Name or id
+        machine: String,
+    },
+}
+
+/// Which machines, and in which order.
+#[derive(Args)]
+pub(crate) struct MachineFilter {
+    /// Only those of this rack
+    #[arg(long)]
+    rack: Option<String>,
+    /// Only those there in their life: discovered, ready, deploying, active, releasing, quarantined
+    #[arg(long)]
+    lifecycle: Option<String>,
+    /// Only those with this image on them: its name, or name@version
+    #[arg(long)]
+    image: Option<String>,
+    /// Only those that match this plan
+    #[arg(long)]
+    plan: Option<String>,
+    /// Only those whose names begin so
+    #[arg(long)]
+    name: Option<String>,
+    /// Only the one with this network card
+    #[arg(long)]
+    mac: Option<String>,
+    /// Only those with an alert
+    #[arg(long)]
+    alert: bool,
+    /// By `name`, or in the order in which they were `discovered`
+    #[arg(long, default_value = "discovered")]
+    sort: String,
+}
+
+impl MachineFilter {
+    fn query(self) -> Vec<(&'static str, String)> {
+        let Self { rack, lifecycle, image, plan, name, mac, alert, sort } = self;
+        let alert = alert.then(|| "true".to_owned());
+        let given = [
+            ("rack", rack),
+            ("lifecycle", lifecycle),
+            ("image", image),
+            ("plan", plan),
+            ("name", name),
+            ("mac", mac),
+            ("alert", alert),
+            ("sort", Some(sort)),
+        ];
+        given_only(given)
+    }
+}
+
+#[derive(Args)]
+pub(crate) struct Accept {
+    /// Disks may hold data, which will be lost
+    #[arg(long)]
+    accept_data: bool,
+    /// Parts may be another machine's: they were moved here
+    #[arg(long)]
+    accept_parts: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum PowerAction {
+    On,
+    Off,
+    Cycle,
+}
+
+pub(crate) async fn run(client: &Client, command: MachineCommand, output: Output) -> anyhow::Result<String> {
+    match command {
+        MachineCommand::List { filter, watch } => {
+            let query = filter.query();
+            let fetch = async || Ok(client.list_with("/v1/machines", query.clone()).await?.into());
+            watch::show(client, output, watch, Told::ByEvents, fetch, |machines: Vec<_>| list(&machines)).await
+        }
+        MachineCommand::Show { machine, watch } => {
+            let fetch = async || client.get(&format!("/v1/machines/{machine}")).await;
+            watch::show(client, output, watch, Told::ByEvents, fetch, |machine| page(&machine)).await
+        }
+        MachineCommand::Adopt { machine, rename, accept } => {
+            let body = json!({
+                "name": rename, "accept_data": accept.accept_data, "accept_parts": accept.accept_parts,
+            });
+            let value = client.post(&format!("/v1/machines/{machine}/adopt"), body).await?;
+            print(output, value, |machine| page(&machine))
+        }
+        MachineCommand::ReplacePart { machine, accept } => {
+            let body = json!({"accept_data": accept.accept_data, "accept_parts": accept.accept_parts});
+            let value = client.post(&format!("/v1/machines/{machine}/replace-part"), body).await?;
+            print(output, value, |machine| page(&machine))
+        }
+        MachineCommand::Merge { machine, into } => {
+            let value = client.post(&format!("/v1/machines/{into}/merge"), json!({"from": machine})).await?;
+            print(output, value, |machine| page(&machine))
+        }
+        MachineCommand::Forget { machine } => {
+            client.ask(Method::DELETE, &format!("/v1/machines/{machine}"), None).await?;
+            Ok(done(output, format!("machine {machine} is forgotten")))
+        }
+        MachineCommand::Deploy { machine, image, hostname, ssh_keys, user_data, disk, wait } => {
+            let body = json!({
+                "image": image,
+                "hostname": hostname,
+                "ssh_keys": keys(&ssh_keys)?,
+                "user_data": user_data.as_deref().map(read).transpose()?,
+                "disk": disk,
+            });
+            started(client, client.post(&format!("/v1/machines/{machine}/deploy"), body).await?, &wait, output).await
+        }
+        MachineCommand::Release { machine, wait } => {
+            let run = client.post(&format!("/v1/machines/{machine}/release"), json!({})).await?;
+            started(client, run, &wait, output).await
+        }
+        MachineCommand::Power { machine, action, wait } => {
+            let action = match action {
+                PowerAction::On => "on",
+                PowerAction::Off => "off",
+                PowerAction::Cycle => "cycle",
+            };
+            let run = client.post(&format!("/v1/machines/{machine}/power"), json!({"action": action})).await?;
+            started(client, run, &wait, output).await
+        }
+        MachineCommand::Rename { machine, name } => {
+            let path = format!("/v1/machines/{machine}");
+            let value = client.ask(Method::PATCH, &path, Some(json!({"name": name}))).await?;
+            print(output, value, |machine| page(&machine))
+        }
+        MachineCommand::Timeline { machine } => {
+            let found: Machine = client.get(&format!("/v1/machines/{machine}")).await?;
+            let events = client.list_with("/v1/events", vec![("machine", found.id)]).await?;
+            print(output, events.into(), |events: Vec<Event>| follow::timeline(&events))
+        }
+    }
+}
+
+/// Public keys, one a line, as `authorized_keys` has them.
+fn keys(paths: &[PathBuf]) -> anyhow::Result<Vec<String>> {
+    let mut keys = Vec::new();
+    for path in paths {
+        let text = read(path)?;
+        if text.contains("PRIVATE KEY") {
+            anyhow::bail!("{} is a private key; give the public one, which ends in .pub", path.display());
+        }
+        keys.extend(
+            text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(Into::into),
+        );
+    }
+    Ok(keys)
+}
+
+pub(crate) fn list(machines: &[Machine]) -> Table {
+    let rows = machines.iter().map(|machine| {
+        vec![
+            machine.name.clone(),
+            machine.lifecycle.clone(),
+            or_dash(machine.power.as_deref()),
+            machine.address.clone(),
+            or_dash(machine.image.as_deref()),
+            or_dash(machine.alert.as_deref().or(changed(machine)).or(machine.stage.as_deref())),
+            machine.rack.clone(),
+            machine.macs.join(" "),
+            machine.id.clone(),
+        ]
+    });
+    table(&["NAME", "LIFECYCLE", "POWER", "ADDRESS", "IMAGE", "LATEST", "RACK", "CARDS", "ID"], rows)
+        .shorten(&["LATEST", "IMAGE"])
+        .only_wide(&["RACK", "CARDS", "ID"])
+        .or_say("no such machine; power one on in a rack, and it will be discovered")
+}
+
+fn changed(machine: &Machine) -> Option<&'static str> {
+    (!machine.changes.is_empty()).then_some("parts changed: see `rackhand machine show`")
+}
+
+fn page(machine: &Machine) -> String {
+    let mut lines = vec![
+        format!("{}  {}", machine.name, machine.id),
+        format!("  lifecycle  {}", machine.lifecycle),
+        format!("  rack       {}", machine.rack),
+        format!("  power      {}", or_dash(machine.power.as_deref())),
+        format!("  address    {}", machine.address),
+        format!("  network    {}", machine.macs.join(", ")),
+        format!("  installer  {}", if machine.installer { "connected" } else { "not connected" }),
+        format!("  image      {}", or_dash(machine.image.as_deref())),
+        format!("  latest     {}", or_dash(machine.stage.as_deref())),
+    ];
+    if let Some(alert) = &machine.alert {
+        lines.push(format!("  ALERT      {alert}"));
+    }
+    for change in &machine.changes {
+        let side = |side: &Option<String>| side.clone().unwrap_or_else(|| "nothing".into());
+        let (was, is) = (side(&change.was), side(&change.is));
+        lines.push(format!("  CHANGED    {}: was {was}, is {is}", change.part.replace('_', " ")));
+    }
+    if let Some(run) = &machine.run {
+        lines.push(format!("  run        {run}"));
+    }
+    if let Some(inventory) = &machine.inventory {
+        let text = |pointer: &str| inventory.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let number = |pointer: &str| inventory.pointer(pointer).and_then(Value::as_u64).unwrap_or_default();
+        lines
+            .push(format!("  system     {} {}", text("/system/vendor"), text("/system/product")).trim_end().to_owned());
+        lines.push(format!("  processor  {} × {}", number("/cpu/threads"), text("/cpu/model")));
+        lines.push(format!("  memory     {}", bytes(number("/memory"))));
+        lines.push(format!("  firmware   {}", text("/firmware")));
+        for disk in inventory.get("disks").and_then(Value::as_array).into_iter().flatten() {
+            let of = |field: &str| disk.get(field).and_then(Value::as_str).unwrap_or_default();
+            let content = match disk.get("content") {
+                Some(Value::String(blank)) => blank.clone(),
+                Some(data) => data.get("data").and_then(Value::as_str).unwrap_or("unknown").to_owned(),
+                None => "unknown".into(),
+            };
+            let size = disk.get("size").and_then(Value::as_u64).unwrap_or_default();
+            let name = [of("model"), of("serial")].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>();
+            lines.push(format!("  disk       {} {} {} ({content})", of("name"), bytes(size), name.join(" ")));
+        }
+    }
+    if !machine.changes.is_empty() {
+        lines.push(format!("If the parts are right: rackhand machine replace-part {}", machine.name));
+    }
+    if !machine.verbs.is_empty() {
+        lines.push(format!("Possible now: {}", machine.verbs.join(", ")));
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+    use serde_json::json;
+
+    use super::*;
+
+    fn vm0() -> Machine {
+        serde_json::from_value(json!({
+            "id": "01931b1e-0000-7000-8000-000000000001", "name": "vm0", "rack": "demo", "lifecycle": "ready",
+            "power": "on", "installer": true, "address": "10.77.0.100", "macs": ["52:54:00:00:00:01"],
+            "stage": "inventory taken", "image": null, "alert": null, "run": null, "verbs": ["deploy", "power"],
+            "inventory": {
+                "firmware": "bios", "memory": 2147483648u64, "system": {"vendor": "QEMU", "product": "Standard PC"},
+                "cpu": {"model": "QEMU TCG CPU", "threads": 2}, "nics": [],
+                "disks": [{"name": "vda", "model": "", "serial": "disk0", "size": 8589934592u64, "content": "blank"}]
+            }
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_list_of_machines_is_a_plain_table() {
+        let away = Machine { name: "db-1".into(), power: None, stage: None, image: Some("debian-12".into()), ..vm0() };
+        expect![[r#"
+            NAME  LIFECYCLE  POWER  ADDRESS      IMAGE      LATEST
+            vm0   ready      on     10.77.0.100  -          inventory taken
+            db-1  ready      -      10.77.0.100  debian-12  -"#]]
+        .assert_eq(&list(&[vm0(), away]).to_string());
+    }
+
+    #[test]
+    fn a_machines_page_tells_what_it_is_and_what_can_be_done() {
+        expect![[r#"
+            vm0  01931b1e-0000-7000-8000-000000000001
+              lifecycle  ready
+              rack       demo
+              power      on
+              address    10.77.0.100
+              network    52:54:00:00:00:01
+              installer  connected
+              image      -
+              latest     inventory taken
+              system     QEMU Standard PC
+              processor  2 × QEMU TCG CPU
+              memory     2.0 GiB
+              firmware   bios
+              disk       vda 8.0 GiB disk0 (blank)
+            Possible now: deploy, power"#]]
+        .assert_eq(&page(&vm0()));
+    }
+
+    #[test]
+    fn a_part_that_changed_stands_out_with_both_sides() {
+        let changes =
+            json!([{"part": "disk", "was": "disk0", "is": null}, {"part": "disk", "was": null, "is": "disk9 (GPT)"}]);
+        let swapped = Machine { changes: serde_json::from_value(changes).unwrap(), inventory: None, ..vm0() };
+        let page = page(&swapped);
+        let (_, page) = page.split_once("inventory taken\n").unwrap();
+        expect![[r#"
+              CHANGED    disk: was disk0, is nothing
+              CHANGED    disk: was nothing, is disk9 (GPT)
+            If the parts are right: rackhand machine replace-part vm0
+            Possible now: deploy, power"#]]
+        .assert_eq(page);
+    }
+
+    #[test]
+    fn a_private_key_is_never_sent() {
+        let directory = std::env::temp_dir().join(format!("rackhand-cli-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let public = directory.join("id.pub");
+        std::fs::write(&public, "# mine\nssh-ed25519 AAAA a\n\nssh-rsa BBBB b\n").unwrap();
+        assert_eq!(keys(std::slice::from_ref(&public)).unwrap(), ["ssh-ed25519 AAAA a", "ssh-rsa BBBB b"]);
+        let private = directory.join("id");
+        std::fs::write(&private, "-----BEGIN OPENSSH PRIVATE KEY-----\n").unwrap();
+        assert!(keys(&[private]).is_err());
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
+}

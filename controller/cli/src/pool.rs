@@ -1,0 +1,256 @@
+//! `rackhand pool`: addresses to claim from.
+
+use clap::Subcommand;
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::{
+    client::Client,
+    output::{Output, done, print},
+    show::{Table, or_dash, table},
+    watch::{self, Told, Watch},
+};
+
+#[derive(Subcommand)]
+pub(crate) enum PoolCommand {
+    /// Create a pool
+    #[command(after_help = "  rackhand aggregate create 10.0.0.0/8 --private
+  rackhand pool create private-4 --kind private --prefix 10.9.0.0/16
+  rackhand pool create lab-4 --kind private --prefix 10.10.0.0/24 --rack lab --quarantine 60
+
+Its prefixes are taken out of aggregates. Addresses that nobody is to get (a gateway, a broadcast
+address) are taken out of it with `rackhand ip claim --reserve`.")]
+    Create {
+        /// Its name
+        name: String,
+        /// What its addresses are for: public and global ones are routed by the world
+        #[arg(long, value_parser = ["public", "private", "global"])]
+        kind: String,
+        /// A prefix, IPv4 or IPv6; may be repeated, all of one family
+        #[arg(long = "prefix", required = true, value_name = "ADDRESS/LENGTH")]
+        prefixes: Vec<String>,
+        /// Its VRF
+        #[arg(long, default_value = "default")]
+        vrf: String,
+        /// Only for this rack's machines
+        #[arg(long)]
+        rack: Option<String>,
+        /// How long released addresses rest before anybody gets them again; a day if not given
+        #[arg(long, value_name = "MINUTES")]
+        quarantine: Option<u32>,
+        /// What for
+        #[arg(long, default_value = "")]
+        purpose: String,
+    },
+    /// Give a pool more addresses
+    Extend {
+        /// Name or id
+        pool: String,
+        /// A prefix; may be repeated
+        #[arg(long = "prefix", required = true, value_name = "ADDRESS/LENGTH")]
+        prefixes: Vec<String>,
+    },
+    /// List pools
+    List {
+        #[command(flatten)]
+        watch: Watch,
+    },
+    /// Show one pool and how much of it is used
+    Show {
+        /// Name or id
+        pool: String,
+        #[command(flatten)]
+        watch: Watch,
+    },
+    /// Report how much of all pools is used
+    #[command(after_help = "  rackhand pool report
+  rackhand pool report --output csv > utilisation.csv
+
+FRAGMENTED tells how much of the free space lies outside of the largest free block.")]
+    Report,
+    /// Delete a pool in which nothing is claimed, reserved or in quarantine
+    Delete {
+        /// Name or id
+        pool: String,
+    },
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Pool {
+    id: String,
+    name: String,
+    vrf: String,
+    family: u8,
+    kind: String,
+    rack: Option<String>,
+    quarantine_minutes: u32,
+    purpose: String,
+    prefixes: Vec<String>,
+}
+
+/// A pool and how much of it is used.
+#[derive(Clone, Debug, Deserialize)]
+struct Used {
+    #[serde(flatten)]
+    pool: Pool,
+    usage: Option<Utilisation>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Utilisation {
+    pool: String,
+    total: String,
+    claimed: String,
+    reserved: String,
+    quarantined: String,
+    free: String,
+    used: f64,
+    largest_free: Option<u8>,
+    fragmentation: f64,
+}
+
+pub(crate) async fn run(client: &Client, command: PoolCommand, output: Output) -> anyhow::Result<String> {
+    match command {
+        PoolCommand::Create { name, kind, prefixes, vrf, rack, quarantine, purpose } => {
+            let body = json!({
+                "name": name, "kind": kind, "prefixes": prefixes, "vrf": vrf, "rack": rack,
+                "quarantine_minutes": quarantine, "purpose": purpose,
+            });
+            print(output, client.post("/v1/pools", body).await?, |pool: Pool| {
+                format!("pool {} is there; next: rackhand ip claim {} --machine NAME", pool.name, pool.name)
+            })
+        }
+        PoolCommand::Extend { pool, prefixes } => {
+            let path = format!("/v1/pools/{pool}/prefixes");
+            let extended = client.post(&path, json!({"prefixes": prefixes})).await?;
+            print(output, extended, |pool: Pool| list(&[pool]))
+        }
+        PoolCommand::List { watch } => {
+            let fetch = async || Ok(client.list("/v1/pools").await?.into());
+            watch::show(client, output, watch, Told::ByNobody, fetch, |pools: Vec<_>| list(&pools)).await
+        }
+        PoolCommand::Show { pool, watch } => {
+            let fetch = async || {
+                let mut value: Value = client.get(&format!("/v1/pools/{pool}")).await?;
+                if output.is_for_people() {
+                    let report = client.list_with("/v1/utilisation", vec![("pool", pool.clone())]).await?;
+                    value["usage"] = report.into_iter().next().unwrap_or_default();
+                }
+                Ok(value)
+            };
+            let shown = |Used { pool, usage }| page(&pool, usage.as_ref());
+            watch::show(client, output, watch, Told::ByNobody, fetch, shown).await
+        }
+        PoolCommand::Report if output == Output::Csv => client.csv("/v1/utilisation").await,
+        PoolCommand::Report => {
+            print(output, client.list("/v1/utilisation").await?.into(), |lines: Vec<_>| report(&lines))
+        }
+        PoolCommand::Delete { pool } => {
+            client.ask(Method::DELETE, &format!("/v1/pools/{pool}"), None).await?;
+            Ok(done(output, format!("pool {pool} is deleted")))
+        }
+    }
+}
+
+fn list(pools: &[Pool]) -> Table {
+    let rows = pools.iter().map(|pool| {
+        let first = pool.prefixes.first().cloned().unwrap_or_default();
+        let more = pool.prefixes.len().saturating_sub(1);
+        vec![
+            pool.name.clone(),
+            pool.kind.clone(),
+            format!("IPv{}", pool.family),
+            pool.rack.clone().unwrap_or_else(|| "everywhere".into()),
+            pool.vrf.clone(),
+            if more > 0 { format!("{first} and {more} more") } else { first },
+            or_dash(Some(&pool.purpose)),
+            pool.id.clone(),
+        ]
+    });
+    table(&["NAME", "KIND", "FAMILY", "WHERE", "VRF", "PREFIXES", "PURPOSE", "ID"], rows)
+        .shorten(&["PURPOSE"])
+        .only_wide(&["PURPOSE", "ID"])
+        .or_say("no pools yet: rackhand pool create NAME --kind private --prefix 10.9.0.0/16")
+}
+
+fn page(pool: &Pool, usage: Option<&Utilisation>) -> String {
+    let mut lines = vec![
+        format!("{}  {}", pool.name, pool.id),
+        format!("  kind        {} IPv{}", pool.kind, pool.family),
+        format!("  where       {}", pool.rack.as_deref().unwrap_or("everywhere")),
+        format!("  vrf         {}", pool.vrf),
+        format!("  quarantine  {} minutes", pool.quarantine_minutes),
+        format!("  purpose     {}", or_dash(Some(&pool.purpose))),
+        format!("  prefixes    {}", pool.prefixes.join(", ")),
+    ];
+    if let Some(usage) = usage {
+        let largest = usage.largest_free.map_or("none".into(), |length| format!("a /{length}"));
+        lines.push(format!("  claimed     {} of {}", usage.claimed, usage.total));
+        lines.push(format!("  reserved    {}", usage.reserved));
+        lines.push(format!("  resting     {}", usage.quarantined));
+        lines.push(format!("  free        {}, the largest block {largest}", usage.free));
+    }
+    lines.join("\n")
+}
+
+fn report(lines: &[Utilisation]) -> Table {
+    let percent = |share: f64| format!("{:.1} %", share * 100.0);
+    let rows = lines.iter().map(|line| {
+        vec![
+            line.pool.clone(),
+            percent(line.used),
+            line.total.clone(),
+            line.claimed.clone(),
+            line.reserved.clone(),
+            line.quarantined.clone(),
+            line.free.clone(),
+            line.largest_free.map_or("-".into(), |length| format!("/{length}")),
+            percent(line.fragmentation),
+        ]
+    });
+    let header = ["POOL", "USED", "TOTAL", "CLAIMED", "RESERVED", "RESTING", "FREE", "LARGEST", "FRAGMENTED"];
+    table(&header, rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn a_pools_page_tells_how_much_of_it_is_used() {
+        let pool: Pool = serde_json::from_value(json!({
+            "id": "1", "name": "private-4", "vrf": "default", "family": 4, "kind": "private", "rack": null,
+            "quarantine_minutes": 60, "purpose": "", "prefixes": ["10.9.0.0/24", "10.9.4.0/30"], "created": "x",
+        }))
+        .unwrap();
+        let usage: Utilisation = serde_json::from_value(json!({
+            "pool": "private-4", "family": 4, "total": "260", "claimed": "2", "reserved": "1", "quarantined": "0",
+            "free": "257", "used": 0.0115, "largest_free": 25, "fragmentation": 0.502,
+        }))
+        .unwrap();
+        expect![[r#"
+            private-4  1
+              kind        private IPv4
+              where       everywhere
+              vrf         default
+              quarantine  60 minutes
+              purpose     -
+              prefixes    10.9.0.0/24, 10.9.4.0/30
+              claimed     2 of 260
+              reserved    1
+              resting     0
+              free        257, the largest block a /25"#]]
+        .assert_eq(&page(&pool, Some(&usage)));
+        expect![[r#"
+            POOL       USED   TOTAL  CLAIMED  RESERVED  RESTING  FREE  LARGEST  FRAGMENTED
+            private-4  1.1 %  260    2        1         0        257   /25      50.2 %"#]]
+        .assert_eq(&report(&[usage]).to_string());
+        expect![[r#"
+            NAME       KIND     FAMILY  WHERE       VRF      PREFIXES
+            private-4  private  IPv4    everywhere  default  10.9.0.0/24 and 1 more"#]]
+        .assert_eq(&list(&[pool]).to_string());
+    }
+}

@@ -1,0 +1,230 @@
+//! Every operation that changes something, tried and then done.
+
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicU8, AtomicUsize, Ordering},
+};
+
+use rackhand_controller_core::lifecycle::Lifecycle;
+
+use super::*;
+use crate::{api::dry_run::can_be_tried, store};
+
+/// An API of which is known whom it wakes and cuts, and which operations were tried.
+struct Trial {
+    bench: Bench,
+    woken: Arc<AtomicUsize>,
+    tried: BTreeSet<(String, String)>,
+}
+
+impl Trial {
+    async fn new() -> Self {
+        let mut bench = Bench::new().await;
+        let woken = Arc::new(AtomicUsize::new(0));
+        let (changed, cut) = (woken.clone(), woken.clone());
+        bench.app.changed = Arc::new(move |_| _ = changed.fetch_add(1, Ordering::Relaxed));
+        bench.app.cut = Arc::new(move |_| _ = cut.fetch_add(1, Ordering::Relaxed));
+        let codes = AtomicU8::new(0);
+        bench.app.new_code = Arc::new(move || ("RH1.secret.pin".into(), [codes.fetch_add(1, Ordering::Relaxed); 32]));
+        // When a token was used last is kept of whatever is asked with it.
+        bench.ask(Method::GET, "/v1/whoami", "").await;
+        Self { bench, woken, tried: BTreeSet::new() }
+    }
+
+    /// Asks for it with `Dry-Run: true`: status, and what is in the answer.
+    async fn try_it(&self, method: &Method, uri: &str, body: &str) -> (StatusCode, Value) {
+        let request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header("authorization", format!("Bearer {}", self.bench.token))
+            .header("content-type", "application/json")
+            .header("idempotency-key", "k")
+            .header("dry-run", "true")
+            .body(Body::from(body.to_owned()))
+            .unwrap();
+        let response = router(self.bench.app.clone()).oneshot(request).await.unwrap();
+        let status = response.status();
+        let told = response.headers().get("dry-run").map(|value| value.to_str().unwrap().to_owned());
+        assert_eq!(told.as_deref(), Some("true"), "{method} {uri}: {status}");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() })
+    }
+
+    /// Tries it, twice, and then does it. `path` is the operation's in the document.
+    async fn step(&mut self, method: Method, path: &str, uri: &str, body: Value) -> Value {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let (before, woken) = (self.bench.app.store.dump().await, self.woken.load(Ordering::Relaxed));
+        let (tried, answer) = self.try_it(&method, uri, &body).await;
+        let (again, _) = self.try_it(&method, uri, &body).await;
+        let after = self.bench.app.store.dump().await;
+        assert_eq!(before, after, "{method} {uri} left something behind");
+        assert_eq!(woken, self.woken.load(Ordering::Relaxed), "{method} {uri} woke somebody");
+        let (status, done) = self.bench.ask(method.clone(), uri, body).await;
+        assert!(status.is_success(), "{method} {uri}: {status} {done}");
+        assert_eq!((tried, again), (status, status), "{method} {uri}: {answer}");
+        let fields = |answer: &Value| answer.as_object().map(|fields| fields.keys().cloned().collect::<Vec<_>>());
+        assert_eq!(fields(&answer), fields(&done), "{method} {uri}");
+        assert_ne!(before, self.bench.app.store.dump().await, "{method} {uri} does nothing that could be left behind");
+        self.tried.insert((method.to_string(), path.to_owned()));
+        done
+    }
+}
+
+fn id(thing: &Value) -> &str {
+    thing["id"].as_str().unwrap()
+}
+
+#[tokio::test]
+async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing() {
+    let mut trial = Trial::new().await;
+    let imports = trial.bench.directory.path().join("import");
+    std::fs::create_dir_all(&imports).unwrap();
+    std::fs::write(imports.join("debian.raw"), vec![7u8; 8192]).unwrap();
+
+    let rack = trial.step(Method::POST, "/v1/racks", "/v1/racks", serde_json::from_str(RACK).unwrap()).await;
+    let rack: RackId = id(&rack).parse().unwrap();
+    trial.step(Method::POST, "/v1/racks/{rack}/enrolment-codes", "/v1/racks/lab/enrolment-codes", json!({})).await;
+    let image = json!({"name": "debian", "file": "debian.raw", "firmware": ["bios"]});
+    trial.step(Method::POST, "/v1/images", "/v1/images", image).await;
+    trial.bench.app.images.closed().await;
+
+    let machine = "/v1/machines/{machine}";
+    let of = |verb: &str| format!("{machine}/{verb}");
+    appears(&trial.bench, rack, 1).await;
+    let found = trial.bench.ask(Method::GET, "/v1/machines", "").await.1["items"][0].clone();
+    let adopt = json!({"accept_data": true});
+    trial.step(Method::POST, &of("adopt"), &format!("/v1/machines/{}/adopt", id(&found)), adopt).await;
+    trial.step(Method::PATCH, machine, &format!("/v1/machines/{}", id(&found)), json!({"name": "web-1"})).await;
+    appears(&trial.bench, rack, 2).await;
+    let second = trial.bench.ask(Method::GET, "/v1/machines?lifecycle=discovered", "").await.1["items"][0].clone();
+    trial.step(Method::POST, &of("merge"), "/v1/machines/web-1/merge", json!({"from": id(&second)})).await;
+    let parts = json!({"accept_data": true, "accept_parts": true});
+    trial.step(Method::POST, &of("replace-part"), "/v1/machines/web-1/replace-part", parts).await;
+    let deploy = json!({"image": "debian"});
+    let run = trial.step(Method::POST, &of("deploy"), "/v1/machines/web-1/deploy", deploy).await;
+    let cancel = format!("/v1/runs/{}/cancel", id(&run));
+    trial.step(Method::POST, "/v1/runs/{run}/cancel", &cancel, json!({})).await;
+    appears(&trial.bench, rack, 3).await;
+    let third = trial.bench.ask(Method::GET, "/v1/machines?lifecycle=discovered", "").await.1["items"][0].clone();
+    let third = format!("/v1/machines/{}", id(&third));
+    trial.step(Method::DELETE, machine, &third, Value::Null).await;
+    appears(&trial.bench, rack, 4).await;
+    let fourth = trial.bench.ask(Method::GET, "/v1/machines?lifecycle=discovered", "").await.1["items"][0].clone();
+    let fourth = format!("/v1/machines/{}", id(&fourth));
+    trial.bench.ask(Method::POST, &format!("{fourth}/adopt"), r#"{"accept_data":true}"#).await;
+    trial.step(Method::POST, &of("power"), &format!("{fourth}/power"), json!({"action": "off"})).await;
+    let mut tx = trial.bench.app.store.begin().await.unwrap();
+    let mut fifth = tx.machine(fourth.rsplit('/').next().unwrap()).await.unwrap();
+    let run = tx.run_in_progress(fifth.id).await.unwrap().unwrap();
+    let ended = store::Run { status: store::RunStatus::Done, ..tx.run(run).await.unwrap() };
+    tx.save_run(Timestamp::UNIX_EPOCH, &ended).await.unwrap();
+    fifth.lifecycle = Lifecycle::Active;
+    tx.update_machine(Timestamp::UNIX_EPOCH, &mut fifth).await.unwrap();
+    tx.commit().await.unwrap();
+    trial.step(Method::POST, &of("release"), &format!("{fourth}/release"), json!({})).await;
+
+    trial.bench.ask(Method::PUT, "/v1/images/spare?firmware=bios", vec![8u8; 8192]).await;
+    trial.bench.app.images.closed().await;
+    let expires = json!({"deprecated": true, "expires": "2027-06-30T00:00:00Z"});
+    trial.step(Method::PATCH, "/v1/images/{image}", "/v1/images/spare", expires).await;
+    trial.bench.app.store.forget_findings("spare").await;
+    trial.step(Method::POST, "/v1/images/{image}/check", "/v1/images/spare/check", json!({})).await;
+    trial.step(Method::DELETE, "/v1/images/{image}", "/v1/images/spare", Value::Null).await;
+
+    let plan = json!({"name": "large", "rules": {"threads": 2}});
+    trial.step(Method::POST, "/v1/plans", "/v1/plans", plan).await;
+    trial.step(Method::PATCH, "/v1/plans/{plan}", "/v1/plans/large", json!({"description": "databases"})).await;
+    trial.step(Method::DELETE, "/v1/plans/{plan}", "/v1/plans/large", Value::Null).await;
+
+    trial.step(Method::POST, "/v1/vrfs", "/v1/vrfs", json!({"name": "lab"})).await;
+    let own = json!({"prefix": "10.0.0.0/8", "source": "private"});
+    let own = trial.step(Method::POST, "/v1/aggregates", "/v1/aggregates", own).await;
+    let proof = json!({"kind": "roa", "reference": "AS64500"});
+    let brought = json!({"prefix": "198.51.100.0/24", "source": {"customer": {"name": "shop", "proof": proof}}});
+    let brought = trial.bench.ask(Method::POST, "/v1/aggregates", brought.to_string()).await.1;
+    let prove = format!("/v1/aggregates/{}/proof", id(&brought));
+    trial.step(Method::POST, "/v1/aggregates/{aggregate}/proof", &prove, json!({"state": "verified"})).await;
+    let pool = json!({"name": "p", "kind": "private", "prefixes": ["10.9.0.0/24"], "quarantine_minutes": 0});
+    trial.step(Method::POST, "/v1/pools", "/v1/pools", pool).await;
+    let more = json!({"prefixes": ["10.9.1.0/24"]});
+    trial.step(Method::POST, "/v1/pools/{pool}/prefixes", "/v1/pools/p/prefixes", more).await;
+    let wish = json!({"pool": "p", "name": "vpn"});
+    let (_, tried) = trial.try_it(&Method::POST, "/v1/claims", &wish.to_string()).await;
+    let claim = trial.step(Method::POST, "/v1/claims", "/v1/claims", wish).await;
+    assert_eq!(tried["prefix"], claim["prefix"], "no address is used up by trying");
+    let claim = format!("/v1/claims/{}", id(&claim));
+    trial.step(Method::DELETE, "/v1/claims/{claim}", &claim, Value::Null).await;
+    trial.step(Method::DELETE, "/v1/pools/{pool}", "/v1/pools/p", Value::Null).await;
+    let own = format!("/v1/aggregates/{}", id(&own));
+    trial.step(Method::DELETE, "/v1/aggregates/{aggregate}", &own, Value::Null).await;
+
+    let agents = trial.bench.ask(Method::GET, "/v1/agents", "").await.1;
+    let agents = agents["items"].as_array().unwrap();
+    let agent = agents.iter().find(|agent| agent["revoked"].is_null()).unwrap();
+    let revoke = format!("/v1/agents/{}/revoke", id(agent));
+    trial.step(Method::POST, "/v1/agents/{agent}/revoke", &revoke, json!({})).await;
+    trial.step(Method::POST, "/v1/agents/{agent}/replace", "/v1/agents/lab/replace", json!({})).await;
+
+    let document = serde_json::to_value(document()).unwrap();
+    let mut all = BTreeSet::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for method in item.as_object().unwrap().keys().map(|method| method.to_uppercase()) {
+            let can_be_tried = can_be_tried(&method.parse().unwrap(), path);
+            let parameters = item[method.to_lowercase()]["parameters"].as_array().cloned().unwrap_or_default();
+            let documented = parameters.iter().any(|parameter| parameter["name"] == "Dry-Run");
+            assert_eq!(documented, can_be_tried, "{method} {path}");
+            if can_be_tried {
+                all.insert((method, path.clone()));
+            }
+        }
+    }
+    assert_eq!(trial.tried, all);
+}
+
+#[tokio::test]
+async fn what_cannot_be_tried_is_refused_and_so_is_what_would_be() {
+    let trial = Trial::new().await;
+    let before = trial.bench.app.store.dump().await;
+    for (method, uri, body, value, wanted) in [
+        (Method::PUT, "/v1/images/debian", "bytes", "true", "Dry-Run: an upload cannot be tried"),
+        (Method::POST, "/v1/vrfs", r#"{"name":"x"}"#, "yes", "Dry-Run: is `true` or `false`"),
+        (Method::POST, "/v1/vrfs", r#"{"name":"X Y"}"#, "true", "/name: "),
+        (Method::POST, "/v1/vrfs", r#"{"name":"default"}"#, "true", "already taken"),
+        (Method::POST, "/v1/claims", r#"{"pool":"nowhere","name":"x"}"#, "true", "there is no such pool"),
+    ] {
+        let request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header("authorization", format!("Bearer {}", trial.bench.token))
+            .header("content-type", "application/json")
+            .header("dry-run", value)
+            .body(Body::from(body))
+            .unwrap();
+        let (status, problem) = trial.bench.send(request).await;
+        assert!(status.is_client_error(), "{uri} {value}: {problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(wanted), "{uri} {value}: {problem}");
+    }
+    assert_eq!(before, trial.bench.app.store.dump().await);
+}
+
+/// Of claims that are made in one transaction some are kept.
+#[tokio::test]
+async fn tried_claims_among_others_leave_those_alone() {
+    let trial = Trial::new().await;
+    for (uri, body) in [
+        ("/v1/aggregates", r#"{"prefix":"10.0.0.0/8","source":"private"}"#),
+        ("/v1/pools", r#"{"name":"p","kind":"private","prefixes":["10.9.0.0/24"]}"#),
+    ] {
+        assert_eq!(trial.bench.ask(Method::POST, uri, body).await.0, StatusCode::CREATED);
+    }
+    let body = r#"{"pool":"p","name":"x"}"#;
+    let tried = futures_util::future::join_all((0..10).map(|_| trial.try_it(&Method::POST, "/v1/claims", body)));
+    let done = futures_util::future::join_all((0..10).map(|_| trial.bench.ask(Method::POST, "/v1/claims", body)));
+    let (tried, done) = futures_util::future::join(tried, done).await;
+    assert!(tried.iter().chain(&done).all(|(status, _)| *status == StatusCode::CREATED), "{tried:?} {done:?}");
+    let addresses: BTreeSet<_> = done.iter().map(|(_, claim)| claim["prefix"].as_str().unwrap().to_owned()).collect();
+    let lowest = (0..10).map(|last| format!("10.9.0.{last}/32")).collect();
+    assert_eq!(addresses, lowest);
+    let (_, claims) = trial.bench.ask(Method::GET, "/v1/claims", "").await;
+    assert_eq!(claims["items"].as_array().unwrap().len(), 10);
+}

@@ -1,0 +1,109 @@
+//! The operator's program against a whole rack: what it prints, tries and watches.
+
+#![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use rackhand_tests::{Model, VirtualRack, operator::PATIENCE};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader, Lines},
+    process::{ChildStdout, Command},
+    time::timeout,
+};
+
+/// The program that was built with this test.
+fn program() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let path = test.parent().unwrap().parent().unwrap().join("rackhand");
+    assert!(path.is_file(), "{} is not there: run `cargo build --workspace --bins` first", path.display());
+    path
+}
+
+/// The program as the rack's operator runs it, with a home of its own.
+struct Cli<'a> {
+    rack: &'a VirtualRack,
+    home: &'a Path,
+}
+
+impl Cli<'_> {
+    fn command(&self, words: &str) -> Command {
+        let mut command = Command::new(program());
+        command.args(words.split(' ')).env("HOME", self.home).env_remove("XDG_CONFIG_HOME").kill_on_drop(true);
+        for name in ["RACKHAND_CONTEXT", "RACKHAND_CONTROLLER", "RACKHAND_TOKEN", "RACKHAND_CA"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// Standard output and standard error of a command that does what it should.
+    async fn run(&self, words: &str) -> (String, String) {
+        let output = self.command(words).output().await.unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        let (out, err) = (text(output.stdout), text(output.stderr));
+        assert!(output.status.success(), "rackhand {words}: {out}{err}");
+        (out, err)
+    }
+
+    /// What a command that fails says.
+    async fn refused(&self, words: &str) -> String {
+        let output = self.command(words).output().await.unwrap();
+        assert!(!output.status.success(), "rackhand {words}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    async fn log_in(&self) {
+        let ca = self.rack.path("controller/pki/ca.pem");
+        let login = format!(
+            "login --context lab --controller {} --ca {} --token {}",
+            self.rack.operator.url(),
+            ca.display(),
+            self.rack.operator.token()
+        );
+        self.run(&login).await;
+    }
+}
+
+async fn next(lines: &mut Lines<BufReader<ChildStdout>>) -> Value {
+    let line = timeout(PATIENCE, lines.next_line()).await.expect("a line comes").unwrap().expect("it goes on");
+    serde_json::from_str(&line).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operators_program_prints_tries_and_watches() {
+    let mut rack = VirtualRack::new().await;
+    let machine = rack.machine(Model::default());
+    rack.ready(&machine).await;
+    let home = tempfile::tempdir().unwrap();
+    let cli = Cli { rack: &rack, home: home.path() };
+    assert!(cli.refused("machine list").await.contains("rackhand login --controller"));
+    cli.log_in().await;
+    assert_eq!(cli.run("context list -o name").await.0, "lab\n");
+
+    let name = cli.run("machine list --output name").await.0.trim().to_owned();
+    let (yaml, _) = cli.run("machine list --output yaml").await;
+    assert!(yaml.contains(&format!("name: {name}")), "{yaml}");
+    let (csv, _) = cli.run("machine list --output csv").await;
+    assert!(csv.starts_with("name,lifecycle,power,address,image,latest,rack,cards,id\n"), "{csv}");
+    let typo = cli.refused(&format!("machine show {name}x")).await;
+    assert!(typo.contains(&format!("did you mean `{name}`?")), "{typo}");
+
+    // Tried, it is refused or shown as it would be; and nothing is there afterwards.
+    let (tried, said) = cli.run(&format!("--dry-run machine rename {name} web-1")).await;
+    assert!(tried.contains("web-1") && said.contains("dry run"), "{tried}{said}");
+    assert_eq!(cli.run("machine list --output name").await.0.trim(), name);
+    let refused = cli.refused(&format!("--dry-run machine deploy {name} --image nowhere")).await;
+    assert!(refused.contains("there is no such image"), "{refused}");
+
+    // Where there is no terminal, what changes is a line of JSON.
+    let mut watching = cli.command("machine list --watch").stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    assert_eq!(next(&mut lines).await["name"], name.as_str());
+    cli.run(&format!("machine rename {name} web-1")).await;
+    while next(&mut lines).await["name"] != "web-1" {}
+    watching.kill().await.unwrap();
+    rack.stop().await.unwrap();
+}
