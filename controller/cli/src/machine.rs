@@ -282,6 +282,12 @@ fn keys(paths: &[PathBuf]) -> anyhow::Result<Vec<String>> {
     Ok(keys)
 }
 
+/// Its image with the version, where the controller tells one.
+fn image(machine: &Machine) -> Option<String> {
+    let name = machine.image.as_ref()?;
+    Some(machine.image_version.map_or_else(|| name.clone(), |version| format!("{name}@{version}")))
+}
+
 pub(crate) fn list(machines: &[Machine]) -> Table {
     let rows = machines.iter().map(|machine| {
         vec![
@@ -289,7 +295,7 @@ pub(crate) fn list(machines: &[Machine]) -> Table {
             machine.lifecycle.clone(),
             or_dash(machine.power.as_deref()),
             machine.address.clone(),
-            or_dash(machine.image.as_deref()),
+            or_dash(image(machine).as_deref()),
             or_dash(machine.alert.as_deref().or(changed(machine)).or(machine.stage.as_deref())),
             machine.rack.clone(),
             machine.macs.join(" "),
@@ -315,7 +321,7 @@ fn page(machine: &Machine) -> String {
         format!("  address    {}", machine.address),
         format!("  network    {}", machine.macs.join(", ")),
         format!("  installer  {}", if machine.installer { "connected" } else { "not connected" }),
-        format!("  image      {}", or_dash(machine.image.as_deref())),
+        format!("  image      {}", or_dash(image(machine).as_deref())),
         format!("  latest     {}", or_dash(machine.stage.as_deref())),
     ];
     if let Some(alert) = &machine.alert {

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     images::{Finding, Request, Severity, is_sha256},
-    store::{Image as Row, ImageState},
+    store::{self, Image as Row, ImageState},
 };
 
 /// An operating system image: the raw contents of a disk, which deploys write to machines.

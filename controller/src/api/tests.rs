@@ -884,8 +884,7 @@ async fn a_claim_with_a_key_is_made_once() {
 #[tokio::test]
 async fn an_answer_has_the_fields_that_were_asked_for() {
     let bench = Bench::new().await;
-    let rack = json!({"name": "lab", "node": "10.77.0.1/24", "delegated": ["10.77.0.100", "10.77.0.199"]});
-    bench.ask(Method::POST, "/v1/racks", rack.to_string()).await;
+    bench.ask(Method::POST, "/v1/racks", RACK).await;
     let sparse = async |uri: &str| bench.ask(Method::GET, uri, "").await;
     assert_eq!(sparse("/v1/racks/lab?fields=name").await, (StatusCode::OK, json!({"name": "lab"})));
     assert_eq!(sparse("/v1/racks?limit=1&fields=name").await, (StatusCode::OK, json!({"items": [{"name": "lab"}]})));

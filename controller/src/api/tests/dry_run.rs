@@ -127,7 +127,6 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing() {
     trial.bench.app.images.closed().await;
     let expires = json!({"deprecated": true, "expires": "2027-06-30T00:00:00Z"});
     trial.step(Method::PATCH, "/v1/images/{image}", "/v1/images/spare", expires).await;
-    trial.bench.app.store.forget_findings("spare").await;
     trial.step(Method::POST, "/v1/images/{image}/check", "/v1/images/spare/check", json!({})).await;
     trial.step(Method::DELETE, "/v1/images/{image}", "/v1/images/spare", Value::Null).await;
 

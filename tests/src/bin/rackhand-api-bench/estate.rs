@@ -12,7 +12,7 @@ use rackhand_common::{
 };
 use rackhand_controller::{
     authority,
-    store::{Happened, Machine, SoundNetwork, Store},
+    store::{Happened, ImageVersion, Machine, SoundNetwork, Store},
 };
 use rackhand_controller_core::lifecycle::Lifecycle;
 use rackhand_tests::operator::Operator;
@@ -90,7 +90,9 @@ fn network() -> Network {
 
 /// A server with two cards and two disks; nine in ten are ready, the others run a system.
 fn machine(number: u32, slot: u32, now: Timestamp) -> Machine {
-    let second = Mac([0x56, ..mac(number).0[1..].try_into().map_or([0; 5], |rest: [u8; 5]| rest)]);
+    let [_, rest @ ..] = mac(number).0;
+    let [b, c, d, e, f] = rest;
+    let second = Mac([0x56, b, c, d, e, f]);
     let disk = |place: u32| Disk {
         name: format!("nvme{place}n1"),
         model: "SAMSUNG MZQL23T8HCLS-00A07".into(),
@@ -134,7 +136,7 @@ fn machine(number: u32, slot: u32, now: Timestamp) -> Machine {
         stage_event: 0,
         power_event: 0,
         order: None,
-        image: (!is_ready).then(|| IMAGE.to_owned()),
+        image: (!is_ready).then(|| ImageVersion { name: IMAGE.to_owned(), version: 1 }),
         alert: None,
         created: now,
         updated: now,
