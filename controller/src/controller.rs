@@ -41,7 +41,7 @@ use crate::{
     fleet::{self, Fleet},
     https,
     images::{self, Images},
-    store::{Store, StoreError},
+    store::{Place, Store, StoreError},
     telemetry::Telemetry,
     workflows::{self, Workflows},
 };
@@ -59,6 +59,8 @@ pub struct File {
     /// in its certificate; the first is the one that new agents are told.
     #[serde(default)]
     pub names: Vec<String>,
+    /// The database, when it is not a file in `data`.
+    pub database: Option<DatabaseFile>,
     /// The operators' API.
     #[serde(default)]
     pub api: ApiFile,
@@ -71,6 +73,16 @@ pub struct File {
     /// What is logged; default `info`.
     #[serde(default)]
     pub log: Filter,
+}
+
+/// `[database]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatabaseFile {
+    /// A database of a PostgreSQL server, such as `postgresql://rackhand@db.example.net/rackhand`.
+    pub url: String,
+    /// The file that has the password in it; default is what `PGPASSWORD` in the environment says.
+    pub password_file: Option<PathBuf>,
 }
 
 /// `[api]`.
@@ -120,6 +132,8 @@ pub struct Config {
     pub data: PathBuf,
     /// Names and addresses of this controller; at least one.
     pub names: Vec<String>,
+    /// The database, when it is not a file in `data`.
+    pub server: Option<DatabaseFile>,
     /// Where HTTPS is served.
     pub api: SocketAddr,
     /// Where agents connect to.
@@ -153,6 +167,9 @@ impl TryFrom<File> for Config {
         {
             return Err(format!("agents.address: `{address}` is not HOST:PORT"));
         }
+        if let Some(database) = &file.database {
+            Place::of_url(&database.url, None).map_err(|error| format!("database.url: {error}"))?;
+        }
         let data = file.data.unwrap_or_else(|| "/var/lib/rackhand/controller".into());
         let mut images = images::Config::below(&data);
         if let Some(limit) = file.images.limit {
@@ -164,6 +181,7 @@ impl TryFrom<File> for Config {
         Ok(Self {
             data,
             names: file.names,
+            server: file.database,
             api: file.api.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 8443))),
             agents: file.agents.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 4433))),
             agents_address: file.agents.address,
@@ -179,9 +197,23 @@ impl Config {
         self.data.join("pki")
     }
 
-    /// The database.
+    /// The database's file, when it is one.
     pub fn database(&self) -> PathBuf {
         self.data.join("controller.db")
+    }
+
+    /// Where the database is. Reads the password's file, when there is one.
+    pub fn place(&self) -> Result<Place> {
+        let Some(DatabaseFile { url, password_file }) = &self.server else { return Ok(self.database().into()) };
+        let password = match password_file {
+            None => None,
+            Some(path) => Some(
+                fs::read_to_string(path)
+                    .with_context(|| format!("cannot read {} (`database.password_file`)", path.display()))?,
+            ),
+        };
+        let password = password.as_deref().map(|text| text.trim_end_matches(['\n', '\r']));
+        Place::of_url(url, password).context("cannot use `database.url`")
     }
 
     /// What new agents are told when the endpoint has this port.
@@ -278,9 +310,9 @@ pub(crate) fn lock(config: &Config) -> Result<fs::File> {
 }
 
 async fn open(config: &Config) -> Result<Store> {
-    let path = config.database();
+    let place = config.place()?;
     let seal = authority::seal(&config.pki()).context("cannot use the key of the secrets in the database")?;
-    Store::open(&path, seal).await.with_context(|| format!("cannot open the database {}", path.display()))
+    Store::open(place.clone(), seal).await.with_context(|| format!("cannot open the database {place}"))
 }
 
 /// A controller that runs.
@@ -430,6 +462,11 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
 }
 
 impl Running {
+    /// Its database, for measuring.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Tells systemd that the controller is ready, and is alive for as long as the database
     /// answers; runs until shutdown. When told to, takes over the configuration that `load` reads.
     pub async fn run(

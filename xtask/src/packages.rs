@@ -39,6 +39,9 @@ pub(crate) const RACK: &[&str] =
 pub(crate) const PEERS: &[&str] =
     &["cloud-init", "isc-dhcp-client", "udhcpc", "busybox", "atftp", "tftp-hpa", "curl", "systemd", "procps", "strace"];
 
+/// The server that tests of the controller's store and benches run on.
+pub(crate) const DATABASE: &[&str] = &["postgresql-15"];
+
 /// Installs what is missing of `wanted`. Says what, and asks first unless told `yes`.
 pub(crate) fn install(wanted: &[&[&str]], yes: bool) -> anyhow::Result<()> {
     let missing: Vec<&str> = wanted.concat().into_iter().filter(|package| !installed(package)).collect();

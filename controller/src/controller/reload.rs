@@ -62,7 +62,7 @@ impl Settings {
         let server = fleet::server(&parts.authority, identity)?;
 
         // A setting that is added is decided on here.
-        let Config { data, names, api, agents, agents_address, images, log } = fresh;
+        let Config { data, names, server: database, api, agents, agents_address, images, log } = fresh;
         // The other two lie below `data`.
         let images::Config { objects: _, spool: _, import, limit } = images;
         let mut taken = Taken::default();
@@ -81,6 +81,7 @@ impl Settings {
         parts.images.admit(used.images.limit, &used.images.import);
         taken.take("log", &mut used.log, log);
         taken.keep("data", &used.data, data);
+        taken.keep("database", &used.server, database);
         taken.keep("api.listen", &used.api, api);
         taken.keep("agents.listen", &used.agents, agents);
         Ok(taken)
