@@ -578,6 +578,50 @@ async fn a_pool_that_was_filled_in_bulk_is_as_one_that_was_filled_by_claims(on: 
     assert_eq!(bench.leaves(&pool).await.len(), 1);
 }
 
+/// As several controllers on one database: each with its own queue and its own connections.
+async fn several_queues_on_one_database_never_share_an_address(on: On) {
+    let bench = Arc::new(Bench::new(on).await);
+    pool(&bench, "10.0.0.0/8", &["10.9.0.0/24"], 0).await;
+    let mut clients = Vec::new();
+    for number in 0..4 {
+        let store = bench.ground.store().await;
+        clients.extend((0..2).map(|client| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let (mut held, mut released) = (Vec::new(), 0);
+                for turn in 0..24 {
+                    let mut tx = store.begin().await.unwrap();
+                    let name = format!("{number} {client} {turn}");
+                    let wish = named(Wanted::Length(rand::random_range(29..=32)), &name);
+                    match tx.hand_out(at(turn), &wish, "me").await {
+                        Ok(claim) => held.push(claim),
+                        Err(Refused::Exhausted { .. }) if !held.is_empty() => {
+                            let claim: Claim = held.swap_remove(0);
+                            tx.take_back(at(turn), claim.id, "me").await.unwrap();
+                            released += 1;
+                        }
+                        Err(Refused::Exhausted { .. }) => {}
+                        Err(other) => panic!("{other}"),
+                    }
+                    tx.commit().await.unwrap();
+                }
+                (held, released)
+            })
+        }));
+    }
+    let (mut held, mut released) = (Vec::new(), 0);
+    for client in clients {
+        let (mine, given_back) = client.await.unwrap();
+        held.extend(mine);
+        released += given_back;
+    }
+    assert!(held.len() > 30 && released > 0, "{} held, {released} released: a test of nothing", held.len());
+    for (at, one) in held.iter().enumerate() {
+        let twice = held[at + 1..].iter().find(|other| other.prefix.overlaps(one.prefix));
+        assert!(twice.is_none(), "{one:?} and {twice:?}");
+    }
+}
+
 on_both! {
     blocks_and_addresses_inside_them_are_never_both_handed_out,
     all_that_was_released_in_any_order_is_one_block_again_but_not_with_its_neighbours,
@@ -593,5 +637,6 @@ on_both! {
 }
 
 on_both! { in parallel:
+    several_queues_on_one_database_never_share_an_address,
     many_clients_at_once_never_share_an_address_and_the_history_says_so_too,
 }

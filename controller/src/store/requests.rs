@@ -83,7 +83,7 @@ impl Store {
         asked: &KeyedRequest,
     ) -> Result<Known, StoreError> {
         let mut tx = self.begin().await?;
-        let is_counted = self.keyed.fetch_add(1, Ordering::Relaxed) % SWEPT == 0;
+        let is_counted = self.keyed.fetch_add(1, Ordering::Relaxed).is_multiple_of(SWEPT);
         tx.sweep_requests(now, is_counted).await?;
         let known =
             query("SELECT request, process, committed, answer FROM keyed_requests WHERE token = $1 AND key = $2")
