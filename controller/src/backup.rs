@@ -23,12 +23,17 @@ use crate::{
     authority,
     controller::{self, Config},
     restored::{self, Frozen},
-    store::{Contents, Store, read_backup, write_backup},
+    store::{Contents, Place, Store, fill, is_occupied, read_backup, write_backup, write_copy},
 };
 
 /// Writes a backup, also while a controller runs on this data; what is in it beside the database.
 pub async fn backup(config: &Config, file: &Path, now: Timestamp) -> Result<Contents> {
-    ensure!(config.database().exists(), "{} is not a controller's data directory", config.data.display());
+    let place = config.place()?;
+    let is_there = match &place {
+        Place::File(path) => path.exists(),
+        Place::Server(_) => config.pki().exists(),
+    };
+    ensure!(is_there, "{} is not a controller's data directory", config.data.display());
     let contents = Contents {
         made: now,
         version: env!("CARGO_PKG_VERSION").into(),
@@ -42,8 +47,7 @@ pub async fn backup(config: &Config, file: &Path, now: Timestamp) -> Result<Cont
     // SQLite takes a file that is there and empty: made by us, it has our mode from the start.
     remove(&unfinished).with_context(cannot)?;
     fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished).with_context(cannot)?;
-    fail_point!(once "backup.write", write_backup(&config.database(), &unfinished, &contents).await)
-        .with_context(cannot)?;
+    fail_point!(once "backup.write", write_backup(&place, &unfinished, &contents).await).with_context(cannot)?;
     fs::File::open(&unfinished).and_then(|file| file.sync_all()).with_context(cannot)?;
     fail_point!(once "backup.name", fs::rename(&unfinished, file))
         .with_context(|| format!("cannot write {}", file.display()))?;
@@ -95,11 +99,16 @@ pub async fn restore(config: &Config, file: &Path, force: bool, now: Timestamp) 
         .with_context(|| format!("cannot make {} (`data` in the configuration)", config.data.display()))?;
     controller::become_owner(&config.data)?;
     let _lock = controller::lock(config)?;
-    let occupied = config.database().exists() || config.pki().exists();
+    let place = config.place()?;
+    let is_full = match &place {
+        Place::File(path) => path.exists(),
+        Place::Server(_) => is_occupied(&place).await.with_context(|| format!("cannot use the database {place}"))?,
+    };
+    let occupied = is_full || config.pki().exists();
     ensure!(
         force || !occupied,
         "{} holds a controller's data already; nothing was changed. With --force it is replaced, and kept beside",
-        config.data.display()
+        if is_full { place.to_string() } else { config.data.display().to_string() }
     );
 
     let work = config.data.join("restore.new");
@@ -146,7 +155,17 @@ pub async fn restore(config: &Config, file: &Path, force: bool, now: Timestamp) 
             }
         }
     }
-    fs::rename(&database, config.database())?;
+    match &place {
+        Place::File(path) => fs::rename(&database, path)?,
+        Place::Server(_) => {
+            if let Some(replaced) = replaced.as_ref().filter(|_| is_full) {
+                let kept = replaced.join("server.db");
+                fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&kept)?;
+                write_copy(&place, &kept).await.with_context(|| format!("cannot copy what is in {place}"))?;
+            }
+            fill(&place, &database).await.with_context(|| format!("cannot fill {place}"))?;
+        }
+    }
     sync(&config.data)?;
     fs::rename(&pki, config.pki())?;
     sync(&config.data)?;
@@ -211,8 +230,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        controller::{File, Seams},
-        store::tests::at,
+        controller::{DatabaseFile, File, Seams},
+        store::tests::{Ground, On, at},
     };
 
     async fn made(dir: &Path) -> Config {
@@ -279,5 +298,34 @@ mod tests {
         fs::copy(config.database(), &file).unwrap();
         let error = restore(&config, &file, true, at(2)).await.unwrap_err();
         assert!(format!("{error:#}").contains("not a usable backup"), "{error:#}");
+    }
+
+    #[tokio::test]
+    async fn a_backup_of_either_database_is_restored_into_the_other_and_what_was_there_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = made(&dir.path().join("data")).await;
+        let keys = files(&config.pki()).unwrap();
+        let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+        backup(&config, &first, at(1)).await.unwrap();
+
+        let ground = Ground::new(On::Postgres);
+        let server = DatabaseFile { url: ground.url(), password_file: None };
+        let moved = Config { data: dir.path().join("moved"), server: Some(server), ..config.clone() };
+        restore(&moved, &first, false, at(2)).await.unwrap();
+        assert_eq!(files(&moved.pki()).unwrap(), keys);
+        assert!(!moved.database().exists());
+        let again = controller::init(&moved, Seams::default(), |_, _| panic!("a second token")).await.unwrap_err();
+        assert!(again.to_string().contains("nothing was changed"), "{again:#}");
+        let refused = restore(&moved, &first, false, at(3)).await.unwrap_err();
+        assert!(refused.to_string().contains("nothing was changed"), "{refused:#}");
+        let told = restore(&moved, &first, true, at(4)).await.unwrap();
+        assert!(told.replaced.unwrap().join("server.db").exists());
+
+        backup(&moved, &second, at(5)).await.unwrap();
+        let back = Config { data: dir.path().join("back"), server: None, ..config };
+        restore(&back, &second, false, at(6)).await.unwrap();
+        assert_eq!(files(&back.pki()).unwrap(), keys);
+        let found = crate::store::examine(&back.place().unwrap()).await.unwrap();
+        assert_eq!(found, crate::store::examine(&moved.place().unwrap()).await.unwrap());
     }
 }

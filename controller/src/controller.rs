@@ -44,7 +44,7 @@ use crate::{
     fleet::{self, Fleet},
     https,
     images::{self, Images},
-    store::{Store, StoreError},
+    store::{Place, Store, StoreError},
     telemetry::Telemetry,
     workflows::{self, Workflows},
 };
@@ -62,6 +62,8 @@ pub struct File {
     /// in its certificate; the first is the one that new agents are told.
     #[serde(default)]
     pub names: Vec<String>,
+    /// The database, when it is not a file in `data`.
+    pub database: Option<DatabaseFile>,
     /// The operators' API.
     #[serde(default)]
     pub api: ApiFile,
@@ -74,6 +76,16 @@ pub struct File {
     /// What is logged; default `info`.
     #[serde(default)]
     pub log: Filter,
+}
+
+/// `[database]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatabaseFile {
+    /// A database of a PostgreSQL server, such as `postgresql://rackhand@db.example.net/rackhand`.
+    pub url: String,
+    /// The file that has the password in it; default is what `PGPASSWORD` in the environment says.
+    pub password_file: Option<PathBuf>,
 }
 
 /// `[api]`.
@@ -146,6 +158,8 @@ pub struct Config {
     pub data: PathBuf,
     /// Names and addresses of this controller; at least one.
     pub names: Vec<String>,
+    /// The database, when it is not a file in `data`.
+    pub server: Option<DatabaseFile>,
     /// Where HTTPS is served.
     pub api: SocketAddr,
     /// Requests that one token may make each second.
@@ -195,6 +209,9 @@ impl TryFrom<File> for Config {
         {
             return Err("api.acme: an authority certifies DNS names, and `names` has addresses only".into());
         }
+        if let Some(database) = &file.database {
+            Place::of_url(&database.url, None).map_err(|error| format!("database.url: {error}"))?;
+        }
         let data = file.data.unwrap_or_else(|| "/var/lib/rackhand/controller".into());
         let mut images = images::Config::below(&data);
         if let Some(limit) = file.images.limit {
@@ -209,6 +226,7 @@ impl TryFrom<File> for Config {
         Ok(Self {
             data,
             names: file.names,
+            server: file.database,
             api: file.api.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 8443))),
             requests_per_second: file.api.requests_per_second.unwrap_or(api::USUAL),
             public,
@@ -226,7 +244,7 @@ impl Config {
         self.data.join("pki")
     }
 
-    /// The database.
+    /// The database's file, when it is one.
     pub fn database(&self) -> PathBuf {
         self.data.join("controller.db")
     }
@@ -234,6 +252,20 @@ impl Config {
     /// The names that an authority on the network can certify.
     fn dns_names(&self) -> Vec<String> {
         self.names.iter().filter(|name| is_dns_name(name)).cloned().collect()
+    }
+
+    /// Where the database is. Reads the password's file, when there is one.
+    pub fn place(&self) -> Result<Place> {
+        let Some(DatabaseFile { url, password_file }) = &self.server else { return Ok(self.database().into()) };
+        let password = match password_file {
+            None => None,
+            Some(path) => Some(
+                fs::read_to_string(path)
+                    .with_context(|| format!("cannot read {} (`database.password_file`)", path.display()))?,
+            ),
+        };
+        let password = password.as_deref().map(|text| text.trim_end_matches(['\n', '\r']));
+        Place::of_url(url, password).context("cannot use `database.url`")
     }
 
     /// What new agents are told when the endpoint has this port.
@@ -335,9 +367,9 @@ pub(crate) fn lock(config: &Config) -> Result<fs::File> {
 }
 
 async fn open(config: &Config) -> Result<Store> {
-    let path = config.database();
+    let place = config.place()?;
     let seal = authority::seal(&config.pki()).context("cannot use the key of the secrets in the database")?;
-    Store::open(&path, seal).await.with_context(|| format!("cannot open the database {}", path.display()))
+    Store::open(place.clone(), seal).await.with_context(|| format!("cannot open the database {place}"))
 }
 
 /// A controller that runs.
@@ -500,6 +532,11 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
 }
 
 impl Running {
+    /// Its database, for measuring.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Tells systemd that the controller is ready, and is alive for as long as the database
     /// answers; runs until shutdown. When told to, takes over the configuration that `load` reads.
     pub async fn run(

@@ -81,7 +81,11 @@ pub async fn examine(config: &Config, now: Timestamp) -> Findings {
 
 fn files(findings: &mut Findings, config: &Config, owner: u32) {
     let before = findings.0.len();
-    let mut paths = vec![config.data.clone(), config.database(), config.pki()];
+    let mut paths = vec![config.data.clone(), config.pki()];
+    match &config.server {
+        None => paths.push(config.database()),
+        Some(server) => paths.extend(server.password_file.clone()),
+    }
     match fs::read_dir(config.pki()) {
         Ok(entries) => paths.extend(entries.filter_map(|entry| Some(entry.ok()?.path()))),
         Err(error) => findings.error(
@@ -129,9 +133,20 @@ fn certificates(findings: &mut Findings, config: &Config, now: Timestamp) {
 
 async fn database(findings: &mut Findings, config: &Config, now: Timestamp) {
     let advice = "restore a backup: `rackhand-controller restore --help`";
-    match store::examine(&config.database()).await {
+    let place = match config.place() {
+        Ok(place) => place,
+        Err(error) => {
+            findings.error("database", format_args!("{error:#}"), "mend `[database]` in the configuration");
+            return;
+        }
+    };
+    let advice = match &place {
+        store::Place::File(_) => advice,
+        store::Place::Server(_) => "look at the server and at `[database]` in the configuration",
+    };
+    match store::examine(&place).await {
         Ok(examined) if examined.damage.is_empty() => {
-            findings.good("database", format_args!("{} is sound", config.database().display()));
+            findings.good("database", format_args!("{place} is sound"));
             findings.clock(now, examined.newest.unwrap_or(now));
             let missing: Vec<_> = examined
                 .images

@@ -159,7 +159,7 @@ mod tests {
     use rackhand_common::pki::install_crypto;
 
     use super::*;
-    use crate::store::tests::{Bench, at};
+    use crate::store::tests::{Bench, On, at, on_both};
 
     const FROM: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
 
@@ -176,10 +176,9 @@ mod tests {
         rcgen::CertificateParams::default().serialize_request(&key).unwrap().der().to_vec()
     }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn of_many_nodes_that_present_one_code_at_once_one_is_enrolled() {
+    async fn of_many_nodes_that_present_one_code_at_once_one_is_enrolled(on: On) {
         install_crypto();
-        let bench = Bench::new().await;
+        let bench = Bench::new(on).await;
         let dir = tempfile::tempdir().unwrap();
         let authority = std::sync::Arc::new(Authority::init(&dir.path().join("pki"), at(0)).unwrap());
         let secret = code(&bench, &authority, at(60)).await;
@@ -195,10 +194,9 @@ mod tests {
         assert_eq!(registered.iter().filter(|agent| agent.revoked.is_none()).count(), 1);
     }
 
-    #[tokio::test]
-    async fn a_code_for_one_network_is_refused_from_elsewhere_and_not_used_up_by_it() {
+    async fn a_code_for_one_network_is_refused_from_elsewhere_and_not_used_up_by_it(on: On) {
         install_crypto();
-        let bench = Bench::new().await;
+        let bench = Bench::new(on).await;
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::init(&dir.path().join("pki"), at(0)).unwrap();
         let (code, hash) = fresh_code(authority.root_pin());
@@ -217,10 +215,9 @@ mod tests {
         redeem(&bench.store, &authority, at(2), (secret, &csr()), mapped, drop).await.unwrap();
     }
 
-    #[tokio::test]
-    async fn wrong_used_and_expired_codes_are_refused_in_the_same_words() {
+    async fn wrong_used_and_expired_codes_are_refused_in_the_same_words(on: On) {
         install_crypto();
-        let bench = Bench::new().await;
+        let bench = Bench::new(on).await;
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::init(&dir.path().join("pki"), at(0)).unwrap();
         let (used, expired) = (code(&bench, &authority, at(60)).await, code(&bench, &authority, at(1)).await);
@@ -256,5 +253,14 @@ mod tests {
         assert!(limits.sources.len() <= 40);
         assert_eq!(admitted(&mut limits, &|_| v4(1), second(200)), 5);
         assert_eq!(limits.sources.len(), 1);
+    }
+
+    on_both! {
+        a_code_for_one_network_is_refused_from_elsewhere_and_not_used_up_by_it,
+        wrong_used_and_expired_codes_are_refused_in_the_same_words,
+    }
+
+    on_both! { in parallel:
+        of_many_nodes_that_present_one_code_at_once_one_is_enrolled,
     }
 }

@@ -49,11 +49,10 @@ mod tests {
         intent::{Order, Work},
     };
 
-    use crate::store::tests::{Bench, at, mac};
+    use crate::store::tests::{Bench, On, at, mac, on_both};
 
-    #[tokio::test]
-    async fn a_machine_nobody_adopted_keeps_its_installer_and_has_no_order() {
-        let bench = Bench::new().await;
+    async fn a_machine_nobody_adopted_keeps_its_installer_and_has_no_order(on: On) {
+        let bench = Bench::new(on).await;
         let order = Order { run: RunId::fresh(), attempt: 1, disks: Vec::new(), work: Work::Erase };
         let row = Machine { boot: Boot::Disk, order: Some(order), ..bench.machine(100) };
         bench.insert(&row).await.unwrap();
@@ -63,9 +62,8 @@ mod tests {
         assert_eq!(machine(&Machine { lifecycle: Lifecycle::Active, order: None, ..row }).boot, Boot::Disk);
     }
 
-    #[tokio::test]
-    async fn the_revision_rises_with_what_is_told_and_with_nothing_else() {
-        let bench = Bench::new().await;
+    async fn the_revision_rises_with_what_is_told_and_with_nothing_else(on: On) {
+        let bench = Bench::new(on).await;
         let mut machine = bench.adopted(100).await;
         let mut before = of(&bench.store, bench.rack).await.unwrap();
         type Change = fn(&mut Machine);
@@ -89,5 +87,10 @@ mod tests {
             assert_eq!(after != before, tells, "change {index}");
             before = after;
         }
+    }
+
+    on_both! {
+        a_machine_nobody_adopted_keeps_its_installer_and_has_no_order,
+        the_revision_rises_with_what_is_told_and_with_nothing_else,
     }
 }

@@ -184,11 +184,11 @@ mod tests {
     use expect_test::{Expect, expect};
 
     use super::*;
-    use crate::store::tests::{Bench, at};
+    use crate::store::tests::{Bench, On, at, on_both};
 
     /// Each line: a lifecycle and epoch in the database, and an epoch and boot target told, if any.
-    async fn check(script: &str, expected: Expect) {
-        let bench = Bench::new().await;
+    async fn check(on: On, script: &str, expected: Expect) {
+        let bench = Bench::new(on).await;
         let row = bench.machine(100);
         let mut out = String::new();
         for line in script.lines() {
@@ -211,9 +211,9 @@ mod tests {
         expected.assert_eq(&out);
     }
 
-    #[tokio::test]
-    async fn a_machine_given_out_since_keeps_its_system_and_is_out_of_a_deploys_reach() {
+    async fn a_machine_given_out_since_keeps_its_system_and_is_out_of_a_deploys_reach(on: On) {
         check(
+            on,
             "ready 1 1 installer\nready 1 2 installer\nready 1 2 disk\nready 1\nactive 2 2 disk\nactive 2 4 disk\n\
              active 2 3 installer\nactive 2\ndiscovered 1 1 installer\ndiscovered 1 2 disk\nquarantined 3 3 disk\n\
              ready 5 4 installer",
@@ -235,9 +235,8 @@ mod tests {
         .await;
     }
 
-    #[tokio::test]
-    async fn a_machine_that_came_since_keeps_its_address() {
-        let bench = Bench::new().await;
+    async fn a_machine_that_came_since_keeps_its_address(on: On) {
+        let bench = Bench::new(on).await;
         let known = bench.adopted(100).await;
         freeze(&bench.store, at(5)).await.unwrap();
         let intent = crate::intent::of(&bench.store, bench.rack).await.unwrap();
@@ -259,5 +258,10 @@ mod tests {
         assert!(learnt.alert.unwrap().contains("another machine"));
         let after = crate::intent::of(&bench.store, bench.rack).await.unwrap();
         assert_eq!(after.machines.len(), 2);
+    }
+
+    on_both! {
+        a_machine_given_out_since_keeps_its_system_and_is_out_of_a_deploys_reach,
+        a_machine_that_came_since_keeps_its_address,
     }
 }

@@ -29,7 +29,10 @@ fn steps(clock: &mut Stopwatch, tests: &mut Tally, boots: &mut Tally, without_ra
         packages::require_root()?;
     }
     clock.step("packages", || {
-        packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK, packages::PEERS, packages::DIST], true)?;
+        packages::install(
+            &[packages::BUILD, packages::IMAGES, packages::RACK, packages::PEERS, packages::DATABASE, packages::DIST],
+            true,
+        )?;
         packages::python()?;
         if Shell::new(&["cargo", "deny", "--version"]).quiet().run().is_err() {
             println!("   installing cargo-deny (a few minutes, once)");

@@ -135,10 +135,19 @@ enum Bench {
     Api,
     /// Claims and releases of addresses through the API, in pools from empty to 99.9 % full.
     Ipam {
+        /// On this database alone.
+        #[arg(long)]
+        database: Option<Database>,
         /// The pools' lengths; one of /8 takes some minutes and 6 GB in the directory for temporary files.
         #[arg(long, value_delimiter = ',', default_values_t = [16, 8])]
         pools: Vec<u8>,
     },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Database {
+    Sqlite,
+    Postgres,
 }
 
 fn binaries(debug: bool) -> std::path::PathBuf {
@@ -173,10 +182,18 @@ fn main() -> anyhow::Result<()> {
             packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK], true)?;
             artefacts::make_released()?.rack("bench").arg("--repeat").arg(repeat.to_string()).run()
         }
-        Verb::Bench { what: Bench::Ipam { pools } } => {
+        Verb::Bench { what: Bench::Ipam { database, pools } } => {
+            if database != Some(Database::Sqlite) {
+                packages::install(&[packages::DATABASE], true)?;
+            }
             let bench = "rackhand-ipam-bench";
             Shell::new(&["cargo", "build", "--quiet", "--release", "--workspace", "--bin", bench]).run()?;
             let run = Shell::new(&[&target().join("release").join(bench).to_string_lossy()]);
+            let run = match database {
+                None => run,
+                Some(Database::Sqlite) => run.arg("sqlite"),
+                Some(Database::Postgres) => run.arg("postgres"),
+            };
             pools.into_iter().fold(run, |run, pool| run.arg(pool.to_string())).run()
         }
         Verb::Bench { what: Bench::Api } => {

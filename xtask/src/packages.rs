@@ -57,6 +57,9 @@ pub(crate) const PEERS: &[&str] = &[
     "zstd",
 ];
 
+/// The server that tests of the controller's store and benches run on.
+pub(crate) const DATABASE: &[&str] = &["postgresql-15"];
+
 /// Installs what is missing of `wanted`. Says what, and asks first unless told `yes`.
 pub(crate) fn install(wanted: &[&[&str]], yes: bool) -> anyhow::Result<()> {
     let missing: Vec<&str> = wanted.concat().into_iter().filter(|package| !installed(package)).collect();

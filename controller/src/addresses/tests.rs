@@ -13,7 +13,7 @@ use rackhand_controller_core::ipam::{Usage, best_fit};
 use super::*;
 use crate::store::{
     ClaimFilter, NewPool, Proof, ProofKind, ProofState,
-    tests::{Bench, at, mac},
+    tests::{Bench, On, at, mac, on_both},
 };
 
 fn prefix(text: &str) -> Prefix {
@@ -88,9 +88,8 @@ impl Bench {
     }
 }
 
-#[tokio::test]
-async fn blocks_and_addresses_inside_them_are_never_both_handed_out() {
-    let bench = Bench::new().await;
+async fn blocks_and_addresses_inside_them_are_never_both_handed_out(on: On) {
+    let bench = Bench::new(on).await;
     pool(&bench, "10.0.0.0/8", &["10.9.0.0/28"], 0).await;
     let block = bench.claim(1, Wanted::Length(30), "a").await.unwrap();
     assert_eq!(block.prefix, prefix("10.9.0.0/30"));
@@ -128,9 +127,8 @@ async fn blocks_and_addresses_inside_them_are_never_both_handed_out() {
     assert!(again.ends_with("was released at 2023-11-14T22:13:24Z"), "{again}");
 }
 
-#[tokio::test]
-async fn all_that_was_released_in_any_order_is_one_block_again_but_not_with_its_neighbours() {
-    let bench = Bench::new().await;
+async fn all_that_was_released_in_any_order_is_one_block_again_but_not_with_its_neighbours(on: On) {
+    let bench = Bench::new(on).await;
     let pool = pool(&bench, "2001:db8::/32", &["2001:db8:1::/48", "2001:db8::/48"], 0).await;
     let mut claims = Vec::new();
     for length in [64, 128, 56, 127, 49, 49, 64, 50] {
@@ -150,9 +148,8 @@ async fn all_that_was_released_in_any_order_is_one_block_again_but_not_with_its_
     assert_eq!(leaves, [prefix("2001:db8::/48"), prefix("2001:db8:1::/48")]);
 }
 
-#[tokio::test]
-async fn what_was_released_rests_and_what_was_reserved_does_not() {
-    let bench = Bench::new().await;
+async fn what_was_released_rests_and_what_was_reserved_does_not(on: On) {
+    let bench = Bench::new(on).await;
     let pool = pool(&bench, "10.0.0.0/8", &["10.9.0.0/30"], 60).await;
     let mut claims = Vec::new();
     for name in ["a", "b", "c"] {
@@ -201,9 +198,8 @@ async fn what_was_released_rests_and_what_was_reserved_does_not() {
     assert_eq!(bench.claim(150, Wanted::Any, "f").await.unwrap().prefix, prefix("10.9.0.0"));
 }
 
-#[tokio::test]
-async fn space_that_rests_in_parts_is_one_block_once_all_of_it_rested() {
-    let bench = Bench::new().await;
+async fn space_that_rests_in_parts_is_one_block_once_all_of_it_rested(on: On) {
+    let bench = Bench::new(on).await;
     pool(&bench, "10.0.0.0/8", &["10.9.0.0/24"], 60).await;
     let mut claims = Vec::new();
     for _ in 0..256 {
@@ -222,9 +218,8 @@ async fn space_that_rests_in_parts_is_one_block_once_all_of_it_rested() {
     assert_eq!(bench.claim(61, Wanted::Length(24), "y").await.unwrap().prefix, prefix("10.9.0.0/24"));
 }
 
-#[tokio::test]
-async fn more_than_one_transaction_frees_is_freed_by_and_by() {
-    let bench = Bench::new().await;
+async fn more_than_one_transaction_frees_is_freed_by_and_by(on: On) {
+    let bench = Bench::new(on).await;
     let pool = pool(&bench, "10.0.0.0/8", &["10.9.0.0/22"], 60).await;
     let mut tx = bench.store.begin().await.unwrap();
     for _ in 0..1024 {
@@ -245,9 +240,8 @@ async fn more_than_one_transaction_frees_is_freed_by_and_by() {
     bench.claim(60, this("10.9.0.0/22"), "all").await.unwrap();
 }
 
-#[tokio::test]
-async fn what_was_not_committed_or_was_gone_back_on_left_nothing() {
-    let bench = Bench::new().await;
+async fn what_was_not_committed_or_was_gone_back_on_left_nothing(on: On) {
+    let bench = Bench::new(on).await;
     let pool = pool(&bench, "10.0.0.0/8", &["10.9.0.0/24"], 0).await;
     let kept = bench.claim(0, Wanted::Length(30), "kept").await.unwrap();
     let before = bench.leaves(&pool).await;
@@ -268,9 +262,8 @@ async fn what_was_not_committed_or_was_gone_back_on_left_nothing() {
     assert_eq!(claims, [kept]);
 }
 
-#[tokio::test]
-async fn who_held_an_address_is_known_for_every_time_also_by_block_and_after_the_clock_went_back() {
-    let bench = Bench::new().await;
+async fn who_held_an_address_is_known_for_every_time_also_by_block_and_after_the_clock_went_back(on: On) {
+    let bench = Bench::new(on).await;
     let pool = pool(&bench, "10.0.0.0/8", &["10.9.0.0/24"], 0).await;
     let first = bench.claim(10, this("10.9.0.4"), "first").await.unwrap();
     bench.release(20, &first).await.unwrap();
@@ -318,14 +311,15 @@ async fn who_held_an_address_is_known_for_every_time_also_by_block_and_after_the
     assert_eq!((held.holder.name.as_str(), held.pool.as_str()), ("last", "p"));
 }
 
-#[tokio::test]
-async fn aggregates_and_pools_of_a_vrf_are_disjoint_and_go_when_they_are_empty() {
-    let bench = Bench::new().await;
+async fn aggregates_and_pools_of_a_vrf_are_disjoint_and_go_when_they_are_empty(on: On) {
+    let bench = Bench::new(on).await;
     let pool = pool(&bench, "10.0.0.0/8", &["10.9.0.0/24", "10.9.2.0/24"], 60).await;
     let mut tx = bench.store.begin().await.unwrap();
     let default = tx.vrf("default").await.unwrap();
     let other = tx.insert_vrf(at(0), "other").await.unwrap();
+    tx.mark().await.unwrap();
     assert!(matches!(tx.insert_vrf(at(0), "other").await, Err(StoreError::Taken(_))));
+    tx.go_back().await.unwrap();
     let mut told = String::new();
     let mut tell =
         |what: Result<(), Refused>| told += &format!("{}\n", what.map_or_else(|e| e.to_string(), |()| "done".into()));
@@ -403,9 +397,8 @@ async fn aggregates_and_pools_of_a_vrf_are_disjoint_and_go_when_they_are_empty()
     "#]].assert_eq(&told);
 }
 
-#[tokio::test]
-async fn a_machine_gets_addresses_of_its_racks_pools_for_its_own_cards_and_is_not_forgotten_with_them() {
-    let bench = Bench::new().await;
+async fn a_machine_gets_addresses_of_its_racks_pools_for_its_own_cards_and_is_not_forgotten_with_them(on: On) {
+    let bench = Bench::new(on).await;
     let (elsewhere, _) = bench.another_rack().await;
     pool(&bench, "10.0.0.0/8", &["10.9.0.0/24"], 0).await;
     let mut tx = bench.store.begin().await.unwrap();
@@ -444,9 +437,8 @@ async fn a_machine_gets_addresses_of_its_racks_pools_for_its_own_cards_and_is_no
     assert_eq!(bench.store.claims(&filter, None, 10).await.unwrap()[0].id, claim.id);
 }
 
-#[tokio::test]
-async fn a_list_of_claims_is_narrowed_and_paged() {
-    let bench = Bench::new().await;
+async fn a_list_of_claims_is_narrowed_and_paged(on: On) {
+    let bench = Bench::new(on).await;
     let pool = pool(&bench, "10.0.0.0/8", &["10.9.0.0/24"], 0).await;
     let a = bench.claim(1, this("10.9.0.0/28"), "a").await.unwrap();
     let b = bench.claim(1, this("10.9.0.17"), "b").await.unwrap();
@@ -476,9 +468,8 @@ impl Clock for Ticking {
 }
 
 /// Many clients on one small pool, with a list of who has what beside it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn many_clients_at_once_never_share_an_address_and_the_history_says_so_too() {
-    let bench = Bench::new().await;
+async fn many_clients_at_once_never_share_an_address_and_the_history_says_so_too(on: On) {
+    let bench = Bench::new(on).await;
     let pool = pool(&bench, "10.0.0.0/8", &["10.9.0.0/26", "10.9.1.0/26"], 1).await;
     let shutdown = CancellationToken::new();
     let clock = Arc::new(Ticking(AtomicI64::new(1)));
@@ -563,9 +554,8 @@ async fn many_clients_at_once_never_share_an_address_and_the_history_says_so_too
 }
 
 /// What is measured has to be what claims would have made.
-#[tokio::test]
-async fn a_pool_that_was_filled_in_bulk_is_as_one_that_was_filled_by_claims() {
-    let bench = Bench::new().await;
+async fn a_pool_that_was_filled_in_bulk_is_as_one_that_was_filled_by_claims(on: On) {
+    let bench = Bench::new(on).await;
     let pool = pool(&bench, "10.0.0.0/8", &["10.9.0.0/24"], 0).await;
     assert_eq!(bench.store.fill(&pool, 31, 40).await.unwrap(), 128);
     let bulk = bench.leaves(&pool).await;
@@ -586,4 +576,67 @@ async fn a_pool_that_was_filled_in_bulk_is_as_one_that_was_filled_by_claims() {
         bench.release(2, &claim).await.unwrap();
     }
     assert_eq!(bench.leaves(&pool).await.len(), 1);
+}
+
+/// As several controllers on one database: each with its own queue and its own connections.
+async fn several_queues_on_one_database_never_share_an_address(on: On) {
+    let bench = Arc::new(Bench::new(on).await);
+    pool(&bench, "10.0.0.0/8", &["10.9.0.0/24"], 0).await;
+    let mut clients = Vec::new();
+    for number in 0..4 {
+        let store = bench.ground.store().await;
+        clients.extend((0..2).map(|client| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let (mut held, mut released) = (Vec::new(), 0);
+                for turn in 0..24 {
+                    let mut tx = store.begin().await.unwrap();
+                    let name = format!("{number} {client} {turn}");
+                    let wish = named(Wanted::Length(rand::random_range(29..=32)), &name);
+                    match tx.hand_out(at(turn), &wish, "me").await {
+                        Ok(claim) => held.push(claim),
+                        Err(Refused::Exhausted { .. }) if !held.is_empty() => {
+                            let claim: Claim = held.swap_remove(0);
+                            tx.take_back(at(turn), claim.id, "me").await.unwrap();
+                            released += 1;
+                        }
+                        Err(Refused::Exhausted { .. }) => {}
+                        Err(other) => panic!("{other}"),
+                    }
+                    tx.commit().await.unwrap();
+                }
+                (held, released)
+            })
+        }));
+    }
+    let (mut held, mut released) = (Vec::new(), 0);
+    for client in clients {
+        let (mine, given_back) = client.await.unwrap();
+        held.extend(mine);
+        released += given_back;
+    }
+    assert!(held.len() > 30 && released > 0, "{} held, {released} released: a test of nothing", held.len());
+    for (at, one) in held.iter().enumerate() {
+        let twice = held[at + 1..].iter().find(|other| other.prefix.overlaps(one.prefix));
+        assert!(twice.is_none(), "{one:?} and {twice:?}");
+    }
+}
+
+on_both! {
+    blocks_and_addresses_inside_them_are_never_both_handed_out,
+    all_that_was_released_in_any_order_is_one_block_again_but_not_with_its_neighbours,
+    what_was_released_rests_and_what_was_reserved_does_not,
+    space_that_rests_in_parts_is_one_block_once_all_of_it_rested,
+    more_than_one_transaction_frees_is_freed_by_and_by,
+    what_was_not_committed_or_was_gone_back_on_left_nothing,
+    who_held_an_address_is_known_for_every_time_also_by_block_and_after_the_clock_went_back,
+    aggregates_and_pools_of_a_vrf_are_disjoint_and_go_when_they_are_empty,
+    a_machine_gets_addresses_of_its_racks_pools_for_its_own_cards_and_is_not_forgotten_with_them,
+    a_list_of_claims_is_narrowed_and_paged,
+    a_pool_that_was_filled_in_bulk_is_as_one_that_was_filled_by_claims,
+}
+
+on_both! { in parallel:
+    several_queues_on_one_database_never_share_an_address,
+    many_clients_at_once_never_share_an_address_and_the_history_says_so_too,
 }

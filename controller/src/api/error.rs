@@ -239,7 +239,9 @@ impl From<StoreError> for Error {
         match error {
             StoreError::NotFound(what) => Self::not_found(format!("there is no such {what}")),
             StoreError::Taken(_) | StoreError::Changed(_) => Self::conflict(error),
-            StoreError::Full(_) | StoreError::Unwritable(_) | StoreError::Busy => Self::unavailable(error),
+            StoreError::Full(_) | StoreError::Unwritable(_) | StoreError::Unreachable(_) | StoreError::Busy(_) => {
+                Self::unavailable(error)
+            }
             StoreError::Database(_) | StoreError::Damaged(..) | StoreError::OtherKey => Self::internal(error),
         }
     }

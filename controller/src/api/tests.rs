@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt;
 
 use super::{access::Access, *};
+use crate::store::tests::{Ground, On, on_both};
 
 mod dry_run;
 mod plans;
@@ -34,17 +35,17 @@ impl Clock for Still {
 /// An API over a store of its own, and a token for it.
 struct Bench {
     directory: tempfile::TempDir,
+    _ground: Ground,
     app: App,
     token: String,
 }
 
 impl Bench {
-    async fn new() -> Self {
+    async fn new(on: On) -> Self {
         rackhand_common::pki::install_crypto();
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&directory.path().join("controller.db"), rackhand_common::seal::Seal::new(&[7; 32]))
-            .await
-            .unwrap();
+        let ground = Ground::new(on);
+        let store = ground.store().await;
         let (token, hash) = fresh_token();
         let mut tx = store.begin().await.unwrap();
         tx.insert_token(Timestamp::UNIX_EPOCH, "admin", &hash, None).await.unwrap();
@@ -75,7 +76,7 @@ impl Bench {
             process: Uuid::now_v7(),
             shutdown,
         };
-        Self { directory, app, token }
+        Self { directory, _ground: ground, app, token }
     }
 
     async fn ask(&self, method: Method, uri: &str, body: impl Into<Body>) -> (StatusCode, Value) {
@@ -129,9 +130,8 @@ fn every_operation_has_exactly_one_row_in_the_access_table() {
     assert_eq!(operations, table);
 }
 
-#[tokio::test]
-async fn no_operation_is_open_to_the_world_but_its_description() {
-    let bench = Bench::new().await;
+async fn no_operation_is_open_to_the_world_but_its_description(on: On) {
+    let bench = Bench::new(on).await;
     for (method, path, access) in access::TABLE {
         let uri = path.replace(['{', '}'], "");
         let (status, _) = bench.send(Request::builder().method(method).uri(&uri).body(Body::empty()).unwrap()).await;
@@ -144,9 +144,8 @@ async fn no_operation_is_open_to_the_world_but_its_description() {
     assert_eq!(status, StatusCode::UNAUTHORIZED);
 }
 
-#[tokio::test]
-async fn a_token_works_until_it_expires() {
-    let mut bench = Bench::new().await;
+async fn a_token_works_until_it_expires(on: On) {
+    let mut bench = Bench::new(on).await;
     assert_eq!(bench.ask(Method::GET, "/v1/whoami", "").await.1["name"], "admin");
     let (expired, hash) = fresh_token();
     let mut tx = bench.app.store.begin().await.unwrap();
@@ -158,9 +157,8 @@ async fn a_token_works_until_it_expires() {
     }
 }
 
-#[tokio::test]
-async fn a_wrong_request_is_told_what_is_wrong() {
-    let bench = Bench::new().await;
+async fn a_wrong_request_is_told_what_is_wrong(on: On) {
+    let bench = Bench::new(on).await;
     let check =
         async |method, uri: &str, body: &str, expected| bench.check(method, uri, body.to_owned(), expected).await;
     check(
@@ -217,17 +215,15 @@ async fn a_wrong_request_is_told_what_is_wrong() {
     .await;
 }
 
-#[tokio::test]
-async fn brackets_from_strangers_are_not_even_read() {
-    let bench = Bench::new().await;
+async fn brackets_from_strangers_are_not_even_read(on: On) {
+    let bench = Bench::new(on).await;
     let body = Body::from_stream(futures_util::stream::pending::<Result<bytes::Bytes, std::io::Error>>());
     let (status, _) = bench.send(Request::post("/v1/images").body(body).unwrap()).await;
     assert_eq!(status, StatusCode::UNAUTHORIZED);
 }
 
-#[tokio::test]
-async fn an_image_is_uploaded_listed_and_deleted() {
-    let bench = Bench::new().await;
+async fn an_image_is_uploaded_listed_and_deleted(on: On) {
+    let bench = Bench::new(on).await;
     let (status, image) = bench.ask(Method::PUT, "/v1/images/debian?firmware=bios,uefi", vec![7u8; 8192]).await;
     assert_eq!((status, &image["state"]), (StatusCode::ACCEPTED, &json!("importing")));
     bench.app.images.closed().await;
@@ -286,9 +282,8 @@ async fn appears(bench: &Bench, rack: RackId, number: u8) {
     crate::events::take(&bench.app.store, rack, agent, 1, vec![event]).await.unwrap();
 }
 
-#[tokio::test]
-async fn a_machine_is_adopted_deployed_and_the_deploy_cancelled() {
-    let bench = Bench::new().await;
+async fn a_machine_is_adopted_deployed_and_the_deploy_cancelled(on: On) {
+    let bench = Bench::new(on).await;
     let name = discovered(&bench).await;
     let machine = format!("/v1/machines/{name}");
 
@@ -346,9 +341,8 @@ async fn a_machine_is_adopted_deployed_and_the_deploy_cancelled() {
     assert!(told.contains(&&json!("adopted")) && told.contains(&&json!("run_started")), "{told:?}");
 }
 
-#[tokio::test]
-async fn a_stream_goes_on_after_the_last_event_seen_and_ends_at_shutdown() {
-    let bench = Bench::new().await;
+async fn a_stream_goes_on_after_the_last_event_seen_and_ends_at_shutdown(on: On) {
+    let bench = Bench::new(on).await;
     discovered(&bench).await;
     let (_, events) = bench.ask(Method::GET, "/v1/events", "").await;
     let events = events["items"].as_array().unwrap().clone();
@@ -370,9 +364,8 @@ async fn a_stream_goes_on_after_the_last_event_seen_and_ends_at_shutdown() {
     assert_eq!(sent, events);
 }
 
-#[tokio::test]
-async fn an_enrolment_code_comes_with_the_line_to_run() {
-    let bench = Bench::new().await;
+async fn an_enrolment_code_comes_with_the_line_to_run(on: On) {
+    let bench = Bench::new(on).await;
     discovered(&bench).await;
     let (status, code) = bench.ask(Method::POST, "/v1/racks/lab/enrolment-codes", r#"{"minutes": 10}"#).await;
     assert_eq!(status, StatusCode::CREATED);
@@ -389,9 +382,8 @@ async fn an_enrolment_code_comes_with_the_line_to_run() {
         .await;
 }
 
-#[tokio::test]
-async fn a_node_is_replaced_by_its_agent_or_its_rack_and_an_old_agent_is_not_taken_for_the_new_one() {
-    let bench = Bench::new().await;
+async fn a_node_is_replaced_by_its_agent_or_its_rack_and_an_old_agent_is_not_taken_for_the_new_one(on: On) {
+    let bench = Bench::new(on).await;
     discovered(&bench).await;
     let (_, agents) = bench.ask(Method::GET, "/v1/agents", "").await;
     let old = agents["items"][0]["id"].as_str().unwrap().to_owned();
@@ -430,9 +422,8 @@ async fn keyed(bench: &Bench, uri: &str, key: &str, body: &str) -> (StatusCode, 
 
 const RACK: &str = r#"{"name":"lab","network":{"node":"10.77.0.1/24","delegated":["10.77.0.100","10.77.0.199"]}}"#;
 
-#[tokio::test]
-async fn a_post_with_a_key_is_carried_out_once_and_answered_twice() {
-    let bench = Bench::new().await;
+async fn a_post_with_a_key_is_carried_out_once_and_answered_twice(on: On) {
+    let bench = Bench::new(on).await;
     let (status, first, replayed) = keyed(&bench, "/v1/racks", "a", RACK).await;
     assert_eq!((status, replayed), (StatusCode::CREATED, false), "{first}");
     assert_eq!(keyed(&bench, "/v1/racks", "a", RACK).await, (StatusCode::CREATED, first, true));
@@ -444,9 +435,8 @@ async fn a_post_with_a_key_is_carried_out_once_and_answered_twice() {
     assert_eq!(keyed(&bench, "/v1/racks", "b", RACK).await, (StatusCode::CONFLICT, refused, true));
 }
 
-#[tokio::test]
-async fn a_key_belongs_to_one_request_and_is_one_short_text() {
-    let bench = Bench::new().await;
+async fn a_key_belongs_to_one_request_and_is_one_short_text(on: On) {
+    let bench = Bench::new(on).await;
     keyed(&bench, "/v1/racks", "a", RACK).await;
     let (status, problem, _) = keyed(&bench, "/v1/racks", "a", &RACK.replace("lab", "lab2")).await;
     assert_eq!((status, &problem["errors"][0]["field"]), (StatusCode::UNPROCESSABLE_ENTITY, &json!("Idempotency-Key")));
@@ -458,9 +448,8 @@ async fn a_key_belongs_to_one_request_and_is_one_short_text() {
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE, "{problem}");
 }
 
-#[tokio::test]
-async fn of_many_that_ask_at_once_with_a_key_one_is_carried_out() {
-    let bench = Bench::new().await;
+async fn of_many_that_ask_at_once_with_a_key_one_is_carried_out(on: On) {
+    let bench = Bench::new(on).await;
     keyed(&bench, "/v1/racks", "rack", RACK).await;
     let ask = || keyed(&bench, "/v1/racks/lab/enrolment-codes", "code", "{}");
     let answers = futures_util::future::join_all((0..20).map(|_| ask())).await;
@@ -473,9 +462,8 @@ async fn of_many_that_ask_at_once_with_a_key_one_is_carried_out() {
     }
 }
 
-#[tokio::test]
-async fn a_request_that_panics_is_carried_out_when_it_is_asked_again() {
-    let mut bench = Bench::new().await;
+async fn a_request_that_panics_is_carried_out_when_it_is_asked_again(on: On) {
+    let mut bench = Bench::new(on).await;
     keyed(&bench, "/v1/racks", "rack", RACK).await;
     let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
     bench.app.new_code = Arc::new(move || {
@@ -488,9 +476,8 @@ async fn a_request_that_panics_is_carried_out_when_it_is_asked_again() {
     assert_eq!((status, replayed), (StatusCode::CREATED, false), "{answer}");
 }
 
-#[tokio::test]
-async fn a_client_that_goes_away_finds_the_answer_later() {
-    let bench = Bench::new().await;
+async fn a_client_that_goes_away_finds_the_answer_later(on: On) {
+    let bench = Bench::new(on).await;
     let request = keyed(&bench, "/v1/racks", "a", RACK);
     let gave_up = tokio::time::timeout(Duration::ZERO, request).await.is_err();
     assert!(gave_up);
@@ -506,9 +493,8 @@ async fn a_client_that_goes_away_finds_the_answer_later() {
     assert_eq!(bench.ask(Method::GET, "/v1/racks", "").await.1["items"].as_array().unwrap().len(), 1);
 }
 
-#[tokio::test]
-async fn every_change_is_in_the_record_and_nothing_secret_of_it() {
-    let bench = Bench::new().await;
+async fn every_change_is_in_the_record_and_nothing_secret_of_it(on: On) {
+    let bench = Bench::new(on).await;
     let machine = discovered(&bench).await;
     bench.ask(Method::POST, &format!("/v1/machines/{machine}/adopt"), r#"{"accept_data":true,"name":"web-1"}"#).await;
     bench.ask(Method::GET, "/v1/machines", "").await;
@@ -537,9 +523,8 @@ async fn every_change_is_in_the_record_and_nothing_secret_of_it() {
 }
 
 /// An operation that changes something without [`Tx::watch`] would leave a record that names nothing.
-#[tokio::test]
-async fn no_change_is_recorded_without_what_was_changed() {
-    let bench = Bench::new().await;
+async fn no_change_is_recorded_without_what_was_changed(on: On) {
+    let bench = Bench::new(on).await;
     let machine = discovered(&bench).await;
     let rack = RACK.replace("lab", "lab2");
     let asked = [
@@ -585,9 +570,8 @@ async fn no_change_is_recorded_without_what_was_changed() {
     }
 }
 
-#[tokio::test]
-async fn machines_are_filtered_and_sorted_page_by_page() {
-    let bench = Bench::new().await;
+async fn machines_are_filtered_and_sorted_page_by_page(on: On) {
+    let bench = Bench::new(on).await;
     let machine = discovered(&bench).await;
     bench.ask(Method::PATCH, &format!("/v1/machines/{machine}"), r#"{"name":"web-1"}"#).await;
     let found = async |query: &str| {
@@ -625,9 +609,8 @@ async fn machines_are_filtered_and_sorted_page_by_page() {
     bench.check(Method::GET, "/v1/machines?mac=1", "", expect!["422 invalid: mac: `1` is not one of ours"]).await;
 }
 
-#[tokio::test]
-async fn what_changed_since_it_was_read_is_not_changed() {
-    let bench = Bench::new().await;
+async fn what_changed_since_it_was_read_is_not_changed(on: On) {
+    let bench = Bench::new(on).await;
     let machine = discovered(&bench).await;
     let ask = async |method: Method, path: String, tag: Option<&str>, body: &'static str| {
         let mut request = Request::builder()
@@ -665,9 +648,8 @@ async fn what_changed_since_it_was_read_is_not_changed() {
     assert_eq!(ask(Method::PATCH, "web-1".into(), Some("*"), r#"{"name":"web-3"}"#).await.0, StatusCode::OK);
 }
 
-#[tokio::test]
-async fn addresses_are_claimed_listed_released_and_remembered() {
-    let bench = Bench::new().await;
+async fn addresses_are_claimed_listed_released_and_remembered(on: On) {
+    let bench = Bench::new(on).await;
     let machine = discovered(&bench).await;
     let post = async |uri: &str, body: Value| bench.ask(Method::POST, uri, body.to_string()).await;
     let (status, own) = post("/v1/aggregates", json!({"prefix": "10.0.0.0/8", "source": "private"})).await;
@@ -755,9 +737,8 @@ async fn addresses_are_claimed_listed_released_and_remembered() {
     assert_eq!(bench.ask(Method::DELETE, &own, "").await.0, StatusCode::CONFLICT);
 }
 
-#[tokio::test]
-async fn space_a_customer_brought_is_used_once_its_proof_was_looked_at_and_a_vrf_has_its_own() {
-    let bench = Bench::new().await;
+async fn space_a_customer_brought_is_used_once_its_proof_was_looked_at_and_a_vrf_has_its_own(on: On) {
+    let bench = Bench::new(on).await;
     let post = async |uri: &str, body: Value| bench.ask(Method::POST, uri, body.to_string()).await;
     let proof = json!({"kind": "roa", "reference": "AS64500 198.51.100.0/24"});
     let source = json!({"customer": {"name": "shop", "proof": proof}});
@@ -788,9 +769,8 @@ async fn space_a_customer_brought_is_used_once_its_proof_was_looked_at_and_a_vrf
     assert_eq!(bench.ask(Method::GET, "/v1/pools", "").await.1, json!({"items": []}));
 }
 
-#[tokio::test]
-async fn a_wrong_claim_is_told_what_is_wrong() {
-    let bench = Bench::new().await;
+async fn a_wrong_claim_is_told_what_is_wrong(on: On) {
+    let bench = Bench::new(on).await;
     let check = async |body: Value, expected| {
         bench.check(Method::POST, "/v1/claims", body.to_string(), expected).await;
     };
@@ -857,9 +837,8 @@ async fn a_wrong_claim_is_told_what_is_wrong() {
         .await;
 }
 
-#[tokio::test]
-async fn a_claim_with_a_key_is_made_once() {
-    let bench = Bench::new().await;
+async fn a_claim_with_a_key_is_made_once(on: On) {
+    let bench = Bench::new(on).await;
     for (uri, body) in [
         ("/v1/aggregates", r#"{"prefix":"10.0.0.0/8","source":"private"}"#),
         ("/v1/pools", r#"{"name":"p","kind":"private","prefixes":["10.9.0.0/24"]}"#),
@@ -881,9 +860,8 @@ async fn a_claim_with_a_key_is_made_once() {
     assert_eq!(problem["type"], "urn:rackhand:problem:answer-lost", "{status} {problem}");
 }
 
-#[tokio::test]
-async fn an_answer_has_the_fields_that_were_asked_for() {
-    let bench = Bench::new().await;
+async fn an_answer_has_the_fields_that_were_asked_for(on: On) {
+    let bench = Bench::new(on).await;
     bench.ask(Method::POST, "/v1/racks", RACK).await;
     let sparse = async |uri: &str| bench.ask(Method::GET, uri, "").await;
     assert_eq!(sparse("/v1/racks/lab?fields=name").await, (StatusCode::OK, json!({"name": "lab"})));
@@ -899,9 +877,8 @@ async fn an_answer_has_the_fields_that_were_asked_for() {
     assert!(detail.starts_with("fields: there is no `lifecycel`; there are "), "{detail}");
 }
 
-#[tokio::test]
-async fn a_request_has_a_name_everywhere_and_its_clients_trace_beside_it() {
-    let bench = Bench::new().await;
+async fn a_request_has_a_name_everywhere_and_its_clients_trace_beside_it(on: On) {
+    let bench = Bench::new(on).await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     for (token, status) in [("rh_wrong", StatusCode::UNAUTHORIZED), (bench.token.as_str(), StatusCode::NOT_FOUND)] {
         let request = Request::get("/v1/racks/none")
@@ -935,9 +912,8 @@ async fn a_request_has_a_name_everywhere_and_its_clients_trace_beside_it() {
     assert_eq!(records["items"][0]["request"], name);
 }
 
-#[tokio::test]
-async fn a_token_that_asks_too_often_is_told_to_wait() {
-    let mut bench = Bench::new().await;
+async fn a_token_that_asks_too_often_is_told_to_wait(on: On) {
+    let mut bench = Bench::new(on).await;
     bench.app.rate = Rate::new(std::num::NonZeroU32::MIN);
     for _ in 0..5 {
         assert_eq!(bench.ask(Method::GET, "/v1/whoami", "").await.0, StatusCode::OK);
@@ -949,9 +925,8 @@ async fn a_token_that_asks_too_often_is_told_to_wait() {
     assert_eq!(response.headers()["retry-after"], "1");
 }
 
-#[tokio::test]
-async fn the_reference_is_there_for_a_browser_and_needs_nothing_from_elsewhere() {
-    let bench = Bench::new().await;
+async fn the_reference_is_there_for_a_browser_and_needs_nothing_from_elsewhere(on: On) {
+    let bench = Bench::new(on).await;
     let page = async |uri: &str| {
         let response = router(bench.app.clone()).oneshot(Request::get(uri).body(Body::empty()).unwrap()).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK, "{uri}");
@@ -960,4 +935,33 @@ async fn the_reference_is_there_for_a_browser_and_needs_nothing_from_elsewhere()
     let html = page("/v1/reference/").await;
     assert!(!html.contains("src=\"http") && !html.contains("href=\"http"), "{html}");
     assert!(page("/v1/reference/swagger-initializer.js").await.contains("/v1/openapi.json"));
+}
+
+on_both! {
+    no_operation_is_open_to_the_world_but_its_description,
+    a_token_works_until_it_expires,
+    a_wrong_request_is_told_what_is_wrong,
+    brackets_from_strangers_are_not_even_read,
+    an_image_is_uploaded_listed_and_deleted,
+    a_machine_is_adopted_deployed_and_the_deploy_cancelled,
+    a_stream_goes_on_after_the_last_event_seen_and_ends_at_shutdown,
+    an_enrolment_code_comes_with_the_line_to_run,
+    a_node_is_replaced_by_its_agent_or_its_rack_and_an_old_agent_is_not_taken_for_the_new_one,
+    a_post_with_a_key_is_carried_out_once_and_answered_twice,
+    a_key_belongs_to_one_request_and_is_one_short_text,
+    of_many_that_ask_at_once_with_a_key_one_is_carried_out,
+    a_request_that_panics_is_carried_out_when_it_is_asked_again,
+    a_client_that_goes_away_finds_the_answer_later,
+    every_change_is_in_the_record_and_nothing_secret_of_it,
+    no_change_is_recorded_without_what_was_changed,
+    machines_are_filtered_and_sorted_page_by_page,
+    what_changed_since_it_was_read_is_not_changed,
+    addresses_are_claimed_listed_released_and_remembered,
+    space_a_customer_brought_is_used_once_its_proof_was_looked_at_and_a_vrf_has_its_own,
+    a_wrong_claim_is_told_what_is_wrong,
+    a_claim_with_a_key_is_made_once,
+    an_answer_has_the_fields_that_were_asked_for,
+    a_request_has_a_name_everywhere_and_its_clients_trace_beside_it,
+    a_token_that_asks_too_often_is_told_to_wait,
+    the_reference_is_there_for_a_browser_and_needs_nothing_from_elsewhere,
 }

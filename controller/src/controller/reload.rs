@@ -66,7 +66,18 @@ impl Settings {
         let server = fleet::server(&parts.authority, identity)?;
 
         // A setting that is added is decided on here.
-        let Config { data, names, api, requests_per_second, public: from, agents, agents_address, images, log } = fresh;
+        let Config {
+            data,
+            names,
+            server: database,
+            api,
+            requests_per_second,
+            public: from,
+            agents,
+            agents_address,
+            images,
+            log,
+        } = fresh;
         // The other two lie below `data`.
         let images::Config { objects: _, spool: _, import, limit, sources } = images;
         let mut taken = Taken::default();
@@ -96,6 +107,7 @@ impl Settings {
         parts.images.admit(used.images.limit, &used.images.import, &used.images.sources);
         taken.take("log", &mut used.log, log);
         taken.keep("data", &used.data, data);
+        taken.keep("database", &used.server, database);
         taken.keep("api.listen", &used.api, api);
         taken.keep("agents.listen", &used.agents, agents);
         Ok(taken)

@@ -32,6 +32,12 @@ fn a_configuration_is_checked_and_mistakes_are_named() {
         "names = [\"a:8443\"]",
         expect!["names: `a:8443` is neither a DNS name nor an address; a port does not belong here"],
     );
+    check(
+        "names = [\"a\"]\n[database]\nurl = \"postgresql://rackhand:secret@db/rackhand\"",
+        expect![
+            "database.url: it has the password in it: write that into a file of its own, and its path into `password_file`"
+        ],
+    );
     check("names = [\"a\"]\n[agents]\naddress = \"balancer\"", expect!["agents.address: `balancer` is not HOST:PORT"]);
     check(
         "name = \"a\"",
@@ -40,7 +46,7 @@ fn a_configuration_is_checked_and_mistakes_are_named() {
               |
             1 | name = "a"
               | ^^^^
-            unknown field `name`, expected one of `data`, `names`, `api`, `agents`, `images`, `log`"#]],
+            unknown field `name`, expected one of `data`, `names`, `database`, `api`, `agents`, `images`, `log`"#]],
     );
 }
 

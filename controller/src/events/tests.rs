@@ -6,7 +6,7 @@ use rackhand_common::{event, machine::Content};
 use crate::{
     store::{
         EventFilter, MachineFilter, MachineOrder, Run,
-        tests::{Bench, address, at, inventory, mac},
+        tests::{Bench, On, address, at, inventory, mac, on_both},
     },
     verbs::{Accept, Denied},
 };
@@ -42,9 +42,8 @@ async fn history(bench: &Bench, expect: Expect) {
     expect.assert_eq(&out);
 }
 
-#[tokio::test]
-async fn an_event_is_taken_once_however_batches_overlap() {
-    let bench = Bench::new().await;
+async fn an_event_is_taken_once_however_batches_overlap(on: On) {
+    let bench = Bench::new(on).await;
     let id = MachineId::fresh();
     let events: Vec<Event> = [Stage::Kernel, Stage::Initramfs, Stage::Installer]
         .into_iter()
@@ -70,9 +69,8 @@ async fn an_event_is_taken_once_however_batches_overlap() {
     .await;
 }
 
-#[tokio::test]
-async fn an_unknown_machine_is_discovered_and_a_known_one_recognised_by_its_mac() {
-    let bench = Bench::new().await;
+async fn an_unknown_machine_is_discovered_and_a_known_one_recognised_by_its_mac(on: On) {
+    let bench = Bench::new(on).await;
     let id = MachineId::fresh();
     take_next(&bench, vec![of(id, connection(100, 100))]).await;
     let machine = bench.store.machine(&id.to_string()).await.unwrap();
@@ -89,9 +87,8 @@ async fn an_unknown_machine_is_discovered_and_a_known_one_recognised_by_its_mac(
     assert_eq!(bench.store.machines(&MachineFilter::default(), MachineOrder::default(), 9).await.unwrap().len(), 1);
 }
 
-#[tokio::test]
-async fn a_stranger_at_a_machines_address_changes_nothing_but_raises_an_alert() {
-    let bench = Bench::new().await;
+async fn a_stranger_at_a_machines_address_changes_nothing_but_raises_an_alert(on: On) {
+    let bench = Bench::new(on).await;
     let machine = bench.adopted(100).await;
     take_next(&bench, vec![of(MachineId::fresh(), connection(66, 100))]).await;
     let now = bench.store.machine("m100").await.unwrap();
@@ -100,9 +97,8 @@ async fn a_stranger_at_a_machines_address_changes_nothing_but_raises_an_alert() 
     assert_eq!(bench.store.machines(&MachineFilter::default(), MachineOrder::default(), 9).await.unwrap().len(), 1);
 }
 
-#[tokio::test]
-async fn an_installer_on_an_active_machine_changes_nothing_but_raises_an_alert() {
-    let bench = Bench::new().await;
+async fn an_installer_on_an_active_machine_changes_nothing_but_raises_an_alert(on: On) {
+    let bench = Bench::new(on).await;
     let mut machine = bench.machine(100);
     (machine.lifecycle, machine.boot, machine.connected) = (Lifecycle::Active, Boot::Disk, false);
     bench.insert(&machine).await.unwrap();
@@ -114,11 +110,10 @@ async fn an_installer_on_an_active_machine_changes_nothing_but_raises_an_alert()
     assert_eq!(bench.store.rack_revision(bench.rack).await.unwrap(), revision);
 }
 
-#[tokio::test]
-async fn another_racks_machine_is_not_touched() {
-    let bench = Bench::new().await;
+async fn another_racks_machine_is_not_touched(on: On) {
+    let bench = Bench::new(on).await;
     let machine = bench.adopted(100).await;
-    let other = Bench::new().await;
+    let other = Bench::new(on).await;
     // The same database, told by an agent of another rack.
     let rack = other.rack;
     for what in [connection(100, 100), What::Lost, What::Power(Power::Off)] {
@@ -129,9 +124,8 @@ async fn another_racks_machine_is_not_touched() {
     assert_eq!(bench.store.machine("m100").await.unwrap(), machine);
 }
 
-#[tokio::test]
-async fn a_lost_installer_is_no_longer_connected_and_a_gap_is_on_record() {
-    let bench = Bench::new().await;
+async fn a_lost_installer_is_no_longer_connected_and_a_gap_is_on_record(on: On) {
+    let bench = Bench::new(on).await;
     let machine = bench.adopted(100).await;
     let gap = Event { at: at(9), machine: None, what: What::Gap { lost: 7 } };
     take_next(&bench, vec![of(machine.id, What::Lost), gap]).await;
@@ -147,9 +141,8 @@ async fn a_lost_installer_is_no_longer_connected_and_a_gap_is_on_record() {
     .await;
 }
 
-#[tokio::test]
-async fn a_full_range_is_an_alert_of_its_rack() {
-    let bench = Bench::new().await;
+async fn a_full_range_is_an_alert_of_its_rack(on: On) {
+    let bench = Bench::new(on).await;
     let full = Event { at: at(9), machine: None, what: What::RangeFull { unanswered: 7 } };
     take_next(&bench, vec![full]).await;
     history(&bench, expect![[r#"
@@ -157,9 +150,8 @@ async fn a_full_range_is_an_alert_of_its_rack() {
     "#]]).await;
 }
 
-#[tokio::test]
-async fn what_belongs_to_another_run_or_try_is_on_record_and_changes_no_run() {
-    let bench = Bench::new().await;
+async fn what_belongs_to_another_run_or_try_is_on_record_and_changes_no_run(on: On) {
+    let bench = Bench::new(on).await;
     let machine = bench.adopted(100).await;
     let run = bench.deploy(&machine).await.unwrap();
     let old = RunId::fresh();
@@ -191,9 +183,8 @@ fn words(machine: &Machine) -> Vec<String> {
     machine.changes().iter().map(ToString::to_string).collect()
 }
 
-#[tokio::test]
-async fn a_swapped_disk_stops_deploy_and_release_until_an_operator_has_decided() {
-    let bench = Bench::new().await;
+async fn a_swapped_disk_stops_deploy_and_release_until_an_operator_has_decided(on: On) {
+    let bench = Bench::new(on).await;
     let machine = bench.adopted(100).await;
     let mut swapped = inventory(100);
     swapped.disks[0].serial = "S9".into();
@@ -211,9 +202,8 @@ async fn a_swapped_disk_stops_deploy_and_release_until_an_operator_has_decided()
     bench.deploy(&accepted).await.unwrap();
 }
 
-#[tokio::test]
-async fn a_part_of_another_machine_is_named_and_never_taken_silently() {
-    let bench = Bench::new().await;
+async fn a_part_of_another_machine_is_named_and_never_taken_silently(on: On) {
+    let bench = Bench::new(on).await;
     let owner = bench.adopted(100).await;
     let stranger = bench.machine(101);
     let mut with_its_disk = inventory(101);
@@ -233,9 +223,8 @@ async fn a_part_of_another_machine_is_named_and_never_taken_silently() {
     assert_eq!(words(&found(&bench, &owner, without).await), ["disk disk/S100 is gone"]);
 }
 
-#[tokio::test]
-async fn a_new_mainboard_with_new_cards_is_merged_and_keeps_name_address_and_history() {
-    let bench = Bench::new().await;
+async fn a_new_mainboard_with_new_cards_is_merged_and_keeps_name_address_and_history(on: On) {
+    let bench = Bench::new(on).await;
     let machine = bench.adopted(100).await;
     let run = bench.deploy(&machine).await.unwrap();
     let stranger = MachineId::fresh();
@@ -269,9 +258,8 @@ async fn a_new_mainboard_with_new_cards_is_merged_and_keeps_name_address_and_his
     assert_eq!(bench.store.machines(&MachineFilter::default(), MachineOrder::default(), 9).await.unwrap().len(), 1);
 }
 
-#[tokio::test]
-async fn a_machine_moved_to_another_rack_is_found_by_its_parts_and_goes_there_by_an_operators_word() {
-    let bench = Bench::new().await;
+async fn a_machine_moved_to_another_rack_is_found_by_its_parts_and_goes_there_by_an_operators_word(on: On) {
+    let bench = Bench::new(on).await;
     let machine = bench.adopted(100).await;
     let (rack, agent) = bench.another_rack().await;
     let stranger = MachineId::fresh();
@@ -288,9 +276,8 @@ async fn a_machine_moved_to_another_rack_is_found_by_its_parts_and_goes_there_by
     }
 }
 
-#[tokio::test]
-async fn a_machine_that_is_forgotten_is_discovered_anew_and_somebodys_is_not_forgotten() {
-    let bench = Bench::new().await;
+async fn a_machine_that_is_forgotten_is_discovered_anew_and_somebodys_is_not_forgotten(on: On) {
+    let bench = Bench::new(on).await;
     let machine = bench.adopted(100).await;
     let mut tx = bench.store.begin().await.unwrap();
     let active = Machine { lifecycle: Lifecycle::Active, ..machine.clone() };
@@ -302,4 +289,20 @@ async fn a_machine_that_is_forgotten_is_discovered_anew_and_somebodys_is_not_for
     take_next(&bench, vec![of(id, connection(100, 100))]).await;
     let again = bench.store.machine(&id.to_string()).await.unwrap();
     assert_eq!((again.lifecycle, again.alert), (Lifecycle::Discovered, None));
+}
+
+on_both! {
+    an_event_is_taken_once_however_batches_overlap,
+    an_unknown_machine_is_discovered_and_a_known_one_recognised_by_its_mac,
+    a_stranger_at_a_machines_address_changes_nothing_but_raises_an_alert,
+    an_installer_on_an_active_machine_changes_nothing_but_raises_an_alert,
+    another_racks_machine_is_not_touched,
+    a_lost_installer_is_no_longer_connected_and_a_gap_is_on_record,
+    a_full_range_is_an_alert_of_its_rack,
+    what_belongs_to_another_run_or_try_is_on_record_and_changes_no_run,
+    a_swapped_disk_stops_deploy_and_release_until_an_operator_has_decided,
+    a_part_of_another_machine_is_named_and_never_taken_silently,
+    a_new_mainboard_with_new_cards_is_merged_and_keeps_name_address_and_history,
+    a_machine_moved_to_another_rack_is_found_by_its_parts_and_goes_there_by_an_operators_word,
+    a_machine_that_is_forgotten_is_discovered_anew_and_somebodys_is_not_forgotten,
 }

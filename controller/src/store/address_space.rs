@@ -431,10 +431,10 @@ impl Tx {
 }
 
 const AGGREGATES: &str = "SELECT * FROM (SELECT aggregates.*, vrfs.name AS vrf_name FROM aggregates
-    JOIN vrfs ON vrfs.number = aggregates.vrf)";
+    JOIN vrfs ON vrfs.number = aggregates.vrf) AS found";
 
 const POOLS: &str = "SELECT * FROM (SELECT pools.*, vrfs.name AS vrf_name FROM pools
-    JOIN vrfs ON vrfs.number = pools.vrf)";
+    JOIN vrfs ON vrfs.number = pools.vrf) AS found";
 
 async fn vrf(executor: impl Into<Executor<'_>>, name: &str) -> Result<Vrf, StoreError> {
     let row = query("SELECT * FROM vrfs WHERE name = $1").bind(name).fetch_optional(executor).await?;

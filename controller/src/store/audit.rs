@@ -354,7 +354,7 @@ mod tests {
     use rackhand_common::audit::{Broken, Verifier};
 
     use super::*;
-    use crate::store::tests::{Bench, at};
+    use crate::store::tests::{Bench, On, at, on_both};
 
     fn asked(by: &str) -> Asked {
         Asked {
@@ -389,9 +389,8 @@ mod tests {
         verifier.end().map(|end| end.number)
     }
 
-    #[tokio::test]
-    async fn what_a_request_changes_is_recorded_with_both_digests_and_what_else_happens_is_not() {
-        let bench = Bench::new().await;
+    async fn what_a_request_changes_is_recorded_with_both_digests_and_what_else_happens_is_not(on: On) {
+        let bench = Bench::new(on).await;
         let id = bench.adopted(1).await.id.to_string();
         rename(&bench, &id, "by-nobody").await;
         asked("admin").scope(rename(&bench, &id, "web-1")).await;
@@ -420,8 +419,7 @@ mod tests {
         assert!(bench.store.records(None, &nobody, 10).await.unwrap().is_empty());
     }
 
-    #[tokio::test]
-    async fn tampering_with_the_database_is_named() {
+    async fn tampering_with_the_database_is_named(on: On) {
         let tampering = [
             ("UPDATE audit SET actor = 'x' WHERE number = 2", Broken::Altered(2)),
             ("UPDATE audit SET at = at + 1 WHERE number = 3", Broken::Altered(3)),
@@ -431,7 +429,7 @@ mod tests {
             ("UPDATE audit SET number = 9 WHERE number = 2", Broken::Missing(2)),
         ];
         for (statement, named) in tampering {
-            let bench = Bench::new().await;
+            let bench = Bench::new(on).await;
             let id = bench.adopted(1).await.id.to_string();
             for name in ["a", "b", "c"] {
                 asked("admin").scope(rename(&bench, &id, name)).await;
@@ -443,9 +441,8 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn records_of_many_requests_at_once_make_one_chain() {
-        let bench = Bench::new().await;
+    async fn records_of_many_requests_at_once_make_one_chain(on: On) {
+        let bench = Bench::new(on).await;
         let id = bench.adopted(1).await.id.to_string();
         for round in 0..3 {
             let names = (0..10).map(|number| format!("n{round}-{number}"));
@@ -462,5 +459,11 @@ mod tests {
         }
         while bench.store.link_records().await.unwrap() > 0 {}
         assert_eq!(chain(&bench).await, Ok(30));
+    }
+
+    on_both! {
+        what_a_request_changes_is_recorded_with_both_digests_and_what_else_happens_is_not,
+        tampering_with_the_database_is_named,
+        records_of_many_requests_at_once_make_one_chain,
     }
 }

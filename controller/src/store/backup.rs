@@ -1,5 +1,5 @@
-//! A backup: the whole database in one SQLite file, with what else belongs to a controller in
-//! tables of its own. Written while others write to the database; read without trusting it.
+//! A backup: the whole database in one SQLite file, whichever database it is of, with what else
+//! belongs to a controller in tables of its own. Written while others write to the database; read without trusting it.
 //! And a look at a database that may be damaged.
 
 use std::{collections::BTreeMap, path::Path};
@@ -7,10 +7,15 @@ use std::{collections::BTreeMap, path::Path};
 use jiff::Timestamp;
 use sqlx::{
     Connection as _, Row as _, SqliteConnection,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode},
+    postgres::PgPoolOptions,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions},
 };
 
-use super::{StoreError, micros, timestamp};
+use super::{
+    Place, StoreError,
+    database::{Database, connect, is_of_this_version, query, query_scalar},
+    micros, timestamp, transfer,
+};
 
 /// The form of the backup's own tables.
 const FORMAT: i64 = 1;
@@ -29,14 +34,23 @@ pub struct Contents {
 }
 
 /// Copies the database at `from`, which others may be using, into the empty file `to`.
-pub async fn write_backup(from: &Path, to: &Path, contents: &Contents) -> Result<(), StoreError> {
+pub async fn write_copy(from: &Place, to: &Path) -> Result<(), StoreError> {
+    let from = match from {
+        Place::Server(options) => return transfer::to_file(options, to).await,
+        Place::File(path) => path,
+    };
     // No pool, no migrations: the database may be served by another version just now.
     let mut database = SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(from)).await?;
     let path = to
         .to_str()
         .ok_or_else(|| StoreError::Database(sqlx::Error::Configuration("a path that is not UTF-8".into())))?;
     sqlx::query("VACUUM INTO $1").bind(path).execute(&mut database).await?;
-    database.close().await?;
+    Ok(database.close().await?)
+}
+
+/// A copy of the database at `from`, and what else belongs to a controller.
+pub async fn write_backup(from: &Place, to: &Path, contents: &Contents) -> Result<(), StoreError> {
+    write_copy(from, to).await?;
 
     let options = SqliteConnectOptions::new().filename(to).journal_mode(SqliteJournalMode::Delete);
     let mut backup = SqliteConnection::connect_with(&options).await?;
@@ -110,6 +124,23 @@ pub async fn read_backup(copy: &Path) -> Result<Contents, StoreError> {
     Ok(contents)
 }
 
+/// Whether there is a controller's data in a server's database, which is brought up to date.
+pub async fn is_occupied(place: &Place) -> Result<bool, StoreError> {
+    let database = Database::open(place).await?;
+    let tokens: i64 = query_scalar("SELECT COUNT(*) FROM tokens").fetch_one(&database).await?;
+    database.close().await;
+    Ok(tokens > 0)
+}
+
+/// Puts what is in a file, which [`Store::open`](super::Store::open) has brought up to date, in
+/// place of all that is in a server's database.
+pub async fn fill(place: &Place, from: &Path) -> Result<(), StoreError> {
+    let database = Database::open(place).await?;
+    transfer::from_file(from, &database).await?;
+    database.close().await;
+    Ok(())
+}
+
 /// A database as it was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Examined {
@@ -124,23 +155,33 @@ pub struct Examined {
 }
 
 /// Looks at the database, which others may be using, and changes nothing.
-pub async fn examine(database: &Path) -> Result<Examined, StoreError> {
-    let options = SqliteConnectOptions::new().filename(database);
-    let mut connection = SqliteConnection::connect_with(&options).await?;
-    let said: Vec<String> = sqlx::query_scalar("PRAGMA quick_check(5)").fetch_all(&mut connection).await?;
-    if said != ["ok"] {
-        return Ok(Examined { damage: said, ..Examined::default() });
-    }
-    let newest: Option<i64> = sqlx::query_scalar("SELECT MAX(at) FROM events").fetch_one(&mut connection).await?;
-    let images = sqlx::query("SELECT name, manifest FROM images WHERE state = 'ready' ORDER BY name")
-        .fetch_all(&mut connection)
+pub async fn examine(database: &Place) -> Result<Examined, StoreError> {
+    let database = match database {
+        Place::File(path) => {
+            let options = SqliteConnectOptions::new().filename(path);
+            let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+            let said: Vec<String> = sqlx::query_scalar("PRAGMA quick_check(5)").fetch_all(&pool).await?;
+            if said != ["ok"] {
+                return Ok(Examined { damage: said, ..Examined::default() });
+            }
+            Database::Sqlite(pool)
+        }
+        Place::Server(options) => {
+            let mut connection = connect(options).await?;
+            is_of_this_version(&mut connection).await?;
+            connection.close().await?;
+            Database::Postgres(PgPoolOptions::new().max_connections(1).connect_with(*options.clone()).await?)
+        }
+    };
+    let newest: Option<i64> = query_scalar("SELECT MAX(at) FROM events").fetch_one(&database).await?;
+    let images = query("SELECT name, manifest FROM images WHERE state = 'ready' ORDER BY name")
+        .fetch_all(&database)
         .await?
         .iter()
         .map(|row| Ok((row.try_get("name")?, row.try_get("manifest")?)))
         .collect::<Result<_, StoreError>>()?;
-    let waiting = sqlx::query_scalar("SELECT name FROM racks WHERE restored IS NOT NULL ORDER BY name")
-        .fetch_all(&mut connection)
-        .await?;
-    connection.close().await?;
+    let waiting =
+        query_scalar("SELECT name FROM racks WHERE restored IS NOT NULL ORDER BY name").fetch_all(&database).await?;
+    database.close().await;
     Ok(Examined { damage: Vec::new(), newest: newest.map(timestamp).transpose()?, images, waiting })
 }

@@ -3,7 +3,10 @@
 
 use sqlx::AssertSqlSafe;
 
-use super::{Pool, Store, StoreError, database::query};
+use super::{
+    Pool, Store, StoreError, Tx,
+    database::{Database, Transaction, query},
+};
 
 /// Blocks in one transaction.
 const CHUNK: u64 = 1 << 19;
@@ -18,8 +21,10 @@ impl Store {
             tx.pool_prefix(pool.number, root).await?.ok_or(StoreError::NotFound("prefix of a pool"))?;
         tx.commit().await?;
         let blocks = 1u64 << (length - root.length());
+        let (start, id) = self.numbered();
         for first in (0..blocks).step_by(CHUNK as usize) {
             let mut tx = self.begin().await?;
+            tx.take_long().await?;
             let last = blocks.min(first + CHUNK) - 1;
             if first == 0 {
                 query("DELETE FROM prefixes WHERE pool = $1 AND state = 'free'")
@@ -30,15 +35,15 @@ impl Store {
             // The leaves, and above them every prefix that begins in this chunk.
             for depth in root.depth()..=length + 96 {
                 let step = 1u64 << (length + 96 - depth);
-                query(
+                query(AssertSqlSafe(format!(
                     "WITH RECURSIVE block (number) AS (
                          SELECT $1 + ($6 - $1 % $6) % $6
                          UNION ALL SELECT number + $6 FROM block WHERE number + $6 <= $2)
                      INSERT INTO prefixes (aggregate, start, depth, pool, state)
-                     SELECT $3, unhex(printf('00000000000000000000ffff%08x', $7 + number * $8)), $4, $5,
+                     SELECT $3, {start}, $4, $5,
                             CASE WHEN $4 < $9 THEN 'split' WHEN number % $10 = $10 - 1 THEN 'free' ELSE 'claimed' END
-                     FROM block WHERE number <= $2",
-                )
+                     FROM block WHERE number <= $2"
+                )))
                 .bind(first as i64)
                 .bind(last as i64)
                 .bind(aggregate)
@@ -52,16 +57,15 @@ impl Store {
                 .execute(&mut tx.inner)
                 .await?;
             }
-            query(
+            query(AssertSqlSafe(format!(
                 "WITH RECURSIVE block (number) AS (
                      SELECT $1 UNION ALL SELECT number + 1 FROM block WHERE number < $2)
                  INSERT INTO claims (id, vrf, aggregate, pool, pool_name, start, depth, reserved, name, owner, purpose,
                                      claimed_by, since, until)
-                 SELECT printf('01900000-0000-7000-8000-%012x', number), $3, $4, $5, $6,
-                        unhex(printf('00000000000000000000ffff%08x', $7 + number * $8)), $9, 0, 'filled', '', '',
+                 SELECT {id}, $3, $4, $5, $6, {start}, $9, 0, 'filled', '', '',
                         'bench', 0, 9223372036854775807
-                 FROM block WHERE number % $10 < $10 - 1",
-            )
+                 FROM block WHERE number % $10 < $10 - 1"
+            )))
             .bind(first as i64)
             .bind(last as i64)
             .bind(pool.vrf_number)
@@ -76,6 +80,7 @@ impl Store {
             .await?;
             tx.commit().await?;
         }
+        self.analyze().await?;
         Ok(blocks)
     }
 
@@ -102,13 +107,29 @@ impl Store {
         Ok(())
     }
 
+    /// A block's first address and a claim's id by the block's number, in the database's words.
+    fn numbered(&self) -> (&'static str, &'static str) {
+        match &self.pool {
+            Database::Sqlite(_) => (
+                "unhex(printf('00000000000000000000ffff%08x', $7 + number * $8))",
+                "printf('01900000-0000-7000-8000-%012x', number)",
+            ),
+            Database::Postgres(_) => (
+                "decode('00000000000000000000ffff' || lpad(to_hex($7 + number * $8), 8, '0'), 'hex')",
+                "'01900000-0000-7000-8000-' || lpad(to_hex(number), 12, '0')",
+            ),
+        }
+    }
+
     /// Makes more of a filled pool free: every `gap`th block.
     pub async fn thin(&self, pool: &Pool, length: u8, gap: u64) -> Result<(), StoreError> {
         let root = self.pool_prefixes(pool, 1).await?.pop().ok_or(StoreError::NotFound("prefix of a pool"))?;
         let blocks = 1u64 << (length - root.length());
+        let (start, _) = self.numbered();
         for first in (gap - 1..blocks).step_by((CHUNK / gap * gap) as usize) {
             let last = blocks.min(first + CHUNK / gap * gap) - 1;
             let mut tx = self.begin().await?;
+            tx.take_long().await?;
             for update in [
                 // Unary plus: rows are looked for by their start, not by their pool.
                 "UPDATE prefixes SET state = 'free'
@@ -120,7 +141,7 @@ impl Store {
                 query(AssertSqlSafe(format!(
                     "WITH RECURSIVE block (number) AS (
                          SELECT $1 UNION ALL SELECT number + $6 FROM block WHERE number + $6 <= $2)
-                     {update} (SELECT unhex(printf('00000000000000000000ffff%08x', $7 + number * $8)) FROM block)"
+                     {update} (SELECT {start} FROM block)"
                 )))
                 .bind(first as i64)
                 .bind(last as i64)
@@ -135,7 +156,26 @@ impl Store {
             }
             tx.commit().await?;
         }
+        self.analyze().await
+    }
+
+    /// Has what PostgreSQL knows of the tables renewed, which it would do itself by and by.
+    async fn analyze(&self) -> Result<(), StoreError> {
+        if let Database::Postgres(_) = self.pool {
+            query("ANALYZE prefixes").execute(&self.pool).await?;
+            query("ANALYZE claims").execute(&self.pool).await?;
+        }
         Ok(())
+    }
+}
+
+impl Tx {
+    /// Lifts the limit on how long a statement takes.
+    async fn take_long(&mut self) -> Result<(), StoreError> {
+        match self.inner {
+            Transaction::Sqlite(_) => Ok(()),
+            Transaction::Postgres(_) => self.say("SET LOCAL statement_timeout = 0").await,
+        }
     }
 }
 

@@ -17,11 +17,13 @@ mod claims;
 mod commands;
 mod database;
 mod dry_run;
+mod error;
 mod events;
 mod filled;
 mod health;
 mod images;
 mod machines;
+mod place;
 mod plans;
 mod prefixes;
 mod queue;
@@ -29,14 +31,12 @@ mod racks;
 mod requests;
 mod runs;
 mod tokens;
+mod transfer;
 
 use std::{
     fmt,
-    os::unix::fs::OpenOptionsExt as _,
-    path::Path,
     str::FromStr,
-    sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, atomic::AtomicU32},
 };
 
 use futures_util::future::BoxFuture;
@@ -47,23 +47,21 @@ use rackhand_common::{
     seal::{Seal, Sealed as _},
 };
 use rackhand_fail_points::fail_point;
-use sqlx::{
-    Connection as _,
-    sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
-};
 use tokio::sync::Notify;
 
 pub use self::{
     address_space::{Aggregate, NewPool, Pool, Proof, ProofKind, ProofState, Source, Vrf},
     agents::Agent,
     audit::{Asked, AuditFilter, ChainEnd},
-    backup::{Contents, Examined, examine, read_backup, write_backup},
+    backup::{Contents, Examined, examine, fill, is_occupied, read_backup, write_backup, write_copy},
     claims::{Claim, ClaimFilter, Holder},
     commands::StoredCommand,
     dry_run::{dry_run, is_dry_run},
+    error::StoreError,
     events::{EventFilter, Happened, StoredEvent},
     images::{Image, ImageState, ImageVersion, NewImage, Stored},
     machines::{Machine, MachineFilter, MachineOrder},
+    place::{NoPlace, Place},
     plans::Plan,
     racks::{Rack, SoundNetwork, Unsound},
     requests::{KeyedRequest, Known},
@@ -77,74 +75,6 @@ use self::{
     queue::{Queue, Turn},
 };
 
-/// Why the store did not do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// There is no such row.
-    #[error("no such {0}")]
-    NotFound(&'static str),
-    /// A uniqueness rule forbids it: the name of what is taken.
-    #[error("{0} is already taken")]
-    Taken(&'static str),
-    /// The row changed since it was read.
-    #[error("{0} was changed by someone else")]
-    Changed(&'static str),
-    /// Too many others write.
-    #[error("the controller's database is busy with what others write, and this was not stored: try again later")]
-    Busy,
-    /// SQLite found no room for what was to be written; nothing of it was.
-    #[error(
-        "the controller's disk is full, and this was not stored: make room on the file system of its data directory"
-    )]
-    Full(#[source] sqlx::Error),
-    /// Writing failed: whether this was stored is not known.
-    #[error("the controller's database cannot be written: look at its disk and file system, and at the kernel's log")]
-    Unwritable(#[source] sqlx::Error),
-    /// The database failed.
-    #[error("database failed")]
-    Database(#[source] sqlx::Error),
-    /// A stored value cannot be read: damage, or a newer version's.
-    #[error("stored {0} cannot be read")]
-    Damaged(&'static str, #[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Its secrets cannot be read with the key at hand.
-    #[error("the database is sealed with another key: put back the `seal.key` that belongs to it")]
-    OtherKey,
-}
-
-impl StoreError {
-    /// Whether the database is at fault, and not what was asked: it can be asked again later.
-    pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Full(_) | Self::Unwritable(_) | Self::Busy)
-    }
-}
-
-impl From<std::io::Error> for StoreError {
-    fn from(error: std::io::Error) -> Self {
-        sqlx::Error::Io(error).into()
-    }
-}
-
-impl From<sqlx::Error> for StoreError {
-    fn from(error: sqlx::Error) -> Self {
-        let code = match &error {
-            sqlx::Error::Database(told) => told.code().and_then(|code| code.parse::<u32>().ok()),
-            _ => None,
-        };
-        // The lowest byte is the kind of failure, those above it where in SQLite it was met.
-        match code.map(|code| code & 0xFF) {
-            Some(SQLITE_FULL) => Self::Full(error),
-            Some(SQLITE_READONLY | SQLITE_IOERR) => Self::Unwritable(error),
-            _ if matches!(error, sqlx::Error::Io(_)) => Self::Unwritable(error),
-            _ => Self::Database(error),
-        }
-    }
-}
-
-// Result codes of SQLite.
-const SQLITE_READONLY: u32 = 8;
-const SQLITE_IOERR: u32 = 10;
-const SQLITE_FULL: u32 = 13;
-
 /// A handle on the database; clones share one pool.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -154,6 +84,7 @@ pub struct Store {
     gate: Option<Arc<dyn Gate>>,
     condition: Arc<Condition>,
     recorded: Arc<Notify>,
+    keyed: Arc<AtomicU32>,
 }
 
 /// Whether the database takes what is written to it, as far as anybody tried.
@@ -185,46 +116,18 @@ pub enum Space {
 }
 
 impl Store {
-    /// Opens the database, making it where there is none, and brings its schema up to date. Its
+    /// Opens the database, making its file where there is none, and brings its schema up to date. Its
     /// secrets are sealed with `seal`, always the same for one database.
-    pub async fn open(path: &Path, seal: Seal) -> Result<Self, StoreError> {
-        // SQLite takes an empty file for a new database, and gives its mode to those beside it.
-        match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(StoreError::Database(sqlx::Error::Io(error)));
-            }
-            _ => {}
-        }
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            // What is blanked is to be gone from the file too: user data holds passwords.
-            .pragma("secure_delete", "ON")
-            // SQLite has one writer; others wait for it this long before they fail.
-            .busy_timeout(Duration::from_secs(10));
-        // Four connections: one writer, and readers for the API that it does not block.
-        // A disk that fails makes SQLite roll back by itself. sqlx does not notice: it counts that
-        // connection as in a transaction ever after, and begins none on it.
-        let is_free = |connection: &mut SqliteConnection| !connection.is_in_transaction();
-        let pool = SqlitePoolOptions::new()
-            .max_connections(4)
-            .before_acquire(move |connection, _| {
-                let free = is_free(connection);
-                Box::pin(async move { Ok(free) })
-            })
-            .connect_with(options)
-            .await?;
-        sqlx::migrate!("migrations/sqlite").run(&pool).await.map_err(|error| StoreError::Database(error.into()))?;
+    pub async fn open(place: impl Into<Place>, seal: Seal) -> Result<Self, StoreError> {
+        let pool = Database::open(&place.into()).await?;
         let store = Self {
-            pool: Database::Sqlite(pool),
+            pool,
             queue: Queue::new(),
             seal: Arc::new(seal),
             gate: None,
             condition: Arc::default(),
             recorded: Arc::default(),
+            keyed: Arc::default(),
         };
         store.seal_rows().await?;
         Ok(store)
@@ -411,6 +314,7 @@ impl Condition {
         let reason = match error {
             StoreError::Full(_) => "the disk of the database is full",
             StoreError::Unwritable(_) => "the database cannot be written",
+            StoreError::Unreachable(_) => "the server of the database does not answer",
             _ => return,
         };
         self.refused.inc();

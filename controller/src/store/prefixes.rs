@@ -160,8 +160,8 @@ impl Tx {
     /// Leaves whose quarantine is over, in any pool.
     pub(crate) async fn rested_anywhere(&mut self, now: Timestamp, limit: u32) -> Result<Vec<Leaf>, StoreError> {
         query(
-            "SELECT prefixes.* FROM pools CROSS JOIN prefixes ON prefixes.pool = pools.number
-             WHERE prefixes.state = 'quarantined' AND prefixes.until <= $1 LIMIT $2",
+            "SELECT prefixes.* FROM pools CROSS JOIN prefixes
+             WHERE prefixes.pool = pools.number AND prefixes.state = 'quarantined' AND prefixes.until <= $1 LIMIT $2",
         )
         .bind(micros(now))
         .bind(limit)
@@ -278,8 +278,8 @@ impl Store {
     /// Whether the quarantine of anything is over.
     pub(crate) async fn any_rested(&self, now: Timestamp) -> Result<bool, StoreError> {
         let row = query(
-            "SELECT 1 FROM pools CROSS JOIN prefixes ON prefixes.pool = pools.number
-             WHERE prefixes.state = 'quarantined' AND prefixes.until <= $1 LIMIT 1",
+            "SELECT 1 FROM pools CROSS JOIN prefixes
+             WHERE prefixes.pool = pools.number AND prefixes.state = 'quarantined' AND prefixes.until <= $1 LIMIT 1",
         )
         .bind(micros(now))
         .fetch_optional(&self.pool)
@@ -317,7 +317,7 @@ fn read(row: &Row) -> Result<Leaf, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::tests::Bench;
+    use crate::store::tests::{Bench, On, on_both};
 
     impl Tx {
         /// All leaves of a pool, lowest first.
@@ -341,7 +341,7 @@ mod tests {
     /// However full a pool is: a search in an index that has them in the order asked for.
     #[tokio::test]
     async fn what_is_next_free_and_what_is_at_an_address_are_one_seek() {
-        let bench = Bench::new().await;
+        let bench = Bench::new(On::Sqlite).await;
         let next = plan(
             &bench.store,
             "SELECT * FROM prefixes WHERE pool = $1 AND state = 'free' AND depth <= $2
@@ -354,9 +354,8 @@ mod tests {
         assert_eq!(plan(&bench.store, leaf).await, "SEARCH prefixes USING PRIMARY KEY (aggregate=? AND start<?)");
     }
 
-    #[tokio::test]
-    async fn whoever_comes_second_changes_nothing() {
-        let bench = Bench::new().await;
+    async fn whoever_comes_second_changes_nothing(on: On) {
+        let bench = Bench::new(on).await;
         let mut tx = bench.store.begin().await.unwrap();
         let root: Prefix = "10.0.0.0/8".parse().unwrap();
         let vrf = tx.vrf("default").await.unwrap();
@@ -376,5 +375,9 @@ mod tests {
         tx.set_free(leaf, root).await.unwrap();
         assert!(matches!(tx.set_free(leaf, root).await, Err(StoreError::Changed(_))));
         tx.uproot(aggregate, root).await.unwrap();
+    }
+
+    on_both! {
+        whoever_comes_second_changes_nothing,
     }
 }

@@ -32,7 +32,7 @@ impl Queue {
 
     /// Waits for those that came before.
     pub(super) async fn turn(&self) -> Result<Turn, StoreError> {
-        let turn = timeout(PATIENCE, self.0.clone().acquire_owned()).await.map_err(|_| StoreError::Busy)?;
+        let turn = timeout(PATIENCE, self.0.clone().acquire_owned()).await.map_err(|_| StoreError::Busy(None))?;
         Ok(Turn(turn.expect("nobody closes the queue")))
     }
 }
@@ -43,11 +43,13 @@ mod tests {
 
     use futures_util::{FutureExt as _, future::join_all};
 
-    use crate::store::{StoreError, tests::Bench};
+    use crate::store::{
+        StoreError,
+        tests::{Bench, On, on_both},
+    };
 
-    #[tokio::test]
-    async fn writers_that_wait_hold_no_connection_and_whoever_came_first_is_next() {
-        let bench = Bench::new().await;
+    async fn writers_that_wait_hold_no_connection_and_whoever_came_first_is_next(on: On) {
+        let bench = Bench::new(on).await;
         let first = bench.store.begin().await.unwrap();
         let order = Mutex::new(Vec::new());
         let writers = (0..50).map(|number| {
@@ -68,15 +70,19 @@ mod tests {
         assert_eq!(*order.lock().unwrap(), (0..50).collect::<Vec<_>>());
     }
 
-    #[tokio::test]
-    async fn a_writer_that_waits_too_long_is_told_so() {
-        let bench = Bench::new().await;
+    async fn a_writer_that_waits_too_long_is_told_so(on: On) {
+        let bench = Bench::new(on).await;
         let first = bench.store.begin().await.unwrap();
         tokio::time::pause();
         let second = bench.store.begin().await;
-        assert!(matches!(second, Err(StoreError::Busy)), "{second:?}");
+        assert!(matches!(second, Err(StoreError::Busy(None))), "{second:?}");
         tokio::time::resume();
         drop(first);
         bench.store.begin().await.unwrap().commit().await.unwrap();
+    }
+
+    on_both! {
+        writers_that_wait_hold_no_connection_and_whoever_came_first_is_next,
+        a_writer_that_waits_too_long_is_told_so,
     }
 }

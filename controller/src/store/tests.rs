@@ -21,9 +21,100 @@ use rackhand_controller_core::{
 
 use crate::verbs::{Accept, Denied, DeployRequest};
 
+/// The database a test is on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum On {
+    Sqlite,
+    Postgres,
+}
+
+/// Where a test's own database is, as long as it is.
+pub(crate) struct Ground {
+    dir: tempfile::TempDir,
+    server: Option<rackhand_postgres::Database>,
+}
+
+impl Ground {
+    pub(crate) fn new(on: On) -> Self {
+        let server = match on {
+            On::Sqlite => None,
+            On::Postgres => Some(rackhand_postgres::Server::of_this_process().database(migrate)),
+        };
+        Self { dir: tempfile::tempdir().unwrap(), server }
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        match &self.server {
+            None => self.file().into(),
+            Some(_) => Place::of_url(&self.url(), None).unwrap(),
+        }
+    }
+
+    /// The URL, where it is on a server.
+    pub(crate) fn url(&self) -> String {
+        self.server.as_ref().unwrap().url()
+    }
+
+    /// Says something to the server, as its superuser.
+    pub(crate) fn say(&self, words: &str) -> anyhow::Result<String> {
+        self.server.as_ref().unwrap().say(words)
+    }
+
+    /// A directory of the test's own.
+    pub(crate) fn dir(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+
+    /// The file, where it is one.
+    pub(crate) fn file(&self) -> std::path::PathBuf {
+        self.dir.path().join("test.db")
+    }
+
+    pub(crate) async fn store(&self) -> Store {
+        Store::open(self.place(), Seal::new(&[7; 32])).await.unwrap()
+    }
+}
+
+/// Brings a database to the present schema, for others to be copies of it.
+fn migrate(url: &str) {
+    let place = Place::of_url(url, None).unwrap();
+    let migrated = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { Database::open(&place).await.unwrap().close().await })
+    });
+    migrated.join().unwrap();
+}
+
+/// Makes two tests of each function, on SQLite and on PostgreSQL; one that is in no list is never
+/// used, which the compiler tells.
+macro_rules! on_both {
+    (in parallel: $($test:ident),* $(,)?) => {
+        mod in_parallel {
+            on_both! { @ sqlite Sqlite [tokio::test(flavor = "multi_thread", worker_threads = 4)] $($test)* }
+            on_both! { @ postgres Postgres [tokio::test(flavor = "multi_thread", worker_threads = 4)] $($test)* }
+            use super::*;
+        }
+    };
+    ($($test:ident),* $(,)?) => {
+        on_both! { @ sqlite Sqlite [tokio::test] $($test)* }
+        on_both! { @ postgres Postgres [tokio::test] $($test)* }
+    };
+    (@ $module:ident $on:ident [$attribute:meta] $($test:ident)*) => {
+        mod $module {
+            $(
+                #[$attribute]
+                async fn $test() {
+                    super::$test($crate::store::tests::On::$on).await;
+                }
+            )*
+        }
+    };
+}
+pub(crate) use on_both;
+
 /// A database with a rack and its agent.
 pub(crate) struct Bench {
-    dir: tempfile::TempDir,
+    pub(crate) ground: Ground,
     pub(crate) store: Store,
     pub(crate) rack: RackId,
     pub(crate) agent: AgentId,
@@ -63,15 +154,15 @@ pub(crate) fn inventory(last: u8) -> Inventory {
 }
 
 impl Bench {
-    pub(crate) async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("test.db"), Seal::new(&[7; 32])).await.unwrap();
+    pub(crate) async fn new(on: On) -> Self {
+        let ground = Ground::new(on);
+        let store = ground.store().await;
         let agent = AgentId::fresh();
         let mut tx = store.begin().await.unwrap();
         let rack = tx.insert_rack(at(0), "r1", &network()).await.unwrap();
         tx.insert_agent(at(0), agent, rack, KeyPin([0; 32]), at(0)).await.unwrap();
         tx.commit().await.unwrap();
-        Self { dir, store, rack, agent }
+        Self { ground, store, rack, agent }
     }
 
     /// A second rack in the same database, and its agent.
@@ -170,9 +261,8 @@ fn network() -> SoundNetwork {
     SoundNetwork::try_from(network).unwrap()
 }
 
-#[tokio::test]
-async fn a_machine_is_read_as_it_was_written() {
-    let bench = Bench::new().await;
+async fn a_machine_is_read_as_it_was_written(on: On) {
+    let bench = Bench::new(on).await;
     let mut machine = bench.machine(100);
     machine.macs.push(mac(7));
     bench.insert(&machine).await.unwrap();
@@ -197,9 +287,8 @@ async fn a_machine_is_read_as_it_was_written() {
     assert_eq!(tx.machine_by_address(bench.rack, address(100)).await.unwrap().unwrap().id, machine.id);
 }
 
-#[tokio::test]
-async fn a_name_an_address_and_a_mac_are_one_machines() {
-    let bench = Bench::new().await;
+async fn a_name_an_address_and_a_mac_are_one_machines(on: On) {
+    let bench = Bench::new(on).await;
     bench.insert(&bench.machine(100)).await.unwrap();
     let other = bench.machine(101);
     for twin in [
@@ -212,9 +301,8 @@ async fn a_name_an_address_and_a_mac_are_one_machines() {
     bench.insert(&other).await.unwrap();
 }
 
-#[tokio::test]
-async fn machines_racks_runs_and_events_are_read_page_by_page() {
-    let bench = Bench::new().await;
+async fn machines_racks_runs_and_events_are_read_page_by_page(on: On) {
+    let bench = Bench::new(on).await;
     let (mut machines, mut runs, mut racks) = (Vec::new(), Vec::new(), vec![bench.rack]);
     for number in 100..105 {
         let machine = bench.adopted(number).await;
@@ -222,8 +310,10 @@ async fn machines_racks_runs_and_events_are_read_page_by_page() {
         machines.push(machine.id);
         let mut tx = bench.store.begin().await.unwrap();
         racks.push(tx.insert_rack(at(0), &format!("rack {number}"), &network()).await.unwrap());
-        assert!(matches!(tx.insert_rack(at(0), "r1", &network()).await, Err(StoreError::Taken(_))));
         tx.commit().await.unwrap();
+        // PostgreSQL takes nothing in a transaction behind a statement that failed.
+        let mut tx = bench.store.begin().await.unwrap();
+        assert!(matches!(tx.insert_rack(at(0), "r1", &network()).await, Err(StoreError::Taken(_))));
     }
     machines.sort();
     runs.sort();
@@ -272,9 +362,8 @@ async fn machines_racks_runs_and_events_are_read_page_by_page() {
     assert_eq!(bench.store.newest_event().await.unwrap(), all[9].id);
 }
 
-#[tokio::test]
-async fn a_machine_has_one_run_in_progress() {
-    let bench = Bench::new().await;
+async fn a_machine_has_one_run_in_progress(on: On) {
+    let bench = Bench::new(on).await;
     let machine = bench.adopted(100).await;
     let mut run = bench.deploy(&machine).await.unwrap();
     assert_eq!(bench.store.run(run.id).await.unwrap(), run);
@@ -299,9 +388,8 @@ async fn a_machine_has_one_run_in_progress() {
     assert_eq!(bench.store.runs_in_progress().await.unwrap(), [second]);
 }
 
-#[tokio::test]
-async fn what_a_rack_tells_of_a_run_is_kept_only_while_it_runs_and_never_goes_back() {
-    let bench = Bench::new().await;
+async fn what_a_rack_tells_of_a_run_is_kept_only_while_it_runs_and_never_goes_back(on: On) {
+    let bench = Bench::new(on).await;
     let machine = bench.adopted(100).await;
     let other = bench.adopted(101).await;
     let mut run = bench.deploy(&machine).await.unwrap();
@@ -329,9 +417,8 @@ async fn what_a_rack_tells_of_a_run_is_kept_only_while_it_runs_and_never_goes_ba
     assert_eq!((now.result, now.done, now.phoned_home), (Some(done(2)), 1, false));
 }
 
-#[tokio::test]
-async fn a_command_is_issued_once_per_purpose_and_its_first_outcome_stands() {
-    let bench = Bench::new().await;
+async fn a_command_is_issued_once_per_purpose_and_its_first_outcome_stands(on: On) {
+    let bench = Bench::new(on).await;
     let machine = bench.adopted(100).await;
     let run = bench.deploy(&machine).await.unwrap();
     let mut tx = bench.store.begin().await.unwrap();
@@ -350,9 +437,8 @@ async fn a_command_is_issued_once_per_purpose_and_its_first_outcome_stands() {
     assert_eq!(tx.command(run.id, "another").await.unwrap(), None);
 }
 
-#[tokio::test]
-async fn a_nodes_newest_health_replaces_the_one_before() {
-    let bench = Bench::new().await;
+async fn a_nodes_newest_health_replaces_the_one_before(on: On) {
+    let bench = Bench::new(on).await;
     assert_eq!(bench.store.node_health(bench.agent).await.unwrap(), None);
     for load in [1, 2] {
         let health = NodeHealth { load, memory: (1, 2), disk: (1, 2), uptime: 1 };
@@ -366,8 +452,8 @@ async fn a_nodes_newest_health_replaces_the_one_before() {
 #[tokio::test]
 async fn secrets_in_clear_are_sealed_when_the_database_is_opened_and_only_the_same_key_opens_them() {
     const CANARY: &str = "canary-7d1f-in-user-data";
-    let bench = Bench::new().await;
-    let file = bench.dir.path().join("test.db");
+    let bench = Bench::new(On::Sqlite).await;
+    let file = bench.ground.file();
     let machine = bench.adopted(1).await;
     let run = bench.deploy(&machine).await.unwrap();
     // As an earlier version left it.
@@ -389,7 +475,7 @@ async fn secrets_in_clear_are_sealed_when_the_database_is_opened_and_only_the_sa
     query("DELETE FROM seal").execute(&bench.store.pool).await.unwrap();
     bench.store.close().await;
     let is_there = || {
-        let entries = std::fs::read_dir(bench.dir.path()).unwrap();
+        let entries = std::fs::read_dir(bench.ground.dir.path()).unwrap();
         entries
             .map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
             .any(|bytes| bytes.windows(CANARY.len()).any(|window| window == CANARY.as_bytes()))
@@ -408,9 +494,8 @@ async fn secrets_in_clear_are_sealed_when_the_database_is_opened_and_only_the_sa
     assert!(matches!(other, Err(StoreError::OtherKey)), "{other:?}");
 }
 
-#[tokio::test]
-async fn a_key_is_registered_when_it_is_used_and_the_one_before_it_until_then() {
-    let bench = Bench::new().await;
+async fn a_key_is_registered_when_it_is_used_and_the_one_before_it_until_then(on: On) {
+    let bench = Bench::new(on).await;
     let [one, two, three] = [0, 2, 3].map(|n| KeyPin([n; 32]));
     let agent = async || bench.store.agent(bench.agent).await.unwrap();
     let issue = async |key| {
@@ -442,10 +527,9 @@ async fn a_key_is_registered_when_it_is_used_and_the_one_before_it_until_then() 
     assert_eq!(agent().await.revoked, Some(at(2)));
 }
 
-#[tokio::test]
-async fn a_node_is_given_up_once_and_its_codes_and_connections_count_on() {
+async fn a_node_is_given_up_once_and_its_codes_and_connections_count_on(on: On) {
     use crate::succession::{NotReplaced, Which};
-    let bench = Bench::new().await;
+    let bench = Bench::new(on).await;
     let hello = |connection| {
         let incarnation = rackhand_common::id::Incarnation::fresh();
         Hello { incarnation, version: "1".to_owned(), revision: 0, connection }
@@ -506,7 +590,7 @@ impl Gate for Narrow {
 
 #[tokio::test]
 async fn a_full_disk_is_named_takes_nothing_and_is_as_before_once_there_is_room() {
-    let bench = Bench::new().await;
+    let bench = Bench::new(On::Sqlite).await;
     let disk = Arc::new(Narrow { space: std::sync::Mutex::new(Space::Room), fails: false.into() });
     let store = bench.store.clone().gated(disk.clone());
     let events = |from: u64| {
@@ -522,7 +606,7 @@ async fn a_full_disk_is_named_takes_nothing_and_is_as_before_once_there_is_room(
     let kept = store.newest_event().await.unwrap();
 
     for (space, reason, text) in [
-        (Space::Full, "the disk of the database is full", "the controller's disk is full"),
+        (Space::Full, "the disk of the database is full", "the disk of the controller's database is full"),
         (Space::ReadOnly, "the database cannot be written", "the controller's database cannot be written"),
     ] {
         *disk.space.lock().unwrap() = space;
@@ -548,7 +632,7 @@ async fn a_full_disk_is_named_takes_nothing_and_is_as_before_once_there_is_room(
 
 #[tokio::test]
 async fn a_transaction_that_sqlite_rolled_back_by_itself_spoils_no_connection() {
-    let bench = Bench::new().await;
+    let bench = Bench::new(On::Sqlite).await;
     for _ in 0..8 {
         let mut tx = bench.store.begin().await.unwrap();
         query("ROLLBACK").execute(&mut tx.inner).await.unwrap();
@@ -597,7 +681,7 @@ async fn waiting(bench: &Bench) -> Run {
 
 #[tokio::test]
 async fn rows_of_the_next_version_with_further_fields_in_them_are_read_fully() {
-    let bench = Bench::new().await;
+    let bench = Bench::new(On::Sqlite).await;
     let run = waiting(&bench).await;
     let mut tx = bench.store.begin().await.unwrap();
     let vrf = tx.vrf("default").await.unwrap();
@@ -652,9 +736,8 @@ async fn rows_of_the_next_version_with_further_fields_in_them_are_read_fully() {
     assert_eq!(all().await, before);
 }
 
-#[tokio::test]
-async fn a_run_that_waits_for_what_only_a_later_version_knows_is_read_and_goes_on() {
-    let bench = Bench::new().await;
+async fn a_run_that_waits_for_what_only_a_later_version_knows_is_read_and_goes_on(on: On) {
+    let bench = Bench::new(on).await;
     let run = waiting(&bench).await;
     let later = "UPDATE runs SET waiting_for = 'fabric', engine = replace(engine, '\"dhcp\"', '\"fabric\"')";
     assert_eq!(query(later).execute(&bench.store.pool).await.unwrap().rows_affected(), 1);
@@ -665,4 +748,17 @@ async fn a_run_that_waits_for_what_only_a_later_version_knows_is_read_and_goes_o
     let now = rackhand_common::time::Now { mono: Default::default(), wall: at(4) };
     let next = read.engine.resume(now).next(now);
     assert_eq!(next, workflow::Next::Do { step: Step::BootInstaller, attempt: 1 });
+}
+
+on_both! {
+    a_machine_is_read_as_it_was_written,
+    a_name_an_address_and_a_mac_are_one_machines,
+    machines_racks_runs_and_events_are_read_page_by_page,
+    a_machine_has_one_run_in_progress,
+    what_a_rack_tells_of_a_run_is_kept_only_while_it_runs_and_never_goes_back,
+    a_command_is_issued_once_per_purpose_and_its_first_outcome_stands,
+    a_nodes_newest_health_replaces_the_one_before,
+    a_key_is_registered_when_it_is_used_and_the_one_before_it_until_then,
+    a_node_is_given_up_once_and_its_codes_and_connections_count_on,
+    a_run_that_waits_for_what_only_a_later_version_knows_is_read_and_goes_on,
 }

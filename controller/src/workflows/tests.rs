@@ -24,7 +24,10 @@ use rackhand_controller_core::lifecycle::Lifecycle;
 
 use crate::{
     intent,
-    store::{EventFilter, NewImage, PowerChange, SoundNetwork, Stored},
+    store::{
+        EventFilter, NewImage, PowerChange, SoundNetwork, Stored,
+        tests::{Ground, On, on_both},
+    },
     succession::Which,
     verbs::{Accept, Denied, DeployRequest},
 };
@@ -315,7 +318,7 @@ impl Clock for Hand {
 }
 
 struct World {
-    dir: tempfile::TempDir,
+    ground: Ground,
     store: Store,
     node: Arc<Node>,
     clock: Arc<Hand>,
@@ -354,9 +357,9 @@ async fn up_to(polls: u64, future: impl Future) {
 
 impl World {
     /// A rack with one machine, discovered and adopted, and an image.
-    async fn new(behaviour: Behaviour) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("test.db"), rackhand_common::seal::Seal::new(&[7; 32])).await.unwrap();
+    async fn new(on: On, behaviour: Behaviour) -> Self {
+        let ground = Ground::new(on);
+        let store = ground.store().await;
         let network = rackhand_common::intent::Network {
             node: "10.77.0.1/24".parse().unwrap(),
             gateway: None,
@@ -386,7 +389,7 @@ impl World {
         let node = Arc::new(Node { rack, agent, machine, store: store.clone(), state });
         let clock = Arc::new(Hand::default());
         let runner = runner(&store, &node, &clock);
-        let world = Self { dir, store, node, clock, runner, process: Process::Steady, cancel_at: None, turns: 0 };
+        let world = Self { ground, store, node, clock, runner, process: Process::Steady, cancel_at: None, turns: 0 };
         world.node.settle().await;
         let mut tx = world.store.begin().await.unwrap();
         let machine = tx.machine(&world.node.machine.to_string()).await.unwrap();
@@ -471,10 +474,9 @@ fn runner(store: &Store, node: &Arc<Node>, clock: &Arc<Hand>) -> Runner<Arc<Node
     Runner::new(Workflows::new(), store.clone(), node.clone(), clock.clone(), AT_ONCE)
 }
 
-#[tokio::test]
-async fn a_machine_is_deployed_and_released_also_when_the_runner_restarts_at_every_pass() {
+async fn a_machine_is_deployed_and_released_also_when_the_runner_restarts_at_every_pass(on: On) {
     for process in Process::ALL {
-        let mut world = World::new(Behaviour::default()).await;
+        let mut world = World::new(on, Behaviour::default()).await;
         world.process = process;
         let run = world.deploy().await;
         assert_eq!(world.finish(&run).await.status, RunStatus::Done);
@@ -492,11 +494,10 @@ async fn a_machine_is_deployed_and_released_also_when_the_runner_restarts_at_eve
     }
 }
 
-#[tokio::test]
-async fn an_order_that_fails_for_its_image_is_given_once_more() {
+async fn an_order_that_fails_for_its_image_is_given_once_more(on: On) {
     for (until, status) in [(1, RunStatus::Done), (2, RunStatus::Failed)] {
         let mut world =
-            World::new(Behaviour { failing: Some((until, event::Cause::Image)), ..Behaviour::default() }).await;
+            World::new(on, Behaviour { failing: Some((until, event::Cause::Image)), ..Behaviour::default() }).await;
         let run = world.deploy().await;
         let run = world.finish(&run).await;
         assert_eq!((run.status, run.attempt.max(1)), (status, if status == RunStatus::Done { 1 } else { run.attempt }));
@@ -508,9 +509,8 @@ async fn an_order_that_fails_for_its_image_is_given_once_more() {
     }
 }
 
-#[tokio::test]
-async fn a_release_that_fails_ends_in_quarantine_and_names_why() {
-    let mut world = World::new(Behaviour::default()).await;
+async fn a_release_that_fails_ends_in_quarantine_and_names_why(on: On) {
+    let mut world = World::new(on, Behaviour::default()).await;
     let run = world.deploy().await;
     world.finish(&run).await;
     world.node.state.lock().unwrap().behaviour.failing = Some((9, event::Cause::Verify));
@@ -522,9 +522,8 @@ async fn a_release_that_fails_ends_in_quarantine_and_names_why() {
     assert!(machine.alert.unwrap().contains("verify"));
 }
 
-#[tokio::test]
-async fn an_installer_that_hangs_is_restarted_before_the_machine_is_ready_again() {
-    let mut world = World::new(Behaviour { hangs: true, ..Behaviour::default() }).await;
+async fn an_installer_that_hangs_is_restarted_before_the_machine_is_ready_again(on: On) {
+    let mut world = World::new(on, Behaviour { hangs: true, ..Behaviour::default() }).await;
     let run = world.deploy().await;
     let run = world.finish(&run).await;
     assert_eq!((run.status, run.cause.as_deref()), (RunStatus::Failed, Some("overdue")));
@@ -534,9 +533,8 @@ async fn an_installer_that_hangs_is_restarted_before_the_machine_is_ready_again(
     assert!(events.iter().any(|event| matches!(event.body, Happened::Alert { .. })));
 }
 
-#[tokio::test]
-async fn a_system_that_never_calls_home_leaves_the_machine_ready_and_in_its_installer() {
-    let mut world = World::new(Behaviour { silent: true, ..Behaviour::default() }).await;
+async fn a_system_that_never_calls_home_leaves_the_machine_ready_and_in_its_installer(on: On) {
+    let mut world = World::new(on, Behaviour { silent: true, ..Behaviour::default() }).await;
     let run = world.deploy().await;
     let run = world.finish(&run).await;
     assert_eq!((run.status, run.cause.as_deref()), (RunStatus::Failed, Some("overdue")));
@@ -544,9 +542,8 @@ async fn a_system_that_never_calls_home_leaves_the_machine_ready_and_in_its_inst
     assert_eq!((machine.lifecycle, machine.connected), (Lifecycle::Ready, true));
 }
 
-#[tokio::test]
-async fn a_cancel_waits_for_the_installer_and_leaves_the_machine_ready() {
-    let mut world = World::new(Behaviour { hangs: true, ..Behaviour::default() }).await;
+async fn a_cancel_waits_for_the_installer_and_leaves_the_machine_ready(on: On) {
+    let mut world = World::new(on, Behaviour { hangs: true, ..Behaviour::default() }).await;
     let run = world.deploy().await;
     world.turn().await;
     world.cancel(&run).await.unwrap();
@@ -558,9 +555,8 @@ async fn a_cancel_waits_for_the_installer_and_leaves_the_machine_ready() {
     assert_eq!((machine.lifecycle, machine.order), (Lifecycle::Ready, None));
 }
 
-#[tokio::test]
-async fn a_run_whose_agent_is_away_says_so_and_goes_on_when_it_is_back() {
-    let mut world = World::new(Behaviour::default()).await;
+async fn a_run_whose_agent_is_away_says_so_and_goes_on_when_it_is_back(on: On) {
+    let mut world = World::new(on, Behaviour::default()).await;
     let run = world.deploy().await;
     world.finish(&run).await;
     world.node.state.lock().unwrap().behaviour.unreachable = true;
@@ -573,9 +569,8 @@ async fn a_run_whose_agent_is_away_says_so_and_goes_on_when_it_is_back() {
     assert_eq!(world.finish(&run).await.status, RunStatus::Done);
 }
 
-#[tokio::test]
-async fn a_cycle_whose_outcome_is_unknown_is_looked_into_and_not_done_twice() {
-    let mut world = World::new(Behaviour { unknown: true, ..Behaviour::default() }).await;
+async fn a_cycle_whose_outcome_is_unknown_is_looked_into_and_not_done_twice(on: On) {
+    let mut world = World::new(on, Behaviour { unknown: true, ..Behaviour::default() }).await;
     let mut tx = world.store.begin().await.unwrap();
     let machine = tx.machine("m-3456").await.unwrap();
     let run = tx.start_power(at(0).wall, &machine, PowerChange::Cycle).await.unwrap();
@@ -588,10 +583,10 @@ async fn a_cycle_whose_outcome_is_unknown_is_looked_into_and_not_done_twice() {
 }
 
 /// Deploys, and releases what came of it; however the controller's process lives.
-async fn check(behaviour: Behaviour, cancel_at: Option<u32>, expect: Expect) {
+async fn check(on: On, behaviour: Behaviour, cancel_at: Option<u32>, expect: Expect) {
     let mut outs = Vec::new();
     for process in Process::ALL {
-        let mut world = World::new(behaviour).await;
+        let mut world = World::new(on, behaviour).await;
         (world.process, world.cancel_at) = (process, cancel_at);
         let mut out = String::new();
         for verb in ["deploy", "release"] {
@@ -621,9 +616,9 @@ async fn check(behaviour: Behaviour, cancel_at: Option<u32>, expect: Expect) {
     expect.assert_eq(&outs[0]);
 }
 
-#[tokio::test]
-async fn a_system_that_calls_home_while_it_is_switched_off_is_handed_over_afterwards() {
+async fn a_system_that_calls_home_while_it_is_switched_off_is_handed_over_afterwards(on: On) {
     check(
+        on,
         Behaviour { late: true, delay: 4, ..Behaviour::default() },
         None,
         expect![[r#"
@@ -635,9 +630,9 @@ async fn a_system_that_calls_home_while_it_is_switched_off_is_handed_over_afterw
     .await;
 }
 
-#[tokio::test]
-async fn a_machine_reset_in_mid_write_is_given_the_same_order_again() {
+async fn a_machine_reset_in_mid_write_is_given_the_same_order_again(on: On) {
     check(
+        on,
         Behaviour { resets: true, ..Behaviour::default() },
         None,
         expect![[r#"
@@ -649,9 +644,9 @@ async fn a_machine_reset_in_mid_write_is_given_the_same_order_again() {
     .await;
 }
 
-#[tokio::test]
-async fn an_installer_that_falls_silent_in_mid_write_is_brought_back_and_goes_on() {
+async fn an_installer_that_falls_silent_in_mid_write_is_brought_back_and_goes_on(on: On) {
     check(
+        on,
         Behaviour { vanishes: true, ..Behaviour::default() },
         None,
         expect![[r#"
@@ -663,9 +658,9 @@ async fn an_installer_that_falls_silent_in_mid_write_is_brought_back_and_goes_on
     .await;
 }
 
-#[tokio::test]
-async fn an_agent_that_dies_in_a_restart_is_looked_into_before_another() {
+async fn an_agent_that_dies_in_a_restart_is_looked_into_before_another(on: On) {
     check(
+        on,
         Behaviour { unknown: true, ..Behaviour::default() },
         None,
         expect![[r#"
@@ -677,9 +672,9 @@ async fn an_agent_that_dies_in_a_restart_is_looked_into_before_another() {
     .await;
 }
 
-#[tokio::test]
-async fn slow_commands_are_waited_for() {
+async fn slow_commands_are_waited_for(on: On) {
     check(
+        on,
         Behaviour { delay: 7, ..Behaviour::default() },
         None,
         expect![[r#"
@@ -691,9 +686,9 @@ async fn slow_commands_are_waited_for() {
     .await;
 }
 
-#[tokio::test]
-async fn an_image_that_never_arrives_fails_the_deploy() {
+async fn an_image_that_never_arrives_fails_the_deploy(on: On) {
     check(
+        on,
         Behaviour { failing: Some((2, event::Cause::Image)), ..Behaviour::default() },
         None,
         expect![[r#"
@@ -704,9 +699,9 @@ async fn an_image_that_never_arrives_fails_the_deploy() {
     .await;
 }
 
-#[tokio::test]
-async fn disks_that_differ_fail_the_deploy_before_anything_is_written() {
+async fn disks_that_differ_fail_the_deploy_before_anything_is_written(on: On) {
     check(
+        on,
         Behaviour { failing: Some((9, event::Cause::DisksDiffer)), ..Behaviour::default() },
         None,
         expect![[r#"
@@ -717,25 +712,23 @@ async fn disks_that_differ_fail_the_deploy_before_anything_is_written() {
     .await;
 }
 
-#[tokio::test]
-async fn a_hanging_installer_fails_the_deploy() {
-    check(Behaviour { hangs: true, ..Behaviour::default() }, None, expect![[r#"
+async fn a_hanging_installer_fails_the_deploy(on: On) {
+    check(on, Behaviour { hangs: true, ..Behaviour::default() }, None, expect![[r#"
         deploy failed (overdue: waited for image too long: installer has not begun; the disk may hold an unfinished system): ready
         network boots: 1
     "#]]).await;
 }
 
-#[tokio::test]
-async fn a_silent_system_fails_the_deploy() {
-    check(Behaviour { silent: true, ..Behaviour::default() }, None, expect![[r#"
+async fn a_silent_system_fails_the_deploy(on: On) {
+    check(on, Behaviour { silent: true, ..Behaviour::default() }, None, expect![[r#"
         deploy failed (overdue: waited for DHCP too long: powered on, has not asked for an address; the disk holds a system that was never handed over): ready
         network boots: 1
     "#]]).await;
 }
 
-#[tokio::test]
-async fn a_cancel_at_once_undoes_the_deploy() {
+async fn a_cancel_at_once_undoes_the_deploy(on: On) {
     check(
+        on,
         Behaviour { hangs: true, ..Behaviour::default() },
         Some(0),
         expect![[r#"
@@ -746,11 +739,10 @@ async fn a_cancel_at_once_undoes_the_deploy() {
     .await;
 }
 
-#[tokio::test]
-async fn a_cancel_at_any_moment_ends_in_a_named_state() {
+async fn a_cancel_at_any_moment_ends_in_a_named_state(on: On) {
     for cancel_at in 0..6 {
         for delay in [0, 3] {
-            let mut world = World::new(Behaviour { late: true, delay, ..Behaviour::default() }).await;
+            let mut world = World::new(on, Behaviour { late: true, delay, ..Behaviour::default() }).await;
             (world.process, world.cancel_at) = (Process::Killed(u64::from(cancel_at)), Some(cancel_at));
             let run = world.deploy().await;
             let run = world.finish(&run).await;
@@ -760,11 +752,10 @@ async fn a_cancel_at_any_moment_ends_in_a_named_state() {
     }
 }
 
-#[tokio::test]
-async fn a_power_command_that_comes_late_does_not_reach_the_system_deployed_meanwhile() {
+async fn a_power_command_that_comes_late_does_not_reach_the_system_deployed_meanwhile(on: On) {
     for process in Process::ALL {
         // Longer than a power run waits, shorter than the deploy and the turns after it.
-        let mut world = World::new(Behaviour { delay: 45, ..Behaviour::default() }).await;
+        let mut world = World::new(on, Behaviour { delay: 45, ..Behaviour::default() }).await;
         world.process = process;
         let mut tx = world.store.begin().await.unwrap();
         let machine = tx.machine("m-3456").await.unwrap();
@@ -783,10 +774,9 @@ async fn a_power_command_that_comes_late_does_not_reach_the_system_deployed_mean
     }
 }
 
-#[tokio::test]
-async fn the_owner_of_an_active_machine_switches_its_power_once() {
+async fn the_owner_of_an_active_machine_switches_its_power_once(on: On) {
     for process in Process::ALL {
-        let mut world = World::new(Behaviour { delay: 3, ..Behaviour::default() }).await;
+        let mut world = World::new(on, Behaviour { delay: 3, ..Behaviour::default() }).await;
         world.process = process;
         let run = world.deploy().await;
         world.finish(&run).await;
@@ -803,9 +793,9 @@ async fn the_owner_of_an_active_machine_switches_its_power_once() {
 
 #[tokio::test]
 async fn user_data_is_sealed_in_the_database_and_gone_from_it_after_the_run() {
-    let mut world = World::new(Behaviour::default()).await;
+    let mut world = World::new(On::Sqlite, Behaviour::default()).await;
     let run = world.deploy().await;
-    let file = world.dir.path().join("test.db");
+    let file = world.ground.file();
     let is_there = |text: &str| {
         let bytes = |path: &std::path::Path| std::fs::read(path).unwrap_or_default();
         let both = [bytes(&file), bytes(&file.with_extension("db-wal"))].concat();
@@ -822,8 +812,8 @@ async fn user_data_is_sealed_in_the_database_and_gone_from_it_after_the_run() {
 
 /// A deploy of a machine that is not in its installer, up to where the node has the command that
 /// restarts it and has not told how it ended.
-async fn with_a_command_in_flight() -> (World, Run) {
-    let mut world = World::new(Behaviour { delay: 1000, ..Behaviour::default() }).await;
+async fn with_a_command_in_flight(on: On) -> (World, Run) {
+    let mut world = World::new(on, Behaviour { delay: 1000, ..Behaviour::default() }).await;
     let mut tx = world.store.begin().await.unwrap();
     let mut machine = tx.machine("m-3456").await.unwrap();
     machine.connected = false;
@@ -864,9 +854,8 @@ impl World {
     }
 }
 
-#[tokio::test]
-async fn a_command_of_a_node_that_is_lost_is_looked_into_by_the_node_that_follows_before_it_is_done_again() {
-    let (mut world, run) = with_a_command_in_flight().await;
+async fn a_command_of_a_node_that_is_lost_is_looked_into_by_the_node_that_follows_before_it_is_done_again(on: On) {
+    let (mut world, run) = with_a_command_in_flight(on).await;
     let lost = *world.node.state.lock().unwrap().ledger.keys().next().unwrap();
     world.replace_node().await;
     // At once, not when the command's time is over: a node is waited for, to look.
@@ -893,9 +882,8 @@ async fn a_command_of_a_node_that_is_lost_is_looked_into_by_the_node_that_follow
     assert!(handed_over >= Duration::from_secs(360), "{handed_over:?}");
 }
 
-#[tokio::test]
-async fn a_command_that_no_node_was_offered_waits_for_the_node_that_follows() {
-    let mut world = World::new(Behaviour::default()).await;
+async fn a_command_that_no_node_was_offered_waits_for_the_node_that_follows(on: On) {
+    let mut world = World::new(on, Behaviour::default()).await;
     let run = world.deploy().await;
     world.finish(&run).await;
     world.node.state.lock().unwrap().behaviour.unreachable = true;
@@ -912,9 +900,8 @@ async fn a_command_that_no_node_was_offered_waits_for_the_node_that_follows() {
     assert_eq!(world.node.state.lock().unwrap().ledger.len(), 1);
 }
 
-#[tokio::test]
-async fn a_restart_that_the_lost_node_did_carry_out_is_not_done_again() {
-    let (mut world, run) = with_a_command_in_flight().await;
+async fn a_restart_that_the_lost_node_did_carry_out_is_not_done_again(on: On) {
+    let (mut world, run) = with_a_command_in_flight(on).await;
     let started = {
         let mut state = world.node.state.lock().unwrap();
         let (_, command) = state.pending.pop_front().unwrap();
@@ -929,4 +916,31 @@ async fn a_restart_that_the_lost_node_did_carry_out_is_not_done_again() {
     let run = world.finish(&run).await;
     assert_eq!((run.status, world.machine().await.lifecycle), (RunStatus::Done, Lifecycle::Active));
     assert_eq!(world.node.state.lock().unwrap().network_boots, 1);
+}
+
+on_both! {
+    a_command_of_a_node_that_is_lost_is_looked_into_by_the_node_that_follows_before_it_is_done_again,
+    a_restart_that_the_lost_node_did_carry_out_is_not_done_again,
+    a_system_that_calls_home_while_it_is_switched_off_is_handed_over_afterwards,
+    a_machine_reset_in_mid_write_is_given_the_same_order_again,
+    an_installer_that_falls_silent_in_mid_write_is_brought_back_and_goes_on,
+    an_agent_that_dies_in_a_restart_is_looked_into_before_another,
+    slow_commands_are_waited_for,
+    an_image_that_never_arrives_fails_the_deploy,
+    disks_that_differ_fail_the_deploy_before_anything_is_written,
+    a_hanging_installer_fails_the_deploy,
+    a_silent_system_fails_the_deploy,
+    a_cancel_at_once_undoes_the_deploy,
+    a_machine_is_deployed_and_released_also_when_the_runner_restarts_at_every_pass,
+    an_order_that_fails_for_its_image_is_given_once_more,
+    a_release_that_fails_ends_in_quarantine_and_names_why,
+    an_installer_that_hangs_is_restarted_before_the_machine_is_ready_again,
+    a_system_that_never_calls_home_leaves_the_machine_ready_and_in_its_installer,
+    a_cancel_waits_for_the_installer_and_leaves_the_machine_ready,
+    a_run_whose_agent_is_away_says_so_and_goes_on_when_it_is_back,
+    a_cycle_whose_outcome_is_unknown_is_looked_into_and_not_done_twice,
+    a_cancel_at_any_moment_ends_in_a_named_state,
+    a_power_command_that_comes_late_does_not_reach_the_system_deployed_meanwhile,
+    the_owner_of_an_active_machine_switches_its_power_once,
+    a_command_that_no_node_was_offered_waits_for_the_node_that_follows,
 }

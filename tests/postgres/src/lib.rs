@@ -59,7 +59,7 @@ impl Server {
     pub fn start(durability: Durability) -> Result<Self> {
         ensure!(
             Path::new(PROGRAMS).join("initdb").exists(),
-            "there is no {PROGRAMS}/initdb: install the Debian package {PACKAGE} (`cargo xtask test --yes` does)"
+            "there is no {PROGRAMS}/initdb: install the Debian package {PACKAGE}"
         );
         let directory = tempfile::Builder::new().prefix("rackhand-postgres-").tempdir()?.keep();
         let user = match geteuid().is_root() {
@@ -118,7 +118,7 @@ impl Server {
 
     /// The URL of a database on it.
     pub fn url(&self, database: &str) -> String {
-        format!("postgresql://rackhand@/{database}?host={}", self.directory.display())
+        format!("postgresql:///{database}?host={}&user=rackhand", self.directory.display())
     }
 
     /// Says something to the server, as its superuser, and gives what it answers, a row a line.

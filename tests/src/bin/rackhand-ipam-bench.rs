@@ -2,6 +2,7 @@
 //! empty and nearly full: `cargo xtask bench ipam`.
 //!
 //! The controller runs in this process, with its own database, and is asked over HTTPS on loopback.
+//! PostgreSQL is a server of its own, as durable as it is set up by default.
 
 #![expect(clippy::print_stdout, reason = "a command-line tool talks on standard output")]
 
@@ -18,6 +19,7 @@ use rackhand_controller::{
     controller::{self, Config, File, Seams},
     store::{Pool, Store},
 };
+use rackhand_postgres::{Durability, Server};
 use rackhand_tests::operator::Operator;
 use reqwest::Method;
 use serde_json::json;
@@ -36,14 +38,27 @@ const ROUNDS: usize = 7;
 #[tokio::main]
 async fn main() -> Result<()> {
     pki::install_crypto();
-    let roots = std::env::args().skip(1).map(|root| root.parse()).collect::<Result<Vec<u8>, _>>();
-    let roots = roots.context("say the pools' lengths, as 16 and 8")?;
+    let (named, roots): (Vec<_>, Vec<_>) =
+        std::env::args().skip(1).partition(|word| ["sqlite", "postgres"].contains(&word.as_str()));
+    let roots = roots.iter().map(|root| root.parse()).collect::<Result<Vec<u8>, _>>();
+    let roots = roots.context("say `sqlite` or `postgres` or both, and the pools' lengths, as 16 and 8")?;
+    let is_wanted = |name: &str| named.is_empty() || named.iter().any(|wanted| wanted == name);
     let dir = tempfile::tempdir()?;
+    let server = is_wanted("postgres").then(|| Server::start(Durability::Default)).transpose()?;
     println!("flush of 4 KiB to this disk: {}\n", flush(dir.path())?);
-    println!("| pool | full | clients | claims/s | min–max | releases/s | min–max | claim, ms | others wait, ms |");
-    println!("|---|---:|---:|---:|---:|---:|---:|---:|---:|");
+    println!(
+        "| database | pool | full | clients | claims/s | min–max | releases/s | min–max | claim, ms | others wait, ms |"
+    );
+    println!("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|");
     for root in roots {
-        measure(&dir.path().join(root.to_string()), root).await?;
+        if is_wanted("sqlite") {
+            measure(&dir.path().join(root.to_string()), root, None).await?;
+        }
+        if let Some(server) = &server {
+            server.say("postgres", &format!("CREATE DATABASE pool_{root}"))?;
+            let url = server.url(&format!("pool_{root}"));
+            measure(&dir.path().join(format!("postgres-{root}")), root, Some(&url)).await?;
+        }
     }
     Ok(())
 }
@@ -70,9 +85,10 @@ fn spread(values: &mut [f64]) -> (f64, f64, f64) {
 }
 
 /// All lines of one pool size, on a controller of its own.
-async fn measure(dir: &Path, root: u8) -> Result<()> {
+async fn measure(dir: &Path, root: u8, url: Option<&str>) -> Result<()> {
+    let database = if url.is_some() { "PostgreSQL" } else { "SQLite" };
     let file: File = serde_json::from_value(json!({
-        "data": dir, "names": ["127.0.0.1"], "api": {"listen": "127.0.0.1:0"}, "agents": {"listen": "127.0.0.1:0"},
+        "database": url.map(|url| json!({"url": url})), "data": dir, "names": ["127.0.0.1"], "api": {"listen": "127.0.0.1:0"}, "agents": {"listen": "127.0.0.1:0"},
     }))?;
     let config = Config::try_from(file).map_err(anyhow::Error::msg)?;
     let (mut token, mut ca) = (String::new(), Default::default());
@@ -82,16 +98,16 @@ async fn measure(dir: &Path, root: u8) -> Result<()> {
     })
     .await?;
     let shutdown = CancellationToken::new();
-    let running = controller::start(config.clone(), Seams::default(), shutdown.clone()).await?;
+    let running = controller::start(config, Seams::default(), shutdown.clone()).await?;
     let operator = Operator::new(format!("https://{}", running.api), &ca, token)?;
+    // The controller's own, so that others wait in the same queue.
+    let store = running.store().clone();
     let running = tokio::spawn(running.ended());
 
     let prefix = format!("10.0.0.0/{root}");
     operator.post("/v1/aggregates", json!({"prefix": prefix, "source": "private"})).await?;
     let pool = json!({"name": "p", "kind": "private", "prefixes": [prefix], "quarantine_minutes": 0});
     operator.post("/v1/pools", pool).await?;
-    let seal = rackhand_controller::authority::seal(&config.pki())?;
-    let store = Store::open(&config.database(), seal).await?;
     let pool = store.pool("p").await?;
     for (number, (name, gap)) in LEVELS.into_iter().enumerate() {
         let blocks = 1u64 << (LENGTH - root);
@@ -100,7 +116,7 @@ async fn measure(dir: &Path, root: u8) -> Result<()> {
             Some(gap) => {
                 let begin = Instant::now();
                 full(&store, &pool, number == 1, gap).await?;
-                eprintln!("/{root} is {name} full after {:.0} s", begin.elapsed().as_secs_f64());
+                eprintln!("{database}: /{root} is {name} full after {:.0} s", begin.elapsed().as_secs_f64());
                 blocks / gap
             }
         };
@@ -113,10 +129,9 @@ async fn measure(dir: &Path, root: u8) -> Result<()> {
             others.abort();
             let waited = WAITED.lock().map_or_else(|_| Vec::new(), |mut waited| std::mem::take(&mut *waited));
             let (typical, _, longest) = spread(&mut waited.clone());
-            println!("| /{root} in /{LENGTH} | {name} | {clients} | {line} | {typical:.1}–{longest:.0} |");
+            println!("| {database} | /{root} in /{LENGTH} | {name} | {clients} | {line} | {typical:.1}–{longest:.0} |");
         }
     }
-    store.close().await;
     shutdown.cancel();
     running.await??;
     Ok(())

@@ -18,8 +18,8 @@ struct Trial {
 }
 
 impl Trial {
-    async fn new() -> Self {
-        let mut bench = Bench::new().await;
+    async fn new(on: On) -> Self {
+        let mut bench = Bench::new(on).await;
         let woken = Arc::new(AtomicUsize::new(0));
         let (changed, cut) = (woken.clone(), woken.clone());
         bench.app.changed = Arc::new(move |_| _ = changed.fetch_add(1, Ordering::Relaxed));
@@ -74,9 +74,8 @@ fn id(thing: &Value) -> &str {
     thing["id"].as_str().unwrap()
 }
 
-#[tokio::test]
-async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing() {
-    let mut trial = Trial::new().await;
+async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on: On) {
+    let mut trial = Trial::new(on).await;
     let imports = trial.bench.directory.path().join("import");
     std::fs::create_dir_all(&imports).unwrap();
     std::fs::write(imports.join("debian.raw"), vec![7u8; 8192]).unwrap();
@@ -180,9 +179,8 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing() {
     assert_eq!(trial.tried, all);
 }
 
-#[tokio::test]
-async fn what_cannot_be_tried_is_refused_and_so_is_what_would_be() {
-    let trial = Trial::new().await;
+async fn what_cannot_be_tried_is_refused_and_so_is_what_would_be(on: On) {
+    let trial = Trial::new(on).await;
     let before = trial.bench.app.store.dump().await;
     for (method, uri, body, value, wanted) in [
         (Method::PUT, "/v1/images/debian", "bytes", "true", "Dry-Run: an upload cannot be tried"),
@@ -207,9 +205,8 @@ async fn what_cannot_be_tried_is_refused_and_so_is_what_would_be() {
 }
 
 /// Of claims that are made in one transaction some are kept.
-#[tokio::test]
-async fn tried_claims_among_others_leave_those_alone() {
-    let trial = Trial::new().await;
+async fn tried_claims_among_others_leave_those_alone(on: On) {
+    let trial = Trial::new(on).await;
     for (uri, body) in [
         ("/v1/aggregates", r#"{"prefix":"10.0.0.0/8","source":"private"}"#),
         ("/v1/pools", r#"{"name":"p","kind":"private","prefixes":["10.9.0.0/24"]}"#),
@@ -226,4 +223,10 @@ async fn tried_claims_among_others_leave_those_alone() {
     assert_eq!(addresses, lowest);
     let (_, claims) = trial.bench.ask(Method::GET, "/v1/claims", "").await;
     assert_eq!(claims["items"].as_array().unwrap().len(), 10);
+}
+
+on_both! {
+    whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing,
+    what_cannot_be_tried_is_refused_and_so_is_what_would_be,
+    tried_claims_among_others_leave_those_alone,
 }

@@ -2,9 +2,8 @@
 
 use super::*;
 
-#[tokio::test]
-async fn a_plan_is_made_of_a_machine_that_then_matches_it() {
-    let bench = Bench::new().await;
+async fn a_plan_is_made_of_a_machine_that_then_matches_it(on: On) {
+    let bench = Bench::new(on).await;
     let machine = discovered(&bench).await;
     let (_, rules) = bench.ask(Method::GET, &format!("/v1/machines/{machine}/suggested-plan"), "").await;
     assert_eq!(rules["disks"], json!([{"count": 1, "kind": "ssd", "size": 1_000_000_000}]), "{rules}");
@@ -39,9 +38,8 @@ async fn a_plan_is_made_of_a_machine_that_then_matches_it() {
     assert_eq!(bench.ask(Method::GET, "/v1/machines?plan=small", "").await.0, StatusCode::NOT_FOUND);
 }
 
-#[tokio::test]
-async fn a_wrong_plan_is_told_what_is_wrong() {
-    let bench = Bench::new().await;
+async fn a_wrong_plan_is_told_what_is_wrong(on: On) {
+    let bench = Bench::new(on).await;
     let refused = async |body: Value, expected: Expect| {
         bench.check(Method::POST, "/v1/plans", body.to_string(), expected).await;
     };
@@ -62,4 +60,9 @@ async fn a_wrong_plan_is_told_what_is_wrong() {
     .await;
     let (status, _) = bench.ask(Method::POST, "/v1/plans", r#"{"name": "x", "rules": {"speed": 1}}"#).await;
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+}
+
+on_both! {
+    a_plan_is_made_of_a_machine_that_then_matches_it,
+    a_wrong_plan_is_told_what_is_wrong,
 }

@@ -10,9 +10,8 @@ async fn upload(bench: &Bench, byte: u8) -> Value {
     bench.ask(Method::GET, &format!("/v1/images/{}", image["id"].as_str().unwrap()), "").await.1
 }
 
-#[tokio::test]
-async fn a_name_is_its_newest_version_and_others_are_named() {
-    let bench = Bench::new().await;
+async fn a_name_is_its_newest_version_and_others_are_named(on: On) {
+    let bench = Bench::new(on).await;
     let (one, two) = (upload(&bench, 1).await, upload(&bench, 2).await);
     assert_eq!((&one["version"], &two["version"]), (&json!(1), &json!(2)));
     let digest = one["content"]["sha256"].as_str().unwrap();
@@ -24,9 +23,8 @@ async fn a_name_is_its_newest_version_and_others_are_named() {
     bench.check(Method::GET, "/v1/images/debian@3", "", expect!["404 not-found: there is no such image"]).await;
 }
 
-#[tokio::test]
-async fn a_deprecated_image_is_deployed_with_a_warning_and_an_expired_one_is_not() {
-    let bench = Bench::new().await;
+async fn a_deprecated_image_is_deployed_with_a_warning_and_an_expired_one_is_not(on: On) {
+    let bench = Bench::new(on).await;
     let name = discovered(&bench).await;
     bench.ask(Method::POST, &format!("/v1/machines/{name}/adopt"), r#"{"accept_data": true, "name": "web-1"}"#).await;
     upload(&bench, 1).await;
@@ -53,9 +51,8 @@ async fn a_deprecated_image_is_deployed_with_a_warning_and_an_expired_one_is_not
     assert_eq!(bench.ask(Method::DELETE, "/v1/images/debian@2", "").await.0, StatusCode::NO_CONTENT);
 }
 
-#[tokio::test]
-async fn an_image_that_changed_since_it_was_read_is_not_changed() {
-    let bench = Bench::new().await;
+async fn an_image_that_changed_since_it_was_read_is_not_changed(on: On) {
+    let bench = Bench::new(on).await;
     upload(&bench, 1).await;
     let ask = async |method: Method, tag: &str, body: &'static str| {
         let request = Request::builder()
@@ -78,9 +75,8 @@ async fn an_image_that_changed_since_it_was_read_is_not_changed() {
     assert_eq!(ask(Method::DELETE, &read, "").await.0, StatusCode::PRECONDITION_FAILED);
 }
 
-#[tokio::test]
-async fn what_was_found_in_an_image_is_shown_and_found_again_in_its_chunks() {
-    let bench = Bench::new().await;
+async fn what_was_found_in_an_image_is_shown_and_found_again_in_its_chunks(on: On) {
+    let bench = Bench::new(on).await;
     let imported = upload(&bench, 1).await;
     let found = imported["findings"].as_array().unwrap();
     assert!(found.iter().any(|finding| finding["severity"] == "not-examined"), "{imported}");
@@ -88,9 +84,8 @@ async fn what_was_found_in_an_image_is_shown_and_found_again_in_its_chunks() {
     assert_eq!((status, &checked["findings"]), (StatusCode::OK, &imported["findings"]), "{checked}");
 }
 
-#[tokio::test]
-async fn an_import_is_told_what_is_wrong_with_where_from_and_what() {
-    let bench = Bench::new().await;
+async fn an_import_is_told_what_is_wrong_with_where_from_and_what(on: On) {
+    let bench = Bench::new(on).await;
     let refused = async |body: Value, expected: Expect| {
         bench.check(Method::POST, "/v1/images", body.to_string(), expected).await;
     };
@@ -128,9 +123,8 @@ async fn an_import_is_told_what_is_wrong_with_where_from_and_what() {
     assert!(image["failure"]["detail"].as_str().unwrap().contains("a loopback address"), "{image}");
 }
 
-#[tokio::test]
-async fn the_catalogue_is_listed_and_says_what_was_tried() {
-    let bench = Bench::new().await;
+async fn the_catalogue_is_listed_and_says_what_was_tried(on: On) {
+    let bench = Bench::new(on).await;
     let (_, page) = bench.ask(Method::GET, "/v1/operating-systems?limit=2", "").await;
     let after = page["next"].as_str().unwrap();
     assert_eq!(page["items"][1]["name"], after);
@@ -139,4 +133,13 @@ async fn the_catalogue_is_listed_and_says_what_was_tried() {
     let (_, debian) = bench.ask(Method::GET, "/v1/operating-systems/debian-12", "").await;
     assert_eq!((&debian["tried"], &debian["settings_are_written"]), (&json!("booted"), &json!(true)));
     assert_eq!(bench.ask(Method::GET, "/v1/operating-systems/beos", "").await.0, StatusCode::NOT_FOUND);
+}
+
+on_both! {
+    a_name_is_its_newest_version_and_others_are_named,
+    a_deprecated_image_is_deployed_with_a_warning_and_an_expired_one_is_not,
+    an_image_that_changed_since_it_was_read_is_not_changed,
+    what_was_found_in_an_image_is_shown_and_found_again_in_its_chunks,
+    an_import_is_told_what_is_wrong_with_where_from_and_what,
+    the_catalogue_is_listed_and_says_what_was_tried,
 }

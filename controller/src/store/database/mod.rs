@@ -4,14 +4,18 @@
 //! three kinds, as the schema has them: integers, text and bytes; truth is an integer, 0 or 1.
 //! What the two do not do alike stands here, and nowhere else.
 
+mod open;
 mod query;
 mod row;
 mod server;
 
+use super::{Place, StoreError};
+
 use sqlx::{AssertSqlSafe, PgPool, SqlSafeStr as _, Sqlite, SqliteConnection, SqlitePool};
 
 pub(super) use self::{
-    query::{Builder, query, query_scalar},
+    open::{FILE, connect, is_of_this_version},
+    query::{Builder, Value, query, query_scalar},
     row::{Row, Stored},
     server::Writing,
 };
@@ -22,7 +26,6 @@ pub(super) enum Database {
     /// To a file.
     Sqlite(SqlitePool),
     /// To a server.
-    #[expect(dead_code, reason = "what opens one comes next")]
     Postgres(PgPool),
 }
 
@@ -56,6 +59,14 @@ impl Done {
 }
 
 impl Database {
+    /// Opens it, and brings its schema up to date.
+    pub(super) async fn open(place: &Place) -> Result<Self, StoreError> {
+        match place {
+            Place::File(path) => open::file(path).await.map(Self::Sqlite),
+            Place::Server(options) => open::server(options).await.map(Self::Postgres),
+        }
+    }
+
     /// Begins a write transaction that holds the lock all writers take: what it reads is still
     /// true when it writes. `before` is said to the connection first, which only SQLite takes.
     pub(super) async fn begin(&self, before: &[String]) -> Result<Transaction, sqlx::Error> {
@@ -105,6 +116,12 @@ impl<'a> From<&'a Database> for Executor<'a> {
             Database::Sqlite(pool) => Self::SqlitePool(pool),
             Database::Postgres(pool) => Self::PgPool(pool),
         }
+    }
+}
+
+impl<'a> From<&'a mut SqliteConnection> for Executor<'a> {
+    fn from(connection: &'a mut SqliteConnection) -> Self {
+        Self::Sqlite(connection)
     }
 }
 

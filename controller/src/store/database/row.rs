@@ -1,5 +1,7 @@
 //! Rows, and what stands in them.
 
+use super::query::Value;
+
 use sqlx::{Column as _, Row as _, TypeInfo as _, ValueRef as _, postgres::PgRow, sqlite::SqliteRow};
 
 /// A row of either database.
@@ -75,6 +77,20 @@ impl Row {
                 }
             }
         }
+    }
+
+    /// What stands in the column at this place, to be given to a query.
+    pub(in crate::store) fn value(&self, place: usize) -> Result<Value, sqlx::Error> {
+        Ok(match self.stored(place)? {
+            Stored::Int(number) => Value::Int(Some(number)),
+            Stored::Text(text) => Value::Text(Some(text.to_owned())),
+            Stored::Blob(bytes) => Value::Blob(Some(bytes.to_vec())),
+            Stored::Null => match self.kind(place) {
+                "INTEGER" => Value::Int(None),
+                "BLOB" => Value::Blob(None),
+                _ => Value::Text(None),
+            },
+        })
     }
 
     /// The type a column has in the schema, by SQLite's name for it.
