@@ -17,6 +17,7 @@ pub mod fleet;
 pub mod https;
 pub mod images;
 pub mod intent;
+pub mod passwords;
 pub mod restored;
 pub mod steps;
 pub mod store;

@@ -8,7 +8,13 @@ mod audit;
 mod client;
 mod context;
 mod follow;
+mod organisation;
+mod person;
+mod project;
+mod role;
 mod show;
+mod site;
+mod token;
 mod views;
 
 use std::{
@@ -117,6 +123,24 @@ It is saved in ~/.config/rackhand/config.toml, readable by you alone.")]
     /// VRFs: spaces in which an address is one place
     #[command(subcommand)]
     Vrf(addresses::VrfCommand),
+    /// Organisations: customers, and the provider itself
+    #[command(subcommand)]
+    Organisation(organisation::OrganisationCommand),
+    /// Projects: what machines and addresses are given to
+    #[command(subcommand)]
+    Project(project::ProjectCommand),
+    /// Sites: where racks stand
+    #[command(subcommand)]
+    Site(site::SiteCommand),
+    /// People: who logs in; your own password and second factor
+    #[command(subcommand)]
+    Person(person::PersonCommand),
+    /// Roles: what each may do, and who has which
+    #[command(subcommand)]
+    Role(role::RoleCommand),
+    /// Tokens: for programs, and for people who work with them
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// Print a completion script for your shell
     #[command(after_help = "  rackhand completion bash > /etc/bash_completion.d/rackhand")]
     Completion {
@@ -516,6 +540,12 @@ async fn run(cli: Cli) -> anyhow::Result<String> {
         Command::Pool(command) => addresses::pool(&client, command, output).await,
         Command::Aggregate(command) => addresses::aggregate(&client, command, output).await,
         Command::Vrf(command) => addresses::vrf(&client, command, output).await,
+        Command::Organisation(command) => organisation::run(&client, command, output).await,
+        Command::Project(command) => project::run(&client, command, output).await,
+        Command::Site(command) => site::run(&client, command, output).await,
+        Command::Person(command) => person::run(&client, command, output).await,
+        Command::Role(command) => role::run(&client, command, output).await,
+        Command::Token(command) => token::run(&client, command, output).await,
     }
 }
 

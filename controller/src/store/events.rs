@@ -152,6 +152,11 @@ pub enum Happened {
         /// The agent that may have it.
         agent: AgentId,
     },
+    /// An operator gave the machine to a project, or took it back.
+    Assigned {
+        /// The project's name at the time.
+        project: Option<String>,
+    },
 }
 
 /// Which events are asked for.
