@@ -225,14 +225,8 @@ impl Tx {
             Wanted::Prefix(prefix) => (self.free_at(now, &pool, prefix).await?, prefix),
         };
         self.take(free, prefix, if new.reserved { State::Reserved } else { State::Claimed }).await?;
-        let row = ClaimRow {
-            reserved: new.reserved,
-            holder: &holder,
-            project: new.project,
-            rack,
-            purpose: &new.purpose,
-            by,
-        };
+        let row =
+            ClaimRow { reserved: new.reserved, holder: &holder, project: new.project, rack, purpose: &new.purpose, by };
         Ok(self.insert_claim(now, &pool, free, prefix, row).await?)
     }
 

@@ -23,5 +23,6 @@ pub mod steps;
 pub mod store;
 pub mod succession;
 pub mod telemetry;
+pub mod totp;
 pub mod verbs;
 pub mod workflows;

@@ -183,7 +183,7 @@ const READING: NodeHealth = NodeHealth { load: 120, memory: (1, 2), disk: (3, 4)
 async fn fill_controller(path: &Path) {
     let store = Store::open(path, Seal::new(&SEAL)).await.unwrap();
     let mut tx = store.begin().await.unwrap();
-    let rack = tx.insert_rack(at(0), "r1", &SoundNetwork::try_from(network()).unwrap()).await.unwrap();
+    let rack = tx.insert_rack(at(0), "r1", DEFAULT_SITE, &SoundNetwork::try_from(network()).unwrap()).await.unwrap();
     tx.insert_code(at(0), &HASH, rack, at(3600), None).await.unwrap();
     let agent = AgentId(uuid(4));
     tx.insert_agent(at(1), agent, rack, KeyPin([5; 32]), at(7200)).await.unwrap();
@@ -260,7 +260,7 @@ async fn read_controller(path: &Path) {
     let contents = rackhand_controller::store::read_backup(path).await.unwrap();
     assert_eq!((contents.pki.len(), contents.objects.len(), contents.made), (1, 1, at(0)));
     let store = Store::open(path, Seal::new(&SEAL)).await.unwrap();
-    let racks = store.racks(None, 10).await.unwrap();
+    let racks = store.racks(&Sight::ALL, None, 10).await.unwrap();
     let [rack] = racks.as_slice() else { panic!("{racks:?}") };
     assert_eq!((rack.name.as_str(), &rack.network, rack.created), ("r1", &network(), at(0)));
     let agent = store.agent(AgentId(uuid(4))).await.unwrap();

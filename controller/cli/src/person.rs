@@ -8,7 +8,12 @@ use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{Output, client::Client, print, show::{or_dash, table}};
+use crate::{
+    Output,
+    client::Client,
+    print,
+    show::{or_dash, table},
+};
 
 #[derive(Subcommand)]
 pub(crate) enum PersonCommand {

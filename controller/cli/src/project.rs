@@ -80,7 +80,10 @@ pub(crate) async fn run(client: &Client, command: ProjectCommand, output: Output
                 if all.is_empty() {
                     return "no projects yet: rackhand project create NAME --organisation NAME".into();
                 }
-                table(&["ORGANISATION", "NAME", "ID"], all.into_iter().map(|one| vec![one.organisation, one.name, one.id]))
+                table(
+                    &["ORGANISATION", "NAME", "ID"],
+                    all.into_iter().map(|one| vec![one.organisation, one.name, one.id]),
+                )
             })
         }
         ProjectCommand::Give { project, machine } => assign(client, &machine, Some(&project), output).await,

@@ -80,7 +80,10 @@ pub(crate) async fn run(client: &Client, command: TokenCommand, output: Output) 
                 body["scopes"] = scopes.iter().map(|scope| place(scope)).collect::<anyhow::Result<Vec<_>>>()?.into();
             }
             print(output, client.post("/v1/tokens", body).await?, |made: Made| {
-                format!("Token {}, shown this once:\n\n  {}\n\nrackhand token revoke {}", made.token.name, made.secret, made.token.id)
+                format!(
+                    "Token {}, shown this once:\n\n  {}\n\nrackhand token revoke {}",
+                    made.token.name, made.secret, made.token.id
+                )
             })
         }
         TokenCommand::List => print(output, client.list("/v1/tokens").await?.into(), show),

@@ -261,8 +261,12 @@ impl Caller {
 
 /// Lets a request through when the table says so. It looks at the head of the request alone:
 /// nothing of the body is read before the caller is known.
-pub(super) async fn decide(State(app): State<App>, request: Request, next: Next) -> Response {
-    match decided(&app, TABLE, request).await {
+pub(super) async fn decide(
+    State((app, table)): State<(App, &'static [(Method, &'static str, Access)])>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match decided(&app, table, request).await {
         Ok(request) => next.run(request).await,
         Err(error) => error.into_response(),
     }

@@ -193,7 +193,7 @@ pub(super) struct ActionView {
 /// What each may do, wherever it was granted.
 #[utoipa::path(get, path = "/v1/roles", tag = "people", responses((status = 200, body = Roles)))]
 pub(super) async fn roles() -> impl IntoResponse {
-    let actions = |role: Role| Action::ALL.iter().filter(|action| role.may(**action)).map(|action| action.name());
+    let actions = |role: Role| Action::ALL.iter().filter(move |action| role.may(**action)).map(|action| action.name());
     let roles = Role::ALL.map(|role| RoleView { name: role.name(), actions: actions(role).collect() });
     let views = Action::ALL.iter().map(|action| ActionView { name: action.name(), description: action.words() });
     axum::Json(Roles { roles: roles.into(), actions: views.collect() })

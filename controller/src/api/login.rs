@@ -160,11 +160,7 @@ async fn token(app: &App, now: Now, person: Person, code: Option<&str>) -> Resul
 }
 
 /// Makes the token of a login.
-pub(super) async fn begin(
-    tx: &mut crate::store::Tx,
-    now: Timestamp,
-    person: &Person,
-) -> Result<LoggedIn, StoreError> {
+pub(super) async fn begin(tx: &mut crate::store::Tx, now: Timestamp, person: &Person) -> Result<LoggedIn, StoreError> {
     let (token, hash) = fresh_token();
     let expires = now + LOGIN;
     let new = NewToken {

@@ -14,7 +14,11 @@ use rackhand_common::{
     intent::{DiskRule, Host},
     machine::{Inventory, Mac, Power},
 };
-use rackhand_controller_core::{access::{Action, Sight}, identity, lifecycle::Lifecycle};
+use rackhand_controller_core::{
+    access::{Action, Sight},
+    identity,
+    lifecycle::Lifecycle,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -114,7 +118,12 @@ impl From<identity::Change> for PartChange {
 }
 
 impl Machine {
-    fn of(row: store::Machine, rack: String, projects: &HashMap<id::ProjectId, String>, run: Option<id::RunId>) -> Self {
+    fn of(
+        row: store::Machine,
+        rack: String,
+        projects: &HashMap<id::ProjectId, String>,
+        run: Option<id::RunId>,
+    ) -> Self {
         Self {
             changes: row.changes().into_iter().map(PartChange::from).collect(),
             id: row.id,

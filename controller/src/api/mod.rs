@@ -34,6 +34,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Extension, Json, Router,
     extract::{DefaultBodyLimit, Request, State},
+    http::Method,
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
@@ -52,7 +53,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 pub use self::{
-    access::{Caller, fresh_token},
+    access::{Access, Caller, fresh_token},
     error::Error,
 };
 use crate::{
@@ -95,6 +96,10 @@ pub struct App {
 
 /// Everything below `/v1`. To be merged with what agents fetch and with the health routes.
 pub fn router(app: App) -> Router {
+    router_with(app, access::TABLE)
+}
+
+fn router_with(app: App, table: &'static [(Method, &'static str, Access)]) -> Router {
     let (router, document) = operations().split_for_parts();
     let document = Arc::new(finish(document));
     router
@@ -103,7 +108,7 @@ pub fn router(app: App) -> Router {
         .fallback(async || Error::not_found("there is nothing at this path; /v1/openapi.json lists what there is"))
         .layer(middleware::from_fn_with_state(app.clone(), audit::recorded))
         .layer(middleware::from_fn_with_state(app.clone(), idempotency::once))
-        .layer(middleware::from_fn_with_state(app.clone(), access::decide))
+        .layer(middleware::from_fn_with_state((app.clone(), table), access::decide))
         .with_state(app)
 }
 
@@ -326,4 +331,8 @@ fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
 }
 
 #[cfg(test)]
+mod people_tests;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod walk;

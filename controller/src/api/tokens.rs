@@ -176,16 +176,8 @@ pub(super) async fn create(
         return Err(Error::invalid("/days", "a token cannot outlive the restricted one that it is made with"));
     }
     let prefix: String = secret.chars().take(PREFIX).collect();
-    let kept = Kept {
-        name: &body.name,
-        owner,
-        hash: &hash,
-        prefix: &prefix,
-        actions,
-        scopes,
-        is_login: false,
-        expires,
-    };
+    let kept =
+        Kept { name: &body.name, owner, hash: &hash, prefix: &prefix, actions, scopes, is_login: false, expires };
     let id = tx.insert_token(now, kept).await?;
     let token = Token::from(tx.token(id).await?);
     tx.commit().await?;

@@ -140,11 +140,10 @@ impl Tx {
 
     /// How many people own everything.
     pub async fn owners(&mut self) -> Result<u64, StoreError> {
-        let owners: i64 = query_scalar(
-            "SELECT COUNT(DISTINCT person) FROM bindings WHERE kind = 'everything' AND role = 'owner'",
-        )
-        .fetch_one(&mut self.inner)
-        .await?;
+        let owners: i64 =
+            query_scalar("SELECT COUNT(DISTINCT person) FROM bindings WHERE kind = 'everything' AND role = 'owner'")
+                .fetch_one(&mut self.inner)
+                .await?;
         Ok(owners as u64)
     }
 

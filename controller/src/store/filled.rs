@@ -55,10 +55,10 @@ impl Store {
             query(
                 "WITH RECURSIVE block (number) AS (
                      SELECT $1 UNION ALL SELECT number + 1 FROM block WHERE number < $2)
-                 INSERT INTO claims (id, vrf, aggregate, pool, pool_name, start, depth, reserved, name, owner, purpose,
+                 INSERT INTO claims (id, vrf, aggregate, pool, pool_name, start, depth, reserved, name, purpose,
                                      claimed_by, since, until)
                  SELECT printf('01900000-0000-7000-8000-%012x', number), $3, $4, $5, $6,
-                        unhex(printf('00000000000000000000ffff%08x', $7 + number * $8)), $9, 0, 'filled', '', '',
+                        unhex(printf('00000000000000000000ffff%08x', $7 + number * $8)), $9, 0, 'filled', '',
                         'bench', 0, 9223372036854775807
                  FROM block WHERE number % $10 < $10 - 1",
             )

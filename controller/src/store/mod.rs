@@ -13,6 +13,7 @@ mod address_space;
 mod agents;
 mod audit;
 mod backup;
+mod bindings;
 mod claims;
 mod commands;
 mod database;
@@ -21,11 +22,16 @@ mod filled;
 mod health;
 mod images;
 mod machines;
+mod organisations;
+mod people;
+mod places;
 mod prefixes;
+mod projects;
 mod queue;
 mod racks;
 mod requests;
 mod runs;
+mod sites;
 mod tokens;
 
 use std::{
@@ -56,15 +62,21 @@ pub use self::{
     agents::Agent,
     audit::{Asked, AuditFilter, ChainEnd},
     backup::{Contents, Examined, examine, read_backup, write_backup},
+    bindings::{Binding, BindingFilter},
     claims::{Claim, ClaimFilter, Holder},
     commands::StoredCommand,
     events::{EventFilter, Happened, StoredEvent},
     images::{Image, ImageState, Stored},
     machines::{Machine, MachineFilter, MachineOrder},
+    organisations::Organisation,
+    people::{Factor, Person},
+    places::{Standing, Thing},
+    projects::Project,
     racks::{Rack, SoundNetwork, Unsound},
     requests::{KeyedRequest, Known},
     runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Run, RunStatus},
-    tokens::Token,
+    sites::{DEFAULT_SITE, Site},
+    tokens::{NewToken, Owner, Token},
 };
 pub(crate) use self::{audit::Present, claims::ClaimRow, prefixes::Leaf};
 use self::{

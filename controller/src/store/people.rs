@@ -48,7 +48,7 @@ impl std::fmt::Debug for Factor {
 impl Store {
     /// The person with this id or name.
     pub async fn person(&self, id_or_name: &str) -> Result<Person, StoreError> {
-        read(self.seal(), &person(&self.pool, id_or_name).await?)
+        read(&self.seal, &person(&self.pool, id_or_name).await?)
     }
 
     /// People in the order they were added, after `after`, at most `limit`.
@@ -59,7 +59,7 @@ impl Store {
             .fetch_all(&self.pool)
             .await?
             .iter()
-            .map(|row| read(self.seal(), row))
+            .map(|row| read(&self.seal, row))
             .collect()
     }
 }
@@ -99,9 +99,7 @@ impl Tx {
     /// Writes everything about a person that changes.
     pub async fn update_person(&mut self, person: &Person) -> Result<(), StoreError> {
         self.watch("people", person.id).await?;
-        let sealed = person.totp.as_ref().map(|factor| {
-            self.seal.seal(&place(person.id), &hex::encode(&factor.secret))
-        });
+        let sealed = person.totp.as_ref().map(|factor| self.seal.seal(&place(person.id), &hex::encode(&factor.secret)));
         query(
             "UPDATE people SET name = $2, email = $3, password = $4, totp = $5, confirmed = $6, step = $7,
                 issuer = $8, subject = $9

@@ -284,8 +284,8 @@ impl Reach {
                 return;
             }
             few if few <= BRANCHES => {
-                let of = |column, keys: &'_ [String]| keys.chunks(1).map(move |key| (column, key)).collect::<Vec<_>>();
-                [of("project", &keys.projects), of("rack", &keys.racks)].concat()
+                let projects = keys.projects.chunks(1).map(|key| ("project", key));
+                projects.chain(keys.racks.chunks(1).map(|key| ("rack", key))).collect()
             }
             _ => [("project", keys.projects.as_slice()), ("rack", keys.racks.as_slice())]
                 .into_iter()

@@ -1,5 +1,7 @@
 //! Projects: what machines and addresses are given to.
 
+use std::collections::{BTreeSet, HashMap};
+
 use jiff::Timestamp;
 use rackhand_common::id::{OrganisationId, ProjectId};
 use rackhand_controller_core::access::{Place, Sight};
@@ -51,6 +53,24 @@ impl Store {
         named(&self.pool, text).await
     }
 
+    /// The full names of these projects, as far as they are there.
+    pub async fn project_names(
+        &self,
+        projects: impl IntoIterator<Item = ProjectId>,
+    ) -> Result<HashMap<ProjectId, String>, StoreError> {
+        let projects: BTreeSet<_> = projects.into_iter().collect();
+        if projects.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut query = Builder::new(format!("{SELECT} WHERE projects.id IN ("));
+        for (number, project) in projects.into_iter().enumerate() {
+            query.push(if number == 0 { "" } else { ", " }).push_bind(project.to_string());
+        }
+        query.push(")");
+        let rows = query.build().fetch_all(&self.pool).await?;
+        rows.iter().map(|row| read(row).map(|project| (project.id, project.full_name()))).collect()
+    }
+
     /// Projects that can be seen, of one organisation or all, in the order they were made, after
     /// `after`, at most `limit`.
     pub async fn projects(
@@ -65,11 +85,8 @@ impl Store {
         if let Some(organisation) = organisation {
             query.push(" AND projects.organisation = ").push_bind(organisation.to_string());
         }
-        let columns = Columns {
-            organisation: Some("projects.organisation"),
-            project: Some("projects.id"),
-            ..Columns::default()
-        };
+        let columns =
+            Columns { organisation: Some("projects.organisation"), project: Some("projects.id"), ..Columns::default() };
         columns.push(&mut query, sight);
         query.push(" ORDER BY projects.id LIMIT ").push_bind(limit);
         query.build().fetch_all(&self.pool).await?.iter().map(read).collect()

@@ -12,6 +12,9 @@ use super::{
     taken, timestamp,
 };
 
+/// The site that there is from the beginning.
+pub const DEFAULT_SITE: SiteId = SiteId(uuid::uuid!("01931b1e-0000-7000-8000-000000000001"));
+
 /// A place with racks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
@@ -99,19 +102,14 @@ impl Tx {
 }
 
 async fn site(executor: impl Into<Executor<'_>>, id_or_name: &str) -> Result<Site, StoreError> {
-    let row = query(
-        "SELECT * FROM sites WHERE id = $1 OR name = $1 ORDER BY CASE WHEN id = $1 THEN 0 ELSE 1 END LIMIT 1",
-    )
-    .bind(id_or_name)
-    .fetch_optional(executor)
-    .await?;
+    let row =
+        query("SELECT * FROM sites WHERE id = $1 OR name = $1 ORDER BY CASE WHEN id = $1 THEN 0 ELSE 1 END LIMIT 1")
+            .bind(id_or_name)
+            .fetch_optional(executor)
+            .await?;
     read(&row.ok_or(StoreError::NotFound("site"))?)
 }
 
 fn read(row: &Row) -> Result<Site, StoreError> {
-    Ok(Site {
-        id: id(row.try_get("id")?)?,
-        name: row.try_get("name")?,
-        created: timestamp(row.try_get("created")?)?,
-    })
+    Ok(Site { id: id(row.try_get("id")?)?, name: row.try_get("name")?, created: timestamp(row.try_get("created")?)? })
 }

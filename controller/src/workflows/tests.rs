@@ -24,7 +24,7 @@ use rackhand_controller_core::lifecycle::Lifecycle;
 
 use crate::{
     intent,
-    store::{EventFilter, PowerChange, SoundNetwork, Stored},
+    store::{DEFAULT_SITE, EventFilter, PowerChange, SoundNetwork, Stored},
     succession::Which,
     verbs::{Accept, Denied, DeployRequest},
 };
@@ -365,7 +365,7 @@ impl World {
         };
         let (now, agent) = (at(0).wall, AgentId::fresh());
         let mut tx = store.begin().await.unwrap();
-        let rack = tx.insert_rack(now, "r1", &SoundNetwork::try_from(network).unwrap()).await.unwrap();
+        let rack = tx.insert_rack(now, "r1", DEFAULT_SITE, &SoundNetwork::try_from(network).unwrap()).await.unwrap();
         tx.insert_agent(now, agent, rack, KeyPin([0; 32]), now).await.unwrap();
         let image = tx.start_import(now, "debian-12", Settings::Cidata, "storing", 0).await.unwrap();
         let stored = Stored {
@@ -527,7 +527,8 @@ async fn an_installer_that_hangs_is_restarted_before_the_machine_is_ready_again(
     assert_eq!((run.status, run.cause.as_deref()), (RunStatus::Failed, Some("overdue")));
     assert_eq!(world.machine().await.lifecycle, Lifecycle::Ready);
     assert_eq!(world.node.state.lock().unwrap().network_boots, 1);
-    let events = world.store.events(0, EventFilter { run: Some(run.id), ..EventFilter::default() }, 100).await.unwrap();
+    let events =
+        world.store.events(0, &EventFilter { run: Some(run.id), ..EventFilter::default() }, 100).await.unwrap();
     assert!(events.iter().any(|event| matches!(event.body, Happened::Alert { .. })));
 }
 
@@ -883,7 +884,7 @@ async fn a_command_of_a_node_that_is_lost_is_looked_into_by_the_node_that_follow
     assert_eq!((run.status, world.machine().await.lifecycle), (RunStatus::Done, Lifecycle::Active));
     assert!(!world.node.state.lock().unwrap().ledger.contains_key(&lost), "the lost command was sent again");
     assert_eq!(world.node.state.lock().unwrap().network_boots, 1);
-    let told = world.store.events(0, EventFilter { run: Some(run.id), ..EventFilter::default() }, 200).await.unwrap();
+    let told = world.store.events(0, &EventFilter { run: Some(run.id), ..EventFilter::default() }, 200).await.unwrap();
     assert!(told.iter().any(|event| matches!(event.body, Happened::CommandLost { command, .. } if command == lost)));
     // The old node may be alive, and switch it still: nobody is given the machine meanwhile.
     let handed_over = Duration::try_from(run.ended.unwrap().duration_since(replaced)).unwrap();

@@ -30,15 +30,8 @@ pub struct NoRole(pub String);
 
 impl Role {
     /// All, in the order of the table's columns.
-    pub const ALL: [Self; 7] = [
-        Self::Owner,
-        Self::Admin,
-        Self::Operator,
-        Self::Technician,
-        Self::Collaborator,
-        Self::Billing,
-        Self::Viewer,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Owner, Self::Admin, Self::Operator, Self::Technician, Self::Collaborator, Self::Billing, Self::Viewer];
 
     /// Its name.
     pub fn name(self) -> &'static str {

@@ -43,8 +43,7 @@ fn all_of(rights: &Rights) -> BTreeSet<(Action, usize)> {
     pairs.filter(|(action, place)| rights.permit(*action, places[*place])).collect()
 }
 
-#[test]
-fn the_table_of_roles_is_this() {
+fn table() -> String {
     let mut table = format!("{:20}", "");
     for role in Role::ALL {
         table += &format!("{:13}", role.name());
@@ -55,6 +54,14 @@ fn the_table_of_roles_is_this() {
             table += &format!("{:13}", if role.may(*action) { "yes" } else { "-" });
         }
     }
+    table.trim_end().to_owned() + "\n"
+}
+
+#[test]
+fn the_table_of_roles_is_this_and_stands_in_the_documentation() {
+    let table = table();
+    let document = include_str!("../../../../docs/operator/people.md");
+    assert!(document.contains(&table), "docs/operator/people.md has another table than:\n{table}");
     expect![[r#"
                             owner        admin        operator     technician   collaborator billing      viewer
         organisation.read   yes          yes          yes          -            yes          yes          yes
@@ -92,7 +99,8 @@ fn the_table_of_roles_is_this() {
         token.own           yes          yes          yes          yes          yes          yes          yes
         token.read          yes          yes          -            -            -            -            -
         token.manage        yes          yes          -            -            -            -            -
-    "#]].assert_eq(&(table.trim_end().to_owned() + "\n"));
+    "#]]
+    .assert_eq(&table);
 }
 
 #[test]
