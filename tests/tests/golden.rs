@@ -35,10 +35,10 @@ use rackhand_common::{
     wire::{Action, Command, Hello},
 };
 use rackhand_controller::{
-    store::{EventFilter, Happened, ImageState, Machine, RunStatus, SoundNetwork, Store, Stored},
+    store::{DEFAULT_SITE, EventFilter, Happened, ImageState, Machine, RunStatus, SoundNetwork, Store, Stored},
     verbs::{Accept, DeployRequest},
 };
-use rackhand_controller_core::lifecycle::Lifecycle;
+use rackhand_controller_core::{access::Sight, lifecycle::Lifecycle};
 use rackhand_world::version;
 
 const FILES: [&str; 6] = ["controller.db", "agent.redb", "boot.redb", "events.redb", "intent.json", "seal.key"];
@@ -287,7 +287,7 @@ async fn read_controller(path: &Path) {
     assert_eq!(machine.order, Some(order(run.id)));
     // The engine goes on from what is stored.
     assert!(run.engine.resume(SystemClock::default().now()).position().is_some());
-    let events = store.events(0, EventFilter::default(), 100).await.unwrap();
+    let events = store.events(0, &EventFilter::default(), 100).await.unwrap();
     assert!(events.iter().any(|event| event.body == Happened::Adopted));
     assert!(events.iter().any(|event| matches!(event.body, Happened::Told(What::Failed { .. }))));
     let mut tx = store.begin().await.unwrap();

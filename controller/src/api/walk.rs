@@ -278,7 +278,90 @@ fn each_operation_is_this_action_at_this_place() {
         };
         lines += &format!("{:7}{path}: {access}\n", method.as_str());
     }
-    expect![[""]].assert_eq(&lines);
+    expect![[r#"
+        GET    /v1/openapi.json: anyone
+        POST   /v1/login: anyone
+        GET    /v1/whoami: any token
+        GET    /v1/roles: any token
+        PUT    /v1/password: own things
+        POST   /v1/totp: own things
+        POST   /v1/totp/confirm: own things
+        POST   /v1/totp/remove: own things
+        GET    /v1/tokens: own things
+        POST   /v1/tokens: own things
+        DELETE /v1/tokens/{token}: own things
+        GET    /v1/organisations: organisation.read anywhere
+        POST   /v1/organisations: organisation.manage everything
+        GET    /v1/organisations/{organisation}: organisation.read where the organisation is
+        PATCH  /v1/organisations/{organisation}: organisation.manage where the organisation is
+        DELETE /v1/organisations/{organisation}: organisation.manage where the organisation is
+        GET    /v1/projects: project.read anywhere
+        POST   /v1/projects: project.manage body
+        GET    /v1/projects/{project}: project.read where the project is
+        PATCH  /v1/projects/{project}: project.manage where the project is
+        DELETE /v1/projects/{project}: project.manage where the project is
+        GET    /v1/sites: site.read anywhere
+        POST   /v1/sites: site.manage everything
+        GET    /v1/sites/{site}: site.read where the site is
+        PATCH  /v1/sites/{site}: site.manage where the site is
+        DELETE /v1/sites/{site}: site.manage where the site is
+        GET    /v1/people: person.read everything
+        POST   /v1/people: person.manage everything
+        GET    /v1/people/{person}: person.read everything
+        PATCH  /v1/people/{person}: person.manage everything
+        DELETE /v1/people/{person}: person.manage everything
+        GET    /v1/bindings: role.read anywhere
+        POST   /v1/bindings: role.grant body
+        DELETE /v1/bindings/{binding}: role.grant where the binding is
+        GET    /v1/racks: rack.read anywhere
+        POST   /v1/racks: rack.manage body
+        GET    /v1/racks/{rack}: rack.read where the rack is
+        PATCH  /v1/racks/{rack}: rack.manage where the rack is
+        POST   /v1/racks/{rack}/enrolment-codes: agent.enrol where the rack is
+        GET    /v1/agents: agent.read anywhere
+        POST   /v1/agents/{agent}/revoke: agent.revoke where the agent is
+        POST   /v1/agents/{agent}/replace: agent.revoke where the agent is
+        GET    /v1/machines: machine.read anywhere
+        GET    /v1/machines/{machine}: machine.read where the machine is
+        PATCH  /v1/machines/{machine}: machine.adopt where the machine is
+        POST   /v1/machines/{machine}/adopt: machine.adopt where the machine is
+        DELETE /v1/machines/{machine}: machine.forget where the machine is
+        POST   /v1/machines/{machine}/replace-part: machine.adopt where the machine is
+        POST   /v1/machines/{machine}/merge: machine.forget where the machine is
+        POST   /v1/machines/{machine}/assign: machine.assign where the machine is
+        POST   /v1/machines/{machine}/deploy: machine.deploy where the machine is
+        POST   /v1/machines/{machine}/release: machine.release where the machine is
+        POST   /v1/machines/{machine}/power: machine.power where the machine is
+        GET    /v1/images: image.read anywhere
+        POST   /v1/images: image.manage everything
+        GET    /v1/images/{image}: image.read anywhere
+        PUT    /v1/images/{image}: image.manage everything
+        DELETE /v1/images/{image}: image.manage everything
+        GET    /v1/runs: run.read anywhere
+        GET    /v1/runs/{run}: run.read where the run is
+        POST   /v1/runs/{run}/cancel: run.cancel where the run is
+        GET    /v1/vrfs: address.read anywhere
+        POST   /v1/vrfs: address.space everything
+        GET    /v1/aggregates: address.space everything
+        POST   /v1/aggregates: address.space everything
+        DELETE /v1/aggregates/{aggregate}: address.space everything
+        POST   /v1/aggregates/{aggregate}/proof: address.space everything
+        GET    /v1/pools: address.read anywhere
+        POST   /v1/pools: address.space everything
+        GET    /v1/pools/{pool}: address.read anywhere
+        DELETE /v1/pools/{pool}: address.space everything
+        POST   /v1/pools/{pool}/prefixes: address.space everything
+        GET    /v1/utilisation: address.read anywhere
+        GET    /v1/claims: address.read anywhere
+        POST   /v1/claims: address.claim body
+        GET    /v1/claims/{claim}: address.read where the claim is
+        DELETE /v1/claims/{claim}: address.claim where the claim is
+        GET    /v1/addresses/{address}/history: address.read anywhere
+        GET    /v1/events: event.read anywhere
+        GET    /v1/events/stream: event.read anywhere
+        GET    /v1/audit: audit.read everything
+        GET    /v1/audit/end: audit.read everything
+    "#]].assert_eq(&lines);
 }
 
 #[tokio::test]
