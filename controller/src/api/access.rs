@@ -246,7 +246,9 @@ impl Caller {
         if self.rights.covers(role, place) {
             return Ok(());
         }
-        Err(Error::forbidden(format!("a {role} may do more there than you; nobody can give what they have not")))
+        Err(Error::forbidden(format!(
+            "the role {role} may do more there than you, and nobody can give what they have not"
+        )))
     }
 
     fn refused(&self, action: Action) -> Error {

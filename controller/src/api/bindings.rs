@@ -124,7 +124,7 @@ pub(super) async fn grant(
 ) -> Result<impl IntoResponse, Error> {
     let role: Role = body.role.parse().map_err(|error: NoRole| Error::invalid("/role", error))?;
     let (scope, place) = caller.scope(&app, &body.scope.kind, &body.scope.name).await?;
-    caller.check(Action::RoleGrant, "scope", place)?;
+    caller.require(Action::RoleGrant, place)?;
     caller.check_covers(role, place)?;
     let mut tx = app.store.begin().await?;
     let person = tx.person(&body.person).await?.id;

@@ -129,28 +129,31 @@ pub(super) struct NewClaim {
 impl NewClaim {
     /// What is wished for, when the caller may.
     async fn permitted(self, app: &App, caller: &Caller) -> Result<Wish, Error> {
-        let pool = app.store.standing(Thing::Pool, &self.pool).await?.place;
-        let mut place = pool;
-        if let Some(machine) = &self.machine {
-            place = caller.find(app, Action::MachineRead, Thing::Machine, machine).await?.place;
-        }
-        let mut project = place.project;
-        if let Some(name) = &self.project {
-            let named = caller.project(app, name).await?;
-            if project != Some(named.id) {
-                caller.check(Action::ProjectUse, "project", named.place())?;
+        let named = self.project.clone();
+        let mut wish = self.wish()?;
+        let pool = app.store.standing(Thing::Pool, &wish.pool).await?.place;
+        let mut place = match &wish.holder {
+            NewHolder::Machine(machine, _) => {
+                caller.find(app, Action::MachineRead, Thing::Machine, machine).await?.place
             }
-            place = place.given_to(named.place());
-            project = Some(named.id);
+            NewHolder::Name(_) => pool,
+        };
+        if let Some(name) = named {
+            let project = caller.project(app, &name).await?;
+            if place.project != Some(project.id) {
+                caller.check(Action::ProjectUse, "project", project.place())?;
+            }
+            place = place.given_to(project.place());
         }
         caller.require(Action::AddressClaim, place)?;
-        if self.reserve {
+        if wish.reserved {
             caller.require(Action::AddressSpace, pool)?;
         }
-        self.wish(project)
+        wish.project = place.project;
+        Ok(wish)
     }
 
-    fn wish(self, project: Option<id::ProjectId>) -> Result<Wish, Error> {
+    fn wish(self) -> Result<Wish, Error> {
         let body = self;
         let wanted = match (body.length, body.prefix) {
             (None, None) => Wanted::Any,
@@ -172,7 +175,7 @@ impl NewClaim {
         };
         check_text("/purpose", &body.purpose, 500)?;
         let NewClaim { pool, reserve: reserved, purpose, .. } = body;
-        Ok(Wish { pool, wanted, holder, reserved, project, purpose })
+        Ok(Wish { pool, wanted, holder, reserved, project: None, purpose })
     }
 }
 

@@ -55,7 +55,8 @@ async fn a_project_sees_what_is_given_to_it_and_nothing_of_another_in_lists_and_
         another site: 0 0 0 0 0 0 0 0 404
         its rack: 1 1 1 5 1 1 1 1 200
         another rack: 0 0 0 0 0 0 0 0 404
-    "#]].assert_eq(&seen);
+    "#]]
+    .assert_eq(&seen);
 }
 
 #[tokio::test]
@@ -66,25 +67,78 @@ async fn nobody_grants_or_takes_away_what_they_have_not_and_somebody_always_owns
     let (everything, shop) = (json!({"kind": "everything"}), json!({"kind": "project", "name": "acme:shop"}));
     let (_, bindings) = world.bench.ask(Method::GET, "/v1/bindings", "").await;
     let first = format!("/v1/bindings/{}", bindings["items"][0]["id"].as_str().unwrap());
-    world.bench.check(Method::DELETE, &first, "", expect!["409 conflict: nobody else owns everything; make another person an owner first"]).await;
-    world.bench.check(Method::DELETE, "/v1/people/admin", "", expect!["409 conflict: nobody else owns everything; make another person an owner first"]).await;
+    world
+        .bench
+        .check(
+            Method::DELETE,
+            &first,
+            "",
+            expect!["409 conflict: nobody else owns everything; make another person an owner first"],
+        )
+        .await;
+    world
+        .bench
+        .check(
+            Method::DELETE,
+            "/v1/people/admin",
+            "",
+            expect!["409 conflict: nobody else owns everything; make another person an owner first"],
+        )
+        .await;
 
     let all = Binding { role: Role::Admin, scope: Scope::Everything };
     world.bench.token = world.token("root", all).await;
     world
         .bench
-        .check(Method::POST, "/v1/bindings", grant("owner", everything.clone()).to_string(), expect!["403 forbidden: a owner may do more there than you; nobody can give what they have not"])
+        .check(
+            Method::POST,
+            "/v1/bindings",
+            grant("owner", everything.clone()).to_string(),
+            expect!["403 forbidden: a owner may do more there than you; nobody can give what they have not"],
+        )
         .await;
-    world.bench.check(Method::DELETE, &first, "", expect!["403 forbidden: a owner may do more there than you; nobody can give what they have not"]).await;
-    world.bench.check(Method::PATCH, "/v1/people/admin", r#"{"password":"let me in, please"}"#, expect!["403 forbidden: a owner may do more there than you; nobody can give what they have not"]).await;
+    world
+        .bench
+        .check(
+            Method::DELETE,
+            &first,
+            "",
+            expect!["403 forbidden: a owner may do more there than you; nobody can give what they have not"],
+        )
+        .await;
+    world
+        .bench
+        .check(
+            Method::PATCH,
+            "/v1/people/admin",
+            r#"{"password":"let me in, please"}"#,
+            expect!["403 forbidden: a owner may do more there than you; nobody can give what they have not"],
+        )
+        .await;
     assert_eq!(post(&world.bench, "/v1/bindings", grant("admin", everything.clone())).await.0, StatusCode::CREATED);
 
     let of_shop = Binding { role: Role::Admin, scope: world.scopes[3].1 };
     world.bench.token = world.token("shopkeeper", of_shop).await;
-    world.bench.check(Method::POST, "/v1/bindings", grant("viewer", everything).to_string(), expect!["404 not-found: there is no such scope"]).await;
+    world
+        .bench
+        .check(
+            Method::POST,
+            "/v1/bindings",
+            grant("viewer", everything).to_string(),
+            expect!["404 not-found: there is no such scope"],
+        )
+        .await;
     assert_eq!(post(&world.bench, "/v1/bindings", grant("viewer", shop)).await.0, StatusCode::CREATED);
     let theirs = json!({"kind": "project", "name": "other:theirs"});
-    world.bench.check(Method::POST, "/v1/bindings", grant("viewer", theirs).to_string(), expect!["404 not-found: there is no such project"]).await;
+    world
+        .bench
+        .check(
+            Method::POST,
+            "/v1/bindings",
+            grant("viewer", theirs).to_string(),
+            expect!["404 not-found: there is no such project"],
+        )
+        .await;
 
     world.bench.token = owner;
     let another = json!({"person": "root", "role": "owner", "scope": {"kind": "everything"}});
@@ -108,13 +162,45 @@ async fn a_token_is_shown_once_and_may_no_more_than_the_one_it_is_made_with() {
     world.bench.token = secret;
     assert_eq!(count(&world.bench, "/v1/machines").await, 1);
     let power = format!("/v1/machines/{machine}/power");
-    world.bench.check(Method::POST, &power, r#"{"action":"on"}"#, expect!["403 forbidden: this token was not made for machine.power; `rackhand whoami` says for what"]).await;
+    world
+        .bench
+        .check(
+            Method::POST,
+            &power,
+            r#"{"action":"on"}"#,
+            expect!["403 forbidden: this token was not made for machine.power; `rackhand whoami` says for what"],
+        )
+        .await;
     let more = json!({"name": "more", "actions": ["machine.power"]}).to_string();
-    world.bench.check(Method::POST, "/v1/tokens", more, expect!["403 forbidden: the token that you use is not good for machine.power itself"]).await;
+    world
+        .bench
+        .check(
+            Method::POST,
+            "/v1/tokens",
+            more,
+            expect!["403 forbidden: the token that you use is not good for machine.power itself"],
+        )
+        .await;
     let elsewhere = json!({"name": "far", "scopes": [{"kind": "everything"}]}).to_string();
-    world.bench.check(Method::POST, "/v1/tokens", elsewhere, expect!["403 forbidden: the token that you use is not good there itself"]).await;
+    world
+        .bench
+        .check(
+            Method::POST,
+            "/v1/tokens",
+            elsewhere,
+            expect!["403 forbidden: the token that you use is not good there itself"],
+        )
+        .await;
     let longer = json!({"name": "longer", "days": 0}).to_string();
-    world.bench.check(Method::POST, "/v1/tokens", longer, expect!["422 invalid: /days: a token cannot outlive the restricted one that it is made with"]).await;
+    world
+        .bench
+        .check(
+            Method::POST,
+            "/v1/tokens",
+            longer,
+            expect!["422 invalid: /days: a token cannot outlive the restricted one that it is made with"],
+        )
+        .await;
     let (_, less) = post(&world.bench, "/v1/tokens", json!({"name": "less", "days": 1})).await;
     assert_eq!(less["token"]["actions"], json!(["machine.read", "token.own"]), "{less}");
 
@@ -142,7 +228,14 @@ async fn a_login_wants_password_and_code_takes_a_code_once_and_is_recorded() {
     bench.token = token["token"].as_str().unwrap().to_owned();
     assert_eq!(bench.ask(Method::GET, "/v1/whoami", "").await.1["name"], "admin");
 
-    bench.check(Method::POST, "/v1/totp", r#"{"password":"wrong"}"#, expect!["403 forbidden: the present password is wrong"]).await;
+    bench
+        .check(
+            Method::POST,
+            "/v1/totp",
+            r#"{"password":"wrong"}"#,
+            expect!["403 forbidden: the present password is wrong"],
+        )
+        .await;
     let (status, factor) = post(&bench, "/v1/totp", json!({"password": "correct horse battery"})).await;
     assert_eq!(status, StatusCode::CREATED, "{factor}");
     let secret = bench.app.store.person("admin").await.unwrap().totp.unwrap().secret;
@@ -155,14 +248,28 @@ async fn a_login_wants_password_and_code_takes_a_code_once_and_is_recorded() {
     let nobody = json!({"name": "nobody", "password": "correct horse battery"});
     for wrong in wrong.into_iter().chain([nobody]) {
         let begun = std::time::Instant::now();
-        bench.check(Method::POST, "/v1/login", wrong.to_string(), expect!["401 unauthenticated: name, password or code is wrong" unauthenticated: name, password or code is wrong" unauthenticated: name, password or code is wrong"]).await;
+        bench
+            .check(
+                Method::POST,
+                "/v1/login",
+                wrong.to_string(),
+                expect!["401 unauthenticated: name, password or code is wrong"],
+            )
+            .await;
         assert!(begun.elapsed() >= std::time::Duration::from_secs(1));
     }
     // Two were tried of five.
     for _ in 0..3 {
         post(&bench, "/v1/login", login("wrong", None)).await;
     }
-    bench.check(Method::POST, "/v1/login", login("wrong", None).to_string(), expect!["429 too-many: too many logins were tried; try again in 31 seconds"]).await;
+    bench
+        .check(
+            Method::POST,
+            "/v1/login",
+            login("wrong", None).to_string(),
+            expect!["429 too-many: too many logins were tried; try again in 31 seconds"],
+        )
+        .await;
 
     bench.token = admin;
     bench.app.store.link_records().await.unwrap();

@@ -799,34 +799,34 @@ async fn a_wrong_claim_is_told_what_is_wrong() {
     check(json!({"pool": "nowhere", "name": "x"}), expect!["404 not-found: there is no such pool"]).await;
     check(
         json!({"pool": "p"}),
-        expect!["404 not-found: there is no such pool"],
+        expect!["422 invalid: /machine: say for whom: a `machine`, or the `name` of something else"],
     )
     .await;
     check(
         json!({"pool": "p", "name": "x", "machine": "y"}),
-        expect!["404 not-found: there is no such pool"],
+        expect!["422 invalid: /machine: say for whom: a `machine`, or the `name` of something else"],
     )
     .await;
-    check(json!({"pool": "p", "name": " "}), expect!["404 not-found: there is no such pool"]).await;
-    check(json!({"pool": "p", "name": "x".repeat(101)}), expect!["404 not-found: there is no such pool"]).await;
+    check(json!({"pool": "p", "name": " "}), expect!["422 invalid: /name: say what holds it"]).await;
+    check(json!({"pool": "p", "name": "x".repeat(101)}), expect!["422 invalid: /name: at most 100 characters"]).await;
     check(
         json!({"pool": "p", "name": "x", "purpose": "a\nb"}),
-        expect!["404 not-found: there is no such pool"],
+        expect!["422 invalid: /purpose: one line, without control characters"],
     )
     .await;
     check(
         json!({"pool": "p", "name": "x", "mac": "52:54:00:00:00:01"}),
-        expect!["404 not-found: there is no such pool"],
+        expect!["422 invalid: /mac: a card is a `machine`'s"],
     )
     .await;
     check(
         json!({"pool": "p", "name": "x", "length": 31, "prefix": "10.0.0.0/31"}),
-        expect!["404 not-found: there is no such pool"],
+        expect!["422 invalid: /length: give `length` or `prefix`, not both"],
     )
     .await;
     check(
         json!({"pool": "p", "name": "x", "prefix": "10.0.0.1/31"}),
-        expect!["404 not-found: there is no such pool"],
+        expect!["422 invalid: /prefix: the address has bits set beyond the length; 10.0.0.0/31 is the prefix it is in"],
     )
     .await;
     bench

@@ -361,7 +361,8 @@ fn each_operation_is_this_action_at_this_place() {
         GET    /v1/events/stream: event.read anywhere
         GET    /v1/audit: audit.read everything
         GET    /v1/audit/end: audit.read everything
-    "#]].assert_eq(&lines);
+    "#]]
+    .assert_eq(&lines);
 }
 
 #[tokio::test]
