@@ -142,7 +142,7 @@ mod tests {
             assert!(passwords.may_try(now, "ada", source).is_ok());
         }
         assert!(passwords.may_try(now, "ada", Some(IpAddr::from([192, 0, 2, 2]))).is_err());
-        for number in 0..24 {
+        for number in 0..25 {
             assert!(passwords.may_try(now, &number.to_string(), source).is_ok());
         }
         assert!(passwords.may_try(now, "bob", source).is_err());

@@ -843,19 +843,25 @@ mod tests {
             Usage: rackhand [OPTIONS] <COMMAND>
 
             Commands:
-              login       Save which controller to talk to, after trying the token
-              rack        Racks: a provisioning network with one node and its machines
-              agent       Agents: the nodes' registrations
-              machine     Machines: adopt, deploy, release, power
-              image       Images: operating systems to deploy
-              run         Runs: work in progress on machines, and work that has ended
-              audit       Audit: who changed what, and whether the record of it is whole
-              ip          Addresses: claim, release, who has what and who had it
-              pool        Pools: addresses to claim from
-              aggregate   Aggregates: address space that pools are made of
-              vrf         VRFs: spaces in which an address is one place
-              completion  Print a completion script for your shell
-              help        Print this message or the help of the given subcommand(s)
+              login         Save which controller to talk to, after trying the token
+              rack          Racks: a provisioning network with one node and its machines
+              agent         Agents: the nodes' registrations
+              machine       Machines: adopt, deploy, release, power
+              image         Images: operating systems to deploy
+              run           Runs: work in progress on machines, and work that has ended
+              audit         Audit: who changed what, and whether the record of it is whole
+              ip            Addresses: claim, release, who has what and who had it
+              pool          Pools: addresses to claim from
+              aggregate     Aggregates: address space that pools are made of
+              vrf           VRFs: spaces in which an address is one place
+              organisation  Organisations: customers, and the provider itself
+              project       Projects: what machines and addresses are given to
+              site          Sites: where racks stand
+              person        People: who logs in; your own password and second factor
+              role          Roles: what each may do, and who has which
+              token         Tokens: for programs, and for people who work with them
+              completion    Print a completion script for your shell
+              help          Print this message or the help of the given subcommand(s)
 
             Options:
                   --controller <URL>

@@ -154,16 +154,15 @@ impl NewClaim {
     }
 
     fn wish(self) -> Result<Wish, Error> {
-        let body = self;
-        let wanted = match (body.length, body.prefix) {
+        let wanted = match (self.length, self.prefix) {
             (None, None) => Wanted::Any,
             (Some(length), None) => Wanted::Length(length),
             (None, Some(text)) => Wanted::Prefix(prefix("/prefix", &text)?),
             (Some(_), Some(_)) => return Err(Error::invalid("/length", "give `length` or `prefix`, not both")),
         };
-        let holder = match (body.machine, body.name) {
-            (Some(machine), None) => NewHolder::Machine(machine, body.mac),
-            (None, Some(_)) if body.mac.is_some() => return Err(Error::invalid("/mac", "a card is a `machine`'s")),
+        let holder = match (self.machine, self.name) {
+            (Some(machine), None) => NewHolder::Machine(machine, self.mac),
+            (None, Some(_)) if self.mac.is_some() => return Err(Error::invalid("/mac", "a card is a `machine`'s")),
             (None, Some(name)) => {
                 check_text("/name", &name, 100)?;
                 if name.trim().is_empty() {
@@ -173,8 +172,8 @@ impl NewClaim {
             }
             _ => return Err(Error::invalid("/machine", "say for whom: a `machine`, or the `name` of something else")),
         };
-        check_text("/purpose", &body.purpose, 500)?;
-        let NewClaim { pool, reserve: reserved, purpose, .. } = body;
+        check_text("/purpose", &self.purpose, 500)?;
+        let NewClaim { pool, reserve: reserved, purpose, .. } = self;
         Ok(Wish { pool, wanted, holder, reserved, project: None, purpose })
     }
 }

@@ -94,7 +94,7 @@ async fn nobody_grants_or_takes_away_what_they_have_not_and_somebody_always_owns
             Method::POST,
             "/v1/bindings",
             grant("owner", everything.clone()).to_string(),
-            expect!["403 forbidden: a owner may do more there than you; nobody can give what they have not"],
+            expect!["403 forbidden: the role owner may do more there than you, and nobody can give what they have not"],
         )
         .await;
     world
@@ -103,7 +103,7 @@ async fn nobody_grants_or_takes_away_what_they_have_not_and_somebody_always_owns
             Method::DELETE,
             &first,
             "",
-            expect!["403 forbidden: a owner may do more there than you; nobody can give what they have not"],
+            expect!["403 forbidden: the role owner may do more there than you, and nobody can give what they have not"],
         )
         .await;
     world
@@ -112,7 +112,7 @@ async fn nobody_grants_or_takes_away_what_they_have_not_and_somebody_always_owns
             Method::PATCH,
             "/v1/people/admin",
             r#"{"password":"let me in, please"}"#,
-            expect!["403 forbidden: a owner may do more there than you; nobody can give what they have not"],
+            expect!["403 forbidden: the role owner may do more there than you, and nobody can give what they have not"],
         )
         .await;
     assert_eq!(post(&world.bench, "/v1/bindings", grant("admin", everything.clone())).await.0, StatusCode::CREATED);
@@ -125,7 +125,7 @@ async fn nobody_grants_or_takes_away_what_they_have_not_and_somebody_always_owns
             Method::POST,
             "/v1/bindings",
             grant("viewer", everything).to_string(),
-            expect!["404 not-found: there is no such scope"],
+            expect!["403 forbidden: role.grant needs one of the roles owner, admin there"],
         )
         .await;
     assert_eq!(post(&world.bench, "/v1/bindings", grant("viewer", shop)).await.0, StatusCode::CREATED);

@@ -403,7 +403,7 @@ impl World {
         let mut tx = self.store.begin().await.unwrap();
         let machine = tx.machine("m-3456").await.unwrap();
         let image = tx.image("debian-12").await.unwrap();
-        let host = Host { name: "web".to_owned(), ssh_keys: Vec::new(), user_data: Some("password ".repeat(2000)) };
+        let host = Host { name: "web".to_owned(), ssh_keys: Vec::new(), user_data: Some("passphrase ".repeat(2000)) };
         let request = DeployRequest { disk: DiskRule::Smallest, host };
         let run = tx.start_deploy(at(0).wall, &machine, &image, request).await.unwrap();
         tx.commit().await.unwrap();
@@ -811,11 +811,11 @@ async fn user_data_is_sealed_in_the_database_and_gone_from_it_after_the_run() {
     };
     let place = format!("user-data of run {}", run.id);
     let sealed = "user_data\":\"sealed-1:";
-    assert!(is_there(sealed) && !is_there("password") && !is_there(&place));
+    assert!(is_there(sealed) && !is_there("passphrase") && !is_there(&place));
     world.finish(&run).await;
     // Empties the write-ahead log.
     world.store.close().await;
-    assert!(!is_there(sealed) && !is_there("password"));
+    assert!(!is_there(sealed) && !is_there("passphrase"));
 }
 
 /// A deploy of a machine that is not in its installer, up to where the node has the command that
