@@ -52,9 +52,12 @@ use Access::{Anyone, May, Own};
 use Action::*;
 use At::{Anywhere, Body, Everything, Named};
 
+/// Operations, and who may use each.
+pub type Table = &'static [(Method, &'static str, Access)];
+
 /// Every operation there is.
 #[rustfmt::skip]
-pub const TABLE: &[(Method, &str, Access)] = &[
+pub const TABLE: Table = &[
     (Method::GET, "/v1/openapi.json", Anyone),
     (Method::POST, "/v1/login", Anyone),
     (Method::GET, "/v1/whoami", Access::Caller),
@@ -263,11 +266,7 @@ impl Caller {
 
 /// Lets a request through when the table says so. It looks at the head of the request alone:
 /// nothing of the body is read before the caller is known.
-pub(super) async fn decide(
-    State((app, table)): State<(App, &'static [(Method, &'static str, Access)])>,
-    request: Request,
-    next: Next,
-) -> Response {
+pub(super) async fn decide(State((app, table)): State<(App, Table)>, request: Request, next: Next) -> Response {
     match decided(&app, table, request).await {
         Ok(request) => next.run(request).await,
         Err(error) => error.into_response(),
@@ -275,7 +274,7 @@ pub(super) async fn decide(
 }
 
 /// The request that may go on, with its caller.
-async fn decided(app: &App, table: &[(Method, &str, Access)], request: Request) -> Result<Request, Error> {
+async fn decided(app: &App, table: Table, request: Request) -> Result<Request, Error> {
     let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()).unwrap_or_default();
     // HEAD is answered by what answers GET.
     let method = if request.method() == Method::HEAD { Method::GET } else { request.method().clone() };

@@ -34,7 +34,6 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Extension, Json, Router,
     extract::{DefaultBodyLimit, Request, State},
-    http::Method,
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
@@ -53,7 +52,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 pub use self::{
-    access::{Access, Caller, fresh_token},
+    access::{Caller, fresh_token},
     error::Error,
 };
 use crate::{
@@ -99,7 +98,7 @@ pub fn router(app: App) -> Router {
     router_with(app, access::TABLE)
 }
 
-fn router_with(app: App, table: &'static [(Method, &'static str, Access)]) -> Router {
+fn router_with(app: App, table: access::Table) -> Router {
     let (router, document) = operations().split_for_parts();
     let document = Arc::new(finish(document));
     router

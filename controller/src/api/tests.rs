@@ -17,7 +17,7 @@ use rackhand_common::{
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::*;
+use super::{access::Access, *};
 
 struct Still;
 

@@ -12,13 +12,11 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use super::{
-    access::{At, TABLE},
+    access::{Access, At, TABLE, Table},
     tests::{Bench, discovered},
     *,
 };
 use crate::store::{NewToken, Thing};
-
-type Table = &'static [(Method, &'static str, Access)];
 
 /// A machine, a claim and whatever else there is, in rack `lab` of site `here` and given to project
 /// `acme:shop`; beside them another organisation, project, site and rack.
