@@ -22,7 +22,7 @@ pub struct Record {
     pub id: Uuid,
     /// When.
     pub at: Timestamp,
-    /// Who: the name of the token.
+    /// Who: the name of the person, or of the project, whose token it was.
     pub by: String,
     /// The id of the token.
     pub token: Uuid,

@@ -63,6 +63,16 @@ ids! {
     PoolId;
     /// An address or a block while it is somebody's, and afterwards in the history.
     ClaimId;
+    /// A customer, or the provider itself: projects are somebody's.
+    OrganisationId;
+    /// What machines and addresses are given to.
+    ProjectId;
+    /// A place with racks.
+    SiteId;
+    /// Somebody who logs in.
+    PersonId;
+    /// A role that a person has at a scope.
+    BindingId;
 }
 
 /// How often a machine has been given to someone or taken back. Destructive orders and

@@ -18,7 +18,11 @@ mod tests;
 use std::{sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use rackhand_common::{id::ClaimId, machine::Mac, time::Clock};
+use rackhand_common::{
+    id::{ClaimId, ProjectId, RackId},
+    machine::Mac,
+    time::Clock,
+};
 use rackhand_controller_core::ipam::{Family, Kind, Prefix, State};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -102,6 +106,9 @@ pub enum Refused {
         /// The machine's.
         machine: String,
     },
+    /// The machine is another project's.
+    #[error("machine {0} is another project's: what it holds is that project's too")]
+    Others(String),
     /// The machine has no such card.
     #[error("machine {machine} has no network card {mac}; `rackhand machine show {machine}` lists them")]
     NotItsCard {
@@ -178,8 +185,8 @@ pub struct NewClaim {
     pub holder: NewHolder,
     /// Whether they shall be nobody's, and not be handed out.
     pub reserved: bool,
-    /// Who answers for it, in words.
-    pub owner: String,
+    /// The project it shall be given to; that of the machine, when it has one.
+    pub project: Option<ProjectId>,
     /// What for, in words.
     pub purpose: String,
 }
@@ -208,7 +215,7 @@ impl Tx {
     /// Claims addresses.
     pub async fn hand_out(&mut self, now: Timestamp, new: &NewClaim, by: &str) -> Result<Claim, Refused> {
         let pool = self.pool(&new.pool).await?;
-        let holder = self.holder_of(&pool, &new.holder).await?;
+        let (holder, rack) = self.holder_of(&pool, new).await?;
         for leaf in self.rested(pool.number, now, RESTED).await? {
             self.wake(leaf).await?;
         }
@@ -218,7 +225,8 @@ impl Tx {
             Wanted::Prefix(prefix) => (self.free_at(now, &pool, prefix).await?, prefix),
         };
         self.take(free, prefix, if new.reserved { State::Reserved } else { State::Claimed }).await?;
-        let row = ClaimRow { reserved: new.reserved, holder: &holder, owner: &new.owner, purpose: &new.purpose, by };
+        let row =
+            ClaimRow { reserved: new.reserved, holder: &holder, project: new.project, rack, purpose: &new.purpose, by };
         Ok(self.insert_claim(now, &pool, free, prefix, row).await?)
     }
 
@@ -302,18 +310,24 @@ impl Tx {
         Ok(self.leaf(aggregate, wanted).await?)
     }
 
-    async fn holder_of(&mut self, pool: &Pool, holder: &NewHolder) -> Result<Holder, Refused> {
-        let (machine, mac) = match holder {
-            NewHolder::Name(name) => return Ok(Holder { machine: None, mac: None, name: name.clone() }),
+    /// Who is to hold it, and in which rack that stands.
+    async fn holder_of(&mut self, pool: &Pool, new: &NewClaim) -> Result<(Holder, Option<RackId>), Refused> {
+        let (machine, mac) = match &new.holder {
+            NewHolder::Name(name) => return Ok((Holder { machine: None, mac: None, name: name.clone() }, pool.rack)),
             NewHolder::Machine(machine, mac) => (self.machine(machine).await?, *mac),
         };
+        // It may have been given to another since it was looked at.
+        if machine.project.is_some() && machine.project != new.project {
+            return Err(Refused::Others(machine.name));
+        }
         if pool.rack.is_some_and(|rack| rack != machine.rack) {
             return Err(Refused::Elsewhere { pool: pool.name.clone(), machine: machine.name });
         }
         if let Some(mac) = mac.filter(|mac| !machine.macs.contains(mac)) {
             return Err(Refused::NotItsCard { machine: machine.name, mac });
         }
-        Ok(Holder { machine: Some(machine.id), mac, name: machine.name })
+        let rack = machine.rack;
+        Ok((Holder { machine: Some(machine.id), mac, name: machine.name }, Some(rack)))
     }
 
     /// Creates an aggregate.

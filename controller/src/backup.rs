@@ -273,7 +273,7 @@ mod tests {
         assert_eq!(files(&elsewhere.pki()).unwrap(), keys);
         assert_eq!(fs::metadata(elsewhere.database()).unwrap().permissions().mode() & 0o777, 0o600);
         let store = Store::open(&elsewhere.database(), authority::seal(&elsewhere.pki()).unwrap()).await.unwrap();
-        assert_eq!(store.racks(None, 10).await.unwrap(), []);
+        assert_eq!(store.racks(&rackhand_controller_core::access::Sight::ALL, None, 10).await.unwrap(), []);
     }
 
     #[tokio::test]

@@ -44,6 +44,7 @@ use crate::{
     fleet::{self, Fleet},
     https,
     images::{self, Images},
+    passwords::Passwords,
     store::{Place, Store, StoreError},
     telemetry::Telemetry,
     workflows::{self, Workflows},
@@ -468,6 +469,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         store: store.clone(),
         images: images.clone(),
         addresses,
+        passwords: Passwords::default(),
         clock: clock.clone(),
         changed,
         cut: {

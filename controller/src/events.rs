@@ -243,6 +243,7 @@ async fn connected(tx: &mut Tx, rack: RackId, event: &Event, connection: Connect
             let machine = Machine {
                 id,
                 rack,
+                project: None,
                 name: name.clone(),
                 lifecycle: Lifecycle::Discovered,
                 epoch: Epoch(1),

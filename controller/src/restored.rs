@@ -151,6 +151,7 @@ async fn learn(tx: &mut Tx, now: Timestamp, rack: RackId, told: &MachineIntent) 
     let mut machine = Machine {
         id: told.id,
         rack,
+        project: None,
         name: name.clone(),
         lifecycle: Lifecycle::Discovered,
         epoch: Epoch(told.epoch.0.saturating_add(JUMP)),

@@ -10,7 +10,7 @@
 
 use jiff::Timestamp;
 use rackhand_common::{
-    id::RunId,
+    id::{ProjectId, RunId},
     intent::{Boot, DiskRule, Host},
     machine::{Content, Disk, Mainboard},
 };
@@ -81,6 +81,9 @@ pub enum Denied {
     /// Addresses are claimed for the machine.
     #[error("machine {0} holds addresses; release them first: `rackhand ip list --machine {0}` shows them")]
     HoldsAddresses(String),
+    /// A project uses the machine.
+    #[error("machine {0} is in use by a project; release it first")]
+    InUse(String),
     /// The run is over.
     #[error("the run is over")]
     RunOver,
@@ -191,6 +194,28 @@ impl Tx {
         let happened = Happened::Merged { name: from.name.clone() };
         self.insert_event(now, merged.rack, Some(merged.id), None, &happened).await?;
         Ok(merged)
+    }
+
+    /// Gives a machine to a project, told with its name, or takes it back from one that does not use it.
+    pub async fn assign(
+        &mut self,
+        now: Timestamp,
+        machine: &Machine,
+        project: Option<(ProjectId, String)>,
+    ) -> Result<Machine, Denied> {
+        self.check_idle(machine).await?;
+        let (project, name) = project.unzip();
+        if machine.project == project {
+            return Ok(machine.clone());
+        }
+        let is_free = matches!(machine.lifecycle, Lifecycle::Discovered | Lifecycle::Ready);
+        if machine.project.is_some() && !is_free {
+            return Err(Denied::InUse(machine.name.clone()));
+        }
+        let mut machine = Machine { project, ..machine.clone() };
+        self.update_machine(now, &mut machine).await?;
+        self.insert_event(now, machine.rack, Some(machine.id), None, &Happened::Assigned { project: name }).await?;
+        Ok(machine)
     }
 
     /// Removes a machine that is nobody's, with its runs; its events stay. Should it start

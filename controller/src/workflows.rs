@@ -306,10 +306,13 @@ fn hand_over(machine: &mut Machine, run: &Run, workflow: Workflow, ended: &Ended
             machine.connected = false;
             machine.alert = None;
         }
-        (_, Ended::Done) => {
+        (parameters, Ended::Done) => {
             machine.boot = Boot::Installer;
             machine.image = None;
             machine.alert = None;
+            if matches!(parameters, Parameters::Release(_)) {
+                machine.project = None;
+            }
         }
         (_, Ended::Undone { fault }) => {
             machine.boot = Boot::Installer;

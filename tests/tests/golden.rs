@@ -35,10 +35,12 @@ use rackhand_common::{
     wire::{Action, Command, Hello},
 };
 use rackhand_controller::{
-    store::{EventFilter, Happened, ImageState, Machine, NewImage, RunStatus, SoundNetwork, Store, Stored},
+    store::{
+        DEFAULT_SITE, EventFilter, Happened, ImageState, Machine, NewImage, RunStatus, SoundNetwork, Store, Stored,
+    },
     verbs::{Accept, DeployRequest},
 };
-use rackhand_controller_core::lifecycle::Lifecycle;
+use rackhand_controller_core::{access::Sight, lifecycle::Lifecycle};
 use rackhand_world::version;
 
 const FILES: [&str; 6] = ["controller.db", "agent.redb", "boot.redb", "events.redb", "intent.json", "seal.key"];
@@ -102,7 +104,7 @@ async fn make() {
     // The form a backup has too: one file, no log beside it.
     fs::write(dir.path().join("controller.db"), b"").unwrap();
     rackhand_controller::store::write_backup(
-        &dir.path().join("filled.db"),
+        &dir.path().join("filled.db").into(),
         &dir.path().join("controller.db"),
         &contents,
     )
@@ -183,7 +185,7 @@ const READING: NodeHealth = NodeHealth { load: 120, memory: (1, 2), disk: (3, 4)
 async fn fill_controller(path: &Path) {
     let store = Store::open(path, Seal::new(&SEAL)).await.unwrap();
     let mut tx = store.begin().await.unwrap();
-    let rack = tx.insert_rack(at(0), "r1", &SoundNetwork::try_from(network()).unwrap()).await.unwrap();
+    let rack = tx.insert_rack(at(0), "r1", DEFAULT_SITE, &SoundNetwork::try_from(network()).unwrap()).await.unwrap();
     tx.insert_code(at(0), &HASH, rack, at(3600), None).await.unwrap();
     let agent = AgentId(uuid(4));
     tx.insert_agent(at(1), agent, rack, KeyPin([5; 32]), at(7200)).await.unwrap();
@@ -196,6 +198,7 @@ async fn fill_controller(path: &Path) {
     let machine = Machine {
         id: MachineId(uuid(1)),
         rack,
+        project: None,
         name: "m-1".into(),
         lifecycle: Lifecycle::Discovered,
         epoch: Epoch(1),
@@ -266,14 +269,14 @@ async fn read_controller(path: &Path) {
     let contents = rackhand_controller::store::read_backup(path).await.unwrap();
     assert_eq!((contents.pki.len(), contents.objects.len(), contents.made), (1, 1, at(0)));
     let store = Store::open(path, Seal::new(&SEAL)).await.unwrap();
-    let racks = store.racks(None, 10).await.unwrap();
+    let racks = store.racks(&Sight::ALL, None, 10).await.unwrap();
     let [rack] = racks.as_slice() else { panic!("{racks:?}") };
     assert_eq!((rack.name.as_str(), &rack.network, rack.created), ("r1", &network(), at(0)));
     let agent = store.agent(AgentId(uuid(4))).await.unwrap();
     assert_eq!((agent.connection, agent.next_event, agent.revision), (7, 40, 3));
     assert_eq!((agent.key, agent.incarnation), (KeyPin([5; 32]), Some(Incarnation(uuid(6)))));
     assert_eq!(store.node_health(agent.id).await.unwrap(), Some((at(3), READING)));
-    assert_eq!(store.token(at(20), &HASH).await.unwrap().name, "admin");
+    assert_eq!(store.token(at(20), &HASH).await.unwrap().owner_name, "admin");
 
     let machine = store.machine("m-1").await.unwrap();
     assert_eq!((machine.id, machine.lifecycle, machine.epoch), (MachineId(uuid(1)), Lifecycle::Deploying, Epoch(2)));
@@ -293,7 +296,7 @@ async fn read_controller(path: &Path) {
     assert_eq!(machine.order, Some(order(run.id)));
     // The engine goes on from what is stored.
     assert!(run.engine.resume(SystemClock::default().now()).position().is_some());
-    let events = store.events(0, EventFilter::default(), 100).await.unwrap();
+    let events = store.events(0, &EventFilter::default(), 100).await.unwrap();
     assert!(events.iter().any(|event| event.body == Happened::Adopted));
     assert!(events.iter().any(|event| matches!(event.body, Happened::Told(What::Failed { .. }))));
     let mut tx = store.begin().await.unwrap();

@@ -20,7 +20,7 @@ pub(crate) enum IpCommand {
     /// Claim an address or a block
     #[command(after_help = "  rackhand ip claim public-4 --machine web-1               # one address
   rackhand ip claim private-4 --length 31 --machine web-1 --mac 52:54:00:12:34:56
-  rackhand ip claim public-4 --address 198.51.100.17 --name vpn --owner shop
+  rackhand ip claim public-4 --address 198.51.100.17 --name vpn --project shop
   rackhand ip claim private-4 --address 10.9.0.1 --reserve --name gateway
 
 Without --address it is the smallest free space that is large enough, and the lowest of that. What is
@@ -40,9 +40,9 @@ With --reserve the addresses are nobody's and are not handed out.")]
         /// Make them nobody's: a gateway, a range in use elsewhere
         #[arg(long)]
         reserve: bool,
-        /// Who answers for it
-        #[arg(long, default_value = "")]
-        owner: String,
+        /// For this project: name, ORGANISATION:NAME or id; the machine's if not given
+        #[arg(long)]
+        project: Option<String>,
         /// What for
         #[arg(long, default_value = "")]
         purpose: String,
@@ -116,7 +116,7 @@ struct Claim {
     reserved: bool,
     mac: Option<String>,
     name: String,
-    owner: String,
+    project: Option<String>,
     purpose: String,
     claimed_by: String,
     since: Timestamp,
@@ -125,11 +125,11 @@ struct Claim {
 
 pub(crate) async fn run(client: &Client, command: IpCommand, output: Output) -> anyhow::Result<String> {
     match command {
-        IpCommand::Claim { pool, length, address, holder, reserve, owner, purpose } => {
+        IpCommand::Claim { pool, length, address, holder, reserve, project, purpose } => {
             let Holder { machine, mac, name } = holder;
             let body = json!({
                 "pool": pool, "length": length, "prefix": address, "machine": machine, "mac": mac, "name": name,
-                "reserve": reserve, "owner": owner, "purpose": purpose,
+                "reserve": reserve, "project": project, "purpose": purpose,
             });
             // People want to know what they got; it may go into a script as it is.
             print(output, client.post("/v1/claims", body).await?, |claim: Claim| claim.prefix)
@@ -196,15 +196,15 @@ fn list(claims: &[Claim]) -> Table {
             claim.prefix.clone(),
             held_by(claim),
             claim.pool.clone(),
-            or_dash(Some(&claim.owner)),
+            or_dash(claim.project.as_deref()),
             second(claim.since),
             or_dash(Some(&claim.purpose)),
             claim.claimed_by.clone(),
             claim.id.clone(),
         ]
     });
-    table(&["ADDRESS", "HELD BY", "POOL", "OWNER", "SINCE", "PURPOSE", "CLAIMED BY", "ID"], rows)
-        .shorten(&["PURPOSE", "OWNER"])
+    table(&["ADDRESS", "HELD BY", "POOL", "PROJECT", "SINCE", "PURPOSE", "CLAIMED BY", "ID"], rows)
+        .shorten(&["PURPOSE", "PROJECT"])
         .only_wide(&["CLAIMED BY", "ID"])
         .or_say("nothing is claimed: rackhand ip claim POOL --machine NAME")
 }
@@ -220,12 +220,12 @@ fn show_history(address: &str, at: Option<Timestamp>, claims: &[Claim]) -> Table
             claim.until.map_or("now".into(), second),
             held_by(claim),
             claim.prefix.clone(),
-            or_dash(Some(&claim.owner)),
+            or_dash(claim.project.as_deref()),
             claim.claimed_by.clone(),
         ]
     });
-    table(&["SINCE", "UNTIL", "HELD BY", "IN", "OWNER", "CLAIMED BY"], rows)
-        .shorten(&["OWNER", "CLAIMED BY"])
+    table(&["SINCE", "UNTIL", "HELD BY", "IN", "PROJECT", "CLAIMED BY"], rows)
+        .shorten(&["PROJECT", "CLAIMED BY"])
         .or_say(nobody)
 }
 
@@ -239,12 +239,12 @@ mod tests {
         serde_json::from_value(json!([
             {
                 "id": "1", "prefix": "10.9.0.4/31", "pool": "private-4", "reserved": false, "machine": "2",
-                "mac": "52:54:00:00:00:01", "name": "web-1", "owner": "shop", "purpose": "", "claimed_by": "admin",
+                "mac": "52:54:00:00:00:01", "name": "web-1", "project": "acme:shop", "purpose": "", "claimed_by": "admin",
                 "released_by": null, "since": "2026-01-01T00:00:00Z", "until": null,
             },
             {
                 "id": "2", "prefix": "10.9.0.1/32", "pool": "private-4", "reserved": true, "machine": null, "mac": null,
-                "name": "gateway", "owner": "", "purpose": "router", "claimed_by": "admin", "released_by": "admin",
+                "name": "gateway", "project": null, "purpose": "router", "claimed_by": "admin", "released_by": "admin",
                 "since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z",
             },
         ]))

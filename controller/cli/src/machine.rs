@@ -312,7 +312,7 @@ fn changed(machine: &Machine) -> Option<&'static str> {
     (!machine.changes.is_empty()).then_some("parts changed: see `rackhand machine show`")
 }
 
-fn page(machine: &Machine) -> String {
+pub(crate) fn page(machine: &Machine) -> String {
     let mut lines = vec![
         format!("{}  {}", machine.name, machine.id),
         format!("  lifecycle  {}", machine.lifecycle),

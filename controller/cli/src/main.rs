@@ -15,15 +15,21 @@ mod ip;
 mod login;
 mod machine;
 mod nearest;
+mod organisation;
 mod os;
 mod output;
+mod person;
 mod plan;
 mod pool;
+mod project;
 mod rack;
 #[cfg(test)]
 mod reference;
+mod role;
 mod run;
 mod show;
+mod site;
+mod token;
 mod views;
 mod vrf;
 mod watch;
@@ -140,6 +146,24 @@ elsewhere or say `rackhand context use`. Several are told apart by name:
     /// VRFs: spaces in which an address is one place
     #[command(subcommand)]
     Vrf(vrf::VrfCommand),
+    /// Organisations: customers, and the provider itself
+    #[command(subcommand)]
+    Organisation(organisation::OrganisationCommand),
+    /// Projects: what machines and addresses are given to
+    #[command(subcommand)]
+    Project(project::ProjectCommand),
+    /// Sites: where racks stand
+    #[command(subcommand)]
+    Site(site::SiteCommand),
+    /// People: who logs in; your own password and second factor
+    #[command(subcommand)]
+    Person(person::PersonCommand),
+    /// Roles: what each may do, and who has which
+    #[command(subcommand)]
+    Role(role::RoleCommand),
+    /// Tokens: for programs, and for people who work with them
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// Print a completion script for your shell
     #[command(after_help = "  rackhand completion bash > /etc/bash_completion.d/rackhand")]
     Completion {
@@ -237,6 +261,12 @@ async fn dispatch(cli: Cli) -> anyhow::Result<String> {
         Command::Pool(command) => pool::run(&client, command, output).await,
         Command::Aggregate(command) => aggregate::run(&client, command, output).await,
         Command::Vrf(command) => vrf::run(&client, command, output).await,
+        Command::Organisation(command) => organisation::run(&client, command, output).await,
+        Command::Project(command) => project::run(&client, command, output).await,
+        Command::Site(command) => site::run(&client, command, output).await,
+        Command::Person(command) => person::run(&client, command, output).await,
+        Command::Role(command) => role::run(&client, command, output).await,
+        Command::Token(command) => token::run(&client, command, output).await,
     }?;
     if dry_run {
         let _ = writeln!(std::io::stderr(), "dry run: nothing of this was done");

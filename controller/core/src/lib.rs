@@ -1,8 +1,9 @@
 //! The controller's rules, without IO: what may be done to a machine in which state of its
-//! life, which systems there are, whether it is still the machine it was, how a workflow goes on after each step, and which
-//! addresses are handed out.
+//! life, which systems there are, whether it is still the machine it was, how a workflow goes on after each step, which
+//! addresses are handed out, and who may do what where.
 //! Nothing here reads a clock, a database or a socket.
 
+pub mod access;
 pub mod identity;
 pub mod ipam;
 pub mod lifecycle;

@@ -8,7 +8,10 @@ use std::{
 
 use expect_test::{Expect, expect};
 use rackhand_common::time::{Mono, Now};
-use rackhand_controller_core::ipam::{Usage, best_fit};
+use rackhand_controller_core::{
+    access::Sight,
+    ipam::{Usage, best_fit},
+};
 
 use super::*;
 use crate::store::{
@@ -42,7 +45,7 @@ fn named(wanted: Wanted, name: &str) -> NewClaim {
         wanted,
         holder: NewHolder::Name(name.into()),
         reserved: false,
-        owner: String::new(),
+        project: None,
         purpose: String::new(),
     }
 }
@@ -282,7 +285,7 @@ async fn who_held_an_address_is_known_for_every_time_also_by_block_and_after_the
     let vrf = bench.store.vrf("default").await.unwrap();
     let mut told = String::new();
     for second in [9, 10, 19, 20, 30, 39, 40, 5000] {
-        let holder = bench.store.holder(&vrf, prefix("10.9.0.4"), at(second)).await.unwrap();
+        let holder = bench.store.holder(&Sight::ALL, &vrf, prefix("10.9.0.4"), at(second)).await.unwrap();
         told += &format!("{second}: {}\n", holder.map_or("nobody".into(), |claim| claim.holder.name));
     }
     expect![[r#"
@@ -296,18 +299,18 @@ async fn who_held_an_address_is_known_for_every_time_also_by_block_and_after_the
         5000: last
     "#]]
     .assert_eq(&told);
-    let history = bench.store.history(&vrf, prefix("10.9.0.4"), None, 10).await.unwrap();
+    let history = bench.store.history(&Sight::ALL, &vrf, prefix("10.9.0.4"), None, 10).await.unwrap();
     let names: Vec<_> = history.iter().map(|claim| claim.holder.name.as_str()).collect();
     assert_eq!(names, ["last", "pair", "block", "first"]);
-    let more = bench.store.history(&vrf, prefix("10.9.0.4"), Some(history[1].id), 1).await.unwrap();
+    let more = bench.store.history(&Sight::ALL, &vrf, prefix("10.9.0.4"), Some(history[1].id), 1).await.unwrap();
     assert_eq!(more[0].holder.name, "block");
-    assert_eq!(bench.store.holder(&vrf, prefix("10.9.0.6"), at(50)).await.unwrap(), None);
+    assert_eq!(bench.store.holder(&Sight::ALL, &vrf, prefix("10.9.0.6"), at(50)).await.unwrap(), None);
     // The history outlives the pool.
     bench.release(50, &last).await.unwrap();
     let mut tx = bench.store.begin().await.unwrap();
     tx.remove_pool(at(60), &pool).await.unwrap();
     tx.commit().await.unwrap();
-    let held = bench.store.holder(&vrf, prefix("10.9.0.5"), at(45)).await.unwrap().unwrap();
+    let held = bench.store.holder(&Sight::ALL, &vrf, prefix("10.9.0.5"), at(45)).await.unwrap().unwrap();
     assert_eq!((held.holder.name.as_str(), held.pool.as_str()), ("last", "p"));
 }
 

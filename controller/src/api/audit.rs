@@ -50,7 +50,7 @@ pub(super) async fn recorded(State(app): State<App>, request: Request, next: Nex
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Which {
-    /// Only what was done with the token of this name.
+    /// Only what was done by this person, or with a token of this project.
     by: Option<String>,
     /// Only changes to this thing: an id, or a machine's name.
     about: Option<String>,
@@ -86,7 +86,7 @@ pub(super) struct AuditRecord {
     /// When.
     #[schema(value_type = String, format = DateTime)]
     at: Timestamp,
-    /// Who: the name of the token.
+    /// Who: a person's name, or ORGANISATION:PROJECT for a project's token.
     #[schema(example = "admin")]
     by: String,
     /// The id of the token.
@@ -110,7 +110,7 @@ pub(super) struct AuditRecord {
 #[derive(Debug, Serialize, ToSchema)]
 struct Change {
     /// Which kind of thing: `machine`, `run`, `rack`, `agent`, `image`, `enrolment code`, `claim`, `pool`,
-    /// `aggregate`, `VRF`.
+    /// `aggregate`, `VRF`, `organisation`, `project`, `site`, `person`, `binding`, `token`.
     #[schema(example = "machine")]
     kind: String,
     /// Its id.

@@ -1,6 +1,6 @@
 //! `/v1/claims` and `/v1/addresses`: what is whose, and whose it was.
 
-use std::net::IpAddr;
+use std::{collections::HashMap, net::IpAddr};
 
 use axum::{
     Extension,
@@ -10,7 +10,10 @@ use axum::{
 };
 use jiff::Timestamp;
 use rackhand_common::{id, machine::Mac};
-use rackhand_controller_core::ipam::{NotAPrefix, Prefix};
+use rackhand_controller_core::{
+    access::{Action, Place},
+    ipam::{NotAPrefix, Prefix},
+};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -19,8 +22,8 @@ use super::{
     extract::{Json, Page, Query, check_text, limit, parse},
 };
 use crate::{
-    addresses::{NewClaim as Wish, NewHolder, Wanted},
-    store::{self, ClaimFilter},
+    addresses::{NewClaim as Wish, NewHolder, Refused, Wanted},
+    store::{self, ClaimFilter, Thing},
 };
 
 /// An address or a block that is, or was, somebody's.
@@ -52,14 +55,14 @@ pub(super) struct Claim {
     /// Name of what holds them: of the machine, at the time, or another.
     #[schema(example = "web-1")]
     name: String,
-    /// Who answers for it.
-    #[schema(example = "shop")]
-    owner: String,
+    /// The project it is given to, as ORGANISATION:NAME; absent when it is nobody's in particular.
+    #[schema(example = "acme:shop")]
+    project: Option<String>,
     /// What for.
     purpose: String,
-    /// Name of the token it was claimed with.
+    /// Who claimed it.
     claimed_by: String,
-    /// Name of the token it was released with.
+    /// Who released it.
     released_by: Option<String>,
     /// Since when.
     #[schema(value_type = String, format = DateTime)]
@@ -69,8 +72,8 @@ pub(super) struct Claim {
     until: Option<Timestamp>,
 }
 
-impl From<store::Claim> for Claim {
-    fn from(row: store::Claim) -> Self {
+impl Claim {
+    fn of(row: store::Claim, projects: &HashMap<id::ProjectId, String>) -> Self {
         Self {
             id: row.id,
             prefix: row.prefix.to_string(),
@@ -81,7 +84,7 @@ impl From<store::Claim> for Claim {
             machine: row.holder.machine,
             mac: row.holder.mac,
             name: row.holder.name,
-            owner: row.owner,
+            project: row.project.map(|id| projects.get(&id).cloned().unwrap_or_else(|| id.to_string())),
             purpose: row.purpose,
             claimed_by: row.claimed_by,
             released_by: row.released_by,
@@ -115,27 +118,51 @@ pub(super) struct NewClaim {
     /// in use elsewhere.
     #[serde(default)]
     reserve: bool,
-    /// Who answers for it: at most 100 characters.
-    #[serde(default)]
-    owner: String,
+    /// For this project (id, name or ORGANISATION:NAME); the machine's when absent.
+    #[schema(example = "acme:shop")]
+    project: Option<String>,
     /// What for: at most 500 characters.
     #[serde(default)]
     purpose: String,
 }
 
-impl TryFrom<NewClaim> for Wish {
-    type Error = Error;
+impl NewClaim {
+    /// What is wished for, when the caller may.
+    async fn permitted(self, app: &App, caller: &Caller) -> Result<Wish, Error> {
+        let named = self.project.clone();
+        let mut wish = self.wish()?;
+        let pool = app.store.standing(Thing::Pool, &wish.pool).await?.place;
+        let mut place = match &wish.holder {
+            NewHolder::Machine(machine, _) => {
+                caller.find(app, Action::MachineRead, Thing::Machine, machine).await?.place
+            }
+            NewHolder::Name(_) => pool,
+        };
+        if let Some(name) = named {
+            let project = caller.project(app, &name).await?;
+            if place.project != Some(project.id) {
+                caller.check(Action::ProjectUse, "project", project.place())?;
+            }
+            place = place.given_to(project.place());
+        }
+        caller.require(Action::AddressClaim, place)?;
+        if wish.reserved {
+            caller.require(Action::AddressSpace, pool)?;
+        }
+        wish.project = place.project;
+        Ok(wish)
+    }
 
-    fn try_from(body: NewClaim) -> Result<Self, Error> {
-        let wanted = match (body.length, body.prefix) {
+    fn wish(self) -> Result<Wish, Error> {
+        let wanted = match (self.length, self.prefix) {
             (None, None) => Wanted::Any,
             (Some(length), None) => Wanted::Length(length),
             (None, Some(text)) => Wanted::Prefix(prefix("/prefix", &text)?),
             (Some(_), Some(_)) => return Err(Error::invalid("/length", "give `length` or `prefix`, not both")),
         };
-        let holder = match (body.machine, body.name) {
-            (Some(machine), None) => NewHolder::Machine(machine, body.mac),
-            (None, Some(_)) if body.mac.is_some() => return Err(Error::invalid("/mac", "a card is a `machine`'s")),
+        let holder = match (self.machine, self.name) {
+            (Some(machine), None) => NewHolder::Machine(machine, self.mac),
+            (None, Some(_)) if self.mac.is_some() => return Err(Error::invalid("/mac", "a card is a `machine`'s")),
             (None, Some(name)) => {
                 check_text("/name", &name, 100)?;
                 if name.trim().is_empty() {
@@ -145,10 +172,9 @@ impl TryFrom<NewClaim> for Wish {
             }
             _ => return Err(Error::invalid("/machine", "say for whom: a `machine`, or the `name` of something else")),
         };
-        check_text("/owner", &body.owner, 100)?;
-        check_text("/purpose", &body.purpose, 500)?;
-        let NewClaim { pool, reserve: reserved, owner, purpose, .. } = body;
-        Ok(Self { pool, wanted, holder, reserved, owner, purpose })
+        check_text("/purpose", &self.purpose, 500)?;
+        let NewClaim { pool, reserve: reserved, purpose, .. } = self;
+        Ok(Wish { pool, wanted, holder, reserved, project: None, purpose })
     }
 }
 
@@ -169,8 +195,25 @@ pub(super) async fn create(
     Extension(caller): Extension<Caller>,
     Json(body): Json<NewClaim>,
 ) -> Result<impl IntoResponse, Error> {
-    let claim = Claim::from(app.addresses.claim(body.try_into()?, caller.name).await?);
+    let wish = body.permitted(&app, &caller).await?;
+    let claim = match app.addresses.claim(wish, caller.name.clone()).await {
+        Ok(claim) => view(&app, claim).await?,
+        Err(refused) => return Err(hidden(&app, &caller, refused).await?.into()),
+    };
     Ok((StatusCode::CREATED, [(header::LOCATION, format!("/v1/claims/{}", claim.id))], axum::Json(claim)))
+}
+
+/// The refusal without what the caller may not see: whose the addresses are that were wanted.
+async fn hidden(app: &App, caller: &Caller, refused: Refused) -> Result<Refused, Error> {
+    let Refused::Held { wanted, held, claim: Some(claim) } = refused else { return Ok(refused) };
+    let place: Place = app.store.standing(Thing::Claim, &claim.id.to_string()).await?.place;
+    let claim = caller.rights.permit(Action::AddressRead, place).then_some(claim);
+    Ok(Refused::Held { wanted, held, claim })
+}
+
+async fn view(app: &App, row: store::Claim) -> Result<Claim, Error> {
+    let projects = app.store.project_names(row.project).await?;
+    Ok(Claim::of(row, &projects))
 }
 
 /// Which claims.
@@ -182,6 +225,8 @@ pub(super) struct Which {
     pool: Option<String>,
     /// Only those of this machine (id or name).
     machine: Option<String>,
+    /// Only those of this project (id, name or ORGANISATION:NAME).
+    project: Option<String>,
     /// Only those held under this name.
     name: Option<String>,
     /// Only those that contain this address or block.
@@ -198,18 +243,26 @@ pub(super) struct Which {
 /// Those that were not released, the oldest first.
 #[utoipa::path(get, path = "/v1/claims", tag = "addresses", params(Which),
     responses((status = 200, body = Page<Claim>)))]
-pub(super) async fn list(State(app): State<App>, Query(which): Query<Which>) -> Result<impl IntoResponse, Error> {
-    let limit = limit(which.limit)?;
-    let mut filter = ClaimFilter { name: which.name, ..ClaimFilter::default() };
+pub(super) async fn list(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Query(which): Query<Which>,
+) -> Result<impl IntoResponse, Error> {
+    let (limit, sight) = (limit(which.limit)?, caller.sight(Action::AddressRead)?);
+    let mut filter = ClaimFilter { name: which.name, sight, ..ClaimFilter::default() };
     if let Some(pool) = which.pool {
         filter.pool = Some(app.store.pool(&pool).await?.id);
     }
     if let Some(machine) = which.machine {
-        filter.machine = Some(app.store.machine(&machine).await?.id);
+        filter.machine = Some(caller.machine(&app, &machine).await?);
+    }
+    if let Some(project) = which.project {
+        filter.project = Some(caller.project(&app, &project).await?.id);
     }
     filter.containing = which.address.map(|address| prefix("address", &address)).transpose()?;
     let rows = app.store.claims(&filter, parse("after", which.after.as_deref())?, limit + 1).await?;
-    Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), Claim::from)))
+    let projects = app.store.project_names(rows.iter().filter_map(|row| row.project)).await?;
+    Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), |row| Claim::of(row, &projects))))
 }
 
 /// Show one claim
@@ -218,7 +271,8 @@ pub(super) async fn list(State(app): State<App>, Query(which): Query<Which>) -> 
 #[utoipa::path(get, path = "/v1/claims/{claim}", tag = "addresses",
     params(("claim" = String, Path, description = "Id.")), responses((status = 200, body = Claim)))]
 pub(super) async fn show(State(app): State<App>, Path(claim): Path<String>) -> Result<impl IntoResponse, Error> {
-    Ok(axum::Json(Claim::from(app.store.claim(id(&claim)?).await?)))
+    let claim = app.store.claim(id(&claim)?).await?;
+    Ok(axum::Json(view(&app, claim).await?))
 }
 
 /// Release a claim
@@ -232,7 +286,8 @@ pub(super) async fn release(
     Extension(caller): Extension<Caller>,
     Path(claim): Path<String>,
 ) -> Result<impl IntoResponse, Error> {
-    Ok(axum::Json(Claim::from(app.addresses.release(id(&claim)?, caller.name).await?)))
+    let claim = app.addresses.release(id(&claim)?, caller.name).await?;
+    Ok(axum::Json(view(&app, claim).await?))
 }
 
 fn id(text: &str) -> Result<id::ClaimId, Error> {
@@ -264,16 +319,18 @@ pub(super) struct When {
     responses((status = 200, body = Page<Claim>)))]
 pub(super) async fn history(
     State(app): State<App>,
+    Extension(caller): Extension<Caller>,
     Path(address): Path<String>,
     Query(when): Query<When>,
 ) -> Result<impl IntoResponse, Error> {
-    let limit = limit(when.limit)?;
+    let (limit, sight) = (limit(when.limit)?, caller.sight(Action::AddressRead)?);
     let address: IpAddr = address.parse().map_err(|_| Error::invalid("address", "write an IPv4 or IPv6 address"))?;
     let address = Prefix::single(address).map_err(|error| Error::invalid("address", error))?;
     let vrf = app.store.vrf(when.vrf.as_deref().unwrap_or("default")).await?;
     let rows = match when.at {
-        Some(at) => app.store.holder(&vrf, address, at).await?.into_iter().collect(),
-        None => app.store.history(&vrf, address, parse("after", when.after.as_deref())?, limit + 1).await?,
+        Some(at) => app.store.holder(&sight, &vrf, address, at).await?.into_iter().collect(),
+        None => app.store.history(&sight, &vrf, address, parse("after", when.after.as_deref())?, limit + 1).await?,
     };
-    Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), Claim::from)))
+    let projects = app.store.project_names(rows.iter().filter_map(|row| row.project)).await?;
+    Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), |row| Claim::of(row, &projects))))
 }

@@ -30,6 +30,7 @@ pub struct Error {
 enum Kind {
     Malformed,
     Unauthenticated,
+    Forbidden,
     NotFound,
     Method,
     Timeout,
@@ -41,6 +42,7 @@ enum Kind {
     TooOften,
     MediaType,
     Invalid,
+    TooMany,
     Internal,
     Unavailable,
 }
@@ -50,7 +52,7 @@ enum Kind {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Problem {
     /// Names the kind of problem: `urn:rackhand:problem:` and one of `malformed`,
-    /// `unauthenticated`, `not-found`, `method`, `timeout`, `conflict`, `in-progress`,
+    /// `unauthenticated`, `forbidden`, `not-found`, `method`, `timeout`, `conflict`, `in-progress`,
     /// `answer-lost`, `precondition-failed`, `too-large`, `too-often`, `media-type`, `invalid`, `internal`, `unavailable`.
     #[serde(rename = "type")]
     #[schema(example = "urn:rackhand:problem:conflict")]
@@ -94,6 +96,11 @@ impl Error {
     /// Nobody of ours is asking.
     pub fn unauthenticated(detail: impl fmt::Display) -> Self {
         Self::new(Kind::Unauthenticated, detail)
+    }
+
+    /// It is known who is asking, and they may not.
+    pub fn forbidden(detail: impl fmt::Display) -> Self {
+        Self::new(Kind::Forbidden, detail)
     }
 
     /// There is no such thing.
@@ -154,6 +161,11 @@ impl Error {
         Self { errors: vec![invalid], ..Self::new(Kind::Invalid, format!("{field}: {detail}")) }
     }
 
+    /// It was asked too often.
+    pub fn too_many(detail: impl fmt::Display) -> Self {
+        Self::new(Kind::TooMany, detail)
+    }
+
     /// Something of ours failed; the text goes to the log and not to the caller.
     pub fn internal(error: impl std::error::Error + 'static) -> Self {
         let mut chain = error.to_string();
@@ -180,6 +192,7 @@ impl Kind {
         match self {
             Self::Malformed => (StatusCode::BAD_REQUEST, "malformed", "The request cannot be read"),
             Self::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated", "A valid token is needed"),
+            Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden", "You may not do this"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not-found", "There is no such thing"),
             Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "method", "This cannot be done here"),
             Self::Timeout => (StatusCode::REQUEST_TIMEOUT, "timeout", "The request took too long"),
@@ -193,6 +206,7 @@ impl Kind {
             Self::TooOften => (StatusCode::TOO_MANY_REQUESTS, "too-often", "Too many requests"),
             Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "media-type", "The body has an unknown type"),
             Self::Invalid => (StatusCode::UNPROCESSABLE_ENTITY, "invalid", "A field is not acceptable"),
+            Self::TooMany => (StatusCode::TOO_MANY_REQUESTS, "too-many", "It was asked too often"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The controller failed"),
             Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Not possible at the moment"),
         }
@@ -270,6 +284,7 @@ impl From<Denied> for Error {
             | Denied::NotNew(..)
             | Denied::Same
             | Denied::HoldsAddresses(_)
+            | Denied::InUse(_)
             | Denied::RunOver
             | Denied::RackRestored(_) => Self::conflict(denied),
         }
@@ -291,6 +306,7 @@ impl From<Refused> for Error {
             | Refused::Held { .. }
             | Refused::Resting(..)
             | Refused::Elsewhere { .. }
+            | Refused::Others(_)
             | Refused::Over(..)
             | Refused::Overlap(..)
             | Refused::NoAggregate { .. }

@@ -1,8 +1,13 @@
 //! `/v1/events`: what happened, as pages and as a stream of server-sent events.
 
-use std::{collections::VecDeque, convert::Infallible, time::Duration};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    time::{Duration, Instant},
+};
 
 use axum::{
+    Extension,
     extract::State,
     http::HeaderMap,
     response::{
@@ -13,11 +18,12 @@ use axum::{
 use futures_util::{Stream, stream};
 use jiff::Timestamp;
 use rackhand_common::{event::What, id};
+use rackhand_controller_core::access::Action;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    App, Error,
+    App, Caller, Error, access,
     extract::{Page, Query, limit, parse},
     runs::Progress,
 };
@@ -29,6 +35,9 @@ use crate::{
 /// How often the table is looked at for a stream. People watch: a quarter of a second is at
 /// once, and costs one indexed read.
 const LOOK: Duration = Duration::from_millis(250);
+
+/// How long a stream goes on before it is asked again whether its caller may still see it.
+const TRUST: Duration = Duration::from_secs(5);
 
 /// How many events a stream reads at a time.
 const BATCH: u32 = 100;
@@ -123,6 +132,8 @@ fn text(body: &Happened) -> String {
         Happened::PartsAccepted { changes } => format!("an operator accepts its parts: {}", listed(changes)),
         Happened::Merged { name } => format!("an operator says that {name}, discovered lately, is this machine"),
         Happened::Forgotten { name } => format!("an operator removed {name}"),
+        Happened::Assigned { project: Some(project) } => format!("given to project {project}"),
+        Happened::Assigned { project: None } => "taken back from its project".into(),
         Happened::AgentEnrolled { agent } => format!("agent {agent} enrolled"),
         Happened::AgentRevoked { agent, by } => format!("agent {agent} revoked by {by}"),
         Happened::NodeReplaced { agent: Some(agent), by } => {
@@ -156,13 +167,14 @@ pub(super) struct Which {
 }
 
 impl Which {
-    async fn filter(&self, app: &App) -> Result<EventFilter, Error> {
-        let mut filter = EventFilter { run: parse("run", self.run.as_deref())?, ..EventFilter::default() };
+    async fn filter(&self, app: &App, caller: &Caller) -> Result<EventFilter, Error> {
+        let sight = caller.sight(Action::EventRead)?;
+        let mut filter = EventFilter { run: parse("run", self.run.as_deref())?, sight, ..EventFilter::default() };
         if let Some(rack) = &self.rack {
-            filter.rack = Some(app.store.rack(rack).await?.id);
+            filter.rack = Some(caller.rack(app, rack).await?);
         }
         if let Some(machine) = &self.machine {
-            filter.machine = Some(app.store.machine(machine).await?.id);
+            filter.machine = Some(caller.machine(app, machine).await?);
         }
         Ok(filter)
     }
@@ -172,10 +184,14 @@ impl Which {
 ///
 /// The oldest first. To follow what happens, use the stream.
 #[utoipa::path(get, path = "/v1/events", tag = "events", params(Which), responses((status = 200, body = Page<Event>)))]
-pub(super) async fn list(State(app): State<App>, Query(which): Query<Which>) -> Result<impl IntoResponse, Error> {
+pub(super) async fn list(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Query(which): Query<Which>,
+) -> Result<impl IntoResponse, Error> {
     let limit = limit(which.limit)?;
     let after = parse("after", which.after.as_deref())?.unwrap_or(0);
-    let rows = app.store.events(after, which.filter(&app).await?, limit + 1).await?;
+    let rows = app.store.events(after, &which.filter(&app, &caller).await?, limit + 1).await?;
     Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), Event::from)))
 }
 
@@ -190,10 +206,11 @@ pub(super) async fn list(State(app): State<App>, Query(which): Query<Which>) -> 
     responses((status = 200, body = Event, content_type = "text/event-stream")))]
 pub(super) async fn follow(
     State(app): State<App>,
+    Extension(caller): Extension<Caller>,
     Query(which): Query<Which>,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, Error> {
-    let filter = which.filter(&app).await?;
+    let filter = which.filter(&app, &caller).await?;
     let header = headers.get("last-event-id").and_then(|value| value.to_str().ok());
     let after = match parse("Last-Event-ID", header)? {
         Some(after) => after,
@@ -202,13 +219,27 @@ pub(super) async fn follow(
             None => app.store.newest_event().await?,
         },
     };
-    Ok(Sse::new(stream(app, filter, after)).keep_alive(KeepAlive::default()))
+    Ok(Sse::new(stream(app, caller, filter, after)).keep_alive(KeepAlive::default()))
 }
 
-fn stream(app: App, filter: EventFilter, after: u64) -> impl Stream<Item = Result<sse::Event, Infallible>> {
-    stream::unfold((app, after, VecDeque::new()), move |(app, mut after, mut waiting)| async move {
+/// A stream of what the caller may see. It ends when that is no longer what it was, or the token is no
+/// longer good: the client comes back and is asked again who it is.
+fn stream(
+    app: App,
+    caller: Caller,
+    filter: EventFilter,
+    after: u64,
+) -> impl Stream<Item = Result<sse::Event, Infallible>> {
+    let begin = (app, caller, filter, after, VecDeque::new(), Instant::now());
+    stream::unfold(begin, move |(app, caller, filter, mut after, mut waiting, mut asked)| async move {
         while waiting.is_empty() {
-            match app.store.events(after, filter, BATCH).await {
+            if asked.elapsed() > TRUST {
+                asked = Instant::now();
+                if !matches!(access::still(&app, &caller).await, Ok(true)) {
+                    return None;
+                }
+            }
+            match app.store.events(after, &filter, BATCH).await {
                 Ok(rows) => waiting.extend(rows),
                 Err(error) => {
                     // The client reconnects and goes on where it was.
@@ -227,6 +258,6 @@ fn stream(app: App, filter: EventFilter, after: u64) -> impl Stream<Item = Resul
         after = after.max(event.id);
         let data = serde_json::to_string(&event).expect("events always serialize");
         let sent = sse::Event::default().id(event.id.to_string()).event(&event.kind).data(data);
-        Some((Ok(sent), (app, after, waiting)))
+        Some((Ok(sent), (app, caller, filter, after, waiting, asked)))
     })
 }

@@ -1,8 +1,9 @@
 //! `/v1/machines`.
 
-use std::net::Ipv4Addr;
+use std::{collections::HashMap, net::Ipv4Addr};
 
 use axum::{
+    Extension,
     extract::{Path, State},
     http::{StatusCode, header},
     response::IntoResponse,
@@ -13,18 +14,22 @@ use rackhand_common::{
     intent::{DiskRule, Host},
     machine::{Inventory, Mac, Power},
 };
-use rackhand_controller_core::{identity, lifecycle::Lifecycle};
+use rackhand_controller_core::{
+    access::{Action, Sight},
+    identity,
+    lifecycle::Lifecycle,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    App, Error,
+    App, Caller, Error,
     extract::{Expected, Json, Page, Query, check_name, etag, is_label, limit, parse},
     plans, racks,
     runs::Run,
 };
 use crate::{
-    store,
+    store::{self, Thing, Tx},
     verbs::{Accept, DeployRequest},
 };
 
@@ -46,6 +51,9 @@ pub(super) struct Machine {
     /// Its rack's name.
     #[schema(example = "lab")]
     rack: String,
+    /// The project it is given to, as ORGANISATION:NAME; absent while it is nobody's.
+    #[schema(example = "acme:shop")]
+    project: Option<String>,
     /// Where it is in its life: `discovered` (seen, not yet ours), `ready` (can be deployed),
     /// `deploying`, `active` (its system runs), `releasing`, `quarantined` (look at it).
     #[schema(value_type = String, example = "ready")]
@@ -112,12 +120,18 @@ impl From<identity::Change> for PartChange {
 }
 
 impl Machine {
-    fn of(row: store::Machine, rack: String, run: Option<id::RunId>) -> Self {
+    fn of(
+        row: store::Machine,
+        rack: String,
+        projects: &HashMap<id::ProjectId, String>,
+        run: Option<id::RunId>,
+    ) -> Self {
         Self {
             changes: row.changes().into_iter().map(PartChange::from).collect(),
             id: row.id,
             name: row.name,
             rack,
+            project: row.project.map(|id| projects.get(&id).cloned().unwrap_or_else(|| id.to_string())),
             lifecycle: row.lifecycle,
             // With a run in progress everything else has to wait for it.
             verbs: if run.is_some() { Vec::new() } else { row.lifecycle.verbs().collect() },
@@ -145,6 +159,8 @@ impl Machine {
 pub(super) struct Which {
     /// Only those of this rack (id or name).
     rack: Option<String>,
+    /// Only those given to this project (id, name or ORGANISATION:NAME).
+    project: Option<String>,
     /// Only those there in their life: `discovered`, `ready`, `deploying`, `active`, `releasing`, `quarantined`.
     lifecycle: Option<String>,
     /// Only those with this image on them: its name, or its name and version (`debian-12@3`).
@@ -183,14 +199,24 @@ pub(super) enum Sort {
 /// In the order of their discovery, or by name.
 #[utoipa::path(get, path = "/v1/machines", tag = "machines", params(Which),
     responses((status = 200, body = Page<Machine>)))]
-pub(super) async fn list(State(app): State<App>, Query(which): Query<Which>) -> Result<impl IntoResponse, Error> {
+pub(super) async fn list(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Query(which): Query<Which>,
+) -> Result<impl IntoResponse, Error> {
     let limit = limit(which.limit)?;
     let rack = match &which.rack {
-        Some(rack) => Some(app.store.rack(rack).await?.id),
+        Some(rack) => Some(caller.rack(&app, rack).await?),
+        None => None,
+    };
+    let project = match &which.project {
+        Some(project) => Some(caller.project(&app, project).await?.id),
         None => None,
     };
     let filter = store::MachineFilter {
+        sight: caller.sight(Action::MachineRead)?,
         rack,
+        project,
         lifecycle: parse("lifecycle", which.lifecycle.as_deref())?,
         image: which.image.map(|image| versioned(&image)).transpose()?,
         name: which.name,
@@ -207,11 +233,12 @@ pub(super) async fn list(State(app): State<App>, Query(which): Query<Which>) -> 
         None => app.store.machines(&filter, order, limit + 1).await?,
     };
     let names = racks::names(&app).await?;
+    let projects = app.store.project_names(rows.iter().filter_map(|row| row.project)).await?;
     let running = app.store.runs_in_progress().await?;
     let view = |row: store::Machine| {
         let run = running.iter().find(|run| run.machine == row.id).map(|run| run.id);
         let rack = names.get(&row.rack).cloned().unwrap_or_else(|| row.rack.to_string());
-        Machine::of(row, rack, run)
+        Machine::of(row, rack, &projects, run)
     };
     let cursor = |row: &store::Machine| match sort {
         Sort::Discovered => row.id.to_string(),
@@ -235,25 +262,39 @@ pub(super) async fn show(State(app): State<App>, Path(machine): Path<String>) ->
     view(&app, &machine).await
 }
 
+/// The machine, if this may be done with it where it stands in this transaction: it may have been
+/// given to another project since the request was let in.
+async fn held(caller: &Caller, tx: &mut Tx, action: Action, machine: &str) -> Result<store::Machine, Error> {
+    let standing = caller.check_in(tx, action, Thing::Machine, machine).await?;
+    Ok(tx.machine(&standing.id).await?)
+}
+
 async fn view(app: &App, machine: &str) -> Result<impl IntoResponse + use<>, Error> {
     let row = app.store.machine(machine).await?;
     let rack = app.store.rack(&row.rack.to_string()).await?.name;
-    let latest = app.store.runs(Some(row.id), None, 1).await?;
+    let projects = app.store.project_names(row.project).await?;
+    let latest = app.store.runs(&Sight::ALL, Some(row.id), None, 1).await?;
     let run = latest.iter().find(|run| run.status == store::RunStatus::Running).map(|run| run.id);
-    Ok(answer(row, rack, run))
+    Ok(answer(row, rack, &projects, run))
 }
 
 /// A machine as a transaction leaves it, which is then committed.
 async fn committed(mut tx: store::Tx, machine: &store::Machine) -> Result<impl IntoResponse + use<>, Error> {
     let row = tx.machine(&machine.id.to_string()).await?;
     let rack = tx.rack(&row.rack.to_string()).await?.name;
+    let projects = tx.project_names(row.project).await?;
     let run = tx.run_in_progress(row.id).await?;
     tx.commit().await?;
-    Ok(answer(row, rack, run))
+    Ok(answer(row, rack, &projects, run))
 }
 
-fn answer(row: store::Machine, rack: String, run: Option<id::RunId>) -> impl IntoResponse + use<> {
-    ([(header::ETAG, etag(row.version))], axum::Json(Machine::of(row, rack, run)))
+fn answer(
+    row: store::Machine,
+    rack: String,
+    projects: &HashMap<ProjectId, String>,
+    run: Option<id::RunId>,
+) -> impl IntoResponse + use<> {
+    ([(header::ETAG, etag(row.version))], axum::Json(Machine::of(row, rack, projects, run)))
 }
 
 /// What may be changed about a machine.
@@ -272,13 +313,14 @@ pub(super) struct Change {
     params(("machine" = String, Path, description = "Id or name.")), responses((status = 200, body = Machine)))]
 pub(super) async fn rename(
     State(app): State<App>,
+    Extension(caller): Extension<Caller>,
     Path(machine): Path<String>,
     expected: Expected,
     Json(body): Json<Change>,
 ) -> Result<impl IntoResponse, Error> {
     check_host_name("/name", &body.name)?;
     let mut tx = app.store.begin().await?;
-    let mut machine = tx.machine(&machine).await?;
+    let mut machine = held(&caller, &mut tx, Action::MachineAdopt, &machine).await?;
     expected.check(machine.version)?;
     machine.name = body.name;
     tx.update_machine(app.clock.now().wall, &mut machine).await?;
@@ -311,13 +353,14 @@ pub(super) struct Adopt {
     params(("machine" = String, Path, description = "Id or name.")), responses((status = 200, body = Machine)))]
 pub(super) async fn adopt(
     State(app): State<App>,
+    Extension(caller): Extension<Caller>,
     Path(machine): Path<String>,
     expected: Expected,
     Json(body): Json<Adopt>,
 ) -> Result<impl IntoResponse, Error> {
     let now = app.clock.now().wall;
     let mut tx = app.store.begin().await?;
-    let machine = tx.machine(&machine).await?;
+    let machine = held(&caller, &mut tx, Action::MachineAdopt, &machine).await?;
     expected.check(machine.version)?;
     let accept = Accept { data: body.accept_data, parts: body.accept_parts };
     let mut machine = tx.adopt(now, &machine, accept).await?;
@@ -351,12 +394,13 @@ pub(super) struct ReplacePart {
     params(("machine" = String, Path, description = "Id or name.")), responses((status = 200, body = Machine)))]
 pub(super) async fn replace_part(
     State(app): State<App>,
+    Extension(caller): Extension<Caller>,
     Path(machine): Path<String>,
     expected: Expected,
     Json(body): Json<ReplacePart>,
 ) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
-    let machine = tx.machine(&machine).await?;
+    let machine = held(&caller, &mut tx, Action::MachineAdopt, &machine).await?;
     expected.check(machine.version)?;
     let accept = Accept { data: body.accept_data, parts: body.accept_parts };
     let machine = tx.replace_part(app.clock.now().wall, &machine, accept).await?;
@@ -381,11 +425,13 @@ pub(super) struct Merge {
     params(("machine" = String, Path, description = "Id or name.")), responses((status = 200, body = Machine)))]
 pub(super) async fn merge(
     State(app): State<App>,
+    Extension(caller): Extension<Caller>,
     Path(machine): Path<String>,
     Json(body): Json<Merge>,
 ) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
-    let (from, into) = (tx.machine(&body.from).await?, tx.machine(&machine).await?);
+    let from = held(&caller, &mut tx, Action::MachineForget, &body.from).await?;
+    let into = held(&caller, &mut tx, Action::MachineForget, &machine).await?;
     let merged = tx.merge(app.clock.now().wall, &from, &into).await?;
     let answer = committed(tx, &merged).await?;
     (app.changed)(into.rack);
@@ -401,16 +447,55 @@ pub(super) async fn merge(
     params(("machine" = String, Path, description = "Id or name.")), responses((status = 204)))]
 pub(super) async fn forget(
     State(app): State<App>,
+    Extension(caller): Extension<Caller>,
     Path(machine): Path<String>,
     expected: Expected,
 ) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
-    let machine = tx.machine(&machine).await?;
+    let machine = held(&caller, &mut tx, Action::MachineForget, &machine).await?;
     expected.check(machine.version)?;
     tx.forget(app.clock.now().wall, &machine).await?;
     tx.commit().await?;
     (app.changed)(machine.rack);
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Whose a machine shall be.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Assign {
+    /// The project (id, name or ORGANISATION:NAME); null takes it back.
+    #[schema(example = "acme:shop")]
+    project: Option<String>,
+}
+
+/// Give a machine to a project
+///
+/// The project's members can then deploy, release and switch it. What a project uses is not taken
+/// from it: release it first, which also takes it back.
+#[utoipa::path(post, path = "/v1/machines/{machine}/assign", tag = "machines", request_body = Assign,
+    params(("machine" = String, Path, description = "Id or name.")), responses((status = 200, body = Machine)))]
+pub(super) async fn assign(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path(machine): Path<String>,
+    expected: Expected,
+    Json(body): Json<Assign>,
+) -> Result<impl IntoResponse, Error> {
+    let project = match &body.project {
+        Some(name) => {
+            let project = caller.project(&app, name).await?;
+            caller.check(Action::ProjectUse, "project", project.place())?;
+            Some(project)
+        }
+        None => None,
+    };
+    let mut tx = app.store.begin().await?;
+    let machine = held(&caller, &mut tx, Action::MachineAssign, &machine).await?;
+    expected.check(machine.version)?;
+    let project = project.map(|project| (project.id, project.full_name()));
+    let machine = tx.assign(app.clock.now().wall, &machine, project).await?;
+    committed(tx, &machine).await
 }
 
 /// What is to be installed.
@@ -430,6 +515,9 @@ pub(super) struct Deploy {
     ssh_keys: Vec<String>,
     /// cloud-init user data, at most 512 KiB.
     user_data: Option<String>,
+    /// Give it to this project (id, name or ORGANISATION:NAME); absent: it stays what it is.
+    #[schema(example = "acme:shop")]
+    project: Option<String>,
     /// Identity of the disk to install on; when absent the smallest that holds the image.
     disk: Option<String>,
 }
@@ -444,13 +532,23 @@ pub(super) struct Deploy {
     responses((status = 202, body = Run, headers(("Location" = String, description = "The run.")))))]
 pub(super) async fn deploy(
     State(app): State<App>,
+    Extension(caller): Extension<Caller>,
     Path(machine): Path<String>,
     expected: Expected,
     Json(body): Json<Deploy>,
 ) -> Result<impl IntoResponse, Error> {
+    let project = match &body.project {
+        Some(name) => Some(caller.project(&app, name).await?),
+        None => None,
+    };
     let mut tx = app.store.begin().await?;
-    let machine = tx.machine(&machine).await?;
+    let mut machine = held(&caller, &mut tx, Action::MachineDeploy, &machine).await?;
     expected.check(machine.version)?;
+    if let Some(project) = project.filter(|project| machine.project != Some(project.id)) {
+        held(&caller, &mut tx, Action::MachineAssign, &machine.id.to_string()).await?;
+        caller.check(Action::ProjectUse, "project", project.place())?;
+        machine.project = Some(project.id);
+    }
     let (image, request) = (body.image.clone(), request(body, &machine.name)?);
     let image = tx.image(&image).await?;
     let run = tx.start_deploy(app.clock.now().wall, &machine, &image, request).await?;
@@ -499,12 +597,13 @@ pub(super) struct Nothing {}
     responses((status = 202, body = Run, headers(("Location" = String, description = "The run.")))))]
 pub(super) async fn release(
     State(app): State<App>,
+    Extension(caller): Extension<Caller>,
     Path(machine): Path<String>,
     expected: Expected,
     Json(Nothing {}): Json<Nothing>,
 ) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
-    let machine = tx.machine(&machine).await?;
+    let machine = held(&caller, &mut tx, Action::MachineRelease, &machine).await?;
     expected.check(machine.version)?;
     let run = tx.start_release(app.clock.now().wall, &machine).await?;
     tx.commit().await?;
@@ -539,6 +638,7 @@ pub(super) enum PowerAction {
     responses((status = 202, body = Run, headers(("Location" = String, description = "The run.")))))]
 pub(super) async fn power(
     State(app): State<App>,
+    Extension(caller): Extension<Caller>,
     Path(machine): Path<String>,
     expected: Expected,
     Json(body): Json<ChangePower>,
@@ -549,7 +649,7 @@ pub(super) async fn power(
         PowerAction::Cycle => store::PowerChange::Cycle,
     };
     let mut tx = app.store.begin().await?;
-    let machine = tx.machine(&machine).await?;
+    let machine = held(&caller, &mut tx, Action::MachinePower, &machine).await?;
     expected.check(machine.version)?;
     let run = tx.start_power(app.clock.now().wall, &machine, change).await?;
     tx.commit().await?;

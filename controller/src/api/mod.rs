@@ -12,6 +12,7 @@
 pub mod access;
 mod address_space;
 mod audit;
+mod bindings;
 mod claims;
 mod dry_run;
 mod error;
@@ -20,19 +21,25 @@ mod extract;
 mod fields;
 mod idempotency;
 mod images;
+mod login;
 mod machines;
+mod organisations;
+mod people;
 mod plans;
+mod projects;
 mod racks;
 mod rate;
 mod runs;
+mod sites;
 mod systems;
+mod tokens;
 mod trace;
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json, Router,
-    extract::{DefaultBodyLimit, Request},
+    extract::{DefaultBodyLimit, Request, State},
     http::Method,
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -57,7 +64,12 @@ pub use self::{
     error::Error,
     rate::{Rate, USUAL},
 };
-use crate::{addresses::Addresses, images::Images, store::Store};
+use crate::{
+    addresses::Addresses,
+    images::Images,
+    passwords::Passwords,
+    store::{Owner, Store},
+};
 
 /// Where the API can be read and tried in a browser.
 const REFERENCE: &str = "/v1/reference";
@@ -74,6 +86,8 @@ pub struct App {
     pub images: Images,
     /// Whoever hands addresses out.
     pub addresses: Addresses,
+    /// Checks passwords.
+    pub passwords: Passwords,
     /// The present.
     pub clock: Arc<dyn Clock>,
     /// Called after every commit that changed something in a rack: wakes the workflows and
@@ -95,6 +109,10 @@ pub struct App {
 
 /// Everything below `/v1`. To be merged with what agents fetch and with the health routes.
 pub fn router(app: App) -> Router {
+    router_with(app, access::TABLE)
+}
+
+fn router_with(app: App, table: access::Table) -> Router {
     let app = dry_run::careful(app);
     let (router, document) = operations().split_for_parts();
     let document = finish(document);
@@ -109,7 +127,7 @@ pub fn router(app: App) -> Router {
         .layer(middleware::from_fn_with_state(app.clone(), idempotency::once))
         .layer(middleware::from_fn(dry_run::tried))
         .layer(middleware::from_fn_with_state(app.rate.clone(), rate::limited))
-        .layer(middleware::from_fn_with_state(app.clone(), access::decide))
+        .layer(middleware::from_fn_with_state((app.clone(), table), access::decide))
         .layer(middleware::from_fn(trace::named))
         .with_state(app)
         // Pages, not operations: they show the document, and ask with a token that is typed in.
@@ -124,8 +142,26 @@ pub fn document() -> utoipa::openapi::OpenApi {
 fn operations() -> OpenApiRouter<App> {
     let quick = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(whoami))
+        .routes(routes!(login::login))
+        .routes(routes!(login::password))
+        .routes(routes!(login::enrol_factor))
+        .routes(routes!(login::confirm_factor))
+        .routes(routes!(login::remove_factor))
+        .routes(routes!(tokens::list, tokens::create))
+        .routes(routes!(tokens::revoke))
+        .routes(routes!(organisations::list, organisations::create))
+        .routes(routes!(organisations::show, organisations::rename, organisations::delete))
+        .routes(routes!(projects::list, projects::create))
+        .routes(routes!(projects::show, projects::rename, projects::delete))
+        .routes(routes!(sites::list, sites::create))
+        .routes(routes!(sites::show, sites::rename, sites::delete))
+        .routes(routes!(people::list, people::create))
+        .routes(routes!(people::show, people::change, people::delete))
+        .routes(routes!(bindings::roles))
+        .routes(routes!(bindings::list, bindings::grant))
+        .routes(routes!(bindings::revoke))
         .routes(routes!(racks::list, racks::create))
-        .routes(routes!(racks::show))
+        .routes(routes!(racks::show, racks::change))
         .routes(routes!(racks::enrolment_code))
         .routes(routes!(racks::agents))
         .routes(routes!(racks::revoke))
@@ -135,6 +171,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(machines::adopt))
         .routes(routes!(machines::replace_part))
         .routes(routes!(machines::merge))
+        .routes(routes!(machines::assign))
         .routes(routes!(machines::deploy))
         .routes(routes!(machines::release))
         .routes(routes!(machines::power))
@@ -181,19 +218,52 @@ async fn in_time(request: Request, next: Next) -> Response {
 
 /// Who am I
 ///
-/// The name of the token in use: a way to see whether a token works.
+/// Whose the token in use is, and what may be done with it.
 #[utoipa::path(get, path = "/v1/whoami", tag = "access", responses((status = 200, body = Whoami)))]
-async fn whoami(Extension(caller): Extension<Caller>) -> Json<Whoami> {
-    Json(Whoami { name: caller.name, version: env!("CARGO_PKG_VERSION") })
+async fn whoami(State(app): State<App>, Extension(caller): Extension<Caller>) -> Result<Json<Whoami>, Error> {
+    let roles = match caller.owner {
+        Owner::Person(person) => app.store.bindings_of(person).await?.into_iter().map(Held::from).collect(),
+        Owner::Project(_, role) => vec![Held { role: role.name(), at: format!("project {}", caller.name) }],
+    };
+    let actions = caller.rights.actions.map(|actions| actions.into_iter().map(|action| action.name()).collect());
+    let scopes = caller.rights.scopes.map(|scopes| scopes.iter().map(ToString::to_string).collect());
+    let version = env!("CARGO_PKG_VERSION");
+    Ok(Json(Whoami { name: caller.name, token: caller.token, roles, actions, scopes, version }))
 }
 
 /// The caller.
 #[derive(Debug, serde::Serialize, utoipa::ToSchema)]
 struct Whoami {
-    /// The token's name.
+    /// The person's name, or that of the project whose token it is.
+    #[schema(example = "ada")]
     name: String,
+    /// The id of the token.
+    token: Uuid,
+    /// Which roles its owner has, and where.
+    roles: Vec<Held>,
+    /// The token is only good for these actions; absent for all that the roles may.
+    actions: Option<Vec<&'static str>>,
+    /// It is only good there, each as KIND and id; absent for everywhere.
+    scopes: Option<Vec<String>>,
     /// The controller's version.
     version: &'static str,
+}
+
+/// A role that the caller has.
+#[derive(Debug, serde::Serialize, utoipa::ToSchema)]
+struct Held {
+    /// Its name.
+    #[schema(example = "collaborator")]
+    role: &'static str,
+    /// Where: `everything`, or a kind of scope and its name.
+    #[schema(example = "project acme:shop")]
+    at: String,
+}
+
+impl From<crate::store::Binding> for Held {
+    fn from(row: crate::store::Binding) -> Self {
+        Self { role: row.role.name(), at: format!("{} {}", row.scope.kind(), row.scope_name).trim_end().to_owned() }
+    }
 }
 
 #[derive(OpenApi)]
@@ -219,11 +289,16 @@ struct Whoami {
             would be, with `Dry-Run: true`, and nothing of it is kept, recorded or done in a rack. Ids and codes in such an \
             answer are nobody's.\n\n\
             **Problems** are `application/problem+json` (RFC 9457). `type` is for programs, `detail` says what to do.\n\n\
+            **Who may what.** Everything stands in a place: a rack of a site, a project of an organisation. Roles are \
+            granted to people at a scope, and say which actions they may do there; `/v1/roles` lists them. What you \
+            may not see is answered as what is not there, with 404; what you may see and not do, with 403.\n\n\
             **Unknown fields** in a body or query are refused: a misspelt option is never silently ignored."
     ),
     tags(
         (name = "access", description = "Who is asking."),
-        (name = "racks", description = "A rack: one provisioning network with its node and machines."),
+        (name = "people", description = "Who logs in, and which role each has where; tokens."),
+        (name = "projects", description = "Organisations and their projects: what machines and addresses are given to."),
+        (name = "racks", description = "A rack: one provisioning network with its node and machines; and sites, where racks stand."),
         (name = "agents", description = "The nodes' registrations, and whether they are connected."),
         (name = "machines", description = "Servers: discovered by booting in a rack, adopted by an operator, deployed, released."),
         (name = "images", description = "Operating systems to deploy."),
@@ -326,4 +401,8 @@ fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
 }
 
 #[cfg(test)]
+mod people_tests;
+#[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod walk;

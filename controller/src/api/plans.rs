@@ -1,18 +1,22 @@
 //! `/v1/plans`: classes of machines, and which machines are of them.
 
 use axum::{
+    Extension,
     extract::{Path, State},
     http::{StatusCode, header},
     response::IntoResponse,
 };
 use rackhand_common::machine::Firmware;
-use rackhand_controller_core::plan::{self, Kind, Mismatch};
+use rackhand_controller_core::{
+    access::Action,
+    plan::{self, Kind, Mismatch},
+};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    App, Error,
+    App, Caller, Error,
     extract::{Expected, Json, Page, Query, Window, check_name, check_text, etag, parse},
 };
 use crate::store::{self, Machine, MachineFilter, MachineOrder};
@@ -307,19 +311,21 @@ pub(super) async fn delete(
 
 /// Hold machines against a plan
 ///
-/// All machines, in the order of their discovery, each with what it does not have.
+/// All machines that you may see, in the order of their discovery, each with what it does not have.
 #[utoipa::path(get, path = "/v1/plans/{plan}/machines", tag = "plans",
     params(("plan" = String, Path, description = "Id or name."), Window),
     responses((status = 200, body = Page<PlanMatch>)))]
 pub(super) async fn machines(
     State(app): State<App>,
+    Extension(caller): Extension<Caller>,
     Path(plan): Path<String>,
     Query(window): Query<Window>,
 ) -> Result<impl IntoResponse, Error> {
     let limit = window.limit()?;
     let plan = app.store.plan(&plan).await?;
     let order = MachineOrder::Discovered(parse("after", window.after.as_deref())?);
-    let rows = app.store.machines(&MachineFilter::default(), order, limit + 1).await?;
+    let filter = MachineFilter { sight: caller.sight(Action::MachineRead)?, ..MachineFilter::default() };
+    let rows = app.store.machines(&filter, order, limit + 1).await?;
     Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), |row| PlanMatch::of(&plan, &row))))
 }
 

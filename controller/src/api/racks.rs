@@ -11,6 +11,7 @@ use axum::{
 use ipnet::{IpNet, Ipv4Net};
 use jiff::{SignedDuration, Timestamp};
 use rackhand_common::{id, intent::Network as Wanted};
+use rackhand_controller_core::access::{Action, Sight};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -19,7 +20,7 @@ use super::{
     extract::{Json, Page, Query, Window, check_name, parse},
 };
 use crate::{
-    store::{self, SoundNetwork},
+    store::{self, SoundNetwork, Thing},
     succession::{Replaced, Which},
 };
 
@@ -32,6 +33,9 @@ pub(super) struct Rack {
     /// Its name.
     #[schema(example = "lab")]
     name: String,
+    /// Name of the site it stands in.
+    #[schema(example = "default")]
+    site: String,
     /// Its provisioning network.
     network: Network,
     /// Counts the changes of what is wanted of the rack; compare with its agent's `revision`.
@@ -65,7 +69,7 @@ impl From<store::Rack> for Rack {
     fn from(row: store::Rack) -> Self {
         let Wanted { node, gateway, dns, delegated } = row.network;
         let network = Network { node, delegated, gateway, dns };
-        Self { id: row.id, name: row.name, network, revision: row.revision, created: row.created }
+        Self { id: row.id, name: row.name, site: row.site_name, network, revision: row.revision, created: row.created }
     }
 }
 
@@ -76,15 +80,27 @@ pub(super) struct NewRack {
     /// Its name: lower-case letters, digits, `.`, `-`, `_`; at most 63.
     #[schema(example = "lab")]
     name: String,
+    /// The site it stands in (id or name); `default` when absent.
+    #[serde(default = "default_site")]
+    #[schema(example = "default")]
+    site: String,
     /// Its provisioning network.
     network: Network,
 }
 
+fn default_site() -> String {
+    "default".into()
+}
+
 /// List racks
 #[utoipa::path(get, path = "/v1/racks", tag = "racks", params(Window), responses((status = 200, body = Page<Rack>)))]
-pub(super) async fn list(State(app): State<App>, Query(window): Query<Window>) -> Result<impl IntoResponse, Error> {
-    let limit = window.limit()?;
-    let rows = app.store.racks(parse("after", window.after.as_deref())?, limit + 1).await?;
+pub(super) async fn list(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Query(window): Query<Window>,
+) -> Result<impl IntoResponse, Error> {
+    let (limit, sight) = (window.limit()?, caller.sight(Action::RackRead)?);
+    let rows = app.store.racks(&sight, parse("after", window.after.as_deref())?, limit + 1).await?;
     Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), Rack::from)))
 }
 
@@ -100,16 +116,51 @@ pub(super) async fn show(State(app): State<App>, Path(rack): Path<String>) -> Re
 /// Then make an enrolment code for it and enrol its node.
 #[utoipa::path(post, path = "/v1/racks", tag = "racks", request_body = NewRack,
     responses((status = 201, body = Rack, headers(("Location" = String, description = "The rack.")))))]
-pub(super) async fn create(State(app): State<App>, Json(body): Json<NewRack>) -> Result<impl IntoResponse, Error> {
+pub(super) async fn create(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Json(body): Json<NewRack>,
+) -> Result<impl IntoResponse, Error> {
     check_name("/name", &body.name)?;
     let Network { node, delegated, gateway, dns } = body.network;
     let network = SoundNetwork::try_from(Wanted { node, gateway, dns, delegated })
         .map_err(|unsound| Error::invalid("/network", unsound))?;
     let mut tx = app.store.begin().await?;
-    let id = tx.insert_rack(app.clock.now().wall, &body.name, &network).await?;
+    let site = caller.check_in(&mut tx, Action::RackManage, Thing::Site, &body.site).await?;
+    let site = tx.site(&site.id).await?;
+    let id = tx.insert_rack(app.clock.now().wall, &body.name, site.id, &network).await?;
     let rack = Rack::from(tx.rack(&id.to_string()).await?);
     tx.commit().await?;
     Ok((StatusCode::CREATED, [(header::LOCATION, format!("/v1/racks/{}", rack.id))], axum::Json(rack)))
+}
+
+/// What may be changed about a rack.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ChangedRack {
+    /// Another site (id or name).
+    #[schema(example = "fra1")]
+    site: String,
+}
+
+/// Move a rack to another site
+///
+/// Who may do something with it changes with that.
+#[utoipa::path(patch, path = "/v1/racks/{rack}", tag = "racks", request_body = ChangedRack,
+    params(("rack" = String, Path, description = "Id or name.")), responses((status = 200, body = Rack)))]
+pub(super) async fn change(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path(rack): Path<String>,
+    Json(body): Json<ChangedRack>,
+) -> Result<impl IntoResponse, Error> {
+    let mut tx = app.store.begin().await?;
+    let site = caller.check_in(&mut tx, Action::RackManage, Thing::Site, &body.site).await?;
+    let (site, rack) = (tx.site(&site.id).await?, tx.rack(&rack).await?);
+    tx.move_rack(rack.id, site.id).await?;
+    let rack = tx.rack(&rack.id.to_string()).await?;
+    tx.commit().await?;
+    Ok(axum::Json(Rack::from(rack)))
 }
 
 /// For how long a code shall be good, and from where.
@@ -224,9 +275,13 @@ impl Agent {
 ///
 /// Those that were replaced too.
 #[utoipa::path(get, path = "/v1/agents", tag = "agents", params(Window), responses((status = 200, body = Page<Agent>)))]
-pub(super) async fn agents(State(app): State<App>, Query(window): Query<Window>) -> Result<impl IntoResponse, Error> {
-    let limit = window.limit()?;
-    let rows = app.store.agents(parse("after", window.after.as_deref())?, limit + 1).await?;
+pub(super) async fn agents(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Query(window): Query<Window>,
+) -> Result<impl IntoResponse, Error> {
+    let (limit, sight) = (window.limit()?, caller.sight(Action::AgentRead)?);
+    let rows = app.store.agents(&sight, parse("after", window.after.as_deref())?, limit + 1).await?;
     let names = names(&app).await?;
     let view = |row: store::Agent| {
         let rack = names.get(&row.rack).cloned().unwrap_or_else(|| row.rack.to_string());
@@ -325,7 +380,7 @@ pub(super) async fn names(app: &App) -> Result<HashMap<id::RackId, String>, Erro
     let mut names = HashMap::new();
     let mut after = None;
     loop {
-        let page = app.store.racks(after, 200).await?;
+        let page = app.store.racks(&Sight::ALL, after, 200).await?;
         let Some(last) = page.last() else { return Ok(names) };
         after = Some(last.id);
         names.extend(page.into_iter().map(|rack| (rack.id, rack.name)));

@@ -1,20 +1,22 @@
 //! `/v1/runs`.
 
 use axum::{
+    Extension,
     extract::{Path, State},
     response::IntoResponse,
 };
 use jiff::Timestamp;
 use rackhand_common::id;
+use rackhand_controller_core::access::Action;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    App, Error,
+    App, Caller, Error,
     extract::{Json, Page, Query, limit, parse},
     machines::Nothing,
 };
-use crate::store;
+use crate::store::{self, Thing};
 
 /// One performance of a workflow on one machine.
 #[derive(Debug, Serialize, ToSchema)]
@@ -132,13 +134,17 @@ pub(super) struct Which {
 ///
 /// The newest first.
 #[utoipa::path(get, path = "/v1/runs", tag = "runs", params(Which), responses((status = 200, body = Page<Run>)))]
-pub(super) async fn list(State(app): State<App>, Query(which): Query<Which>) -> Result<impl IntoResponse, Error> {
-    let limit = limit(which.limit)?;
+pub(super) async fn list(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Query(which): Query<Which>,
+) -> Result<impl IntoResponse, Error> {
+    let (limit, sight) = (limit(which.limit)?, caller.sight(Action::RunRead)?);
     let machine = match &which.machine {
-        Some(machine) => Some(app.store.machine(machine).await?.id),
+        Some(machine) => Some(caller.machine(&app, machine).await?),
         None => None,
     };
-    let rows = app.store.runs(machine, parse("after", which.after.as_deref())?, limit + 1).await?;
+    let rows = app.store.runs(&sight, machine, parse("after", which.after.as_deref())?, limit + 1).await?;
     Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), Run::from)))
 }
 
@@ -157,10 +163,12 @@ pub(super) async fn show(State(app): State<App>, Path(run): Path<String>) -> Res
     params(("run" = String, Path, description = "Id.")), responses((status = 200, body = Run)))]
 pub(super) async fn cancel(
     State(app): State<App>,
+    Extension(caller): Extension<Caller>,
     Path(run): Path<String>,
     Json(Nothing {}): Json<Nothing>,
 ) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
+    caller.check_in(&mut tx, Action::RunCancel, Thing::Run, &run).await?;
     let run = tx.cancel(app.clock.now().wall, id(&run)?).await?;
     tx.commit().await?;
     (app.changed)(run.rack);

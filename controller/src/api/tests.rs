@@ -33,22 +33,22 @@ impl Clock for Still {
 }
 
 /// An API over a store of its own, and a token for it.
-struct Bench {
+pub(super) struct Bench {
     directory: tempfile::TempDir,
     _ground: Ground,
-    app: App,
-    token: String,
+    pub(super) app: App,
+    pub(super) token: String,
 }
 
 impl Bench {
-    async fn new(on: On) -> Self {
+    pub(super) async fn new(on: On) -> Self {
         rackhand_common::pki::install_crypto();
         let directory = tempfile::tempdir().unwrap();
         let ground = Ground::new(on);
         let store = ground.store().await;
         let (token, hash) = fresh_token();
         let mut tx = store.begin().await.unwrap();
-        tx.insert_token(Timestamp::UNIX_EPOCH, "admin", &hash, None).await.unwrap();
+        tx.insert_first_token(Timestamp::UNIX_EPOCH, "admin", &hash).await.unwrap();
         tx.commit().await.unwrap();
         let clock: Arc<dyn Clock> = Arc::new(Still);
         let shutdown = CancellationToken::new();
@@ -67,6 +67,7 @@ impl Bench {
             store,
             images,
             addresses,
+            passwords: Passwords::default(),
             clock,
             changed: Arc::new(|_| ()),
             cut: Arc::new(|_| ()),
@@ -79,7 +80,7 @@ impl Bench {
         Self { directory, _ground: ground, app, token }
     }
 
-    async fn ask(&self, method: Method, uri: &str, body: impl Into<Body>) -> (StatusCode, Value) {
+    pub(super) async fn ask(&self, method: Method, uri: &str, body: impl Into<Body>) -> (StatusCode, Value) {
         let request = Request::builder()
             .method(method)
             .uri(uri)
@@ -98,7 +99,7 @@ impl Bench {
     }
 
     /// Status, kind and detail of a refusal.
-    async fn check(&self, method: Method, uri: &str, body: impl Into<Body>, expected: Expect) {
+    pub(super) async fn check(&self, method: Method, uri: &str, body: impl Into<Body>, expected: Expect) {
         let (status, problem) = self.ask(method, uri, body).await;
         let word = |field: &str| problem[field].as_str().unwrap_or("-").to_owned();
         let kind = word("type").replace("urn:rackhand:problem:", "");
@@ -130,14 +131,17 @@ fn every_operation_has_exactly_one_row_in_the_access_table() {
     assert_eq!(operations, table);
 }
 
-async fn no_operation_is_open_to_the_world_but_its_description(on: On) {
+async fn no_operation_is_open_to_the_world_but_its_description_and_the_login(on: On) {
     let bench = Bench::new(on).await;
     for (method, path, access) in access::TABLE {
         let uri = path.replace(['{', '}'], "");
         let (status, _) = bench.send(Request::builder().method(method).uri(&uri).body(Body::empty()).unwrap()).await;
         match access {
-            Access::Anyone => assert_eq!((status, uri.as_str()), (StatusCode::OK, "/v1/openapi.json")),
-            Access::Token => assert_eq!(status, StatusCode::UNAUTHORIZED, "{method} {uri}"),
+            Access::Anyone if *method == Method::GET => {
+                assert_eq!((status, uri.as_str()), (StatusCode::OK, "/v1/openapi.json"))
+            }
+            Access::Anyone => assert_eq!((status, uri.as_str()), (StatusCode::UNSUPPORTED_MEDIA_TYPE, "/v1/login")),
+            _ => assert_eq!(status, StatusCode::UNAUTHORIZED, "{method} {uri}"),
         }
     }
     let (status, _) = bench.send(Request::get("/v1/nothing").body(Body::empty()).unwrap()).await;
@@ -149,7 +153,18 @@ async fn a_token_works_until_it_expires(on: On) {
     assert_eq!(bench.ask(Method::GET, "/v1/whoami", "").await.1["name"], "admin");
     let (expired, hash) = fresh_token();
     let mut tx = bench.app.store.begin().await.unwrap();
-    tx.insert_token(Timestamp::UNIX_EPOCH, "old", &hash, Some(Timestamp::UNIX_EPOCH)).await.unwrap();
+    let owner = crate::store::Owner::Person(tx.person("admin").await.unwrap().id);
+    let expired_token = crate::store::NewToken {
+        name: "old",
+        owner,
+        hash: &hash,
+        prefix: "rh_",
+        actions: None,
+        scopes: None,
+        is_login: false,
+        expires: Some(Timestamp::UNIX_EPOCH),
+    };
+    tx.insert_token(Timestamp::UNIX_EPOCH, expired_token).await.unwrap();
     tx.commit().await.unwrap();
     for wrong in [expired, "rh_".to_owned() + &"a".repeat(43), String::new()] {
         bench.token = wrong;
@@ -238,7 +253,7 @@ async fn an_image_is_uploaded_listed_and_deleted(on: On) {
 }
 
 /// A machine that booted the installer in the rack `lab`, with data on its disk; its name.
-async fn discovered(bench: &Bench) -> String {
+pub(super) async fn discovered(bench: &Bench) -> String {
     let network = json!({"node": "10.77.0.1/24", "delegated": ["10.77.0.100", "10.77.0.199"]});
     let (status, rack) =
         bench.ask(Method::POST, "/v1/racks", json!({"name": "lab", "network": network}).to_string()).await;
@@ -667,13 +682,15 @@ async fn addresses_are_claimed_listed_released_and_remembered(on: On) {
     assert_eq!(bench.ask(Method::GET, "/v1/pools/private-4", "").await.1, pool);
     assert_eq!(bench.ask(Method::GET, "/v1/pools", "").await.1, json!({"items": [pool]}));
 
-    let wish = json!({"pool": "private-4", "length": 31, "machine": machine, "owner": "shop"});
+    post("/v1/organisations", json!({"name": "acme"})).await;
+    post("/v1/projects", json!({"name": "shop", "organisation": "acme"})).await;
+    let wish = json!({"pool": "private-4", "length": 31, "machine": machine, "project": "shop"});
     let (status, port) = post("/v1/claims", wish).await;
     assert_eq!(status, StatusCode::CREATED, "{port}");
     assert_eq!(
-        (&port["prefix"], &port["last"], &port["name"], &port["claimed_by"], &port["owner"]),
+        (&port["prefix"], &port["last"], &port["name"], &port["claimed_by"], &port["project"]),
         // The smallest free space is used up first.
-        (&json!("10.9.4.0/31"), &json!("10.9.4.1"), &json!(machine), &json!("admin"), &json!("shop"))
+        (&json!("10.9.4.0/31"), &json!("10.9.4.1"), &json!(machine), &json!("admin"), &json!("acme:shop"))
     );
     let gateway =
         json!({"pool": "private-4", "prefix": "10.9.0.1", "name": "gateway", "reserve": true, "purpose": "router"});
@@ -938,7 +955,7 @@ async fn the_reference_is_there_for_a_browser_and_needs_nothing_from_elsewhere(o
 }
 
 on_both! {
-    no_operation_is_open_to_the_world_but_its_description,
+    no_operation_is_open_to_the_world_but_its_description_and_the_login,
     a_token_works_until_it_expires,
     a_wrong_request_is_told_what_is_wrong,
     brackets_from_strangers_are_not_even_read,

@@ -14,6 +14,8 @@ use std::fmt::Write as _;
 use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
 
+use rackhand_controller_core::access::Sight;
+
 use super::{Config, lock, open};
 use crate::{
     authority::{Authority, Root},
@@ -112,7 +114,7 @@ async fn registered(store: &Store) -> Result<Vec<Agent>> {
     let mut registered = Vec::new();
     let mut after = None;
     loop {
-        let page = store.agents(after, 500).await?;
+        let page = store.agents(&Sight::ALL, after, 500).await?;
         let Some(last) = page.last() else { return Ok(registered) };
         after = Some(last.id);
         registered.extend(page.into_iter().filter(|agent| agent.revoked.is_none()));

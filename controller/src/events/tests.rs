@@ -32,7 +32,7 @@ async fn take_next(bench: &Bench, events: Vec<Event>) {
 
 async fn history(bench: &Bench, expect: Expect) {
     let mut out = String::new();
-    for event in bench.store.events(0, EventFilter::default(), 99).await.unwrap() {
+    for event in bench.store.events(0, &EventFilter::default(), 99).await.unwrap() {
         let text = match event.body {
             Happened::Told(what) => what.to_string(),
             other => format!("{other:?}"),
@@ -250,7 +250,7 @@ async fn a_new_mainboard_with_new_cards_is_merged_and_keeps_name_address_and_his
     assert!(bench.store.rack_revision(bench.rack).await.unwrap() > revision);
     assert!(matches!(bench.store.machine(&stranger.id.to_string()).await, Err(StoreError::NotFound(_))));
     let told = EventFilter { machine: Some(machine.id), ..EventFilter::default() };
-    let told = bench.store.events(0, told, 99).await.unwrap();
+    let told = bench.store.events(0, &told, 99).await.unwrap();
     assert!(told.iter().any(|event| matches!(&event.body, Happened::Discovered { name } if *name == stranger.name)));
     // Its installer still runs under the other id, and asks again.
     let what = What::Connected { mac: mac(50), address: address(150), inventory: inventory(50) };

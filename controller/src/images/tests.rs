@@ -71,7 +71,10 @@ impl Bench {
         };
         let agent = AgentId::fresh();
         let mut tx = self.store.begin().await.unwrap();
-        let rack = tx.insert_rack(Timestamp::UNIX_EPOCH, "r1", &network.try_into().unwrap()).await.unwrap();
+        let rack = tx
+            .insert_rack(Timestamp::UNIX_EPOCH, "r1", crate::store::DEFAULT_SITE, &network.try_into().unwrap())
+            .await
+            .unwrap();
         let key = rackhand_common::pki::KeyPin([0; 32]);
         tx.insert_agent(Timestamp::UNIX_EPOCH, agent, rack, key, Timestamp::UNIX_EPOCH).await.unwrap();
         tx.commit().await.unwrap();

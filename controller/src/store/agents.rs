@@ -18,11 +18,14 @@ use rackhand_common::{
     pki::KeyPin,
     wire::Hello,
 };
+use rackhand_controller_core::access::Sight;
 
 use super::{
     Store, StoreError, Tx,
-    database::{Executor, Row, query, query_scalar},
-    micros, timestamp,
+    database::{Builder, Executor, Row, query, query_scalar},
+    micros,
+    places::Columns,
+    timestamp,
 };
 
 /// A node's registration.
@@ -76,15 +79,14 @@ impl Store {
     }
 
     /// Agents in the order of their enrolment, after `after`, at most `limit`.
-    pub async fn agents(&self, after: Option<AgentId>, limit: u32) -> Result<Vec<Agent>, StoreError> {
-        query("SELECT * FROM agents WHERE id > $1 ORDER BY id LIMIT $2")
-            .bind(after.map(|id| id.to_string()).unwrap_or_default())
-            .bind(limit)
-            .fetch_all(&self.pool)
-            .await?
-            .iter()
-            .map(read)
-            .collect()
+    pub async fn agents(&self, sight: &Sight, after: Option<AgentId>, limit: u32) -> Result<Vec<Agent>, StoreError> {
+        let mut query =
+            Builder::new("SELECT agents.* FROM agents JOIN racks ON racks.id = agents.rack WHERE agents.id > ");
+        query.push_bind(after.map(|id| id.to_string()).unwrap_or_default());
+        let columns = Columns { site: Some("racks.site"), rack: Some("agents.rack"), ..Columns::default() };
+        columns.push(&mut query, sight);
+        query.push(" ORDER BY agents.id LIMIT ").push_bind(limit);
+        query.build().fetch_all(&self.pool).await?.iter().map(read).collect()
     }
 
     /// The agents of a rack, revoked ones too.

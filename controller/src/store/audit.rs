@@ -312,6 +312,7 @@ fn kind(table: &'static str) -> &'static str {
     match table {
         "enrolment_codes" => "enrolment code",
         "vrfs" => "VRF",
+        "people" => "person",
         table => table.strip_suffix('s').unwrap_or(table),
     }
 }

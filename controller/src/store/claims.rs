@@ -7,10 +7,10 @@
 
 use jiff::Timestamp;
 use rackhand_common::{
-    id::{ClaimId, MachineId, PoolId},
+    id::{ClaimId, MachineId, PoolId, ProjectId, RackId},
     machine::Mac,
 };
-use rackhand_controller_core::ipam::Prefix;
+use rackhand_controller_core::{access::Sight, ipam::Prefix};
 
 use super::{
     Pool, Store, StoreError, Tx, Vrf,
@@ -18,6 +18,7 @@ use super::{
     id,
     machines::parsed,
     micros,
+    places::Columns,
     prefixes::{Leaf, prefix},
     timestamp,
 };
@@ -42,13 +43,13 @@ pub struct Claim {
     pub reserved: bool,
     /// Who holds it.
     pub holder: Holder,
-    /// Who answers for it, in words.
-    pub owner: String,
+    /// The project it is given to.
+    pub project: Option<ProjectId>,
     /// What for, in words.
     pub purpose: String,
-    /// The name of the token it was claimed with.
+    /// Who claimed it.
     pub claimed_by: String,
-    /// The name of the token it was released with.
+    /// Who released it.
     pub released_by: Option<String>,
     /// Since when.
     pub since: Timestamp,
@@ -72,7 +73,8 @@ pub struct Holder {
 pub(crate) struct ClaimRow<'a> {
     pub(crate) reserved: bool,
     pub(crate) holder: &'a Holder,
-    pub(crate) owner: &'a str,
+    pub(crate) project: Option<ProjectId>,
+    pub(crate) rack: Option<RackId>,
     pub(crate) purpose: &'a str,
     pub(crate) by: &'a str,
 }
@@ -80,6 +82,10 @@ pub(crate) struct ClaimRow<'a> {
 /// Which claims are asked for: those that meet all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClaimFilter {
+    /// That can be seen.
+    pub sight: Sight,
+    /// Given to this project.
+    pub project: Option<ProjectId>,
     /// From this pool.
     pub pool: Option<PoolId>,
     /// Of this machine.
@@ -103,37 +109,34 @@ impl Store {
         after: Option<ClaimId>,
         limit: u32,
     ) -> Result<Vec<Claim>, StoreError> {
+        let after = after.map(|id| id.to_string()).unwrap_or_default();
         let mut query = Builder::new("");
         if let Some(containing) = filter.containing {
             candidates(&mut query, containing);
-        }
-        query.push("SELECT claims.* FROM ");
-        if filter.containing.is_some() {
-            query.push("candidate CROSS JOIN ");
-        }
-        query.push("claims WHERE until = 9223372036854775807 AND id > ");
-        query.push_bind(after.map(|id| id.to_string()).unwrap_or_default());
-        if filter.containing.is_some() {
+            query.push("SELECT claims.* FROM candidate CROSS JOIN claims");
             query.push(
-                " AND claims.start = candidate.start AND claims.depth = candidate.depth
+                " WHERE claims.start = candidate.start AND claims.depth = candidate.depth
                   AND claims.vrf IN (SELECT number FROM vrfs)",
             );
+            filter.push(&mut query, &after);
+            STANDS.push(&mut query, &filter.sight);
+            query.push(" ORDER BY claims.id LIMIT ").push_bind(limit);
+        } else {
+            query.push("SELECT claims.* FROM claims");
+            let reach = self.reach(&filter.sight).await?;
+            reach.push(&mut query, "claims", "claims.id", limit, |query| filter.push(query, &after));
         }
-        if let Some(pool) = filter.pool {
-            query.push(" AND pool = (SELECT number FROM pools WHERE pools.id = ").push_bind(pool.to_string()).push(")");
-        }
-        if let Some(machine) = filter.machine {
-            query.push(" AND machine = ").push_bind(machine.to_string());
-        }
-        if let Some(name) = &filter.name {
-            query.push(" AND name = ").push_bind(name);
-        }
-        query.push(" ORDER BY id LIMIT ").push_bind(limit);
         query.build().fetch_all(&self.pool).await?.iter().map(read).collect()
     }
 
     /// What held an address at a time: one claim at most.
-    pub async fn holder(&self, vrf: &Vrf, address: Prefix, at: Timestamp) -> Result<Option<Claim>, StoreError> {
+    pub async fn holder(
+        &self,
+        sight: &Sight,
+        vrf: &Vrf,
+        address: Prefix,
+        at: Timestamp,
+    ) -> Result<Option<Claim>, StoreError> {
         // Claims of one prefix follow each other, so that of those that ended later than `at` the
         // first is the only one that can have begun before.
         let mut query = Builder::new("");
@@ -149,12 +152,14 @@ impl Store {
             .push_bind(micros(at))
             .push(" ORDER BY held.until, held.since LIMIT 1) AND claims.since <= ")
             .push_bind(micros(at));
+        STANDS.push(&mut query, sight);
         query.build().fetch_optional(&self.pool).await?.as_ref().map(read).transpose()
     }
 
     /// All claims an address was ever in, the newest first, before `before`, at most `limit`.
     pub async fn history(
         &self,
+        sight: &Sight,
         vrf: &Vrf,
         address: Prefix,
         before: Option<ClaimId>,
@@ -171,8 +176,35 @@ impl Store {
         if let Some(before) = before {
             query.push(" AND id < ").push_bind(before.to_string());
         }
+        STANDS.push(&mut query, sight);
         query.push(" ORDER BY id DESC LIMIT ").push_bind(limit);
         query.build().fetch_all(&self.pool).await?.iter().map(read).collect()
+    }
+}
+
+/// Where claims stand, for lists of few.
+const STANDS: Columns = Columns {
+    organisation: Some("(SELECT organisation FROM projects WHERE projects.id = claims.project)"),
+    project: Some("claims.project"),
+    site: Some("(SELECT site FROM racks WHERE racks.id = claims.rack)"),
+    rack: Some("claims.rack"),
+};
+
+impl ClaimFilter {
+    fn push(&self, query: &mut Builder, after: &str) {
+        query.push(" AND claims.until = 9223372036854775807 AND claims.id > ").push_bind(after);
+        if let Some(pool) = self.pool {
+            query.push(" AND claims.pool = (SELECT number FROM pools WHERE pools.id = ").push_bind(pool.to_string());
+            query.push(")");
+        }
+        let equal = [
+            ("machine", self.machine.map(|machine| machine.to_string())),
+            ("project", self.project.map(|project| project.to_string())),
+            ("name", self.name.clone()),
+        ];
+        for (column, value) in equal.into_iter().filter_map(|(column, value)| Some((column, value?))) {
+            query.push(format_args!(" AND claims.{column} = ")).push_bind(value);
+        }
     }
 }
 
@@ -245,8 +277,8 @@ impl Tx {
         self.watch("claims", id).await?;
         query(
             "INSERT INTO claims (id, vrf, aggregate, pool, pool_name, start, depth, reserved, machine, mac, name,
-                                 owner, purpose, claimed_by, since, until)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+                                 project, rack, purpose, claimed_by, since, until)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
         )
         .bind(id.to_string())
         .bind(pool.vrf_number)
@@ -259,7 +291,8 @@ impl Tx {
         .bind(row.holder.machine.map(|machine| machine.to_string()))
         .bind(row.holder.mac.map(|mac| mac.to_string()))
         .bind(&row.holder.name)
-        .bind(row.owner)
+        .bind(row.project.map(|project| project.to_string()))
+        .bind(row.rack.map(|rack| rack.to_string()))
         .bind(row.purpose)
         .bind(row.by)
         .bind(micros(now))
@@ -274,7 +307,7 @@ impl Tx {
             prefix,
             reserved: row.reserved,
             holder: row.holder.clone(),
-            owner: row.owner.into(),
+            project: row.project,
             purpose: row.purpose.into(),
             claimed_by: row.by.into(),
             released_by: None,
@@ -317,7 +350,7 @@ fn read(row: &Row) -> Result<Claim, StoreError> {
             mac: optional("mac")?.map(|mac| parsed("MAC", mac)).transpose()?,
             name: row.try_get("name")?,
         },
-        owner: row.try_get("owner")?,
+        project: optional("project")?.map(id).transpose()?,
         purpose: row.try_get("purpose")?,
         claimed_by: row.try_get("claimed_by")?,
         released_by: row.try_get("released_by")?,

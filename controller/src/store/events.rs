@@ -7,16 +7,15 @@ use rackhand_common::{
     id::{AgentId, CommandId, MachineId, RackId, RunId},
 };
 use rackhand_controller_core::{
+    access::Sight,
     identity::Change,
     workflow::{Cause, Step, Workflow},
 };
 use serde::{Deserialize, Serialize};
 
-use sqlx::AssertSqlSafe;
-
 use super::{
     RunStatus, Store, StoreError, Tx,
-    database::{Row, query},
+    database::{Builder, Row, query},
     from_json, id, json, micros, timestamp,
 };
 
@@ -152,11 +151,18 @@ pub enum Happened {
         /// The agent that may have it.
         agent: AgentId,
     },
+    /// An operator gave the machine to a project, or took it back.
+    Assigned {
+        /// The project's name at the time.
+        project: Option<String>,
+    },
 }
 
 /// Which events are asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventFilter {
+    /// That can be seen.
+    pub sight: Sight,
     /// Of this rack.
     pub rack: Option<RackId>,
     /// Of this machine.
@@ -167,26 +173,21 @@ pub struct EventFilter {
 
 impl Store {
     /// Events in their order, those after number `after`, at most `limit`.
-    pub async fn events(&self, after: u64, filter: EventFilter, limit: u32) -> Result<Vec<StoredEvent>, StoreError> {
-        // One statement per index that helps; the planner takes none of several `OR`s.
-        let narrowed = match filter {
-            EventFilter { run: Some(_), .. } => "run = $4 AND ($3 IS NULL OR machine = $3)",
-            EventFilter { machine: Some(_), .. } => "machine = $3 AND $4 IS NULL",
-            _ => "$3 IS NULL AND $4 IS NULL",
-        };
-        query(AssertSqlSafe(format!(
-            "SELECT * FROM events WHERE id > $1 AND ($2 IS NULL OR rack = $2) AND {narrowed} ORDER BY id LIMIT $5"
-        )))
-        .bind(after as i64)
-        .bind(filter.rack.map(|id| id.to_string()))
-        .bind(filter.machine.map(|id| id.to_string()))
-        .bind(filter.run.map(|id| id.to_string()))
-        .bind(limit)
-        .fetch_all(&self.pool)
-        .await?
-        .iter()
-        .map(read)
-        .collect()
+    pub async fn events(&self, after: u64, filter: &EventFilter, limit: u32) -> Result<Vec<StoredEvent>, StoreError> {
+        // A condition that is not asked for is not in the query: each finds its own index.
+        let mut query = Builder::new("SELECT * FROM events");
+        self.reach(&filter.sight).await?.push(&mut query, "events", "events.id", limit, |query| {
+            query.push(" AND events.id > ").push_bind(after as i64);
+            let ids = [
+                ("rack", filter.rack.map(|id| id.to_string())),
+                ("machine", filter.machine.map(|id| id.to_string())),
+                ("run", filter.run.map(|id| id.to_string())),
+            ];
+            for (column, id) in ids.into_iter().filter_map(|(column, id)| Some((column, id?))) {
+                query.push(format_args!(" AND events.{column} = ")).push_bind(id);
+            }
+        });
+        query.build().fetch_all(&self.pool).await?.iter().map(read).collect()
     }
 
     /// The number of the newest event; zero when there is none.
@@ -206,14 +207,18 @@ impl Tx {
         run: Option<RunId>,
         body: &Happened,
     ) -> Result<u64, StoreError> {
-        let row = query("INSERT INTO events (at, rack, machine, run, body) VALUES ($1, $2, $3, $4, $5) RETURNING id")
-            .bind(micros(at))
-            .bind(rack.to_string())
-            .bind(machine.map(|id| id.to_string()))
-            .bind(run.map(|id| id.to_string()))
-            .bind(json(body))
-            .fetch_one(&mut self.inner)
-            .await?;
+        let row = query(
+            "INSERT INTO events (at, rack, machine, run, body, project) VALUES ($1, $2, $3, $4, $5, COALESCE(
+                (SELECT project FROM runs WHERE runs.id = $4), (SELECT project FROM machines WHERE machines.id = $3)))
+             RETURNING id",
+        )
+        .bind(micros(at))
+        .bind(rack.to_string())
+        .bind(machine.map(|id| id.to_string()))
+        .bind(run.map(|id| id.to_string()))
+        .bind(json(body))
+        .fetch_one(&mut self.inner)
+        .await?;
         Ok(row.try_get::<i64, _>("id")? as u64)
     }
 

@@ -60,9 +60,9 @@ impl Store {
             query(AssertSqlSafe(format!(
                 "WITH RECURSIVE block (number) AS (
                      SELECT $1 UNION ALL SELECT number + 1 FROM block WHERE number < $2)
-                 INSERT INTO claims (id, vrf, aggregate, pool, pool_name, start, depth, reserved, name, owner, purpose,
+                 INSERT INTO claims (id, vrf, aggregate, pool, pool_name, start, depth, reserved, name, purpose,
                                      claimed_by, since, until)
-                 SELECT {id}, $3, $4, $5, $6, {start}, $9, 0, 'filled', '', '',
+                 SELECT {id}, $3, $4, $5, $6, {start}, $9, 0, 'filled', '',
                         'bench', 0, 9223372036854775807
                  FROM block WHERE number % $10 < $10 - 1"
             )))

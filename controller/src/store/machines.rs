@@ -10,12 +10,13 @@ use std::{net::Ipv4Addr, str::FromStr};
 use jiff::Timestamp;
 use rackhand_common::{
     event::Stage,
-    id::{Epoch, MachineId, RackId},
+    id::{Epoch, MachineId, ProjectId, RackId},
     intent::{Boot, Order},
     machine::{Inventory, Mac, Power},
     seal::{Seal, Sealed as _},
 };
 use rackhand_controller_core::{
+    access::Sight,
     identity::{self, Part},
     lifecycle::Lifecycle,
 };
@@ -35,6 +36,8 @@ pub struct Machine {
     pub id: MachineId,
     /// The rack it stands in.
     pub rack: RackId,
+    /// The project it is given to.
+    pub project: Option<ProjectId>,
     /// The operator's name for it; unique.
     pub name: String,
     /// Where it is in its life.
@@ -84,6 +87,36 @@ impl MachineFilter {
     }
 }
 
+impl MachineFilter {
+    fn push(&self, query: &mut Builder) {
+        let equal = [
+            ("rack", self.rack.map(|rack| rack.to_string())),
+            ("project", self.project.map(|project| project.to_string())),
+            ("lifecycle", self.lifecycle.map(|lifecycle| lifecycle.to_string())),
+            ("image", self.image.clone()),
+        ];
+        for (column, value) in equal.into_iter().filter_map(|(column, value)| Some((column, value?))) {
+            query.push(format_args!(" AND machines.{column} = ")).push_bind(value);
+        }
+        if let Some(name) = &self.name {
+            // Names are ASCII: behind all that begin so, and before whatever follows.
+            query.push(" AND machines.name >= ").push_bind(name);
+            query.push(" AND machines.name < ").push_bind(format!("{name}~"));
+        }
+        if let Some(mac) = self.mac {
+            query
+                .push(" AND machines.id IN (SELECT machine FROM macs WHERE mac = ")
+                .push_bind(mac.to_string())
+                .push(")");
+        }
+        match self.alert {
+            Some(true) => query.push(" AND machines.alert IS NOT NULL"),
+            Some(false) => query.push(" AND machines.alert IS NULL"),
+            None => query,
+        };
+    }
+}
+
 impl Default for MachineOrder {
     fn default() -> Self {
         Self::Discovered(None)
@@ -100,6 +133,10 @@ impl Machine {
 /// Which machines of a list: those that all of it is true of.
 #[derive(Clone, Debug, Default)]
 pub struct MachineFilter {
+    /// That can be seen.
+    pub sight: Sight,
+    /// Given to this project.
+    pub project: Option<ProjectId>,
     /// In this rack.
     pub rack: Option<RackId>,
     /// There in their life.
@@ -145,33 +182,12 @@ impl Store {
             MachineOrder::Name(after) => ("name", after.unwrap_or_default()),
         };
         // A condition that is not asked for is not in the query: each finds its own index.
-        let mut query = Builder::new(format!("{SELECT} WHERE {column} > "));
-        query.push_bind(after);
-        if let Some(rack) = filter.rack {
-            query.push(" AND rack = ").push_bind(rack.to_string());
-        }
-        if let Some(lifecycle) = filter.lifecycle {
-            query.push(" AND lifecycle = ").push_bind(lifecycle.to_string());
-        }
-        if let Some(image) = &filter.image {
-            query.push(" AND image = ").push_bind(&image.0);
-            if let Some(version) = image.1 {
-                query.push(" AND image_version = ").push_bind(i64::from(version));
-            }
-        }
-        if let Some(name) = &filter.name {
-            // Names are ASCII: behind all that begin so, and before whatever follows.
-            query.push(" AND name >= ").push_bind(name).push(" AND name < ").push_bind(format!("{name}~"));
-        }
-        if let Some(mac) = filter.mac {
-            query.push(" AND id IN (SELECT machine FROM macs WHERE mac = ").push_bind(mac.to_string()).push(")");
-        }
-        match filter.alert {
-            Some(true) => query.push(" AND alert IS NOT NULL"),
-            Some(false) => query.push(" AND alert IS NULL"),
-            None => &mut query,
-        };
-        query.push(format!(" ORDER BY {column} LIMIT ")).push_bind(limit);
+        let mut query = Builder::new(SELECT);
+        let order = format!("machines.{column}");
+        self.reach(&filter.sight).await?.push(&mut query, "machines", &order, limit, |query| {
+            query.push(format_args!(" AND {order} > ")).push_bind(&after);
+            filter.push(query);
+        });
         query.build().fetch_all(&self.pool).await?.iter().map(|row| read(&self.seal, row)).collect()
     }
 }
@@ -226,9 +242,9 @@ impl Tx {
         query(
             "INSERT INTO machines (id, rack, name, lifecycle, epoch, boot, address, inventory, connection, connected,
                 power, stage, stage_event, power_event, orders, image, alert, created, updated, accepted,
-                image_version, version)
+                image_version, project, version)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-                1)",
+                $22, 1)",
         )
         .bind(machine.id.to_string())
         .bind(machine.rack.to_string())
@@ -251,6 +267,7 @@ impl Tx {
         .bind(micros(machine.updated))
         .bind(machine.accepted.as_ref().map(json))
         .bind(machine.image.as_ref().map(|image| i64::from(image.version)))
+        .bind(machine.project.map(|project| project.to_string()))
         .execute(&mut self.inner)
         .await
         .map_err(taken("machine name, id or address"))?;
@@ -270,7 +287,7 @@ impl Tx {
             "UPDATE machines SET name = $3, lifecycle = $4, epoch = $5, boot = $6, inventory = $7, connection = $8,
                 connected = $9, power = $10, stage = $11, stage_event = $12, power_event = $13, orders = $14,
                 image = $15, alert = $16, updated = $17, accepted = $18, rack = $19, address = $20,
-                image_version = $21, version = version + 1
+                image_version = $21, project = $22, version = version + 1
              WHERE id = $1 AND version = $2",
         )
         .bind(machine.id.to_string())
@@ -294,6 +311,7 @@ impl Tx {
         .bind(machine.rack.to_string())
         .bind(machine.address.to_string())
         .bind(machine.image.as_ref().map(|image| i64::from(image.version)))
+        .bind(machine.project.map(|project| project.to_string()))
         .execute(&mut self.inner)
         .await
         .map_err(taken("machine name or address"))?
@@ -400,6 +418,7 @@ fn read(seal: &Seal, row: &Row) -> Result<Machine, StoreError> {
     Ok(Machine {
         id: id(row.try_get("id")?)?,
         rack: id(row.try_get("rack")?)?,
+        project: optional("project")?.as_deref().map(id).transpose()?,
         name: row.try_get("name")?,
         lifecycle: parsed("lifecycle", row.try_get("lifecycle")?)?,
         epoch: Epoch(row.try_get::<i64, _>("epoch")? as u64),

@@ -13,6 +13,7 @@ mod address_space;
 mod agents;
 mod audit;
 mod backup;
+mod bindings;
 mod claims;
 mod commands;
 mod database;
@@ -23,13 +24,18 @@ mod filled;
 mod health;
 mod images;
 mod machines;
+mod organisations;
+mod people;
 mod place;
+mod places;
 mod plans;
 mod prefixes;
+mod projects;
 mod queue;
 mod racks;
 mod requests;
 mod runs;
+mod sites;
 mod tokens;
 mod transfer;
 
@@ -54,6 +60,7 @@ pub use self::{
     agents::Agent,
     audit::{Asked, AuditFilter, ChainEnd},
     backup::{Contents, Examined, examine, fill, is_occupied, read_backup, write_backup, write_copy},
+    bindings::{Binding, BindingFilter},
     claims::{Claim, ClaimFilter, Holder},
     commands::StoredCommand,
     dry_run::{dry_run, is_dry_run},
@@ -61,12 +68,17 @@ pub use self::{
     events::{EventFilter, Happened, StoredEvent},
     images::{Image, ImageState, ImageVersion, NewImage, Stored},
     machines::{Machine, MachineFilter, MachineOrder},
+    organisations::Organisation,
+    people::{Factor, Person},
     place::{NoPlace, Place},
+    places::{Standing, Thing},
     plans::Plan,
+    projects::Project,
     racks::{Rack, SoundNetwork, Unsound},
     requests::{KeyedRequest, Known},
     runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Run, RunStatus},
-    tokens::Token,
+    sites::{DEFAULT_SITE, Site},
+    tokens::{NewToken, Owner, Token},
 };
 pub(crate) use self::{audit::Present, claims::ClaimRow, prefixes::Leaf};
 use self::{

@@ -43,6 +43,8 @@ mod tests {
 
     use futures_util::{FutureExt as _, future::join_all};
 
+    use rackhand_controller_core::access::Sight;
+
     use crate::store::{
         StoreError,
         tests::{Bench, On, on_both},
@@ -63,7 +65,7 @@ mod tests {
         let mut writers = Box::pin(join_all(writers));
         assert!(writers.as_mut().now_or_never().is_none());
         // More of them wait than there are connections, and it can be read.
-        bench.store.racks(None, 10).await.unwrap();
+        bench.store.racks(&Sight::ALL, None, 10).await.unwrap();
         assert!(order.lock().unwrap().is_empty());
         first.commit().await.unwrap();
         writers.await;

@@ -3,12 +3,20 @@
 use std::net::Ipv4Addr;
 
 use jiff::Timestamp;
-use rackhand_common::{id::RackId, intent::Network};
+use rackhand_common::{
+    id::{RackId, SiteId},
+    intent::Network,
+};
+use rackhand_controller_core::access::Sight;
+
+use sqlx::AssertSqlSafe;
 
 use super::{
     Store, StoreError, Tx,
-    database::{Executor, Row, query, query_scalar},
-    micros, taken, timestamp,
+    database::{Builder, Executor, Row, query, query_scalar},
+    id, micros,
+    places::Columns,
+    taken, timestamp,
 };
 
 /// A rack as it is known.
@@ -18,6 +26,10 @@ pub struct Rack {
     pub id: RackId,
     /// Names it for people; unique.
     pub name: String,
+    /// The site it stands in.
+    pub site: SiteId,
+    /// That site's name.
+    pub site_name: String,
     /// Its provisioning network.
     pub network: Network,
     /// Revision of its intent: counts up with every change of anything the intent tells.
@@ -97,22 +109,22 @@ impl TryFrom<Network> for SoundNetwork {
     }
 }
 
+const SELECT: &str = "SELECT racks.*, sites.name AS site_name FROM racks LEFT JOIN sites ON sites.id = racks.site";
+
 impl Store {
     /// The rack with this id or name.
     pub async fn rack(&self, id_or_name: &str) -> Result<Rack, StoreError> {
         rack(&self.pool, id_or_name).await
     }
 
-    /// Racks in the order they were made, after `after`, at most `limit`.
-    pub async fn racks(&self, after: Option<RackId>, limit: u32) -> Result<Vec<Rack>, StoreError> {
-        query("SELECT * FROM racks WHERE id > $1 ORDER BY id LIMIT $2")
-            .bind(after.map(|id| id.to_string()).unwrap_or_default())
-            .bind(limit)
-            .fetch_all(&self.pool)
-            .await?
-            .iter()
-            .map(read)
-            .collect()
+    /// Racks that can be seen, in the order they were made, after `after`, at most `limit`.
+    pub async fn racks(&self, sight: &Sight, after: Option<RackId>, limit: u32) -> Result<Vec<Rack>, StoreError> {
+        let mut query = Builder::new(format!("{SELECT} WHERE racks.id > "));
+        query.push_bind(after.map(|id| id.to_string()).unwrap_or_default());
+        let columns = Columns { site: Some("racks.site"), rack: Some("racks.id"), ..Columns::default() };
+        columns.push(&mut query, sight);
+        query.push(" ORDER BY racks.id LIMIT ").push_bind(limit);
+        query.build().fetch_all(&self.pool).await?.iter().map(read).collect()
     }
 
     /// Whether a rack waits for its agent's report after a restore.
@@ -143,15 +155,17 @@ impl Tx {
         &mut self,
         now: Timestamp,
         name: &str,
+        site: SiteId,
         network: &SoundNetwork,
     ) -> Result<RackId, StoreError> {
         let id = RackId::fresh();
         self.watch("racks", id).await?;
-        query("INSERT INTO racks (id, name, network, revision, created) VALUES ($1, $2, $3, 1, $4)")
+        query("INSERT INTO racks (id, name, network, revision, created, site) VALUES ($1, $2, $3, 1, $4, $5)")
             .bind(id.to_string())
             .bind(name)
             .bind(json(network.network()))
             .bind(micros(now))
+            .bind(site.to_string())
             .execute(&mut self.inner)
             .await
             .map_err(taken("rack name"))?;
@@ -192,12 +206,13 @@ impl Tx {
 
 async fn rack(executor: impl Into<Executor<'_>>, id_or_name: &str) -> Result<Rack, StoreError> {
     // An id is preferred, should a name look like one.
-    let row =
-        query("SELECT * FROM racks WHERE id = $1 OR name = $1 ORDER BY CASE WHEN id = $1 THEN 0 ELSE 1 END LIMIT 1")
-            .bind(id_or_name)
-            .fetch_optional(executor)
-            .await?
-            .ok_or(StoreError::NotFound("rack"))?;
+    let row = query(AssertSqlSafe(format!(
+        "{SELECT} WHERE racks.id = $1 OR racks.name = $1 ORDER BY CASE WHEN racks.id = $1 THEN 0 ELSE 1 END LIMIT 1"
+    )))
+    .bind(id_or_name)
+    .fetch_optional(executor)
+    .await?
+    .ok_or(StoreError::NotFound("rack"))?;
     read(&row)
 }
 
@@ -205,6 +220,8 @@ fn read(row: &Row) -> Result<Rack, StoreError> {
     Ok(Rack {
         id: row.try_get::<&str, _>("id")?.parse().map_err(|e| StoreError::Damaged("id", Box::new(e)))?,
         name: row.try_get("name")?,
+        site: id(row.try_get("site")?)?,
+        site_name: row.try_get::<Option<String>, _>("site_name")?.unwrap_or_default(),
         network: serde_json::from_str(row.try_get("network")?)
             .map_err(|e| StoreError::Damaged("network", Box::new(e)))?,
         revision: row.try_get::<i64, _>("revision")? as u64,

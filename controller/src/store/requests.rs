@@ -190,7 +190,7 @@ mod tests {
 
     async fn asked(bench: &Bench) -> KeyedRequest {
         let mut tx = bench.store.begin().await.unwrap();
-        let token = tx.insert_token(at(0), "admin", &[1; 32], None).await.unwrap();
+        let token = tx.insert_first_token(at(0), "admin", &[1; 32]).await.unwrap();
         tx.commit().await.unwrap();
         KeyedRequest { token, key: "k".into(), request: [7; 32] }
     }

@@ -15,14 +15,17 @@ use rackhand_common::{
     seal::{NotOpened, Seal, Sealed},
     wire::Action,
 };
-use rackhand_controller_core::workflow::{self, Step, WaitFor, Workflow};
+use rackhand_controller_core::{
+    access::Sight,
+    workflow::{self, Step, WaitFor, Workflow},
+};
 use serde::{Deserialize, Serialize};
 
 use sqlx::AssertSqlSafe;
 
 use super::{
     Store, StoreError, Tx,
-    database::{Executor, Row, query},
+    database::{Builder, Executor, Row, query},
     from_json, id, json, micros, taken, timestamp,
 };
 
@@ -226,25 +229,24 @@ impl Store {
         run(&self.seal, &self.pool, id).await
     }
 
-    /// Runs, the newest first, those before `before`, at most `limit`; of one machine or all.
+    /// Runs that can be seen, the newest first, those before `before`, at most `limit`; of one machine or all.
     pub async fn runs(
         &self,
+        sight: &Sight,
         machine: Option<MachineId>,
         before: Option<RunId>,
         limit: u32,
     ) -> Result<Vec<Run>, StoreError> {
-        query(AssertSqlSafe(format!(
-            "{SELECT} WHERE ($1 IS NULL OR runs.machine = $1) AND ($2 IS NULL OR runs.id < $2)
-             ORDER BY runs.id DESC LIMIT $3"
-        )))
-        .bind(machine.map(|id| id.to_string()))
-        .bind(before.map(|id| id.to_string()))
-        .bind(limit)
-        .fetch_all(&self.pool)
-        .await?
-        .iter()
-        .map(|row| read(&self.seal, row))
-        .collect()
+        let mut query = Builder::new(SELECT);
+        self.reach(sight).await?.push(&mut query, "runs", "runs.id DESC", limit, |query| {
+            if let Some(machine) = machine {
+                query.push(" AND runs.machine = ").push_bind(machine.to_string());
+            }
+            if let Some(before) = before {
+                query.push(" AND runs.id < ").push_bind(before.to_string());
+            }
+        });
+        query.build().fetch_all(&self.pool).await?.iter().map(|row| read(&self.seal, row)).collect()
     }
 
     /// All runs in progress, the oldest first.
@@ -280,8 +282,9 @@ impl Tx {
         self.watch("runs", run.id).await?;
         query(
             "INSERT INTO runs (id, rack, machine, epoch, parameters, engine, status, step, attempt, undoing,
-                cancel, done, total, phoned_home, created, updated, waiting_for, waiting_until)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
+                cancel, done, total, phoned_home, created, updated, waiting_for, waiting_until, project)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
+                (SELECT project FROM machines WHERE machines.id = $3))",
         )
         .bind(run.id.to_string())
         .bind(run.rack.to_string())

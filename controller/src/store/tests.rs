@@ -15,6 +15,7 @@ use rackhand_common::{
     wire::{Action, Hello},
 };
 use rackhand_controller_core::{
+    access::Sight,
     lifecycle::Lifecycle,
     workflow::{self, Step, WaitFor},
 };
@@ -159,7 +160,7 @@ impl Bench {
         let store = ground.store().await;
         let agent = AgentId::fresh();
         let mut tx = store.begin().await.unwrap();
-        let rack = tx.insert_rack(at(0), "r1", &network()).await.unwrap();
+        let rack = tx.insert_rack(at(0), "r1", DEFAULT_SITE, &network()).await.unwrap();
         tx.insert_agent(at(0), agent, rack, KeyPin([0; 32]), at(0)).await.unwrap();
         tx.commit().await.unwrap();
         Self { ground, store, rack, agent }
@@ -169,7 +170,7 @@ impl Bench {
     pub(crate) async fn another_rack(&self) -> (RackId, AgentId) {
         let agent = AgentId::fresh();
         let mut tx = self.store.begin().await.unwrap();
-        let rack = tx.insert_rack(at(0), "r2", &network()).await.unwrap();
+        let rack = tx.insert_rack(at(0), "r2", DEFAULT_SITE, &network()).await.unwrap();
         tx.insert_agent(at(0), agent, rack, KeyPin([1; 32]), at(0)).await.unwrap();
         tx.commit().await.unwrap();
         (rack, agent)
@@ -180,6 +181,7 @@ impl Bench {
         Machine {
             id: MachineId::fresh(),
             rack: self.rack,
+            project: None,
             name: format!("m{number}"),
             lifecycle: Lifecycle::Discovered,
             epoch: Epoch(1),
@@ -309,11 +311,11 @@ async fn machines_racks_runs_and_events_are_read_page_by_page(on: On) {
         runs.insert(0, bench.deploy(&machine).await.unwrap().id);
         machines.push(machine.id);
         let mut tx = bench.store.begin().await.unwrap();
-        racks.push(tx.insert_rack(at(0), &format!("rack {number}"), &network()).await.unwrap());
+        racks.push(tx.insert_rack(at(0), &format!("rack {number}"), DEFAULT_SITE, &network()).await.unwrap());
         tx.commit().await.unwrap();
         // PostgreSQL takes nothing in a transaction behind a statement that failed.
         let mut tx = bench.store.begin().await.unwrap();
-        assert!(matches!(tx.insert_rack(at(0), "r1", &network()).await, Err(StoreError::Taken(_))));
+        assert!(matches!(tx.insert_rack(at(0), "r1", DEFAULT_SITE, &network()).await, Err(StoreError::Taken(_))));
     }
     machines.sort();
     runs.sort();
@@ -334,30 +336,30 @@ async fn machines_racks_runs_and_events_are_read_page_by_page(on: On) {
         []
     );
     let mut seen = Vec::new();
-    while let Some(run) = bench.store.runs(None, seen.last().copied(), 1).await.unwrap().pop() {
+    while let Some(run) = bench.store.runs(&Sight::ALL, None, seen.last().copied(), 1).await.unwrap().pop() {
         seen.push(run.id);
     }
     assert_eq!(seen, runs);
-    assert_eq!(bench.store.runs(Some(machines[2]), None, 9).await.unwrap().len(), 1);
+    assert_eq!(bench.store.runs(&Sight::ALL, Some(machines[2]), None, 9).await.unwrap().len(), 1);
     let mut seen = Vec::new();
-    while let Some(rack) = bench.store.racks(seen.last().copied(), 1).await.unwrap().pop() {
+    while let Some(rack) = bench.store.racks(&Sight::ALL, seen.last().copied(), 1).await.unwrap().pop() {
         seen.push(rack.id);
     }
     assert_eq!(seen, racks);
 
     // Per machine: adopted, run started.
-    let all = bench.store.events(0, EventFilter::default(), 99).await.unwrap();
+    let all = bench.store.events(0, &EventFilter::default(), 99).await.unwrap();
     assert_eq!(all.len(), 10);
     assert!(all.windows(2).all(|pair| pair[0].id < pair[1].id));
-    assert_eq!(bench.store.events(all[6].id, EventFilter::default(), 2).await.unwrap(), all[7..9]);
+    assert_eq!(bench.store.events(all[6].id, &EventFilter::default(), 2).await.unwrap(), all[7..9]);
     let (rack, machine, run) = (Some(bench.rack), Some(machines[1]), Some(runs[1]));
     for (filter, count) in [
         (EventFilter { rack, ..EventFilter::default() }, 10),
-        (EventFilter { rack, machine, run: None }, 2),
+        (EventFilter { rack, machine, ..EventFilter::default() }, 2),
         (EventFilter { run, ..EventFilter::default() }, 1),
-        (EventFilter { rack: elsewhere, machine, run: None }, 0),
+        (EventFilter { rack: elsewhere, machine, ..EventFilter::default() }, 0),
     ] {
-        assert_eq!(bench.store.events(0, filter, 99).await.unwrap().len(), count, "{filter:?}");
+        assert_eq!(bench.store.events(0, &filter, 99).await.unwrap().len(), count, "{filter:?}");
     }
     assert_eq!(bench.store.newest_event().await.unwrap(), all[9].id);
 }
@@ -626,7 +628,7 @@ async fn a_full_disk_is_named_takes_nothing_and_is_as_before_once_there_is_room(
     assert!(take(next).await.unwrap_err().is_passing());
     disk.fails.store(false, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(take(next).await.unwrap(), 61);
-    let all = store.events(0, EventFilter::default(), 1000).await.unwrap();
+    let all = store.events(0, &EventFilter::default(), 1000).await.unwrap();
     assert_eq!(all.len(), 60);
 }
 
@@ -691,9 +693,9 @@ async fn rows_of_the_next_version_with_further_fields_in_them_are_read_fully() {
     tx.commit().await.unwrap();
     let all = async || {
         let machines = bench.store.machines(&MachineFilter::default(), MachineOrder::default(), 10).await.unwrap();
-        let events = bench.store.events(0, EventFilter::default(), 100).await.unwrap();
+        let events = bench.store.events(0, &EventFilter::default(), 100).await.unwrap();
         let images = bench.store.images(None, 10).await.unwrap();
-        let racks = bench.store.racks(None, 10).await.unwrap();
+        let racks = bench.store.racks(&Sight::ALL, None, 10).await.unwrap();
         let aggregates = bench.store.aggregates(None, 10).await.unwrap();
         (bench.store.run(run.id).await.unwrap(), machines, format!("{events:?} {images:?} {racks:?} {aggregates:?}"))
     };

@@ -25,7 +25,7 @@ use rackhand_controller_core::lifecycle::Lifecycle;
 use crate::{
     intent,
     store::{
-        EventFilter, NewImage, PowerChange, SoundNetwork, Stored,
+        DEFAULT_SITE, EventFilter, NewImage, PowerChange, SoundNetwork, Stored,
         tests::{Ground, On, on_both},
     },
     succession::Which,
@@ -368,7 +368,7 @@ impl World {
         };
         let (now, agent) = (at(0).wall, AgentId::fresh());
         let mut tx = store.begin().await.unwrap();
-        let rack = tx.insert_rack(now, "r1", &SoundNetwork::try_from(network).unwrap()).await.unwrap();
+        let rack = tx.insert_rack(now, "r1", DEFAULT_SITE, &SoundNetwork::try_from(network).unwrap()).await.unwrap();
         tx.insert_agent(now, agent, rack, KeyPin([0; 32]), now).await.unwrap();
         let image = tx
             .start_import(now, &NewImage { name: "debian-12", settings: Settings::Cidata, os: None }, "storing", 0)
@@ -409,7 +409,7 @@ impl World {
         let mut tx = self.store.begin().await.unwrap();
         let machine = tx.machine("m-3456").await.unwrap();
         let image = tx.image("debian-12").await.unwrap();
-        let host = Host { name: "web".to_owned(), ssh_keys: Vec::new(), user_data: Some("password ".repeat(2000)) };
+        let host = Host { name: "web".to_owned(), ssh_keys: Vec::new(), user_data: Some("passphrase ".repeat(2000)) };
         let request = DeployRequest { disk: DiskRule::Smallest, host };
         let run = tx.start_deploy(at(0).wall, &machine, &image, request).await.unwrap();
         tx.commit().await.unwrap();
@@ -529,7 +529,8 @@ async fn an_installer_that_hangs_is_restarted_before_the_machine_is_ready_again(
     assert_eq!((run.status, run.cause.as_deref()), (RunStatus::Failed, Some("overdue")));
     assert_eq!(world.machine().await.lifecycle, Lifecycle::Ready);
     assert_eq!(world.node.state.lock().unwrap().network_boots, 1);
-    let events = world.store.events(0, EventFilter { run: Some(run.id), ..EventFilter::default() }, 100).await.unwrap();
+    let events =
+        world.store.events(0, &EventFilter { run: Some(run.id), ..EventFilter::default() }, 100).await.unwrap();
     assert!(events.iter().any(|event| matches!(event.body, Happened::Alert { .. })));
 }
 
@@ -803,11 +804,11 @@ async fn user_data_is_sealed_in_the_database_and_gone_from_it_after_the_run() {
     };
     let place = format!("user-data of run {}", run.id);
     let sealed = "user_data\":\"sealed-1:";
-    assert!(is_there(sealed) && !is_there("password") && !is_there(&place));
+    assert!(is_there(sealed) && !is_there("passphrase") && !is_there(&place));
     world.finish(&run).await;
     // Empties the write-ahead log.
     world.store.close().await;
-    assert!(!is_there(sealed) && !is_there("password"));
+    assert!(!is_there(sealed) && !is_there("passphrase"));
 }
 
 /// A deploy of a machine that is not in its installer, up to where the node has the command that
@@ -875,7 +876,7 @@ async fn a_command_of_a_node_that_is_lost_is_looked_into_by_the_node_that_follow
     assert_eq!((run.status, world.machine().await.lifecycle), (RunStatus::Done, Lifecycle::Active));
     assert!(!world.node.state.lock().unwrap().ledger.contains_key(&lost), "the lost command was sent again");
     assert_eq!(world.node.state.lock().unwrap().network_boots, 1);
-    let told = world.store.events(0, EventFilter { run: Some(run.id), ..EventFilter::default() }, 200).await.unwrap();
+    let told = world.store.events(0, &EventFilter { run: Some(run.id), ..EventFilter::default() }, 200).await.unwrap();
     assert!(told.iter().any(|event| matches!(event.body, Happened::CommandLost { command, .. } if command == lost)));
     // The old node may be alive, and switch it still: nobody is given the machine meanwhile.
     let handed_over = Duration::try_from(run.ended.unwrap().duration_since(replaced)).unwrap();

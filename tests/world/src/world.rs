@@ -30,7 +30,7 @@ use rackhand_common::{
     pki::KeyPin,
     time::Clock as _,
 };
-use rackhand_controller::store::{NewImage, SoundNetwork, Store, Stored};
+use rackhand_controller::store::{DEFAULT_SITE, NewImage, SoundNetwork, Store, Stored};
 
 use self::{controller::Controller, troubles::Troubles, uplink::Message};
 use crate::{
@@ -316,7 +316,7 @@ impl World {
                 delegated: (format!("10.77.{}.100", index + 1).parse()?, format!("10.77.{}.150", index + 1).parse()?),
             };
             let name = format!("r{}", index + 1);
-            let rack = tx.insert_rack(now, &name, &SoundNetwork::try_from(network)?).await?;
+            let rack = tx.insert_rack(now, &name, DEFAULT_SITE, &SoundNetwork::try_from(network)?).await?;
             let agent = AgentId::fresh();
             tx.insert_agent(now, agent, rack, key(index), now).await?;
             self.history.name(rack, &name);

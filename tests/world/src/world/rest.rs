@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rackhand_common::intent::Boot;
 use rackhand_controller::store::{EventFilter, MachineFilter, MachineOrder};
-use rackhand_controller_core::lifecycle::Lifecycle;
+use rackhand_controller_core::{access::Sight, lifecycle::Lifecycle};
 
 use super::{Happens, Outcome, World, seconds, source};
 use crate::{
@@ -89,7 +89,7 @@ impl World {
         for rack in 0..self.nodes.len() {
             let filter = EventFilter { rack: Some(self.nodes[rack].rack), ..EventFilter::default() };
             let (mut all, mut after) = (Vec::new(), 0);
-            while let Ok(page) = self.truth.events(after, filter, 1000).await {
+            while let Ok(page) = self.truth.events(after, &filter, 1000).await {
                 let Some(last) = page.last() else { break };
                 after = last.id;
                 all.extend(page);
@@ -111,7 +111,7 @@ impl World {
                 }
             }
         }
-        for run in self.truth.runs(None, None, 10_000).await.unwrap_or_default() {
+        for run in self.truth.runs(&Sight::ALL, None, None, 10_000).await.unwrap_or_default() {
             use rackhand_controller::store::{Parameters, RunStatus};
             match (&run.parameters, run.status) {
                 (Parameters::Deploy(_), RunStatus::Done) => self.tally.deploys += 1,
