@@ -291,7 +291,7 @@ async fn committed(mut tx: store::Tx, machine: &store::Machine) -> Result<impl I
 fn answer(
     row: store::Machine,
     rack: String,
-    projects: &HashMap<ProjectId, String>,
+    projects: &HashMap<id::ProjectId, String>,
     run: Option<id::RunId>,
 ) -> impl IntoResponse + use<> {
     ([(header::ETAG, etag(row.version))], axum::Json(Machine::of(row, rack, projects, run)))

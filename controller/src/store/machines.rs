@@ -93,10 +93,13 @@ impl MachineFilter {
             ("rack", self.rack.map(|rack| rack.to_string())),
             ("project", self.project.map(|project| project.to_string())),
             ("lifecycle", self.lifecycle.map(|lifecycle| lifecycle.to_string())),
-            ("image", self.image.clone()),
+            ("image", self.image.as_ref().map(|(name, _)| name.clone())),
         ];
         for (column, value) in equal.into_iter().filter_map(|(column, value)| Some((column, value?))) {
             query.push(format_args!(" AND machines.{column} = ")).push_bind(value);
+        }
+        if let Some((_, Some(version))) = self.image {
+            query.push(" AND machines.image_version = ").push_bind(i64::from(version));
         }
         if let Some(name) = &self.name {
             // Names are ASCII: behind all that begin so, and before whatever follows.

@@ -12,7 +12,7 @@ use rackhand_common::{
 };
 use rackhand_controller::{
     authority,
-    store::{Happened, ImageVersion, Machine, SoundNetwork, Store},
+    store::{DEFAULT_SITE, Happened, ImageVersion, Machine, SoundNetwork, Store},
 };
 use rackhand_controller_core::lifecycle::Lifecycle;
 use rackhand_tests::operator::Operator;
@@ -57,7 +57,8 @@ pub(crate) async fn make(served: &Served) -> Result<u32> {
     let now = Timestamp::now();
     for rack_number in 0..RACKS {
         let mut tx = store.begin().await?;
-        let rack = tx.insert_rack(now, &rack(rack_number * EACH), &SoundNetwork::try_from(network())?).await?;
+        let rack =
+            tx.insert_rack(now, &rack(rack_number * EACH), DEFAULT_SITE, &SoundNetwork::try_from(network())?).await?;
         for slot in 0..EACH {
             let number = rack_number * EACH + slot;
             let machine = machine(number, slot, now);
@@ -136,6 +137,7 @@ fn machine(number: u32, slot: u32, now: Timestamp) -> Machine {
         stage_event: 0,
         power_event: 0,
         order: None,
+        project: None,
         image: (!is_ready).then(|| ImageVersion { name: IMAGE.to_owned(), version: 1 }),
         alert: None,
         created: now,
