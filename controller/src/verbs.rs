@@ -180,7 +180,7 @@ impl Tx {
         self.check_idle(into).await?;
         self.delete_machine(from).await?;
         self.move_events(from.id, into.id).await?;
-        self.move_claims(from.id, into.id).await?;
+        self.move_claims(from.id, into.id, from.rack).await?;
         let mut merged = Machine {
             rack: from.rack,
             address: if from.rack == into.rack { into.address } else { from.address },

@@ -16,8 +16,16 @@ use crate::store;
 pub(super) const DRY_RUN: HeaderName = HeaderName::from_static("dry-run");
 
 /// What cannot be tried, since it is more than what a transaction takes back; and why.
-const NEVER: &[(Method, &str, &str)] =
-    &[(Method::PUT, "/v1/images/{image}", "an upload cannot be tried: its bytes would have to be sent and kept")];
+const NEVER: &[(Method, &str, &str)] = &[
+    (Method::PUT, "/v1/images/{image}", "an upload cannot be tried: its bytes would have to be sent and kept"),
+    (Method::POST, "/v1/login", ITSELF),
+    (Method::PUT, "/v1/password", ITSELF),
+    (Method::POST, "/v1/totp", ITSELF),
+    (Method::POST, "/v1/totp/confirm", ITSELF),
+    (Method::POST, "/v1/totp/remove", ITSELF),
+];
+
+const ITSELF: &str = "a password or code cannot be tried: whether it is right is what would be learnt";
 
 /// Whether this operation can be tried.
 pub(super) fn can_be_tried(method: &Method, path: &str) -> bool {

@@ -99,6 +99,8 @@ impl World {
             // Of what is everywhere: what is not there, so that nothing is removed.
             ("person", "nobody".to_owned()),
             ("image", "absent".to_owned()),
+            ("plan", "absent".to_owned()),
+            ("os", "absent".to_owned()),
             ("pool", "absent".to_owned()),
             ("aggregate", text(&acme)),
             ("token", text(&acme)),
@@ -334,7 +336,19 @@ fn each_operation_is_this_action_at_this_place() {
         POST   /v1/images: image.manage everything
         GET    /v1/images/{image}: image.read anywhere
         PUT    /v1/images/{image}: image.manage everything
+        PATCH  /v1/images/{image}: image.manage everything
         DELETE /v1/images/{image}: image.manage everything
+        POST   /v1/images/{image}/check: image.manage everything
+        GET    /v1/plans: image.read anywhere
+        POST   /v1/plans: image.manage everything
+        GET    /v1/plans/{plan}: image.read anywhere
+        PATCH  /v1/plans/{plan}: image.manage everything
+        DELETE /v1/plans/{plan}: image.manage everything
+        GET    /v1/plans/{plan}/machines: machine.read anywhere
+        GET    /v1/machines/{machine}/plans: machine.read where the machine is
+        GET    /v1/machines/{machine}/suggested-plan: machine.read where the machine is
+        GET    /v1/operating-systems: image.read anywhere
+        GET    /v1/operating-systems/{os}: image.read anywhere
         GET    /v1/runs: run.read anywhere
         GET    /v1/runs/{run}: run.read where the run is
         POST   /v1/runs/{run}/cancel: run.cancel where the run is

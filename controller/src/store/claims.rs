@@ -246,21 +246,26 @@ impl Tx {
         Ok(row.is_some())
     }
 
-    /// What one machine holds is another's.
-    pub(crate) async fn move_claims(&mut self, from: MachineId, to: MachineId) -> Result<(), StoreError> {
+    /// What one machine holds is another's, which stands in this rack now.
+    pub(crate) async fn move_claims(&mut self, from: MachineId, to: MachineId, rack: RackId) -> Result<(), StoreError> {
         let held: Vec<String> =
-            query_scalar("SELECT id FROM claims WHERE machine = $1 AND until = 9223372036854775807")
+            query_scalar("SELECT id FROM claims WHERE machine IN ($1, $2) AND until = 9223372036854775807")
                 .bind(from.to_string())
+                .bind(to.to_string())
                 .fetch_all(&mut self.inner)
                 .await?;
         for claim in held {
             self.watch("claims", claim).await?;
         }
-        query("UPDATE claims SET machine = $2 WHERE machine = $1 AND until = 9223372036854775807")
-            .bind(from.to_string())
-            .bind(to.to_string())
-            .execute(&mut self.inner)
-            .await?;
+        query(
+            "UPDATE claims SET machine = $2, rack = $3
+             WHERE machine IN ($1, $2) AND until = 9223372036854775807",
+        )
+        .bind(from.to_string())
+        .bind(to.to_string())
+        .bind(rack.to_string())
+        .execute(&mut self.inner)
+        .await?;
         Ok(())
     }
 

@@ -294,7 +294,7 @@ mod tests {
         }
         let told = server
             .say(
-                "SELECT c.table_name || '.' || column_name || ' ' || ordinal_position - 1 || ' ' || data_type
+                "SELECT c.table_name || '.' || column_name || ' ' || row_number() OVER (PARTITION BY c.table_name ORDER BY ordinal_position) - 1 || ' ' || data_type
                     || CASE is_nullable WHEN 'NO' THEN ' NOT NULL' ELSE '' END
                     || CASE WHEN data_type = 'text' AND collation_name IS DISTINCT FROM 'C' THEN ' COLLATED' ELSE '' END
                  FROM information_schema.columns c WHERE table_schema = 'public' AND table_name <> '_sqlx_migrations'

@@ -156,6 +156,37 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on:
     let own = format!("/v1/aggregates/{}", id(&own));
     trial.step(Method::DELETE, "/v1/aggregates/{aggregate}", &own, Value::Null).await;
 
+    for (kind, all) in [("organisation", "organisations"), ("site", "sites")] {
+        let (list, one) = (format!("/v1/{all}"), format!("/v1/{all}/{{{kind}}}"));
+        trial.step(Method::POST, &list, &list, json!({"name": "acme"})).await;
+        trial.step(Method::PATCH, &one, &format!("/v1/{all}/acme"), json!({"name": "other"})).await;
+        trial.step(Method::DELETE, &one, &format!("/v1/{all}/other"), Value::Null).await;
+        trial.bench.ask(Method::POST, &list, r#"{"name":"acme"}"#).await;
+    }
+    trial.step(Method::PATCH, "/v1/racks/{rack}", "/v1/racks/lab", json!({"site": "acme"})).await;
+    let (projects, project) = ("/v1/projects", "/v1/projects/{project}");
+    let shop = json!({"name": "shop", "organisation": "acme"});
+    trial.step(Method::POST, projects, projects, shop.clone()).await;
+    trial.step(Method::PATCH, project, "/v1/projects/shop", json!({"name": "store"})).await;
+    trial.step(Method::DELETE, project, "/v1/projects/store", Value::Null).await;
+    trial.bench.ask(Method::POST, projects, shop.to_string()).await;
+    appears(&trial.bench, rack, 6).await;
+    let sixth = trial.bench.ask(Method::GET, "/v1/machines?lifecycle=discovered", "").await.1["items"][0].clone();
+    let sixth = format!("/v1/machines/{}", id(&sixth));
+    trial.bench.ask(Method::POST, &format!("{sixth}/adopt"), r#"{"accept_data":true}"#).await;
+    trial.step(Method::POST, &of("assign"), &format!("{sixth}/assign"), json!({"project": "acme:shop"})).await;
+    trial.step(Method::POST, "/v1/people", "/v1/people", json!({"name": "ada"})).await;
+    let mail = json!({"email": "ada@example.net"});
+    trial.step(Method::PATCH, "/v1/people/{person}", "/v1/people/ada", mail).await;
+    let role = json!({"person": "ada", "role": "viewer", "scope": {"kind": "project", "name": "acme:shop"}});
+    let binding = trial.step(Method::POST, "/v1/bindings", "/v1/bindings", role).await;
+    let binding = format!("/v1/bindings/{}", id(&binding));
+    trial.step(Method::DELETE, "/v1/bindings/{binding}", &binding, Value::Null).await;
+    trial.step(Method::DELETE, "/v1/people/{person}", "/v1/people/ada", Value::Null).await;
+    let token = trial.step(Method::POST, "/v1/tokens", "/v1/tokens", json!({"name": "laptop"})).await;
+    let token = format!("/v1/tokens/{}", id(&token["token"]));
+    trial.step(Method::DELETE, "/v1/tokens/{token}", &token, Value::Null).await;
+
     let agents = trial.bench.ask(Method::GET, "/v1/agents", "").await.1;
     let agents = agents["items"].as_array().unwrap();
     let agent = agents.iter().find(|agent| agent["revoked"].is_null()).unwrap();
