@@ -164,7 +164,7 @@ async fn yesterdays_database_erases_nothing_and_gives_no_address_twice() {
     let file = File {
         data: Some(dir.path().join("data")),
         names: vec!["127.0.0.1".into()],
-        api: controller::ApiFile { listen: Some("127.0.0.1:0".parse().unwrap()) },
+        api: controller::ApiFile { listen: Some("127.0.0.1:0".parse().unwrap()), ..Default::default() },
         agents: controller::AgentsFile { listen: Some("127.0.0.1:0".parse().unwrap()), address: None },
         ..File::default()
     };
