@@ -47,7 +47,7 @@ impl Authority {
         let dns = dns.to_string();
         let names = run(
             "pebble-challtestsrv",
-            &["-dns01", &dns, "-http01", "", "-https01", "", "-tlsalpn01", "", "-doh", "", "-defaultIPv6", ""],
+            &["-dns01", &dns, "-http01", "", "-https01", "", "-tlsalpn01", "", "-defaultIPv6", ""],
             &["-management", &free_tcp().to_string()],
         );
         let pebble = run("pebble", &["-config", file.to_str().unwrap(), "-dnsserver", &dns], &[]);

@@ -92,7 +92,10 @@ async fn every_answer_is_one_that_the_document_has() {
 /// Things to ask about.
 async fn furnish(operator: &Operator) {
     let things: [(&str, Value); 4] = [
-        ("/v1/racks", json!({"name": "lab", "node": "10.77.0.1/24", "delegated": ["10.77.0.100", "10.77.0.199"]})),
+        (
+            "/v1/racks",
+            json!({"name": "lab", "network": {"node": "10.77.0.1/24", "delegated": ["10.77.0.100", "10.77.0.199"]}}),
+        ),
         ("/v1/aggregates", json!({"prefix": "10.20.0.0/16", "source": "private"})),
         ("/v1/pools", json!({"name": "servers", "kind": "private", "prefixes": ["10.20.0.0/17"]})),
         ("/v1/claims", json!({"pool": "servers", "length": 32, "name": "load-balancer"})),

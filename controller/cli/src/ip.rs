@@ -254,14 +254,14 @@ mod tests {
     #[test]
     fn claims_and_histories_are_tables() {
         expect![[r#"
-            ADDRESS      HELD BY                  POOL       OWNER  SINCE                 PURPOSE
-            10.9.0.4/31  web-1 52:54:00:00:00:01  private-4  shop   2026-01-01T00:00:00Z  -
-            10.9.0.1/32  gateway (reserved)       private-4  -      2026-01-01T00:00:00Z  router"#]]
+            ADDRESS      HELD BY                  POOL       PROJECT    SINCE                 PURPOSE
+            10.9.0.4/31  web-1 52:54:00:00:00:01  private-4  acme:shop  2026-01-01T00:00:00Z  -
+            10.9.0.1/32  gateway (reserved)       private-4  -          2026-01-01T00:00:00Z  router"#]]
         .assert_eq(&list(&claims()).to_string());
         expect![[r#"
-            SINCE                 UNTIL                 HELD BY                  IN           OWNER  CLAIMED BY
-            2026-01-01T00:00:00Z  now                   web-1 52:54:00:00:00:01  10.9.0.4/31  shop   admin
-            2026-01-01T00:00:00Z  2026-01-02T00:00:00Z  gateway (reserved)       10.9.0.1/32  -      admin"#]]
+            SINCE                 UNTIL                 HELD BY                  IN           PROJECT    CLAIMED BY
+            2026-01-01T00:00:00Z  now                   web-1 52:54:00:00:00:01  10.9.0.4/31  acme:shop  admin
+            2026-01-01T00:00:00Z  2026-01-02T00:00:00Z  gateway (reserved)       10.9.0.1/32  -          admin"#]]
         .assert_eq(&show_history("10.9.0.1", None, &claims()).to_string());
         let at = "2026-01-01T12:00:00Z".parse().unwrap();
         expect!["nobody held 10.9.0.9 at 2026-01-01T12:00:00Z"]
