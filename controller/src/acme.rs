@@ -21,16 +21,16 @@ use instant_acme::{
     OrderStatus, RetryPolicy,
 };
 use jiff::{SignedDuration, Timestamp};
-use rackhand_common::{pki::Identity, time::Clock};
+use rackhand_common::time::Clock;
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
-use rustls::sign::CertifiedKey;
+use rustls::{crypto::aws_lc_rs, sign::CertifiedKey};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::{
     authority::replace,
-    certificates::{Certificates, certified, covers, read},
+    certificates::{Certificates, covers, read},
 };
 
 /// After a failure it is tried again so soon, then twice as late each time.
@@ -198,5 +198,7 @@ fn proof(name: &str, digest: &[u8]) -> Result<Arc<CertifiedKey>> {
     let mut wanted = CertificateParams::new(vec![name.to_owned()])?;
     wanted.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
     let made = wanted.self_signed(&key)?;
-    certified(Identity { chain: vec![made.der().clone()], key: key.into() })
+    // Unchecked: the mark of its kind is one that verifiers of other certificates refuse.
+    let signs = aws_lc_rs::default_provider().key_provider.load_private_key(key.into())?;
+    Ok(Arc::new(CertifiedKey::new(vec![made.der().clone()], signs)))
 }

@@ -105,6 +105,7 @@ async fn started(config: &Config) -> (Running, CancellationToken) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_authority_certifies_the_names_and_the_racks_do_not_notice() {
     install_crypto();
+    let _ = tracing_subscriber::fmt().with_test_writer().try_init();
     let dir = tempfile::tempdir().unwrap();
     let api = free_tcp();
     let authority = Authority::start(dir.path(), api.port());

@@ -642,7 +642,7 @@ pub(super) enum Format {
 
 /// Report how much of the pools is used
 #[utoipa::path(get, path = "/v1/utilisation", tag = "addresses", params(Report),
-    responses((status = 200, body = Page<Utilisation>)))]
+    responses((status = 200, content((Page<Utilisation> = "application/json"), (String = "text/csv")))))]
 pub(super) async fn utilisation(State(app): State<App>, Query(report): Query<Report>) -> Result<Response, Error> {
     let limit = limit(report.limit)?;
     let rows = match &report.pool {

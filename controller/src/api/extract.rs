@@ -37,6 +37,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
         if depth(&bytes) > MAX_DEPTH {
             return Err(Error::malformed(format!("the body is nested deeper than {MAX_DEPTH} levels")));
         }
+        // Fields in their order, without names, would be taken too.
+        if bytes.trim_ascii_start().first() == Some(&b'[') {
+            return Err(Error::invalid("/", "the body is an object: {\"name\": …}"));
+        }
         serde_json::from_slice(&bytes).map(Self).map_err(|error| match error.classify() {
             serde_json::error::Category::Data => Error::invalid("/", error),
             _ => Error::malformed(error),

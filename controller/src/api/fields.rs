@@ -174,7 +174,8 @@ pub(super) async fn sparse(State(shapes): State<Arc<Shapes>>, mut request: Reque
         Err(error) => return error.into_response(),
     };
     let response = next.run(request).await;
-    if response.status() != StatusCode::OK {
+    let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    if response.status() != StatusCode::OK || !is_json {
         return response;
     }
     let (mut parts, body) = response.into_parts();
