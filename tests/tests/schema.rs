@@ -17,12 +17,17 @@ use tokio_util::sync::CancellationToken;
 /// Seconds of making requests up, after those that are the same each time.
 const SECONDS: &str = "100";
 
-/// What it is given of identifiers, so that more than "there is no such thing" is answered.
+/// What it is given of identifiers, so that more than "there is no such thing" is answered, and of
+/// refusals.
 const CONFIG: &str = r#"
 [parameters]
 "path.rack" = "lab"
 "path.pool" = "servers"
 "path.address" = "10.20.0.1"
+
+# What is wrong in two ways may be refused for either: 412 is for a thing that has changed since.
+[checks.negative_data_rejection]
+expected-statuses = [400, 401, 403, 404, 405, 406, 409, 412, 415, 422, 428, 429]
 "#;
 
 /// What is not looked at: whether anything that fits its schema is accepted. Much is refused for
