@@ -6,15 +6,9 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{
-    Extension, Router,
-    extract::{ConnectInfo, Request},
-    middleware::map_request,
-};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use axum::{Router, body::Body, extract::ConnectInfo};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use rackhand_common::{
     pki::{self, Identity, Peer, TrustBundle, Unusable},
     time::Clock,
@@ -26,6 +20,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
 
 use crate::certificates::{ALPN_ACME, Certificates};
 
@@ -104,16 +99,18 @@ async fn connection(
         return;
     }
     let chain = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec).unwrap_or_default();
-    let peer = move |mut request: Request| {
+    // The router itself is shared: a layer of this connection's own would be one around every route.
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let mut request = request.map(Body::new);
         // Looked at for every request: a connection may outlive the certificate it began with.
         request.extensions_mut().insert(Peer::certified(&chain, clock.now().wall).ok());
-        std::future::ready(request)
-    };
-    let router = router.layer(map_request(peer)).layer(Extension(ConnectInfo(from)));
+        request.extensions_mut().insert(ConnectInfo(from));
+        router.clone().oneshot(request)
+    });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     tokio::pin!(served);
     let ended = tokio::select! {
