@@ -85,7 +85,7 @@ impl ResolvesServerCert for Certificates {
 
 /// Whether a certificate is for this name.
 pub fn covers(certificate: &CertifiedKey, name: &str) -> bool {
-    let leaf = certificate.end_entity_cert().and_then(|leaf| ParsedCertificate::try_from(leaf));
+    let leaf = certificate.end_entity_cert().and_then(ParsedCertificate::try_from);
     let name = ServerName::try_from(name);
     leaf.is_ok_and(|leaf| name.is_ok_and(|name| verify_server_name(&leaf, &name).is_ok()))
 }

@@ -1,6 +1,8 @@
 //! The controller's certificate from an authority, by ACME: obtained from Pebble, kept over a
 //! restart, and shown to operators alone.
 
+#![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
+
 use std::{
     fs,
     net::{SocketAddr, TcpListener, UdpSocket},

@@ -180,7 +180,7 @@ pub(super) async fn sparse(State(shapes): State<Arc<Shapes>>, mut request: Reque
     }
     let (mut parts, body) = response.into_parts();
     let read = async {
-        let bytes = axum::body::to_bytes(body, LONGEST).await.map_err(|error| Error::internal(error))?;
+        let bytes = axum::body::to_bytes(body, LONGEST).await.map_err(Error::internal)?;
         let mut value: Value = serde_json::from_slice(&bytes).map_err(Error::internal)?;
         wanted.keep(if *paged { &mut value["items"] } else { &mut value });
         serde_json::to_vec(&value).map_err(Error::internal)

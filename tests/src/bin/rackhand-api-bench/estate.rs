@@ -118,7 +118,7 @@ fn machine(number: u32, slot: u32, now: Timestamp) -> Machine {
         nics: vec![card("eth0", mac(number)), card("eth1", second)],
         disks: vec![disk(0), disk(1)],
     };
-    let is_ready = number % 10 != 0;
+    let is_ready = !number.is_multiple_of(10);
     Machine {
         id: MachineId::fresh(),
         rack: RackId::fresh(),
