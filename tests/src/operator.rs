@@ -1,9 +1,15 @@
 //! The operator: acts through the controller's HTTPS API with a token, as any client would.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::mpsc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use rackhand_common::machine::Mac;
+use rackhand_controller::controller::{self, Config, Seams};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -12,6 +18,14 @@ use crate::wait;
 /// How long anything here may take. Nothing takes a tenth of it but on a machine that is busy
 /// with other things.
 pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Makes a controller's data directory; its first administrator's token, and the file of its
+/// authority's certificates.
+pub async fn init(config: &Config, seams: Seams) -> Result<(String, PathBuf)> {
+    let (tell, told) = mpsc::channel();
+    controller::init(config, seams, move |token, ca| Ok(tell.send((token.to_owned(), ca.to_owned()))?)).await?;
+    told.recv().context("no token was told")
+}
 
 /// An operator with a token.
 #[derive(Clone, Debug)]

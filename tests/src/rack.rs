@@ -6,7 +6,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU8, Ordering},
     },
     time::Instant,
@@ -25,7 +25,7 @@ use crate::{
     disk::Drive,
     image,
     machine::{Machine, Model, Place, PowerDriver},
-    operator::{Operator, PATIENCE},
+    operator::{self, Operator, PATIENCE},
     process::Process,
     segment::Segment,
     wait,
@@ -125,15 +125,8 @@ impl VirtualRack {
         for (file, contents) in [("kernel", KERNEL), ("initramfs", INITRAMFS), ("loader", LOADER)] {
             fs::write(directory.path().join(file), contents.repeat(1000))?;
         }
-        let told = Arc::new(Mutex::new(None));
-        let keep = told.clone();
         let config = controller_config(&subnet, directory.path())?;
-        let tell = move |token: &str, ca: &Path| {
-            *keep.lock().expect("nothing panics while it is held") = Some((token.to_owned(), ca.to_owned()));
-            Ok(())
-        };
-        controller::init(&config, controller::Seams { clock: Arc::new(wall.clone()) }, tell).await?;
-        let (token, ca) = told.lock().expect("nothing panics while it is held").take().context("no token was told")?;
+        let (token, ca) = operator::init(&config, controller::Seams { clock: Arc::new(wall.clone()) }).await?;
         let operator = Operator::new(config.url(), &ca, token)?;
         let mut rack = Self {
             operator,

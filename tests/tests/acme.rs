@@ -13,7 +13,10 @@ use std::{
 
 use rackhand_common::pki::install_crypto;
 use rackhand_controller::controller::{self, Config, File, Running, Seams};
-use rackhand_tests::{operator::Operator, wait};
+use rackhand_tests::{
+    operator::{self, Operator},
+    wait,
+};
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -118,13 +121,7 @@ async fn an_authority_certifies_the_names_and_the_racks_do_not_notice() {
     }))
     .unwrap();
     let config = Config::try_from(file).unwrap();
-    let (mut token, mut ours) = (String::new(), PathBuf::new());
-    controller::init(&config, Seams::default(), |given, file| {
-        (token, ours) = (given.to_owned(), file.to_owned());
-        Ok(())
-    })
-    .await
-    .unwrap();
+    let (token, ours) = operator::init(&config, Seams::default()).await.unwrap();
     let root = authority.root(dir.path()).await;
     let by_address = Operator::new(format!("https://{api}"), &ours, token).unwrap();
     let (running, shutdown) = started(&config).await;

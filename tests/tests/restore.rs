@@ -27,7 +27,7 @@ use rackhand_controller::{
     backup,
     controller::{self, Config, File},
 };
-use rackhand_tests::wait::until;
+use rackhand_tests::{operator, wait::until};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -169,13 +169,7 @@ async fn yesterdays_database_erases_nothing_and_gives_no_address_twice() {
         ..File::default()
     };
     let config = Config::try_from(file).unwrap();
-    let mut token = String::new();
-    controller::init(&config, controller::Seams::default(), |fresh, _| {
-        token = fresh.to_owned();
-        Ok(())
-    })
-    .await
-    .unwrap();
+    let (token, _) = operator::init(&config, controller::Seams::default()).await.unwrap();
 
     // A rack with two machines, both ours.
     let controller = Controller::start(&config, &token).await;

@@ -12,7 +12,7 @@ use std::{
 
 use rackhand_common::pki::install_crypto;
 use rackhand_controller::controller::{self, Config, File, Seams};
-use rackhand_tests::operator::Operator;
+use rackhand_tests::operator::{self, Operator};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -73,13 +73,7 @@ async fn every_answer_is_one_that_the_document_has() {
     }))
     .unwrap();
     let config = Config::try_from(file).unwrap();
-    let (mut token, mut ca) = (String::new(), PathBuf::new());
-    controller::init(&config, Seams::default(), |given, file| {
-        (token, ca) = (given.to_owned(), file.to_owned());
-        Ok(())
-    })
-    .await
-    .unwrap();
+    let (token, ca) = operator::init(&config, Seams::default()).await.unwrap();
     let shutdown = CancellationToken::new();
     let running = controller::start(config, Seams::default(), shutdown.clone()).await.unwrap();
     let api = Api { url: format!("https://{listen}"), ca };

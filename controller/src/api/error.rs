@@ -161,9 +161,10 @@ impl Error {
         Self { errors: vec![invalid], ..Self::new(Kind::Invalid, format!("{field}: {detail}")) }
     }
 
-    /// It was asked too often.
-    pub fn too_many(detail: impl fmt::Display) -> Self {
-        Self::new(Kind::TooMany, detail)
+    /// More of these were tried than may be; one more may be after `wait`.
+    pub fn too_many(what: &str, wait: Duration) -> Self {
+        let seconds = wait.as_secs() + 1;
+        Self::new(Kind::TooMany, format!("too many {what} were tried; try again in {seconds} seconds"))
     }
 
     /// Something of ours failed; the text goes to the log and not to the caller.

@@ -17,6 +17,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde_json::Value;
+use utoipa::openapi::OpenApi;
 
 use super::Error;
 
@@ -99,7 +100,8 @@ pub(super) struct Shapes {
 
 impl Shapes {
     /// Those in an OpenAPI document.
-    pub(super) fn of(document: Value) -> Self {
+    pub(super) fn of(document: &OpenApi) -> Self {
+        let document = serde_json::to_value(document).expect("documents always serialize");
         let mut shapes = Self { document, answers: HashMap::new() };
         let paths = shapes.document["paths"].as_object().cloned().unwrap_or_default();
         for (path, item) in paths {

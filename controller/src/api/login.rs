@@ -105,10 +105,7 @@ pub(super) async fn login(
         return Err(Error::unauthenticated(WRONG));
     }
     let source = from.0.map(|from| from.ip());
-    app.passwords.may_try(now.mono, &body.name, source).map_err(|wait| {
-        let seconds = wait.as_secs() + 1;
-        Error::too_many(format!("too many logins were tried; try again in {seconds} seconds"))
-    })?;
+    app.passwords.may_try(now.mono, &body.name, source).map_err(|wait| Error::too_many("logins", wait))?;
     let slow = tokio::time::sleep(SLOW);
     match try_login(&app, now, &from, &body).await {
         Ok(logged_in) => {
@@ -193,9 +190,7 @@ async fn proven(app: &App, caller: &Caller, password: Option<&str>) -> Result<Pe
         return Ok(person);
     }
     let now = app.clock.now().mono;
-    app.passwords.may_try(now, &person.name, None).map_err(|wait| {
-        Error::too_many(format!("too many passwords were tried; try again in {} seconds", wait.as_secs() + 1))
-    })?;
+    app.passwords.may_try(now, &person.name, None).map_err(|wait| Error::too_many("passwords", wait))?;
     let slow = tokio::time::sleep(SLOW);
     if !app.passwords.verify(password.unwrap_or_default(), person.password.as_deref()).await {
         slow.await;
@@ -318,9 +313,7 @@ pub(super) async fn remove_factor(
 async fn take_code(app: &App, caller: &Caller, code: &str, remove: bool) -> Result<StatusCode, Error> {
     let (now, id) = (app.clock.now(), caller.person()?.to_string());
     // A code has a million values: it is guessed no faster than a password.
-    app.passwords.may_try(now.mono, &caller.name, None).map_err(|wait| {
-        Error::too_many(format!("too many codes were tried; try again in {} seconds", wait.as_secs() + 1))
-    })?;
+    app.passwords.may_try(now.mono, &caller.name, None).map_err(|wait| Error::too_many("codes", wait))?;
     let mut tx = app.store.begin().await?;
     let mut person = tx.person(&id).await?;
     let Some(factor) = &mut person.totp else {

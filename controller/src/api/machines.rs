@@ -25,7 +25,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     App, Caller, Error,
     extract::{Expected, Json, Page, Query, check_name, etag, is_label, limit, parse},
-    plans, racks,
+    plans,
     runs::Run,
 };
 use crate::{
@@ -232,11 +232,11 @@ pub(super) async fn list(
         Some(plan) => plans::matching(&app, plan, &filter, order, limit + 1).await?,
         None => app.store.machines(&filter, order, limit + 1).await?,
     };
-    let names = racks::names(&app).await?;
+    let names = app.store.rack_names(rows.iter().map(|row| row.rack)).await?;
     let projects = app.store.project_names(rows.iter().filter_map(|row| row.project)).await?;
-    let running = app.store.runs_in_progress().await?;
+    let running = app.store.running_on(rows.iter().map(|row| row.id)).await?;
     let view = |row: store::Machine| {
-        let run = running.iter().find(|run| run.machine == row.id).map(|run| run.id);
+        let run = running.get(&row.id).copied();
         let rack = names.get(&row.rack).cloned().unwrap_or_else(|| row.rack.to_string());
         Machine::of(row, rack, &projects, run)
     };

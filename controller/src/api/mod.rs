@@ -115,9 +115,8 @@ pub fn router(app: App) -> Router {
 fn router_with(app: App, table: access::Table) -> Router {
     let app = dry_run::careful(app);
     let (router, document) = operations().split_for_parts();
-    let document = finish(document);
-    let shapes = Arc::new(fields::Shapes::of(serde_json::to_value(&document).expect("documents always serialize")));
-    let document = Arc::new(document);
+    let shapes = fields::Shapes::of(&document);
+    let (document, shapes) = (Arc::new(finish(document, &shapes)), Arc::new(shapes));
     router
         .route("/v1/openapi.json", get(async move || Json((*document).clone())))
         .method_not_allowed_fallback(async || Error::method())
@@ -136,7 +135,9 @@ fn router_with(app: App, table: access::Table) -> Router {
 
 /// The API's OpenAPI document.
 pub fn document() -> utoipa::openapi::OpenApi {
-    finish(operations().into_openapi())
+    let document = operations().into_openapi();
+    let shapes = fields::Shapes::of(&document);
+    finish(document, &shapes)
 }
 
 fn operations() -> OpenApiRouter<App> {
@@ -328,7 +329,7 @@ impl Modify for Bearer {
 
 /// Adds to every operation what is the same for all: the answer when something is wrong, the
 /// key of a POST, and the fields of a GET.
-fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
+fn finish(mut document: utoipa::openapi::OpenApi, shapes: &fields::Shapes) -> utoipa::openapi::OpenApi {
     use utoipa::openapi::{
         ContentBuilder, ObjectBuilder, Ref, RefOr, ResponseBuilder, Type,
         path::{ParameterBuilder, ParameterIn},
@@ -359,7 +360,6 @@ fn finish(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
         .description(Some("Only these fields of the answer, separated by commas; `a.b` is `b` in `a`."))
         .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
         .build();
-    let shapes = fields::Shapes::of(serde_json::to_value(&document).expect("documents always serialize"));
     for path in shapes.paths() {
         if let Some(get) = document.paths.paths.get_mut(path).and_then(|item| item.get.as_mut()) {
             get.parameters.get_or_insert_default().push(RefOr::T(sparse.clone()));

@@ -1,6 +1,6 @@
 //! `/v1/racks` and `/v1/agents`.
 
-use std::{collections::HashMap, net::Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use axum::{
     Extension,
@@ -11,7 +11,7 @@ use axum::{
 use ipnet::{IpNet, Ipv4Net};
 use jiff::{SignedDuration, Timestamp};
 use rackhand_common::{id, intent::Network as Wanted};
-use rackhand_controller_core::access::{Action, Sight};
+use rackhand_controller_core::access::Action;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -282,7 +282,7 @@ pub(super) async fn agents(
 ) -> Result<impl IntoResponse, Error> {
     let (limit, sight) = (window.limit()?, caller.sight(Action::AgentRead)?);
     let rows = app.store.agents(&sight, parse("after", window.after.as_deref())?, limit + 1).await?;
-    let names = names(&app).await?;
+    let names = app.store.rack_names(rows.iter().map(|row| row.rack)).await?;
     let view = |row: store::Agent| {
         let rack = names.get(&row.rack).cloned().unwrap_or_else(|| row.rack.to_string());
         Agent::of(row, rack)
@@ -373,16 +373,4 @@ pub(super) async fn replace(
     let command = format!("rackhand-agent enrol --controller {} --code {code}", *app.agents_address.borrow());
     let replacement = Replacement { rack: name, agent, unknown_commands: unknown, code, expires, command };
     Ok((StatusCode::CREATED, axum::Json(replacement)))
-}
-
-/// Names of all racks.
-pub(super) async fn names(app: &App) -> Result<HashMap<id::RackId, String>, Error> {
-    let mut names = HashMap::new();
-    let mut after = None;
-    loop {
-        let page = app.store.racks(&Sight::ALL, after, 200).await?;
-        let Some(last) = page.last() else { return Ok(names) };
-        after = Some(last.id);
-        names.extend(page.into_iter().map(|rack| (rack.id, rack.name)));
-    }
 }

@@ -320,9 +320,5 @@ fn within(query: &mut Builder, table: &str, column: &str, keys: &[String]) {
         query.push(format_args!("{table}.{column} = ")).push_bind(key);
         return;
     }
-    query.push(format_args!("{table}.{column} IN ("));
-    for (number, key) in keys.iter().enumerate() {
-        query.push(if number == 0 { "" } else { ", " }).push_bind(key);
-    }
-    query.push(")");
+    query.push(format_args!("{table}.{column} IN ")).push_list(keys);
 }

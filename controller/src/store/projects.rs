@@ -167,11 +167,8 @@ async fn names(
     if projects.is_empty() {
         return Ok(HashMap::new());
     }
-    let mut query = Builder::new(format!("{SELECT} WHERE projects.id IN ("));
-    for (number, project) in projects.into_iter().enumerate() {
-        query.push(if number == 0 { "" } else { ", " }).push_bind(project.to_string());
-    }
-    query.push(")");
+    let mut query = Builder::new(format!("{SELECT} WHERE projects.id IN "));
+    query.push_list(projects.iter().map(ToString::to_string));
     let rows = query.build().fetch_all(executor).await?;
     rows.iter().map(|row| read(row).map(|project| (project.id, project.full_name()))).collect()
 }

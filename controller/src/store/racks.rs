@@ -1,6 +1,9 @@
 //! Racks: a provisioning network and the revision of what is wanted of it.
 
-use std::net::Ipv4Addr;
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::Ipv4Addr,
+};
 
 use jiff::Timestamp;
 use rackhand_common::{
@@ -125,6 +128,21 @@ impl Store {
         columns.push(&mut query, sight);
         query.push(" ORDER BY racks.id LIMIT ").push_bind(limit);
         query.build().fetch_all(&self.pool).await?.iter().map(read).collect()
+    }
+
+    /// Names of these racks.
+    pub async fn rack_names(
+        &self,
+        racks: impl IntoIterator<Item = RackId>,
+    ) -> Result<HashMap<RackId, String>, StoreError> {
+        let racks: BTreeSet<_> = racks.into_iter().collect();
+        if racks.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut query = Builder::new("SELECT id, name FROM racks WHERE id IN ");
+        query.push_list(racks.iter().map(ToString::to_string));
+        let rows = query.build().fetch_all(&self.pool).await?;
+        rows.iter().map(|row| Ok((id(row.try_get("id")?)?, row.try_get("name")?))).collect()
     }
 
     /// Whether a rack waits for its agent's report after a restore.

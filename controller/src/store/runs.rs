@@ -5,6 +5,8 @@
 //! - The engine's columns are written by the runner alone ([`Tx::save_run`]); what an
 //!   operator wants of a run and what the rack tells of it have columns of their own.
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use rackhand_common::{
     event::{Cause, DiskWork},
@@ -247,6 +249,22 @@ impl Store {
             }
         });
         query.build().fetch_all(&self.pool).await?.iter().map(|row| read(&self.seal, row)).collect()
+    }
+
+    /// The runs in progress on these machines: a machine has one at most.
+    pub async fn running_on(
+        &self,
+        machines: impl IntoIterator<Item = MachineId>,
+    ) -> Result<HashMap<MachineId, RunId>, StoreError> {
+        let machines: Vec<_> = machines.into_iter().map(|machine| machine.to_string()).collect();
+        if machines.is_empty() {
+            return Ok(HashMap::new());
+        }
+        // As the index of runs in progress has it.
+        let mut query = Builder::new("SELECT machine, id FROM runs WHERE status = 'running' AND machine IN ");
+        query.push_list(machines);
+        let rows = query.build().fetch_all(&self.pool).await?;
+        rows.iter().map(|row| Ok((id(row.try_get("machine")?)?, id(row.try_get("id")?)?))).collect()
     }
 
     /// All runs in progress, the oldest first.

@@ -88,12 +88,8 @@ impl Store {
         let row = query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE tokens.hash = $1")))
             .bind(hex::encode(hash))
             .fetch_optional(&self.pool)
-            .await?
-            .ok_or(StoreError::NotFound("token"))?;
-        let token = read(&row)?;
-        if token.expires.is_some_and(|expires| expires <= now) {
-            return Err(StoreError::NotFound("token"));
-        }
+            .await?;
+        let token = valid(row, now)?;
         if token.used.is_none_or(|used| now.duration_since(used) >= USED_RESOLUTION) {
             query("UPDATE tokens SET used = $2 WHERE id = $1")
                 .bind(token.id.to_string())
@@ -110,11 +106,7 @@ impl Store {
             .bind(token.to_string())
             .fetch_optional(&self.pool)
             .await?;
-        let token = read(&row.ok_or(StoreError::NotFound("token"))?)?;
-        match token.expires.is_some_and(|expires| expires <= now) {
-            true => Err(StoreError::NotFound("token")),
-            false => Ok(token),
-        }
+        valid(row, now)
     }
 
     /// Tokens in the order they were made, after `after`, at most `limit`: those of one person, and
@@ -251,6 +243,12 @@ impl Tx {
             .await?;
         Ok(())
     }
+}
+
+/// The token in this row, if there is one and it has not ended.
+fn valid(row: Option<Row>, now: Timestamp) -> Result<Token, StoreError> {
+    let token = row.as_ref().map(read).transpose()?;
+    token.filter(|token| token.expires.is_none_or(|expires| expires > now)).ok_or(StoreError::NotFound("token"))
 }
 
 fn read(row: &Row) -> Result<Token, StoreError> {

@@ -20,7 +20,7 @@ use rackhand_controller::{
     store::{Pool, Store},
 };
 use rackhand_postgres::{Durability, Server};
-use rackhand_tests::operator::Operator;
+use rackhand_tests::operator::{self, Operator};
 use reqwest::Method;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -91,12 +91,7 @@ async fn measure(dir: &Path, root: u8, url: Option<&str>) -> Result<()> {
         "database": url.map(|url| json!({"url": url})), "data": dir, "names": ["127.0.0.1"], "api": {"listen": "127.0.0.1:0"}, "agents": {"listen": "127.0.0.1:0"},
     }))?;
     let config = Config::try_from(file).map_err(anyhow::Error::msg)?;
-    let (mut token, mut ca) = (String::new(), Default::default());
-    controller::init(&config, Seams::default(), |given, file| {
-        (token, ca) = (given.to_owned(), file.to_owned());
-        Ok(())
-    })
-    .await?;
+    let (token, ca) = operator::init(&config, Seams::default()).await?;
     let shutdown = CancellationToken::new();
     let running = controller::start(config, Seams::default(), shutdown.clone()).await?;
     let operator = Operator::new(format!("https://{}", running.api), &ca, token)?;

@@ -18,7 +18,7 @@ use rackhand_common::{
     wire::{self, ALPN_OBJECTS, AgentRequest, AgentResponse, Closing, LocalRequest, LocalResponse, NodeView},
 };
 use rackhand_controller::controller::{self, Config, File, Seams};
-use rackhand_tests::wait::until;
+use rackhand_tests::{operator, wait::until};
 use reqwest::{Method, StatusCode};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
@@ -79,13 +79,7 @@ impl Controller {
         }))
         .unwrap();
         let config = Config::try_from(file).unwrap();
-        let mut token = String::new();
-        controller::init(&config, Seams { clock: clock.clone() }, |given, _| {
-            token = given.to_owned();
-            Ok(())
-        })
-        .await
-        .unwrap();
+        let (token, _) = operator::init(&config, Seams { clock: clock.clone() }).await.unwrap();
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut controller = Self { dir, config, token, process: None, api: nowhere, agents: nowhere };
         controller.start(clock).await;

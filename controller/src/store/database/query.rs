@@ -172,6 +172,16 @@ impl Builder {
         self.push(format_args!("${number}"))
     }
 
+    /// Adds a list of values in brackets, which must not be none.
+    pub(in crate::store) fn push_list(&mut self, values: impl IntoIterator<Item = impl Into<Value>>) -> &mut Self {
+        self.push("(");
+        let mut list = Values { builder: self, is_first: true };
+        for value in values {
+            list.push_bind(value);
+        }
+        self.push(")")
+    }
+
     /// Adds `VALUES` and a row for each of `items`, which must not be none.
     pub(in crate::store) fn push_values<T>(
         &mut self,
