@@ -19,6 +19,7 @@ mod error;
 mod events;
 mod extract;
 mod fields;
+mod grants;
 mod idempotency;
 mod images;
 mod login;
@@ -29,6 +30,7 @@ mod plans;
 mod projects;
 mod racks;
 mod rate;
+mod reverse;
 mod runs;
 mod sites;
 mod systems;
@@ -199,6 +201,9 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(address_space::pools, address_space::create_pool))
         .routes(routes!(address_space::pool, address_space::delete_pool))
         .routes(routes!(address_space::extend_pool))
+        .routes(routes!(grants::set))
+        .routes(routes!(reverse::show, reverse::set, reverse::remove))
+        .routes(routes!(reverse::zone))
         .routes(routes!(address_space::utilisation))
         .routes(routes!(claims::list, claims::create))
         .routes(routes!(claims::show, claims::release))
