@@ -100,10 +100,23 @@ both are needed. A new pool has a grant for everyone; revoke that to keep it for
     },
     /// Report how much of all pools is used
     #[command(after_help = "  rackhand pool report
+  rackhand pool report --by project
   rackhand pool report --output csv > utilisation.csv
 
 FRAGMENTED tells how much of the free space lies outside of the largest free block.")]
-    Report,
+    Report {
+        /// Of each project or each site instead of each pool
+        #[arg(long, value_parser = ["project", "site"])]
+        by: Option<String>,
+    },
+    /// Draw where a pool has room
+    #[command(after_help = "  rackhand pool map private-4
+
+Each prefix is cut into 64 parts of one size: the darker one is, the less of it is free.")]
+    Map {
+        /// Name or id
+        pool: String,
+    },
     /// Delete a pool in which nothing is claimed, reserved or in quarantine
     Delete {
         /// Name or id
@@ -266,8 +279,16 @@ pub(crate) async fn run(client: &Client, command: PoolCommand, output: Output) -
             let shown = |Used { pool, usage }| page(&pool, usage.as_ref());
             watch::show(client, output, watch, Told::ByNobody, fetch, shown).await
         }
-        PoolCommand::Report if output == Output::Csv => client.csv("/v1/utilisation").await,
-        PoolCommand::Report => {
+        PoolCommand::Map { pool } => {
+            let space = client.get(&format!("/v1/pools/{pool}/space")).await?;
+            print(output, space, |space: Space| drawing(&space))
+        }
+        PoolCommand::Report { by: Some(by) } => {
+            let held = client.list(&format!("/v1/utilisation/{by}s")).await?;
+            print(output, held.into(), |held: Vec<_>| holdings(&by, &held))
+        }
+        PoolCommand::Report { by: None } if output == Output::Csv => client.csv("/v1/utilisation").await,
+        PoolCommand::Report { by: None } => {
             print(output, client.list("/v1/utilisation").await?.into(), |lines: Vec<_>| report(&lines))
         }
         PoolCommand::Delete { pool } => {
@@ -275,6 +296,71 @@ pub(crate) async fn run(client: &Client, command: PoolCommand, output: Output) -
             Ok(done(output, format!("pool {pool} is deleted")))
         }
     }
+}
+
+/// What a project or a site has.
+#[derive(Clone, Debug, Deserialize)]
+struct Holding {
+    name: Option<String>,
+    family: u8,
+    claimed: String,
+    reserved: String,
+    blocks: String,
+}
+
+/// Where a pool has room.
+#[derive(Clone, Debug, Deserialize)]
+struct Space {
+    free: Vec<FreeBlocks>,
+    pictures: Vec<Picture>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct FreeBlocks {
+    length: u8,
+    count: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Picture {
+    prefix: String,
+    cells: Vec<f64>,
+}
+
+fn holdings(by: &str, held: &[Holding]) -> Table {
+    let rows = held.iter().map(|of| {
+        vec![
+            of.name.clone().unwrap_or_else(|| "(none)".into()),
+            format!("IPv{}", of.family),
+            of.claimed.clone(),
+            of.reserved.clone(),
+            of.blocks.clone(),
+        ]
+    });
+    let by = if by == "site" { "SITE" } else { "PROJECT" };
+    table(&[by, "FAMILY", "CLAIMED", "RESERVED", "BLOCKS"], rows).or_say("nothing is claimed")
+}
+
+/// A line for each prefix, and what is free by length.
+fn drawing(space: &Space) -> String {
+    const SHADES: [char; 5] = ['·', '░', '▒', '▓', '█'];
+    let shade = |used: &f64| match used {
+        used if *used <= 0.0 => SHADES[0],
+        used if *used >= 1.0 => SHADES[4],
+        used => SHADES[1 + (used * 3.0) as usize],
+    };
+    let width = space.pictures.iter().map(|picture| picture.prefix.len()).max().unwrap_or_default();
+    let picture = |picture: &Picture| {
+        let cells: String = picture.cells.iter().map(shade).collect();
+        format!("{:width$}  {cells}", picture.prefix)
+    };
+    let mut lines: Vec<_> = space.pictures.iter().map(picture).collect();
+    let free: Vec<_> = space.free.iter().map(|free| format!("{} × /{}", free.count, free.length)).collect();
+    lines.push(match free.is_empty() {
+        true => "nothing is free".into(),
+        false => format!("free: {}", free.join(", ")),
+    });
+    lines.join("\n")
 }
 
 /// Puts `grant` in the place of the one that `to` has.
@@ -375,6 +461,23 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
+
+    #[test]
+    fn a_pools_map_is_as_dark_as_it_is_full() {
+        let space: Space = serde_json::from_value(json!({
+            "free": [{"length": 17, "count": 1}, {"length": 32, "count": 3}],
+            "pictures": [
+                {"prefix": "10.9.0.0/30", "cells": [1.0, 0.99, 0.5, 0.1]},
+                {"prefix": "10.10.0.0/30", "cells": [0.0, 0.34, 0.67, 1.0]},
+            ],
+        }))
+        .unwrap();
+        expect![[r#"
+            10.9.0.0/30   █▓▒░
+            10.10.0.0/30  ·▒▓█
+            free: 1 × /17, 3 × /32"#]]
+        .assert_eq(&drawing(&space));
+    }
 
     #[test]
     fn a_pools_page_tells_how_much_of_it_is_used() {

@@ -486,7 +486,7 @@ fn of_projects(pool: &store::Pool) -> impl Iterator<Item = id::ProjectId> {
     granted.chain(pool.project)
 }
 
-fn family(family: ipam::Family) -> u8 {
+pub(super) fn family(family: ipam::Family) -> u8 {
     match family {
         ipam::Family::V4 => 4,
         ipam::Family::V6 => 6,

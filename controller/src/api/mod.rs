@@ -30,6 +30,7 @@ mod plans;
 mod projects;
 mod racks;
 mod rate;
+mod reports;
 mod reverse;
 mod runs;
 mod sites;
@@ -202,6 +203,9 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(address_space::pool, address_space::delete_pool))
         .routes(routes!(address_space::extend_pool))
         .routes(routes!(grants::set))
+        .routes(routes!(reports::of_projects))
+        .routes(routes!(reports::of_sites))
+        .routes(routes!(reports::space))
         .routes(routes!(reverse::show, reverse::set, reverse::remove))
         .routes(routes!(reverse::zone))
         .routes(routes!(address_space::utilisation))

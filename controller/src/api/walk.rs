@@ -388,7 +388,10 @@ fn each_operation_is_this_action_at_this_place() {
         DELETE /v1/pools/{pool}: address.space everything
         POST   /v1/pools/{pool}/prefixes: address.space everything
         PUT    /v1/pools/{pool}/grants: address.space everything
+        GET    /v1/pools/{pool}/space: address.read anywhere
         GET    /v1/utilisation: address.read anywhere
+        GET    /v1/utilisation/projects: address.read anywhere
+        GET    /v1/utilisation/sites: address.read anywhere
         GET    /v1/claims: address.read anywhere
         POST   /v1/claims: address.claim body
         GET    /v1/claims/{claim}: address.read where the claim is

@@ -542,7 +542,7 @@ const POOLS: &str = "SELECT * FROM (SELECT pools.*, vrfs.name AS vrf_name, paren
 
 /// Where pools stand. One of a rack can be seen wherever pools can: its addresses are claimed from
 /// other places too.
-const STANDS: Columns = Columns {
+pub(super) const STANDS: Columns = Columns {
     organisation: Some("(SELECT organisation FROM projects WHERE projects.id = found.project)"),
     project: Some("found.project"),
     site: None,

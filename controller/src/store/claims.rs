@@ -183,7 +183,7 @@ impl Store {
 }
 
 /// Where claims stand, for lists of few.
-const STANDS: Columns = Columns {
+pub(super) const STANDS: Columns = Columns {
     organisation: Some("(SELECT organisation FROM projects WHERE projects.id = claims.project)"),
     project: Some("claims.project"),
     site: Some("(SELECT site FROM racks WHERE racks.id = claims.rack)"),

@@ -33,6 +33,7 @@ mod prefixes;
 mod projects;
 mod queue;
 mod racks;
+mod reports;
 mod requests;
 mod reverse;
 mod runs;
@@ -77,6 +78,7 @@ pub use self::{
     plans::Plan,
     projects::Project,
     racks::{Rack, SoundNetwork, Unsound},
+    reports::{By, Held},
     requests::{KeyedRequest, Known},
     reverse::ReverseName,
     runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Run, RunStatus},

@@ -6,12 +6,14 @@
 //! reserved or in quarantine. So two prefixes that are handed out can never overlap, and what is
 //! next free is the first row of an index.
 
+mod picture;
 mod prefix;
 mod reverse;
 mod tree;
 mod usage;
 
 pub use self::{
+    picture::{CELLS, picture},
     prefix::{Family, NotAPrefix, Prefix},
     reverse::{Authority, HostName, NotAHostName, NotAZone, ReverseZone},
     tree::{Carved, NotAState, State, best_fit, carve, join},

@@ -61,6 +61,25 @@ async fn a_project_uses_what_it_is_granted_and_does_not_see_anothers_blocks(on: 
     );
     let (_, used) = ask(&ours, Method::GET, "/v1/utilisation?pool=blocks", Value::Null).await;
     assert_eq!((&used["items"][0]["blocks"], &used["items"][0]["total"]), (&json!("256"), &json!("65536")));
+    let holdings = async |token: &str, by: &str| {
+        let (_, page) = ask(token, Method::GET, &format!("/v1/utilisation/{by}"), Value::Null).await;
+        let line = |one: &Value| format!("{} {} of {}", one["name"], one["claimed"], one["blocks"]).replace('"', "");
+        page["items"].as_array().unwrap_or_else(|| panic!("{page}")).iter().map(line).collect::<Vec<_>>().join(", ")
+    };
+    expect!["acme:shop 3 of 128, other:theirs 2 of 128"].assert_eq(&holdings(&admin, "projects").await);
+    expect!["acme:shop 3 of 128"].assert_eq(&holdings(&ours, "projects").await);
+    expect!["null 4 of 0, here 1 of 0"].assert_eq(&holdings(&admin, "sites").await);
+    let (_, first) = ask(&admin, Method::GET, "/v1/utilisation/projects?limit=1", Value::Null).await;
+    let next = format!("/v1/utilisation/projects?after={}", first["next"].as_str().unwrap());
+    let (_, second) = ask(&admin, Method::GET, &next, Value::Null).await;
+    assert_eq!(
+        (&first["items"][0]["name"], &second["items"][0]["name"]),
+        (&json!("acme:shop"), &json!("other:theirs"))
+    );
+    let (_, space) = ask(&ours, Method::GET, "/v1/pools/transit/space", Value::Null).await;
+    assert_eq!(space["free"][0], json!({"length": 25, "count": 1}), "{space}");
+    assert_eq!(space["pictures"][0]["cells"][0], json!(0.5), "two of four addresses");
+    assert_eq!(ask(&theirs, Method::GET, "/v1/pools/blocks.shop/space", Value::Null).await.0, StatusCode::NOT_FOUND);
 
     // Names need a grant of their own.
     let name = async |token: &str, address: &str| {
