@@ -131,6 +131,9 @@ pub const TABLE: Table = &[
     (Method::GET, "/v1/runs", May(RunRead, Anywhere)),
     (Method::GET, "/v1/runs/{run}", May(RunRead, Named(Thing::Run))),
     (Method::POST, "/v1/runs/{run}/cancel", May(RunCancel, Named(Thing::Run))),
+    // Whoever may see it; what it does is for the verb to check, at its machine.
+    (Method::POST, "/v1/runs/{run}/retry", May(RunRead, Named(Thing::Run))),
+    (Method::GET, "/v1/runs/{run}/logs", May(RunRead, Named(Thing::Run))),
     (Method::GET, "/v1/vrfs", May(AddressRead, Anywhere)),
     (Method::POST, "/v1/vrfs", May(AddressSpace, Everything)),
     (Method::GET, "/v1/aggregates", May(AddressSpace, Everything)),
@@ -140,6 +143,7 @@ pub const TABLE: Table = &[
     (Method::GET, "/v1/pools", May(AddressRead, Anywhere)),
     (Method::POST, "/v1/pools", May(AddressSpace, Everything)),
     (Method::GET, "/v1/pools/{pool}", May(AddressRead, Anywhere)),
+    (Method::PATCH, "/v1/pools/{pool}", May(AddressSpace, Everything)),
     (Method::DELETE, "/v1/pools/{pool}", May(AddressSpace, Everything)),
     (Method::POST, "/v1/pools/{pool}/prefixes", May(AddressSpace, Everything)),
     (Method::GET, "/v1/utilisation", May(AddressRead, Anywhere)),

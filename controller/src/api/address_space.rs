@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     App, Error,
     claims::prefix,
-    extract::{Json, Page, Query, Window, check_name, check_text, limit, parse},
+    extract::{Expected, Json, Page, Query, Window, check_name, check_text, limit, parse, tagged},
 };
 use crate::{
     addresses::Refused,
@@ -463,7 +463,59 @@ pub(super) async fn pools(State(app): State<App>, Query(window): Query<Window>) 
 #[utoipa::path(get, path = "/v1/pools/{pool}", tag = "addresses",
     params(("pool" = String, Path, description = "Id or name.")), responses((status = 200, body = Pool)))]
 pub(super) async fn pool(State(app): State<App>, Path(pool): Path<String>) -> Result<impl IntoResponse, Error> {
-    Ok(axum::Json(Pool::read(&app.store, app.store.pool(&pool).await?).await?))
+    let pool = app.store.pool(&pool).await?;
+    Ok(tagged(pool.version, Pool::read(&app.store, pool).await?))
+}
+
+/// What may be changed about a pool. What is left out stays.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PoolChange {
+    /// Another name: lower-case letters, digits, `.`, `-`, `_`; at most 63.
+    #[schema(example = "public-4")]
+    name: Option<String>,
+    /// Minutes that addresses rest which are released from now on, at most a year.
+    #[schema(minimum = 0, maximum = 525600)]
+    quarantine_minutes: Option<u32>,
+    /// What for: at most 500 characters.
+    purpose: Option<String>,
+}
+
+/// Change a pool
+///
+/// What is claimed from it stays what it is. More addresses are given to it at `prefixes`.
+#[utoipa::path(patch, path = "/v1/pools/{pool}", tag = "addresses", request_body = PoolChange,
+    params(("pool" = String, Path, description = "Id or name.")), responses((status = 200, body = Pool)))]
+pub(super) async fn change_pool(
+    State(app): State<App>,
+    Path(pool): Path<String>,
+    expected: Expected,
+    Json(body): Json<PoolChange>,
+) -> Result<impl IntoResponse, Error> {
+    let mut tx = app.store.begin().await?;
+    let mut pool = tx.pool(&pool).await?;
+    expected.check(pool.version)?;
+    if let Some(name) = body.name {
+        check_name("/name", &name)?;
+        pool.name = name;
+    }
+    if let Some(minutes) = body.quarantine_minutes {
+        pool.quarantine = quarantine(minutes)?;
+    }
+    if let Some(purpose) = body.purpose {
+        check_text("/purpose", &purpose, 500)?;
+        pool.purpose = purpose;
+    }
+    tx.update_pool(&mut pool).await?;
+    Ok(tagged(pool.version, Pool::committed(tx, pool).await?))
+}
+
+/// Seconds of a quarantine that is not too long.
+fn quarantine(minutes: u32) -> Result<u32, Error> {
+    if minutes > QUARANTINE_MINUTES {
+        return Err(Error::invalid("/quarantine_minutes", format!("at most {QUARANTINE_MINUTES}, which is a year")));
+    }
+    Ok(minutes * 60)
 }
 
 /// Create a pool
@@ -474,10 +526,7 @@ pub(super) async fn pool(State(app): State<App>, Path(pool): Path<String>) -> Re
 pub(super) async fn create_pool(State(app): State<App>, Json(body): Json<NewPool>) -> Result<impl IntoResponse, Error> {
     check_name("/name", &body.name)?;
     check_text("/purpose", &body.purpose, 500)?;
-    let minutes = body.quarantine_minutes.unwrap_or(24 * 60);
-    if minutes > QUARANTINE_MINUTES {
-        return Err(Error::invalid("/quarantine_minutes", format!("at most {QUARANTINE_MINUTES}, which is a year")));
-    }
+    let quarantine = quarantine(body.quarantine_minutes.unwrap_or(24 * 60))?;
     let prefixes = wanted(&body.prefixes)?;
     let mut tx = app.store.begin().await?;
     let vrf = tx.vrf(body.vrf.as_deref().unwrap_or("default")).await?;
@@ -495,7 +544,7 @@ pub(super) async fn create_pool(State(app): State<App>, Json(body): Json<NewPool
             PoolKind::Global => ipam::Kind::Global,
         },
         rack,
-        quarantine: minutes * 60,
+        quarantine,
         purpose: &body.purpose,
     };
     let pool = tx.insert_pool(app.clock.now().wall, &new).await?;
@@ -521,11 +570,13 @@ pub(super) struct More {
 pub(super) async fn extend_pool(
     State(app): State<App>,
     Path(pool): Path<String>,
+    expected: Expected,
     Json(body): Json<More>,
 ) -> Result<impl IntoResponse, Error> {
     let prefixes = wanted(&body.prefixes)?;
     let mut tx = app.store.begin().await?;
     let pool = tx.pool(&pool).await?;
+    expected.check(pool.version)?;
     for prefix in prefixes {
         tx.extend_pool(&pool, prefix).await?;
     }
@@ -538,9 +589,14 @@ pub(super) async fn extend_pool(
 /// history.
 #[utoipa::path(delete, path = "/v1/pools/{pool}", tag = "addresses",
     params(("pool" = String, Path, description = "Id or name.")), responses((status = 204)))]
-pub(super) async fn delete_pool(State(app): State<App>, Path(pool): Path<String>) -> Result<impl IntoResponse, Error> {
+pub(super) async fn delete_pool(
+    State(app): State<App>,
+    Path(pool): Path<String>,
+    expected: Expected,
+) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
     let pool = tx.pool(&pool).await?;
+    expected.check(pool.version)?;
     tx.remove_pool(app.clock.now().wall, &pool).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)

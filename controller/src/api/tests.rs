@@ -21,7 +21,9 @@ use super::{access::Access, *};
 use crate::store::tests::{Ground, On, on_both};
 
 mod dry_run;
+mod matches;
 mod plans;
+mod runs;
 mod versions;
 
 struct Still;

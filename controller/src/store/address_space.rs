@@ -135,6 +135,8 @@ pub struct Pool {
     pub purpose: String,
     /// When it was created.
     pub created: Timestamp,
+    /// Counts its changes.
+    pub version: u64,
 }
 
 /// A pool to be created.
@@ -371,12 +373,27 @@ impl Tx {
         self.pool(&id).await
     }
 
+    /// Writes a pool's name, quarantine and purpose, and counts that up.
+    pub async fn update_pool(&mut self, pool: &mut Pool) -> Result<(), StoreError> {
+        self.watch("pools", pool.id).await?;
+        query("UPDATE pools SET name = $2, quarantine = $3, purpose = $4, version = version + 1 WHERE number = $1")
+            .bind(pool.number)
+            .bind(&pool.name)
+            .bind(pool.quarantine)
+            .bind(&pool.purpose)
+            .execute(&mut self.inner)
+            .await
+            .map_err(taken("pool name"))?;
+        pool.version += 1;
+        Ok(())
+    }
+
     /// Gives a pool a prefix of an aggregate, which is in the free leaf `free`.
     pub(crate) async fn add_to_pool(&mut self, pool: &Pool, free: Leaf, prefix: Prefix) -> Result<(), StoreError> {
         self.take(free, prefix, State::Free).await?;
         self.hand_over(free.aggregate, prefix, None, Some(pool.number)).await?;
         self.watch("pools", pool.id).await?;
-        query("UPDATE pools SET extended = extended + 1 WHERE number = $1")
+        query("UPDATE pools SET extended = extended + 1, version = version + 1 WHERE number = $1")
             .bind(pool.number)
             .execute(&mut self.inner)
             .await?;
@@ -490,5 +507,6 @@ fn read_pool(row: &Row) -> Result<Pool, StoreError> {
         quarantine: row.try_get("quarantine")?,
         purpose: row.try_get("purpose")?,
         created: timestamp(row.try_get("created")?)?,
+        version: row.try_get::<i64, _>("version")? as u64,
     })
 }

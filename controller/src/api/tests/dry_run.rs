@@ -103,6 +103,16 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on:
     let run = trial.step(Method::POST, &of("deploy"), "/v1/machines/web-1/deploy", deploy).await;
     let cancel = format!("/v1/runs/{}/cancel", id(&run));
     trial.step(Method::POST, "/v1/runs/{run}/cancel", &cancel, json!({})).await;
+    let mut tx = trial.bench.app.store.begin().await.unwrap();
+    let cancelled = tx.run(id(&run).parse().unwrap()).await.unwrap();
+    let cancelled = store::Run { status: store::RunStatus::Cancelled, ..cancelled };
+    tx.save_run(Timestamp::UNIX_EPOCH, &cancelled).await.unwrap();
+    let mut idle = tx.machine("web-1").await.unwrap();
+    idle.lifecycle = Lifecycle::Ready;
+    tx.update_machine(Timestamp::UNIX_EPOCH, &mut idle).await.unwrap();
+    tx.commit().await.unwrap();
+    let retry = format!("/v1/runs/{}/retry", id(&run));
+    trial.step(Method::POST, "/v1/runs/{run}/retry", &retry, json!({})).await;
     appears(&trial.bench, rack, 3).await;
     let third = trial.bench.ask(Method::GET, "/v1/machines?lifecycle=discovered", "").await.1["items"][0].clone();
     let third = format!("/v1/machines/{}", id(&third));
@@ -146,6 +156,7 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on:
     trial.step(Method::POST, "/v1/pools", "/v1/pools", pool).await;
     let more = json!({"prefixes": ["10.9.1.0/24"]});
     trial.step(Method::POST, "/v1/pools/{pool}/prefixes", "/v1/pools/p/prefixes", more).await;
+    trial.step(Method::PATCH, "/v1/pools/{pool}", "/v1/pools/p", json!({"purpose": "tunnels"})).await;
     let wish = json!({"pool": "p", "name": "vpn"});
     let (_, tried) = trial.try_it(&Method::POST, "/v1/claims", &wish.to_string()).await;
     let claim = trial.step(Method::POST, "/v1/claims", "/v1/claims", wish).await;
