@@ -69,6 +69,20 @@ address) are taken out of it with `rackhand ip claim --reserve`.")]
 
 FRAGMENTED tells how much of the free space lies outside of the largest free block.")]
     Report,
+    /// Change a pool's name, quarantine or purpose; what is not given stays
+    Change {
+        /// Name or id
+        pool: String,
+        /// Give it another name
+        #[arg(long, value_name = "NAME")]
+        rename: Option<String>,
+        /// How long addresses rest that are released from now on
+        #[arg(long, value_name = "MINUTES")]
+        quarantine: Option<u32>,
+        /// What for
+        #[arg(long)]
+        purpose: Option<String>,
+    },
     /// Delete a pool in which nothing is claimed, reserved or in quarantine
     Delete {
         /// Name or id
@@ -145,6 +159,13 @@ pub(crate) async fn run(client: &Client, command: PoolCommand, output: Output) -
         PoolCommand::Report if output == Output::Csv => client.csv("/v1/utilisation").await,
         PoolCommand::Report => {
             print(output, client.list("/v1/utilisation").await?.into(), |lines: Vec<_>| report(&lines))
+        }
+        PoolCommand::Change { pool, rename, quarantine, purpose } => {
+            let given =
+                [("name", json!(rename)), ("quarantine_minutes", json!(quarantine)), ("purpose", json!(purpose))];
+            let body: Value = given.into_iter().filter(|(_, value)| !value.is_null()).collect();
+            let changed = client.ask(Method::PATCH, &format!("/v1/pools/{pool}"), Some(body)).await?;
+            print(output, changed, |pool: Pool| page(&pool, None))
         }
         PoolCommand::Delete { pool } => {
             client.ask(Method::DELETE, &format!("/v1/pools/{pool}"), None).await?;
