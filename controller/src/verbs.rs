@@ -87,6 +87,21 @@ pub enum Denied {
     /// The run is over.
     #[error("the run is over")]
     RunOver,
+    /// The run was done: there is nothing to try again.
+    #[error("the run did what it was to do; ask for another one")]
+    RunDone,
+    /// The run's machine is in other hands since.
+    #[error("machine {0} was given out, taken back or given to another project since; ask for it anew")]
+    Outlived(String),
+    /// What the run's system was to be told in confidence is not kept.
+    #[error("the run's user data was forgotten when it was over: give it again, as `user_data`")]
+    UserDataForgotten,
+    /// User data for a run that had none.
+    #[error("the run had no user data; ask for another one to tell it some")]
+    NoUserData,
+    /// The run's image was deleted since.
+    #[error("image {0}, which the run was to install, is no longer there; deploy another one")]
+    ImageGone(ImageVersion),
     /// The database was restored, and what the rack did since its backup is not known.
     #[error(
         "the database was restored from a backup, and the agent of rack {0} has not reported since: what was done \
@@ -105,6 +120,15 @@ pub struct DeployRequest {
     pub disk: DiskRule,
     /// What the system is told.
     pub host: Host,
+}
+
+/// A run that tries again what another did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retried {
+    /// The new run.
+    pub run: Run,
+    /// The image, when it is deprecated by now.
+    pub deprecated: Option<ImageVersion>,
 }
 
 /// What an operator accepts of a machine's parts as found.
@@ -279,6 +303,7 @@ impl Tx {
             host: request.host,
             disks: identities,
             mainboard: mainboard(machine),
+            user_data_forgotten: false,
         });
         let machine = Machine { lifecycle, epoch: machine.epoch.next(), order: None, image: None, ..machine.clone() };
         self.start(now, machine, parameters).await
@@ -299,6 +324,52 @@ impl Tx {
         let lifecycle = machine.lifecycle.on(Event::Power)?;
         self.check_idle(machine).await?;
         self.start(now, Machine { lifecycle, ..machine.clone() }, Parameters::Power(change)).await
+    }
+
+    /// Begins a run with the wishes of one that failed or was cancelled, which was begun for
+    /// `project`. What was given out or taken back since is not touched by it: the epoch tells.
+    pub async fn retry(
+        &mut self,
+        now: Timestamp,
+        run: &Run,
+        project: Option<ProjectId>,
+        machine: &Machine,
+        user_data: Option<String>,
+    ) -> Result<Retried, Denied> {
+        match run.status {
+            RunStatus::Running => return Err(Denied::Busy(run.id)),
+            RunStatus::Done => return Err(Denied::RunDone),
+            RunStatus::Failed | RunStatus::Cancelled => {}
+        }
+        if machine.epoch != run.epoch || machine.project != project {
+            return Err(Denied::Outlived(machine.name.clone()));
+        }
+        let deploy = match &run.parameters {
+            Parameters::Deploy(deploy) => deploy,
+            _ if user_data.is_some() => return Err(Denied::NoUserData),
+            Parameters::Release(_) => {
+                return Ok(Retried { run: self.start_release(now, machine).await?, deprecated: None });
+            }
+            Parameters::Power(change) => {
+                return Ok(Retried { run: self.start_power(now, machine, *change).await?, deprecated: None });
+            }
+        };
+        match (deploy.user_data_forgotten, &user_data) {
+            (true, None) => return Err(Denied::UserDataForgotten),
+            (false, Some(_)) => return Err(Denied::NoUserData),
+            _ => {}
+        }
+        let image = match self.image(&deploy.image.to_string()).await {
+            Err(StoreError::NotFound(_)) => {
+                let (name, version) = (deploy.image_name.clone(), deploy.image_version);
+                return Err(Denied::ImageGone(ImageVersion { name, version }));
+            }
+            image => image?,
+        };
+        let host = Host { user_data, ..deploy.host.clone() };
+        let request = DeployRequest { disk: deploy.disk.clone(), host };
+        let run = self.start_deploy(now, machine, &image, request).await?;
+        Ok(Retried { run, deprecated: image.deprecated.then(|| image.named()) })
     }
 
     /// Asks for a run to be stopped and undone.

@@ -105,5 +105,14 @@ async fn the_operators_program_prints_tries_and_watches() {
     cli.run(&format!("machine rename {name} web-1")).await;
     while next(&mut lines).await["name"] != "web-1" {}
     watching.kill().await.unwrap();
+
+    // A run's logs are followed to its end, and one that was done is not tried again.
+    let run = cli.run("machine power web-1 cycle --output name").await.0.trim().to_owned();
+    let (followed, _) = cli.run(&format!("run logs {run} --follow")).await;
+    assert!(followed.contains("power begins") && followed.trim_end().ends_with("run done"), "{followed}");
+    let (logs, _) = cli.run(&format!("run logs {run}")).await;
+    assert!(logs.starts_with("STEP") && logs.contains("switch power") && logs.contains("run done"), "{logs}");
+    let refused = cli.refused(&format!("run retry {run}")).await;
+    assert!(refused.contains("the run did what it was to do"), "{refused}");
     rack.stop().await.unwrap();
 }

@@ -126,6 +126,29 @@ impl Client {
         self.answer(request, path).await
     }
 
+    /// Reads one thing with the tag of its version.
+    pub(crate) async fn tagged(&self, path: &str) -> anyhow::Result<(Value, Option<String>)> {
+        self.answer_tagged(self.request(Method::GET, path), path).await
+    }
+
+    /// Changes a thing that still has the version with this tag; the answer with the tag it has then.
+    pub(crate) async fn change_if(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+        tag: Option<&str>,
+    ) -> anyhow::Result<(Value, Option<String>)> {
+        let mut request = self.change(method, path).await?;
+        if let Some(tag) = tag {
+            request = request.header("if-match", tag);
+        }
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        self.answer_tagged(request, path).await
+    }
+
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         view(self.ask(Method::GET, path, None).await?)
     }
@@ -270,14 +293,23 @@ impl Client {
     }
 
     async fn answer(&self, request: reqwest::RequestBuilder, path: &str) -> anyhow::Result<Value> {
+        Ok(self.answer_tagged(request, path).await?.0)
+    }
+
+    async fn answer_tagged(
+        &self,
+        request: reqwest::RequestBuilder,
+        path: &str,
+    ) -> anyhow::Result<(Value, Option<String>)> {
         let response = match self.send(request).await {
             Ok(response) => response,
             Err(error) => return Err(self.advised(error, path).await),
         };
+        let tag = response.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(str::to_owned);
         if response.status() == StatusCode::NO_CONTENT {
-            return Ok(Value::Null);
+            return Ok((Value::Null, tag));
         }
-        response.json().await.context("the controller's answer is not JSON")
+        Ok((response.json().await.context("the controller's answer is not JSON")?, tag))
     }
 
     /// The error, with names that there are when one of them was perhaps meant.
@@ -400,6 +432,11 @@ pub(crate) struct Events {
 impl Events {
     /// The next event; `None` when the connection ended.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Option<Event>> {
+        self.next_value().await?.map(view).transpose()
+    }
+
+    /// The same as it was sent.
+    pub(crate) async fn next_value(&mut self) -> anyhow::Result<Option<Value>> {
         loop {
             if let Some(end) = self.buffer.windows(2).position(|pair| pair == b"\n\n") {
                 let block: Vec<u8> = self.buffer.drain(..end + 2).collect();
@@ -407,7 +444,7 @@ impl Events {
                 let data: String = block.lines().filter_map(|line| line.strip_prefix("data:")).collect();
                 // A block without data is a keep-alive.
                 if !data.is_empty() {
-                    return view(serde_json::from_str(&data)?).map(Some);
+                    return Ok(Some(serde_json::from_str(&data)?));
                 }
                 continue;
             }

@@ -20,7 +20,7 @@ use crate::{
 const POLL: Duration = Duration::from_millis(500);
 
 /// How long to wait before the controller is asked again after the connection broke.
-const RECONNECT: Duration = Duration::from_secs(1);
+pub(crate) const RECONNECT: Duration = Duration::from_secs(1);
 
 /// Time ran out before it was over. It goes on without us.
 #[derive(Debug, thiserror::Error)]
@@ -235,9 +235,11 @@ pub(crate) async fn upload(client: &Client, path: &str, file: &std::path::Path, 
 /// A machine's latest events, each with the time since the first.
 pub(crate) fn timeline(events: &[crate::views::Event]) -> String {
     let start = events.first().map_or(Timestamp::UNIX_EPOCH, |event| event.at);
-    let lines = events
-        .iter()
-        .filter(|event| event.progress.is_none())
-        .map(|event| format!("{}  {:>8}  {}", show::second(event.at), show::relative(event.at, start), event.text));
+    let lines = events.iter().filter(|event| event.progress.is_none()).map(|event| line(event, start));
     lines.collect::<Vec<_>>().join("\n")
+}
+
+/// One of them.
+pub(crate) fn line(event: &crate::views::Event, start: Timestamp) -> String {
+    format!("{}  {:>8}  {}", show::second(event.at), show::relative(event.at, start), event.text)
 }

@@ -81,7 +81,8 @@ history of web-1; what differs is shown, and wants replace-part.")]
     /// Install an operating system
     #[command(after_help = "  rackhand machine deploy web-1 --image debian-12 --ssh-key ~/.ssh/id_ed25519.pub --wait
   rackhand machine deploy web-1 --image debian-12@3 --ssh-key key.pub
-  rackhand machine deploy web-1 --image debian-12 --ssh-key key.pub --user-data cloud-config.yaml")]
+  rackhand machine deploy web-1 --image debian-12 --ssh-key key.pub --user-data cloud-config.yaml
+  rackhand machine deploy web-1 --image debian-12 --ssh-key key.pub --project acme:shop")]
     Deploy {
         /// Name or id
         machine: String,
@@ -100,6 +101,9 @@ history of web-1; what differs is shown, and wants replace-part.")]
         /// Identity of the disk to install on; otherwise the smallest that is large enough
         #[arg(long, value_name = "IDENTITY")]
         disk: Option<String>,
+        /// Give it to this project (name, ORGANISATION:NAME or id); otherwise it stays whose it is
+        #[arg(long)]
+        project: Option<String>,
         #[command(flatten)]
         wait: Wait,
     },
@@ -231,13 +235,14 @@ pub(crate) async fn run(client: &Client, command: MachineCommand, output: Output
             client.ask(Method::DELETE, &format!("/v1/machines/{machine}"), None).await?;
             Ok(done(output, format!("machine {machine} is forgotten")))
         }
-        MachineCommand::Deploy { machine, image, hostname, ssh_keys, user_data, disk, wait } => {
+        MachineCommand::Deploy { machine, image, hostname, ssh_keys, user_data, disk, project, wait } => {
             let body = json!({
                 "image": image,
                 "hostname": hostname,
                 "ssh_keys": keys(&ssh_keys)?,
                 "user_data": user_data.as_deref().map(read).transpose()?,
                 "disk": disk,
+                "project": project,
             });
             started(client, client.post(&format!("/v1/machines/{machine}/deploy"), body).await?, &wait, output).await
         }

@@ -5,13 +5,17 @@
 
 mod agent;
 mod aggregate;
+mod apply;
 mod audit;
 mod client;
 mod complete;
 mod context;
+mod declared;
+mod export;
 mod follow;
 mod image;
 mod ip;
+mod live;
 mod login;
 mod machine;
 mod nearest;
@@ -164,6 +168,28 @@ elsewhere or say `rackhand context use`. Several are told apart by name:
     /// Tokens: for programs, and for people who work with them
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Make the controller have what files say, after showing what differs
+    #[command(after_help = "  rackhand apply -f site.yaml --dry-run     # only shows what would be done
+  rackhand apply -f racks/ -f people.toml
+  rackhand export | rackhand apply -f -
+
+A document names kinds, and each has one object or a list of them:
+
+  site: {name: fra1}
+  ---
+  rack:
+    name: lab
+    site: fra1
+    network: {node: 10.77.0.1/24, delegated: [10.77.0.100, 10.77.0.199]}
+
+What a file leaves out stays as it is. An object that was changed by somebody else meanwhile is not
+changed. What needs an object that failed is not tried, everything else is; the exit code is 1 then.")]
+    Apply(apply::Apply),
+    /// Print what the controller has in the form that `rackhand apply` takes
+    #[command(after_help = "  rackhand export > all.yaml
+  rackhand export plan pool
+  rackhand export --output json")]
+    Export(export::Export),
     /// Print a completion script for your shell
     #[command(after_help = "  rackhand completion bash > /etc/bash_completion.d/rackhand")]
     Completion {
@@ -267,6 +293,8 @@ async fn dispatch(cli: Cli) -> anyhow::Result<String> {
         Command::Person(command) => person::run(&client, command, output).await,
         Command::Role(command) => role::run(&client, command, output).await,
         Command::Token(command) => token::run(&client, command, output).await,
+        Command::Apply(command) => apply::run(&client, command, output).await,
+        Command::Export(command) => export::run(&client, command, output).await,
     }?;
     if dry_run {
         let _ = writeln!(std::io::stderr(), "dry run: nothing of this was done");

@@ -117,6 +117,20 @@ Each prefix is cut into 64 parts of one size: the darker one is, the less of it 
         /// Name or id
         pool: String,
     },
+    /// Change a pool's name, quarantine or purpose; what is not given stays
+    Change {
+        /// Name or id
+        pool: String,
+        /// Give it another name
+        #[arg(long, value_name = "NAME")]
+        rename: Option<String>,
+        /// How long addresses rest that are released from now on
+        #[arg(long, value_name = "MINUTES")]
+        quarantine: Option<u32>,
+        /// What for
+        #[arg(long)]
+        purpose: Option<String>,
+    },
     /// Delete a pool in which nothing is claimed, reserved or in quarantine
     Delete {
         /// Name or id
@@ -291,6 +305,13 @@ pub(crate) async fn run(client: &Client, command: PoolCommand, output: Output) -
         PoolCommand::Report { by: None } => {
             print(output, client.list("/v1/utilisation").await?.into(), |lines: Vec<_>| report(&lines))
         }
+        PoolCommand::Change { pool, rename, quarantine, purpose } => {
+            let given =
+                [("name", json!(rename)), ("quarantine_minutes", json!(quarantine)), ("purpose", json!(purpose))];
+            let body: Value = given.into_iter().filter(|(_, value)| !value.is_null()).collect();
+            let changed = client.ask(Method::PATCH, &format!("/v1/pools/{pool}"), Some(body)).await?;
+            print(output, changed, |pool: Pool| page(&pool, None))
+        }
         PoolCommand::Delete { pool } => {
             client.ask(Method::DELETE, &format!("/v1/pools/{pool}"), None).await?;
             Ok(done(output, format!("pool {pool} is deleted")))
@@ -371,7 +392,8 @@ async fn grants(
     to: &Value,
     grant: Option<Value>,
 ) -> anyhow::Result<String> {
-    let mut now: Value = client.get(&format!("/v1/pools/{pool}")).await?;
+    let path = format!("/v1/pools/{pool}");
+    let (mut now, tag) = client.tagged(&path).await?;
     let mut grants = now["grants"].as_array_mut().map(std::mem::take).unwrap_or_default();
     let before = grants.len();
     grants.retain(|grant| grant["to"] != *to);
@@ -380,7 +402,7 @@ async fn grants(
     }
     grants.extend(grant);
     let body = json!({"grants": grants});
-    let changed = client.ask(Method::PUT, &format!("/v1/pools/{pool}/grants"), Some(body)).await?;
+    let (changed, _) = client.change_if(Method::PATCH, &path, Some(body), tag.as_deref()).await?;
     print(output, changed, |pool: Pool| page(&pool, None))
 }
 

@@ -1,18 +1,17 @@
 //! `rackhand run`: work in progress on machines, and work that has ended.
 
-use std::time::Duration;
+use std::{io::Write as _, path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
-use jiff::Timestamp;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    client::{Client, given_only, view},
+    client::{Client, Problem, given_only, view},
     follow, machine,
-    output::{Output, print},
+    output::{Output, print, read},
     show::{Table, or_dash, relative, second, table},
-    views::{Event, Run},
+    views::{Event, Run, RunLogs, RunStep},
     watch::{self, Told, Watch},
 };
 
@@ -58,14 +57,30 @@ pub(crate) enum RunCommand {
         #[arg(long, value_name = "SECONDS")]
         timeout: Option<u64>,
     },
-    /// Show what happened in a run, oldest first, and what was reported at its end
-    #[command(after_help = "  rackhand run logs 01931b1e-0000-7000-8000-000000000000
+    /// Show a run's steps and what happened in it, oldest first, and what was reported at its end
+    #[command(after_help = "  rackhand run logs 01931b1e-0000-7000-8000-000000000000 --follow
 
-What its machine told meanwhile is in it. Of a run that goes on it is what there is so far; to stay:
-rackhand run watch")]
+What its machine told meanwhile is in it. Without --follow it is what there is so far.")]
     Logs {
         /// Id
         run: String,
+        /// Stay until it is over; with --output json each event is a line
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Try a run that failed or was cancelled again: another one with the same wishes
+    #[command(after_help = "  rackhand run retry 01931b1e-0000-7000-8000-000000000000 --wait
+
+User data of a deploy is forgotten when its run is over: give it again with --user-data. A machine
+that was given out or taken back since is not touched.")]
+    Retry {
+        /// Id
+        run: String,
+        /// File with the cloud-init user data of the deploy
+        #[arg(long, value_name = "FILE")]
+        user_data: Option<PathBuf>,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Stop a run and undo what it did
     Cancel {
@@ -92,11 +107,17 @@ pub(crate) async fn run(client: &Client, command: RunCommand, output: Output) ->
             let value = client.ask(Method::GET, &format!("/v1/runs/{run}"), None).await?;
             print(output, value, |run| page(&run))
         }
-        RunCommand::Logs { run } => {
-            let run: Run = client.get(&format!("/v1/runs/{run}")).await?;
-            let events = client.list_with("/v1/events", vec![("machine", run.machine.clone())]).await?;
-            let of_run = events.into_iter().filter(|event| is_of(&run, event)).collect::<Vec<_>>();
-            print(output, of_run.into(), |events: Vec<Event>| logs(&run, &events))
+        RunCommand::Logs { run, follow: true } => {
+            follow_logs(client, &run, output).await?;
+            Ok(String::new())
+        }
+        RunCommand::Logs { run, follow: false } => {
+            let shown = |RunLogs { run, steps, events }| logs(&run, &steps, &events);
+            print(output, known(client, &run).await?, shown)
+        }
+        RunCommand::Retry { run, user_data, wait } => {
+            let body = json!({"user_data": user_data.as_deref().map(read).transpose()?});
+            started(client, client.post(&format!("/v1/runs/{run}/retry"), body).await?, &wait, output).await
         }
         RunCommand::Cancel { run, wait } => {
             let mut value = client.post(&format!("/v1/runs/{run}/cancel"), json!({})).await?;
@@ -145,20 +166,91 @@ fn list(runs: &[Run]) -> Table {
         .or_say("no runs yet: `rackhand machine deploy` starts one")
 }
 
-/// Whether an event of its machine is the run's: by name, or because it fell into its time.
-fn is_of(run: &Run, event: &Value) -> bool {
-    let text = |field: &str| event.get(field).and_then(Value::as_str);
-    match (text("run"), text("at").and_then(|at| at.parse::<Timestamp>().ok())) {
-        (Some(id), _) => id == run.id,
-        (None, Some(at)) => at >= run.created && run.ended.is_none_or(|ended| at <= ended),
-        (None, None) => false,
+/// All that is known of a run.
+async fn known(client: &Client, run: &str) -> anyhow::Result<Value> {
+    let path = format!("/v1/runs/{run}/logs");
+    let mut query = vec![("limit", "200".to_owned())];
+    let mut whole: Value = client.get_with(&path, &query).await?;
+    while let Some(next) = whole["next"].as_str().map(str::to_owned) {
+        query.truncate(1);
+        query.push(("after", next));
+        let mut more: Value = client.get_with(&path, &query).await?;
+        let events = more["events"].take();
+        whole["next"] = more["next"].take();
+        if let (Some(all), Value::Array(events)) = (whole["events"].as_array_mut(), events) {
+            all.extend(events);
+        }
     }
+    if let Some(fields) = whole.as_object_mut() {
+        fields.remove("next");
+    }
+    Ok(whole)
 }
 
-fn logs(run: &Run, events: &[Event]) -> String {
+/// Prints what is known of a run, and what happens in it until it is over.
+async fn follow_logs(client: &Client, run: &str, output: Output) -> anyhow::Result<()> {
+    let whole = known(client, run).await?;
+    let RunLogs { run, steps, events } = view(whole.clone())?;
+    let mut after = events.last().map_or(0, |event| event.id);
+    let start = events.first().map_or(run.created, |event| event.at);
+    if output.is_for_people() {
+        say(&logs(&run, &steps, &events));
+    } else {
+        for event in whole["events"].as_array().into_iter().flatten() {
+            say(&event.to_string());
+        }
+    }
+    while !run.over() {
+        let mut stream = match client.events(&format!("machine={}", run.machine), Some(after)).await {
+            Ok(stream) => stream,
+            Err(error) if error.is::<Problem>() => return Err(error),
+            Err(_) => {
+                tokio::time::sleep(follow::RECONNECT).await;
+                continue;
+            }
+        };
+        while let Some(value) = stream.next_value().await? {
+            let event: Event = view(value.clone())?;
+            after = event.id;
+            if event.run.as_ref().is_some_and(|of| *of != run.id) {
+                continue;
+            }
+            match output.is_for_people() {
+                true if event.progress.is_some() => {}
+                true => say(&follow::line(&event, start)),
+                false => say(&value.to_string()),
+            }
+            if event.run.is_some() && event.kind == "run_ended" {
+                return Ok(());
+            }
+        }
+        tokio::time::sleep(follow::RECONNECT).await;
+    }
+    Ok(())
+}
+
+fn say(text: &str) {
+    // Whoever reads us may stop reading.
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+fn logs(run: &Run, steps: &[RunStep], events: &[Event]) -> String {
+    let rows = steps.iter().map(|step| {
+        let undoing = if step.undoing { "undo " } else { "" };
+        vec![
+            format!("{undoing}{}", step.step),
+            step.attempt.to_string(),
+            second(step.began),
+            or_dash(step.ended.map(|ended| relative(ended, step.began)).as_deref()),
+            step.outcome.clone(),
+            or_dash(step.cause.as_deref().or(step.detail.as_deref().and_then(|detail| detail.lines().next()))),
+        ]
+    });
+    let steps = (!steps.is_empty())
+        .then(|| table(&["STEP", "ATTEMPT", "BEGAN", "TOOK", "OUTCOME", "BECAUSE"], rows).to_string() + "\n");
     let reported = run.detail.iter().flat_map(|detail| detail.lines()).map(|line| format!("| {line}"));
     let told = Some(follow::timeline(events)).filter(|told| !told.is_empty());
-    let lines: Vec<_> = told.into_iter().chain(reported).collect();
+    let lines: Vec<_> = steps.into_iter().chain(told).chain(reported).collect();
     match lines.is_empty() {
         true => "nothing is known of it yet".into(),
         false => lines.join("\n"),
@@ -223,33 +315,44 @@ mod tests {
     }
 
     #[test]
-    fn logs_are_the_runs_own_events_and_what_fell_into_its_time() {
-        let run: Run = serde_json::from_value(json!({
-            "id": "2", "machine": "1", "machine_name": "vm0", "kind": "deploy", "status": "failed", "step": null,
-            "attempt": 1, "waiting_for": null, "waiting_until": null, "cause": "image", "detail": "chunk 7\nlast line",
-            "created": "2026-01-01T00:00:00Z", "ended": "2026-01-01T00:01:00Z",
-        }))
-        .unwrap();
-        let event = |second: u32, run: Option<&str>, text: &str| {
-            json!({
-                "id": second, "at": format!("2026-01-01T00:{:02}:{:02}Z", second / 60, second % 60), "run": run,
-                "kind": "stage", "text": text, "progress": null,
-            })
-        };
-        let all = [
-            event(0, Some("2"), "deploy begins"),
-            event(5, None, "installer started"),
-            event(6, Some("3"), "another run's"),
-            event(70, None, "later"),
-            event(61, Some("2"), "run failed: image"),
-        ];
-        let of_run: Vec<_> = all.into_iter().filter(|event| is_of(&run, event)).collect();
+    fn logs_are_steps_with_their_times_what_happened_and_what_was_reported() {
+        let whole = json!({
+            "run": {
+                "id": "2", "machine": "1", "machine_name": "vm0", "kind": "deploy", "status": "failed", "step": null,
+                "attempt": 1, "waiting_for": null, "waiting_until": null, "cause": "image",
+                "detail": "chunk 7\nlast line", "created": "2026-01-01T00:00:00Z", "ended": "2026-01-01T00:01:01Z",
+            },
+            "steps": [
+                {
+                    "step": "boot installer", "attempt": 1, "undoing": false, "began": "2026-01-01T00:00:00Z",
+                    "ended": "2026-01-01T00:00:05Z", "outcome": "done", "cause": null, "detail": null,
+                },
+                {
+                    "step": "write image", "attempt": 1, "undoing": false, "began": "2026-01-01T00:00:05Z",
+                    "ended": "2026-01-01T00:01:01Z", "outcome": "failed", "cause": "image", "detail": "chunk 7",
+                },
+            ],
+            "events": [
+                {
+                    "id": 1, "at": "2026-01-01T00:00:00Z", "run": "2", "kind": "run_started", "text": "deploy begins",
+                },
+                {"id": 2, "at": "2026-01-01T00:00:05Z", "run": null, "kind": "stage", "text": "installer started"},
+                {
+                    "id": 5, "at": "2026-01-01T00:01:01Z", "run": "2", "kind": "run_ended", "text": "run failed: image",
+                },
+            ],
+        });
+        let RunLogs { run, steps, events } = view(whole).unwrap();
         expect![[r#"
+            STEP            ATTEMPT  BEGAN                 TOOK    OUTCOME  BECAUSE
+            boot installer  1        2026-01-01T00:00:00Z  0:05.0  done     -
+            write image     1        2026-01-01T00:00:05Z  0:56.0  failed   image
+
             2026-01-01T00:00:00Z    0:00.0  deploy begins
             2026-01-01T00:00:05Z    0:05.0  installer started
             2026-01-01T00:01:01Z    1:01.0  run failed: image
             | chunk 7
             | last line"#]]
-        .assert_eq(&logs(&run, &crate::client::view::<Vec<Event>>(of_run.into()).unwrap()));
+        .assert_eq(&logs(&run, &steps, &events));
     }
 }

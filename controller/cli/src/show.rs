@@ -56,7 +56,7 @@ impl Surface {
         Self { width, colour: terminal && !dumb && !set("NO_COLOR") }
     }
 
-    fn paint(&self, text: &str, code: Option<&str>) -> String {
+    pub(crate) fn paint(&self, text: &str, code: Option<&str>) -> String {
         match code {
             Some(code) if self.colour => format!("\x1b[{code}m{text}\x1b[0m"),
             _ => text.to_owned(),

@@ -58,6 +58,25 @@ impl Run {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+pub(crate) struct RunLogs {
+    pub(crate) run: Run,
+    pub(crate) steps: Vec<RunStep>,
+    pub(crate) events: Vec<Event>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct RunStep {
+    pub(crate) step: String,
+    pub(crate) attempt: u32,
+    pub(crate) undoing: bool,
+    pub(crate) began: Timestamp,
+    pub(crate) ended: Option<Timestamp>,
+    pub(crate) outcome: String,
+    pub(crate) cause: Option<String>,
+    pub(crate) detail: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Event {
     pub(crate) id: u64,
     pub(crate) at: Timestamp,

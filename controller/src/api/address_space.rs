@@ -20,7 +20,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     App, Caller, Error,
     claims::prefix,
-    extract::{Json, Page, Query, Window, check_name, check_text, limit, parse},
+    extract::{Expected, Json, Page, Query, Window, check_name, check_text, limit, parse, tagged},
     grants::{self, Grant},
 };
 use crate::{
@@ -550,7 +550,7 @@ pub(super) async fn pool(
     Path(pool): Path<String>,
 ) -> Result<impl IntoResponse, Error> {
     let pool = visible(&app, &caller, &pool).await?;
-    Ok(axum::Json(Pool::read(&app.store, pool).await?))
+    Ok(tagged(pool.version, Pool::read(&app.store, pool).await?))
 }
 
 /// The pool that is meant: one that is shared, or of a project that can be seen.
@@ -560,6 +560,66 @@ pub(super) async fn visible(app: &App, caller: &Caller, name: &str) -> Result<st
         caller.find(app, Action::AddressRead, Thing::Pool, name).await?;
     }
     Ok(pool)
+}
+
+/// What may be changed about a pool. What is left out stays.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PoolChange {
+    /// Another name: lower-case letters, digits, `.`, `-`, `_`; at most 63.
+    #[schema(example = "public-4")]
+    name: Option<String>,
+    /// Minutes that addresses rest which are released from now on, at most a year.
+    #[schema(minimum = 0, maximum = 525600)]
+    quarantine_minutes: Option<u32>,
+    /// What for: at most 500 characters.
+    purpose: Option<String>,
+    /// Who may do what with its addresses from now on, all of them; none: only whoever sets up address
+    /// space may.
+    grants: Option<Vec<Grant>>,
+}
+
+/// Change a pool
+///
+/// What is claimed from it stays what it is. More addresses are given to it at `prefixes`.
+#[utoipa::path(patch, path = "/v1/pools/{pool}", tag = "addresses", request_body = PoolChange,
+    params(("pool" = String, Path, description = "Id or name.")), responses((status = 200, body = Pool)))]
+pub(super) async fn change_pool(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path(pool): Path<String>,
+    expected: Expected,
+    Json(body): Json<PoolChange>,
+) -> Result<impl IntoResponse, Error> {
+    let grants = match body.grants {
+        Some(grants) => Some(grants::checked(&app, &caller, grants).await?),
+        None => None,
+    };
+    let mut tx = app.store.begin().await?;
+    let mut pool = tx.pool(&pool).await?;
+    expected.check(pool.version)?;
+    pool.grants = grants.unwrap_or(pool.grants);
+    if let Some(name) = body.name {
+        check_name("/name", &name)?;
+        pool.name = name;
+    }
+    if let Some(minutes) = body.quarantine_minutes {
+        pool.quarantine = quarantine(minutes)?;
+    }
+    if let Some(purpose) = body.purpose {
+        check_text("/purpose", &purpose, 500)?;
+        pool.purpose = purpose;
+    }
+    tx.update_pool(&mut pool).await?;
+    Ok(tagged(pool.version, Pool::committed(tx, pool).await?))
+}
+
+/// Seconds of a quarantine that is not too long.
+fn quarantine(minutes: u32) -> Result<u32, Error> {
+    if minutes > QUARANTINE_MINUTES {
+        return Err(Error::invalid("/quarantine_minutes", format!("at most {QUARANTINE_MINUTES}, which is a year")));
+    }
+    Ok(minutes * 60)
 }
 
 /// Create a pool
@@ -574,10 +634,7 @@ pub(super) async fn create_pool(
 ) -> Result<impl IntoResponse, Error> {
     check_name("/name", &body.name)?;
     check_text("/purpose", &body.purpose, 500)?;
-    let minutes = body.quarantine_minutes.unwrap_or(24 * 60);
-    if minutes > QUARANTINE_MINUTES {
-        return Err(Error::invalid("/quarantine_minutes", format!("at most {QUARANTINE_MINUTES}, which is a year")));
-    }
+    let quarantine = quarantine(body.quarantine_minutes.unwrap_or(24 * 60))?;
     let prefixes = wanted(&body.prefixes)?;
     let blocks = body.blocks.map(|blocks| blocks.checked(prefixes[0].family())).transpose()?;
     let grants = match body.grants {
@@ -600,7 +657,7 @@ pub(super) async fn create_pool(
             PoolKind::Global => ipam::Kind::Global,
         },
         rack,
-        quarantine: minutes * 60,
+        quarantine,
         purpose: &body.purpose,
         blocks,
         carved: None,
@@ -629,11 +686,13 @@ pub(super) struct More {
 pub(super) async fn extend_pool(
     State(app): State<App>,
     Path(pool): Path<String>,
+    expected: Expected,
     Json(body): Json<More>,
 ) -> Result<impl IntoResponse, Error> {
     let prefixes = wanted(&body.prefixes)?;
     let mut tx = app.store.begin().await?;
     let pool = tx.pool(&pool).await?;
+    expected.check(pool.version)?;
     for prefix in prefixes {
         tx.extend_pool(&pool, prefix).await?;
     }
@@ -646,9 +705,14 @@ pub(super) async fn extend_pool(
 /// history.
 #[utoipa::path(delete, path = "/v1/pools/{pool}", tag = "addresses",
     params(("pool" = String, Path, description = "Id or name.")), responses((status = 204)))]
-pub(super) async fn delete_pool(State(app): State<App>, Path(pool): Path<String>) -> Result<impl IntoResponse, Error> {
+pub(super) async fn delete_pool(
+    State(app): State<App>,
+    Path(pool): Path<String>,
+    expected: Expected,
+) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
     let pool = tx.pool(&pool).await?;
+    expected.check(pool.version)?;
     tx.remove_pool(app.clock.now().wall, &pool).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)

@@ -274,6 +274,7 @@ impl From<Denied> for Error {
                 "{denied}; `merge` it if it is that machine, or say `accept_parts` if they were moved here"
             )),
             Denied::NoSuchDisk(_) => Self::invalid("/disk", denied),
+            Denied::NoUserData => Self::invalid("/user_data", denied),
             Denied::Forbidden(_)
             | Denied::Busy(_)
             | Denied::NamelessDisk(_)
@@ -287,6 +288,10 @@ impl From<Denied> for Error {
             | Denied::HoldsAddresses(_)
             | Denied::InUse(_)
             | Denied::RunOver
+            | Denied::RunDone
+            | Denied::Outlived(_)
+            | Denied::UserDataForgotten
+            | Denied::ImageGone(_)
             | Denied::RackRestored(_) => Self::conflict(denied),
         }
     }

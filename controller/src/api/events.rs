@@ -25,6 +25,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     App, Caller, Error, access,
     extract::{Page, Query, limit, parse},
+    logs::second,
     runs::Progress,
 };
 use crate::{
@@ -87,6 +88,13 @@ impl From<StoredEvent> for Event {
             text: text(&row.body),
             progress,
         }
+    }
+}
+
+impl Event {
+    /// When, and what happened, in one line.
+    pub(super) fn line(&self) -> String {
+        format!("{}  {}", second(self.at), self.text)
     }
 }
 

@@ -4,6 +4,7 @@
 use axum::{
     extract::{FromRequest, FromRequestParts, Request},
     http::{header, request::Parts},
+    response::IntoResponse,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use utoipa::{IntoParams, ToSchema};
@@ -89,8 +90,13 @@ impl Expected {
 }
 
 /// The entity tag of a thing's version.
-pub(super) fn etag(version: u64) -> String {
+fn etag(version: u64) -> String {
     format!("\"{version}\"")
+}
+
+/// A thing with the entity tag of its version.
+pub(super) fn tagged<T: Serialize>(version: u64, view: T) -> impl IntoResponse + use<T> {
+    ([(header::ETAG, etag(version))], axum::Json(view))
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Expected {

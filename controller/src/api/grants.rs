@@ -1,19 +1,14 @@
-//! `/v1/pools/{pool}/grants`: who may do what with a pool's addresses.
+//! Grants of pools: who may do what with their addresses.
 
 use std::collections::{BTreeSet, HashMap};
 
-use axum::{
-    Extension,
-    extract::{Path, State},
-    response::IntoResponse,
-};
 use rackhand_common::id::ProjectId;
 use rackhand_controller_core::access::{self, Action, Grantee as To, Place, Role, Wanting};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{App, Caller, Error, address_space::Pool, extract::Json};
+use super::{App, Caller, Error};
 use crate::store;
 
 /// The most grants of a pool.
@@ -53,14 +48,6 @@ enum Use {
     Assign,
     /// Say which names reverse DNS answers for them.
     Reverse,
-}
-
-/// Who may do what with a pool's addresses from now on.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Grants {
-    /// All of them, at most 100; none: only whoever sets up address space may.
-    grants: Vec<Grant>,
 }
 
 impl From<Use> for access::Use {
@@ -135,23 +122,4 @@ impl Caller {
              `rackhand pool grant {pool} --project NAME --may {wanted}`"
         )))
     }
-}
-
-/// Say who may do what with a pool's addresses
-///
-/// A role says what somebody may do in their project, a grant whose project may do it with these
-/// addresses; both are needed. What is claimed already stays.
-#[utoipa::path(put, path = "/v1/pools/{pool}/grants", tag = "addresses", request_body = Grants,
-    params(("pool" = String, Path, description = "Id or name.")), responses((status = 200, body = Pool)))]
-pub(super) async fn set(
-    State(app): State<App>,
-    Extension(caller): Extension<Caller>,
-    Path(pool): Path<String>,
-    Json(body): Json<Grants>,
-) -> Result<impl IntoResponse, Error> {
-    let grants = checked(&app, &caller, body.grants).await?;
-    let mut tx = app.store.begin().await?;
-    let pool = tx.pool(&pool).await?;
-    tx.set_grants(&pool, &grants).await?;
-    Ok(axum::Json(Pool::committed(tx, store::Pool { grants, ..pool }).await?))
 }

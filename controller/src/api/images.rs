@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App, Error,
-    extract::{Expected, Json, Page, Query, Window, check_name, etag, parse},
+    extract::{Expected, Json, Page, Query, Window, check_name, parse, tagged},
     machines::Nothing,
 };
 use crate::{
@@ -266,11 +266,11 @@ pub(super) async fn list(State(app): State<App>, Query(window): Query<Window>) -
     params(("image" = String, Path, description = "Id, name, or name and version.")),
     responses((status = 200, body = Image)))]
 pub(super) async fn show(State(app): State<App>, Path(image): Path<String>) -> Result<impl IntoResponse, Error> {
-    Ok(tagged(app.store.image(&image).await?))
+    Ok(answer(app.store.image(&image).await?))
 }
 
-fn tagged(row: Row) -> impl IntoResponse + use<> {
-    ([(header::ETAG, etag(row.revision))], axum::Json(Image::from(row)))
+fn answer(row: Row) -> impl IntoResponse + use<> {
+    tagged(row.revision, Image::from(row))
 }
 
 /// What may be changed about an image. What is left out stays.
@@ -310,7 +310,7 @@ pub(super) async fn change(
     image.expires = body.expires.unwrap_or(image.expires);
     tx.update_image(&mut image).await?;
     tx.commit().await?;
-    Ok(tagged(image))
+    Ok(answer(image))
 }
 
 /// Import a file of the controller's host, or from a URL
@@ -352,7 +352,7 @@ pub(super) async fn check(
     tx.note_findings(image.id, &findings).await?;
     let image = tx.image(&image.id.to_string()).await?;
     tx.commit().await?;
-    Ok(tagged(image))
+    Ok(answer(image))
 }
 
 /// Upload and import an image

@@ -148,7 +148,7 @@ async fn token(app: &App, now: Now, person: Person, code: Option<&str>) -> Resul
     if let Some(factor) = person.totp.as_mut().filter(|factor| factor.is_confirmed) {
         let step = totp::check(&factor.secret, now.wall, factor.step, code.unwrap_or_default());
         factor.step = step.ok_or(None)?;
-        tx.update_person(&person).await.map_err(failed)?;
+        tx.take_code(person.id, factor.step).await.map_err(failed)?;
     }
     tx.sweep_logins(now.wall, person.id).await.map_err(failed)?;
     let logged_in = begin(&mut tx, now.wall, &person).await.map_err(failed)?;
@@ -225,7 +225,7 @@ pub(super) async fn password(
     let mut tx = app.store.begin().await?;
     let mut person = tx.person(&person.id.to_string()).await?;
     person.password = Some(hash);
-    tx.update_person(&person).await?;
+    tx.update_person(&mut person).await?;
     for login in tx.tokens_of_person(person.id, true).await? {
         if login != caller.token {
             tx.delete_token(login).await?;
@@ -273,7 +273,7 @@ pub(super) async fn enrol_factor(
         return Err(Error::conflict("there is a second factor already; remove it first"));
     }
     person.totp = Some(Factor { secret: secret.clone(), is_confirmed: false, step: 0 });
-    tx.update_person(&person).await?;
+    tx.update_person(&mut person).await?;
     tx.commit().await?;
     let factor = NewFactor { secret: totp::base32(&secret), address: totp::address(&person.name, &secret) };
     Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, "no-store")], axum::Json(factor)))
@@ -325,7 +325,7 @@ async fn take_code(app: &App, caller: &Caller, code: &str, remove: bool) -> Resu
     if remove {
         person.totp = None;
     }
-    tx.update_person(&person).await?;
+    tx.update_person(&mut person).await?;
     tx.commit().await?;
     app.passwords.was_right(&person.name);
     Ok(StatusCode::NO_CONTENT)

@@ -24,7 +24,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App, Caller, Error,
-    extract::{Expected, Json, Page, Query, check_name, etag, is_label, limit, parse},
+    extract::{Expected, Json, Page, Query, check_name, is_label, limit, parse, tagged},
     plans,
     runs::Run,
 };
@@ -264,7 +264,7 @@ pub(super) async fn show(State(app): State<App>, Path(machine): Path<String>) ->
 
 /// The machine, if this may be done with it where it stands in this transaction: it may have been
 /// given to another project since the request was let in.
-async fn held(caller: &Caller, tx: &mut Tx, action: Action, machine: &str) -> Result<store::Machine, Error> {
+pub(super) async fn held(caller: &Caller, tx: &mut Tx, action: Action, machine: &str) -> Result<store::Machine, Error> {
     let standing = caller.check_in(tx, action, Thing::Machine, machine).await?;
     Ok(tx.machine(&standing.id).await?)
 }
@@ -294,7 +294,7 @@ fn answer(
     projects: &HashMap<id::ProjectId, String>,
     run: Option<id::RunId>,
 ) -> impl IntoResponse + use<> {
-    ([(header::ETAG, etag(row.version))], axum::Json(Machine::of(row, rack, projects, run)))
+    tagged(row.version, Machine::of(row, rack, projects, run))
 }
 
 /// What may be changed about a machine.
@@ -573,8 +573,8 @@ fn request(body: Deploy, machine: &str) -> Result<DeployRequest, Error> {
             ));
         }
     }
-    if body.user_data.as_ref().is_some_and(|data| data.len() > MAX_USER_DATA) {
-        return Err(Error::invalid("/user_data", format!("at most {MAX_USER_DATA} bytes")));
+    if let Some(data) = &body.user_data {
+        check_user_data(data)?;
     }
     Ok(DeployRequest {
         disk: body.disk.map_or(DiskRule::Smallest, DiskRule::Identity),
@@ -657,10 +657,17 @@ pub(super) async fn power(
 }
 
 /// A run that begins: wakes those who perform it, and says where to follow it.
-fn accepted(app: &App, run: store::Run, warnings: Vec<String>) -> impl IntoResponse + use<> {
+pub(super) fn accepted(app: &App, run: store::Run, warnings: Vec<String>) -> impl IntoResponse + use<> {
     (app.changed)(run.rack);
     let run = Run::from(run).with(warnings);
     (StatusCode::ACCEPTED, [(header::LOCATION, run.location())], axum::Json(run))
+}
+
+pub(super) fn check_user_data(data: &str) -> Result<(), Error> {
+    match data.len() > MAX_USER_DATA {
+        true => Err(Error::invalid("/user_data", format!("at most {MAX_USER_DATA} bytes"))),
+        false => Ok(()),
+    }
 }
 
 fn check_host_name(field: &str, name: &str) -> Result<(), Error> {

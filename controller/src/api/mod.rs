@@ -23,6 +23,7 @@ mod grants;
 mod idempotency;
 mod images;
 mod login;
+mod logs;
 mod machines;
 mod organisations;
 mod people;
@@ -182,6 +183,8 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(runs::list))
         .routes(routes!(runs::show))
         .routes(routes!(runs::cancel))
+        .routes(routes!(runs::retry))
+        .routes(routes!(logs::logs))
         .routes(routes!(events::list))
         .routes(routes!(audit::list))
         .routes(routes!(audit::end))
@@ -200,9 +203,8 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(address_space::delete_aggregate))
         .routes(routes!(address_space::prove))
         .routes(routes!(address_space::pools, address_space::create_pool))
-        .routes(routes!(address_space::pool, address_space::delete_pool))
+        .routes(routes!(address_space::pool, address_space::change_pool, address_space::delete_pool))
         .routes(routes!(address_space::extend_pool))
-        .routes(routes!(grants::set))
         .routes(routes!(reports::of_projects))
         .routes(routes!(reports::of_sites))
         .routes(routes!(reports::space))
@@ -293,7 +295,7 @@ impl From<crate::store::Binding> for Held {
             `Retry-After` says how many seconds to wait.\n\n\
             **Traces.** Every answer has an `X-Request-Id`, and the trace of your `traceparent` (W3C Trace Context) \
             stands beside it in problems and in the controller's log.\n\n\
-            **What you read is what you change.** A machine, image or plan is sent with an `ETag`; an operation on it with that \
+            **What you read is what you change.** Whatever can be changed is sent with an `ETag`; an operation on it with that \
             in `If-Match` is refused with 412 when anything about it changed since.\n\n\
             **Trying.** A change with `Dry-Run: true` is carried out in full and taken back: it is refused or answered as it \
             would be, with `Dry-Run: true`, and nothing of it is kept, recorded or done in a rack. Ids and codes in such an \
@@ -318,7 +320,7 @@ impl From<crate::store::Binding> for Held {
         (name = "events", description = "What happened, in order."),
         (name = "audit", description = "Who changed what through this API, as a chain that shows when it was altered."),
     ),
-    components(schemas(error::Problem, audit::Order, machines::Sort, address_space::Format)),
+    components(schemas(error::Problem, audit::Order, machines::Sort, address_space::Format, logs::LogFormat)),
     modifiers(&Bearer),
     security(("token" = []))
 )]
@@ -340,7 +342,7 @@ impl Modify for Bearer {
 /// key of a POST, and the fields of a GET.
 fn finish(mut document: utoipa::openapi::OpenApi, shapes: &fields::Shapes) -> utoipa::openapi::OpenApi {
     use utoipa::openapi::{
-        ContentBuilder, ObjectBuilder, Ref, RefOr, ResponseBuilder, Type,
+        ContentBuilder, HeaderBuilder, ObjectBuilder, Ref, RefOr, ResponseBuilder, Type,
         path::{ParameterBuilder, ParameterIn},
     };
     let problem = ResponseBuilder::new()
@@ -363,6 +365,10 @@ fn finish(mut document: utoipa::openapi::OpenApi, shapes: &fields::Shapes) -> ut
         .description(Some("The `ETag` of the thing as you read it: refused with 412 when it changed since."))
         .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
         .build();
+    let tag = HeaderBuilder::new()
+        .description(Some("Its version: give it as `If-Match` to change just this one."))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .build();
     let sparse = ParameterBuilder::new()
         .name(fields::PARAMETER)
         .parameter_in(ParameterIn::Query)
@@ -381,8 +387,14 @@ fn finish(mut document: utoipa::openapi::OpenApi, shapes: &fields::Shapes) -> ut
         .schema(Some(ObjectBuilder::new().schema_type(Type::Boolean)))
         .build();
     for (at, item) in &mut document.paths.paths {
-        let guarded = matches!(at.as_str(), "/v1/images/{image}" | "/v1/plans/{plan}")
+        let guarded = item.patch.is_some()
+            || at == "/v1/pools/{pool}/prefixes"
             || at.starts_with("/v1/machines/{machine}") && !at.ends_with("/merge");
+        if let (true, Some(RefOr::T(read))) =
+            (item.patch.is_some(), item.get.as_mut().and_then(|get| get.responses.responses.get_mut("200")))
+        {
+            read.headers.insert("ETag".into(), RefOr::T(tag.clone()));
+        }
         let verbs = [&mut item.post, &mut item.patch, &mut item.delete];
         for operation in verbs.into_iter().flatten().filter(|_| guarded) {
             operation.parameters.get_or_insert_default().push(RefOr::T(expected.clone()));

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use super::{
     App, Caller, Error,
-    extract::{Json, Page, Query, Window, check_name, parse},
+    extract::{Expected, Json, Page, Query, Window, check_name, parse, tagged},
 };
 use crate::store::{self, Thing};
 
@@ -33,7 +33,7 @@ pub(super) struct Organisation {
 }
 
 impl From<store::Organisation> for Organisation {
-    fn from(store::Organisation { id, name, created }: store::Organisation) -> Self {
+    fn from(store::Organisation { id, name, created, .. }: store::Organisation) -> Self {
         Self { id, name, created }
     }
 }
@@ -65,7 +65,8 @@ pub(super) async fn list(
     params(("organisation" = String, Path, description = "Id or name.")),
     responses((status = 200, body = Organisation)))]
 pub(super) async fn show(State(app): State<App>, Path(name): Path<String>) -> Result<impl IntoResponse, Error> {
-    Ok(axum::Json(Organisation::from(app.store.organisation(&name).await?)))
+    let known = app.store.organisation(&name).await?;
+    Ok(tagged(known.version, Organisation::from(known)))
 }
 
 /// Create an organisation
@@ -91,15 +92,17 @@ pub(super) async fn rename(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
+    expected: Expected,
     Json(body): Json<NewOrganisation>,
 ) -> Result<impl IntoResponse, Error> {
     check_name("/name", &body.name)?;
     let mut tx = app.store.begin().await?;
     let known = caller.check_in(&mut tx, Action::OrganisationManage, Thing::Organisation, &name).await?;
     let known = tx.organisation(&known.id).await?;
-    tx.rename_organisation(known.id, &body.name).await?;
+    expected.check(known.version)?;
+    let renamed = tx.rename_organisation(known, &body.name).await?;
     tx.commit().await?;
-    Ok(axum::Json(Organisation::from(store::Organisation { name: body.name, ..known })))
+    Ok(tagged(renamed.version, Organisation::from(renamed)))
 }
 
 /// Remove an organisation
@@ -111,10 +114,12 @@ pub(super) async fn delete(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
+    expected: Expected,
 ) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
     let known = caller.check_in(&mut tx, Action::OrganisationManage, Thing::Organisation, &name).await?;
     let known = tx.organisation(&known.id).await?;
+    expected.check(known.version)?;
     if !tx.delete_organisation(known.id).await? {
         return Err(Error::conflict(format!("organisation {} has projects; remove them first", known.name)));
     }

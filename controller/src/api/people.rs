@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::{
     App, Caller, Error,
-    extract::{Json, Page, Query, Window, check_name, check_text, parse},
+    extract::{Expected, Json, Page, Query, Window, check_name, check_text, parse, tagged},
     login::check_password,
 };
 use crate::store::{self, Tx};
@@ -99,7 +99,8 @@ pub(super) async fn list(State(app): State<App>, Query(window): Query<Window>) -
 #[utoipa::path(get, path = "/v1/people/{person}", tag = "people",
     params(("person" = String, Path, description = "Id or name.")), responses((status = 200, body = Person)))]
 pub(super) async fn show(State(app): State<App>, Path(person): Path<String>) -> Result<impl IntoResponse, Error> {
-    Ok(axum::Json(Person::from(app.store.person(&person).await?)))
+    let person = app.store.person(&person).await?;
+    Ok(tagged(person.version, Person::from(person)))
 }
 
 /// Add a person
@@ -115,7 +116,7 @@ pub(super) async fn create(State(app): State<App>, Json(body): Json<NewPerson>) 
     let mut person = tx.insert_person(app.clock.now().wall, &body.name, &body.email).await?;
     if password.is_some() {
         person.password = password;
-        tx.update_person(&person).await?;
+        tx.update_person(&mut person).await?;
     }
     tx.commit().await?;
     let person = Person::from(person);
@@ -131,6 +132,7 @@ pub(super) async fn change(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     Path(person): Path<String>,
+    expected: Expected,
     Json(body): Json<ChangedPerson>,
 ) -> Result<impl IntoResponse, Error> {
     if let Some(name) = &body.name {
@@ -141,6 +143,7 @@ pub(super) async fn change(
     let mut tx = app.store.begin().await?;
     let mut person = tx.person(&person).await?;
     check_manages(&caller, &mut tx, person.id).await?;
+    expected.check(person.version)?;
     if let Some(name) = body.name {
         person.name = name;
     }
@@ -156,9 +159,9 @@ pub(super) async fn change(
     if body.remove_second_factor {
         person.totp = None;
     }
-    tx.update_person(&person).await?;
+    tx.update_person(&mut person).await?;
     tx.commit().await?;
-    Ok(axum::Json(Person::from(person)))
+    Ok(tagged(person.version, Person::from(person)))
 }
 
 /// Remove a person
@@ -171,10 +174,12 @@ pub(super) async fn delete(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     Path(person): Path<String>,
+    expected: Expected,
 ) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
     let person = tx.person(&person).await?;
     check_manages(&caller, &mut tx, person.id).await?;
+    expected.check(person.version)?;
     tx.delete_person(person.id).await?;
     check_owned(&mut tx).await?;
     tx.commit().await?;

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{
     App, Caller, Error,
-    extract::{Expected, Json, Page, Query, Window, check_name, check_text, etag, parse},
+    extract::{Expected, Json, Page, Query, Window, check_name, check_text, parse, tagged},
 };
 use crate::store::{self, Machine, MachineFilter, MachineOrder};
 
@@ -245,11 +245,8 @@ pub(super) async fn list(State(app): State<App>, Query(window): Query<Window>) -
 #[utoipa::path(get, path = "/v1/plans/{plan}", tag = "plans",
     params(("plan" = String, Path, description = "Id or name.")), responses((status = 200, body = Plan)))]
 pub(super) async fn show(State(app): State<App>, Path(plan): Path<String>) -> Result<impl IntoResponse, Error> {
-    Ok(tagged(app.store.plan(&plan).await?))
-}
-
-fn tagged(row: store::Plan) -> impl IntoResponse + use<> {
-    ([(header::ETAG, etag(row.revision))], axum::Json(Plan::from(row)))
+    let plan = app.store.plan(&plan).await?;
+    Ok(tagged(plan.revision, Plan::from(plan)))
 }
 
 /// Make a plan
@@ -288,7 +285,7 @@ pub(super) async fn change(
     tx.update_plan(&plan).await?;
     let plan = tx.plan(&plan.id.to_string()).await?;
     tx.commit().await?;
-    Ok(tagged(plan))
+    Ok(tagged(plan.revision, Plan::from(plan)))
 }
 
 /// Delete a plan

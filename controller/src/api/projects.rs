@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App, Caller, Error,
-    extract::{Json, Page, Query, check_name, limit, parse},
+    extract::{Expected, Json, Page, Query, check_name, limit, parse, tagged},
 };
 use crate::store::{self, Thing};
 
@@ -106,7 +106,8 @@ pub(super) async fn show(
     Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
 ) -> Result<impl IntoResponse, Error> {
-    Ok(axum::Json(Project::from(caller.project(&app, &name).await?)))
+    let project = caller.project(&app, &name).await?;
+    Ok(tagged(project.version, Project::from(project)))
 }
 
 /// Create a project
@@ -135,14 +136,17 @@ pub(super) async fn rename(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
+    expected: Expected,
     Json(body): Json<RenamedProject>,
 ) -> Result<impl IntoResponse, Error> {
     check_name("/name", &body.name)?;
     let project = caller.project(&app, &name).await?;
     let mut tx = app.store.begin().await?;
-    tx.rename_project(project.id, &body.name).await?;
+    let project = tx.project(project.id).await?;
+    expected.check(project.version)?;
+    let project = tx.rename_project(project, &body.name).await?;
     tx.commit().await?;
-    Ok(axum::Json(Project::from(store::Project { name: body.name, ..project })))
+    Ok(tagged(project.version, Project::from(project)))
 }
 
 /// Remove a project
@@ -156,9 +160,12 @@ pub(super) async fn delete(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
+    expected: Expected,
 ) -> Result<impl IntoResponse, Error> {
     let project = caller.project(&app, &name).await?;
     let mut tx = app.store.begin().await?;
+    let project = tx.project(project.id).await?;
+    expected.check(project.version)?;
     for pool in tx.pools_of(project.id).await? {
         tx.remove_pool(app.clock.now().wall, &pool).await?;
     }

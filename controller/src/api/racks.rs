@@ -17,7 +17,7 @@ use utoipa::ToSchema;
 
 use super::{
     App, Caller, Error,
-    extract::{Json, Page, Query, Window, check_name, parse},
+    extract::{Expected, Json, Page, Query, Window, check_name, parse, tagged},
 };
 use crate::{
     store::{self, SoundNetwork, Thing},
@@ -108,7 +108,8 @@ pub(super) async fn list(
 #[utoipa::path(get, path = "/v1/racks/{rack}", tag = "racks",
     params(("rack" = String, Path, description = "Id or name.")), responses((status = 200, body = Rack)))]
 pub(super) async fn show(State(app): State<App>, Path(rack): Path<String>) -> Result<impl IntoResponse, Error> {
-    Ok(axum::Json(Rack::from(app.store.rack(&rack).await?)))
+    let rack = app.store.rack(&rack).await?;
+    Ok(tagged(rack.version, Rack::from(rack)))
 }
 
 /// Create a rack
@@ -152,15 +153,17 @@ pub(super) async fn change(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     Path(rack): Path<String>,
+    expected: Expected,
     Json(body): Json<ChangedRack>,
 ) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
     let site = caller.check_in(&mut tx, Action::RackManage, Thing::Site, &body.site).await?;
     let (site, rack) = (tx.site(&site.id).await?, tx.rack(&rack).await?);
+    expected.check(rack.version)?;
     tx.move_rack(rack.id, site.id).await?;
     let rack = tx.rack(&rack.id.to_string()).await?;
     tx.commit().await?;
-    Ok(axum::Json(Rack::from(rack)))
+    Ok(tagged(rack.version, Rack::from(rack)))
 }
 
 /// For how long a code shall be good, and from where.

@@ -14,9 +14,12 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     App, Caller, Error,
     extract::{Json, Page, Query, limit, parse},
-    machines::Nothing,
+    machines::{Nothing, accepted, check_user_data, held},
 };
-use crate::store::{self, Thing};
+use crate::{
+    store::{self, Thing},
+    verbs::Retried,
+};
 
 /// One performance of a workflow on one machine.
 #[derive(Debug, Serialize, ToSchema)]
@@ -88,6 +91,13 @@ impl Run {
 
     pub(super) fn location(&self) -> String {
         format!("/v1/runs/{}", self.id)
+    }
+
+    /// What it is and how it stands, in one line.
+    pub(super) fn line(&self) -> String {
+        let why = [&self.cause, &self.detail].into_iter().flatten().filter_map(|why| why.lines().next());
+        let line = format!("{} {}  run {}  {}", self.kind, self.machine_name, self.id, self.status);
+        std::iter::once(line.as_str()).chain(why).collect::<Vec<_>>().join(": ")
     }
 }
 
@@ -175,6 +185,48 @@ pub(super) async fn cancel(
     Ok(axum::Json(Run::from(run)))
 }
 
-fn id(text: &str) -> Result<id::RunId, Error> {
+/// What a run has forgotten that is tried again.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Retry {
+    /// The cloud-init user data of a deploy, which is forgotten when its run is over.
+    user_data: Option<String>,
+}
+
+/// Try a run again
+///
+/// Starts another run with the same wishes on the same machine, for one that failed or was cancelled.
+/// Refused when the machine's state does not permit it, or it was given out, taken back or given to
+/// another project since. Whoever may ask for what the run does may do this.
+#[utoipa::path(post, path = "/v1/runs/{run}/retry", tag = "runs", request_body = Retry,
+    params(("run" = String, Path, description = "Id.")),
+    responses((status = 202, body = Run, headers(("Location" = String, description = "The new run.")))))]
+pub(super) async fn retry(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path(run): Path<String>,
+    Json(body): Json<Retry>,
+) -> Result<impl IntoResponse, Error> {
+    if let Some(data) = &body.user_data {
+        check_user_data(data)?;
+    }
+    let mut tx = app.store.begin().await?;
+    let stands = caller.check_in(&mut tx, Action::RunRead, Thing::Run, &run).await?;
+    let run = tx.run(id(&run)?).await?;
+    let action = match run.parameters {
+        store::Parameters::Deploy(_) => Action::MachineDeploy,
+        store::Parameters::Release(_) => Action::MachineRelease,
+        store::Parameters::Power(_) => Action::MachinePower,
+    };
+    let machine = held(&caller, &mut tx, action, &run.machine.to_string()).await?;
+    let now = app.clock.now().wall;
+    let Retried { run, deprecated } = tx.retry(now, &run, stands.place.project, &machine, body.user_data).await?;
+    tx.commit().await?;
+    let warnings = deprecated.map(|image| format!("image {image} is deprecated"));
+    Ok(accepted(&app, run, warnings.into_iter().collect()))
+}
+
+/// A run's id in a path.
+pub(super) fn id(text: &str) -> Result<id::RunId, Error> {
     text.parse().map_err(|_| Error::not_found(format!("`{text}` is not a run's id")))
 }

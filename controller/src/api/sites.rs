@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use super::{
     App, Caller, Error,
-    extract::{Json, Page, Query, Window, check_name, parse},
+    extract::{Expected, Json, Page, Query, Window, check_name, parse, tagged},
 };
 use crate::store;
 
@@ -33,7 +33,7 @@ pub(super) struct Site {
 }
 
 impl From<store::Site> for Site {
-    fn from(store::Site { id, name, created }: store::Site) -> Self {
+    fn from(store::Site { id, name, created, .. }: store::Site) -> Self {
         Self { id, name, created }
     }
 }
@@ -66,7 +66,8 @@ pub(super) async fn list(
 #[utoipa::path(get, path = "/v1/sites/{site}", tag = "racks",
     params(("site" = String, Path, description = "Id or name.")), responses((status = 200, body = Site)))]
 pub(super) async fn show(State(app): State<App>, Path(site): Path<String>) -> Result<impl IntoResponse, Error> {
-    Ok(axum::Json(Site::from(app.store.site(&site).await?)))
+    let site = app.store.site(&site).await?;
+    Ok(tagged(site.version, Site::from(site)))
 }
 
 /// Create a site
@@ -86,14 +87,16 @@ pub(super) async fn create(State(app): State<App>, Json(body): Json<NewSite>) ->
 pub(super) async fn rename(
     State(app): State<App>,
     Path(site): Path<String>,
+    expected: Expected,
     Json(body): Json<NewSite>,
 ) -> Result<impl IntoResponse, Error> {
     check_name("/name", &body.name)?;
     let mut tx = app.store.begin().await?;
     let site = tx.site(&site).await?;
-    tx.rename_site(site.id, &body.name).await?;
+    expected.check(site.version)?;
+    let site = tx.rename_site(site, &body.name).await?;
     tx.commit().await?;
-    Ok(axum::Json(Site::from(store::Site { name: body.name, ..site })))
+    Ok(tagged(site.version, Site::from(site)))
 }
 
 /// Remove a site
@@ -101,9 +104,14 @@ pub(super) async fn rename(
 /// With the roles that people have there. Refused while racks stand in it.
 #[utoipa::path(delete, path = "/v1/sites/{site}", tag = "racks",
     params(("site" = String, Path, description = "Id or name.")), responses((status = 204)))]
-pub(super) async fn delete(State(app): State<App>, Path(site): Path<String>) -> Result<impl IntoResponse, Error> {
+pub(super) async fn delete(
+    State(app): State<App>,
+    Path(site): Path<String>,
+    expected: Expected,
+) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
     let site = tx.site(&site).await?;
+    expected.check(site.version)?;
     if !tx.delete_site(site.id).await? {
         return Err(Error::conflict(format!("racks stand in site {}; move them to another first", site.name)));
     }

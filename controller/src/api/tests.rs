@@ -22,7 +22,9 @@ use crate::store::tests::{Ground, On, on_both};
 
 mod addresses;
 mod dry_run;
+mod matches;
 mod plans;
+mod runs;
 mod versions;
 
 struct Still;

@@ -376,6 +376,8 @@ fn each_operation_is_this_action_at_this_place() {
         GET    /v1/runs: run.read anywhere
         GET    /v1/runs/{run}: run.read where the run is
         POST   /v1/runs/{run}/cancel: run.cancel where the run is
+        POST   /v1/runs/{run}/retry: run.read where the run is
+        GET    /v1/runs/{run}/logs: run.read where the run is
         GET    /v1/vrfs: address.read anywhere
         POST   /v1/vrfs: address.space everything
         GET    /v1/aggregates: address.space everything
@@ -385,9 +387,9 @@ fn each_operation_is_this_action_at_this_place() {
         GET    /v1/pools: address.read anywhere
         POST   /v1/pools: address.space everything
         GET    /v1/pools/{pool}: address.read anywhere
+        PATCH  /v1/pools/{pool}: address.space everything
         DELETE /v1/pools/{pool}: address.space everything
         POST   /v1/pools/{pool}/prefixes: address.space everything
-        PUT    /v1/pools/{pool}/grants: address.space everything
         GET    /v1/pools/{pool}/space: address.read anywhere
         GET    /v1/utilisation: address.read anywhere
         GET    /v1/utilisation/projects: address.read anywhere

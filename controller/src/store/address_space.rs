@@ -149,6 +149,8 @@ pub struct Pool {
     pub grants: Vec<Grant>,
     /// When it was created.
     pub created: Timestamp,
+    /// Counts its changes.
+    pub version: u64,
 }
 
 /// The blocks of a pool that each project gets for itself: the first with its first claim, another
@@ -413,17 +415,6 @@ impl Tx {
         self.pool(&id).await
     }
 
-    /// Says otherwise who may do what with a pool's addresses.
-    pub async fn set_grants(&mut self, pool: &Pool, grants: &[Grant]) -> Result<(), StoreError> {
-        self.watch("pools", pool.id).await?;
-        query("UPDATE pools SET grants = $2 WHERE number = $1")
-            .bind(pool.number)
-            .bind(json(&grants))
-            .execute(&mut self.inner)
-            .await?;
-        Ok(())
-    }
-
     /// The pool of a project's blocks of this one, once it has some.
     pub(crate) async fn blocks_of(&mut self, pool: &Pool, project: ProjectId) -> Result<Option<Pool>, StoreError> {
         query(AssertSqlSafe(format!("{POOLS} WHERE parent = $1 AND project = $2")))
@@ -462,12 +453,31 @@ impl Tx {
         Ok(count.try_into().unwrap_or(u32::MAX))
     }
 
+    /// Writes a pool's name, quarantine, purpose and grants, and counts that up.
+    pub async fn update_pool(&mut self, pool: &mut Pool) -> Result<(), StoreError> {
+        self.watch("pools", pool.id).await?;
+        query(
+            "UPDATE pools SET name = $2, quarantine = $3, purpose = $4, grants = $5, version = version + 1
+             WHERE number = $1",
+        )
+        .bind(pool.number)
+        .bind(&pool.name)
+        .bind(pool.quarantine)
+        .bind(&pool.purpose)
+        .bind(json(&pool.grants))
+        .execute(&mut self.inner)
+        .await
+        .map_err(taken("pool name"))?;
+        pool.version += 1;
+        Ok(())
+    }
+
     /// Gives a pool a prefix of an aggregate or of another pool, which is in the free leaf `free`.
     pub(crate) async fn add_to_pool(&mut self, pool: &Pool, free: Leaf, prefix: Prefix) -> Result<(), StoreError> {
         self.take(free, prefix, State::Free).await?;
         self.hand_over(free.aggregate, prefix, free.pool, Some(pool.number)).await?;
         self.watch("pools", pool.id).await?;
-        query("UPDATE pools SET extended = extended + 1 WHERE number = $1")
+        query("UPDATE pools SET extended = extended + 1, version = version + 1 WHERE number = $1")
             .bind(pool.number)
             .execute(&mut self.inner)
             .await?;
@@ -614,5 +624,6 @@ fn read_pool(row: &Row) -> Result<Pool, StoreError> {
         project: row.try_get::<Option<&str>, _>("project")?.map(id).transpose()?,
         grants: from_json("grants of a pool", row.try_get("grants")?)?,
         created: timestamp(row.try_get("created")?)?,
+        version: row.try_get::<i64, _>("version")? as u64,
     })
 }

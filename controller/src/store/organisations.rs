@@ -21,6 +21,8 @@ pub struct Organisation {
     pub name: String,
     /// When it was made.
     pub created: Timestamp,
+    /// Counts its changes.
+    pub version: u64,
 }
 
 impl Store {
@@ -52,7 +54,7 @@ impl Tx {
 
     /// Makes an organisation.
     pub async fn insert_organisation(&mut self, now: Timestamp, name: &str) -> Result<Organisation, StoreError> {
-        let made = Organisation { id: OrganisationId::fresh(), name: name.into(), created: now };
+        let made = Organisation { id: OrganisationId::fresh(), name: name.into(), created: now, version: 1 };
         self.watch("organisations", made.id).await?;
         query("INSERT INTO organisations (id, name, created) VALUES ($1, $2, $3)")
             .bind(made.id.to_string())
@@ -65,15 +67,19 @@ impl Tx {
     }
 
     /// Gives an organisation another name.
-    pub async fn rename_organisation(&mut self, organisation: OrganisationId, name: &str) -> Result<(), StoreError> {
-        self.watch("organisations", organisation).await?;
-        query("UPDATE organisations SET name = $2 WHERE id = $1")
-            .bind(organisation.to_string())
+    pub async fn rename_organisation(
+        &mut self,
+        organisation: Organisation,
+        name: &str,
+    ) -> Result<Organisation, StoreError> {
+        self.watch("organisations", organisation.id).await?;
+        query("UPDATE organisations SET name = $2, version = version + 1 WHERE id = $1")
+            .bind(organisation.id.to_string())
             .bind(name)
             .execute(&mut self.inner)
             .await
             .map_err(taken("organisation name"))?;
-        Ok(())
+        Ok(Organisation { name: name.into(), version: organisation.version + 1, ..organisation })
     }
 
     /// Removes an organisation and the roles that people have there; false when it has projects.
@@ -111,5 +117,6 @@ fn read(row: &Row) -> Result<Organisation, StoreError> {
         id: id(row.try_get("id")?)?,
         name: row.try_get("name")?,
         created: timestamp(row.try_get("created")?)?,
+        version: row.try_get::<i64, _>("version")? as u64,
     })
 }

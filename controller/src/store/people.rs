@@ -26,6 +26,8 @@ pub struct Person {
     pub vouched: Option<(String, String)>,
     /// When they were added.
     pub created: Timestamp,
+    /// Counts the changes that are made to them; a code that is taken at a login is none.
+    pub version: u64,
 }
 
 /// A second factor.
@@ -96,13 +98,14 @@ impl Tx {
         self.person(&id.to_string()).await
     }
 
-    /// Writes everything about a person that changes.
-    pub async fn update_person(&mut self, person: &Person) -> Result<(), StoreError> {
+    /// Writes everything about a person that changes, and counts that up.
+    pub async fn update_person(&mut self, person: &mut Person) -> Result<(), StoreError> {
         self.watch("people", person.id).await?;
         let sealed = person.totp.as_ref().map(|factor| self.seal.seal(&place(person.id), &hex::encode(&factor.secret)));
         query(
             "UPDATE people SET name = $2, email = $3, password = $4, totp = $5, confirmed = $6, step = $7,
-                issuer = $8, subject = $9
+                issuer = $8, subject = $9,
+                version = version + 1
              WHERE id = $1",
         )
         .bind(person.id.to_string())
@@ -117,6 +120,18 @@ impl Tx {
         .execute(&mut self.inner)
         .await
         .map_err(taken("person's name"))?;
+        person.version += 1;
+        Ok(())
+    }
+
+    /// Notes the time step of a code that was taken at a login: it is not taken again.
+    pub async fn take_code(&mut self, person: PersonId, step: i64) -> Result<(), StoreError> {
+        self.watch("people", person).await?;
+        query("UPDATE people SET step = $2 WHERE id = $1")
+            .bind(person.to_string())
+            .bind(step)
+            .execute(&mut self.inner)
+            .await?;
         Ok(())
     }
 
@@ -170,5 +185,6 @@ fn read(seal: &rackhand_common::seal::Seal, row: &Row) -> Result<Person, StoreEr
         totp,
         vouched: issuer.zip(row.try_get("subject")?),
         created: timestamp(row.try_get("created")?)?,
+        version: row.try_get::<i64, _>("version")? as u64,
     })
 }

@@ -30,6 +30,8 @@ pub struct Project {
     pub name: String,
     /// When it was made.
     pub created: Timestamp,
+    /// Counts its changes.
+    pub version: u64,
 }
 
 impl Project {
@@ -97,6 +99,13 @@ impl Tx {
         names(&mut self.inner, projects).await
     }
 
+    /// The project with this id.
+    pub async fn project(&mut self, project: ProjectId) -> Result<Project, StoreError> {
+        let mut found = named(&mut self.inner, &project.to_string()).await?;
+        found.retain(|found| found.id == project);
+        found.pop().ok_or(StoreError::NotFound("project"))
+    }
+
     /// Makes a project.
     pub async fn insert_project(
         &mut self,
@@ -110,6 +119,7 @@ impl Tx {
             organisation_name: organisation.name.clone(),
             name: name.into(),
             created: now,
+            version: 1,
         };
         self.watch("projects", project.id).await?;
         query("INSERT INTO projects (id, organisation, name, created) VALUES ($1, $2, $3, $4)")
@@ -124,15 +134,15 @@ impl Tx {
     }
 
     /// Gives a project another name.
-    pub async fn rename_project(&mut self, project: ProjectId, name: &str) -> Result<(), StoreError> {
-        self.watch("projects", project).await?;
-        query("UPDATE projects SET name = $2 WHERE id = $1")
-            .bind(project.to_string())
+    pub async fn rename_project(&mut self, project: Project, name: &str) -> Result<Project, StoreError> {
+        self.watch("projects", project.id).await?;
+        query("UPDATE projects SET name = $2, version = version + 1 WHERE id = $1")
+            .bind(project.id.to_string())
             .bind(name)
             .execute(&mut self.inner)
             .await
             .map_err(taken("project name"))?;
-        Ok(())
+        Ok(Project { name: name.into(), version: project.version + 1, ..project })
     }
 
     /// Removes a project with its tokens and the roles that people have there; false when it has
@@ -195,5 +205,6 @@ fn read(row: &Row) -> Result<Project, StoreError> {
         organisation_name: row.try_get("organisation_name")?,
         name: row.try_get("name")?,
         created: timestamp(row.try_get("created")?)?,
+        version: row.try_get::<i64, _>("version")? as u64,
     })
 }

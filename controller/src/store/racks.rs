@@ -39,6 +39,8 @@ pub struct Rack {
     pub revision: u64,
     /// When it was made.
     pub created: Timestamp,
+    /// Counts the changes of what is said about it here; its intent has a revision of its own.
+    pub version: u64,
     /// When the database was restored from a backup, while the rack's agent has not reported
     /// since: until then nothing is allocated, erased or switched in it.
     pub restored: Option<Timestamp>,
@@ -244,6 +246,7 @@ fn read(row: &Row) -> Result<Rack, StoreError> {
             .map_err(|e| StoreError::Damaged("network", Box::new(e)))?,
         revision: row.try_get::<i64, _>("revision")? as u64,
         created: timestamp(row.try_get("created")?)?,
+        version: row.try_get::<i64, _>("version")? as u64,
         restored: row.try_get::<Option<i64>, _>("restored")?.map(timestamp).transpose()?,
     })
 }

@@ -115,6 +115,9 @@ pub struct Deploy {
     /// Its mainboard, as it was accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mainboard: Option<Mainboard>,
+    /// Whether it had user data, which was forgotten when the run was over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub user_data_forgotten: bool,
 }
 
 /// The version of images that were deployed before they had versions.
@@ -359,6 +362,7 @@ impl Tx {
         if deploy.host.user_data.take().is_none() {
             return Ok(());
         }
+        deploy.user_data_forgotten = true;
         query("UPDATE runs SET parameters = $2 WHERE id = $1")
             .bind(run.id.to_string())
             .bind(json(&run.parameters.sealed(&self.seal, run.id)))

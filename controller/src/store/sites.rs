@@ -24,6 +24,8 @@ pub struct Site {
     pub name: String,
     /// When it was made.
     pub created: Timestamp,
+    /// Counts its changes.
+    pub version: u64,
 }
 
 impl Store {
@@ -50,7 +52,7 @@ impl Tx {
 
     /// Makes a site.
     pub async fn insert_site(&mut self, now: Timestamp, name: &str) -> Result<Site, StoreError> {
-        let site = Site { id: SiteId::fresh(), name: name.into(), created: now };
+        let site = Site { id: SiteId::fresh(), name: name.into(), created: now, version: 1 };
         self.watch("sites", site.id).await?;
         query("INSERT INTO sites (id, name, created) VALUES ($1, $2, $3)")
             .bind(site.id.to_string())
@@ -63,15 +65,15 @@ impl Tx {
     }
 
     /// Gives a site another name.
-    pub async fn rename_site(&mut self, site: SiteId, name: &str) -> Result<(), StoreError> {
-        self.watch("sites", site).await?;
-        query("UPDATE sites SET name = $2 WHERE id = $1")
-            .bind(site.to_string())
+    pub async fn rename_site(&mut self, site: Site, name: &str) -> Result<Site, StoreError> {
+        self.watch("sites", site.id).await?;
+        query("UPDATE sites SET name = $2, version = version + 1 WHERE id = $1")
+            .bind(site.id.to_string())
             .bind(name)
             .execute(&mut self.inner)
             .await
             .map_err(taken("site name"))?;
-        Ok(())
+        Ok(Site { name: name.into(), version: site.version + 1, ..site })
     }
 
     /// Removes a site and the roles that people have there; false when racks stand in it.
@@ -92,7 +94,7 @@ impl Tx {
     /// Says in which site a rack stands.
     pub async fn move_rack(&mut self, rack: RackId, site: SiteId) -> Result<(), StoreError> {
         self.watch("racks", rack).await?;
-        query("UPDATE racks SET site = $2 WHERE id = $1")
+        query("UPDATE racks SET site = $2, version = version + 1 WHERE id = $1")
             .bind(rack.to_string())
             .bind(site.to_string())
             .execute(&mut self.inner)
@@ -111,5 +113,10 @@ async fn site(executor: impl Into<Executor<'_>>, id_or_name: &str) -> Result<Sit
 }
 
 fn read(row: &Row) -> Result<Site, StoreError> {
-    Ok(Site { id: id(row.try_get("id")?)?, name: row.try_get("name")?, created: timestamp(row.try_get("created")?)? })
+    Ok(Site {
+        id: id(row.try_get("id")?)?,
+        name: row.try_get("name")?,
+        created: timestamp(row.try_get("created")?)?,
+        version: row.try_get::<i64, _>("version")? as u64,
+    })
 }

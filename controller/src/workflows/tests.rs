@@ -32,6 +32,8 @@ use crate::{
     verbs::{Accept, Denied, DeployRequest},
 };
 
+mod retry;
+
 /// How the simulated rack behaves.
 #[derive(Clone, Copy, Debug, Default)]
 struct Behaviour {

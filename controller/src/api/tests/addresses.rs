@@ -89,7 +89,7 @@ async fn a_project_uses_what_it_is_granted_and_does_not_see_anothers_blocks(on: 
     expect![[r#"403 pool transit has no grant that lets you reverse its addresses there; an administrator gives one with `rackhand pool grant transit --project NAME --may reverse`"#]]
         .assert_eq(&name(&ours, "10.65.0.0").await);
     let grants = json!({"grants": [{"to": {"project": "acme:shop"}, "may": ["assign", "reverse"]}]});
-    assert_eq!(ask(&admin, Method::PUT, "/v1/pools/transit/grants", grants).await.0, StatusCode::OK);
+    assert_eq!(ask(&admin, Method::PATCH, "/v1/pools/transit", grants).await.0, StatusCode::OK);
     expect!["200 "].assert_eq(&name(&ours, "10.65.0.0").await);
     expect!["404 nobody holds 10.65.0.0; claim it first"].assert_eq(&name(&theirs, "10.65.0.0").await);
     expect!["404 nobody holds 10.65.0.9; claim it first"].assert_eq(&name(&ours, "10.65.0.9").await);
@@ -128,22 +128,22 @@ async fn a_wrong_pool_grant_or_name_is_told_what_is_wrong(on: On) {
             expect!["422 invalid: /blocks/most: between 1 and 1024"],
         ),
         (
-            Method::PUT,
-            "/v1/pools/p4/grants",
+            Method::PATCH,
+            "/v1/pools/p4",
             json!({"grants": [{"to": "everyone", "may": []}]}),
             expect!["422 invalid: /grants/0/may: say what: assign, reverse, or both"],
         ),
         (
-            Method::PUT,
-            "/v1/pools/p4/grants",
+            Method::PATCH,
+            "/v1/pools/p4",
             json!({"grants": [{"to": {"role": "king"}, "may": ["assign"]}]}),
             expect![
                 "422 invalid: /grants/0/to: `king` is no role; there are owner, admin, operator, technician, collaborator, billing, viewer"
             ],
         ),
         (
-            Method::PUT,
-            "/v1/pools/p4/grants",
+            Method::PATCH,
+            "/v1/pools/p4",
             json!({"grants": [{"to": {"token": uuid::Uuid::nil()}, "may": ["assign"]}]}),
             expect!["422 invalid: /grants/0/to: there is no such token"],
         ),
