@@ -1,12 +1,15 @@
 //! Handing out addresses: which claims and releases are done, and the one task that does them.
 //!
 //! A disk's flush takes longer than a claim. So those that wait are done together, in one
-//! transaction, each within a savepoint of its own: what is refused leaves nothing, and nobody
-//! is answered before all of it is on disk.
+//! transaction: what is refused leaves nothing, and nobody is answered before all of it is on disk.
+//! They are done as if none was refused; when one is, all is taken back and done again, each within
+//! a savepoint of its own.
 //!
 //! Invariants:
 //! - A claim is one transaction: its prefix, what is left of the space around it, its row, and the
 //!   audit record and mark of the request it is from.
+//! - A project's blocks of a pool are carved from it by the claim that needs them, and hold that
+//!   project's claims alone.
 //! - An address that was released rests for its pool's quarantine before anybody gets it again.
 //!
 //! Times are those of the wall clock, never earlier than what is stored already: a clock that
@@ -23,11 +26,16 @@ use rackhand_common::{
     machine::Mac,
     time::Clock,
 };
-use rackhand_controller_core::ipam::{Family, Kind, Prefix, State};
+use rackhand_controller_core::{
+    access::Grant,
+    ipam::{Family, Kind, Prefix, State},
+};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{Aggregate, Claim, ClaimRow, Holder, Leaf, Pool, Present, Source, Store, StoreError, Tx, Vrf};
+use crate::store::{
+    Aggregate, Blocks, Claim, ClaimRow, Holder, Leaf, NewPool, Pool, Present, Source, Store, StoreError, Tx, Vrf,
+};
 
 /// How many requests may wait: as many as a thousand clients at once have. Whoever comes when it
 /// is full is told to come again.
@@ -109,6 +117,32 @@ pub enum Refused {
     /// The machine is another project's.
     #[error("machine {0} is another project's: what it holds is that project's too")]
     Others(String),
+    /// The pool is one project's alone.
+    #[error("pool {0} is another project's alone; claim from the pool that it is carved from")]
+    OfProject(String),
+    /// A project's blocks are smaller.
+    #[error("each project gets blocks of a /{block} of pool {pool}, and a /{length} is larger; claim less")]
+    LargerThanBlock {
+        /// The pool's name.
+        pool: String,
+        /// The length of its blocks.
+        block: u8,
+        /// What was wanted.
+        length: u8,
+    },
+    /// The project has as many blocks as it may.
+    #[error(
+        "the project's {most} blocks of pool {pool} have no free /{length}: release something, or have an \
+         administrator make a pool for it"
+    )]
+    NoMoreBlocks {
+        /// The pool's name.
+        pool: String,
+        /// How many it may have.
+        most: u32,
+        /// What was wanted.
+        length: u8,
+    },
     /// The machine has no such card.
     #[error("machine {machine} has no network card {mac}; `rackhand machine show {machine}` lists them")]
     NotItsCard {
@@ -214,29 +248,35 @@ pub enum NewHolder {
 impl Tx {
     /// Claims addresses.
     pub async fn hand_out(&mut self, now: Timestamp, new: &NewClaim, by: &str) -> Result<Claim, Refused> {
-        let pool = self.pool(&new.pool).await?;
-        let (holder, rack) = self.holder_of(&pool, new).await?;
+        let named = self.pool(&new.pool).await?;
+        let project = new.project.or(named.project);
+        if named.project.is_some() && named.project != project {
+            return Err(Refused::OfProject(named.name));
+        }
+        let (holder, rack) = self.holder_of(&named, new, project).await?;
+        let pool = match (named.blocks, project) {
+            (Some(_), Some(project)) if !new.reserved => self.project_pool(now, &named, project).await?,
+            _ => named,
+        };
         for leaf in self.rested(pool.number, now, RESTED).await? {
             self.wake(leaf).await?;
         }
         let (free, prefix) = match new.wanted {
-            Wanted::Any => self.free_of_length(now, &pool, pool.family.width()).await?,
-            Wanted::Length(length) => self.free_of_length(now, &pool, length).await?,
+            Wanted::Any => self.room(now, &pool, pool.family.width()).await?,
+            Wanted::Length(length) => self.room(now, &pool, length).await?,
             Wanted::Prefix(prefix) => (self.free_at(now, &pool, prefix).await?, prefix),
         };
         self.take(free, prefix, if new.reserved { State::Reserved } else { State::Claimed }).await?;
-        let row =
-            ClaimRow { reserved: new.reserved, holder: &holder, project: new.project, rack, purpose: &new.purpose, by };
+        let row = ClaimRow { reserved: new.reserved, holder: &holder, project, rack, purpose: &new.purpose, by };
         Ok(self.insert_claim(now, &pool, free, prefix, row).await?)
     }
 
     /// Ends a claim. What was claimed rests, what was reserved is free at once.
     pub async fn take_back(&mut self, now: Timestamp, claim: ClaimId, by: &str) -> Result<Claim, Refused> {
-        let claim = self.claim(claim).await?;
+        let claim = self.end_claim(now, claim, by).await?;
         if let Some(until) = claim.until {
             return Err(Refused::Over(claim.id, until));
         }
-        self.end_claim(now, &claim, by).await?;
         let pool = self.pool_numbered(claim.pool_number).await?;
         let leaf = self.leaf(claim.aggregate, claim.prefix).await?;
         if claim.reserved || pool.quarantine == 0 {
@@ -253,6 +293,64 @@ impl Tx {
         let pool = leaf.pool.ok_or(StoreError::NotFound("pool"))?;
         let (_, root) = self.pool_prefix(pool, leaf.prefix).await?.ok_or(StoreError::NotFound("prefix of a pool"))?;
         self.set_free(leaf, root).await
+    }
+
+    /// The pool of a project's blocks of this one: made when there is none.
+    async fn project_pool(&mut self, now: Timestamp, pool: &Pool, project: ProjectId) -> Result<Pool, Refused> {
+        if let Some(found) = self.blocks_of(pool, project).await? {
+            return Ok(found);
+        }
+        let of = self.projects_named(&project.to_string()).await?.pop().ok_or(StoreError::NotFound("project"))?;
+        let (vrf, name) = (self.vrf(&pool.vrf).await?, self.free_pool_name(pool, &of.name).await?);
+        let new = NewPool {
+            name: &name,
+            vrf: &vrf,
+            family: pool.family,
+            kind: pool.kind,
+            rack: pool.rack,
+            quarantine: pool.quarantine,
+            purpose: "",
+            blocks: None,
+            carved: Some((pool, project)),
+            grants: &[Grant::to_everyone()],
+        };
+        Ok(self.insert_pool(now, &new).await?)
+    }
+
+    /// POOL.PROJECT, or the first of POOL.PROJECT-2, -3, … that is not taken.
+    async fn free_pool_name(&mut self, pool: &Pool, project: &str) -> Result<String, StoreError> {
+        // Names have 63 letters at most.
+        let name = |number: u32| {
+            let tail = if number > 1 { format!("-{number}") } else { String::new() };
+            let whole = format!("{}.{project}", pool.name);
+            let cut = whole.len().min(63 - tail.len());
+            format!("{}{tail}", &whole[..cut])
+        };
+        let mut number = 1;
+        while self.is_pool(&name(number)).await? {
+            number += 1;
+        }
+        Ok(name(number))
+    }
+
+    /// Free space of this length; a project's blocks grow by another when there is none.
+    async fn room(&mut self, now: Timestamp, pool: &Pool, length: u8) -> Result<(Leaf, Prefix), Refused> {
+        let found = self.free_of_length(now, pool, length).await;
+        let Some(parent) = pool.parent.filter(|_| matches!(found, Err(Refused::Exhausted { .. }))) else {
+            return found;
+        };
+        let parent = self.pool_numbered(parent).await?;
+        let Some(Blocks { depth, most }) = parent.blocks else { return found };
+        let block = depth - (128 - pool.family.width());
+        if length < block {
+            return Err(Refused::LargerThanBlock { pool: parent.name, block, length });
+        }
+        if self.count_prefixes(pool).await? >= most {
+            return Err(Refused::NoMoreBlocks { pool: parent.name, most, length });
+        }
+        let (free, prefix) = self.free_of_length(now, &parent, block).await?;
+        self.add_to_pool(pool, free, prefix).await?;
+        self.free_of_length(now, pool, length).await
     }
 
     async fn free_of_length(&mut self, now: Timestamp, pool: &Pool, length: u8) -> Result<(Leaf, Prefix), Refused> {
@@ -311,13 +409,18 @@ impl Tx {
     }
 
     /// Who is to hold it, and in which rack that stands.
-    async fn holder_of(&mut self, pool: &Pool, new: &NewClaim) -> Result<(Holder, Option<RackId>), Refused> {
+    async fn holder_of(
+        &mut self,
+        pool: &Pool,
+        new: &NewClaim,
+        project: Option<ProjectId>,
+    ) -> Result<(Holder, Option<RackId>), Refused> {
         let (machine, mac) = match &new.holder {
             NewHolder::Name(name) => return Ok((Holder { machine: None, mac: None, name: name.clone() }, pool.rack)),
             NewHolder::Machine(machine, mac) => (self.machine(machine).await?, *mac),
         };
         // It may have been given to another since it was looked at.
-        if machine.project.is_some() && machine.project != new.project {
+        if machine.project.is_some() && machine.project != project {
             return Err(Refused::Others(machine.name));
         }
         if pool.rack.is_some_and(|rack| rack != machine.rack) {
@@ -512,6 +615,11 @@ async fn together(
     jobs: &[Job],
     done: &mut Vec<Result<Claim, Refused>>,
 ) -> Result<(), StoreError> {
+    let may_be_plain = jobs.len() > 1 && !jobs.iter().any(|job| job.request.is_dry());
+    if may_be_plain && let Some(claims) = all_or_none(store, now, jobs).await? {
+        done.extend(claims.into_iter().map(Ok));
+        return Ok(());
+    }
     let mut tx = store.begin().await?;
     let now = tx.address_time(now).await?;
     for Job { what, by, request, .. } in jobs {
@@ -538,6 +646,25 @@ async fn together(
         true => tx.undo().await,
         false => tx.commit().await,
     }
+}
+
+/// Does all of them, or when one is refused none: two statements fewer for each.
+async fn all_or_none(store: &Store, now: Timestamp, jobs: &[Job]) -> Result<Option<Vec<Claim>>, StoreError> {
+    let mut tx = store.begin().await?;
+    let now = tx.address_time(now).await?;
+    let mut claims = Vec::with_capacity(jobs.len());
+    for Job { what, by, request, .. } in jobs {
+        match request.clone().scope(one(&mut tx, now, what, by)).await {
+            Ok(claim) => claims.push(claim),
+            Err(Refused::Store(error)) if error.is_passing() => return Err(error),
+            Err(_) => {
+                tx.undo().await?;
+                return Ok(None);
+            }
+        }
+    }
+    tx.commit().await?;
+    Ok(Some(claims))
 }
 
 async fn one(tx: &mut Tx, now: Timestamp, what: &What, by: &str) -> Result<Claim, Refused> {

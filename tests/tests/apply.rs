@@ -162,6 +162,11 @@ plan: {name: large, rules: {threads: 2}}
             prefixes:
             - 10.9.0.0/24
           + - 10.9.1.0/24
+            grants:
+            - to: everyone
+              may:
+              - assign
+              - reverse
         change plan large  (new/c.json, document 1)
             name: large
           - description: ""

@@ -132,7 +132,11 @@ enum Bench {
     /// The API over 1,000 racks, 40,000 machines, a million addresses and five million events.
     ///
     /// Needs some 5 GB in the directory for temporary files.
-    Api,
+    Api {
+        /// On this database alone.
+        #[arg(long)]
+        database: Option<Database>,
+    },
     /// Claims and releases of addresses through the API, in pools from empty to 99.9 % full.
     Ipam {
         /// On this database alone.
@@ -148,6 +152,18 @@ enum Bench {
 enum Database {
     Sqlite,
     Postgres,
+}
+
+/// The databases to measure, as the benches call them, with what they need installed.
+fn databases(only: Option<Database>) -> anyhow::Result<&'static [&'static str]> {
+    if only != Some(Database::Sqlite) {
+        packages::install(&[packages::DATABASE], true)?;
+    }
+    Ok(match only {
+        None => &["sqlite", "postgres"],
+        Some(Database::Sqlite) => &["sqlite"],
+        Some(Database::Postgres) => &["postgres"],
+    })
 }
 
 fn binaries(debug: bool) -> std::path::PathBuf {
@@ -183,22 +199,18 @@ fn main() -> anyhow::Result<()> {
             artefacts::make_released()?.rack("bench").arg("--repeat").arg(repeat.to_string()).run()
         }
         Verb::Bench { what: Bench::Ipam { database, pools } } => {
-            if database != Some(Database::Sqlite) {
-                packages::install(&[packages::DATABASE], true)?;
-            }
+            let databases = databases(database)?;
             let bench = "rackhand-ipam-bench";
             Shell::new(&["cargo", "build", "--quiet", "--release", "--workspace", "--bin", bench]).run()?;
             let run = Shell::new(&[&target().join("release").join(bench).to_string_lossy()]);
-            let run = match database {
-                None => run,
-                Some(Database::Sqlite) => run.arg("sqlite"),
-                Some(Database::Postgres) => run.arg("postgres"),
-            };
+            let run = databases.iter().fold(run, |run, database| run.arg(*database));
             pools.into_iter().fold(run, |run, pool| run.arg(pool.to_string())).run()
         }
-        Verb::Bench { what: Bench::Api } => {
+        Verb::Bench { what: Bench::Api { database } } => {
+            let databases = databases(database)?;
             Shell::new(&["cargo", "build", "--quiet", "--release", "--workspace", "--bins"]).run()?;
-            Shell::new(&[&target().join("release/rackhand-api-bench").to_string_lossy()]).run()
+            let run = Shell::new(&[&target().join("release/rackhand-api-bench").to_string_lossy()]);
+            databases.iter().fold(run, |run, database| run.arg(*database)).run()
         }
         Verb::Sim { seeds, minutes, seed, more } => {
             // Released: a seed takes a fraction of the time, and there are many.

@@ -176,6 +176,7 @@ async fn one(client: &Client, change: &Change) -> anyhow::Result<()> {
                 continue;
             }
             Verb::Post => Method::POST,
+            Verb::Put => Method::PUT,
             Verb::Patch => Method::PATCH,
             Verb::Delete => Method::DELETE,
         };

@@ -208,6 +208,12 @@ impl Client {
         Ok(items)
     }
 
+    /// A text with a query, whose values are escaped.
+    pub(crate) async fn text(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<String> {
+        let text = self.send(self.request(Method::GET, path).query(query)).await?.text().await;
+        Ok(text.context("the controller's answer is not text")?.trim_end().to_owned())
+    }
+
     /// A list as CSV.
     pub(crate) async fn csv(&self, path: &str) -> anyhow::Result<String> {
         let mut text = String::new();

@@ -33,7 +33,8 @@ pub(crate) async fn run(client: &Client, Export { mut kinds }: Export, output: O
     for kind in kinds {
         match live::of_kind(client, kind).await {
             Ok(all) => {
-                let ours = all.into_iter().filter(|live| live.stays != Some(live::DERIVED));
+                let made_by_itself = [Some(live::DERIVED), Some(live::CARVED)];
+                let ours = all.into_iter().filter(|live| !made_by_itself.contains(&live.stays));
                 objects.extend(ours.map(|live| live.object));
             }
             // Of everything one gets what one may see.

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::{
     client::{Client, given_only, view},
-    output::{Output, print},
+    output::{Output, done, print},
     show::{Table, or_dash, second, table},
     watch::{self, Told, Watch},
 };
@@ -80,6 +80,46 @@ releases the claim it is in only if it is all of the claim: say the whole block,
         #[command(flatten)]
         watch: Watch,
     },
+    /// Say what reverse DNS answers for an address
+    #[command(after_help = "  rackhand ip name 198.51.100.17                            # what it answers
+  rackhand ip name 198.51.100.17 web-1.example.net
+  rackhand ip name 198.51.100.17 --remove
+
+An address has a name while it is claimed. Name servers get the names by `rackhand ip zone`.")]
+    Name {
+        /// The address
+        address: String,
+        /// The host's name in full; without it, what it is now
+        #[arg(conflicts_with = "remove")]
+        name: Option<String>,
+        /// Take the name away
+        #[arg(long)]
+        remove: bool,
+        /// In this VRF
+        #[arg(long, default_value = "default")]
+        vrf: String,
+    },
+    /// Print a zone of reverse DNS as a file for a name server
+    #[command(
+        after_help = "  rackhand ip zone 198.51.100.0/24 > 100.51.198.in-addr.arpa.inc       # to $INCLUDE in a zone
+  rackhand ip zone 198.51.100.0/24 --server ns1.example.net --server ns2.example.net > 100.51.198.in-addr.arpa
+
+The length is 8, 16, 24 or 25 to 31 (RFC 2317) for IPv4, a multiple of 4 for IPv6."
+    )]
+    Zone {
+        /// Its addresses
+        #[arg(value_name = "ADDRESS/LENGTH")]
+        prefix: String,
+        /// A name server of the zone, the primary first; may be repeated
+        #[arg(long = "server", value_name = "NAME")]
+        servers: Vec<String>,
+        /// The mailbox of whoever looks after it, with a dot for the `@`
+        #[arg(long, value_name = "NAME", requires = "servers")]
+        contact: Option<String>,
+        /// In this VRF
+        #[arg(long, default_value = "default")]
+        vrf: String,
+    },
     /// Tell who has an address, and who had it
     #[command(after_help = "  rackhand ip who 198.51.100.17
   rackhand ip who 198.51.100.17 --at 2026-11-24T12:00:00Z     # for a complaint about that time")]
@@ -123,6 +163,13 @@ struct Claim {
     until: Option<Timestamp>,
 }
 
+/// What reverse DNS answers for an address.
+#[derive(Clone, Debug, Deserialize)]
+struct AddressName {
+    address: String,
+    name: String,
+}
+
 pub(crate) async fn run(client: &Client, command: IpCommand, output: Output) -> anyhow::Result<String> {
     match command {
         IpCommand::Claim { pool, length, address, holder, reserve, project, purpose } => {
@@ -147,6 +194,23 @@ pub(crate) async fn run(client: &Client, command: IpCommand, output: Output) -> 
             let query = given_only(given);
             let fetch = async || Ok(client.list_with("/v1/claims", query.clone()).await?.into());
             watch::show(client, output, watch, Told::ByNobody, fetch, |claims: Vec<_>| list(&claims)).await
+        }
+        IpCommand::Name { address, name, remove, vrf } => {
+            let path = format!("/v1/addresses/{address}/name?vrf={vrf}");
+            if remove {
+                client.ask(Method::DELETE, &path, None).await?;
+                return Ok(done(output, format!("{address} has no name any more")));
+            }
+            let named = match name {
+                Some(name) => client.ask(Method::PUT, &path, Some(json!({"name": name}))).await?,
+                None => client.get(&path).await?,
+            };
+            print(output, named, |named: AddressName| format!("{} is {}", named.address, named.name))
+        }
+        IpCommand::Zone { prefix, servers, contact, vrf } => {
+            let servers = Some(servers.join(",")).filter(|servers| !servers.is_empty());
+            let given = [("prefix", Some(prefix)), ("vrf", Some(vrf)), ("servers", servers), ("contact", contact)];
+            client.text("/v1/reverse-zone", &given_only(given)).await
         }
         IpCommand::Who { address, at, vrf } => {
             let query = given_only([("vrf", Some(vrf)), ("at", at.map(|at| at.to_string()))]);

@@ -10,6 +10,9 @@ use crate::{
 /// Why a role stays that nobody granted.
 pub(crate) const DERIVED: &str = "it follows from a group of who vouches for them";
 
+/// Why a pool stays that nobody made.
+pub(crate) const CARVED: &str = "it is a project's part of another pool";
+
 /// All objects of these kinds that may be seen.
 pub(crate) async fn read(client: &Client, kinds: &[Kind]) -> anyhow::Result<Vec<Live>> {
     let mut all = Vec::new();
@@ -32,6 +35,7 @@ pub(crate) async fn of_kind(client: &Client, kind: Kind) -> anyhow::Result<Vec<L
             Kind::Person if text(&answer, "name") == myself => Some("it is you"),
             Kind::Binding if text(&answer, "person") == myself => Some("it is a role of your own"),
             Kind::Binding if answer["granted_by"].is_null() => Some(DERIVED),
+            Kind::Pool if !answer["project"].is_null() => Some(CARVED),
             _ => None,
         };
         let id = if kind == Kind::Vrf { text(&answer, "name") } else { text(&answer, "id") };

@@ -1,6 +1,6 @@
 //! `rackhand pool`: addresses to claim from.
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -18,8 +18,11 @@ pub(crate) enum PoolCommand {
     #[command(after_help = "  rackhand aggregate create 10.0.0.0/8 --private
   rackhand pool create private-4 --kind private --prefix 10.9.0.0/16
   rackhand pool create lab-4 --kind private --prefix 10.10.0.0/24 --rack lab --quarantine 60
+  rackhand pool create projects-4 --kind private --prefix 10.64.0.0/12 --project-blocks 25
+  rackhand pool create projects-6 --kind public --prefix 2001:db8:100::/40 --project-blocks 56
 
-Its prefixes are taken out of aggregates. Addresses that nobody is to get (a gateway, a broadcast
+Its prefixes are taken out of aggregates. With --project-blocks each project gets a block of that length
+for itself with its first claim, and another when those it has are full. Addresses that nobody is to get (a gateway, a broadcast
 address) are taken out of it with `rackhand ip claim --reserve`.")]
     Create {
         /// Its name
@@ -42,6 +45,38 @@ address) are taken out of it with `rackhand ip claim --reserve`.")]
         /// What for
         #[arg(long, default_value = "")]
         purpose: String,
+        /// Give each project blocks of this length for itself
+        #[arg(long, value_name = "LENGTH")]
+        project_blocks: Option<u8>,
+        /// How many blocks a project gets at most; 8 if not given
+        #[arg(long, value_name = "NUMBER", requires = "project_blocks")]
+        most: Option<u32>,
+        /// Let nobody claim from it but who sets up address space, until `rackhand pool grant`
+        #[arg(long)]
+        no_grants: bool,
+    },
+    /// Let somebody use a pool's addresses
+    #[command(after_help = "  rackhand pool grant transit-4 --project acme:shop --may assign
+  rackhand pool grant transit-4 --role operator --may assign --may reverse
+  rackhand pool revoke transit-4 --everyone
+
+A role says what somebody may do in their project, a grant whose project may do it with these addresses:
+both are needed. A new pool has a grant for everyone; revoke that to keep it for some.")]
+    Grant {
+        /// Name or id
+        pool: String,
+        #[command(flatten)]
+        to: Grantee,
+        /// What: claim addresses, name them in reverse DNS; both if not given
+        #[arg(long, value_parser = ["assign", "reverse"])]
+        may: Vec<String>,
+    },
+    /// Take a grant back: what is claimed already stays
+    Revoke {
+        /// Name or id
+        pool: String,
+        #[command(flatten)]
+        to: Grantee,
     },
     /// Give a pool more addresses
     Extend {
@@ -90,6 +125,61 @@ FRAGMENTED tells how much of the free space lies outside of the largest free blo
     },
 }
 
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Grantee {
+    /// Whoever has the role for it
+    #[arg(long)]
+    everyone: bool,
+    /// Whoever does it for this project: name, ORGANISATION:NAME or id
+    #[arg(long)]
+    project: Option<String>,
+    /// Whoever has this very role where the addresses are
+    #[arg(long)]
+    role: Option<String>,
+    /// Whoever has the token with this id
+    #[arg(long)]
+    token: Option<String>,
+}
+
+impl Grantee {
+    /// As the API says it.
+    async fn value(self, client: &Client) -> anyhow::Result<Value> {
+        Ok(match self {
+            Self { project: Some(project), .. } => {
+                let found: Value = client.get(&format!("/v1/projects/{project}")).await?;
+                let part = |name: &str| found[name].as_str().unwrap_or_default().to_owned();
+                json!({"project": format!("{}:{}", part("organisation"), part("name"))})
+            }
+            Self { role: Some(role), .. } => json!({"role": role}),
+            Self { token: Some(token), .. } => json!({"token": token}),
+            Self { .. } => json!("everyone"),
+        })
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Grant {
+    to: Value,
+    may: Vec<String>,
+}
+
+impl Grant {
+    fn words(&self) -> String {
+        let to = match self.to.as_object().and_then(|to| to.iter().next()) {
+            Some((kind, name)) => format!("{kind} {}", name.as_str().unwrap_or_default()),
+            None => "everyone".into(),
+        };
+        format!("{to} may {}", self.may.join(", "))
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Blocks {
+    length: u8,
+    most: u32,
+}
+
 #[derive(Clone, Debug, Deserialize)]
 struct Pool {
     id: String,
@@ -101,6 +191,10 @@ struct Pool {
     quarantine_minutes: u32,
     purpose: String,
     prefixes: Vec<String>,
+    blocks: Option<Blocks>,
+    parent: Option<String>,
+    project: Option<String>,
+    grants: Vec<Grant>,
 }
 
 /// A pool and how much of it is used.
@@ -118,6 +212,7 @@ struct Utilisation {
     claimed: String,
     reserved: String,
     quarantined: String,
+    blocks: String,
     free: String,
     used: f64,
     largest_free: Option<u8>,
@@ -126,14 +221,43 @@ struct Utilisation {
 
 pub(crate) async fn run(client: &Client, command: PoolCommand, output: Output) -> anyhow::Result<String> {
     match command {
-        PoolCommand::Create { name, kind, prefixes, vrf, rack, quarantine, purpose } => {
-            let body = json!({
+        PoolCommand::Create {
+            name,
+            kind,
+            prefixes,
+            vrf,
+            rack,
+            quarantine,
+            purpose,
+            project_blocks,
+            most,
+            no_grants,
+        } => {
+            let mut body = json!({
                 "name": name, "kind": kind, "prefixes": prefixes, "vrf": vrf, "rack": rack,
                 "quarantine_minutes": quarantine, "purpose": purpose,
             });
+            if let Some(length) = project_blocks {
+                body["blocks"] = json!({"length": length});
+            }
+            if let Some(most) = most {
+                body["blocks"]["most"] = most.into();
+            }
+            if no_grants {
+                body["grants"] = json!([]);
+            }
             print(output, client.post("/v1/pools", body).await?, |pool: Pool| {
                 format!("pool {} is there; next: rackhand ip claim {} --machine NAME", pool.name, pool.name)
             })
+        }
+        PoolCommand::Grant { pool, to, may } => {
+            let may = if may.is_empty() { json!(["assign", "reverse"]) } else { json!(may) };
+            let to = to.value(client).await?;
+            grants(client, output, &pool, &to, Some(json!({"to": to, "may": may}))).await
+        }
+        PoolCommand::Revoke { pool, to } => {
+            let to = to.value(client).await?;
+            grants(client, output, &pool, &to, None).await
         }
         PoolCommand::Extend { pool, prefixes } => {
             let path = format!("/v1/pools/{pool}/prefixes");
@@ -174,6 +298,27 @@ pub(crate) async fn run(client: &Client, command: PoolCommand, output: Output) -
     }
 }
 
+/// Puts `grant` in the place of the one that `to` has.
+async fn grants(
+    client: &Client,
+    output: Output,
+    pool: &str,
+    to: &Value,
+    grant: Option<Value>,
+) -> anyhow::Result<String> {
+    let mut now: Value = client.get(&format!("/v1/pools/{pool}")).await?;
+    let mut grants = now["grants"].as_array_mut().map(std::mem::take).unwrap_or_default();
+    let before = grants.len();
+    grants.retain(|grant| grant["to"] != *to);
+    if grant.is_none() && grants.len() == before {
+        anyhow::bail!("pool {pool} has no such grant; `rackhand pool show {pool}` lists them");
+    }
+    grants.extend(grant);
+    let body = json!({"grants": grants});
+    let changed = client.ask(Method::PUT, &format!("/v1/pools/{pool}/grants"), Some(body)).await?;
+    print(output, changed, |pool: Pool| page(&pool, None))
+}
+
 fn list(pools: &[Pool]) -> Table {
     let rows = pools.iter().map(|pool| {
         let first = pool.prefixes.first().cloned().unwrap_or_default();
@@ -183,13 +328,14 @@ fn list(pools: &[Pool]) -> Table {
             pool.kind.clone(),
             format!("IPv{}", pool.family),
             pool.rack.clone().unwrap_or_else(|| "everywhere".into()),
+            or_dash(pool.project.as_deref()),
             pool.vrf.clone(),
             if more > 0 { format!("{first} and {more} more") } else { first },
             or_dash(Some(&pool.purpose)),
             pool.id.clone(),
         ]
     });
-    table(&["NAME", "KIND", "FAMILY", "WHERE", "VRF", "PREFIXES", "PURPOSE", "ID"], rows)
+    table(&["NAME", "KIND", "FAMILY", "WHERE", "PROJECT", "VRF", "PREFIXES", "PURPOSE", "ID"], rows)
         .shorten(&["PURPOSE"])
         .only_wide(&["PURPOSE", "ID"])
         .or_say("no pools yet: rackhand pool create NAME --kind private --prefix 10.9.0.0/16")
@@ -205,11 +351,21 @@ fn page(pool: &Pool, usage: Option<&Utilisation>) -> String {
         format!("  purpose     {}", or_dash(Some(&pool.purpose))),
         format!("  prefixes    {}", pool.prefixes.join(", ")),
     ];
+    if let Some(Blocks { length, most }) = pool.blocks {
+        lines.push(format!("  blocks      a /{length} for each project, {most} at most"));
+    }
+    if let (Some(project), Some(parent)) = (&pool.project, &pool.parent) {
+        lines.push(format!("  project     {project}, of pool {parent}"));
+    }
+    let grants: Vec<_> = pool.grants.iter().map(Grant::words).collect();
+    let grants = if grants.is_empty() { "none".into() } else { grants.join("; ") };
+    lines.push(format!("  grants      {grants}"));
     if let Some(usage) = usage {
         let largest = usage.largest_free.map_or("none".into(), |length| format!("a /{length}"));
         lines.push(format!("  claimed     {} of {}", usage.claimed, usage.total));
         lines.push(format!("  reserved    {}", usage.reserved));
         lines.push(format!("  resting     {}", usage.quarantined));
+        lines.push(format!("  in blocks   {}", usage.blocks));
         lines.push(format!("  free        {}, the largest block {largest}", usage.free));
     }
     lines.join("\n")
@@ -225,12 +381,13 @@ fn report(lines: &[Utilisation]) -> Table {
             line.claimed.clone(),
             line.reserved.clone(),
             line.quarantined.clone(),
+            line.blocks.clone(),
             line.free.clone(),
             line.largest_free.map_or("-".into(), |length| format!("/{length}")),
             percent(line.fragmentation),
         ]
     });
-    let header = ["POOL", "USED", "TOTAL", "CLAIMED", "RESERVED", "RESTING", "FREE", "LARGEST", "FRAGMENTED"];
+    let header = ["POOL", "USED", "TOTAL", "CLAIMED", "RESERVED", "RESTING", "BLOCKS", "FREE", "LARGEST", "FRAGMENTED"];
     table(&header, rows)
 }
 
@@ -245,10 +402,12 @@ mod tests {
         let pool: Pool = serde_json::from_value(json!({
             "id": "1", "name": "private-4", "vrf": "default", "family": 4, "kind": "private", "rack": null,
             "quarantine_minutes": 60, "purpose": "", "prefixes": ["10.9.0.0/24", "10.9.4.0/30"], "created": "x",
+            "blocks": {"length": 25, "most": 8}, "parent": null, "project": null,
+            "grants": [{"to": {"project": "acme:shop"}, "may": ["assign"]}, {"to": "everyone", "may": ["reverse"]}],
         }))
         .unwrap();
         let usage: Utilisation = serde_json::from_value(json!({
-            "pool": "private-4", "family": 4, "total": "260", "claimed": "2", "reserved": "1", "quarantined": "0",
+            "pool": "private-4", "family": 4, "total": "260", "claimed": "2", "reserved": "1", "quarantined": "0", "blocks": "0",
             "free": "257", "used": 0.0115, "largest_free": 25, "fragmentation": 0.502,
         }))
         .unwrap();
@@ -260,18 +419,21 @@ mod tests {
               quarantine  60 minutes
               purpose     -
               prefixes    10.9.0.0/24, 10.9.4.0/30
+              blocks      a /25 for each project, 8 at most
+              grants      project acme:shop may assign; everyone may reverse
               claimed     2 of 260
               reserved    1
               resting     0
+              in blocks   0
               free        257, the largest block a /25"#]]
         .assert_eq(&page(&pool, Some(&usage)));
         expect![[r#"
-            POOL       USED   TOTAL  CLAIMED  RESERVED  RESTING  FREE  LARGEST  FRAGMENTED
-            private-4  1.1 %  260    2        1         0        257   /25      50.2 %"#]]
+            POOL       USED   TOTAL  CLAIMED  RESERVED  RESTING  BLOCKS  FREE  LARGEST  FRAGMENTED
+            private-4  1.1 %  260    2        1         0        0       257   /25      50.2 %"#]]
         .assert_eq(&report(&[usage]).to_string());
         expect![[r#"
-            NAME       KIND     FAMILY  WHERE       VRF      PREFIXES
-            private-4  private  IPv4    everywhere  default  10.9.0.0/24 and 1 more"#]]
+            NAME       KIND     FAMILY  WHERE       PROJECT  VRF      PREFIXES
+            private-4  private  IPv4    everywhere  -        default  10.9.0.0/24 and 1 more"#]]
         .assert_eq(&list(&[pool]).to_string());
     }
 }

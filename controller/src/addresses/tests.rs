@@ -23,14 +23,29 @@ fn prefix(text: &str) -> Prefix {
     text.parse().unwrap()
 }
 
+/// A private pool without anything, for everyone.
+fn new_pool<'a>(name: &'a str, vrf: &'a Vrf, family: Family) -> NewPool<'a> {
+    NewPool {
+        name,
+        vrf,
+        family,
+        kind: Kind::Private,
+        rack: None,
+        quarantine: 0,
+        purpose: "",
+        blocks: None,
+        carved: None,
+        grants: &[],
+    }
+}
+
 /// A pool of these prefixes, in an aggregate.
 async fn pool(bench: &Bench, aggregate: &str, prefixes: &[&str], quarantine: u32) -> Pool {
     let mut tx = bench.store.begin().await.unwrap();
     let vrf = tx.vrf("default").await.unwrap();
     tx.add_aggregate(at(0), &vrf, prefix(aggregate), &Source::Private).await.unwrap();
     let family = prefix(aggregate).family();
-    let new =
-        NewPool { name: "p", vrf: &vrf, family, kind: Kind::Private, rack: None, quarantine, purpose: "for a test" };
+    let new = NewPool { quarantine, ..new_pool("p", &vrf, family) };
     let pool = tx.insert_pool(at(0), &new).await.unwrap();
     for text in prefixes {
         tx.extend_pool(&pool, prefix(text)).await.unwrap();
@@ -341,15 +356,7 @@ async fn aggregates_and_pools_of_a_vrf_are_disjoint_and_go_when_they_are_empty(o
     tx.set_source(&brought, &verified).await.unwrap();
     tell(tx.extend_pool(&pool, prefix("198.51.100.0/25")).await);
     tell(tx.remove_aggregate(&brought).await);
-    let public = NewPool {
-        name: "public",
-        vrf: &default,
-        family: Family::V4,
-        kind: Kind::Public,
-        rack: None,
-        quarantine: 0,
-        purpose: "",
-    };
+    let public = NewPool { kind: Kind::Public, ..new_pool("public", &default, Family::V4) };
     let public = tx.insert_pool(at(0), &public).await.unwrap();
     tell(tx.extend_pool(&public, prefix("10.10.0.0/24")).await);
     tell(tx.extend_pool(&public, prefix("198.51.100.128/25")).await);
@@ -400,6 +407,87 @@ async fn aggregates_and_pools_of_a_vrf_are_disjoint_and_go_when_they_are_empty(o
     "#]].assert_eq(&told);
 }
 
+async fn a_projects_blocks_grow_with_its_claims_hold_no_others_and_go_back(on: On) {
+    let bench = Bench::new(on).await;
+    let mut tx = bench.store.begin().await.unwrap();
+    let vrf = tx.vrf("default").await.unwrap();
+    tx.add_aggregate(at(0), &vrf, prefix("10.0.0.0/8"), &Source::Private).await.unwrap();
+    let blocks = Some(Blocks { depth: 96 + 30, most: 2 });
+    let pool = tx.insert_pool(at(0), &NewPool { blocks, ..new_pool("p", &vrf, Family::V4) }).await.unwrap();
+    tx.extend_pool(&pool, prefix("10.9.0.0/28")).await.unwrap();
+    let acme = tx.insert_organisation(at(0), "acme").await.unwrap();
+    let shop = tx.insert_project(at(0), &acme, "shop").await.unwrap().id;
+    let blog = tx.insert_project(at(0), &acme, "blog").await.unwrap().id;
+    let wish = |project, wanted| NewClaim { project, ..named(wanted, "x") };
+    let mut told = String::new();
+    let mut claim = async |project: Option<ProjectId>, pool: &str, wanted| {
+        tx.mark().await.unwrap();
+        match tx.hand_out(at(1), &NewClaim { pool: pool.into(), ..wish(project, wanted) }, "me").await {
+            Ok(claim) => {
+                tx.go_on().await.unwrap();
+                told += &format!("{} of {}\n", claim.prefix, claim.pool);
+            }
+            Err(refused) => {
+                tx.go_back().await.unwrap();
+                told += &format!("{refused}\n");
+            }
+        }
+    };
+    for _ in 0..3 {
+        claim(Some(shop), "p", Wanted::Any).await;
+        claim(Some(blog), "p", Wanted::Length(31)).await;
+    }
+    claim(None, "p", Wanted::Any).await;
+    claim(Some(shop), "p", Wanted::Length(29)).await;
+    claim(Some(shop), "p", Wanted::Length(30)).await;
+    claim(Some(shop), "p", this("10.9.0.4/31")).await;
+    claim(Some(blog), "p.shop", Wanted::Any).await;
+    claim(None, "p.shop", Wanted::Any).await;
+    claim(Some(blog), "p", Wanted::Length(31)).await;
+    claim(Some(blog), "p", Wanted::Length(31)).await;
+    expect![[r#"
+        10.9.0.0/32 of p.shop
+        10.9.0.4/31 of p.blog
+        10.9.0.1/32 of p.shop
+        10.9.0.6/31 of p.blog
+        10.9.0.2/32 of p.shop
+        10.9.0.8/31 of p.blog
+        10.9.0.12/32 of p
+        each project gets blocks of a /30 of pool p, and a /29 is larger; claim less
+        pool p has no free /30, and its largest free block is a /31; claim that, or give it another prefix
+        10.9.0.4/31 is not in pool p.shop; `rackhand pool show p.shop` lists its prefixes
+        pool p.shop is another project's alone; claim from the pool that it is carved from
+        10.9.0.3/32 of p.shop
+        10.9.0.10/31 of p.blog
+        the project's 2 blocks of pool p have no free /31: release something, or have an administrator make a pool for it
+    "#]]
+    .assert_eq(&told);
+    tx.commit().await.unwrap();
+
+    // All of it goes back to where it was carved from.
+    let usage = bench.store.usage(&pool).await.unwrap();
+    assert_eq!((usage.total, usage.blocks, usage.claimed, usage.free), (16, 12, 1, 3));
+    let filter = ClaimFilter { pool: Some(pool.id), ..ClaimFilter::default() };
+    let claims = bench.store.claims(&filter, None, 100).await.unwrap();
+    assert_eq!(claims.len(), 9);
+    let mut tx = bench.store.begin().await.unwrap();
+    assert!(matches!(tx.remove_pool(at(2), &pool).await, Err(Refused::PoolInUse(_))));
+    for claim in claims {
+        tx.take_back(at(2), claim.id, "me").await.unwrap();
+    }
+    assert!(matches!(tx.remove_pool(at(3), &pool).await, Err(Refused::PoolInUse(_))), "projects have blocks of it");
+    for of in [shop, blog] {
+        for pool in tx.pools_of(of).await.unwrap() {
+            tx.remove_pool(at(3), &pool).await.unwrap();
+        }
+        assert!(tx.delete_project(of).await.unwrap());
+    }
+    let leaves = tx.leaves(pool.number).await.unwrap();
+    assert_eq!(leaves.iter().map(|leaf| leaf.prefix).collect::<Vec<_>>(), [prefix("10.9.0.0/28")]);
+    tx.remove_pool(at(3), &pool).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
 async fn a_machine_gets_addresses_of_its_racks_pools_for_its_own_cards_and_is_not_forgotten_with_them(on: On) {
     let bench = Bench::new(on).await;
     let (elsewhere, _) = bench.another_rack().await;
@@ -408,15 +496,7 @@ async fn a_machine_gets_addresses_of_its_racks_pools_for_its_own_cards_and_is_no
     let machine = bench.machine(1);
     tx.insert_machine(&machine).await.unwrap();
     let vrf = tx.vrf("default").await.unwrap();
-    let theirs = NewPool {
-        name: "theirs",
-        vrf: &vrf,
-        family: Family::V4,
-        kind: Kind::Private,
-        rack: Some(elsewhere),
-        quarantine: 0,
-        purpose: "",
-    };
+    let theirs = NewPool { rack: Some(elsewhere), ..new_pool("theirs", &vrf, Family::V4) };
     let theirs = tx.insert_pool(at(0), &theirs).await.unwrap();
     tx.extend_pool(&theirs, prefix("10.8.0.0/24")).await.unwrap();
     let wish = |mac| NewClaim { holder: NewHolder::Machine("m1".into(), mac), ..named(Wanted::Length(31), "") };
@@ -626,6 +706,7 @@ async fn several_queues_on_one_database_never_share_an_address(on: On) {
 }
 
 on_both! {
+    a_projects_blocks_grow_with_its_claims_hold_no_others_and_go_back,
     blocks_and_addresses_inside_them_are_never_both_handed_out,
     all_that_was_released_in_any_order_is_one_block_again_but_not_with_its_neighbours,
     what_was_released_rests_and_what_was_reserved_does_not,

@@ -1,28 +1,38 @@
 //! `/v1/vrfs`, `/v1/aggregates`, `/v1/pools` and `/v1/utilisation`: what there is to claim from.
 
+use std::collections::HashMap;
+
 use axum::{
+    Extension,
     extract::{Path, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
 use rackhand_common::id;
-use rackhand_controller_core::ipam::{self, Prefix, Usage};
+use rackhand_controller_core::{
+    access::{self, Action},
+    ipam::{self, Prefix, Usage},
+};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    App, Error,
+    App, Caller, Error,
     claims::prefix,
     extract::{Expected, Json, Page, Query, Window, check_name, check_text, limit, parse, tagged},
+    grants::{self, Grant},
 };
 use crate::{
     addresses::Refused,
-    store::{self, NewPool as Made, ProofKind as Kind, ProofState as Looked},
+    store::{self, NewPool as Made, ProofKind as Kind, ProofState as Looked, Thing},
 };
 
 /// The most prefixes that are given to a pool in one request, and shown of it.
 const PREFIXES: usize = 100;
+
+/// The most blocks that one project gets of a pool.
+const BLOCKS: u32 = 1024;
 
 /// The longest quarantine: a year.
 const QUARANTINE_MINUTES: u32 = 365 * 24 * 60;
@@ -356,9 +366,49 @@ pub(super) struct Pool {
     /// Its prefixes, the first hundred.
     #[schema(example = json!(["198.51.100.0/24"]))]
     prefixes: Vec<String>,
+    /// The blocks of it that each project gets for itself.
+    blocks: Option<Blocks>,
+    /// Name of the pool that it is carved from.
+    parent: Option<String>,
+    /// The project whose it is alone, as ORGANISATION:NAME.
+    #[schema(example = "acme:shop")]
+    project: Option<String>,
+    /// Who may do what with its addresses.
+    grants: Vec<Grant>,
     /// When it was created.
     #[schema(value_type = String, format = DateTime)]
     created: Timestamp,
+}
+
+/// Blocks that each project gets for itself: the first with its first claim, another when those it
+/// has are full.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Blocks {
+    /// The length of each.
+    #[schema(minimum = 0, maximum = 128, example = 25)]
+    length: u8,
+    /// How many a project gets at most.
+    #[serde(default = "Blocks::most")]
+    #[schema(minimum = 1, maximum = 1024)]
+    most: u32,
+}
+
+impl Blocks {
+    /// So many, when nobody says how many.
+    fn most() -> u32 {
+        8
+    }
+
+    fn checked(self, family: ipam::Family) -> Result<store::Blocks, Error> {
+        if self.length == 0 || self.length > family.width() {
+            return Err(Error::invalid("/blocks/length", format!("between 1 and {}", family.width())));
+        }
+        if self.most == 0 || self.most > BLOCKS {
+            return Err(Error::invalid("/blocks/most", format!("between 1 and {BLOCKS}")));
+        }
+        Ok(store::Blocks { depth: self.length + (128 - family.width()), most: self.most })
+    }
 }
 
 /// What a pool's addresses are for.
@@ -380,22 +430,35 @@ impl Pool {
             Some(rack) => Some(store.rack(&rack.to_string()).await?.name),
             None => None,
         };
-        Ok(Self::of(row, rack, &prefixes))
+        let projects = store.project_names(of_projects(&row)).await?;
+        Ok(Self::of(row, rack, &prefixes, &projects))
     }
 
     /// A pool as a transaction leaves it, which is then committed.
-    async fn committed(mut tx: store::Tx, row: store::Pool) -> Result<Self, Error> {
+    pub(super) async fn committed(mut tx: store::Tx, row: store::Pool) -> Result<Self, Error> {
         let prefixes = tx.pool_prefixes(&row, PREFIXES as u32).await?;
         let rack = match row.rack {
             Some(rack) => Some(tx.rack(&rack.to_string()).await?.name),
             None => None,
         };
+        let projects = tx.project_names(of_projects(&row)).await?;
         tx.commit().await?;
-        Ok(Self::of(row, rack, &prefixes))
+        Ok(Self::of(row, rack, &prefixes, &projects))
     }
 
-    fn of(row: store::Pool, rack: Option<String>, prefixes: &[Prefix]) -> Self {
+    fn of(
+        row: store::Pool,
+        rack: Option<String>,
+        prefixes: &[Prefix],
+        projects: &HashMap<id::ProjectId, String>,
+    ) -> Self {
+        let blocks =
+            row.blocks.map(|blocks| Blocks { length: blocks.depth - (128 - row.family.width()), most: blocks.most });
         Self {
+            blocks,
+            parent: row.parent_name,
+            project: row.project.map(|id| projects.get(&id).cloned().unwrap_or_else(|| id.to_string())),
+            grants: row.grants.iter().map(|grant| Grant::of(grant, projects)).collect(),
             id: row.id,
             name: row.name,
             vrf: row.vrf,
@@ -412,6 +475,15 @@ impl Pool {
             created: row.created,
         }
     }
+}
+
+/// The projects that are to be named of a pool.
+fn of_projects(pool: &store::Pool) -> impl Iterator<Item = id::ProjectId> {
+    let granted = pool.grants.iter().filter_map(|grant| match grant.to {
+        access::Grantee::Project(project) => Some(project),
+        _ => None,
+    });
+    granted.chain(pool.project)
 }
 
 fn family(family: ipam::Family) -> u8 {
@@ -444,14 +516,24 @@ pub(super) struct NewPool {
     /// What for: at most 500 characters.
     #[serde(default)]
     purpose: String,
+    /// Give each project blocks of it for itself; absent: all claim from all of it.
+    blocks: Option<Blocks>,
+    /// Who may do what with its addresses; absent: everyone whose role lets them.
+    grants: Option<Vec<Grant>>,
 }
 
 /// List pools
+///
+/// Those that are shared, and those of projects that one can see.
 #[utoipa::path(get, path = "/v1/pools", tag = "addresses", params(Window),
     responses((status = 200, body = Page<Pool>)))]
-pub(super) async fn pools(State(app): State<App>, Query(window): Query<Window>) -> Result<impl IntoResponse, Error> {
-    let limit = window.limit()?;
-    let rows = app.store.pools(parse("after", window.after.as_deref())?, limit + 1).await?;
+pub(super) async fn pools(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Query(window): Query<Window>,
+) -> Result<impl IntoResponse, Error> {
+    let (limit, sight) = (window.limit()?, caller.sight(Action::AddressRead)?);
+    let rows = app.store.pools(&sight, parse("after", window.after.as_deref())?, limit + 1).await?;
     let mut pools = Vec::new();
     for row in &rows {
         pools.push(Pool::read(&app.store, row.clone()).await?);
@@ -462,9 +544,22 @@ pub(super) async fn pools(State(app): State<App>, Query(window): Query<Window>) 
 /// Show one pool
 #[utoipa::path(get, path = "/v1/pools/{pool}", tag = "addresses",
     params(("pool" = String, Path, description = "Id or name.")), responses((status = 200, body = Pool)))]
-pub(super) async fn pool(State(app): State<App>, Path(pool): Path<String>) -> Result<impl IntoResponse, Error> {
-    let pool = app.store.pool(&pool).await?;
+pub(super) async fn pool(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path(pool): Path<String>,
+) -> Result<impl IntoResponse, Error> {
+    let pool = visible(&app, &caller, &pool).await?;
     Ok(tagged(pool.version, Pool::read(&app.store, pool).await?))
+}
+
+/// The pool that is meant: one that is shared, or of a project that can be seen.
+pub(super) async fn visible(app: &App, caller: &Caller, name: &str) -> Result<store::Pool, Error> {
+    let pool = app.store.pool(name).await?;
+    if pool.project.is_some() {
+        caller.find(app, Action::AddressRead, Thing::Pool, name).await?;
+    }
+    Ok(pool)
 }
 
 /// What may be changed about a pool. What is left out stays.
@@ -523,11 +618,20 @@ fn quarantine(minutes: u32) -> Result<u32, Error> {
 /// Its prefixes are taken out of aggregates; no two pools of a VRF share an address.
 #[utoipa::path(post, path = "/v1/pools", tag = "addresses", request_body = NewPool,
     responses((status = 201, body = Pool, headers(("Location" = String, description = "The pool.")))))]
-pub(super) async fn create_pool(State(app): State<App>, Json(body): Json<NewPool>) -> Result<impl IntoResponse, Error> {
+pub(super) async fn create_pool(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Json(body): Json<NewPool>,
+) -> Result<impl IntoResponse, Error> {
     check_name("/name", &body.name)?;
     check_text("/purpose", &body.purpose, 500)?;
     let quarantine = quarantine(body.quarantine_minutes.unwrap_or(24 * 60))?;
     let prefixes = wanted(&body.prefixes)?;
+    let blocks = body.blocks.map(|blocks| blocks.checked(prefixes[0].family())).transpose()?;
+    let grants = match body.grants {
+        Some(grants) => grants::checked(&app, &caller, grants).await?,
+        None => vec![access::Grant::to_everyone()],
+    };
     let mut tx = app.store.begin().await?;
     let vrf = tx.vrf(body.vrf.as_deref().unwrap_or("default")).await?;
     let rack = match &body.rack {
@@ -546,6 +650,9 @@ pub(super) async fn create_pool(State(app): State<App>, Json(body): Json<NewPool
         rack,
         quarantine,
         purpose: &body.purpose,
+        blocks,
+        carved: None,
+        grants: &grants,
     };
     let pool = tx.insert_pool(app.clock.now().wall, &new).await?;
     for prefix in prefixes {
@@ -628,6 +735,8 @@ pub(super) struct Utilisation {
     reserved: String,
     /// Resting; a minute longer than their time at most.
     quarantined: String,
+    /// In blocks that are a project's alone, whatever the project has of them.
+    blocks: String,
     /// Can be claimed.
     free: String,
     /// What is not free, of all: 0 to 1.
@@ -650,6 +759,7 @@ impl Utilisation {
             claimed: usage.claimed.to_string(),
             reserved: usage.reserved.to_string(),
             quarantined: usage.quarantined.to_string(),
+            blocks: usage.blocks.to_string(),
             free: usage.free.to_string(),
             used: usage.used(),
             largest_free: usage.largest.checked_ilog2().map(|bits| pool.family.width() - bits as u8),
@@ -659,15 +769,17 @@ impl Utilisation {
 
     /// As a line of CSV. Nothing in it needs quotes: a pool's name has no comma.
     fn line(&self) -> String {
-        let Self { pool, family, total, claimed, reserved, quarantined, free, used, fragmentation, .. } = self;
+        let Self { pool, family, total, claimed, reserved, quarantined, blocks, free, used, fragmentation, .. } = self;
         let largest = self.largest_free.map(|length| length.to_string()).unwrap_or_default();
         format!(
-            "{pool},{family},{total},{claimed},{reserved},{quarantined},{free},{used},{largest},{fragmentation}\r\n"
+            "{pool},{family},{total},{claimed},{reserved},{quarantined},{blocks},{free},{used},{largest},\
+             {fragmentation}\r\n"
         )
     }
 }
 
-const CSV_HEADER: &str = "pool,family,total,claimed,reserved,quarantined,free,used,largest_free,fragmentation\r\n";
+const CSV_HEADER: &str =
+    "pool,family,total,claimed,reserved,quarantined,blocks,free,used,largest_free,fragmentation\r\n";
 
 /// Of which pools, and in what form.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -699,11 +811,15 @@ pub(super) enum Format {
 /// Report how much of the pools is used
 #[utoipa::path(get, path = "/v1/utilisation", tag = "addresses", params(Report),
     responses((status = 200, content((Page<Utilisation> = "application/json"), (String = "text/csv")))))]
-pub(super) async fn utilisation(State(app): State<App>, Query(report): Query<Report>) -> Result<Response, Error> {
-    let limit = limit(report.limit)?;
+pub(super) async fn utilisation(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Query(report): Query<Report>,
+) -> Result<Response, Error> {
+    let (limit, sight) = (limit(report.limit)?, caller.sight(Action::AddressRead)?);
     let rows = match &report.pool {
-        Some(pool) => vec![app.store.pool(pool).await?],
-        None => app.store.pools(parse("after", report.after.as_deref())?, limit + 1).await?,
+        Some(pool) => vec![visible(&app, &caller, pool).await?],
+        None => app.store.pools(&sight, parse("after", report.after.as_deref())?, limit + 1).await?,
     };
     let mut lines = Vec::new();
     for row in rows.iter().take(limit as usize) {

@@ -11,14 +11,14 @@ use axum::{
 use jiff::Timestamp;
 use rackhand_common::{id, machine::Mac};
 use rackhand_controller_core::{
-    access::{Action, Place},
+    access::{Action, Place, Use},
     ipam::{NotAPrefix, Prefix},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    App, Caller, Error,
+    App, Caller, Error, address_space,
     extract::{Json, Page, Query, check_text, limit, parse},
 };
 use crate::{
@@ -131,12 +131,14 @@ impl NewClaim {
     async fn permitted(self, app: &App, caller: &Caller) -> Result<Wish, Error> {
         let named = self.project.clone();
         let mut wish = self.wish()?;
-        let pool = app.store.standing(Thing::Pool, &wish.pool).await?.place;
+        let pool = address_space::visible(app, caller, &wish.pool).await?;
+        let of = app.store.standing(Thing::Pool, &pool.id.to_string()).await?.place;
         let mut place = match &wish.holder {
             NewHolder::Machine(machine, _) => {
-                caller.find(app, Action::MachineRead, Thing::Machine, machine).await?.place
+                let machine = caller.find(app, Action::MachineRead, Thing::Machine, machine).await?.place;
+                if machine.project.is_none() { machine.given_to(of) } else { machine }
             }
-            NewHolder::Name(_) => pool,
+            NewHolder::Name(_) => of,
         };
         if let Some(name) = named {
             let project = caller.project(app, &name).await?;
@@ -145,9 +147,9 @@ impl NewClaim {
             }
             place = place.given_to(project.place());
         }
-        caller.require(Action::AddressClaim, place)?;
+        caller.may_use(&pool, of, Use::Assign, place)?;
         if wish.reserved {
-            caller.require(Action::AddressSpace, pool)?;
+            caller.require(Action::AddressSpace, of)?;
         }
         wish.project = place.project;
         Ok(wish)
@@ -251,7 +253,7 @@ pub(super) async fn list(
     let (limit, sight) = (limit(which.limit)?, caller.sight(Action::AddressRead)?);
     let mut filter = ClaimFilter { name: which.name, sight, ..ClaimFilter::default() };
     if let Some(pool) = which.pool {
-        filter.pool = Some(app.store.pool(&pool).await?.id);
+        filter.pool = Some(address_space::visible(&app, &caller, &pool).await?.id);
     }
     if let Some(machine) = which.machine {
         filter.machine = Some(caller.machine(&app, &machine).await?);

@@ -304,7 +304,7 @@ impl From<Refused> for Error {
             Refused::NotStored(error) if error.is_passing() => Self::unavailable(error),
             Refused::NotStored(_) => Self::internal(refused),
             Refused::Busy | Refused::Stopping | Refused::Tidying(_) => Self::unavailable(refused),
-            Refused::Length(_) => Self::invalid("/length", refused),
+            Refused::Length(_) | Refused::LargerThanBlock { .. } => Self::invalid("/length", refused),
             Refused::NotItsCard { .. } => Self::invalid("/mac", refused),
             Refused::NotInPool(..) => Self::invalid("/prefix", refused),
             Refused::Family(..) | Refused::NotRouted(..) => Self::invalid("/prefixes", refused),
@@ -312,6 +312,8 @@ impl From<Refused> for Error {
             | Refused::Held { .. }
             | Refused::Resting(..)
             | Refused::Elsewhere { .. }
+            | Refused::OfProject(_)
+            | Refused::NoMoreBlocks { .. }
             | Refused::Others(_)
             | Refused::Over(..)
             | Refused::Overlap(..)

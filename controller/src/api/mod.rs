@@ -19,6 +19,7 @@ mod error;
 mod events;
 mod extract;
 mod fields;
+mod grants;
 mod idempotency;
 mod images;
 mod login;
@@ -30,6 +31,7 @@ mod plans;
 mod projects;
 mod racks;
 mod rate;
+mod reverse;
 mod runs;
 mod sites;
 mod systems;
@@ -202,6 +204,9 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(address_space::pools, address_space::create_pool))
         .routes(routes!(address_space::pool, address_space::change_pool, address_space::delete_pool))
         .routes(routes!(address_space::extend_pool))
+        .routes(routes!(grants::set))
+        .routes(routes!(reverse::show, reverse::set, reverse::remove))
+        .routes(routes!(reverse::zone))
         .routes(routes!(address_space::utilisation))
         .routes(routes!(claims::list, claims::create))
         .routes(routes!(claims::show, claims::release))
@@ -390,6 +395,9 @@ fn finish(mut document: utoipa::openapi::OpenApi, shapes: &fields::Shapes) -> ut
         let verbs = [&mut item.post, &mut item.patch, &mut item.delete];
         for operation in verbs.into_iter().flatten().filter(|_| guarded) {
             operation.parameters.get_or_insert_default().push(RefOr::T(expected.clone()));
+        }
+        if let (Some(put), "/v1/pools/{pool}/grants") = (&mut item.put, at.as_str()) {
+            put.parameters.get_or_insert_default().push(RefOr::T(expected.clone()));
         }
         if let Some(post) = &mut item.post {
             post.parameters.get_or_insert_default().push(RefOr::T(key.clone()));

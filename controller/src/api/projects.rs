@@ -151,8 +151,8 @@ pub(super) async fn rename(
 
 /// Remove a project
 ///
-/// With its tokens, and the roles that people have in it. Refused while it has machines or addresses:
-/// release them first. What it had stays in their history.
+/// With its tokens, its blocks of pools, and the roles that people have in it. Refused while it has
+/// machines or addresses, or addresses in quarantine: release them first. What it had stays in their history.
 #[utoipa::path(delete, path = "/v1/projects/{project}", tag = "projects",
     params(("project" = String, Path, description = "Id, name, or ORGANISATION:NAME.")),
     responses((status = 204)))]
@@ -166,6 +166,9 @@ pub(super) async fn delete(
     let mut tx = app.store.begin().await?;
     let project = tx.project(project.id).await?;
     expected.check(project.version)?;
+    for pool in tx.pools_of(project.id).await? {
+        tx.remove_pool(app.clock.now().wall, &pool).await?;
+    }
     if !tx.delete_project(project.id).await? {
         let name = project.name;
         return Err(Error::conflict(format!("project {name} has machines or addresses; release them first")));

@@ -20,6 +20,7 @@ use tower::ServiceExt;
 use super::{access::Access, *};
 use crate::store::tests::{Ground, On, on_both};
 
+mod addresses;
 mod dry_run;
 mod matches;
 mod plans;
@@ -83,21 +84,25 @@ impl Bench {
     }
 
     pub(super) async fn ask(&self, method: Method, uri: &str, body: impl Into<Body>) -> (StatusCode, Value) {
-        let request = Request::builder()
-            .method(method)
-            .uri(uri)
-            .header("authorization", format!("Bearer {}", self.token))
-            .header("content-type", "application/json")
-            .body(body.into())
-            .unwrap();
-        self.send(request).await
+        self.ask_as(&self.token, method, uri, body).await
+    }
+
+    /// The same with somebody's token.
+    async fn ask_as(&self, token: &str, method: Method, uri: &str, body: impl Into<Body>) -> (StatusCode, Value) {
+        self.send(request(token, method, uri, body)).await
     }
 
     async fn send(&self, request: Request<Body>) -> (StatusCode, Value) {
+        let (status, body) = self.text(request).await;
+        (status, if body.is_empty() { Value::Null } else { serde_json::from_str(&body).unwrap() })
+    }
+
+    /// The answer as it is.
+    async fn text(&self, request: Request<Body>) -> (StatusCode, String) {
         let response = router(self.app.clone()).oneshot(request).await.unwrap();
         let status = response.status();
         let body = response.into_body().collect().await.unwrap().to_bytes();
-        (status, if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() })
+        (status, String::from_utf8(body.to_vec()).unwrap())
     }
 
     /// Status, kind and detail of a refusal.
@@ -107,6 +112,17 @@ impl Bench {
         let kind = word("type").replace("urn:rackhand:problem:", "");
         expected.assert_eq(&format!("{} {kind}: {}", status.as_u16(), word("detail")));
     }
+}
+
+/// A request with somebody's token.
+fn request(token: &str, method: Method, uri: &str, body: impl Into<Body>) -> Request<Body> {
+    Request::builder()
+        .method(method)
+        .uri(uri)
+        .header("authorization", format!("Bearer {token}"))
+        .header("content-type", "application/json")
+        .body(body.into())
+        .unwrap()
 }
 
 #[test]
@@ -719,8 +735,8 @@ async fn addresses_are_claimed_listed_released_and_remembered(on: On) {
     assert_eq!(csv.headers()["content-type"], "text/csv; charset=utf-8; header=present");
     let csv = csv.into_body().collect().await.unwrap().to_bytes();
     expect![[r#"
-        pool,family,total,claimed,reserved,quarantined,free,used,largest_free,fragmentation
-        private-4,4,260,2,1,0,257,0.011538461538461539,25,0.5019455252918288
+        pool,family,total,claimed,reserved,quarantined,blocks,free,used,largest_free,fragmentation
+        private-4,4,260,2,1,0,0,257,0.011538461538461539,25,0.5019455252918288
     "#]]
     .assert_eq(&String::from_utf8(csv.to_vec()).unwrap().replace("\r\n", "\n"));
 

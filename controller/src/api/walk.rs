@@ -31,6 +31,8 @@ pub(super) struct World {
     /// Somebody to give roles to.
     bob: PersonId,
     fresh: std::cell::Cell<u32>,
+    /// The address that an operation about one is asked of.
+    held: std::cell::RefCell<String>,
 }
 
 fn id<T: std::str::FromStr<Err = uuid::Error>>(value: &Value) -> T {
@@ -105,7 +107,15 @@ impl World {
             ("aggregate", text(&acme)),
             ("token", text(&acme)),
         ]);
-        Self { bob: id(&bob), bench, names, place, scopes, fresh: std::cell::Cell::new(0) }
+        Self {
+            bob: id(&bob),
+            bench,
+            names,
+            place,
+            scopes,
+            fresh: std::cell::Cell::new(0),
+            held: "10.9.0.0".to_owned().into(),
+        }
     }
 
     /// Where a kind of thing stands.
@@ -164,6 +174,17 @@ impl World {
                 let scope = json!({"kind": "project", "name": "acme:shop"});
                 (json!({"person": "bob", "role": "viewer", "scope": scope}), project)
             }
+            (_, "/v1/addresses/{address}/name") => {
+                // One that no other operation has released meanwhile, with a name to be taken away.
+                let wish = json!({"pool": "p4", "machine": self.names["machine"]}).to_string();
+                let (_, claim) = self.bench.ask(Method::POST, "/v1/claims", wish).await;
+                let address = claim["first"].as_str().unwrap_or_else(|| panic!("{claim}")).to_owned();
+                let named = json!({"name": "web-1.example.net"});
+                let uri = format!("/v1/addresses/{address}/name");
+                assert_eq!(self.bench.ask(Method::PUT, &uri, named.to_string()).await.0, StatusCode::OK);
+                self.held.replace(address);
+                (named, self.place)
+            }
             ("POST", "/v1/claims") => (json!({"pool": "p4", "name": "x", "project": "acme:shop"}), project),
             _ => (json!({"no": "such field"}), Place::EVERYTHING),
         };
@@ -174,6 +195,9 @@ impl World {
     async fn uri(&self, path: &str) -> String {
         let Some((start, rest)) = path.split_once('{') else { return path.into() };
         let (parameter, rest) = rest.split_once('}').unwrap();
+        if rest == "/name" {
+            return format!("{start}{}{rest}", self.held.borrow());
+        }
         if parameter != "binding" {
             return format!("{start}{}{rest}", self.names[parameter]);
         }
@@ -366,12 +390,17 @@ fn each_operation_is_this_action_at_this_place() {
         PATCH  /v1/pools/{pool}: address.space everything
         DELETE /v1/pools/{pool}: address.space everything
         POST   /v1/pools/{pool}/prefixes: address.space everything
+        PUT    /v1/pools/{pool}/grants: address.space everything
         GET    /v1/utilisation: address.read anywhere
         GET    /v1/claims: address.read anywhere
         POST   /v1/claims: address.claim body
         GET    /v1/claims/{claim}: address.read where the claim is
         DELETE /v1/claims/{claim}: address.claim where the claim is
         GET    /v1/addresses/{address}/history: address.read anywhere
+        GET    /v1/addresses/{address}/name: address.read anywhere
+        PUT    /v1/addresses/{address}/name: address.name body
+        DELETE /v1/addresses/{address}/name: address.name body
+        GET    /v1/reverse-zone: address.space everything
         GET    /v1/events: event.read anywhere
         GET    /v1/events/stream: event.read anywhere
         GET    /v1/audit: audit.read everything

@@ -6,18 +6,22 @@
 //! - A pool has addresses of one family.
 
 use jiff::Timestamp;
-use rackhand_common::id::{AggregateId, PoolId, RackId};
-use rackhand_controller_core::ipam::{Family, Kind, Prefix, State, Usage};
+use rackhand_common::id::{AggregateId, PoolId, ProjectId, RackId};
+use rackhand_controller_core::{
+    access::{Grant, Sight},
+    ipam::{Family, Kind, Prefix, State, Usage},
+};
 use serde::{Deserialize, Serialize};
 
 use sqlx::AssertSqlSafe;
 
 use super::{
     Store, StoreError, Tx,
-    database::{Executor, Row, query, query_scalar},
+    database::{Builder, Executor, Row, query, query_scalar},
     from_json, id, json,
     machines::parsed,
     micros,
+    places::Columns,
     prefixes::{Leaf, prefix, prefix_of},
     taken, timestamp,
 };
@@ -133,10 +137,30 @@ pub struct Pool {
     pub quarantine: u32,
     /// What for, in words.
     pub purpose: String,
+    /// The blocks of it that each project gets for itself.
+    pub blocks: Option<Blocks>,
+    /// The number here of the pool that it is carved from.
+    pub(crate) parent: Option<i64>,
+    /// The name of that pool.
+    pub parent_name: Option<String>,
+    /// The project whose it is alone.
+    pub project: Option<ProjectId>,
+    /// Who may do what with its addresses.
+    pub grants: Vec<Grant>,
     /// When it was created.
     pub created: Timestamp,
     /// Counts its changes.
     pub version: u64,
+}
+
+/// The blocks of a pool that each project gets for itself: the first with its first claim, another
+/// when those it has are full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    /// The depth of each ([`Prefix::depth`]).
+    pub depth: u8,
+    /// How many a project gets at most.
+    pub most: u32,
 }
 
 /// A pool to be created.
@@ -156,6 +180,12 @@ pub struct NewPool<'a> {
     pub quarantine: u32,
     /// What for, in words.
     pub purpose: &'a str,
+    /// The blocks of it that each project gets for itself.
+    pub blocks: Option<Blocks>,
+    /// The pool that it is carved from, and the project whose it is alone.
+    pub carved: Option<(&'a Pool, ProjectId)>,
+    /// Who may do what with its addresses.
+    pub grants: &'a [Grant],
 }
 
 impl Store {
@@ -188,21 +218,25 @@ impl Store {
             .collect()
     }
 
-    /// Pools in the order of their creation, after `after`, at most `limit`.
-    pub async fn pools(&self, after: Option<PoolId>, limit: u32) -> Result<Vec<Pool>, StoreError> {
-        query(AssertSqlSafe(format!("{POOLS} WHERE id > $1 ORDER BY id LIMIT $2")))
-            .bind(after.map(|id| id.to_string()).unwrap_or_default())
-            .bind(limit)
-            .fetch_all(&self.pool)
-            .await?
-            .iter()
-            .map(read_pool)
-            .collect()
+    /// Pools in the order of their creation, after `after`, at most `limit`: those that are shared,
+    /// and those of projects that can be seen.
+    pub async fn pools(&self, sight: &Sight, after: Option<PoolId>, limit: u32) -> Result<Vec<Pool>, StoreError> {
+        let mut query = Builder::new(format!("{POOLS} WHERE id > "));
+        query.push_bind(after.map(|id| id.to_string()).unwrap_or_default());
+        query.push(" AND (project IS NULL OR 1 = 1");
+        STANDS.push(&mut query, sight);
+        query.push(") ORDER BY id LIMIT ").push_bind(limit);
+        query.build().fetch_all(&self.pool).await?.iter().map(read_pool).collect()
     }
 
     /// The pool with this id or name.
     pub async fn pool(&self, id_or_name: &str) -> Result<Pool, StoreError> {
         pool(&self.pool, id_or_name).await
+    }
+
+    /// The pool with this number.
+    pub(crate) async fn pool_numbered(&self, number: i64) -> Result<Pool, StoreError> {
+        pool_numbered(&self.pool, number).await
     }
 
     /// A pool's prefixes, lowest first, at most `limit`.
@@ -223,6 +257,13 @@ impl Store {
         for row in rows {
             let state: State = parsed("state of a prefix", row.try_get("state")?)?;
             usage.add(state, row.try_get("depth")?, row.try_get::<i64, _>("count")?.unsigned_abs());
+        }
+        let blocks = query(
+            "SELECT depth, COUNT(*) AS count FROM pool_prefixes
+             WHERE pool IN (SELECT number FROM pools WHERE parent = $1) GROUP BY depth",
+        );
+        for row in blocks.bind(pool.number).fetch_all(&self.pool).await? {
+            usage.add_blocks(row.try_get("depth")?, row.try_get::<i64, _>("count")?.unsigned_abs());
         }
         Ok(usage)
     }
@@ -342,12 +383,7 @@ impl Tx {
 
     /// The pool with this number.
     pub(crate) async fn pool_numbered(&mut self, number: i64) -> Result<Pool, StoreError> {
-        let row = query(AssertSqlSafe(format!("{POOLS} WHERE number = $1")))
-            .bind(number)
-            .fetch_optional(&mut self.inner)
-            .await?
-            .ok_or(StoreError::NotFound("pool"))?;
-        read_pool(&row)
+        pool_numbered(&mut self.inner, number).await
     }
 
     /// Creates a pool without addresses.
@@ -355,8 +391,9 @@ impl Tx {
         let id = PoolId::fresh().to_string();
         self.watch("pools", &id).await?;
         query(
-            "INSERT INTO pools (id, name, vrf, family, kind, rack, quarantine, purpose, created)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+            "INSERT INTO pools (id, name, vrf, family, kind, rack, quarantine, purpose, created,
+                                block, blocks, parent, project, grants)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
         )
         .bind(&id)
         .bind(new.name)
@@ -367,6 +404,11 @@ impl Tx {
         .bind(new.quarantine)
         .bind(new.purpose)
         .bind(micros(now))
+        .bind(new.blocks.map(|blocks| blocks.depth))
+        .bind(new.blocks.map_or(0, |blocks| blocks.most))
+        .bind(new.carved.map(|(parent, _)| parent.number))
+        .bind(new.carved.map(|(_, project)| project.to_string()))
+        .bind(json(&new.grants))
         .execute(&mut self.inner)
         .await
         .map_err(taken("pool name"))?;
@@ -388,10 +430,59 @@ impl Tx {
         Ok(())
     }
 
-    /// Gives a pool a prefix of an aggregate, which is in the free leaf `free`.
+    /// Says otherwise who may do what with a pool's addresses.
+    pub async fn set_grants(&mut self, pool: &Pool, grants: &[Grant]) -> Result<(), StoreError> {
+        self.watch("pools", pool.id).await?;
+        query("UPDATE pools SET grants = $2, version = version + 1 WHERE number = $1")
+            .bind(pool.number)
+            .bind(json(&grants))
+            .execute(&mut self.inner)
+            .await?;
+        Ok(())
+    }
+
+    /// The pool of a project's blocks of this one, once it has some.
+    pub(crate) async fn blocks_of(&mut self, pool: &Pool, project: ProjectId) -> Result<Option<Pool>, StoreError> {
+        query(AssertSqlSafe(format!("{POOLS} WHERE parent = $1 AND project = $2")))
+            .bind(pool.number)
+            .bind(project.to_string())
+            .fetch_optional(&mut self.inner)
+            .await?
+            .as_ref()
+            .map(read_pool)
+            .transpose()
+    }
+
+    /// The pools that are a project's alone.
+    pub async fn pools_of(&mut self, project: ProjectId) -> Result<Vec<Pool>, StoreError> {
+        query(AssertSqlSafe(format!("{POOLS} WHERE project = $1 ORDER BY id")))
+            .bind(project.to_string())
+            .fetch_all(&mut self.inner)
+            .await?
+            .iter()
+            .map(read_pool)
+            .collect()
+    }
+
+    /// Whether a pool has this name.
+    pub(crate) async fn is_pool(&mut self, name: &str) -> Result<bool, StoreError> {
+        let row = query("SELECT 1 FROM pools WHERE name = $1").bind(name).fetch_optional(&mut self.inner).await?;
+        Ok(row.is_some())
+    }
+
+    /// How many prefixes a pool has.
+    pub(crate) async fn count_prefixes(&mut self, pool: &Pool) -> Result<u32, StoreError> {
+        let count: i64 = query_scalar("SELECT COUNT(*) FROM pool_prefixes WHERE pool = $1")
+            .bind(pool.number)
+            .fetch_one(&mut self.inner)
+            .await?;
+        Ok(count.try_into().unwrap_or(u32::MAX))
+    }
+
+    /// Gives a pool a prefix of an aggregate or of another pool, which is in the free leaf `free`.
     pub(crate) async fn add_to_pool(&mut self, pool: &Pool, free: Leaf, prefix: Prefix) -> Result<(), StoreError> {
         self.take(free, prefix, State::Free).await?;
-        self.hand_over(free.aggregate, prefix, None, Some(pool.number)).await?;
+        self.hand_over(free.aggregate, prefix, free.pool, Some(pool.number)).await?;
         self.watch("pools", pool.id).await?;
         query("UPDATE pools SET extended = extended + 1, version = version + 1 WHERE number = $1")
             .bind(pool.number)
@@ -433,10 +524,23 @@ impl Tx {
         .bind(pool.number)
         .fetch_all(&mut self.inner)
         .await?;
+        let of_others: i64 = query_scalar("SELECT COUNT(*) FROM pools WHERE parent = $1")
+            .bind(pool.number)
+            .fetch_one(&mut self.inner)
+            .await?;
+        if of_others > 0 {
+            return Err(StoreError::Changed("pool"));
+        }
         for row in rows {
             let (aggregate, prefix): (i64, _) = (row.try_get("aggregate")?, prefix(&row)?);
-            self.hand_over(aggregate, prefix, Some(pool.number), None).await?;
-            let root = prefix_of(row.try_get("root")?, row.try_get("root_depth")?)?;
+            self.hand_over(aggregate, prefix, Some(pool.number), pool.parent).await?;
+            let root = match pool.parent {
+                Some(parent) => {
+                    let root = self.pool_prefix(parent, prefix).await?;
+                    root.ok_or(StoreError::NotFound("prefix of a pool"))?.1
+                }
+                None => prefix_of(row.try_get("root")?, row.try_get("root_depth")?)?,
+            };
             let leaf = self.leaf(aggregate, prefix).await?;
             self.set_free(leaf, root).await?;
         }
@@ -450,8 +554,17 @@ impl Tx {
 const AGGREGATES: &str = "SELECT * FROM (SELECT aggregates.*, vrfs.name AS vrf_name FROM aggregates
     JOIN vrfs ON vrfs.number = aggregates.vrf) AS found";
 
-const POOLS: &str = "SELECT * FROM (SELECT pools.*, vrfs.name AS vrf_name FROM pools
-    JOIN vrfs ON vrfs.number = pools.vrf) AS found";
+const POOLS: &str = "SELECT * FROM (SELECT pools.*, vrfs.name AS vrf_name, parents.name AS parent_name FROM pools
+    JOIN vrfs ON vrfs.number = pools.vrf LEFT JOIN pools AS parents ON parents.number = pools.parent) AS found";
+
+/// Where pools stand. One of a rack can be seen wherever pools can: its addresses are claimed from
+/// other places too.
+const STANDS: Columns = Columns {
+    organisation: Some("(SELECT organisation FROM projects WHERE projects.id = found.project)"),
+    project: Some("found.project"),
+    site: None,
+    rack: None,
+};
 
 async fn vrf(executor: impl Into<Executor<'_>>, name: &str) -> Result<Vrf, StoreError> {
     let row = query("SELECT * FROM vrfs WHERE name = $1").bind(name).fetch_optional(executor).await?;
@@ -466,6 +579,11 @@ async fn pool(executor: impl Into<Executor<'_>>, id_or_name: &str) -> Result<Poo
         .await?
         .ok_or(StoreError::NotFound("pool"))?;
     read_pool(&row)
+}
+
+async fn pool_numbered(executor: impl Into<Executor<'_>>, number: i64) -> Result<Pool, StoreError> {
+    let row = query(AssertSqlSafe(format!("{POOLS} WHERE number = $1"))).bind(number).fetch_optional(executor).await?;
+    read_pool(&row.ok_or(StoreError::NotFound("pool"))?)
 }
 
 async fn pool_prefixes(executor: impl Into<Executor<'_>>, pool: &Pool, limit: u32) -> Result<Vec<Prefix>, StoreError> {
@@ -495,6 +613,7 @@ fn read_aggregate(row: &Row) -> Result<Aggregate, StoreError> {
 }
 
 fn read_pool(row: &Row) -> Result<Pool, StoreError> {
+    let most = row.try_get("blocks")?;
     Ok(Pool {
         number: row.try_get("number")?,
         id: id(row.try_get("id")?)?,
@@ -506,6 +625,11 @@ fn read_pool(row: &Row) -> Result<Pool, StoreError> {
         rack: row.try_get::<Option<&str>, _>("rack")?.map(id).transpose()?,
         quarantine: row.try_get("quarantine")?,
         purpose: row.try_get("purpose")?,
+        blocks: row.try_get::<Option<u8>, _>("block")?.map(|depth| Blocks { depth, most }),
+        parent: row.try_get("parent")?,
+        parent_name: row.try_get("parent_name")?,
+        project: row.try_get::<Option<&str>, _>("project")?.map(id).transpose()?,
+        grants: from_json("grants of a pool", row.try_get("grants")?)?,
         created: timestamp(row.try_get("created")?)?,
         version: row.try_get::<i64, _>("version")? as u64,
     })

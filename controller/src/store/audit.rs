@@ -18,7 +18,7 @@ use sqlx::AssertSqlSafe;
 
 use super::{
     KeyedRequest, Store, StoreError, Tx,
-    database::{Executor, Row, Stored, query},
+    database::{Builder, Executor, Row, Stored, query},
     dry_run, is_dry_run, micros, timestamp,
 };
 
@@ -67,6 +67,8 @@ pub(super) struct Watched {
     table: &'static str,
     id: String,
     before: Option<String>,
+    /// As its latest change left it; read when it is not known.
+    after: Option<String>,
 }
 
 impl Asked {
@@ -125,13 +127,43 @@ impl Tx {
     /// To be called before a row of this table is made, altered or removed.
     pub(super) async fn watch(&mut self, table: &'static str, id: impl ToString) -> Result<(), StoreError> {
         let id = id.to_string();
-        let known = self.watched.iter().any(|watched| watched.table == table && watched.id == id);
-        if known || CURRENT.try_with(|_| ()).is_err() {
+        if CURRENT.try_with(|_| ()).is_err() {
+            return Ok(());
+        }
+        if let Some(known) = self.watched_row(table, &id) {
+            known.after = None;
             return Ok(());
         }
         let before = self.digest(table, &id).await?;
-        self.watched.push(Watched { table, id, before });
+        self.watched.push(Watched { table, id, before, after: None });
         Ok(())
+    }
+
+    /// The same in one with the change, which answered with the row as it is now, where what it
+    /// was before (`None`: it was not there) has been read anyway.
+    pub(super) fn watch_change(
+        &mut self,
+        table: &'static str,
+        id: impl ToString,
+        before: Option<&Row>,
+        after: &Row,
+    ) -> Result<(), StoreError> {
+        let id = id.to_string();
+        if CURRENT.try_with(|_| ()).is_err() {
+            return Ok(());
+        }
+        let after = Some(digest(after)?);
+        if let Some(known) = self.watched_row(table, &id) {
+            known.after = after;
+            return Ok(());
+        }
+        let before = before.map(digest).transpose()?;
+        self.watched.push(Watched { table, id, before, after });
+        Ok(())
+    }
+
+    fn watched_row(&mut self, table: &str, id: &str) -> Option<&mut Watched> {
+        self.watched.iter_mut().find(|watched| watched.table == table && watched.id == id)
     }
 
     /// The digest of a row as it is stored; none when there is none.
@@ -146,48 +178,65 @@ impl Tx {
         row.map(|row| digest(&row)).transpose()
     }
 
-    /// Writes the record of what the present request changes in this transaction.
-    pub(super) async fn write_record(&mut self) -> Result<(), StoreError> {
+    /// Makes the record of what the present request changes in this transaction.
+    pub(super) async fn make_record(&mut self) -> Result<(), StoreError> {
         let Some(asked) = Asked::present() else { return Ok(()) };
         let mut changes = Vec::new();
-        for Watched { table, id, before } in std::mem::take(&mut self.watched) {
-            let after = self.digest(table, &id).await?;
+        for Watched { table, id, before, after } in std::mem::take(&mut self.watched) {
+            let after = if after.is_some() { after } else { self.digest(table, &id).await? };
             if before != after {
                 changes.push(Change { kind: kind(table).to_owned(), id, before, after });
             }
         }
-        let record = Record { id: Uuid::now_v7(), changes, ..asked.record.clone() };
-        query(
-            "INSERT INTO audit (id, at, actor, token, source, through, action, request)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-        )
-        .bind(record.id.to_string())
-        .bind(micros(record.at))
-        .bind(&record.by)
-        .bind(record.token.to_string())
-        .bind(record.from.map(|from| from.to_string()))
-        .bind(&record.through)
-        .bind(&record.action)
-        .bind(record.request.to_string())
-        .execute(&mut self.inner)
-        .await?;
-        for (position, change) in record.changes.iter().enumerate() {
-            query(
-                "INSERT INTO audit_changes (record, position, kind, id, before_digest, after_digest)
-                 VALUES ($1, $2, $3, $4, $5, $6)",
-            )
-            .bind(record.id.to_string())
-            .bind(position as i64)
-            .bind(&change.kind)
-            .bind(&change.id)
-            .bind(&change.before)
-            .bind(&change.after)
-            .execute(&mut self.inner)
-            .await?;
-        }
-        self.has_records = true;
+        self.records.push(Record { id: Uuid::now_v7(), changes, ..asked.record.clone() });
         Ok(())
     }
+
+    /// Writes the records that were made in this transaction; whether there were any.
+    pub(super) async fn write_records(&mut self) -> Result<bool, StoreError> {
+        let records = std::mem::take(&mut self.records);
+        for some in in_powers_of_two(&records) {
+            let mut query = Builder::new("INSERT INTO audit (id, at, actor, token, source, through, action, request) ");
+            query.push_values(some, |mut row, record| {
+                row.push_bind(record.id.to_string())
+                    .push_bind(micros(record.at))
+                    .push_bind(&record.by)
+                    .push_bind(record.token.to_string())
+                    .push_bind(record.from.map(|from| from.to_string()))
+                    .push_bind(&record.through)
+                    .push_bind(&record.action)
+                    .push_bind(record.request.to_string());
+            });
+            query.build().execute(&mut self.inner).await?;
+        }
+        let changes = |record: &Record| record.changes.iter().cloned().enumerate().collect::<Vec<_>>();
+        let changes = records.iter().flat_map(|record| changes(record).into_iter().map(|change| (record.id, change)));
+        let changes: Vec<_> = changes.collect();
+        for some in in_powers_of_two(&changes) {
+            let mut query =
+                Builder::new("INSERT INTO audit_changes (record, position, kind, id, before_digest, after_digest) ");
+            query.push_values(some, |mut row, (record, (position, change))| {
+                row.push_bind(record.to_string())
+                    .push_bind(*position as i64)
+                    .push_bind(&change.kind)
+                    .push_bind(&change.id)
+                    .push_bind(change.before.clone())
+                    .push_bind(change.after.clone());
+            });
+            query.build().execute(&mut self.inner).await?;
+        }
+        Ok(!records.is_empty())
+    }
+}
+
+/// All of them in parts of 64, 32, … 1: few statements, and few that differ, which are prepared once.
+fn in_powers_of_two<T>(mut all: &[T]) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let most = 1 << all.len().min(64).checked_ilog2()?;
+        let (some, rest) = all.split_at(most);
+        all = rest;
+        Some(some)
+    })
 }
 
 impl Store {

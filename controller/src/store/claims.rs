@@ -194,8 +194,13 @@ impl ClaimFilter {
     fn push(&self, query: &mut Builder, after: &str) {
         query.push(" AND claims.until = 9223372036854775807 AND claims.id > ").push_bind(after);
         if let Some(pool) = self.pool {
-            query.push(" AND claims.pool = (SELECT number FROM pools WHERE pools.id = ").push_bind(pool.to_string());
-            query.push(")");
+            // What projects have of it is of it too.
+            query.push(
+                " AND claims.pool IN (SELECT pools.number FROM pools LEFT JOIN pools AS parents
+                     ON parents.number = pools.parent WHERE ",
+            );
+            query.push("pools.id = ").push_bind(pool.to_string());
+            query.push(" OR parents.id = ").push_bind(pool.to_string()).push(")");
         }
         let equal = [
             ("machine", self.machine.map(|machine| machine.to_string())),
@@ -279,11 +284,10 @@ impl Tx {
         row: ClaimRow<'_>,
     ) -> Result<Claim, StoreError> {
         let id = ClaimId::fresh();
-        self.watch("claims", id).await?;
-        query(
+        let made = query(
             "INSERT INTO claims (id, vrf, aggregate, pool, pool_name, start, depth, reserved, machine, mac, name,
                                  project, rack, purpose, claimed_by, since, until)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) RETURNING *",
         )
         .bind(id.to_string())
         .bind(pool.vrf_number)
@@ -302,8 +306,9 @@ impl Tx {
         .bind(row.by)
         .bind(micros(now))
         .bind(STILL)
-        .execute(&mut self.inner)
+        .fetch_one(&mut self.inner)
         .await?;
+        self.watch_change("claims", id, None, &made)?;
         Ok(Claim {
             id,
             aggregate: free.aggregate,
@@ -321,17 +326,24 @@ impl Tx {
         })
     }
 
-    /// Writes that a claim has ended; [`StoreError::Changed`] when it had already.
-    pub(crate) async fn end_claim(&mut self, now: Timestamp, claim: &Claim, by: &str) -> Result<(), StoreError> {
-        self.watch("claims", claim.id).await?;
-        let changed =
-            query("UPDATE claims SET until = $2, released_by = $3 WHERE id = $1 AND until = 9223372036854775807")
-                .bind(claim.id.to_string())
-                .bind(micros(now))
-                .bind(by)
-                .execute(&mut self.inner)
-                .await?;
-        if changed.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Changed("claim")) }
+    /// Writes that a claim has ended, and whatever names its addresses have; the claim as it was.
+    /// When it had ended before, nothing is written.
+    pub(crate) async fn end_claim(&mut self, now: Timestamp, id: ClaimId, by: &str) -> Result<Claim, StoreError> {
+        let before = query("SELECT * FROM claims WHERE id = $1").bind(id.to_string());
+        let before = before.fetch_optional(&mut self.inner).await?.ok_or(StoreError::NotFound("claim"))?;
+        let claim = read(&before)?;
+        if claim.until.is_some() {
+            return Ok(claim);
+        }
+        let after = query("UPDATE claims SET until = $2, released_by = $3 WHERE id = $1 RETURNING *")
+            .bind(id.to_string())
+            .bind(micros(now))
+            .bind(by)
+            .fetch_one(&mut self.inner)
+            .await?;
+        self.watch_change("claims", id, Some(&before), &after)?;
+        self.delete_reverse_names(id).await?;
+        Ok(claim)
     }
 }
 

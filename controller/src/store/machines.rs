@@ -418,6 +418,13 @@ async fn machine(seal: &Seal, executor: impl Into<Executor<'_>>, id_or_name: &st
 fn read(seal: &Seal, row: &Row) -> Result<Machine, StoreError> {
     let macs: Option<String> = row.try_get("macs")?;
     let optional = |column| row.try_get::<Option<String>, _>(column);
+    let text = row.try_get::<&str, _>("inventory")?;
+    let inventory: Inventory = from_json("inventory", text)?;
+    // Most are as they were accepted: to copy is faster than to read again.
+    let accepted = match row.try_get::<Option<&str>, _>("accepted")? {
+        Some(accepted) if accepted == text => Some(inventory.clone()),
+        accepted => accepted.map(|text| from_json("accepted inventory", text)).transpose()?,
+    };
     Ok(Machine {
         id: id(row.try_get("id")?)?,
         rack: id(row.try_get("rack")?)?,
@@ -428,8 +435,8 @@ fn read(seal: &Seal, row: &Row) -> Result<Machine, StoreError> {
         boot: from_json("boot target", row.try_get("boot")?)?,
         address: parsed("address", row.try_get("address")?)?,
         macs: macs.unwrap_or_default().split_whitespace().map(|mac| parsed("MAC", mac)).collect::<Result<_, _>>()?,
-        inventory: from_json("inventory", row.try_get("inventory")?)?,
-        accepted: optional("accepted")?.map(|text| from_json("accepted inventory", &text)).transpose()?,
+        inventory,
+        accepted,
         connection: row.try_get::<i64, _>("connection")? as u64,
         connected: row.try_get("connected")?,
         power: optional("power")?.map(|text| from_json("power", &text)).transpose()?,

@@ -34,6 +34,7 @@ mod projects;
 mod queue;
 mod racks;
 mod requests;
+mod reverse;
 mod runs;
 mod sites;
 mod tokens;
@@ -49,6 +50,7 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use rackhand_common::{
+    audit::Record,
     intent::Order,
     seal::{Seal, Sealed as _},
 };
@@ -56,7 +58,7 @@ use rackhand_fail_points::fail_point;
 use tokio::sync::Notify;
 
 pub use self::{
-    address_space::{Aggregate, NewPool, Pool, Proof, ProofKind, ProofState, Source, Vrf},
+    address_space::{Aggregate, Blocks, NewPool, Pool, Proof, ProofKind, ProofState, Source, Vrf},
     agents::Agent,
     audit::{Asked, AuditFilter, ChainEnd},
     backup::{Contents, Examined, examine, fill, is_occupied, read_backup, write_backup, write_copy},
@@ -76,6 +78,7 @@ pub use self::{
     projects::Project,
     racks::{Rack, SoundNetwork, Unsound},
     requests::{KeyedRequest, Known},
+    reverse::ReverseName,
     runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Run, RunStatus},
     sites::{DEFAULT_SITE, Site},
     tokens::{NewToken, Owner, Token},
@@ -212,7 +215,7 @@ impl Store {
             gate: self.gate.clone(),
             condition: self.condition.clone(),
             watched: Vec::new(),
-            has_records: false,
+            records: Vec::new(),
             recorded: self.recorded.clone(),
         })
     }
@@ -253,18 +256,20 @@ pub struct Tx {
     gate: Option<Arc<dyn Gate>>,
     condition: Arc<Condition>,
     watched: Vec<Watched>,
-    has_records: bool,
+    /// Of requests that were settled; written with the commit.
+    records: Vec<Record>,
     recorded: Arc<Notify>,
 }
 
 impl Tx {
-    /// Writes what is to be kept of the present request: that it was done, and what it changed.
+    /// Has what is to be kept of the present request written with the commit: that it was done, and
+    /// what it changed.
     pub(crate) async fn settle(&mut self) -> Result<(), StoreError> {
         if is_dry_run() {
             return Ok(());
         }
         self.mark_request().await?;
-        self.write_record().await
+        self.make_record().await
     }
 
     /// Marks a place in this transaction to go back to.
@@ -295,7 +300,8 @@ impl Tx {
             return self.undo().await;
         }
         self.settle().await?;
-        let Self { inner, turn, gate, condition, recorded, has_records, .. } = self;
+        let has_records = self.write_records().await?;
+        let Self { inner, turn, gate, condition, recorded, .. } = self;
         let committed = async {
             if let Some(gate) = &gate {
                 gate.before().await?;

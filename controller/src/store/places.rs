@@ -113,8 +113,10 @@ impl Thing {
                  WHERE claims.id = $1"
             }
             Self::Pool => {
-                "SELECT pools.id AS id, NULL AS organisation, NULL AS project, racks.site AS site, pools.rack AS rack
-                 FROM pools LEFT JOIN racks ON racks.id = pools.rack WHERE pools.id = $1 OR pools.name = $1
+                "SELECT pools.id AS id, projects.organisation AS organisation, pools.project AS project,
+                    racks.site AS site, pools.rack AS rack
+                 FROM pools LEFT JOIN racks ON racks.id = pools.rack LEFT JOIN projects ON projects.id = pools.project
+                 WHERE pools.id = $1 OR pools.name = $1
                  ORDER BY CASE WHEN pools.id = $1 THEN 0 ELSE 1 END LIMIT 1"
             }
             Self::Binding => {

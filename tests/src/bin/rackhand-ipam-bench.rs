@@ -88,7 +88,8 @@ fn spread(values: &mut [f64]) -> (f64, f64, f64) {
 async fn measure(dir: &Path, root: u8, url: Option<&str>) -> Result<()> {
     let database = if url.is_some() { "PostgreSQL" } else { "SQLite" };
     let file: File = serde_json::from_value(json!({
-        "database": url.map(|url| json!({"url": url})), "data": dir, "names": ["127.0.0.1"], "api": {"listen": "127.0.0.1:0"}, "agents": {"listen": "127.0.0.1:0"},
+        "database": url.map(|url| json!({"url": url})), "data": dir, "names": ["127.0.0.1"],
+        "api": {"listen": "127.0.0.1:0", "requests_per_second": 1_000_000}, "agents": {"listen": "127.0.0.1:0"},
     }))?;
     let config = Config::try_from(file).map_err(anyhow::Error::msg)?;
     let (token, ca) = operator::init(&config, Seams::default()).await?;

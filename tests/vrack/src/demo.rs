@@ -200,6 +200,9 @@ fn show(parts: &Parts) -> anyhow::Result<Rack> {
         print!("{}", rack.ssh(&login, command, PATIENCE)?);
     }
 
+    narrator.chapter("Two projects share the rack: each has a machine and addresses of its own");
+    share(&rack, &machines)?;
+
     narrator.chapter("The first is given back: every disk is overwritten and read back");
     let first = &machines[..1];
     let released = known(&rack, &first[0])?;
@@ -208,6 +211,52 @@ fn show(parts: &Parts) -> anyhow::Result<Rack> {
     println!();
     rack.operator.type_in(&["machine", "list"])?;
     Ok(rack)
+}
+
+/// Gives each machine to a project, and claims addresses for it.
+fn share(rack: &Rack, machines: &[Machine]) -> anyhow::Result<()> {
+    insisted(rack, &["organisation", "create", "acme"])?;
+    insisted(rack, &["aggregate", "create", "10.0.0.0/8", "--private"])?;
+    let blocks = ["--kind", "private", "--prefix", "10.64.0.0/16", "--project-blocks", "25"];
+    insisted(rack, &[&["pool", "create", "projects-4"], &blocks[..]].concat())?;
+    for (machine, project) in machines.iter().zip(["shop", "blog"]) {
+        let known = known(rack, machine)?;
+        let full = format!("acme:{project}");
+        insisted(rack, &["project", "create", project, "--organisation", "acme"])?;
+        insisted(rack, &["project", "give", &full, name(&known)?])?;
+        insisted(rack, &["ip", "claim", "projects-4", "--machine", name(&known)?])?;
+        insisted(rack, &["ip", "claim", "projects-4", "--project", &full, "--length", "31", "--name", "link"])?;
+    }
+    insisted(rack, &["ip", "name", "10.64.0.0", "shop.example.net"])?;
+    println!();
+    for words in [["ip", "list"], ["pool", "list"]] {
+        rack.operator.type_in(&words)?;
+    }
+    println!("\nWhoever works for one project sees its own alone:");
+    let made = rack.operator.ask(&["token", "create", "blog-ci", "--project", "acme:blog"])?;
+    let token = made["secret"].as_str().context("a token has a secret")?.to_owned();
+    let theirs = Operator { token, ..rack.operator.clone() };
+    theirs.type_in(&["ip", "list"])?;
+    theirs.type_in(&["machine", "list"])
+}
+
+/// Types a command until it is done: the controller may have been killed before it answered.
+fn insisted(rack: &Rack, words: &[&str]) -> anyhow::Result<()> {
+    let end = Instant::now() + Duration::from_secs(60);
+    println!("{}", prompt(&[&["rackhand"], words].concat()));
+    loop {
+        let Err(error) = rack.operator.ask(words) else { return Ok(()) };
+        let is_there = ["already taken", "overlaps with aggregate"];
+        if is_there.iter().any(|what| format!("{error:#}").contains(what)) {
+            return Ok(());
+        }
+        if Instant::now() > end {
+            return Err(error);
+        }
+        rack.check()?;
+        println!("   ! the controller did not answer");
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }
 
 /// Types a command until the controller took it: it may have been killed before it answered.

@@ -67,6 +67,7 @@ pub(crate) struct Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verb {
     Post,
+    Put,
     Patch,
     Delete,
 }
@@ -180,9 +181,12 @@ fn requests(before: &Object, after: &Object, path: &str) -> Result<Vec<Request>,
             }
         }
         (Object::Pool(old), Object::Pool(new)) => {
-            for (what, differs) in
-                [("kind", old.kind != new.kind), ("VRF", old.vrf != new.vrf), ("rack", old.rack != new.rack)]
-            {
+            for (what, differs) in [
+                ("kind", old.kind != new.kind),
+                ("VRF", old.vrf != new.vrf),
+                ("rack", old.rack != new.rack),
+                ("blocks", old.blocks != new.blocks),
+            ] {
                 if differs {
                     return fixed(what);
                 }
@@ -204,6 +208,10 @@ fn requests(before: &Object, after: &Object, path: &str) -> Result<Vec<Request>,
             let more: Vec<_> = new.prefixes.iter().filter(|prefix| !old.prefixes.contains(prefix)).collect();
             if !more.is_empty() {
                 requests.push(post("prefixes", json!({"prefixes": more})));
+            }
+            if old.grants != new.grants {
+                let (verb, path) = (Verb::Put, format!("{path}/grants"));
+                requests.insert(0, Request { verb, path, body: json!({"grants": new.grants}) });
             }
             Ok(requests)
         }

@@ -1,7 +1,7 @@
 //! The objects that files declare, in the API's own words: ids, times and secrets are left out, and
 //! things are called by their names.
 
-use std::{fmt, net::IpAddr};
+use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use anyhow::Context as _;
 use clap::ValueEnum;
@@ -84,7 +84,9 @@ impl Kind {
             Self::Person => &["name", "email"],
             Self::Rack => &["name", "site", "network"],
             Self::Aggregate => &["prefix", "vrf", "source"],
-            Self::Pool => &["name", "kind", "vrf", "rack", "quarantine_minutes", "purpose", "prefixes"],
+            Self::Pool => {
+                &["name", "kind", "vrf", "rack", "quarantine_minutes", "purpose", "prefixes", "blocks", "grants"]
+            }
             Self::Plan => &["name", "description", "rules"],
             Self::Binding => &["person", "role", "scope"],
         }
@@ -215,6 +217,41 @@ pub(crate) struct Pool {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) purpose: Option<String>,
     pub(super) prefixes: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) blocks: Option<Blocks>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) grants: Option<Vec<Grant>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Blocks {
+    length: u8,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) most: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Grant {
+    pub(super) to: Grantee,
+    pub(super) may: BTreeSet<Use>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Grantee {
+    Everyone,
+    Project(String),
+    Role(String),
+    Token(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Use {
+    Assign,
+    Reverse,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -432,6 +469,11 @@ impl Object {
                 stays(&mut new.rack, &old.rack);
                 stays(&mut new.purpose, &old.purpose);
                 new.quarantine_minutes = new.quarantine_minutes.or(old.quarantine_minutes);
+                match (&mut new.blocks, &old.blocks) {
+                    (Some(new), Some(old)) => new.most = new.most.or(old.most),
+                    (new, old) => *new = new.clone().or_else(|| old.clone()),
+                }
+                new.grants = new.grants.clone().or_else(|| old.grants.clone());
             }
             (Self::Plan(new), Self::Plan(old)) => stays(&mut new.description, &old.description),
             _ => {}
@@ -447,6 +489,10 @@ impl Object {
             (Self::Rack(rack), Self::Site(site)) => or_default(&rack.site) == site.name,
             (Self::Aggregate(aggregate), Self::Vrf(vrf)) => or_default(&aggregate.vrf) == vrf.name,
             (Self::Pool(pool), Self::Vrf(vrf)) => or_default(&pool.vrf) == vrf.name,
+            (Self::Pool(pool), project @ Self::Project(_)) => {
+                let given = pool.grants.iter().flatten();
+                given.into_iter().any(|grant| grant.to == Grantee::Project(project.name()))
+            }
             (Self::Pool(pool), Self::Rack(rack)) => pool.rack.as_ref() == Some(&rack.name),
             (Self::Pool(pool), Self::Aggregate(of)) => {
                 let Ok(space) = Prefix::parse(&of.prefix) else { return false };

@@ -11,6 +11,7 @@
 
 mod action;
 mod attempts;
+mod grant;
 mod role;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use rackhand_common::id::{OrganisationId, ProjectId, RackId, SiteId};
 pub use self::{
     action::{Action, NoAction},
     attempts::{Attempts, Limit},
+    grant::{Grant, Grantee, Use, Wanting},
     role::{NoRole, Role},
 };
 

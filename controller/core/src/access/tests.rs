@@ -58,6 +58,40 @@ fn table() -> String {
 }
 
 #[test]
+fn a_grant_is_for_a_project_a_role_there_a_token_or_everyone_and_for_what_it_says() {
+    let (mine, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    let bindings = [Binding { role: Role::Collaborator, scope: Scope::Project(P1) }];
+    let place = |project| SCOPES.iter().find(|(scope, _)| *scope == Scope::Project(project)).unwrap().1;
+    let mut told = String::new();
+    for to in [
+        Grantee::Everyone,
+        Grantee::Project(P1),
+        Grantee::Project(P2),
+        Grantee::Role(Role::Collaborator),
+        Grantee::Role(Role::Operator),
+        Grantee::Token(mine),
+        Grantee::Token(other),
+    ] {
+        let grant = Grant { to, may: [Use::Assign].into() };
+        let lets = |of, project| grant.lets(of, Wanting { bindings: &bindings, token: mine, place: place(project) });
+        assert!(!lets(Use::Reverse, P1) && !lets(Use::Reverse, P2));
+        told += &format!("{to:?}: {}, elsewhere {}\n", lets(Use::Assign, P1), lets(Use::Assign, P2));
+    }
+    expect![[r#"
+        Everyone: true, elsewhere true
+        Project(ProjectId(00000000-0000-0000-0000-00000000000b)): true, elsewhere false
+        Project(ProjectId(00000000-0000-0000-0000-00000000000c)): false, elsewhere true
+        Role(Collaborator): true, elsewhere false
+        Role(Operator): false, elsewhere false
+        Token(00000000-0000-0000-0000-000000000001): true, elsewhere true
+        Token(00000000-0000-0000-0000-000000000002): false, elsewhere false
+    "#]]
+    .assert_eq(&told);
+    let stored = serde_json::to_string(&[Grant::to_everyone()]).unwrap();
+    assert_eq!(stored, r#"[{"to":"everyone","may":["assign","reverse"]}]"#, "as the migration has it");
+}
+
+#[test]
 fn the_table_of_roles_is_this_and_stands_in_the_documentation() {
     let table = table();
     let document = include_str!("../../../../docs/operator/people.md");
@@ -89,6 +123,7 @@ fn the_table_of_roles_is_this_and_stands_in_the_documentation() {
         image.manage        yes          yes          yes          -            -            -            -
         address.read        yes          yes          yes          yes          yes          yes          yes
         address.claim       yes          yes          yes          -            yes          -            -
+        address.name        yes          yes          yes          -            yes          -            -
         address.space       yes          yes          -            -            -            -            -
         event.read          yes          yes          yes          yes          yes          -            yes
         audit.read          yes          yes          -            -            -            -            -

@@ -1,5 +1,5 @@
 //! IP address management, without IO: prefixes of both families by one arithmetic, the tree by
-//! which space is split and put together again, and figures of what is used.
+//! which space is split and put together again, figures of what is used, and reverse DNS.
 //!
 //! Space that is handed out is a tree of disjoint prefixes: an *aggregate* is its root, a
 //! prefix is either split in its two halves or a leaf, and only a leaf is free, claimed,
@@ -7,11 +7,13 @@
 //! next free is the first row of an index.
 
 mod prefix;
+mod reverse;
 mod tree;
 mod usage;
 
 pub use self::{
     prefix::{Family, NotAPrefix, Prefix},
+    reverse::{Authority, HostName, NotAHostName, NotAZone, ReverseZone},
     tree::{Carved, NotAState, State, best_fit, carve, join},
     usage::{Kind, NotAKind, Usage},
 };

@@ -21,6 +21,8 @@ pub struct Usage {
     pub reserved: u128,
     /// Resting.
     pub quarantined: u128,
+    /// In blocks that are a project's alone, whatever the project has of them.
+    pub blocks: u128,
     /// Addresses of the largest block that can be claimed.
     pub largest: u128,
 }
@@ -41,6 +43,13 @@ impl Usage {
             State::Quarantined => &mut self.quarantined,
         };
         *part = part.saturating_add(addresses);
+        self.total = self.total.saturating_add(addresses);
+    }
+
+    /// Adds `count` blocks of this depth that are a project's alone.
+    pub fn add_blocks(&mut self, depth: u8, count: u64) {
+        let addresses = size(depth.min(128)).saturating_mul(count.into());
+        self.blocks = self.blocks.saturating_add(addresses);
         self.total = self.total.saturating_add(addresses);
     }
 

@@ -161,6 +161,11 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on:
     let (_, tried) = trial.try_it(&Method::POST, "/v1/claims", &wish.to_string()).await;
     let claim = trial.step(Method::POST, "/v1/claims", "/v1/claims", wish).await;
     assert_eq!(tried["prefix"], claim["prefix"], "no address is used up by trying");
+    let grants = json!({"grants": [{"to": "everyone", "may": ["reverse"]}]});
+    trial.step(Method::PUT, "/v1/pools/{pool}/grants", "/v1/pools/p/grants", grants).await;
+    let name = "/v1/addresses/10.9.0.0/name";
+    trial.step(Method::PUT, "/v1/addresses/{address}/name", name, json!({"name": "web-1.example.net"})).await;
+    trial.step(Method::DELETE, "/v1/addresses/{address}/name", name, Value::Null).await;
     let claim = format!("/v1/claims/{}", id(&claim));
     trial.step(Method::DELETE, "/v1/claims/{claim}", &claim, Value::Null).await;
     trial.step(Method::DELETE, "/v1/pools/{pool}", "/v1/pools/p", Value::Null).await;

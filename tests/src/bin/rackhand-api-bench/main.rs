@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use rackhand_common::pki;
+use rackhand_postgres::{Durability, Server};
 use rackhand_tests::operator::{KEY, Operator};
 use serde_json::json;
 
@@ -56,27 +57,48 @@ const QUESTIONS: [(Question, &str); 7] = [
 #[tokio::main]
 async fn main() -> Result<()> {
     pki::install_crypto();
+    let named: Vec<_> = std::env::args().skip(1).collect();
+    let unknown = named.iter().find(|word| !["sqlite", "postgres"].contains(&word.as_str()));
+    anyhow::ensure!(unknown.is_none(), "say `sqlite` or `postgres` or both");
+    let is_wanted = |name: &str| named.is_empty() || named.iter().any(|wanted| wanted == name);
+    println!("| database | what | clients | asked/s | p50, ms | p99, ms | min–max of p99 | refused |");
+    println!("|---|---|---:|---:|---:|---:|---:|---:|");
+    let mut memory = Vec::new();
+    if is_wanted("sqlite") {
+        memory.push(questions("SQLite", None).await?);
+    }
+    if is_wanted("postgres") {
+        let server = Server::start(Durability::Default)?;
+        server.say("postgres", "CREATE DATABASE estate")?;
+        memory.push(questions("PostgreSQL", Some(&server.url("estate"))).await?);
+    }
+    println!("\n{}", memory.join("\n"));
+    Ok(())
+}
+
+/// All questions on one database; what memory the controller took.
+async fn questions(database: &str, url: Option<&str>) -> Result<String> {
     let dir = tempfile::tempdir()?;
     let begin = Instant::now();
-    let mut served = Served::init(dir.path())?;
+    let mut served = Served::init(dir.path(), url)?;
     let operator = served.operator()?;
     served.start().await?;
     estate::begin(&operator, dir.path()).await?;
     served.stop()?;
     let machines = estate::make(&served).await?;
-    eprintln!("the estate is made after {:.0} s", begin.elapsed().as_secs_f64());
+    eprintln!("{database}: the estate is made after {:.0} s", begin.elapsed().as_secs_f64());
     served.start().await?;
 
-    println!("| what | clients | asked/s | p50, ms | p99, ms | min–max of p99 | refused |");
-    println!("|---|---:|---:|---:|---:|---:|---:|");
     let mut next = 0;
     for (question, name) in QUESTIONS {
         for clients in CLIENTS {
-            println!("| {name} | {clients} | {} |", measure(&operator, question, clients, machines, &mut next).await?);
+            let row = measure(&operator, question, clients, machines, &mut next).await?;
+            println!("| {database} | {name} | {clients} | {row} |");
         }
     }
-    println!("\nmemory of the controller: {} MB, at most {} MB", served.memory("VmRSS:")?, served.memory("VmHWM:")?);
-    served.stop()
+    let (now, most) = (served.memory("VmRSS:")?, served.memory("VmHWM:")?);
+    served.stop()?;
+    Ok(format!("memory of the controller with {database}: {now} MB at the end, at most {most} MB"))
 }
 
 /// Some rounds of one question: a row of the table.

@@ -21,15 +21,18 @@ pub(crate) struct Served {
 }
 
 impl Served {
-    /// Makes a data directory by the program.
-    pub(crate) fn init(dir: &Path) -> Result<Self> {
+    /// Makes a data directory by the program, with a database in it or the one at this URL.
+    pub(crate) fn init(dir: &Path, database: Option<&str>) -> Result<Self> {
         let file = dir.join("controller.toml");
         let api = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let agents = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?;
-        let written = json!({
+        let mut written = json!({
             "data": dir.join("data"), "names": ["127.0.0.1"], "log": "warn",
             "api": {"listen": api, "requests_per_second": 1_000_000}, "agents": {"listen": agents},
         });
+        if let Some(url) = database {
+            written["database"] = json!({"url": url});
+        }
         fs::write(&file, toml::to_string(&written)?)?;
         let config = Config::try_from(serde_json::from_value::<File>(written)?).map_err(anyhow::Error::msg)?;
         let made = program()?.arg("init").arg("--config").arg(&file).output()?;

@@ -1,0 +1,164 @@
+//! `/v1/pools/{pool}/grants`: who may do what with a pool's addresses.
+
+use std::collections::{BTreeSet, HashMap};
+
+use axum::{
+    Extension,
+    extract::{Path, State},
+    response::IntoResponse,
+};
+use rackhand_common::id::ProjectId;
+use rackhand_controller_core::access::{self, Action, Grantee as To, Place, Role, Wanting};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{
+    App, Caller, Error,
+    address_space::Pool,
+    extract::{Expected, Json, tagged},
+};
+use crate::store;
+
+/// The most grants of a pool.
+const GRANTS: usize = 100;
+
+/// What somebody may do with a pool's addresses, when their role lets them.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Grant {
+    /// Who.
+    to: Grantee,
+    /// What: at least one.
+    may: BTreeSet<Use>,
+}
+
+/// Who has a grant.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Grantee {
+    /// Whoever has the role for it.
+    Everyone,
+    /// Whoever does it for this project (id, name or ORGANISATION:NAME).
+    #[schema(example = "acme:shop")]
+    Project(String),
+    /// Whoever has this very role where the addresses are.
+    #[schema(example = "operator")]
+    Role(String),
+    /// Whoever has the token with this id.
+    Token(Uuid),
+}
+
+/// What a grant lets do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum Use {
+    /// Claim addresses.
+    Assign,
+    /// Say which names reverse DNS answers for them.
+    Reverse,
+}
+
+/// Who may do what with a pool's addresses from now on.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Grants {
+    /// All of them, at most 100; none: only whoever sets up address space may.
+    grants: Vec<Grant>,
+}
+
+impl From<Use> for access::Use {
+    fn from(of: Use) -> Self {
+        match of {
+            Use::Assign => Self::Assign,
+            Use::Reverse => Self::Reverse,
+        }
+    }
+}
+
+impl Grant {
+    pub(super) fn of(row: &access::Grant, projects: &HashMap<ProjectId, String>) -> Self {
+        let may = row.may.iter().map(|of| match of {
+            access::Use::Assign => Use::Assign,
+            access::Use::Reverse => Use::Reverse,
+        });
+        let to = match row.to {
+            To::Everyone => Grantee::Everyone,
+            To::Project(id) => Grantee::Project(projects.get(&id).cloned().unwrap_or_else(|| id.to_string())),
+            To::Role(role) => Grantee::Role(role.to_string()),
+            To::Token(id) => Grantee::Token(id),
+        };
+        Self { to, may: may.collect() }
+    }
+}
+
+/// What is stored of these grants, of projects and tokens that are there.
+pub(super) async fn checked(app: &App, caller: &Caller, grants: Vec<Grant>) -> Result<Vec<access::Grant>, Error> {
+    if grants.len() > GRANTS {
+        return Err(Error::invalid("/grants", format!("at most {GRANTS}")));
+    }
+    let mut checked = Vec::new();
+    for (at, Grant { to, may }) in grants.into_iter().enumerate() {
+        if may.is_empty() {
+            return Err(Error::invalid(&format!("/grants/{at}/may"), "say what: assign, reverse, or both"));
+        }
+        let field = format!("/grants/{at}/to");
+        let to = match to {
+            Grantee::Everyone => To::Everyone,
+            Grantee::Project(name) => To::Project(caller.project(app, &name).await?.id),
+            Grantee::Role(name) => To::Role(name.parse::<Role>().map_err(|error| Error::invalid(&field, error))?),
+            Grantee::Token(id) => match app.store.token_with_id(app.clock.now().wall, id).await {
+                Ok(token) => To::Token(token.id),
+                Err(store::StoreError::NotFound(_)) => return Err(Error::invalid(&field, "there is no such token")),
+                Err(error) => return Err(error.into()),
+            },
+        };
+        checked.push(access::Grant { to, may: may.into_iter().map(Into::into).collect() });
+    }
+    Ok(checked)
+}
+
+impl Caller {
+    /// That they may use a pool's addresses that are to stand at `place`: by their role, and by a
+    /// grant of the pool. Whoever sets up the pool needs no grant.
+    pub(super) fn may_use(
+        &self,
+        pool: &store::Pool,
+        of: Place,
+        wanted: access::Use,
+        place: Place,
+    ) -> Result<(), Error> {
+        self.require(wanted.action(), place)?;
+        let who = Wanting { bindings: &self.rights.bindings, token: self.token, place };
+        if pool.grants.iter().any(|grant| grant.lets(wanted, who)) || self.rights.permit(Action::AddressSpace, of) {
+            return Ok(());
+        }
+        let (pool, wanted) = (&pool.name, wanted.name());
+        Err(Error::forbidden(format!(
+            "pool {pool} has no grant that lets you {wanted} its addresses there; an administrator gives one with \
+             `rackhand pool grant {pool} --project NAME --may {wanted}`"
+        )))
+    }
+}
+
+/// Say who may do what with a pool's addresses
+///
+/// A role says what somebody may do in their project, a grant whose project may do it with these
+/// addresses; both are needed. What is claimed already stays.
+#[utoipa::path(put, path = "/v1/pools/{pool}/grants", tag = "addresses", request_body = Grants,
+    params(("pool" = String, Path, description = "Id or name.")), responses((status = 200, body = Pool)))]
+pub(super) async fn set(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path(pool): Path<String>,
+    expected: Expected,
+    Json(body): Json<Grants>,
+) -> Result<impl IntoResponse, Error> {
+    let grants = checked(&app, &caller, body.grants).await?;
+    let mut tx = app.store.begin().await?;
+    let pool = tx.pool(&pool).await?;
+    expected.check(pool.version)?;
+    tx.set_grants(&pool, &grants).await?;
+    let pool = store::Pool { grants, version: pool.version + 1, ..pool };
+    Ok(tagged(pool.version, Pool::committed(tx, pool).await?))
+}
