@@ -23,6 +23,7 @@ mod idempotency;
 mod images;
 mod login;
 mod machines;
+mod oidc;
 mod organisations;
 mod people;
 mod plans;
@@ -67,6 +68,7 @@ pub use self::{
 use crate::{
     addresses::Addresses,
     images::Images,
+    oidc::Oidc,
     passwords::Passwords,
     store::{Owner, Store},
 };
@@ -88,6 +90,8 @@ pub struct App {
     pub addresses: Addresses,
     /// Checks passwords.
     pub passwords: Passwords,
+    /// Who vouches for people.
+    pub oidc: Oidc,
     /// The present.
     pub clock: Arc<dyn Clock>,
     /// Called after every commit that changed something in a rack: wakes the workflows and
@@ -144,6 +148,8 @@ fn operations() -> OpenApiRouter<App> {
     let quick = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(whoami))
         .routes(routes!(login::login))
+        .routes(routes!(oidc::begin))
+        .routes(routes!(oidc::finish))
         .routes(routes!(login::password))
         .routes(routes!(login::enrol_factor))
         .routes(routes!(login::confirm_factor))

@@ -11,6 +11,8 @@
 
 mod action;
 mod attempts;
+mod groups;
+mod pending;
 mod role;
 #[cfg(test)]
 mod tests;
@@ -22,6 +24,8 @@ use rackhand_common::id::{OrganisationId, ProjectId, RackId, SiteId};
 pub use self::{
     action::{Action, NoAction},
     attempts::{Attempts, Limit},
+    groups::{Turn, turn},
+    pending::Pending,
     role::{NoRole, Role},
 };
 
