@@ -8,6 +8,7 @@
 //! - Shutdown: no new work; what is under way may end, until the [deadline](GRACE), where
 //!   whoever is late is named and left behind. All of it can be repeated after the next start.
 
+pub mod people;
 mod reload;
 pub mod rotation;
 
@@ -44,6 +45,7 @@ use crate::{
     fleet::{self, Fleet},
     https,
     images::{self, Images},
+    oidc::{self, Oidc},
     passwords::Passwords,
     store::{Place, Store, StoreError},
     telemetry::Telemetry,
@@ -74,6 +76,8 @@ pub struct File {
     /// Operating system images.
     #[serde(default)]
     pub images: ImagesFile,
+    /// Who vouches for people, beside their passwords here.
+    pub oidc: Option<oidc::File>,
     /// What is logged; default `info`.
     #[serde(default)]
     pub log: Filter,
@@ -173,6 +177,8 @@ pub struct Config {
     pub agents_address: Option<String>,
     /// Operating system images.
     pub images: images::Config,
+    /// Who vouches for people.
+    pub oidc: Option<oidc::Config>,
     /// What is logged.
     pub log: Filter,
 }
@@ -234,6 +240,7 @@ impl TryFrom<File> for Config {
             agents: file.agents.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 4433))),
             agents_address: file.agents.address,
             images,
+            oidc: file.oidc.map(TryInto::try_into).transpose()?,
             log: file.log,
         })
     }
@@ -465,11 +472,13 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     };
     let (addresses, hand_out) = Addresses::new(store.clone(), clock.clone(), shutdown.clone());
     let rate = api::Rate::new(config.requests_per_second);
+    let oidc = Oidc::new(config.oidc.as_ref())?;
     let app = api::App {
         store: store.clone(),
         images: images.clone(),
         addresses,
         passwords: Passwords::default(),
+        oidc: oidc.clone(),
         clock: clock.clone(),
         changed,
         cut: {
@@ -499,6 +508,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         agents_address: address,
         images: images.clone(),
         rate,
+        oidc,
     });
     let mut parts = Parts::default();
     parts.add("the API", https::serve(listener, tls, router, clock.clone(), shutdown.clone()));

@@ -1,7 +1,8 @@
 //! The central daemon. [`controller`] builds and spawns everything that runs.
 //!
 //! [`fleet`] holds the agents' connections, [`workflows`] moves runs on, [`api`] answers
-//! operators, [`addresses`] hands addresses out, [`images`] imports and serves images; all of them share one [`store`].
+//! operators, [`oidc`] knows people by who vouches for them, [`addresses`] hands addresses out, [`images`]
+//! imports and serves images; all of them share one [`store`].
 
 pub mod acme;
 pub mod addresses;
@@ -19,6 +20,7 @@ pub mod fleet;
 pub mod https;
 pub mod images;
 pub mod intent;
+pub mod oidc;
 pub mod passwords;
 pub mod restored;
 pub mod steps;

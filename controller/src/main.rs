@@ -13,7 +13,7 @@ use rackhand_common::{pki::install_crypto, time::Clock as _};
 use rackhand_controller::{
     backup,
     clock::SystemClock,
-    controller::{self, Config, File, Seams, rotation},
+    controller::{self, Config, File, Seams, people, rotation},
     doctor,
 };
 use rackhand_daemon::{Format, Log, Signals, memory};
@@ -75,6 +75,18 @@ enum Command {
     ///   import = "/srv/images"                 # files on this host that may be imported
     ///   sources = ["10.0.0.0/8"]               # private prefixes and hosts that images may be fetched from
     ///
+    ///   [oidc]                                 # people log in at a provider too (OpenID Connect)
+    ///   issuer = "https://login.example.net"
+    ///   client_id = "rackhand"
+    ///   secret_file = "/etc/rackhand/oidc-secret"   # none for a public client
+    ///   scopes = ["email", "profile"]
+    ///   name_claim = "email"
+    ///   groups_claim = "groups"
+    ///   [[oidc.roles]]                         # everybody in this group; repeat for more
+    ///   group = "noc"
+    ///   role = "operator"
+    ///   scope = "everything"                   # or: organisation, project, site, rack and a name
+    ///
     /// At SIGHUP it takes over all of it but `data` and what it listens on, and nobody is cut off.
     ///
     /// `/healthz`, `/readyz` and `/metrics` are answered on the API's port without a token.
@@ -135,6 +147,9 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// Helps a person whom nobody else can help, from this host.
+    #[command(subcommand)]
+    Person(PersonCommand),
     /// Looks at this controller's installation and says what is wrong and what to do about it.
     ///
     /// Run it as root. The exit status is 0 when all is well, 1 when something needs a look, 2
@@ -151,6 +166,24 @@ enum Command {
     Documentation {
         /// The directory.
         directory: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum PersonCommand {
+    /// Sets a person's password: the last administrator lost theirs, or their only token.
+    ///
+    /// The new password is one line of standard input. The person's logins end, tokens that they made
+    /// do not. The controller may run; what was done is in the audit record. As long as somebody else
+    /// can log in, `rackhand person reset` does the same from anywhere.
+    Password {
+        /// Name or id; `init` made `admin`.
+        name: String,
+        /// Forget their second factor too.
+        #[arg(long)]
+        forget_second_factor: bool,
+        #[command(flatten)]
+        place: Place,
     },
 }
 
@@ -277,6 +310,16 @@ async fn run(command: Command, log: Log) -> Result<ExitCode> {
             write!(std::io::stdout(), "{restored}")?;
             Ok(())
         }
+        Command::Person(PersonCommand::Password { name, forget_second_factor, place }) => {
+            let (file, _) = place.file()?;
+            let config = place.config(file)?;
+            controller::become_owner(&config.data)?;
+            let password = password()?;
+            let now = SystemClock::default().now();
+            people::set_password(&config, now, &name, &password, forget_second_factor).await?;
+            writeln!(std::io::stdout(), "the password of {name} is set, and their logins have ended")?;
+            Ok(())
+        }
         Command::Documentation { directory } => {
             use clap_complete::Shell;
             clap_mangen::generate_to(Arguments::command(), &directory)?;
@@ -287,6 +330,27 @@ async fn run(command: Command, log: Log) -> Result<ExitCode> {
         }
     };
     done.map(|()| ExitCode::SUCCESS)
+}
+
+/// One line of standard input. On a terminal what is typed is not shown.
+fn password() -> Result<String> {
+    use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+    let stdin = std::io::stdin();
+    let shown = tcgetattr(&stdin).ok();
+    if let Some(shown) = &shown {
+        let mut hidden = shown.clone();
+        hidden.local_flags.remove(LocalFlags::ECHO);
+        tcsetattr(&stdin, SetArg::TCSANOW, &hidden).context("the terminal cannot be set")?;
+        let _ = write!(std::io::stderr(), "New password: ");
+    }
+    let mut line = String::new();
+    let read = stdin.read_line(&mut line);
+    if let Some(shown) = &shown {
+        tcsetattr(&stdin, SetArg::TCSANOW, shown).context("the terminal cannot be set")?;
+        let _ = writeln!(std::io::stderr());
+    }
+    read.context("standard input cannot be read")?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 async fn init(place: &Place) -> Result<()> {

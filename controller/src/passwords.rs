@@ -71,6 +71,11 @@ impl Passwords {
         accounts.take(now, account)
     }
 
+    /// Takes a try of this source alone, where it shows only later whose login it is.
+    pub fn may_ask(&self, now: Mono, source: Option<IpAddr>) -> Result<(), Duration> {
+        source.map_or(Ok(()), |source| self.tries().1.take(now, &network(source)))
+    }
+
     /// It was the right one: the account's tries are all there again.
     pub fn was_right(&self, account: &str) {
         self.tries().0.forget(account);

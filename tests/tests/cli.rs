@@ -10,7 +10,7 @@ use std::{
 use rackhand_tests::{Model, VirtualRack, operator::PATIENCE};
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader, Lines},
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     process::{ChildStdout, Command},
     time::timeout,
 };
@@ -114,5 +114,59 @@ async fn the_operators_program_prints_tries_and_watches() {
     assert!(logs.starts_with("STEP") && logs.contains("switch power") && logs.contains("run done"), "{logs}");
     let refused = cli.refused(&format!("run retry {run}")).await;
     assert!(refused.contains("the run did what it was to do"), "{refused}");
+    rack.stop().await.unwrap();
+}
+
+/// What comes of a command that is given this on standard input.
+async fn told(cli: &Cli<'_>, words: &str, input: &str) -> std::process::Output {
+    let mut command = cli.command(words);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).await.unwrap();
+    child.wait_with_output().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_logs_in_with_a_password_and_out_and_the_host_helps_who_lost_theirs() {
+    let rack = VirtualRack::new().await;
+    let home = tempfile::tempdir().unwrap();
+    let cli = Cli { rack: &rack, home: home.path() };
+    cli.log_in().await;
+    let set = told(&cli, "person password", "\nfirst correct horse\n").await;
+    assert!(set.status.success(), "{set:?}");
+    // A token that was made by hand is forgotten and not ended; where it led is kept.
+    let (out, _) = cli.run("logout").await;
+    assert!(out.contains("was made by hand and is good elsewhere still"), "{out}");
+    assert!(cli.refused("machine list").await.contains("you are logged out of https://"));
+
+    let file = home.path().join("password");
+    std::fs::write(&file, "first correct horse\n").unwrap();
+    let (out, _) = cli.run(&format!("login --person admin --password-file {}", file.display())).await;
+    assert!(out.contains("as `admin`; saved as `lab`"), "{out}");
+    cli.run("machine list").await;
+    let token = || {
+        let text = std::fs::read_to_string(home.path().join(".config/rackhand/config.toml")).unwrap();
+        let token = text.lines().find_map(|line| line.strip_prefix("token = ")).unwrap();
+        token.trim_matches('"').to_owned()
+    };
+    let login = token();
+    let (out, _) = cli.run("logout").await;
+    assert!(out.contains("its token is no longer good"), "{out}");
+    let ended = cli.command("token list").env("RACKHAND_TOKEN", login).output().await.unwrap();
+    assert!(String::from_utf8_lossy(&ended.stderr).contains("not known here"), "{ended:?}");
+
+    let wrong = told(&cli, "login --person admin", "second correct horse\n").await;
+    let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(said.contains("name, password or code is wrong") && said.contains("--code"), "{said}");
+    let config = home.path().join("controller.toml");
+    let data = rack.path("controller");
+    std::fs::write(&config, format!("data = {data:?}\nnames = [\"127.0.0.1\"]\n")).unwrap();
+    let mut host = Command::new(program().with_file_name("rackhand-controller"));
+    let words = ["person", "password", "admin", "--forget-second-factor", "--config", config.to_str().unwrap()];
+    let mut host = host.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    host.stdin.take().unwrap().write_all(b"second correct horse\n").await.unwrap();
+    assert!(host.wait_with_output().await.unwrap().status.success());
+    let right = told(&cli, "login --person admin", "second correct horse\n").await;
+    assert!(right.status.success(), "{right:?}");
+    cli.run("machine list").await;
     rack.stop().await.unwrap();
 }

@@ -177,6 +177,7 @@ fn what_the_packages_configuration_shows_commented_out_is_the_default() {
     assert_eq!(shown.agents_address.take().as_deref(), Some("rackhand.example.net:4433"));
     // Where another database is, nobody can say beforehand.
     assert!(shown.server.take().is_some() && default.server.is_none());
+    assert!(shown.oidc.take().is_some() && default.oidc.is_none());
     assert_eq!(format!("{shown:?}"), format!("{default:?}"));
 
     // As packaged, with nothing taken out of its comment, the agent starts and boot says what it needs.

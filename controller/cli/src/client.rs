@@ -63,7 +63,7 @@ impl fmt::Display for Problem {
             }
         }
         match self.kind.rsplit(':').next().unwrap_or_default() {
-            "unauthenticated" => f.write_str("\nLog in again: rackhand login --controller … --ca … --token …"),
+            "unauthenticated" => f.write_str("\nLog in again: rackhand login --help tells how"),
             "not-found" => f.write_str(
                 "\nSee what there is: rackhand machine list, image list, run list, rack list, pool list, ip list",
             ),
@@ -270,7 +270,9 @@ impl Client {
     }
 
     fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.context.controller)).bearer_auth(&self.context.token)
+        let request = self.http.request(method, format!("{}{path}", self.context.controller));
+        // Whoever logs in has none yet.
+        if self.context.token.is_empty() { request } else { request.bearer_auth(&self.context.token) }
     }
 
     /// A request that is tried only, if that is what is wanted.

@@ -64,7 +64,7 @@ pub(crate) enum ContextCommand {
 pub(crate) struct Context {
     /// `https://…`, without a path.
     pub(crate) controller: String,
-    /// `rh_…`.
+    /// `rh_…`; empty when logged out.
     pub(crate) token: String,
     /// Certificates to believe, PEM; without them those of this system.
     pub(crate) ca: Option<String>,
@@ -101,9 +101,10 @@ impl Context {
         Saved::of_this_user()?.resolve(overrides)
     }
 
-    /// A new context from what `login` was given.
-    pub(crate) fn given(controller: &str, token: String, ca: Option<PathBuf>) -> anyhow::Result<Self> {
-        Ok(Self { controller: address(controller)?, token, ca: ca.map(|path| read(&path)).transpose()? })
+    /// The same, unless its login was ended.
+    fn logged_in(self) -> anyhow::Result<Self> {
+        ensure!(!self.token.is_empty(), "you are logged out of {}: rackhand login --help", self.controller);
+        Ok(self)
     }
 
     /// The host of its address.
@@ -157,6 +158,42 @@ impl Saved {
         })
     }
 
+    /// Where to log in: what is given, or else what is known of that controller, or the one in use.
+    pub(crate) fn place(
+        &self,
+        name: Option<&str>,
+        controller: Option<String>,
+        ca: Option<PathBuf>,
+    ) -> anyhow::Result<Context> {
+        let all = self.load()?;
+        let ca = ca.map(|path| read(&path)).transpose()?;
+        let controller = controller.map(|controller| address(&controller)).transpose()?;
+        let known = match &controller {
+            Some(controller) => all.contexts.values().find(|known| known.controller == *controller),
+            None => all.chosen(name)?,
+        };
+        let controller = controller.or_else(|| Some(known?.controller.clone()));
+        let controller = controller.context("say which controller: --controller https://HOST:8443")?;
+        Ok(Context { controller, token: String::new(), ca: ca.or_else(|| known?.ca.clone()) })
+    }
+
+    /// Forgets the token of a context, and not where it leads.
+    pub(crate) fn log_out(&self, name: &str) -> anyhow::Result<()> {
+        self.change(|all| {
+            all.contexts.entry(name.to_owned()).and_modify(|context| context.token.clear());
+            Ok(())
+        })
+    }
+
+    /// The context that is asked for, or else the one in use, with its name.
+    pub(crate) fn in_use(&self, name: Option<&str>) -> anyhow::Result<(String, Context)> {
+        let all = self.load()?;
+        let name = name.map(str::to_owned).or(all.current.clone());
+        let name = name.context("no context is in use: rackhand context list")?;
+        let context = all.named(&name)?.clone();
+        Ok((name, context))
+    }
+
     /// Where they are kept.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -176,13 +213,13 @@ impl Saved {
         let saved = self.load()?.chosen(context.as_deref())?.cloned();
         match (controller, token, saved) {
             (Some(controller), _, Some(saved)) if address(&controller)? == saved.controller => {
-                Ok(Context { ca: ca.or(saved.ca), ..saved })
+                Context { ca: ca.or(saved.ca), ..saved }.logged_in()
             }
             (Some(_), ..) => {
                 bail!("RACKHAND_CONTROLLER (or --controller) needs RACKHAND_TOKEN with it, or `rackhand login`")
             }
             (None, token, Some(saved)) => {
-                Ok(Context { token: token.unwrap_or(saved.token), ca: ca.or(saved.ca), ..saved })
+                Context { token: token.unwrap_or(saved.token), ca: ca.or(saved.ca), ..saved }.logged_in()
             }
             (None, _, None) => bail!(
                 "not logged in to any controller\n\n  rackhand login --controller https://HOST:8443 --ca ca.pem --token rh_…\n\n\
@@ -416,5 +453,25 @@ mod tests {
         assert_eq!(mode(), 0o600);
         assert_eq!(run(&saved, ContextCommand::List, Output::Name).unwrap(), "new\nold.example");
         assert!(saved.keep(Some("../x".into()), at("x", "y")).is_err());
+    }
+
+    #[test]
+    fn one_logs_in_again_without_saying_where_and_a_token_that_was_ended_is_not_sent() {
+        let (dir, saved) = bench();
+        let ca = dir.path().join("ca.pem");
+        fs::write(&ca, "PEM").unwrap();
+        let missing = saved.place(None, None, None).unwrap_err().to_string();
+        assert!(missing.contains("--controller https://HOST:8443"), "{missing}");
+        let first = saved.place(None, Some("https://a.example:8443/".into()), Some(ca)).unwrap();
+        saved.keep(None, Context { token: "1".into(), ..first }).unwrap();
+        saved.keep(Some("lab".into()), at("b.example", "2")).unwrap();
+        saved.log_out("a.example").unwrap();
+        let said = resolved(&saved, Overrides { context: Some("a.example".into()), ..Overrides::default() });
+        assert!(said.unwrap_err().to_string().contains("you are logged out of https://a.example:8443"));
+        // Another is in use as before.
+        assert_eq!(resolved(&saved, Overrides::default()).unwrap().1, "2");
+        let again = saved.place(Some("a.example"), None, None).unwrap();
+        assert_eq!((again.controller.as_str(), again.ca.as_deref()), ("https://a.example:8443", Some("PEM")));
+        assert!(again.token.is_empty());
     }
 }

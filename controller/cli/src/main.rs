@@ -7,6 +7,7 @@ mod agent;
 mod aggregate;
 mod apply;
 mod audit;
+mod browser;
 mod client;
 mod complete;
 mod context;
@@ -101,16 +102,27 @@ struct Global {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Save which controller to talk to, after trying the token
-    #[command(after_help = "Without --token the token is read from standard input:
+    /// Log in, and save which controller to talk to
+    #[command(after_help = "With a name and a password, in a browser at who vouches for you, or with a token:
 
+  rackhand login --controller https://rackhand.example:8443 --ca ca.pem --person ada
+  rackhand login --controller https://rackhand.example:8443 --ca ca.pem --oidc
   rackhand login --controller https://rackhand.example:8443 --ca ca.pem < token
+
+A password is asked for, or read from standard input or --password-file; a token is read from
+standard input. A login is good for twelve hours; then say --person or --oidc again, and not where.
 
 It is saved in ~/.config/rackhand/config.toml, readable by you alone, and is in use until you log in
 elsewhere or say `rackhand context use`. Several are told apart by name:
 
   rackhand login --context lab --controller https://lab.example:8443 --ca lab.pem < token")]
-    Login,
+    Login(login::How),
+    /// End a login: its token is no longer good, nor kept here
+    #[command(after_help = "  rackhand logout
+  rackhand --context lab logout
+
+A token that was made by hand is forgotten here and good still. The controller's address is kept.")]
+    Logout,
     /// Contexts: the controllers you are logged in to
     #[command(subcommand)]
     Context(context::ContextCommand),
@@ -257,18 +269,22 @@ async fn dispatch(cli: Cli) -> anyhow::Result<String> {
         return audit::verify_file(file, *anchor);
     }
     ensure!(
-        !dry_run || !matches!(cli.command, Command::Login | Command::Context(_)),
+        !dry_run || !matches!(cli.command, Command::Login(_) | Command::Logout | Command::Context(_)),
         "this cannot be tried: it changes nothing at a controller, only what is saved here"
     );
-    if let Command::Login = cli.command {
-        return login::run(context, controller, token, ca).await;
+    if let Command::Login(how) = cli.command {
+        return login::run(how, context, controller, token, ca).await;
+    }
+    if let Command::Logout = cli.command {
+        return login::end(&Saved::of_this_user()?, context, output).await;
     }
     if let Command::Context(command) = cli.command {
         return context::run(&Saved::of_this_user()?, command, output);
     }
     let client = Client::new(Context::resolve(Overrides { context, controller, token, ca })?)?.dry(dry_run);
     let said = match cli.command {
-        Command::Login
+        Command::Login(_)
+        | Command::Logout
         | Command::Context(_)
         | Command::Complete { .. }
         | Command::Completion { .. }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     client::Client,
+    login::unseen,
     output::{Output, done, print},
     show::{Table, or_dash, table},
     watch::{self, Told, Watch},
@@ -31,6 +32,10 @@ With --password a first password is read from standard input, in one line of at 
         /// Read a first password from standard input
         #[arg(long)]
         password: bool,
+        /// What who vouches for them calls them (`sub` of OpenID Connect): lets them in without a group,
+        /// and after they were removed
+        #[arg(long)]
+        subject: Option<String>,
     },
     /// List people
     List {
@@ -96,9 +101,12 @@ struct Factor {
 
 pub(crate) async fn run(client: &Client, command: PersonCommand, output: Output) -> anyhow::Result<String> {
     match command {
-        PersonCommand::Create { name, email, password } => {
-            let password = password.then(|| line("First password: ")).transpose()?;
-            let body = json!({"name": name, "email": email, "password": password});
+        PersonCommand::Create { name, email, password, subject } => {
+            let password = password.then(|| unseen("First password: ")).transpose()?;
+            let mut body = json!({"name": name, "email": email, "password": password});
+            if let Some(subject) = subject {
+                body["subject"] = Value::String(subject);
+            }
             print(output, client.post("/v1/people", body).await?, |made: Person| {
                 format!("{0} is there; next: rackhand role grant ROLE {0} --project NAME", made.name)
             })
@@ -108,7 +116,7 @@ pub(crate) async fn run(client: &Client, command: PersonCommand, output: Output)
             watch::show(client, output, watch, Told::ByNobody, fetch, show).await
         }
         PersonCommand::Reset { person, password, second_factor } => {
-            let password = password.then(|| line("New password: ")).transpose()?;
+            let password = password.then(|| unseen("New password: ")).transpose()?;
             let mut body = json!({"remove_second_factor": second_factor});
             if let Some(password) = password {
                 body["password"] = Value::String(password);
@@ -121,12 +129,13 @@ pub(crate) async fn run(client: &Client, command: PersonCommand, output: Output)
             Ok(done(output, format!("{person} is removed")))
         }
         PersonCommand::Password => {
-            let body = json!({"present": line("Present password, empty for none: ")?, "new": line("New password: ")?});
+            let body =
+                json!({"present": unseen("Present password, empty for none: ")?, "new": unseen("New password: ")?});
             client.ask(Method::PUT, "/v1/password", Some(body)).await?;
             Ok(done(output, "your password is changed; your other logins have ended".into()))
         }
         PersonCommand::SecondFactor(FactorCommand::Begin) => {
-            let password = line("Password, empty for none: ")?;
+            let password = unseen("Password, empty for none: ")?;
             let made = client.ask(Method::POST, "/v1/totp", Some(json!({"password": password}))).await?;
             print(output, made, |made: Factor| {
                 format!(

@@ -60,6 +60,8 @@ pub type Table = &'static [(Method, &'static str, Access)];
 pub const TABLE: Table = &[
     (Method::GET, "/v1/openapi.json", Anyone),
     (Method::POST, "/v1/login", Anyone),
+    (Method::POST, "/v1/login/oidc", Anyone),
+    (Method::POST, "/v1/login/oidc/finish", Anyone),
     (Method::GET, "/v1/whoami", Access::Caller),
     (Method::GET, "/v1/roles", Access::Caller),
     (Method::PUT, "/v1/password", Own),

@@ -19,6 +19,8 @@ pub(super) const DRY_RUN: HeaderName = HeaderName::from_static("dry-run");
 const NEVER: &[(Method, &str, &str)] = &[
     (Method::PUT, "/v1/images/{image}", "an upload cannot be tried: its bytes would have to be sent and kept"),
     (Method::POST, "/v1/login", ITSELF),
+    (Method::POST, "/v1/login/oidc", BROWSER),
+    (Method::POST, "/v1/login/oidc/finish", BROWSER),
     (Method::PUT, "/v1/password", ITSELF),
     (Method::POST, "/v1/totp", ITSELF),
     (Method::POST, "/v1/totp/confirm", ITSELF),
@@ -26,6 +28,8 @@ const NEVER: &[(Method, &str, &str)] = &[
 ];
 
 const ITSELF: &str = "a password or code cannot be tried: whether it is right is what would be learnt";
+
+const BROWSER: &str = "a login by OpenID Connect cannot be tried: a code is good for once";
 
 /// Whether this operation can be tried.
 pub(super) fn can_be_tried(method: &Method, path: &str) -> bool {

@@ -1,6 +1,9 @@
 //! `/v1/login`, and what belongs to one's own: password and second factor.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use axum::{
     Extension,
@@ -71,8 +74,13 @@ impl<S: Send + Sync> FromRequestParts<S> for From {
 }
 
 impl From {
+    /// The address it comes from.
+    pub(super) fn source(&self) -> Option<IpAddr> {
+        self.0.map(|from| from.ip())
+    }
+
     /// A record of what was asked for without a token.
-    fn record(&self, now: Now, by: &str, token: Uuid, action: &str) -> Asked {
+    pub(super) fn record(&self, now: Now, by: &str, token: Uuid, action: &str) -> Asked {
         let record = Record {
             id: Uuid::nil(),
             at: now.wall,
@@ -104,8 +112,7 @@ pub(super) async fn login(
     if body.name.len() > 63 || body.password.len() > LONGEST {
         return Err(Error::unauthenticated(WRONG));
     }
-    let source = from.0.map(|from| from.ip());
-    app.passwords.may_try(now.mono, &body.name, source).map_err(|wait| Error::too_many("logins", wait))?;
+    app.passwords.may_try(now.mono, &body.name, from.source()).map_err(|wait| Error::too_many("logins", wait))?;
     let slow = tokio::time::sleep(SLOW);
     match try_login(&app, now, &from, &body).await {
         Ok(logged_in) => {

@@ -25,6 +25,7 @@ mod images;
 mod login;
 mod logs;
 mod machines;
+mod oidc;
 mod organisations;
 mod people;
 mod plans;
@@ -71,6 +72,7 @@ pub use self::{
 use crate::{
     addresses::Addresses,
     images::Images,
+    oidc::Oidc,
     passwords::Passwords,
     store::{Owner, Store},
 };
@@ -92,6 +94,8 @@ pub struct App {
     pub addresses: Addresses,
     /// Checks passwords.
     pub passwords: Passwords,
+    /// Who vouches for people.
+    pub oidc: Oidc,
     /// The present.
     pub clock: Arc<dyn Clock>,
     /// Called after every commit that changed something in a rack: wakes the workflows and
@@ -148,6 +152,8 @@ fn operations() -> OpenApiRouter<App> {
     let quick = OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(whoami))
         .routes(routes!(login::login))
+        .routes(routes!(oidc::begin))
+        .routes(routes!(oidc::finish))
         .routes(routes!(login::password))
         .routes(routes!(login::enrol_factor))
         .routes(routes!(login::confirm_factor))

@@ -69,6 +69,10 @@ pub(super) struct NewPerson {
     /// A first password, of at least 12 characters, which they should change; without one they log in
     /// by who vouches for them, or with a token.
     password: Option<String>,
+    /// The provider's own name for them (`sub`): they log in by OpenID Connect, also without a group, and
+    /// after they were removed.
+    #[schema(max_length = 255)]
+    subject: Option<String>,
 }
 
 /// What may be changed about a person.
@@ -84,6 +88,9 @@ pub(super) struct ChangedPerson {
     /// Forget their second factor: the device is lost.
     #[serde(default)]
     remove_second_factor: bool,
+    /// The provider's own name for them (`sub`), by which they log in by OpenID Connect.
+    #[schema(max_length = 255)]
+    subject: Option<String>,
 }
 
 /// List people
@@ -117,6 +124,9 @@ pub(super) async fn create(State(app): State<App>, Json(body): Json<NewPerson>) 
     if password.is_some() {
         person.password = password;
         tx.update_person(&mut person).await?;
+    }
+    if let Some(subject) = &body.subject {
+        vouch(&app, &mut tx, &mut person, subject).await?;
     }
     tx.commit().await?;
     let person = Person::from(person);
@@ -160,6 +170,9 @@ pub(super) async fn change(
         person.totp = None;
     }
     tx.update_person(&mut person).await?;
+    if let Some(subject) = &body.subject {
+        vouch(&app, &mut tx, &mut person, subject).await?;
+    }
     tx.commit().await?;
     Ok(tagged(person.version, Person::from(person)))
 }
@@ -184,6 +197,20 @@ pub(super) async fn delete(
     check_owned(&mut tx).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Has the provider that is configured vouch for a person by this name of its own.
+async fn vouch(app: &App, tx: &mut Tx, person: &mut store::Person, subject: &str) -> Result<(), Error> {
+    let config = app.oidc.config();
+    let config = config.ok_or_else(|| Error::invalid("/subject", "OpenID Connect is not configured here"))?;
+    check_text("/subject", subject, 255)?;
+    match tx.person_vouched(&config.issuer, subject).await? {
+        _ if subject.is_empty() => Err(Error::invalid("/subject", "is empty")),
+        Some(other) if other.id != person.id => {
+            Err(Error::conflict(format!("{} vouches for `{}` by this name already", config.issuer, other.name)))
+        }
+        _ => Ok(tx.vouch(person, &config.issuer, subject).await?),
+    }
 }
 
 /// That somebody owns everything.

@@ -71,6 +71,7 @@ impl Bench {
             images,
             addresses,
             passwords: Passwords::default(),
+            oidc: Oidc::new(None).unwrap(),
             clock,
             changed: Arc::new(|_| ()),
             cut: Arc::new(|_| ()),
@@ -158,7 +159,9 @@ async fn no_operation_is_open_to_the_world_but_its_description_and_the_login(on:
             Access::Anyone if *method == Method::GET => {
                 assert_eq!((status, uri.as_str()), (StatusCode::OK, "/v1/openapi.json"))
             }
-            Access::Anyone => assert_eq!((status, uri.as_str()), (StatusCode::UNSUPPORTED_MEDIA_TYPE, "/v1/login")),
+            Access::Anyone => {
+                assert_eq!((status, uri.starts_with("/v1/login")), (StatusCode::UNSUPPORTED_MEDIA_TYPE, true));
+            }
             _ => assert_eq!(status, StatusCode::UNAUTHORIZED, "{method} {uri}"),
         }
     }

@@ -305,6 +305,8 @@ fn each_operation_is_this_action_at_this_place() {
     expect![[r#"
         GET    /v1/openapi.json: anyone
         POST   /v1/login: anyone
+        POST   /v1/login/oidc: anyone
+        POST   /v1/login/oidc/finish: anyone
         GET    /v1/whoami: any token
         GET    /v1/roles: any token
         PUT    /v1/password: own things

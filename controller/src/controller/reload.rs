@@ -20,6 +20,7 @@ use crate::{
     certificates::{self, Certificates, certified},
     fleet,
     images::{self, Images},
+    oidc::Oidc,
 };
 
 /// The configuration in use; clones are the same.
@@ -39,6 +40,7 @@ pub(super) struct Parts {
     pub(super) agents_address: watch::Sender<String>,
     pub(super) images: Images,
     pub(super) rate: Rate,
+    pub(super) oidc: Oidc,
 }
 
 impl std::fmt::Debug for Settings {
@@ -64,6 +66,7 @@ impl Settings {
         let ours = certified(identity.clone())?;
         let public = public(fresh)?;
         let server = fleet::server(&parts.authority, identity)?;
+        let vouch = parts.oidc.take_over(fresh.oidc.as_ref())?;
 
         // A setting that is added is decided on here.
         let Config {
@@ -76,6 +79,7 @@ impl Settings {
             agents,
             agents_address,
             images,
+            oidc,
             log,
         } = fresh;
         // The other two lie below `data`.
@@ -105,6 +109,8 @@ impl Settings {
             }
         }
         parts.images.admit(used.images.limit, &used.images.import, &used.images.sources);
+        taken.take("oidc", &mut used.oidc, oidc);
+        vouch();
         taken.take("log", &mut used.log, log);
         taken.keep("data", &used.data, data);
         taken.keep("database", &used.server, database);

@@ -362,6 +362,7 @@ fn kind(table: &'static str) -> &'static str {
         "enrolment_codes" => "enrolment code",
         "vrfs" => "VRF",
         "people" => "person",
+        "removed_people" => "removed person",
         table => table.strip_suffix('s').unwrap_or(table),
     }
 }

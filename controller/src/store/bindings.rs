@@ -105,6 +105,7 @@ impl Tx {
     }
 
     /// Gives a person a role at a scope. `by` is who granted it; `None` when it follows from a group.
+    /// What followed from a group and is granted by hand does not go with the group.
     pub async fn insert_binding(
         &mut self,
         now: Timestamp,
@@ -112,6 +113,25 @@ impl Tx {
         binding: access::Binding,
         by: Option<&str>,
     ) -> Result<Binding, StoreError> {
+        let by_group: Option<String> = query_scalar(
+            "SELECT id FROM bindings
+             WHERE person = $1 AND role = $2 AND kind = $3 AND scope = $4 AND granted_by IS NULL",
+        )
+        .bind(person.to_string())
+        .bind(binding.role.name())
+        .bind(binding.scope.kind())
+        .bind(scope_id(binding.scope))
+        .fetch_optional(&mut self.inner)
+        .await?;
+        if let (Some(known), Some(by)) = (by_group, by) {
+            self.watch("bindings", &known).await?;
+            query("UPDATE bindings SET granted_by = $2 WHERE id = $1")
+                .bind(&known)
+                .bind(by)
+                .execute(&mut self.inner)
+                .await?;
+            return self.binding(id(&known)?).await;
+        }
         let id = BindingId::fresh();
         self.watch("bindings", id).await?;
         query(

@@ -5,7 +5,7 @@ use rackhand_common::id::PersonId;
 
 use super::{
     Store, StoreError, Tx,
-    database::{Executor, Row, query},
+    database::{Executor, Row, query, query_scalar},
     id, micros, taken, timestamp,
 };
 
@@ -53,6 +53,11 @@ impl Store {
         read(&self.seal, &person(&self.pool, id_or_name).await?)
     }
 
+    /// The person that an issuer vouches for by this name.
+    pub async fn person_vouched(&self, issuer: &str, subject: &str) -> Result<Option<Person>, StoreError> {
+        vouched(&self.pool, &self.seal, issuer, subject).await
+    }
+
     /// People in the order they were added, after `after`, at most `limit`.
     pub async fn people(&self, after: Option<PersonId>, limit: u32) -> Result<Vec<Person>, StoreError> {
         query("SELECT * FROM people WHERE id > $1 ORDER BY id LIMIT $2")
@@ -75,12 +80,32 @@ impl Tx {
 
     /// The person that an issuer vouches for by this name.
     pub async fn person_vouched(&mut self, issuer: &str, subject: &str) -> Result<Option<Person>, StoreError> {
-        let row = query("SELECT * FROM people WHERE issuer = $1 AND subject = $2")
+        vouched(&mut self.inner, &self.seal, issuer, subject).await
+    }
+
+    /// Whether the person that an issuer vouches for by this name was removed here.
+    pub async fn was_removed(&mut self, issuer: &str, subject: &str) -> Result<bool, StoreError> {
+        let found = query("SELECT id FROM removed_people WHERE issuer = $1 AND subject = $2")
             .bind(issuer)
             .bind(subject)
             .fetch_optional(&mut self.inner)
             .await?;
-        row.as_ref().map(|row| read(&self.seal, row)).transpose()
+        Ok(found.is_some())
+    }
+
+    /// Has an issuer vouch for a person by this name, also where it did for one who was removed.
+    pub async fn vouch(&mut self, person: &mut Person, issuer: &str, subject: &str) -> Result<(), StoreError> {
+        let removed: Option<String> = query_scalar("SELECT id FROM removed_people WHERE issuer = $1 AND subject = $2")
+            .bind(issuer)
+            .bind(subject)
+            .fetch_optional(&mut self.inner)
+            .await?;
+        if let Some(removed) = removed {
+            self.watch("removed_people", &removed).await?;
+            query("DELETE FROM removed_people WHERE id = $1").bind(&removed).execute(&mut self.inner).await?;
+        }
+        person.vouched = Some((issuer.to_owned(), subject.to_owned()));
+        self.update_person(person).await
     }
 
     /// Adds a person, who can do nothing yet.
@@ -135,8 +160,16 @@ impl Tx {
         Ok(())
     }
 
-    /// Removes a person with their tokens and roles.
+    /// Removes a person with their tokens and roles. Who vouches for them does not bring them back.
     pub async fn delete_person(&mut self, person: PersonId) -> Result<(), StoreError> {
+        self.watch("removed_people", person).await?;
+        query(
+            "INSERT INTO removed_people (id, name, issuer, subject)
+             SELECT id, name, issuer, subject FROM people WHERE id = $1 AND issuer IS NOT NULL",
+        )
+        .bind(person.to_string())
+        .execute(&mut self.inner)
+        .await?;
         for binding in self.bindings_of(person).await? {
             self.delete_binding(binding.id).await?;
         }
@@ -155,6 +188,20 @@ async fn person(executor: impl Into<Executor<'_>>, id_or_name: &str) -> Result<R
         .fetch_optional(executor)
         .await?
         .ok_or(StoreError::NotFound("person"))
+}
+
+async fn vouched(
+    executor: impl Into<Executor<'_>>,
+    seal: &rackhand_common::seal::Seal,
+    issuer: &str,
+    subject: &str,
+) -> Result<Option<Person>, StoreError> {
+    let row = query("SELECT * FROM people WHERE issuer = $1 AND subject = $2")
+        .bind(issuer)
+        .bind(subject)
+        .fetch_optional(executor)
+        .await?;
+    row.as_ref().map(|row| read(seal, row)).transpose()
 }
 
 /// What a person's secret is sealed for.
@@ -187,4 +234,54 @@ fn read(seal: &rackhand_common::seal::Seal, row: &Row) -> Result<Person, StoreEr
         created: timestamp(row.try_get("created")?)?,
         version: row.try_get::<i64, _>("version")? as u64,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rackhand_controller_core::access::{self, Role, Scope};
+
+    use super::*;
+    use crate::store::tests::{Bench, On, at, on_both};
+
+    async fn who_was_removed_is_remembered_by_who_vouched_for_them_until_they_are_vouched_for_again(on: On) {
+        let bench = Bench::new(on).await;
+        let (issuer, other) = ("https://login.example.net", "https://other.example.net");
+        let mut tx = bench.store.begin().await.unwrap();
+        let mut ada = tx.insert_person(at(0), "ada@example.net", "ada@example.net").await.unwrap();
+        let bob = tx.insert_person(at(0), "bob", "").await.unwrap();
+        tx.vouch(&mut ada, issuer, "1").await.unwrap();
+        assert_eq!(tx.person_vouched(issuer, "1").await.unwrap(), Some(ada.clone()));
+        assert_eq!(tx.person_vouched(other, "1").await.unwrap(), None);
+        tx.commit().await.unwrap();
+        assert_eq!(bench.store.person_vouched(issuer, "1").await.unwrap(), Some(ada.clone()));
+
+        let mut tx = bench.store.begin().await.unwrap();
+        tx.delete_person(ada.id).await.unwrap();
+        tx.delete_person(bob.id).await.unwrap();
+        assert_eq!(tx.person_vouched(issuer, "1").await.unwrap(), None);
+        assert!(tx.was_removed(issuer, "1").await.unwrap());
+        assert!(!tx.was_removed(other, "1").await.unwrap());
+        let mut again = tx.insert_person(at(1), "ada", "").await.unwrap();
+        tx.vouch(&mut again, issuer, "1").await.unwrap();
+        assert!(!tx.was_removed(issuer, "1").await.unwrap());
+        tx.delete_person(again.id).await.unwrap();
+        assert!(tx.was_removed(issuer, "1").await.unwrap());
+    }
+
+    async fn a_role_by_a_group_that_is_granted_by_hand_is_granted_by_hand(on: On) {
+        let bench = Bench::new(on).await;
+        let mut tx = bench.store.begin().await.unwrap();
+        let ada = tx.insert_person(at(0), "ada", "").await.unwrap().id;
+        let role = access::Binding { role: Role::Viewer, scope: Scope::Everything };
+        let by_group = tx.insert_binding(at(0), ada, role, None).await.unwrap();
+        assert_eq!(by_group.granted_by, None);
+        let by_hand = tx.insert_binding(at(1), ada, role, Some("admin")).await.unwrap();
+        assert_eq!((by_hand.id, by_hand.granted_by.as_deref()), (by_group.id, Some("admin")));
+        assert!(matches!(tx.insert_binding(at(2), ada, role, Some("bob")).await, Err(StoreError::Taken(_))));
+    }
+
+    on_both! {
+        who_was_removed_is_remembered_by_who_vouched_for_them_until_they_are_vouched_for_again,
+        a_role_by_a_group_that_is_granted_by_hand_is_granted_by_hand,
+    }
 }

@@ -12,6 +12,8 @@
 mod action;
 mod attempts;
 mod grant;
+mod groups;
+mod pending;
 mod role;
 #[cfg(test)]
 mod tests;
@@ -24,6 +26,8 @@ pub use self::{
     action::{Action, NoAction},
     attempts::{Attempts, Limit},
     grant::{Grant, Grantee, Use, Wanting},
+    groups::{Turn, turn},
+    pending::Pending,
     role::{NoRole, Role},
 };
 
