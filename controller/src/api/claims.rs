@@ -18,8 +18,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    App, Caller, Error, address_space,
+    App, Caller, Error,
     extract::{Json, Page, Query, check_text, limit, parse},
+    pools,
 };
 use crate::{
     addresses::{NewClaim as Wish, NewHolder, Refused, Wanted},
@@ -131,7 +132,7 @@ impl NewClaim {
     async fn permitted(self, app: &App, caller: &Caller) -> Result<Wish, Error> {
         let named = self.project.clone();
         let mut wish = self.wish()?;
-        let pool = address_space::visible(app, caller, &wish.pool).await?;
+        let pool = pools::visible(app, caller, &wish.pool).await?;
         let of = app.store.standing(Thing::Pool, &pool.id.to_string()).await?.place;
         let mut place = match &wish.holder {
             NewHolder::Machine(machine, _) => {
@@ -253,7 +254,7 @@ pub(super) async fn list(
     let (limit, sight) = (limit(which.limit)?, caller.sight(Action::AddressRead)?);
     let mut filter = ClaimFilter { name: which.name, sight, ..ClaimFilter::default() };
     if let Some(pool) = which.pool {
-        filter.pool = Some(address_space::visible(&app, &caller, &pool).await?.id);
+        filter.pool = Some(pools::visible(&app, &caller, &pool).await?.id);
     }
     if let Some(machine) = which.machine {
         filter.machine = Some(caller.machine(&app, &machine).await?);

@@ -10,7 +10,7 @@
 //!   not change the API by itself.
 
 pub mod access;
-mod address_space;
+mod aggregates;
 mod audit;
 mod bindings;
 mod claims;
@@ -29,6 +29,7 @@ mod oidc;
 mod organisations;
 mod people;
 mod plans;
+mod pools;
 mod projects;
 mod racks;
 mod rate;
@@ -39,6 +40,7 @@ mod sites;
 mod systems;
 mod tokens;
 mod trace;
+mod vrfs;
 
 use std::{sync::Arc, time::Duration};
 
@@ -204,19 +206,19 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(plans::suggest))
         .routes(routes!(systems::list))
         .routes(routes!(systems::show))
-        .routes(routes!(address_space::vrfs, address_space::create_vrf))
-        .routes(routes!(address_space::aggregates, address_space::create_aggregate))
-        .routes(routes!(address_space::delete_aggregate))
-        .routes(routes!(address_space::prove))
-        .routes(routes!(address_space::pools, address_space::create_pool))
-        .routes(routes!(address_space::pool, address_space::change_pool, address_space::delete_pool))
-        .routes(routes!(address_space::extend_pool))
+        .routes(routes!(vrfs::list, vrfs::create))
+        .routes(routes!(aggregates::list, aggregates::create))
+        .routes(routes!(aggregates::delete))
+        .routes(routes!(aggregates::prove))
+        .routes(routes!(pools::list, pools::create))
+        .routes(routes!(pools::show, pools::change, pools::delete))
+        .routes(routes!(pools::extend))
         .routes(routes!(reports::of_projects))
         .routes(routes!(reports::of_sites))
         .routes(routes!(reports::space))
         .routes(routes!(reverse::show, reverse::set, reverse::remove))
         .routes(routes!(reverse::zone))
-        .routes(routes!(address_space::utilisation))
+        .routes(routes!(reports::utilisation))
         .routes(routes!(claims::list, claims::create))
         .routes(routes!(claims::show, claims::release))
         .routes(routes!(claims::history))
@@ -326,7 +328,7 @@ impl From<crate::store::Binding> for Held {
         (name = "events", description = "What happened, in order."),
         (name = "audit", description = "Who changed what through this API, as a chain that shows when it was altered."),
     ),
-    components(schemas(error::Problem, audit::Order, machines::Sort, address_space::Format, logs::LogFormat)),
+    components(schemas(error::Problem, audit::Order, machines::Sort, reports::Format, logs::LogFormat)),
     modifiers(&Bearer),
     security(("token" = []))
 )]
@@ -342,6 +344,21 @@ impl Modify for Bearer {
             .build();
         document.components.get_or_insert_default().add_security_scheme("token", SecurityScheme::Http(scheme));
     }
+}
+
+/// What programs that are made from the document call an operation: `get_machines`, `get_machine`,
+/// `post_machine_deploy`. None has another's.
+fn operation_id(method: &str, path: &str) -> String {
+    let parts: Vec<_> = path.trim_start_matches("/v1/").split('/').collect();
+    let mut words = vec![method.to_owned()];
+    for (at, part) in parts.iter().enumerate() {
+        let is_named = parts.get(at + 1).is_some_and(|next| next.starts_with('{'));
+        // The name of one stands for where it is listed.
+        if !is_named {
+            words.push(part.trim_matches(['{', '}']).replace(['-', '.'], "_"));
+        }
+    }
+    words.join("_")
 }
 
 /// Adds to every operation what is the same for all: the answer when something is wrong, the
@@ -419,8 +436,16 @@ fn finish(mut document: utoipa::openapi::OpenApi, shapes: &fields::Shapes) -> ut
                 operation.parameters.get_or_insert_default().push(RefOr::T(dry.clone()));
             }
         }
-        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
-        for operation in operations.into_iter().flatten() {
+        let operations = [
+            ("get", &mut item.get),
+            ("put", &mut item.put),
+            ("post", &mut item.post),
+            ("delete", &mut item.delete),
+            ("patch", &mut item.patch),
+        ];
+        for (method, operation) in operations {
+            let Some(operation) = operation else { continue };
+            operation.operation_id = Some(operation_id(method, at));
             operation.responses.responses.insert("default".into(), RefOr::T(problem.clone()));
         }
     }

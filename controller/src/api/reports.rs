@@ -1,32 +1,154 @@
-//! `/v1/utilisation/projects`, `/v1/utilisation/sites` and `/v1/pools/{pool}/space`: who has how
-//! many addresses, and where there is room.
+//! `/v1/utilisation` and `/v1/pools/{pool}/space`: how much of pools is used, who has how many
+//! addresses, and where there is room.
 
 use std::collections::BTreeMap;
 
 use axum::{
     Extension,
     extract::{Path, State},
-    response::IntoResponse,
+    http::header,
+    response::{IntoResponse, Response},
 };
 use rackhand_controller_core::{
     access::Action,
-    ipam::{Prefix, picture},
+    ipam::{Prefix, Usage, picture},
 };
-use serde::Serialize;
-use utoipa::ToSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App, Caller, Error,
-    address_space::{family, visible},
-    extract::{Page, Query, Window},
+    extract::{Page, Query, Window, limit, parse},
+    pools::{family, visible},
 };
-use crate::store::{By, Held};
+use crate::store::{self, By, Held};
 
 /// So many of a pool's prefixes have a picture.
 const PICTURES: u32 = 16;
 
 /// As many free prefixes of a pool are looked at: the largest, when there are more.
 const LOOKED_AT: u32 = 100_000;
+
+/// How much of a pool is used. Numbers of addresses are texts of digits: those of IPv6 are larger
+/// than numbers in JSON can be.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Utilisation {
+    /// The pool's name.
+    #[schema(example = "public-4")]
+    pool: String,
+    /// 4 or 6.
+    #[schema(example = 4)]
+    family: u8,
+    /// All addresses.
+    #[schema(example = "256")]
+    total: String,
+    /// Somebody's.
+    claimed: String,
+    /// Not handed out.
+    reserved: String,
+    /// Resting; a minute longer than their time at most.
+    quarantined: String,
+    /// In blocks that are a project's alone, whatever the project has of them.
+    blocks: String,
+    /// Can be claimed.
+    free: String,
+    /// What is not free, of all: 0 to 1.
+    #[schema(example = 0.25)]
+    used: f64,
+    /// Length of the largest block that can be claimed; absent when nothing is free.
+    #[schema(example = 25)]
+    largest_free: Option<u8>,
+    /// How much of what is free lies outside of that block: 0 (none) to 1.
+    #[schema(example = 0.5)]
+    fragmentation: f64,
+}
+
+impl Utilisation {
+    fn of(pool: &store::Pool, usage: &Usage) -> Self {
+        Self {
+            pool: pool.name.clone(),
+            family: family(pool.family),
+            total: usage.total.to_string(),
+            claimed: usage.claimed.to_string(),
+            reserved: usage.reserved.to_string(),
+            quarantined: usage.quarantined.to_string(),
+            blocks: usage.blocks.to_string(),
+            free: usage.free.to_string(),
+            used: usage.used(),
+            largest_free: usage.largest.checked_ilog2().map(|bits| pool.family.width() - bits as u8),
+            fragmentation: usage.fragmentation(),
+        }
+    }
+
+    /// As a line of CSV. Nothing in it needs quotes: a pool's name has no comma.
+    fn line(&self) -> String {
+        let Self { pool, family, total, claimed, reserved, quarantined, blocks, free, used, fragmentation, .. } = self;
+        let largest = self.largest_free.map(|length| length.to_string()).unwrap_or_default();
+        format!(
+            "{pool},{family},{total},{claimed},{reserved},{quarantined},{blocks},{free},{used},{largest},\
+             {fragmentation}\r\n"
+        )
+    }
+}
+
+const CSV_HEADER: &str =
+    "pool,family,total,claimed,reserved,quarantined,blocks,free,used,largest_free,fragmentation\r\n";
+
+/// Of which pools, and in what form.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Report {
+    /// Only of this pool (id or name).
+    pool: Option<String>,
+    /// `csv` for a file (RFC 4180); JSON when absent. Pages are the same: `next` is in the header
+    /// `Rackhand-Next` then.
+    format: Option<Format>,
+    /// `next` of the page before; absent for the first page.
+    after: Option<String>,
+    /// How many pools at most, 1 to 200.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+}
+
+/// The form of a report.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Format {
+    /// For programs.
+    Json,
+    /// For spreadsheets.
+    Csv,
+}
+
+/// Report how much of the pools is used
+#[utoipa::path(get, path = "/v1/utilisation", tag = "addresses", params(Report),
+    responses((status = 200, content((Page<Utilisation> = "application/json"), (String = "text/csv")))))]
+pub(super) async fn utilisation(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Query(report): Query<Report>,
+) -> Result<Response, Error> {
+    let (limit, sight) = (limit(report.limit)?, caller.sight(Action::AddressRead)?);
+    let rows = match &report.pool {
+        Some(pool) => vec![visible(&app, &caller, pool).await?],
+        None => app.store.pools(&sight, parse("after", report.after.as_deref())?, limit + 1).await?,
+    };
+    let mut lines = Vec::new();
+    for row in rows.iter().take(limit as usize) {
+        lines.push(Utilisation::of(row, &app.store.usage(row).await?));
+    }
+    let next = (rows.len() > limit as usize).then(|| rows[limit as usize - 1].id.to_string());
+    if report.format == Some(Format::Csv) {
+        let text: String = std::iter::once(CSV_HEADER.to_owned()).chain(lines.iter().map(Utilisation::line)).collect();
+        let mut response = ([(header::CONTENT_TYPE, "text/csv; charset=utf-8; header=present")], text).into_response();
+        if let Some(next) = next.and_then(|next| next.parse().ok()) {
+            response.headers_mut().insert("rackhand-next", next);
+        }
+        return Ok(response);
+    }
+    Ok(axum::Json(Page { items: lines, next }).into_response())
+}
 
 /// How many addresses of a family a project or a site has. Numbers of addresses are texts of
 /// digits: those of IPv6 are larger than numbers in JSON can be.
@@ -58,7 +180,7 @@ async fn page(
     let mut rows: Vec<_> = held.into_iter().filter(|(key, _)| cursor(key) > after).collect();
     rows.truncate(limit as usize + 1);
     let names = names(rows.iter().filter_map(|((id, _), _)| id.clone()).collect()).await?;
-    let view = |((id, of), usage): ((Option<String>, _), rackhand_controller_core::ipam::Usage)| Holding {
+    let view = |((id, of), usage): ((Option<String>, _), Usage)| Holding {
         name: id.map(|id| names.get(&id).cloned().unwrap_or(id)),
         family: family(of),
         claimed: usage.claimed.to_string(),

@@ -138,6 +138,19 @@ fn the_published_document_is_what_the_code_says() {
 }
 
 #[test]
+fn every_operation_has_an_id_of_its_own() {
+    let document = serde_json::to_value(document()).unwrap();
+    let items = document["paths"].as_object().unwrap().values();
+    let operations = items.flat_map(|item| item.as_object().unwrap().values());
+    let mut ids: Vec<_> = operations.filter_map(|operation| operation["operationId"].as_str()).collect();
+    let all = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), all);
+    assert!(["get_machines", "get_machine", "post_machine_deploy"].iter().all(|id| ids.contains(id)), "{ids:?}");
+}
+
+#[test]
 fn every_operation_has_exactly_one_row_in_the_access_table() {
     let document = serde_json::to_value(document()).unwrap();
     let mut operations = vec![("GET".to_owned(), "/v1/openapi.json".to_owned())];
