@@ -1,7 +1,7 @@
 //! `/v1/utilisation` and `/v1/pools/{pool}/space`: how much of pools is used, who has how many
 //! addresses, and where there is room.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::{
     Extension,
@@ -223,11 +223,9 @@ pub(super) async fn of_sites(
     let held = app.store.held(&caller.sight(Action::AddressRead)?, By::Site).await?;
     let names = async |ids: Vec<String>| {
         let mut names = BTreeMap::new();
-        for id in ids {
-            if !names.contains_key(&id) {
-                let name = app.store.site(&id).await?.name;
-                names.insert(id, name);
-            }
+        for id in ids.into_iter().collect::<BTreeSet<_>>() {
+            let name = app.store.site(&id).await?.name;
+            names.insert(id, name);
         }
         Ok(names)
     };
