@@ -4,7 +4,7 @@
 use axum::{
     extract::{FromRequest, FromRequestParts, Request},
     http::{header, request::Parts},
-    response::IntoResponse,
+    response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use utoipa::{IntoParams, ToSchema};
@@ -179,12 +179,13 @@ pub(super) fn check_text(field: &str, text: &str, most: usize) -> Result<(), Err
     }
 }
 
-/// Whether this is an RFC 1123 label.
-pub(super) fn is_label(name: &str) -> bool {
-    (1..=63).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-        && !name.starts_with('-')
-        && !name.ends_with('-')
+/// A page in another form than JSON: `next` is in the header `Rackhand-Next`.
+pub(super) fn text_page(form: &'static str, text: String, next: Option<String>) -> Response {
+    let mut response = ([(header::CONTENT_TYPE, form)], text).into_response();
+    if let Some(next) = next.and_then(|next| next.parse().ok()) {
+        response.headers_mut().insert("rackhand-next", next);
+    }
+    response
 }
 
 /// One page of a list.

@@ -4,7 +4,6 @@
 use axum::{
     Extension,
     extract::{Path, State},
-    http::header,
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
@@ -18,7 +17,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     App, Caller, Error,
     events::Event,
-    extract::{Query, limit, parse},
+    extract::{Query, limit, parse, text_page},
     runs::{Run, id},
 };
 use crate::store::{self, EventFilter, Happened, RunStatus, StoredEvent};
@@ -117,11 +116,7 @@ pub(super) async fn logs(
     let run = Run::from(run);
     if which.format == Some(LogFormat::Text) {
         let text = text(&run, &steps, &events, after == 0);
-        let mut response = ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response();
-        if let Some(next) = next.and_then(|next| next.parse().ok()) {
-            response.headers_mut().insert("rackhand-next", next);
-        }
-        return Ok(response);
+        return Ok(text_page("text/plain; charset=utf-8", text, next));
     }
     Ok(axum::Json(RunLogs { run, steps, events, next }).into_response())
 }

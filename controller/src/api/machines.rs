@@ -17,6 +17,7 @@ use rackhand_common::{
 use rackhand_controller_core::{
     access::{Action, Sight},
     identity,
+    ipam::is_label,
     lifecycle::Lifecycle,
 };
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App, Caller, Error,
-    extract::{Expected, Json, Page, Query, check_name, is_label, limit, parse, tagged},
+    extract::{Expected, Json, Page, Query, check_name, limit, parse, tagged},
     plans,
     runs::Run,
 };

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::{
     Extension,
     extract::{Path, State},
-    http::header,
     response::{IntoResponse, Response},
 };
 use rackhand_controller_core::{
@@ -18,7 +17,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App, Caller, Error,
-    extract::{Page, Query, Window, limit, parse},
+    extract::{Page, Query, Window, limit, parse, text_page},
     pools::{family, visible},
 };
 use crate::store::{self, By, Held};
@@ -141,11 +140,7 @@ pub(super) async fn utilisation(
     let next = (rows.len() > limit as usize).then(|| rows[limit as usize - 1].id.to_string());
     if report.format == Some(Format::Csv) {
         let text: String = std::iter::once(CSV_HEADER.to_owned()).chain(lines.iter().map(Utilisation::line)).collect();
-        let mut response = ([(header::CONTENT_TYPE, "text/csv; charset=utf-8; header=present")], text).into_response();
-        if let Some(next) = next.and_then(|next| next.parse().ok()) {
-            response.headers_mut().insert("rackhand-next", next);
-        }
-        return Ok(response);
+        return Ok(text_page("text/csv; charset=utf-8; header=present", text, next));
     }
     Ok(axum::Json(Page { items: lines, next }).into_response())
 }

@@ -209,8 +209,7 @@ impl Tx {
             });
             query.build().execute(&mut self.inner).await?;
         }
-        let changes = |record: &Record| record.changes.iter().cloned().enumerate().collect::<Vec<_>>();
-        let changes = records.iter().flat_map(|record| changes(record).into_iter().map(|change| (record.id, change)));
+        let changes = records.iter().flat_map(|record| record.changes.iter().enumerate().map(|one| (record.id, one)));
         let changes: Vec<_> = changes.collect();
         for some in in_powers_of_two(&changes) {
             let mut query =

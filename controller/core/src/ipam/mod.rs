@@ -15,7 +15,7 @@ mod usage;
 pub use self::{
     picture::{CELLS, picture},
     prefix::{Family, NotAPrefix, Prefix},
-    reverse::{Authority, HostName, NotAHostName, NotAZone, ReverseZone},
+    reverse::{Authority, HostName, NotAHostName, NotAZone, ReverseZone, is_label},
     tree::{Carved, NotAState, State, best_fit, carve, join},
     usage::{Kind, NotAKind, Usage},
 };

@@ -56,12 +56,6 @@ impl FromStr for HostName {
 
     fn from_str(text: &str) -> Result<Self, NotAHostName> {
         let text = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
-        let is_label = |label: &str| {
-            (1..=63).contains(&label.len())
-                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-        };
         // What ends in digits alone is an address.
         let last = text.rsplit('.').next().unwrap_or_default();
         let is_name = text.len() <= 253
@@ -76,6 +70,14 @@ impl fmt::Display for HostName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// Whether this is a label of a host's name (RFC 1123 §2.1).
+pub fn is_label(label: &str) -> bool {
+    (1..=63).contains(&label.len())
+        && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        && !label.starts_with('-')
+        && !label.ends_with('-')
 }
 
 /// The labels of an address from the most to the least significant: octets, or nibbles.
