@@ -18,7 +18,11 @@
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::{SignedDuration, Timestamp};
 use rackhand_common::{
@@ -28,7 +32,7 @@ use rackhand_common::{
 };
 use rackhand_controller_core::{
     access::Grant,
-    ipam::{Family, Kind, Prefix, State},
+    ipam::{Family, Kind, Prefix, State, share},
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -48,15 +52,14 @@ const TOGETHER: usize = 64;
 /// How long others may begin to write, when one batch follows another.
 const GAP: Duration = Duration::from_millis(1);
 
-/// How many prefixes that have rested a claim makes free by the way. More than one, so that few
-/// are left over however many are released.
-const RESTED: u32 = 4;
-
-/// How many are made free in one transaction at most: some tenths of a second, during which
-/// nobody else can write.
+/// How many that have rested are made free in one transaction at most, when a claim needs them: some
+/// tenths of a second, during which nobody else can write.
 const ALL_RESTED: u32 = 512;
 
-/// How often those are looked for that nobody claimed since.
+/// How many are when nobody needs them yet.
+const SOME_RESTED: u32 = 64;
+
+/// How often those are looked for that nobody needed since.
 const TIDY: Duration = Duration::from_secs(60);
 
 /// Why addresses were not handed out, taken back or set up.
@@ -236,6 +239,17 @@ pub enum Wanted {
     Prefix(Prefix),
 }
 
+impl Wanted {
+    /// How long what is wanted of a pool is when it may be any, or which it is.
+    fn length(self, pool: &Pool) -> Result<u8, Prefix> {
+        match self {
+            Self::Any => Ok(pool.family.width()),
+            Self::Length(length) => Ok(length),
+            Self::Prefix(prefix) => Err(prefix),
+        }
+    }
+}
+
 /// Who shall hold it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NewHolder {
@@ -245,30 +259,70 @@ pub enum NewHolder {
     Name(String),
 }
 
+/// A claim that nothing speaks against but that its addresses may not be free.
+#[derive(Debug)]
+struct Permitted<'a> {
+    new: &'a NewClaim,
+    holder: Holder,
+    project: Option<ProjectId>,
+    rack: Option<RackId>,
+    by: &'a str,
+}
+
+impl Permitted<'_> {
+    fn row(&self) -> ClaimRow<'_> {
+        let Self { new, holder, project, rack, by } = self;
+        ClaimRow { reserved: new.reserved, holder, project: *project, rack: *rack, purpose: &new.purpose, by }
+    }
+}
+
+/// Claims of any free space of one length of one pool.
+#[derive(Debug)]
+struct Alike<'a> {
+    pool: Pool,
+    length: u8,
+    /// Each with its place among those it is done together with, and the request it is from.
+    wishes: Vec<(usize, Permitted<'a>, &'a Present)>,
+}
+
 impl Tx {
     /// Claims addresses.
     pub async fn hand_out(&mut self, now: Timestamp, new: &NewClaim, by: &str) -> Result<Claim, Refused> {
-        let named = self.pool(&new.pool).await?;
-        let project = new.project.or(named.project);
-        if named.project.is_some() && named.project != project {
-            return Err(Refused::OfProject(named.name));
-        }
-        let (holder, rack) = self.holder_of(&named, new, project).await?;
-        let pool = match (named.blocks, project) {
-            (Some(_), Some(project)) if !new.reserved => self.project_pool(now, &named, project).await?,
-            _ => named,
+        let pool = self.pool(&new.pool).await?;
+        let wish = self.looked_at(&pool, new, by).await?;
+        let pool = match (pool.blocks, wish.project) {
+            (Some(_), Some(project)) if !new.reserved => self.project_pool(now, &pool, project).await?,
+            _ => pool,
         };
-        for leaf in self.rested(pool.number, now, RESTED).await? {
-            self.wake(leaf).await?;
-        }
-        let (free, prefix) = match new.wanted {
-            Wanted::Any => self.room(now, &pool, pool.family.width()).await?,
-            Wanted::Length(length) => self.room(now, &pool, length).await?,
-            Wanted::Prefix(prefix) => (self.free_at(now, &pool, prefix).await?, prefix),
+        let (free, prefix) = match new.wanted.length(&pool) {
+            Ok(length) => self.room(now, &pool, length).await?,
+            Err(prefix) => (self.free_at(now, &pool, prefix).await?, prefix),
         };
         self.take(free, prefix, if new.reserved { State::Reserved } else { State::Claimed }).await?;
-        let row = ClaimRow { reserved: new.reserved, holder: &holder, project, rack, purpose: &new.purpose, by };
-        Ok(self.insert_claim(now, &pool, free, prefix, row).await?)
+        Ok(self.insert_claim(now, &pool, free.aggregate, prefix, wish.row()).await?)
+    }
+
+    /// The claim, when nothing speaks against it.
+    async fn looked_at<'a>(&mut self, pool: &Pool, new: &'a NewClaim, by: &'a str) -> Result<Permitted<'a>, Refused> {
+        let project = new.project.or(pool.project);
+        if pool.project.is_some() && pool.project != project {
+            return Err(Refused::OfProject(pool.name.clone()));
+        }
+        let (holder, rack) = self.holder_of(pool, new, project).await?;
+        Ok(Permitted { new, holder, project, rack, by })
+    }
+
+    /// Claims that want any free space of one length of one pool, as many statements for all of them
+    /// as for one; `None`, and nothing is done, when the pool has to be tidied or to grow for that.
+    async fn hand_out_alike(&mut self, now: Timestamp, alike: &Alike<'_>) -> Result<Option<Vec<Claim>>, Refused> {
+        let Alike { pool, length, wishes } = alike;
+        let depth = length + (128 - pool.family.width());
+        let free = self.next_free_some(pool.number, depth, wishes.len()).await?;
+        let Some(shares) = share(free.iter().map(|leaf| leaf.prefix), *length, wishes.len()) else { return Ok(None) };
+        let taken = self.take_shares(pool.number, &free, &shares).await?;
+        let rows: Vec<_> = taken.into_iter().zip(wishes.iter().map(|(_, wish, _)| wish.row())).collect();
+        let requests: Vec<_> = wishes.iter().map(|(.., request)| *request).collect();
+        Ok(Some(self.insert_claims(now, pool, &rows, &requests).await?))
     }
 
     /// Ends a claim. What was claimed rests, what was reserved is free at once.
@@ -550,7 +604,7 @@ async fn run(store: Store, clock: Arc<dyn Clock>, mut waiting: mpsc::Receiver<Jo
             _ = tidy.tick() => {
                 match wake_rested(&store, clock.now().wall).await {
                     // There are more.
-                    Ok(woken) if woken == ALL_RESTED as usize => tidy.reset_after(GAP),
+                    Ok(woken) if woken == SOME_RESTED as usize => tidy.reset_after(GAP),
                     Ok(_) => (),
                     Err(error) => {
                         tracing::warn!(error = &error as &dyn std::error::Error, "rested addresses were not freed");
@@ -599,7 +653,7 @@ async fn wake_rested(store: &Store, now: Timestamp) -> Result<usize, StoreError>
     }
     let mut tx = store.begin().await?;
     let now = tx.address_time(now).await?;
-    let rested = tx.rested_anywhere(now, ALL_RESTED).await?;
+    let rested = tx.rested_anywhere(now, SOME_RESTED).await?;
     let woken = rested.len();
     for leaf in rested {
         tx.wake(leaf).await?;
@@ -615,9 +669,7 @@ async fn together(
     jobs: &[Job],
     done: &mut Vec<Result<Claim, Refused>>,
 ) -> Result<(), StoreError> {
-    let may_be_plain = jobs.len() > 1 && !jobs.iter().any(|job| job.request.is_dry());
-    if may_be_plain && let Some(claims) = all_or_none(store, now, jobs).await? {
-        done.extend(claims.into_iter().map(Ok));
+    if !jobs.iter().any(|job| job.request.is_dry()) && all_or_none(store, now, jobs, done).await? {
         return Ok(());
     }
     let mut tx = store.begin().await?;
@@ -648,23 +700,73 @@ async fn together(
     }
 }
 
-/// Does all of them, or when one is refused none: two statements fewer for each.
-async fn all_or_none(store: &Store, now: Timestamp, jobs: &[Job]) -> Result<Option<Vec<Claim>>, StoreError> {
+/// Does all of them, or when one of several is refused none; whether it is done.
+async fn all_or_none(
+    store: &Store,
+    now: Timestamp,
+    jobs: &[Job],
+    done: &mut Vec<Result<Claim, Refused>>,
+) -> Result<bool, StoreError> {
     let mut tx = store.begin().await?;
     let now = tx.address_time(now).await?;
-    let mut claims = Vec::with_capacity(jobs.len());
-    for Job { what, by, request, .. } in jobs {
-        match request.clone().scope(one(&mut tx, now, what, by)).await {
-            Ok(claim) => claims.push(claim),
-            Err(Refused::Store(error)) if error.is_passing() => return Err(error),
-            Err(_) => {
-                tx.undo().await?;
-                return Ok(None);
-            }
+    match all(&mut tx, now, jobs).await {
+        Ok(claims) => {
+            tx.commit().await?;
+            done.extend(claims.into_iter().map(Ok));
+            Ok(true)
+        }
+        Err(Refused::Store(error)) if error.is_passing() => Err(error),
+        Err(refused) => {
+            tx.undo().await?;
+            let is_only = jobs.len() == 1;
+            done.extend(is_only.then_some(Err(refused)));
+            Ok(is_only)
         }
     }
-    tx.commit().await?;
-    Ok(Some(claims))
+}
+
+/// Does all of them, in an order of its own: they were asked for at once.
+async fn all(tx: &mut Tx, now: Timestamp, jobs: &[Job]) -> Result<Vec<Claim>, Refused> {
+    let mut claims = BTreeMap::new();
+    let (mut single, mut alike) = (Vec::new(), BTreeMap::new());
+    let mut pools = HashMap::new();
+    for (at, Job { what, by, request, .. }) in jobs.iter().enumerate() {
+        let What::Claim(new) = what else {
+            single.push(at);
+            continue;
+        };
+        let named = match pools.entry(new.pool.as_str()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(tx.pool(&new.pool).await?),
+        };
+        let (Ok(length), false) = (new.wanted.length(named), new.reserved) else {
+            single.push(at);
+            continue;
+        };
+        let wish = tx.looked_at(named, new, by).await?;
+        let pool = match (named.blocks, wish.project) {
+            (Some(_), Some(project)) => tx.blocks_of(named, project).await?,
+            _ => Some(named.clone()),
+        };
+        match pool.filter(|pool| length <= pool.family.width()) {
+            Some(pool) => {
+                let of = alike.entry((pool.number, length)).or_insert(Alike { pool, length, wishes: Vec::new() });
+                of.wishes.push((at, wish, request));
+            }
+            None => single.push(at),
+        }
+    }
+    for alike in alike.into_values() {
+        match tx.hand_out_alike(now, &alike).await? {
+            Some(done) => claims.extend(alike.wishes.iter().map(|(at, ..)| *at).zip(done)),
+            None => single.extend(alike.wishes.iter().map(|(at, ..)| *at)),
+        }
+    }
+    for at in single {
+        let Job { what, by, request, .. } = &jobs[at];
+        claims.insert(at, request.clone().scope(one(tx, now, what, by)).await?);
+    }
+    Ok(claims.into_values().collect())
 }
 
 async fn one(tx: &mut Tx, now: Timestamp, what: &What, by: &str) -> Result<Claim, Refused> {

@@ -75,6 +75,12 @@ impl Operator {
         self.ask(Method::GET, path, None).await
     }
 
+    /// Reads, and looks no further than that it was answered: how many bytes came. For measuring.
+    pub async fn fetch(&self, path: &str) -> Result<usize> {
+        let answer = self.http.get(format!("{}{path}", self.url)).bearer_auth(&self.token).send().await?;
+        Ok(answer.error_for_status()?.bytes().await?.len())
+    }
+
     /// What the controller counts, which anybody may ask.
     pub async fn metrics(&self) -> Result<String> {
         let answer = self.http.get(format!("{}/metrics", self.url)).send().await?;

@@ -276,7 +276,7 @@ async fn read_controller(path: &Path) {
     assert_eq!((agent.connection, agent.next_event, agent.revision), (7, 40, 3));
     assert_eq!((agent.key, agent.incarnation), (KeyPin([5; 32]), Some(Incarnation(uuid(6)))));
     assert_eq!(store.node_health(agent.id).await.unwrap(), Some((at(3), READING)));
-    assert_eq!(store.token(at(20), &HASH).await.unwrap().owner_name, "admin");
+    assert_eq!(store.token(at(20), &HASH).await.unwrap().0.owner_name, "admin");
 
     let machine = store.machine("m-1").await.unwrap();
     assert_eq!((machine.id, machine.lifecycle, machine.epoch), (MachineId(uuid(1)), Lifecycle::Deploying, Epoch(2)));

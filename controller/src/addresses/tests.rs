@@ -7,15 +7,19 @@ use std::{
 };
 
 use expect_test::{Expect, expect};
-use rackhand_common::time::{Mono, Now};
+use rackhand_common::{
+    audit::{Linked, Record},
+    time::{Mono, Now},
+};
 use rackhand_controller_core::{
     access::Sight,
     ipam::{Usage, best_fit},
 };
+use uuid::Uuid;
 
 use super::*;
 use crate::store::{
-    ClaimFilter, NewPool, Proof, ProofKind, ProofState,
+    Asked, AuditFilter, ClaimFilter, NewPool, Proof, ProofKind, ProofState,
     tests::{Bench, On, at, mac, on_both},
 };
 
@@ -251,9 +255,10 @@ async fn more_than_one_transaction_frees_is_freed_by_and_by(on: On) {
         bench.refused(60, wanted, refused).await;
     }
     assert_eq!(wake_rested(&bench.store, at(59)).await.unwrap(), 0);
-    assert_eq!(wake_rested(&bench.store, at(60)).await.unwrap(), 512);
-    assert_eq!(bench.usage(&pool).await.quarantined, 512);
-    assert_eq!(wake_rested(&bench.store, at(60)).await.unwrap(), 512);
+    for left in (0..1024).step_by(SOME_RESTED as usize).rev() {
+        assert_eq!(wake_rested(&bench.store, at(60)).await.unwrap(), SOME_RESTED as usize);
+        assert_eq!(bench.usage(&pool).await.quarantined, left);
+    }
     assert_eq!(wake_rested(&bench.store, at(60)).await.unwrap(), 0);
     bench.claim(60, this("10.9.0.0/22"), "all").await.unwrap();
 }
@@ -661,6 +666,81 @@ async fn a_pool_that_was_filled_in_bulk_is_as_one_that_was_filled_by_claims(on: 
     assert_eq!(bench.leaves(&pool).await.len(), 1);
 }
 
+/// A claim that waits, as of a request that a record is kept of.
+async fn waiting(new: NewClaim) -> Job {
+    let record = Record {
+        id: Uuid::nil(),
+        at: at(1),
+        by: "ann".into(),
+        token: Uuid::nil(),
+        from: None,
+        through: String::new(),
+        action: match &new.holder {
+            NewHolder::Name(name) | NewHolder::Machine(name, _) => name.clone(),
+        },
+        request: Uuid::now_v7(),
+        changes: Vec::new(),
+    };
+    let request = Asked { record }.scope(async { Present::of_this_task() }).await;
+    Job { what: What::Claim(Box::new(new)), by: "me".into(), request, answer: oneshot::channel().0 }
+}
+
+/// Done together or one after the other, what is claimed and what is left are the same, and each
+/// request has the record of its own claim.
+async fn claims_that_are_done_together_are_as_if_done_one_after_the_other(on: On) {
+    let (bench, one_by_one) = (Bench::new(on).await, Bench::new(on).await);
+    let mut pools = Vec::new();
+    for bench in [&bench, &one_by_one] {
+        let pool = pool(bench, "10.0.0.0/8", &["10.9.0.0/25", "10.9.1.0/26"], 0).await;
+        for wanted in [Wanted::Any, Wanted::Length(29), this("10.9.0.64/30")] {
+            bench.claim(0, wanted, "before").await.unwrap();
+        }
+        pools.push(pool);
+    }
+    // In the order in which they are done, which is that of their lengths: 38 of them.
+    let lengths = [30; 5].into_iter().chain([31; 32]).map(Wanted::Length).chain([this("10.9.1.60/30")]);
+    let wishes: Vec<_> = lengths.enumerate().map(|(at, wanted)| named(wanted, &format!("web-{at}"))).collect();
+    for (at, wish) in wishes.iter().enumerate() {
+        one_by_one.claim(1, wish.wanted, &format!("web-{at}")).await.unwrap();
+    }
+    let (mut jobs, mut done) = (Vec::new(), Vec::new());
+    for wish in wishes {
+        jobs.push(waiting(wish).await);
+    }
+    together(&bench.store, at(1), &jobs, &mut done).await.unwrap();
+
+    assert_eq!(bench.leaves(&pools[0]).await, one_by_one.leaves(&pools[1]).await);
+    let all = ClaimFilter::default();
+    let expected = one_by_one.store.claims(&all, None, 100).await.unwrap();
+    let expected: Vec<_> = expected.into_iter().skip(3).map(|claim| (claim.prefix, claim.holder)).collect();
+    let done: Vec<_> = done.into_iter().map(Result::unwrap).collect();
+    let got: Vec<_> = done.iter().map(|claim| (claim.prefix, claim.holder.clone())).collect();
+    assert_eq!(got, expected);
+    for claim in &done {
+        assert_eq!(&bench.store.claim(claim.id).await.unwrap(), claim);
+    }
+    bench.store.link_records().await.unwrap();
+    let records = bench.store.records(None, &AuditFilter::default(), 100).await.unwrap();
+    assert_eq!(records.len(), done.len());
+    for claim in done {
+        let of = |linked: &&Linked| linked.record.action == claim.holder.name;
+        let changes = &records.iter().find(of).unwrap().record.changes;
+        assert_eq!(changes.len(), 1, "{changes:?}");
+        assert_eq!((&changes[0].id, changes[0].before.is_none()), (&claim.id.to_string(), true));
+    }
+
+    // One more than there is room for: all but that are done, and that is refused.
+    let mut jobs = Vec::new();
+    for at in 0..30 {
+        jobs.push(waiting(named(Wanted::Length(29), &format!("late-{at}"))).await);
+    }
+    let mut done = Vec::new();
+    together(&bench.store, at(2), &jobs, &mut done).await.unwrap();
+    let room = done.iter().take_while(|result| result.is_ok()).count();
+    assert!(room > 0 && done[room..].iter().all(|result| matches!(result, Err(Refused::Exhausted { .. }))));
+    bench.leaves(&pools[0]).await;
+}
+
 /// As several controllers on one database: each with its own queue and its own connections.
 async fn several_queues_on_one_database_never_share_an_address(on: On) {
     let bench = Arc::new(Bench::new(on).await);
@@ -718,6 +798,7 @@ on_both! {
     a_machine_gets_addresses_of_its_racks_pools_for_its_own_cards_and_is_not_forgotten_with_them,
     a_list_of_claims_is_narrowed_and_paged,
     a_pool_that_was_filled_in_bulk_is_as_one_that_was_filled_by_claims,
+    claims_that_are_done_together_are_as_if_done_one_after_the_other,
 }
 
 on_both! { in parallel:

@@ -367,25 +367,21 @@ async fn authenticate(app: &App, headers: &HeaderMap) -> Result<Caller, Error> {
         .map(|(_, token)| token.trim())
         .ok_or_else(|| Error::unauthenticated(HOW))?;
     match app.store.token(app.clock.now().wall, &Sha256::digest(token).into()).await {
-        Ok(token) => caller(app, token).await,
+        Ok(found) => Ok(caller(found)),
         Err(StoreError::NotFound(_)) => Err(Error::unauthenticated("this token is not known here, or has expired")),
         Err(error) => Err(error.into()),
     }
 }
 
-async fn caller(app: &App, token: Token) -> Result<Caller, Error> {
+fn caller((token, bindings): (Token, Vec<Binding>)) -> Caller {
     let Token { id, owner, owner_name, actions, scopes, .. } = token;
-    let bindings = match owner {
-        Owner::Person(person) => app.store.roles_of(person).await?,
-        Owner::Project(project, role) => vec![Binding { role, scope: Scope::Project(project) }],
-    };
-    Ok(Caller { token: id, name: owner_name, owner, rights: Rights { bindings, actions, scopes } })
+    Caller { token: id, name: owner_name, owner, rights: Rights { bindings, actions, scopes } }
 }
 
 /// Whether a caller's token is still good, and may still what it might: for answers that do not end.
 pub(super) async fn still(app: &App, known: &Caller) -> Result<bool, Error> {
     match app.store.token_with_id(app.clock.now().wall, known.token).await {
-        Ok(token) => Ok(caller(app, token).await?.rights == known.rights),
+        Ok(found) => Ok(caller(found).rights == known.rights),
         Err(StoreError::NotFound(_)) => Ok(false),
         Err(error) => Err(error.into()),
     }

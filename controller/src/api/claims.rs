@@ -133,7 +133,7 @@ impl NewClaim {
         let named = self.project.clone();
         let mut wish = self.wish()?;
         let pool = pools::visible(app, caller, &wish.pool).await?;
-        let of = app.store.standing(Thing::Pool, &pool.id.to_string()).await?.place;
+        let of = pool.place();
         let mut place = match &wish.holder {
             NewHolder::Machine(machine, _) => {
                 let machine = caller.find(app, Action::MachineRead, Thing::Machine, machine).await?.place;
@@ -148,7 +148,7 @@ impl NewClaim {
             }
             place = place.given_to(project.place());
         }
-        caller.may_use(&pool, of, Use::Assign, place)?;
+        caller.may_use(&pool, Use::Assign, place)?;
         if wish.reserved {
             caller.require(Action::AddressSpace, of)?;
         }

@@ -91,7 +91,7 @@ pub(super) async fn checked(app: &App, caller: &Caller, grants: Vec<Grant>) -> R
             Grantee::Project(name) => To::Project(caller.project(app, &name).await?.id),
             Grantee::Role(name) => To::Role(name.parse::<Role>().map_err(|error| Error::invalid(&field, error))?),
             Grantee::Token(id) => match app.store.token_with_id(app.clock.now().wall, id).await {
-                Ok(token) => To::Token(token.id),
+                Ok((token, _)) => To::Token(token.id),
                 Err(store::StoreError::NotFound(_)) => return Err(Error::invalid(&field, "there is no such token")),
                 Err(error) => return Err(error.into()),
             },
@@ -104,16 +104,11 @@ pub(super) async fn checked(app: &App, caller: &Caller, grants: Vec<Grant>) -> R
 impl Caller {
     /// That they may use a pool's addresses that are to stand at `place`: by their role, and by a
     /// grant of the pool. Whoever sets up the pool needs no grant.
-    pub(super) fn may_use(
-        &self,
-        pool: &store::Pool,
-        of: Place,
-        wanted: access::Use,
-        place: Place,
-    ) -> Result<(), Error> {
+    pub(super) fn may_use(&self, pool: &store::Pool, wanted: access::Use, place: Place) -> Result<(), Error> {
         self.require(wanted.action(), place)?;
         let who = Wanting { bindings: &self.rights.bindings, token: self.token, place };
-        if pool.grants.iter().any(|grant| grant.lets(wanted, who)) || self.rights.permit(Action::AddressSpace, of) {
+        let sets_up = self.rights.permit(Action::AddressSpace, pool.place());
+        if sets_up || pool.grants.iter().any(|grant| grant.lets(wanted, who)) {
             return Ok(());
         }
         let (pool, wanted) = (&pool.name, wanted.name());

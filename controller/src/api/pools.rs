@@ -252,7 +252,7 @@ pub(super) async fn show(
 pub(super) async fn visible(app: &App, caller: &Caller, name: &str) -> Result<store::Pool, Error> {
     let pool = app.store.pool(name).await?;
     if pool.project.is_some() {
-        caller.find(app, Action::AddressRead, Thing::Pool, name).await?;
+        caller.check(Action::AddressRead, Thing::Pool.word(), pool.place())?;
     }
     Ok(pool)
 }

@@ -86,8 +86,7 @@ async fn held(app: &App, caller: &Caller, address: &str, place: &Where) -> Resul
 async fn may_name(app: &App, caller: &Caller, claim: &store::Claim) -> Result<(), Error> {
     let place = app.store.standing(Thing::Claim, &claim.id.to_string()).await?.place;
     let pool = app.store.pool_numbered(claim.pool_number).await?;
-    let of = app.store.standing(Thing::Pool, &pool.id.to_string()).await?.place;
-    caller.may_use(&pool, of, Use::Reverse, place)
+    caller.may_use(&pool, Use::Reverse, place)
 }
 
 /// Show an address's name

@@ -6,9 +6,9 @@
 //! - A pool has addresses of one family.
 
 use jiff::Timestamp;
-use rackhand_common::id::{AggregateId, PoolId, ProjectId, RackId};
+use rackhand_common::id::{AggregateId, OrganisationId, PoolId, ProjectId, RackId, SiteId};
 use rackhand_controller_core::{
-    access::{Grant, Sight},
+    access::{Grant, Place, Sight},
     ipam::{Family, Kind, Prefix, State, Usage},
 };
 use serde::{Deserialize, Serialize};
@@ -145,12 +145,21 @@ pub struct Pool {
     pub parent_name: Option<String>,
     /// The project whose it is alone.
     pub project: Option<ProjectId>,
+    organisation: Option<OrganisationId>,
+    site: Option<SiteId>,
     /// Who may do what with its addresses.
     pub grants: Vec<Grant>,
     /// When it was created.
     pub created: Timestamp,
     /// Counts its changes.
     pub version: u64,
+}
+
+impl Pool {
+    /// Where it stands.
+    pub fn place(&self) -> Place {
+        Place { organisation: self.organisation, project: self.project, site: self.site, rack: self.rack }
+    }
 }
 
 /// The blocks of a pool that each project gets for itself: the first with its first claim, another
@@ -547,8 +556,10 @@ impl Tx {
 const AGGREGATES: &str = "SELECT * FROM (SELECT aggregates.*, vrfs.name AS vrf_name FROM aggregates
     JOIN vrfs ON vrfs.number = aggregates.vrf) AS found";
 
-const POOLS: &str = "SELECT * FROM (SELECT pools.*, vrfs.name AS vrf_name, parents.name AS parent_name FROM pools
-    JOIN vrfs ON vrfs.number = pools.vrf LEFT JOIN pools AS parents ON parents.number = pools.parent) AS found";
+const POOLS: &str = "SELECT * FROM (SELECT pools.*, vrfs.name AS vrf_name, parents.name AS parent_name,
+    racks.site AS site, projects.organisation AS organisation
+    FROM pools JOIN vrfs ON vrfs.number = pools.vrf LEFT JOIN pools AS parents ON parents.number = pools.parent
+    LEFT JOIN racks ON racks.id = pools.rack LEFT JOIN projects ON projects.id = pools.project) AS found";
 
 /// Where pools stand. One of a rack can be seen wherever pools can: its addresses are claimed from
 /// other places too.
@@ -622,6 +633,8 @@ fn read_pool(row: &Row) -> Result<Pool, StoreError> {
         parent: row.try_get("parent")?,
         parent_name: row.try_get("parent_name")?,
         project: row.try_get::<Option<&str>, _>("project")?.map(id).transpose()?,
+        organisation: row.try_get::<Option<&str>, _>("organisation")?.map(id).transpose()?,
+        site: row.try_get::<Option<&str>, _>("site")?.map(id).transpose()?,
         grants: from_json("grants of a pool", row.try_get("grants")?)?,
         created: timestamp(row.try_get("created")?)?,
         version: row.try_get::<i64, _>("version")? as u64,

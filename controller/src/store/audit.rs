@@ -6,7 +6,7 @@
 //! - A transaction of a request is committed with its record or not at all.
 //! - A thing's digests cover its whole row as it is stored, secrets sealed.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
 use rackhand_common::audit::{Change, Linked, Record, START, link};
@@ -18,7 +18,7 @@ use sqlx::AssertSqlSafe;
 
 use super::{
     KeyedRequest, Store, StoreError, Tx,
-    database::{Builder, Executor, Row, Stored, query},
+    database::{Builder, Executor, Row, Stored, in_powers_of_two, query},
     dry_run, is_dry_run, micros, timestamp,
 };
 
@@ -228,16 +228,6 @@ impl Tx {
     }
 }
 
-/// All of them in parts of 64, 32, … 1: few statements, and few that differ, which are prepared once.
-fn in_powers_of_two<T>(mut all: &[T]) -> impl Iterator<Item = &[T]> {
-    std::iter::from_fn(move || {
-        let most = 1 << all.len().min(64).checked_ilog2()?;
-        let (some, rest) = all.split_at(most);
-        all = rest;
-        Some(some)
-    })
-}
-
 impl Store {
     /// Puts records into the chain that are not yet; how many.
     pub async fn link_records(&self) -> Result<usize, StoreError> {
@@ -250,16 +240,19 @@ impl Store {
             return Ok(0);
         }
         let (mut number, mut previous) = last_link(&mut tx.inner).await?;
-        for row in &rows {
-            let record = record(&mut tx.inner, row).await?;
-            number += 1;
-            previous = link(&previous, number, &record);
-            query("UPDATE audit SET number = $2, link = $3 WHERE id = $1")
-                .bind(record.id.to_string())
-                .bind(number as i64)
-                .bind(hex::encode(previous))
-                .execute(&mut tx.inner)
-                .await?;
+        for some in in_powers_of_two(&rows) {
+            let mut linked = Vec::with_capacity(some.len());
+            for record in read(&mut tx.inner, some).await? {
+                number += 1;
+                previous = link(&previous, number, &record);
+                linked.push((record.id, number, previous));
+            }
+            let mut query = Builder::new("UPDATE audit SET number = linked.column2, link = linked.column3 FROM (");
+            query.push_values(linked, |mut row, (record, number, link)| {
+                row.push_bind(record.to_string()).push_bind(number as i64).push_bind(hex::encode(link));
+            });
+            query.push(") AS linked WHERE audit.id = linked.column1");
+            query.build().execute(&mut tx.inner).await?;
         }
         tx.commit().await?;
         Ok(rows.len())
@@ -302,10 +295,11 @@ impl Store {
             .fetch_all(&self.pool)
             .await?;
         let mut records = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let record = record(&self.pool, row).await?;
-            let link = row.try_get("link")?;
-            records.push(Linked { number: row.try_get::<i64, _>("number")? as u64, link, record });
+        for some in in_powers_of_two(&rows) {
+            for (row, record) in some.iter().zip(read(&self.pool, some).await?) {
+                let link = row.try_get("link")?;
+                records.push(Linked { number: row.try_get::<i64, _>("number")? as u64, link, record });
+            }
         }
         Ok(records)
     }
@@ -322,28 +316,34 @@ async fn last_link(executor: impl Into<Executor<'_>>) -> Result<(u64, [u8; 32]),
     }
 }
 
-async fn record(executor: impl Into<Executor<'_>>, row: &Row) -> Result<Record, StoreError> {
+/// The records in these rows, with their changes.
+async fn read(executor: impl Into<Executor<'_>>, rows: &[Row]) -> Result<Vec<Record>, StoreError> {
+    let mut query = Builder::new("SELECT * FROM audit_changes WHERE record IN ");
+    query.push_list(rows.iter().map(|row| row.try_get::<String, _>("id")).collect::<Result<Vec<_>, _>>()?);
+    query.push(" ORDER BY record, position");
+    let mut changes: HashMap<String, Vec<Change>> = HashMap::new();
+    for row in query.build().fetch_all(executor).await? {
+        let change = Change {
+            kind: row.try_get("kind")?,
+            id: row.try_get("id")?,
+            before: row.try_get("before_digest")?,
+            after: row.try_get("after_digest")?,
+        };
+        changes.entry(row.try_get("record")?).or_default().push(change);
+    }
+    let with_changes = |row: &Row| record(row, changes.remove(row.try_get::<&str, _>("id")?).unwrap_or_default());
+    rows.iter().map(with_changes).collect()
+}
+
+fn record(row: &Row, changes: Vec<Change>) -> Result<Record, StoreError> {
     let uuid = |column| {
         let text: &str = row.try_get(column)?;
         text.parse().map_err(|error: uuid::Error| StoreError::Damaged("audit record", error.into()))
     };
     let from: Option<&str> = row.try_get("source")?;
     let from = from.map(str::parse).transpose();
-    let id: Uuid = uuid("id")?;
-    let changes = query("SELECT * FROM audit_changes WHERE record = $1 ORDER BY position")
-        .bind(id.to_string())
-        .fetch_all(executor)
-        .await?;
-    let change = |row: &Row| -> Result<Change, StoreError> {
-        Ok(Change {
-            kind: row.try_get("kind")?,
-            id: row.try_get("id")?,
-            before: row.try_get("before_digest")?,
-            after: row.try_get("after_digest")?,
-        })
-    };
     Ok(Record {
-        id,
+        id: uuid("id")?,
         at: timestamp(row.try_get("at")?)?,
         by: row.try_get("actor")?,
         token: uuid("token")?,
@@ -351,7 +351,7 @@ async fn record(executor: impl Into<Executor<'_>>, row: &Row) -> Result<Record, 
         through: row.try_get("through")?,
         action: row.try_get("action")?,
         request: uuid("request")?,
-        changes: changes.iter().map(change).collect::<Result<_, _>>()?,
+        changes,
     })
 }
 

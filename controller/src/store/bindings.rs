@@ -54,12 +54,6 @@ const SELECT: &str = "SELECT bindings.*, people.name AS person_name, organisatio
     LEFT JOIN racks ON bindings.kind = 'rack' AND racks.id = bindings.scope";
 
 impl Store {
-    /// What a person may do.
-    pub async fn roles_of(&self, person: PersonId) -> Result<Vec<access::Binding>, StoreError> {
-        let bindings = of(&self.pool, person).await?;
-        Ok(bindings.into_iter().map(|Binding { role, scope, .. }| access::Binding { role, scope }).collect())
-    }
-
     /// The bindings of one person.
     pub async fn bindings_of(&self, person: PersonId) -> Result<Vec<Binding>, StoreError> {
         of(&self.pool, person).await

@@ -5,6 +5,8 @@
 //!   in which its prefix changes, and never afterwards.
 //! - At any time an address is in one claim of its VRF at most.
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use rackhand_common::{
     id::{ClaimId, MachineId, PoolId, ProjectId, RackId},
@@ -13,13 +15,13 @@ use rackhand_common::{
 use rackhand_controller_core::{access::Sight, ipam::Prefix};
 
 use super::{
-    Pool, Store, StoreError, Tx, Vrf,
-    database::{Builder, Executor, Row, query, query_scalar},
+    Pool, Present, Store, StoreError, Tx, Vrf,
+    database::{Builder, Executor, Row, in_powers_of_two, query, query_scalar},
     id,
     machines::parsed,
     micros,
     places::Columns,
-    prefixes::{Leaf, prefix},
+    prefixes::prefix,
     timestamp,
 };
 
@@ -274,56 +276,98 @@ impl Tx {
         Ok(())
     }
 
-    /// Writes that a prefix, which was carved out of `free`, is claimed.
+    /// Writes that a prefix of an aggregate is claimed from a pool.
     pub(crate) async fn insert_claim(
         &mut self,
         now: Timestamp,
         pool: &Pool,
-        free: Leaf,
+        aggregate: i64,
         prefix: Prefix,
         row: ClaimRow<'_>,
     ) -> Result<Claim, StoreError> {
-        let id = ClaimId::fresh();
-        let made = query(
-            "INSERT INTO claims (id, vrf, aggregate, pool, pool_name, start, depth, reserved, machine, mac, name,
-                                 project, rack, purpose, claimed_by, since, until)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) RETURNING *",
-        )
-        .bind(id.to_string())
-        .bind(pool.vrf_number)
-        .bind(free.aggregate)
-        .bind(pool.number)
-        .bind(&pool.name)
-        .bind(prefix.key().to_vec())
-        .bind(prefix.depth())
-        .bind(row.reserved)
-        .bind(row.holder.machine.map(|machine| machine.to_string()))
-        .bind(row.holder.mac.map(|mac| mac.to_string()))
-        .bind(&row.holder.name)
-        .bind(row.project.map(|project| project.to_string()))
-        .bind(row.rack.map(|rack| rack.to_string()))
-        .bind(row.purpose)
-        .bind(row.by)
-        .bind(micros(now))
-        .bind(STILL)
-        .fetch_one(&mut self.inner)
-        .await?;
-        self.watch_change("claims", id, None, &made)?;
-        Ok(Claim {
-            id,
-            aggregate: free.aggregate,
-            pool_number: pool.number,
-            pool: pool.name.clone(),
-            prefix,
-            reserved: row.reserved,
-            holder: row.holder.clone(),
-            project: row.project,
-            purpose: row.purpose.into(),
-            claimed_by: row.by.into(),
-            released_by: None,
-            since: now,
-            until: None,
-        })
+        let made = self.insert_claim_rows(now, pool, &[((aggregate, prefix), row)]).await?;
+        let (claim, row) = made.into_iter().next().ok_or(StoreError::NotFound("claim"))?;
+        self.watch_change("claims", claim.id, None, &row)?;
+        Ok(claim)
+    }
+
+    /// The same of several, and has what is to be kept of each one's request written with the commit.
+    pub(crate) async fn insert_claims(
+        &mut self,
+        now: Timestamp,
+        pool: &Pool,
+        new: &[((i64, Prefix), ClaimRow<'_>)],
+        requests: &[&Present],
+    ) -> Result<Vec<Claim>, StoreError> {
+        let mut claims = Vec::with_capacity(new.len());
+        for ((claim, row), request) in self.insert_claim_rows(now, pool, new).await?.into_iter().zip(requests) {
+            let written = async {
+                self.watch_change("claims", claim.id, None, &row)?;
+                self.settle().await
+            };
+            Present::clone(request).scope(written).await?;
+            claims.push(claim);
+        }
+        Ok(claims)
+    }
+
+    async fn insert_claim_rows(
+        &mut self,
+        now: Timestamp,
+        pool: &Pool,
+        new: &[((i64, Prefix), ClaimRow<'_>)],
+    ) -> Result<Vec<(Claim, Row)>, StoreError> {
+        let mut made = Vec::with_capacity(new.len());
+        for some in in_powers_of_two(new) {
+            let ids: Vec<_> = some.iter().map(|_| ClaimId::fresh()).collect();
+            let mut query = Builder::new(
+                "INSERT INTO claims (id, vrf, aggregate, pool, pool_name, start, depth, reserved, machine, mac, name,
+                                     project, rack, purpose, claimed_by, since, until) ",
+            );
+            query.push_values(ids.iter().zip(some), |mut values, (id, ((aggregate, prefix), row))| {
+                values
+                    .push_bind(id.to_string())
+                    .push_bind(pool.vrf_number)
+                    .push_bind(*aggregate)
+                    .push_bind(pool.number)
+                    .push_bind(&pool.name)
+                    .push_bind(prefix.key().to_vec())
+                    .push_bind(prefix.depth())
+                    .push_bind(row.reserved)
+                    .push_bind(row.holder.machine.map(|machine| machine.to_string()))
+                    .push_bind(row.holder.mac.map(|mac| mac.to_string()))
+                    .push_bind(&row.holder.name)
+                    .push_bind(row.project.map(|project| project.to_string()))
+                    .push_bind(row.rack.map(|rack| rack.to_string()))
+                    .push_bind(row.purpose)
+                    .push_bind(row.by)
+                    .push_bind(micros(now))
+                    .push_bind(STILL);
+            });
+            query.push(" RETURNING *");
+            let rows = query.build().fetch_all(&mut self.inner).await?;
+            let mut rows: HashMap<ClaimId, Row> =
+                rows.into_iter().map(|row| Ok((id(row.try_get("id")?)?, row))).collect::<Result<_, StoreError>>()?;
+            for (id, ((aggregate, prefix), row)) in ids.into_iter().zip(some) {
+                let claim = Claim {
+                    id,
+                    aggregate: *aggregate,
+                    pool_number: pool.number,
+                    pool: pool.name.clone(),
+                    prefix: *prefix,
+                    reserved: row.reserved,
+                    holder: row.holder.clone(),
+                    project: row.project,
+                    purpose: row.purpose.into(),
+                    claimed_by: row.by.into(),
+                    released_by: None,
+                    since: now,
+                    until: None,
+                };
+                made.push((claim, rows.remove(&id).ok_or(StoreError::NotFound("claim"))?));
+            }
+        }
+        Ok(made)
     }
 
     /// Writes that a claim has ended, and whatever names its addresses have; the claim as it was.

@@ -2,11 +2,11 @@
 //! that it found it is checked: whoever comes second gets [`StoreError::Changed`].
 
 use jiff::Timestamp;
-use rackhand_controller_core::ipam::{Prefix, State, carve, join};
+use rackhand_controller_core::ipam::{Prefix, Shares, State, carve, join};
 
 use super::{
     Store, StoreError, Tx,
-    database::{Builder, Row, query, query_scalar},
+    database::{Builder, Row, in_powers_of_two, query, query_scalar},
     machines::parsed,
     micros, timestamp,
 };
@@ -29,7 +29,7 @@ pub(crate) struct Leaf {
 impl Tx {
     /// The tree of a new aggregate: all of it is free.
     pub(super) async fn plant(&mut self, aggregate: i64, root: Prefix) -> Result<(), StoreError> {
-        self.insert_prefixes(aggregate, None, &[(root, State::Free)]).await
+        self.insert_prefixes(None, &[(aggregate, root, State::Free)]).await
     }
 
     /// Removes the tree of an aggregate, all of which must be free and in no pool.
@@ -63,17 +63,28 @@ impl Tx {
     /// The free prefix of a pool that gives one of this depth: the smallest that can, the lowest
     /// of those.
     pub(crate) async fn next_free(&mut self, pool: i64, depth: u8) -> Result<Option<Leaf>, StoreError> {
+        Ok(self.next_free_some(pool, depth, 1).await?.pop())
+    }
+
+    /// The first `limit` of the free prefixes that give one of this depth, in that order.
+    pub(crate) async fn next_free_some(
+        &mut self,
+        pool: i64,
+        depth: u8,
+        limit: usize,
+    ) -> Result<Vec<Leaf>, StoreError> {
         query(
             "SELECT * FROM prefixes WHERE pool = $1 AND state = 'free' AND depth <= $2
-             ORDER BY depth DESC, start LIMIT 1",
+             ORDER BY depth DESC, start LIMIT $3",
         )
         .bind(pool)
         .bind(depth)
-        .fetch_optional(&mut self.inner)
+        .bind(limit as i64)
+        .fetch_all(&mut self.inner)
         .await?
-        .as_ref()
+        .iter()
         .map(read)
-        .transpose()
+        .collect()
     }
 
     /// The largest free prefix of a pool.
@@ -92,10 +103,29 @@ impl Tx {
             return self.turn(free.aggregate, wanted, State::Free, state, None).await;
         }
         self.turn(free.aggregate, free.prefix, State::Free, State::Split, None).await?;
-        let split = carved.split[1..].iter().map(|prefix| (*prefix, State::Split));
-        let rest = carved.free.iter().map(|prefix| (*prefix, State::Free));
-        let rows: Vec<_> = split.chain(rest).chain([(wanted, state)]).collect();
-        self.insert_prefixes(free.aggregate, free.pool, &rows).await
+        let split = carved.split[1..].iter().map(|prefix| (free.aggregate, *prefix, State::Split));
+        let rest = carved.free.iter().map(|prefix| (free.aggregate, *prefix, State::Free));
+        let rows: Vec<_> = split.chain(rest).chain([(free.aggregate, wanted, state)]).collect();
+        self.insert_prefixes(free.pool, &rows).await
+    }
+
+    /// Carves shares out of free leaves of a pool and has them claimed; the aggregate of each.
+    pub(crate) async fn take_shares(
+        &mut self,
+        pool: i64,
+        free: &[Leaf],
+        shares: &Shares,
+    ) -> Result<Vec<(i64, Prefix)>, StoreError> {
+        let within = |prefix: Prefix| {
+            let leaf = free.iter().find(|leaf| leaf.prefix.contains(prefix));
+            leaf.map(|leaf| (leaf.aggregate, prefix)).ok_or(StoreError::NotFound("free prefix"))
+        };
+        let all = |prefixes: &[Prefix]| prefixes.iter().copied().map(within).collect::<Result<Vec<_>, _>>();
+        self.turn_free(&all(&shares.whole)?, State::Claimed).await?;
+        self.turn_free(&all(&shares.split)?, State::Split).await?;
+        let made = shares.made.iter().map(|(prefix, state)| within(*prefix).map(|(of, prefix)| (of, prefix, *state)));
+        self.insert_prefixes(Some(pool), &made.collect::<Result<Vec<_>, _>>()?).await?;
+        all(&shares.taken)
     }
 
     /// Puts a claimed prefix to rest.
@@ -255,21 +285,36 @@ impl Tx {
         one(changed.rows_affected())
     }
 
-    async fn insert_prefixes(
-        &mut self,
-        aggregate: i64,
-        pool: Option<i64>,
-        rows: &[(Prefix, State)],
-    ) -> Result<(), StoreError> {
-        let mut query = Builder::new("INSERT INTO prefixes (aggregate, start, depth, pool, state) ");
-        query.push_values(rows, |mut row, (prefix, state)| {
-            row.push_bind(aggregate)
-                .push_bind(prefix.key().to_vec())
-                .push_bind(prefix.depth())
-                .push_bind(pool)
-                .push_bind(state.to_string());
-        });
-        query.build().execute(&mut self.inner).await.map_err(super::taken("prefix"))?;
+    /// [`Self::turn`] of several that are free.
+    async fn turn_free(&mut self, prefixes: &[(i64, Prefix)], to: State) -> Result<(), StoreError> {
+        for some in in_powers_of_two(prefixes) {
+            let mut query = Builder::new("UPDATE prefixes SET state = ");
+            query.push_bind(to.to_string());
+            query.push(" WHERE state = 'free' AND (aggregate, start, depth) IN (");
+            query.push_values(some, |mut row, (aggregate, prefix)| {
+                row.push_bind(*aggregate).push_bind(prefix.key().to_vec()).push_bind(prefix.depth());
+            });
+            query.push(")");
+            let changed = query.build().execute(&mut self.inner).await?;
+            if changed.rows_affected() != some.len() as u64 {
+                return Err(StoreError::Changed("prefix"));
+            }
+        }
+        Ok(())
+    }
+
+    async fn insert_prefixes(&mut self, pool: Option<i64>, rows: &[(i64, Prefix, State)]) -> Result<(), StoreError> {
+        for some in in_powers_of_two(rows) {
+            let mut query = Builder::new("INSERT INTO prefixes (aggregate, start, depth, pool, state) ");
+            query.push_values(some, |mut row, (aggregate, prefix, state)| {
+                row.push_bind(*aggregate)
+                    .push_bind(prefix.key().to_vec())
+                    .push_bind(prefix.depth())
+                    .push_bind(pool)
+                    .push_bind(state.to_string());
+            });
+            query.build().execute(&mut self.inner).await.map_err(super::taken("prefix"))?;
+        }
         Ok(())
     }
 }

@@ -83,13 +83,9 @@ const SELECT: &str = "SELECT tokens.*, people.name AS person_name, projects.name
     LEFT JOIN organisations ON organisations.id = projects.organisation";
 
 impl Store {
-    /// The token with this hash that is valid at `now`. Notes its use.
-    pub async fn token(&self, now: Timestamp, hash: &[u8; 32]) -> Result<Token, StoreError> {
-        let row = query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE tokens.hash = $1")))
-            .bind(hex::encode(hash))
-            .fetch_optional(&self.pool)
-            .await?;
-        let token = valid(row, now)?;
+    /// The token with this hash that is valid at `now`, and the roles of its owner. Notes its use.
+    pub async fn token(&self, now: Timestamp, hash: &[u8; 32]) -> Result<(Token, Vec<access::Binding>), StoreError> {
+        let (token, roles) = self.valid("hash", hex::encode(hash), now).await?;
         if token.used.is_none_or(|used| now.duration_since(used) >= USED_RESOLUTION) {
             query("UPDATE tokens SET used = $2 WHERE id = $1")
                 .bind(token.id.to_string())
@@ -97,16 +93,42 @@ impl Store {
                 .execute(&self.pool)
                 .await?;
         }
-        Ok(token)
+        Ok((token, roles))
     }
 
-    /// The token with this id, if it is valid at `now`.
-    pub async fn token_with_id(&self, now: Timestamp, token: Uuid) -> Result<Token, StoreError> {
-        let row = query(sqlx::AssertSqlSafe(format!("{SELECT} WHERE tokens.id = $1")))
-            .bind(token.to_string())
-            .fetch_optional(&self.pool)
-            .await?;
-        valid(row, now)
+    /// The token with this id, if it is valid at `now`, and the roles of its owner.
+    pub async fn token_with_id(
+        &self,
+        now: Timestamp,
+        token: Uuid,
+    ) -> Result<(Token, Vec<access::Binding>), StoreError> {
+        self.valid("id", token.to_string(), now).await
+    }
+
+    /// The token that has this in a column and has not ended, and the roles of its owner: in one
+    /// query, as every request asks it.
+    async fn valid(
+        &self,
+        column: &str,
+        is: String,
+        now: Timestamp,
+    ) -> Result<(Token, Vec<access::Binding>), StoreError> {
+        let rows = query(sqlx::AssertSqlSafe(format!(
+            "SELECT token.*, bindings.role AS held_role, bindings.kind AS held_kind, bindings.scope AS held_scope
+             FROM ({SELECT}) AS token LEFT JOIN bindings ON bindings.person = token.person
+             WHERE token.{column} = $1 ORDER BY bindings.id"
+        )))
+        .bind(is)
+        .fetch_all(&self.pool)
+        .await?;
+        let token = rows.first().map(read).transpose()?;
+        let token = token.filter(|token| token.expires.is_none_or(|expires| expires > now));
+        let token = token.ok_or(StoreError::NotFound("token"))?;
+        let roles = match token.owner {
+            Owner::Project(project, role) => vec![access::Binding { role, scope: Scope::Project(project) }],
+            Owner::Person(_) => rows.iter().filter_map(|row| held(row).transpose()).collect::<Result<_, _>>()?,
+        };
+        Ok((token, roles))
     }
 
     /// Tokens in the order they were made, after `after`, at most `limit`: those of one person, and
@@ -245,10 +267,11 @@ impl Tx {
     }
 }
 
-/// The token in this row, if there is one and it has not ended.
-fn valid(row: Option<Row>, now: Timestamp) -> Result<Token, StoreError> {
-    let token = row.as_ref().map(read).transpose()?;
-    token.filter(|token| token.expires.is_none_or(|expires| expires > now)).ok_or(StoreError::NotFound("token"))
+/// The role of the token's owner in this row, if it has one.
+fn held(row: &Row) -> Result<Option<access::Binding>, StoreError> {
+    let Some(role) = row.try_get::<Option<&str>, _>("held_role")? else { return Ok(None) };
+    let role = role.parse().map_err(|error: access::NoRole| StoreError::Damaged("binding", error.into()))?;
+    Ok(Some(access::Binding { role, scope: scope(row.try_get("held_kind")?, row.try_get("held_scope")?)? }))
 }
 
 fn read(row: &Row) -> Result<Token, StoreError> {

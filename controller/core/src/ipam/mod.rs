@@ -16,7 +16,7 @@ pub use self::{
     picture::{CELLS, picture},
     prefix::{Family, NotAPrefix, Prefix},
     reverse::{Authority, HostName, NotAHostName, NotAZone, ReverseZone, is_label},
-    tree::{Carved, NotAState, State, best_fit, carve, join},
+    tree::{Carved, NotAState, Shares, State, best_fit, carve, join, share},
     usage::{Kind, NotAKind, Usage},
 };
 

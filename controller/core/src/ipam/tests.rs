@@ -196,6 +196,30 @@ proptest! {
         }
         prop_assert_eq!(tree.0, BTreeMap::from([(root, State::Free)]));
     }
+
+    #[test]
+    fn shares_are_what_as_many_claims_one_after_the_other_would_be(
+        claims in prop::collection::vec((0u8..=6, any::<bool>()), 0..40),
+        short in 0u8..=4,
+        count in 0usize..20,
+    ) {
+        let mut tree = Tree::new(prefix("10.0.0.0/24"));
+        let held: Vec<_> = claims.into_iter().map(|(short, stays)| (tree.claim(32 - short), stays)).collect();
+        for (claim, _) in held.into_iter().filter(|(_, stays)| !stays) {
+            claim.into_iter().for_each(|claim| tree.release(claim));
+        }
+        let mut one_by_one = Tree(tree.0.clone());
+        let taken: Option<Vec<_>> = (0..count).map(|_| one_by_one.claim(32 - short)).collect();
+        let shares = share(tree.free(), 32 - short, count);
+        prop_assert_eq!(shares.as_ref().map(|shares| &shares.taken), taken.as_ref());
+        if let Some(Shares { whole, split, made, .. }) = shares {
+            for (free, state) in whole.iter().map(|it| (it, State::Claimed)).chain(split.iter().map(|it| (it, State::Split))) {
+                prop_assert_eq!(tree.0.insert(*free, state), Some(State::Free));
+            }
+            prop_assert!(made.into_iter().all(|(prefix, state)| tree.0.insert(prefix, state).is_none()));
+            prop_assert_eq!(tree.0, one_by_one.0);
+        }
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -6,7 +6,12 @@
 //! - Two free halves are never left beside each other: their parent is free instead. So the
 //!   largest block that could be free is.
 
-use std::{cmp::Reverse, fmt, str::FromStr};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
 
 use super::Prefix;
 
@@ -87,6 +92,46 @@ pub fn carve(free: Prefix, wanted: Prefix) -> Option<Carved> {
         rest = inner;
     }
     Some(carved)
+}
+
+/// What becomes of free prefixes when several of one length are taken out of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shares {
+    /// Of the free ones, those that are taken as they are.
+    pub whole: Vec<Prefix>,
+    /// Of the free ones, those that are split now.
+    pub split: Vec<Prefix>,
+    /// What is in those now, with what each is: split, free or claimed.
+    pub made: Vec<(Prefix, State)>,
+    /// What was taken, in the order of [`best_fit`].
+    pub taken: Vec<Prefix>,
+}
+
+/// Takes `count` prefixes of this length, as if each was carved out of the [`best_fit`] after the
+/// other; `None` when there is not so much.
+pub fn share(free: impl IntoIterator<Item = Prefix>, length: u8, count: usize) -> Option<Shares> {
+    let fits = free.into_iter().filter(|free| free.length() <= length);
+    let mut free: BTreeSet<_> = fits.map(|free| (Reverse(free.length()), free)).collect();
+    let (mut shares, mut made) = (Shares::default(), BTreeMap::new());
+    for _ in 0..count {
+        let (_, from) = free.pop_first()?;
+        let carved = carve(from, from.of_length(length))?;
+        let becomes = if carved.split.is_empty() { State::Claimed } else { State::Split };
+        match (made.get_mut(&from), becomes) {
+            (Some(state), _) => *state = becomes,
+            (None, State::Split) => shares.split.push(from),
+            (None, _) => shares.whole.push(from),
+        }
+        if becomes == State::Split {
+            made.extend(carved.split[1..].iter().map(|prefix| (*prefix, State::Split)));
+            made.extend(carved.free.iter().map(|prefix| (*prefix, State::Free)));
+            made.insert(carved.taken, State::Claimed);
+        }
+        free.extend(carved.free.into_iter().map(|free| (Reverse(free.length()), free)));
+        shares.taken.push(carved.taken);
+    }
+    shares.made = made.into_iter().collect();
+    Some(shares)
 }
 
 /// What to look at when `freed` has become free in the space `root`: if the first, its buddy, is

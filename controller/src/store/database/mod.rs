@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, PgPool, SqlSafeStr as _, Sqlite, SqliteConnection, Sql
 
 pub(super) use self::{
     open::{FILE, connect, is_of_this_version},
-    query::{Builder, Value, query, query_scalar},
+    query::{Builder, Value, in_powers_of_two, query, query_scalar},
     row::{Row, Stored},
     server::Writing,
 };

@@ -153,6 +153,16 @@ impl<T: for<'r> Get<'r>> Scalar<T> {
     }
 }
 
+/// All of them in parts of 64, 32, … 1: few statements, and few that differ, which are prepared once.
+pub(in crate::store) fn in_powers_of_two<T>(mut all: &[T]) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let most = 1 << all.len().min(64).checked_ilog2()?;
+        let (some, rest) = all.split_at(most);
+        all = rest;
+        Some(some)
+    })
+}
+
 impl Builder {
     /// A query that begins so.
     pub(in crate::store) fn new(text: impl Into<String>) -> Self {

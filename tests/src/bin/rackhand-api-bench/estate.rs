@@ -52,7 +52,7 @@ pub(crate) fn mac(machine: u32) -> Mac {
 
 /// Fills a controller's database, which must not be served yet; how many machines there are.
 pub(crate) async fn make(served: &Served) -> Result<u32> {
-    let store = Store::open(&served.config.database(), authority::seal(&served.config.pki())?).await?;
+    let store = Store::open(served.config.place()?, authority::seal(&served.config.pki())?).await?;
     store.fill(&store.pool(POOL).await?, 32, FREE).await?;
     let now = Timestamp::now();
     for rack_number in 0..RACKS {
