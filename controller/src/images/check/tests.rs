@@ -202,6 +202,35 @@ async fn each_thing_that_is_broken_is_found() {
 }
 
 #[tokio::test]
+async fn the_reader_of_the_settings_is_the_one_of_their_format() {
+    let nothing = |_: &Path| {};
+    let source = |list: &'static str| {
+        move |root: &Path| fs::write(root.join("etc/cloud/cloud.cfg.d/99_last.cfg"), list).unwrap()
+    };
+    let ignition = |root: &Path| {
+        fs::remove_file(root.join("usr/bin/cloud-init")).unwrap();
+        fs::write(root.join("usr/bin/ignition"), "").unwrap();
+    };
+    let said = async |settings, breaks: &dyn Fn(&Path)| {
+        let disk = disk("BOOTX64.EFI", |root| {
+            sound(root);
+            breaks(root);
+        });
+        let found = examine(&disk, settings).await;
+        let finding = found.iter().find(|finding| finding.subject == "settings").unwrap().clone();
+        format!("{:?}: {} {}", finding.severity, finding.found, finding.advice).trim_end().to_owned()
+    };
+    let drive = "datasource_list: [ConfigDrive, None]\n";
+    expect!["Good: cloud-init reads ConfigDrive, None"].assert_eq(&said(Settings::Config2, &source(drive)).await);
+    expect![""].assert_eq(&said(Settings::Config2, &nothing).await);
+    expect![""].assert_eq(&said(Settings::Cidata, &source(drive)).await);
+    expect!["Good: Ignition is in it"].assert_eq(&said(Settings::Ignition, &ignition).await);
+    expect![""].assert_eq(&said(Settings::Ignition, &nothing).await);
+    expect![""].assert_eq(&said(Settings::Cidata, &ignition).await);
+    expect!["Good: it is told none"].assert_eq(&said(Settings::None, &ignition).await);
+}
+
+#[tokio::test]
 async fn a_loader_by_another_name_is_no_fallback() {
     let found = examine(&disk("GRUBX64.EFI", sound), Settings::None).await;
     let loader = found.iter().find(|finding| finding.subject == "EFI loader").unwrap();
