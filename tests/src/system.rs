@@ -106,8 +106,12 @@ fn text(value: &Value) -> Result<String> {
     value.as_str().map(str::to_owned).with_context(|| format!("no text: {value}"))
 }
 
+/// A list, which is left out when it has nothing in it.
 fn texts(values: &Value) -> Result<Vec<String>> {
-    values.as_array().with_context(|| format!("no list: {values}"))?.iter().map(text).collect()
+    match values {
+        Value::Null => Ok(Vec::new()),
+        values => values.as_array().with_context(|| format!("no list: {values}"))?.iter().map(text).collect(),
+    }
 }
 
 /// What stands in a `data:` URL.

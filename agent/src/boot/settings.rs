@@ -113,19 +113,22 @@ impl Told<'_> {
     }
 
     fn values(&self) -> Value {
-        let named = self.host.ssh_keys.iter().enumerate().map(|(index, key)| (format!("key-{index}"), json!(key)));
+        let keys = &self.host.ssh_keys;
+        let named = keys.iter().enumerate().map(|(index, key)| (format!("key-{index:03}"), json!(key)));
         json!({
             "run": self.run,
             "name": self.host.name,
             "mac": self.mac,
-            "ssh_keys": self.host.ssh_keys,
+            // cloud-init's schema knows no empty list of them.
+            "ssh_keys": (!keys.is_empty()).then_some(keys),
             "named_keys": named.collect::<serde_json::Map<_, _>>(),
             "phone_home": self.phone_home,
         })
     }
 }
 
-/// A template with each string `"@name@"` replaced by the value of that name.
+/// A template with each string `"@name@"` replaced by the value of that name. A member whose value is
+/// null is left out.
 fn fill(template: &str, values: &Value) -> String {
     let mut filled = serde_json::from_str(template).expect("templates are JSON; a test fills each");
     replace(&mut filled, values);
@@ -140,7 +143,10 @@ fn replace(place: &mut Value, values: &Value) {
             }
         }
         Value::Array(items) => items.iter_mut().for_each(|item| replace(item, values)),
-        Value::Object(members) => members.values_mut().for_each(|member| replace(member, values)),
+        Value::Object(members) => {
+            members.values_mut().for_each(|member| replace(member, values));
+            members.retain(|_, member| !member.is_null());
+        }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
@@ -196,17 +202,56 @@ mod tests {
 
     #[test]
     fn a_config_drive_for_nocloud_holds_four_files() {
-        shown(Settings::Cidata, expect![[r#""#]]);
+        shown(
+            Settings::Cidata,
+            expect![[r#"
+            --- meta-data
+            {"instance-id":"00000000-0000-0000-0000-000000000002","local-hostname":"web-1"}
+            --- network-config
+            {"ethernets":{"provisioning":{"dhcp4":true,"match":{"macaddress":"02:00:00:00:00:01"}}},"version":2}
+            --- user-data
+            #cloud-config
+            {}
+            --- vendor-data
+            #cloud-config
+            {"disable_root":false,"package_update":false,"package_upgrade":false,"phone_home":{"post":["instance_id","hostname"],"tries":10,"url":"http://10.77.0.1:8080/phone-home/abc"},"ssh_authorized_keys":["ssh-ed25519 AAAA it's: \"me\""]}
+        "#]],
+        );
     }
 
     #[test]
     fn a_config_drive_like_openstacks_says_the_same_in_its_own_words() {
-        shown(Settings::Config2, expect![[r#""#]]);
+        shown(
+            Settings::Config2,
+            expect![[r##"
+            --- openstack/latest/meta_data.json
+            {"hostname":"web-1","launch_index":0,"name":"web-1","public_keys":{"key-000":"ssh-ed25519 AAAA it's: \"me\""},"uuid":"00000000-0000-0000-0000-000000000002"}
+            --- openstack/latest/network_data.json
+            {"links":[{"ethernet_mac_address":"02:00:00:00:00:01","id":"provisioning","type":"phy"}],"networks":[{"id":"provisioning-ipv4","link":"provisioning","type":"ipv4_dhcp"}],"services":[]}
+            --- openstack/latest/user_data
+            #cloud-config
+            {}
+            --- openstack/latest/vendor_data.json
+            {"cloud-init":"#cloud-config\n{\"disable_root\":false,\"package_update\":false,\"package_upgrade\":false,\"phone_home\":{\"post\":[\"instance_id\",\"hostname\"],\"tries\":10,\"url\":\"http://10.77.0.1:8080/phone-home/abc\"},\"ssh_authorized_keys\":[\"ssh-ed25519 AAAA it's: \\\"me\\\"\"]}\n"}
+        "##]],
+        );
     }
 
     #[test]
     fn a_config_drive_for_ignition_has_its_configuration_as_user_data() {
-        shown(Settings::Ignition, expect![[r#""#]]);
+        shown(
+            Settings::Ignition,
+            expect![[r##"
+            --- openstack/latest/meta_data.json
+            {"hostname":"web-1","launch_index":0,"name":"web-1","public_keys":{"key-000":"ssh-ed25519 AAAA it's: \"me\""},"uuid":"00000000-0000-0000-0000-000000000002"}
+            --- openstack/latest/network_data.json
+            {"links":[{"ethernet_mac_address":"02:00:00:00:00:01","id":"provisioning","type":"phy"}],"networks":[{"id":"provisioning-ipv4","link":"provisioning","type":"ipv4_dhcp"}],"services":[]}
+            --- openstack/latest/user_data
+            {"ignition":{"config":{"merge":[]},"version":"3.3.0"},"passwd":{"users":[{"name":"core","sshAuthorizedKeys":["ssh-ed25519 AAAA it's: \"me\""]}]},"storage":{"files":[{"contents":{"source":"data:,web-1%0A"},"mode":420,"overwrite":true,"path":"/etc/hostname"},{"contents":{"source":"data:,%5BMatch%5D%0AMACAddress%3D02%3A00%3A00%3A00%3A00%3A01%0A%0A%5BNetwork%5D%0ADHCP%3Dipv4%0A"},"mode":420,"overwrite":true,"path":"/etc/systemd/network/10-provisioning.network"},{"contents":{"source":"data:,url%20%3D%20%22http%3A%2F%2F10.77.0.1%3A8080%2Fphone-home%2Fabc%22%0Adata%20%3D%20%22instance_id%3D00000000-0000-0000-0000-000000000002%22%0Adata%20%3D%20%22hostname%3Dweb-1%22%0A"},"mode":384,"overwrite":true,"path":"/etc/rackhand/phone-home.curl"}]},"systemd":{"units":[{"contents":"[Unit]\nDescription=Tell whoever installed this system that it runs\nWants=network-online.target\nAfter=network-online.target\nConditionPathExists=/etc/rackhand/phone-home.curl\n# Tried for ten minutes.\nStartLimitIntervalSec=1h\nStartLimitBurst=60\n\n[Service]\nType=oneshot\n# What was set up is on disk before anybody hears of it: its power may be cut from then on.\nExecStartPre=/usr/bin/sync\nExecStart=/usr/bin/curl --silent --show-error --fail --max-time 20 --config /etc/rackhand/phone-home.curl\n# Once is enough, and what the file has is nobody else's business.\nExecStartPost=/usr/bin/rm /etc/rackhand/phone-home.curl\nRestart=on-failure\nRestartSec=10\n\n[Install]\nWantedBy=multi-user.target\n","enabled":true,"name":"phone-home.service"}]}}
+            --- openstack/latest/vendor_data.json
+            {"cloud-init":"#cloud-config\n{\"disable_root\":false,\"package_update\":false,\"package_upgrade\":false,\"phone_home\":{\"post\":[\"instance_id\",\"hostname\"],\"tries\":10,\"url\":\"http://10.77.0.1:8080/phone-home/abc\"},\"ssh_authorized_keys\":[\"ssh-ed25519 AAAA it's: \\\"me\\\"\"]}\n"}
+        "##]],
+        );
     }
 
     #[test]
@@ -275,7 +320,7 @@ mod tests {
                 None => json!({}),
             };
             let network = format!("[Match]\nMACAddress={MAC}\nName={card}\n\n[Network]\nDHCP=ipv4\n\n");
-            let expected = json!({
+            let mut expected = json!({
                 "instance": Uuid::from_u128(2),
                 "name": host.name,
                 "keys": if keys { host.ssh_keys.clone() } else { Vec::new() },
@@ -293,6 +338,9 @@ mod tests {
                 "user": user,
                 "network": [network],
             });
+            if host.ssh_keys.is_empty() {
+                expected["vendor"].as_object_mut().unwrap().remove("ssh_authorized_keys");
+            }
             assert_eq!(understood, expected, "{}", host.name);
         }
     }
@@ -315,7 +363,14 @@ mod tests {
             (Settings::Cidata, "nocloud", "network-config", "\"version\"", "\"verse\"", "correct version"),
             (Settings::Cidata, "nocloud", "meta-data", "local-hostname", "hostname", "local-hostname"),
             (Settings::Config2, "config_drive", "openstack/latest/meta_data.json", "uuid", "id", "No 'uuid' entry"),
-            (Settings::Config2, "config_drive", "openstack/latest/network_data.json", "\"phy\"", "\"fly\"", "fly"),
+            (
+                Settings::Config2,
+                "config_drive",
+                "openstack/latest/network_data.json",
+                "00:01",
+                "00:02",
+                "Unable to find",
+            ),
             (Settings::Config2, "config_drive", "openstack/latest/vendor_data.json", "tries", "try", "phone_home"),
         ] {
             let mut drive = rendered(settings, &host("web-1", &["ssh-ed25519 AAAA twice"], None));
@@ -396,7 +451,7 @@ mod tests {
             ("\"/etc/hostname\"", "\"etc/hostname\"", "path not absolute"),
             ("data:,web", "dta:,web", "invalid url scheme"),
             ("[\"ssh-ed25519 AAAA me\"]", "[\"a b\",\"a b\"]", "duplicate entry"),
-            ("enabled", "unable", "unused key unable"),
+            ("enabled", "unable", "Unused key unable"),
         ] {
             let configuration = &drive["openstack/latest/user_data"];
             assert!(configuration.contains(from), "{from}");

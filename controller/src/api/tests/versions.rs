@@ -110,7 +110,11 @@ async fn an_import_is_told_what_is_wrong_with_where_from_and_what(on: On) {
         expect!["422 invalid: /os: the catalogue has no `beos`; `rackhand os list` shows what it has"],
     )
     .await;
-    refused(json!({"name": "x", "file": "y", "os": "flatcar", "settings": "cloud"}), expect![""]).await;
+    refused(
+        json!({"name": "x", "file": "y", "os": "flatcar", "settings": "cloud"}),
+        expect!["422 invalid: /: unknown variant `cloud`, expected one of `cidata`, `none`, `config-2`, `ignition` at line 1 column 56"],
+    )
+    .await;
     let within = json!({"name": "x", "url": "http://127.0.0.1:1/x"}).to_string();
     assert_eq!(bench.ask(Method::POST, "/v1/images", within).await.0, StatusCode::ACCEPTED);
     bench.app.images.closed().await;

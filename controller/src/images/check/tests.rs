@@ -218,15 +218,16 @@ async fn the_reader_of_the_settings_is_the_one_of_their_format() {
         });
         let found = examine(&disk, settings).await;
         let finding = found.iter().find(|finding| finding.subject == "settings").unwrap().clone();
-        format!("{:?}: {} {}", finding.severity, finding.found, finding.advice).trim_end().to_owned()
+        let advice = if finding.advice.is_empty() { String::new() } else { format!("; {}", finding.advice) };
+        format!("{:?}: {}{advice}", finding.severity, finding.found)
     };
     let drive = "datasource_list: [ConfigDrive, None]\n";
     expect!["Good: cloud-init reads ConfigDrive, None"].assert_eq(&said(Settings::Config2, &source(drive)).await);
-    expect![""].assert_eq(&said(Settings::Config2, &nothing).await);
-    expect![""].assert_eq(&said(Settings::Cidata, &source(drive)).await);
+    expect!["Error: cloud-init's datasource_list is NoCloud, None; it does not look for our drive: add ConfigDrive in /etc/cloud/cloud.cfg.d"].assert_eq(&said(Settings::Config2, &nothing).await);
+    expect!["Error: cloud-init's datasource_list is ConfigDrive, None; it does not look for our drive: add NoCloud in /etc/cloud/cloud.cfg.d"].assert_eq(&said(Settings::Cidata, &source(drive)).await);
     expect!["Good: Ignition is in it"].assert_eq(&said(Settings::Ignition, &ignition).await);
-    expect![""].assert_eq(&said(Settings::Ignition, &nothing).await);
-    expect![""].assert_eq(&said(Settings::Cidata, &ignition).await);
+    expect!["Error: cloud-init is in it, and no Ignition; nobody reads the settings: import it with those that its system reads, or with `none`"].assert_eq(&said(Settings::Ignition, &nothing).await);
+    expect!["Error: Ignition is in it, and no cloud-init; nobody reads the settings: install cloud-init, or import it with settings `none`"].assert_eq(&said(Settings::Cidata, &ignition).await);
     expect!["Good: it is told none"].assert_eq(&said(Settings::None, &ignition).await);
 }
 
