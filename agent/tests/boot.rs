@@ -21,7 +21,7 @@ use rackhand_agent::{
     spool,
 };
 use rackhand_common::{
-    channel::{Admitted, Assignment, News, Present, Report, Task},
+    channel::{Admitted, Assignment, Drive, News, Present, Report, Task},
     event::{Event, What},
     id::{Epoch, ImageId, MachineId, RackId, RunId},
     image::{CHUNK, Chunk, Digest, Manifest, Settings, SignedManifest},
@@ -449,6 +449,37 @@ async fn a_deploy_goes_on_across_restarts_of_boot() {
     stop(up).await;
     let home = What::PhonedHome { run: order.run };
     assert_eq!(agent.events.lock().unwrap().iter().filter(|event| event.what == home).count(), 1);
+}
+
+#[tokio::test]
+async fn a_config_drive_is_had_in_each_format_by_whom_it_is_for_and_while_it_is_ordered() {
+    let node = Node::new();
+    let agent = Agent::start(&node, node.intent(1, Boot::Installer, Some(deploy("web-1"))), vec![]);
+    let up = node.start().await;
+    let (installer, ticket) = (Installer::new(), ticket(&up).await);
+    assert_eq!(installer.ask(&up, "GET", "/v1/drives/config-2", &()).await.0, StatusCode::UNAUTHORIZED);
+    let _: Admitted = parsed(installer.present(&up, &ticket).await);
+
+    let cidata: Drive = parsed(installer.ask(&up, "GET", "/v1/drives/cidata", &()).await);
+    let Task::Deploy(task) = installer.assignment(&up).await.task else { panic!("no deploy") };
+    assert_eq!(cidata, task.files);
+    let home = |drive: &Drive, name: &str| {
+        let (_, token) = drive[name].split_once("/phone-home/").or(drive[name].split_once("phone-home%2F")).unwrap();
+        token.split(['"', '%', '\\']).next().unwrap().to_owned()
+    };
+    for (settings, name) in [("config-2", "vendor_data.json"), ("ignition", "user_data")] {
+        let drive: Drive = parsed(installer.ask(&up, "GET", &format!("/v1/drives/{settings}"), &()).await);
+        let name = format!("openstack/latest/{name}");
+        assert_eq!(home(&drive, &name), home(&cidata, "vendor-data"), "{settings}");
+        assert!(drive["openstack/latest/meta_data.json"].contains("\"hostname\":\"web-1\""), "{drive:?}");
+    }
+    assert_eq!(parsed::<Drive>(installer.ask(&up, "GET", "/v1/drives/none", &()).await), Drive::new());
+    assert_eq!(installer.ask(&up, "GET", "/v1/drives/floppy", &()).await.0, StatusCode::BAD_REQUEST);
+
+    agent.intent.send_replace(Some(node.intent(2, Boot::Disk, None)));
+    script_says(&up, "own disk").await;
+    assert_eq!(installer.ask(&up, "GET", "/v1/drives/config-2", &()).await.0, StatusCode::NOT_FOUND);
+    stop(up).await;
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 //! | `PUT /v1/inventory` | [`Inventory`](crate::machine::Inventory) | 204 |
 //! | `GET /v1/assignment?after=N` | | [`Assignment`]; held open up to [`HOLD`] while its serial is N |
 //! | `GET /v1/manifests/{digest}` | | [`SignedManifest`](crate::image::SignedManifest) |
+//! | `GET /v1/drives/{settings}` | | [`Drive`] |
 //! | `POST /v1/report` | [`Report`] | 204 once it is on the node's disk |
 //!
 //! Chunks come by plain HTTP from `GET /chunks/{digest}` and are checked against the manifest.
@@ -38,6 +39,9 @@ pub const HOLD: Duration = Duration::from_secs(20);
 
 /// The longest body of any message here, in bytes, manifests aside.
 pub const MAX_BODY: usize = 1 << 20;
+
+/// The longest [`Drive`], in bytes: more would not fit onto a config drive.
+pub const MAX_DRIVE: usize = 4 << 20;
 
 /// The longest signed manifest, in bytes: an image of about 1 TiB.
 pub const MAX_MANIFEST: usize = 64 << 20;
@@ -113,9 +117,13 @@ pub struct DeployTask {
     pub disk: DiskRule,
     /// Digest of the signed manifest.
     pub manifest: Digest,
-    /// Files of the config drive, by name; empty for an image that takes no settings.
+    /// Files of the config drive for an image that takes [`Settings::Cidata`](crate::image::Settings),
+    /// by name. Those for other images are asked for, in the format that the manifest names.
     pub files: BTreeMap<String, String>,
 }
+
+/// The files of a config drive, by their paths in it.
+pub type Drive = BTreeMap<String, String>;
 
 /// Overwrite all disks of the warrant and read back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -85,6 +85,12 @@ pub enum Settings {
     Cidata,
     /// Nothing is told.
     None,
+    /// A FAT file system labelled `config-2` (OpenStack's config drive, cloud-init's ConfigDrive).
+    #[serde(rename = "config-2")]
+    Config2,
+    /// A config drive like [`Settings::Config2`] whose user data is a configuration for Ignition, as
+    /// Ignition's platform `openstack` reads it.
+    Ignition,
 }
 
 /// What an image consists of.

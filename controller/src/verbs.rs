@@ -11,6 +11,7 @@
 use jiff::Timestamp;
 use rackhand_common::{
     id::{ProjectId, RunId},
+    image::Settings,
     intent::{Boot, DiskRule, Host},
     machine::{Content, Disk, Mainboard},
 };
@@ -78,6 +79,12 @@ pub enum Denied {
         /// Why.
         reason: String,
     },
+    /// The image's system would stop at what it is told.
+    #[error(
+        "image {0} is told its settings by Ignition: user data is a configuration of its own for it, JSON with \
+         `ignition.version` 3.0.0 to 3.3.0, as `butane --strict` writes it"
+    )]
+    NotForIgnition(ImageVersion),
     /// Addresses are claimed for the machine.
     #[error("machine {0} holds addresses; release them first: `rackhand ip list --machine {0}` shows them")]
     HoldsAddresses(String),
@@ -272,6 +279,11 @@ impl Tx {
         if let Some(expired) = image.expires.filter(|expires| *expires <= now) {
             return Err(Denied::ImageExpired(image.named(), expired));
         }
+        if image.settings == Settings::Ignition
+            && request.host.user_data.as_deref().is_some_and(|own| !is_ignition(own))
+        {
+            return Err(Denied::NotForIgnition(image.named()));
+        }
         let unsuitable = |reason: String| Denied::ImageUnsuitable { image: image.name.clone(), reason };
         let firmware = machine.inventory.firmware;
         if !stored.firmware.contains(&firmware) {
@@ -431,6 +443,13 @@ impl Tx {
         self.insert_event(now, run.rack, Some(run.machine), Some(run.id), &Happened::RunStarted { workflow }).await?;
         Ok(run)
     }
+}
+
+/// Whether it is a configuration that Ignition merges over ours, of our version or an older one.
+fn is_ignition(text: &str) -> bool {
+    let parsed: Option<serde_json::Value> = serde_json::from_str(text).ok();
+    let version = parsed.as_ref().and_then(|own| own["ignition"]["version"].as_str());
+    version.is_some_and(|version| ["3.0.0", "3.1.0", "3.2.0", "3.3.0"].contains(&version))
 }
 
 fn check_parts(machine: &Machine) -> Result<(), Denied> {

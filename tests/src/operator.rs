@@ -94,8 +94,13 @@ impl Operator {
 
     /// Sends an image's file and waits until it is imported.
     pub async fn import(&self, name: &str, file: Vec<u8>) -> Result<Value> {
+        self.import_told(name, "cidata", file).await
+    }
+
+    /// The same for a system that is told its settings in this format.
+    pub async fn import_told(&self, name: &str, settings: &str, file: Vec<u8>) -> Result<Value> {
         let path = format!("/v1/images/{name}");
-        let request = self.http.put(format!("{}{path}", self.url)).bearer_auth(&self.token);
+        let request = self.http.put(format!("{}{path}?settings={settings}", self.url)).bearer_auth(&self.token);
         answer(request.header("content-type", "application/octet-stream").body(file)).await?;
         let image = wait::until("the image is imported", PATIENCE, async || {
             let image = self.get(&path).await.map_err(|error| format!("{error:#}"))?;

@@ -1,11 +1,12 @@
 //! The installed system of a simulated machine: starts from what is on the disk, and knows of
-//! itself what its config drive says, as cloud-init with its NoCloud source would.
+//! itself what its config drive says, as cloud-init with its sources NoCloud and ConfigDrive or
+//! Ignition would.
 
 use std::{collections::BTreeMap, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use rackhand_common::machine::{Firmware, Mac};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     dhcp::{self, Program},
@@ -71,19 +72,61 @@ pub struct System {
     phone_home: String,
 }
 
-/// The files of the config drive of this disk, read by mtools.
+/// The files of the config drive of this disk by their names, read by mtools.
 pub fn config_drive(path: &Path, disk: &[u8]) -> Result<BTreeMap<String, String>> {
-    let drive = partitions(disk).into_iter().find(|partition| partition.name == "cidata").context("no config drive")?;
+    let cidata = ["meta-data", "network-config", "user-data", "vendor-data"];
+    let config_2 = ["meta_data.json", "network_data.json", "user_data", "vendor_data.json"];
+    let known = [("cidata", "", cidata), ("config-2", "openstack/latest/", config_2)];
+    let drives = partitions(disk);
+    let (drive, directory, files) = known
+        .into_iter()
+        .find_map(|(name, directory, files)| {
+            Some((drives.iter().find(|partition| partition.name == name)?, directory, files))
+        })
+        .context("no config drive")?;
     let place = format!("{}@@{}", path.display(), drive.first);
     let read = |name: &str| {
         let output = Command::new("mcopy")
-            .args(["-i", &place, &format!("::{name}"), "-"])
+            .args(["-i", &place, &format!("::{directory}{name}"), "-"])
             .output()
             .context("mcopy does not start: is mtools installed?")?;
         ensure!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
         Ok((name.to_owned(), String::from_utf8(output.stdout)?))
     };
-    ["meta-data", "network-config", "user-data", "vendor-data"].into_iter().map(read).collect()
+    files.into_iter().map(read).collect()
+}
+
+/// What stands in a file of JSON, which may be marked as a cloud-config.
+fn parsed(text: &str) -> Result<Value> {
+    let text = text.trim_start_matches("#cloud-config\n");
+    serde_json::from_str(text).with_context(|| format!("this cannot be read: {text}"))
+}
+
+fn text(value: &Value) -> Result<String> {
+    value.as_str().map(str::to_owned).with_context(|| format!("no text: {value}"))
+}
+
+/// A list, which is left out when it has nothing in it.
+fn texts(values: &Value) -> Result<Vec<String>> {
+    match values {
+        Value::Null => Ok(Vec::new()),
+        values => values.as_array().with_context(|| format!("no list: {values}"))?.iter().map(text).collect(),
+    }
+}
+
+/// What stands in a `data:` URL.
+fn data(url: &Value) -> Result<String> {
+    let url = text(url)?;
+    let mut bytes = url.strip_prefix("data:,").context("no data URL")?.bytes();
+    let mut text = Vec::new();
+    while let Some(byte) = bytes.next() {
+        let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16)).context("half an escape");
+        text.push(match byte {
+            b'%' => u8::try_from(digit(bytes.next())? * 16 + digit(bytes.next())?)?,
+            byte => byte,
+        });
+    }
+    Ok(String::from_utf8(text)?)
 }
 
 impl System {
@@ -94,21 +137,63 @@ impl System {
         ensure!(has(disk, root.first, image::ROOT), "panic: the root file system's beginning is not there");
         ensure!(has(disk, root.end - 512, image::ROOT), "panic: the root file system's end is not there");
         let files = config_drive(path, disk)?;
-        let json = |name: &str| {
-            let text = files[name].trim_start_matches("#cloud-config\n");
-            serde_json::from_str::<Value>(text).with_context(|| format!("{name} cannot be read: {text}"))
+        if !files.contains_key("user_data") {
+            return Self::by_nocloud(&files, mac);
+        }
+        let (meta, network) = (parsed(&files["meta_data.json"])?, parsed(&files["network_data.json"])?);
+        let card = &network["links"][0];
+        let dhcp = json!({"id": "provisioning-ipv4", "type": "ipv4_dhcp", "link": card["id"]});
+        ensure!(card["ethernet_mac_address"] == mac.to_string(), "no such card: {network}");
+        ensure!(network["networks"][0] == dhcp, "no address: {network}");
+        let of_openstack = Self {
+            hostname: text(&meta["hostname"])?,
+            instance: text(&meta["uuid"])?,
+            ssh_keys: Vec::new(),
+            user_data: files["user_data"].clone(),
+            phone_home: String::new(),
         };
-        let (meta, network, vendor) = (json("meta-data")?, json("network-config")?, json("vendor-data")?);
+        match parsed(&of_openstack.user_data) {
+            Ok(own) if own["ignition"].is_object() => of_openstack.by_ignition(&own, mac),
+            _ => {
+                let vendor = parsed(&text(&parsed(&files["vendor_data.json"])?["cloud-init"])?)?;
+                let ssh_keys = texts(&vendor["ssh_authorized_keys"])?;
+                Ok(Self { ssh_keys, phone_home: text(&vendor["phone_home"]["url"])?, ..of_openstack })
+            }
+        }
+    }
+
+    fn by_nocloud(files: &BTreeMap<String, String>, mac: Mac) -> Result<Self> {
+        let (meta, network) = (parsed(&files["meta-data"])?, parsed(&files["network-config"])?);
+        let vendor = parsed(&files["vendor-data"])?;
         let card = &network["ethernets"]["provisioning"];
         ensure!(card["match"]["macaddress"] == mac.to_string() && card["dhcp4"] == true, "no such card: {network}");
-        let text = |value: &Value| value.as_str().map(str::to_owned).with_context(|| format!("no text: {value}"));
-        let keys = vendor["ssh_authorized_keys"].as_array().context("no list of keys")?;
         Ok(Self {
             hostname: text(&meta["local-hostname"])?,
             instance: text(&meta["instance-id"])?,
-            ssh_keys: keys.iter().map(text).collect::<Result<_>>()?,
+            ssh_keys: texts(&vendor["ssh_authorized_keys"])?,
             user_data: files["user-data"].clone(),
             phone_home: text(&vendor["phone_home"]["url"])?,
+        })
+    }
+
+    /// With what Ignition writes from its configuration, and the tenant's that is merged over it.
+    fn by_ignition(self, own: &Value, mac: Mac) -> Result<Self> {
+        let written = |path: &str| {
+            let files = own["storage"]["files"].as_array().context("no files")?;
+            let file = files.iter().find(|file| file["path"] == path).with_context(|| format!("no {path}"))?;
+            data(&file["contents"]["source"])
+        };
+        let network = written("/etc/systemd/network/10-provisioning.network")?;
+        ensure!(network == format!("[Match]\nMACAddress={mac}\n\n[Network]\nDHCP=ipv4\n"), "no such card: {network}");
+        let curl = written("/etc/rackhand/phone-home.curl")?;
+        let url = curl.lines().find_map(|line| line.strip_prefix("url = \"")?.strip_suffix('"'));
+        let merged = own["ignition"]["config"]["merge"].as_array().context("nothing is merged")?;
+        Ok(Self {
+            hostname: written("/etc/hostname")?.trim_end().to_owned(),
+            ssh_keys: texts(&own["passwd"]["users"][0]["sshAuthorizedKeys"])?,
+            user_data: merged.iter().map(|own| data(&own["source"])).collect::<Result<_>>()?,
+            phone_home: url.context("no home")?.to_owned(),
+            instance: self.instance,
         })
     }
 

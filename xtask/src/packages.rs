@@ -38,6 +38,7 @@ pub(crate) const RACK: &[&str] =
 /// What tests use as peers nobody here wrote.
 pub(crate) const PEERS: &[&str] = &[
     "cloud-init",
+    "ignition",
     "isc-dhcp-client",
     "udhcpc",
     "busybox",
@@ -83,6 +84,10 @@ pub(crate) fn install(wanted: &[&[&str]], yes: bool) -> anyhow::Result<()> {
         Shell::as_root(&words).quiet().run()
     };
     apt(&["update"]).context("apt-get update failed")?;
+    if missing.contains(&"cloud-init") {
+        // It is here to be asked what it thinks of our settings, not to set this machine up at its next start.
+        Shell::as_root(&["install", "-D", "-m", "644", "/dev/null", "/etc/cloud/cloud-init.disabled"]).quiet().run()?;
+    }
     let mut arguments = vec!["install", "--yes", "--no-install-recommends", "--allow-downgrades"];
     // A newer qemu-utils from elsewhere would conflict with Debian's qemu-system-x86.
     let pinned = missing.contains(&"qemu-system-x86").then(|| candidate_of_release("qemu-utils")).flatten();

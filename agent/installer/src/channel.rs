@@ -10,8 +10,8 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1::SendRequest};
 use hyper_util::rt::TokioIo;
 use rackhand_common::{
-    channel::{Admitted, Assignment, HOLD, MAX_BODY, MAX_MANIFEST, Present, Report},
-    image::{Digest, Manifest, SignedManifest},
+    channel::{Admitted, Assignment, Drive, HOLD, MAX_BODY, MAX_DRIVE, MAX_MANIFEST, Present, Report},
+    image::{Digest, Manifest, Settings, SignedManifest},
     machine::Inventory,
     pki,
 };
@@ -252,6 +252,13 @@ impl Channel {
             return Err(Failure::Malformed("a manifest with another digest than asked for".to_owned()));
         }
         signed.parse_unverified().map_err(|error| Failure::Malformed(error.to_string()))
+    }
+
+    /// The files of the machine's config drive in this format.
+    pub async fn drive(&self, lane: &mut Lane, settings: Settings) -> Result<Drive, Failure> {
+        let name = serde_json::to_value(settings).expect("closed enums always serialize");
+        let path = format!("/v1/drives/{}", name.as_str().expect("it is a word"));
+        self.call(lane, Method::GET, &path, None, MAX_DRIVE, ANSWER).await.and_then(parse)
     }
 
     /// Brings a report to boot's disk.

@@ -16,9 +16,10 @@ use std::{
 
 use futures_util::future::{Fuse, FusedFuture, FutureExt};
 use rackhand_common::{
-    channel::{Assignment, News, Report, Task},
+    channel::{Assignment, Drive, News, Report, Task},
     event::{Cause, MAX_TEXT},
     id::{Epoch, RunId},
+    image::Settings,
     machine::Inventory,
     pki,
 };
@@ -212,12 +213,20 @@ impl Session<'_> {
         let work = Work { machine, admission, reporter, source: &source, withdrawn: reporter.withdrawn };
         match task {
             Task::Deploy(deploy) => {
-                let manifest = async {
+                let asked = async {
                     let mut lane = self.channel.lane();
-                    self.channel.manifest(&mut lane, deploy.manifest).await.map_err(TaskError::Manifest)
+                    let manifest =
+                        self.channel.manifest(&mut lane, deploy.manifest).await.map_err(TaskError::Manifest)?;
+                    let drive = match manifest.settings {
+                        Settings::None => Drive::new(),
+                        Settings::Cidata => deploy.files.clone(),
+                        settings => self.channel.drive(&mut lane, settings).await.map_err(TaskError::Drive)?,
+                    };
+                    Ok((manifest, drive))
                 };
-                let manifest = reporter.withdrawn.run_until_cancelled(manifest).await.ok_or(TaskError::Withdrawn)??;
-                work.deploy(deploy, manifest).await
+                let (manifest, drive) =
+                    reporter.withdrawn.run_until_cancelled(asked).await.ok_or(TaskError::Withdrawn)??;
+                work.deploy(deploy, manifest, drive).await
             }
             Task::Erase(erase) => work.erase(erase).await,
             Task::Wait | Task::Reboot => Ok(Vec::new()),

@@ -8,7 +8,6 @@
 //! - Whatever goes wrong has a [`Cause`]; nothing here ends the installer.
 
 use std::{
-    collections::BTreeMap,
     io,
     sync::{
         Arc,
@@ -18,10 +17,10 @@ use std::{
 };
 
 use rackhand_common::{
-    channel::{DeployTask, EraseTask, News, Warrant},
+    channel::{DeployTask, Drive, EraseTask, News, Warrant},
     event::{Cause, DiskWork},
     id::{Epoch, MachineId},
-    image::{Manifest, Settings},
+    image::Manifest,
     intent::DiskRule,
     machine::{Disk, Inventory, Mainboard},
 };
@@ -31,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     channel::Failure,
-    config_drive,
+    config_drive::{self, Label},
     disk::{self, Buffer},
     erase::{self, EraseError},
     gpt::{self, BASIC_DATA, Guid, Table},
@@ -59,6 +58,8 @@ pub enum TaskError {
     Unsuitable(String),
     #[error("the image's manifest cannot be had")]
     Manifest(#[source] Failure),
+    #[error("the machine's settings cannot be had in the image's format")]
+    Drive(#[source] Failure),
     #[error("the image could not be written")]
     Image(#[source] ImageError),
     #[error("disk {disk}: {doing} failed")]
@@ -94,7 +95,7 @@ impl TaskError {
             Self::Verify(..) | Self::Erase(_, EraseError::NotZeros(_)) => Cause::Verify,
             Self::Erase(..) => Cause::DiskError,
             Self::BootOrder(_) => Cause::BootOrder,
-            Self::Settings(_) | Self::Withdrawn => Cause::Internal,
+            Self::Drive(_) | Self::Settings(_) | Self::Withdrawn => Cause::Internal,
         }
     }
 }
@@ -130,11 +131,16 @@ pub struct Work<'a, R, S> {
 
 impl<R: Reporter, S: Source> Work<'_, R, S> {
     /// Writes an image, its settings and the boot order.
-    pub async fn deploy(&self, task: &DeployTask, manifest: Manifest) -> Result<Vec<DiskWork>, TaskError> {
+    pub async fn deploy(
+        &self,
+        task: &DeployTask,
+        manifest: Manifest,
+        drive: Drive,
+    ) -> Result<Vec<DiskWork>, TaskError> {
         let inventory = self.inventory().await;
         fail_point!(crash "order.check", check(&task.warrant, self.admission, &inventory))?;
-        let drive = manifest.settings == Settings::Cidata && !task.files.is_empty();
-        let (chosen, identity) = choose(&task.disk, &manifest, drive, &inventory)?;
+        let label = Label::of(manifest.settings).filter(|_| !drive.is_empty());
+        let (chosen, identity) = choose(&task.disk, &manifest, label.is_some(), &inventory)?;
         let disk = self.open(chosen, &identity).await?;
         tracing::info!(image = manifest.name, disk = identity, name = chosen.name, "deploying");
         self.reporter.tell(News::Started).await;
@@ -145,14 +151,14 @@ impl<R: Reporter, S: Source> Work<'_, R, S> {
             ImageError::Withdrawn => TaskError::Withdrawn,
             error => TaskError::Image(error),
         })?;
-        let (size, files) = (manifest.size, if drive { task.files.clone() } else { BTreeMap::new() });
+        let (size, drive) = (manifest.size, label.map(|label| (label, drive)));
         let on = disk.clone();
         self.blocking(&identity, "flushing the image", move || fail_point!("image.flush", on.flush())).await?;
         self.reporter.tell(News::ImageWritten).await;
 
         let (on, name) = (disk, identity.clone());
         let table =
-            spawn_blocking(move || finish(&*on, &name, size, head, &files)).await.expect("finishing does not panic")?;
+            spawn_blocking(move || finish(&*on, &name, size, head, drive)).await.expect("finishing does not panic")?;
         if let Some(table) = table {
             let machine = self.machine.clone();
             let ordered = spawn_blocking(move || fail_point!("boot-order.set", machine.boot_from(&table))).await;
@@ -314,7 +320,7 @@ fn finish(
     name: &str,
     image: u64,
     Head(mut head): Head,
-    files: &BTreeMap<String, String>,
+    drive: Option<(Label, Drive)>,
 ) -> Result<Option<Table>, TaskError> {
     let failed = |doing| move |error| TaskError::Disk { disk: name.to_owned(), doing, error };
     // Old RAID, LVM and partition metadata stands at disks' ends.
@@ -326,11 +332,11 @@ fn finish(
         Ok(mut table) => {
             let no_room = |error: gpt::NoRoom| TaskError::Settings(error.to_string());
             table.spread(disk.size()).map_err(no_room)?;
-            if !files.is_empty() {
+            if let Some((label, files)) = &drive {
                 let id = Guid(uuid::Uuid::new_v4().to_bytes_le());
-                let partition = table.append(config_drive::LEN, BASIC_DATA, id, "cidata").map_err(no_room)?;
+                let partition = table.append(config_drive::LEN, BASIC_DATA, id, label.partition).map_err(no_room)?;
                 let serial = u32::from_le_bytes([id.0[0], id.0[1], id.0[2], id.0[3]]);
-                let volume = config_drive::render(files, disk.sector(), serial)
+                let volume = config_drive::render(*label, files, disk.sector(), serial)
                     .map_err(|error| TaskError::Settings(error.to_string()))?;
                 parts.push(("the config drive", partition.first * u64::from(disk.sector()), volume));
             }
@@ -341,7 +347,7 @@ fn finish(
             head[..primary.len()].copy_from_slice(&primary);
             Some(table)
         }
-        Err(gpt::NotATable::Absent) if files.is_empty() => None,
+        Err(gpt::NotATable::Absent) if drive.is_none() => None,
         Err(error) => return Err(TaskError::Unsuitable(error.to_string())),
     };
     // The very first sector goes alone and last: without it no firmware takes the disk for
@@ -406,6 +412,11 @@ mod tests {
         Head(Buffer::copy_of(&fs::read(image.path()).unwrap()))
     }
 
+    fn drive() -> (Label, Drive) {
+        let label = Label::of(rackhand_common::image::Settings::Cidata).unwrap();
+        (label, [("user-data".to_owned(), "#cloud-config\n".to_owned())].into())
+    }
+
     fn blank_disk() -> (tempfile::NamedTempFile, FileDisk) {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(32 << 20).unwrap();
@@ -460,8 +471,7 @@ mod tests {
     #[test]
     fn a_finished_disk_has_boot_code_a_grown_table_and_its_settings() {
         let (file, disk) = blank_disk();
-        let files = [("user-data".to_owned(), "#cloud-config\n".to_owned())].into();
-        finish(&disk, "disk", 4 << 20, head(), &files).unwrap();
+        finish(&disk, "disk", 4 << 20, head(), Some(drive())).unwrap();
         let found = fs::read(file.path()).unwrap();
         assert!(found[..440].iter().all(|byte| *byte == 0xeb));
         let table = Table::read(&found, 512).unwrap();
@@ -473,8 +483,7 @@ mod tests {
     #[test]
     fn the_sector_that_makes_a_disk_bootable_is_written_last() {
         let (file, disk) = blank_disk();
-        let files = [("user-data".to_owned(), "#cloud-config\n".to_owned())].into();
-        finish(&Stubborn(disk), "disk", 4 << 20, head(), &files).unwrap_err();
+        finish(&Stubborn(disk), "disk", 4 << 20, head(), Some(drive())).unwrap_err();
         let found = fs::read(file.path()).unwrap();
         assert!(found[..512].iter().all(|byte| *byte == 0));
         assert!(found[512..].starts_with(b"EFI PART") && &found[found.len() - 512..][..8] == b"EFI PART");

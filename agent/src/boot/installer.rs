@@ -15,10 +15,12 @@ use axum::{
     routing::{get, post, put},
 };
 use rackhand_common::{
-    channel::{Admitted, Assignment, DeployTask, EraseTask, HOLD, MAX_BODY, News, Present, Report, Task, Warrant},
+    channel::{
+        Admitted, Assignment, DeployTask, Drive, EraseTask, HOLD, MAX_BODY, News, Present, Report, Task, Warrant,
+    },
     event::{MAX_TEXT, Stage, What},
-    image::{Digest, SignedManifest},
-    intent::{Intent, MachineIntent, Order},
+    image::{Digest, Settings, SignedManifest},
+    intent::{Deploy, Intent, MachineIntent, Order},
     machine::Inventory,
     pki::{KeyPin, Peer},
     time::Clock,
@@ -34,7 +36,7 @@ use super::{
     ration::Rations,
     seldom::Seldom,
     sessions::{Duty, NotKept, Sessions, duty},
-    settings,
+    settings::Told,
     ticket::{NotAdmitted, Session, Tickets},
 };
 
@@ -59,6 +61,7 @@ impl Channel {
             .route("/v1/inventory", put(inventory))
             .route("/v1/assignment", get(assignment))
             .route("/v1/manifests/{digest}", get(manifest))
+            .route("/v1/drives/{settings}", get(drive))
             .route("/v1/report", post(report))
             .layer(DefaultBodyLimit::max(MAX_BODY))
             .with_state(self)
@@ -104,16 +107,19 @@ impl Channel {
         };
         match order.work.deploy() {
             None => Task::Erase(EraseTask { warrant }),
-            Some(deploy) => {
-                let url = self.phone_home.url(machine.id, order.run);
-                Task::Deploy(DeployTask {
-                    disk: deploy.disk.clone(),
-                    manifest: deploy.manifest,
-                    files: settings::files(order.run, session.mac, &deploy.host, &url),
-                    warrant,
-                })
-            }
+            Some(deploy) => Task::Deploy(DeployTask {
+                disk: deploy.disk.clone(),
+                manifest: deploy.manifest,
+                files: self.told(session, order, deploy).files(Settings::Cidata),
+                warrant,
+            }),
         }
+    }
+
+    /// What the system is told that this order installs on the session's machine.
+    fn told<'a>(&self, session: &Session, order: &Order, deploy: &'a Deploy) -> Told<'a> {
+        let phone_home = self.phone_home.url(session.machine, order.run);
+        Told { run: order.run, mac: session.mac, host: &deploy.host, phone_home }
     }
 }
 
@@ -130,6 +136,8 @@ enum Refusal {
     Ticket,
     #[error("this card has no address from this node")]
     NoAddress,
+    #[error("nothing is to be installed")]
+    NoDeploy,
     #[error("longer than that of any machine")]
     TooLong,
     #[error("too often; try again")]
@@ -150,7 +158,7 @@ impl IntoResponse for Refusal {
             Self::NoAddress => StatusCode::CONFLICT,
             Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooOften => StatusCode::TOO_MANY_REQUESTS,
-            Self::Chunk(ChunkError::NotListed(_)) => StatusCode::NOT_FOUND,
+            Self::NoDeploy | Self::Chunk(ChunkError::NotListed(_)) => StatusCode::NOT_FOUND,
             Self::Chunk(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotKept(_) | Self::Tickets(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -264,6 +272,19 @@ async fn manifest(
         return Err(ChunkError::NotListed(digest).into());
     }
     Ok(Json(channel.chunks.ordered_manifest(digest).await?))
+}
+
+async fn drive(
+    State(channel): State<Channel>,
+    Extension(client): Extension<Client>,
+    Path(settings): Path<Settings>,
+) -> Result<Json<Drive>, Refusal> {
+    let session = channel.session(client).await?;
+    let intent = channel.intent.borrow().clone();
+    let order = intent.iter().flat_map(|intent| &intent.machines).find(|known| known.id == session.machine);
+    let order = order.and_then(|machine| machine.order.as_ref()).ok_or(Refusal::NoDeploy)?;
+    let deploy = order.work.deploy().ok_or(Refusal::NoDeploy)?;
+    Ok(Json(channel.told(&session, order, deploy).files(settings)))
 }
 
 async fn report(

@@ -39,9 +39,9 @@ images.sources in its configuration names them.")]
         /// The system in it, by the catalogue's name
         #[arg(long, value_name = "NAME")]
         os: Option<String>,
-        /// How its system is told host name and keys: cidata (cloud-init) or none; by default as the
-        /// catalogue has it
-        #[arg(long, value_parser = ["cidata", "none"])]
+        /// How its system is told host name and keys: cidata (cloud-init's NoCloud), config-2 (OpenStack's
+        /// config drive), ignition, or none; by default as the catalogue has it
+        #[arg(long, value_parser = ["cidata", "config-2", "ignition", "none"])]
         settings: Option<String>,
         /// Firmware modes it boots in, when its partition table does not tell
         #[arg(long, value_delimiter = ',', value_parser = ["bios", "uefi"])]

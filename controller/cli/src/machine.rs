@@ -95,7 +95,7 @@ history of web-1; what differs is shown, and wants replace-part.")]
         /// File with public keys that may log in as root and as the first user; may be repeated
         #[arg(long = "ssh-key", value_name = "FILE")]
         ssh_keys: Vec<PathBuf>,
-        /// File with cloud-init user data
+        /// File with user data: cloud-init's, or a configuration for Ignition when the image takes that
         #[arg(long, value_name = "FILE")]
         user_data: Option<PathBuf>,
         /// Identity of the disk to install on; otherwise the smallest that is large enough

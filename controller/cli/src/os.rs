@@ -30,7 +30,6 @@ struct System {
     default_user: String,
     minimum_disk: u64,
     settings: String,
-    settings_are_written: bool,
     active: String,
     tried: String,
     source: String,
@@ -40,11 +39,10 @@ pub(crate) async fn run(client: &Client, command: OsCommand, output: Output) -> 
     match command {
         OsCommand::List => print(output, client.list("/v1/operating-systems").await?.into(), |systems: Vec<System>| {
             let rows = systems.iter().map(|system| {
-                let told = if system.settings_are_written { "" } else { " (not written)" };
                 vec![
                     system.name.clone(),
                     system.title.clone(),
-                    format!("{}{told}", system.settings),
+                    system.settings.clone(),
                     system.firmware.join(","),
                     system.tried.clone(),
                 ]
@@ -63,7 +61,7 @@ fn page(system: &System) -> String {
         "booted" => "installed, booted and logged in to before every release",
         _ => "never by us: described from its makers' documentation",
     };
-    let mut lines = vec![
+    let lines = vec![
         format!("{}  {}", system.name, system.title),
         format!("  settings  {}", system.settings),
         format!("  active    {}", system.active),
@@ -73,11 +71,5 @@ fn page(system: &System) -> String {
         format!("  tried     {tried}"),
         format!("  images    {}", system.source),
     ];
-    if !system.settings_are_written {
-        lines.push(
-            "Deploys do not write its settings: it starts with those in its image, import it with --settings none"
-                .into(),
-        );
-    }
     lines.join("\n")
 }

@@ -76,7 +76,7 @@ that was given out or taken back since is not touched.")]
     Retry {
         /// Id
         run: String,
-        /// File with the cloud-init user data of the deploy
+        /// File with the user data of the deploy
         #[arg(long, value_name = "FILE")]
         user_data: Option<PathBuf>,
         #[command(flatten)]

@@ -1,8 +1,7 @@
 //! The catalogue of operating systems, `firmware-scripts/os`: what operators can know of a system
 //! before they import an image of it.
 //!
-//! An entry describes; it is no promise. [`Tried`] says which were booted, and [`System::deploys`]
-//! whether a deploy can tell it its settings at all.
+//! An entry describes; it is no promise. [`Tried`] says which were booted.
 
 use rackhand_common::{image::Settings, machine::Firmware};
 use serde::{Deserialize, Serialize};
@@ -26,7 +25,7 @@ pub struct System {
     /// The smallest disk it is of use on, in GiB.
     pub minimum_disk_gib: u32,
     /// How it is told its settings.
-    pub settings: Format,
+    pub settings: Settings,
     /// What tells that it runs.
     pub active: Active,
     /// How far this was tried.
@@ -36,16 +35,6 @@ pub struct System {
     /// What our own image of it is made of; `cargo xtask os-image` reads it.
     #[serde(default, rename = "image")]
     _image: serde::de::IgnoredAny,
-}
-
-/// How a system is told host name, users and keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Format {
-    /// A drive labelled `cidata`, for cloud-init's NoCloud.
-    Cidata,
-    /// Ignition: a JSON document the initial RAM disk reads, before there is a root file system.
-    Ignition,
 }
 
 /// What tells that a system runs.
@@ -89,16 +78,6 @@ pub fn find(name: &str) -> Option<System> {
     catalogue().into_iter().find(|system| system.name == name)
 }
 
-impl System {
-    /// The settings a deploy writes for it; none when it reads a format that no deploy writes.
-    pub fn deploys(&self) -> Option<Settings> {
-        match self.settings {
-            Format::Cidata => Some(Settings::Cidata),
-            Format::Ignition => None,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,7 +90,7 @@ mod tests {
             assert!(!system.firmware.is_empty() && system.minimum_disk_gib > 0, "{}", system.name);
             assert!(system.source.contains("https://"), "{}", system.name);
             // Who is told nothing cannot call home.
-            assert_eq!(system.active == Active::PhonedHome, system.deploys().is_some(), "{}", system.name);
+            assert_eq!(system.active == Active::PhonedHome, system.settings != Settings::None, "{}", system.name);
             assert_eq!(find(&system.name).as_ref(), Some(system));
         }
         // What the gate boots, and nothing else.

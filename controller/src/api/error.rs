@@ -274,7 +274,7 @@ impl From<Denied> for Error {
                 "{denied}; `merge` it if it is that machine, or say `accept_parts` if they were moved here"
             )),
             Denied::NoSuchDisk(_) => Self::invalid("/disk", denied),
-            Denied::NoUserData => Self::invalid("/user_data", denied),
+            Denied::NoUserData | Denied::NotForIgnition(_) => Self::invalid("/user_data", denied),
             Denied::Forbidden(_)
             | Denied::Busy(_)
             | Denied::NamelessDisk(_)

@@ -184,8 +184,9 @@ pub(super) struct ImportFile {
     /// The catalogue's name for the system in it.
     #[schema(example = "debian-12")]
     os: Option<String>,
-    /// How the system is told its settings: `cidata` (cloud-init's NoCloud) or `none`; by default what
-    /// the catalogue says of its `os`, or `cidata`.
+    /// How the system is told its settings: `cidata` (cloud-init's NoCloud), `config-2` (OpenStack's
+    /// config drive), `ignition` (a config drive with a configuration for Ignition) or `none`; by default
+    /// what the catalogue says of its `os`, or `cidata`.
     #[schema(value_type = Option<String>)]
     settings: Option<Settings>,
     /// Firmware modes it boots in, when its partition table does not tell: `bios`, `uefi`.
@@ -198,8 +199,9 @@ pub(super) struct ImportFile {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct UploadParameters {
-    /// How the system is told its settings: `cidata` (cloud-init's NoCloud) or `none`; by default what
-    /// the catalogue says of its `os`, or `cidata`.
+    /// How the system is told its settings: `cidata` (cloud-init's NoCloud), `config-2` (OpenStack's
+    /// config drive), `ignition` (a config drive with a configuration for Ignition) or `none`; by default
+    /// what the catalogue says of its `os`, or `cidata`.
     #[param(value_type = Option<String>)]
     settings: Option<Settings>,
     /// Firmware modes it boots in, separated by commas, when its partition table does not
@@ -239,10 +241,7 @@ fn request(name: String, said: Said) -> Result<Request, Error> {
             let system = os::find(name).ok_or_else(|| {
                 Error::invalid("/os", format!("the catalogue has no `{name}`; `rackhand os list` shows what it has"))
             })?;
-            settings.or(system.deploys()).ok_or_else(|| {
-                let why = format!("{name} reads a format that deploys do not write; say `none` to import it so");
-                Error::invalid("/settings", why)
-            })?
+            settings.unwrap_or(system.settings)
         }
     };
     Ok(Request { name, settings, firmware, os: said.os, sha256 })

@@ -514,7 +514,8 @@ pub(super) struct Deploy {
     #[serde(default)]
     #[schema(example = json!(["ssh-ed25519 AAAA… me@laptop"]))]
     ssh_keys: Vec<String>,
-    /// cloud-init user data, at most 512 KiB.
+    /// User data, at most 512 KiB: cloud-init's, or a configuration for Ignition when the image's
+    /// `settings` are `ignition`.
     user_data: Option<String>,
     /// Give it to this project (id, name or ORGANISATION:NAME); absent: it stays what it is.
     #[schema(example = "acme:shop")]

@@ -189,7 +189,7 @@ pub(super) async fn cancel(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Retry {
-    /// The cloud-init user data of a deploy, which is forgotten when its run is over.
+    /// The user data of a deploy, which is forgotten when its run is over.
     user_data: Option<String>,
 }
 

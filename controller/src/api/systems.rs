@@ -1,8 +1,8 @@
 //! `/v1/operating-systems`: the catalogue, which comes with the controller.
 
 use axum::{extract::Path, response::IntoResponse};
-use rackhand_common::machine::Firmware;
-use rackhand_controller_core::os::{self, Active, Format, System, Tried};
+use rackhand_common::{image::Settings, machine::Firmware};
+use rackhand_controller_core::os::{self, Active, System, Tried};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -34,9 +34,9 @@ pub(super) struct OperatingSystem {
     default_user: String,
     /// The smallest disk it is of use on, in bytes.
     minimum_disk: u64,
-    /// How it is told its settings: `cidata`, `ignition`.
+    /// How it is told its settings: `cidata`, `config-2`, `ignition`, `none`.
     #[schema(value_type = String, example = "cidata")]
-    settings: Format,
+    settings: Settings,
     /// Whether a deploy can tell it its settings.
     settings_are_written: bool,
     /// What tells that it runs: `phoned-home`, or `started`, which is only that its disk was.
@@ -53,7 +53,7 @@ pub(super) struct OperatingSystem {
 impl From<System> for OperatingSystem {
     fn from(system: System) -> Self {
         Self {
-            settings_are_written: system.deploys().is_some(),
+            settings_are_written: system.settings != Settings::None,
             name: system.name,
             title: system.title,
             family: system.family,

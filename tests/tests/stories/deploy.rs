@@ -47,6 +47,42 @@ async fn there_and_back(firmware: Firmware) {
     rack.stop().await.unwrap();
 }
 
+/// A deploy of `image` that hands this user data through; what the system then knows.
+async fn deployed(rack: &VirtualRack, machine: &Machine, image: &str, user_data: &str) -> system::System {
+    let wanted = json!({"image": image, "hostname": "web-1", "ssh_keys": [KEY], "user_data": user_data});
+    rack.operator.act(machine.mac(), "deploy", wanted).await.unwrap();
+    rack.becomes(machine, "active").await;
+    machine.system_up(PATIENCE).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_system_is_told_its_settings_in_the_format_of_its_image() {
+    let mut rack = VirtualRack::new().await;
+    let raw = rack.image("sim-1", 3).await;
+    for settings in ["config-2", "ignition"] {
+        rack.operator.import_told(settings, settings, raw.clone()).await.unwrap();
+    }
+    let machine = rack.machine(Model::default());
+    rack.ready(&machine).await;
+    let (cloud_config, ignition) = ("#cloud-config\npackages: [jq]\n", r#"{"ignition":{"version":"3.3.0"}}"#);
+    let mut instances = Vec::new();
+    for (image, own) in [("config-2", cloud_config), ("ignition", ignition)] {
+        let system = deployed(&rack, &machine, image, own).await;
+        assert_eq!((system.hostname.as_str(), system.user_data.as_str()), ("web-1", own), "{image}");
+        assert_eq!(system.ssh_keys, [KEY], "{image}");
+        instances.push(system.instance);
+        holds(&machine, &raw);
+        rack.operator.act(machine.mac(), "release", json!({})).await.unwrap();
+        rack.becomes(&machine, "ready").await;
+    }
+    assert_ne!(instances[0], instances[1]);
+
+    let wrong = json!({"image": "ignition", "user_data": cloud_config});
+    let refused = rack.operator.act(machine.mac(), "deploy", wrong).await.unwrap_err().to_string();
+    assert!(refused.contains("is told its settings by Ignition"), "{refused}");
+    rack.stop().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bios_machine_is_discovered_adopted_deployed_and_released_empty() {
     there_and_back(Firmware::Bios).await;

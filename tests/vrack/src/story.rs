@@ -39,6 +39,7 @@ const SLOW_ERASE: u64 = 400 << 20;
 type Story = fn(&mut Rack) -> anyhow::Result<()>;
 
 const STORIES: &[(&str, Story)] = &[
+    ("the_look_into_the_image_that_is_booted_finds_what_is_in_it", image_looked_into),
     ("machines_powered_on_for_the_first_time_are_discovered", discovered),
     ("a_uefi_machine_goes_from_adoption_to_a_login_and_back_to_ready", uefi_there_and_back),
     ("a_card_keeps_its_address_whatever_dhcp_client_asks_and_boot_killed", peers::one_card_keeps_one_address),
@@ -80,6 +81,36 @@ fn bios(rack: &Rack) -> Machine {
 
 fn uefi(rack: &Rack) -> Machine {
     rack.machines[1].clone()
+}
+
+/// The image starts by BIOS and UEFI, is told its settings and can be logged in to, as the other stories
+/// show: the look into it may object to nothing but its kernel, which is one for virtual machines.
+fn image_looked_into(rack: &mut Rack) -> anyhow::Result<()> {
+    let image = rack.operator.ask(&["image", "check", "debian-12"])?;
+    let findings = image["findings"].as_array().with_context(|| format!("no findings: {image}"))?;
+    let found: Vec<_> = findings
+        .iter()
+        .map(|finding| {
+            format!("{} {}", finding["subject"].as_str().unwrap_or(""), finding["severity"].as_str().unwrap_or(""))
+        })
+        .collect();
+    let expected = [
+        "partition table good",
+        "sector size good",
+        "EFI loader good",
+        "root file system good",
+        "kernel good",
+        "drivers warning",
+        "initramfs good",
+        "settings good",
+        "machine-id good",
+        "host keys good",
+        "serial console good",
+    ];
+    ensure!(found == expected, "{image:#}");
+    let drivers = findings[5]["found"].as_str().unwrap_or("");
+    ensure!(drivers.contains("megaraid_sas") && !drivers.contains("virtio_blk"), "{image:#}");
+    Ok(())
 }
 
 fn discovered(rack: &mut Rack) -> anyhow::Result<()> {

@@ -91,6 +91,8 @@ const DRIVERS: [&str; 13] = [
     "virtio_blk",
 ];
 
+const SETTINGS: &str = "settings";
+
 /// Looks into an image, on a thread that is confined to its bytes.
 pub(super) async fn check(place: Place, said: Said) -> Vec<Finding> {
     let read = match &place {
@@ -306,24 +308,31 @@ impl Findings {
 
     /// Whether something in it reads what it is told.
     fn settings(&mut self, root: &Files, settings: Settings) {
-        const SUBJECT: &str = "settings";
-        if settings == Settings::None {
-            self.good(SUBJECT, "it is told none");
-            return;
-        }
         let any = |paths: &[&str]| paths.iter().any(|path| root.exists(path));
-        if !any(&["/usr/bin/cloud-init", "/usr/local/bin/cloud-init"]) {
-            let ignition = any(&["/usr/lib/dracut/modules.d/30ignition", "/usr/bin/ignition", "/usr/libexec/ignition"]);
-            let found = if ignition { "Ignition is in it, and no cloud-init" } else { "no cloud-init is in it" };
-            self.error(
-                SUBJECT,
-                found,
+        let cloud_init = any(&["/usr/bin/cloud-init", "/usr/local/bin/cloud-init"]);
+        let ignition = any(&["/usr/lib/dracut/modules.d/30ignition", "/usr/bin/ignition", "/usr/libexec/ignition"]);
+        match settings {
+            Settings::None => self.good(SETTINGS, "it is told none"),
+            Settings::Ignition if ignition => self.good(SETTINGS, "Ignition is in it"),
+            Settings::Ignition => self.error(
+                SETTINGS,
+                if cloud_init { "cloud-init is in it, and no Ignition" } else { "no Ignition is in it" },
+                "nobody reads the settings: import it with those that its system reads, or with `none`",
+            ),
+            Settings::Cidata | Settings::Config2 if !cloud_init => self.error(
+                SETTINGS,
+                if ignition { "Ignition is in it, and no cloud-init" } else { "no cloud-init is in it" },
                 "nobody reads the settings: install cloud-init, or import it with settings `none`",
-            );
-            return;
+            ),
+            Settings::Cidata => self.data_source(root, "NoCloud"),
+            Settings::Config2 => self.data_source(root, "ConfigDrive"),
         }
+    }
+
+    /// Whether its cloud-init looks for this source.
+    fn data_source(&mut self, root: &Files, wanted: &str) {
         if root.exists("/etc/cloud/cloud-init.disabled") {
-            self.error(SUBJECT, "cloud-init is switched off", "remove /etc/cloud/cloud-init.disabled");
+            self.error(SETTINGS, "cloud-init is switched off", "remove /etc/cloud/cloud-init.disabled");
             return;
         }
         let mut files = vec!["/etc/cloud/cloud.cfg".to_owned()];
@@ -332,14 +341,14 @@ impl Findings {
         // As cloud-init merges them: what comes later replaces the list.
         let list = files.iter().filter_map(|file| sources(&root.text(file)?)).next_back();
         match list {
-            None => self.good(SUBJECT, "cloud-init finds its data source by itself"),
-            Some(list) if list.iter().any(|source| source == "NoCloud") => {
-                self.good(SUBJECT, format!("cloud-init reads {}", list.join(", ")));
+            None => self.good(SETTINGS, "cloud-init finds its data source by itself"),
+            Some(list) if list.iter().any(|source| source == wanted) => {
+                self.good(SETTINGS, format!("cloud-init reads {}", list.join(", ")));
             }
             Some(list) => self.error(
-                SUBJECT,
+                SETTINGS,
                 format!("cloud-init's datasource_list is {}", list.join(", ")),
-                "it does not look for our drive: add NoCloud in /etc/cloud/cloud.cfg.d",
+                &format!("it does not look for our drive: add {wanted} in /etc/cloud/cloud.cfg.d"),
             ),
         }
     }

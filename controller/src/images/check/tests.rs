@@ -202,6 +202,36 @@ async fn each_thing_that_is_broken_is_found() {
 }
 
 #[tokio::test]
+async fn the_reader_of_the_settings_is_the_one_of_their_format() {
+    let nothing = |_: &Path| {};
+    let source = |list: &'static str| {
+        move |root: &Path| fs::write(root.join("etc/cloud/cloud.cfg.d/99_last.cfg"), list).unwrap()
+    };
+    let ignition = |root: &Path| {
+        fs::remove_file(root.join("usr/bin/cloud-init")).unwrap();
+        fs::write(root.join("usr/bin/ignition"), "").unwrap();
+    };
+    let said = async |settings, breaks: &dyn Fn(&Path)| {
+        let disk = disk("BOOTX64.EFI", |root| {
+            sound(root);
+            breaks(root);
+        });
+        let found = examine(&disk, settings).await;
+        let finding = found.iter().find(|finding| finding.subject == "settings").unwrap().clone();
+        let advice = if finding.advice.is_empty() { String::new() } else { format!("; {}", finding.advice) };
+        format!("{:?}: {}{advice}", finding.severity, finding.found)
+    };
+    let drive = "datasource_list: [ConfigDrive, None]\n";
+    expect!["Good: cloud-init reads ConfigDrive, None"].assert_eq(&said(Settings::Config2, &source(drive)).await);
+    expect!["Error: cloud-init's datasource_list is NoCloud, None; it does not look for our drive: add ConfigDrive in /etc/cloud/cloud.cfg.d"].assert_eq(&said(Settings::Config2, &nothing).await);
+    expect!["Error: cloud-init's datasource_list is ConfigDrive, None; it does not look for our drive: add NoCloud in /etc/cloud/cloud.cfg.d"].assert_eq(&said(Settings::Cidata, &source(drive)).await);
+    expect!["Good: Ignition is in it"].assert_eq(&said(Settings::Ignition, &ignition).await);
+    expect!["Error: cloud-init is in it, and no Ignition; nobody reads the settings: import it with those that its system reads, or with `none`"].assert_eq(&said(Settings::Ignition, &nothing).await);
+    expect!["Error: Ignition is in it, and no cloud-init; nobody reads the settings: install cloud-init, or import it with settings `none`"].assert_eq(&said(Settings::Cidata, &ignition).await);
+    expect!["Good: it is told none"].assert_eq(&said(Settings::None, &ignition).await);
+}
+
+#[tokio::test]
 async fn a_loader_by_another_name_is_no_fallback() {
     let found = examine(&disk("GRUBX64.EFI", sound), Settings::None).await;
     let loader = found.iter().find(|finding| finding.subject == "EFI loader").unwrap();
