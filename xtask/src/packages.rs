@@ -49,6 +49,8 @@ pub(crate) const PEERS: &[&str] = &[
     "strace",
     "pebble",
     "python3-venv",
+    // What man sets pages with.
+    "groff-base",
     // Images for the controller's tests.
     "bzip2",
     "e2fsprogs",
