@@ -78,14 +78,21 @@ impl Bench {
         let program = test.parent().unwrap().parent().unwrap().join("rackhand");
         assert!(program.is_file(), "{} is not there: run `cargo build --workspace --bins` first", program.display());
         // A terminal of util-linux, whose size is set before the program starts.
-        let script = format!("stty cols {width} rows 50; exec {} {words}", program.display());
+        let script = format!("stty cols {width} rows 50; exec {} {words} < /dev/null", program.display());
         let mut command = Command::new("script");
         command.args(["--quiet", "--return", "--command", &script, "/dev/null"]).current_dir(self.home.path());
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", self.home.path());
         command.env("SHELL", "/bin/sh").env("TERM", "xterm").env("NO_COLOR", "1").env("LC_ALL", "C.UTF-8");
         command.env("RACKHAND_CONTROLLER", format!("https://{}", self.listen)).env("RACKHAND_CA", &self.ca);
-        command.env("RACKHAND_TOKEN", self.operator.token()).stdin(Stdio::null());
-        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        command.env("RACKHAND_TOKEN", self.operator.token());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = tokio::task::spawn_blocking(move || {
+            let mut child = command.spawn().unwrap();
+            // Its end would be typed into the terminal.
+            let _open = child.stdin.take();
+            child.wait_with_output().unwrap()
+        });
+        let output = output.await.unwrap();
         let mut text = String::from_utf8(output.stdout).unwrap().replace("\r\n", "\n");
         text += &String::from_utf8(output.stderr).unwrap();
         if !text.is_empty() && !text.ends_with('\n') {

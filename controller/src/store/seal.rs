@@ -221,13 +221,9 @@ pub(crate) mod tests {
             let mut machine = bench.adopted(1).await;
             let run = bench.deploy(&machine).await.unwrap();
             let Parameters::Deploy(deploy) = &run.parameters else { panic!("{run:?}") };
-            let deploy = intent::Deploy {
-                manifest: deploy.manifest,
-                disk: DiskRule::Smallest,
-                host: deploy.host.clone(),
-            };
-            let order =
-                Order { run: run.id, attempt: 1, disks: vec!["S1".to_owned()], work: Work::Deploy(deploy) };
+            let deploy =
+                intent::Deploy { manifest: deploy.manifest, disk: DiskRule::Smallest, host: deploy.host.clone() };
+            let order = Order { run: run.id, attempt: 1, disks: vec!["S1".to_owned()], work: Work::Deploy(deploy) };
             let mut tx = bench.store.begin().await.unwrap();
             machine = tx.machine(&machine.name).await.unwrap();
             machine.order = Some(order.clone());
