@@ -20,8 +20,11 @@ use crate::{
 
 const PREFIX: &str = "sealed-1:";
 
-/// Seals and opens, with one key.
-pub struct Seal(RandomizedNonceKey);
+/// Seals with one key; opens with that, and while keys change with the one before.
+pub struct Seal {
+    key: RandomizedNonceKey,
+    older: Option<RandomizedNonceKey>,
+}
 
 impl fmt::Debug for Seal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -49,13 +52,18 @@ pub fn is_sealed(text: &str) -> bool {
 impl Seal {
     /// With this key.
     pub fn new(key: &[u8; 32]) -> Self {
-        Self(RandomizedNonceKey::new(&AES_256_GCM_SIV, key).expect("the algorithm takes 32 bytes"))
+        Self { key: usable(key), older: None }
+    }
+
+    /// The same, which also opens what was sealed with this key.
+    pub fn or_older(self, key: &[u8; 32]) -> Self {
+        Self { older: Some(usable(key)), ..self }
     }
 
     /// The secret as it is stored in `place`, which is told again to open it.
     pub fn seal(&self, place: &str, secret: &str) -> String {
         let mut bytes = secret.as_bytes().to_vec();
-        let nonce = self.0.seal_in_place_append_tag(Aad::from(place), &mut bytes).expect("secrets are short");
+        let nonce = self.key.seal_in_place_append_tag(Aad::from(place), &mut bytes).expect("secrets are short");
         format!("{PREFIX}{}{}", hex::encode(nonce.as_ref()), hex::encode(bytes))
     }
 
@@ -63,11 +71,18 @@ impl Seal {
     pub fn open(&self, place: &str, sealed: &str) -> Result<String, NotOpened> {
         let bytes = hex::decode(sealed.strip_prefix(PREFIX).ok_or(NotOpened)?).map_err(|_| NotOpened)?;
         let (nonce, text) = bytes.split_at_checked(NONCE_LEN).ok_or(NotOpened)?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| NotOpened)?;
-        let mut text = text.to_vec();
-        let secret = self.0.open_in_place(nonce, Aad::from(place), &mut text).map_err(|_| NotOpened)?;
-        String::from_utf8(secret.to_vec()).map_err(|_| NotOpened)
+        let open = |key: &RandomizedNonceKey| {
+            let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+            let mut text = text.to_vec();
+            let secret = key.open_in_place(nonce, Aad::from(place), &mut text).ok()?.to_vec();
+            String::from_utf8(secret).ok()
+        };
+        open(&self.key).or_else(|| open(self.older.as_ref()?)).ok_or(NotOpened)
     }
+}
+
+fn usable(key: &[u8; 32]) -> RandomizedNonceKey {
+    RandomizedNonceKey::new(&AES_256_GCM_SIV, key).expect("the algorithm takes 32 bytes")
 }
 
 /// What is stored of something that holds secrets of a run.
@@ -141,5 +156,17 @@ mod tests {
             assert_eq!(seal.open("here", altered), Err(NotOpened), "{altered}");
         }
         assert_eq!(seal.open("here", &seal.seal("here", "")).as_deref(), Ok(""));
+    }
+
+    #[test]
+    fn while_keys_change_both_open_and_the_newer_seals() {
+        let (old, new) = (Seal::new(&[7; 32]), Seal::new(&[8; 32]));
+        let both = Seal::new(&[8; 32]).or_older(&[7; 32]);
+        for sealed in [old.seal("here", "canary"), new.seal("here", "canary")] {
+            assert_eq!(both.open("here", &sealed).as_deref(), Ok("canary"));
+            assert_eq!(both.open("there", &sealed), Err(NotOpened));
+        }
+        let sealed = both.seal("here", "canary");
+        assert_eq!((new.open("here", &sealed).as_deref(), old.open("here", &sealed)), (Ok("canary"), Err(NotOpened)));
     }
 }

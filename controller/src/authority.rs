@@ -21,10 +21,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use rackhand_common::{
-    pki::{CONTROLLER_NAME, Identity, KeyPin, Role, TrustBundle, Unusable},
-    seal::{self, Seal},
-};
+use rackhand_common::pki::{CONTROLLER_NAME, Identity, KeyPin, Role, TrustBundle, Unusable};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SigningKey,
@@ -50,9 +47,6 @@ pub(crate) const CONTROLLER_MARGIN: Duration = Duration::from_secs(200 * 24 * 36
 
 /// Which roots count.
 const STATE: &str = "ca.json";
-
-/// The key that secrets in the database are sealed with, in hexadecimal.
-const SEAL: &str = "seal.key";
 
 /// The controller's own key and certificate.
 const CONTROLLER: &str = "controller.pem";
@@ -93,23 +87,6 @@ impl From<rcgen::Error> for AuthorityError {
     fn from(error: rcgen::Error) -> Self {
         Self::Make(error)
     }
-}
-
-/// The seal of the secrets in the database, with the key in this directory. One is made where
-/// there is none; the database knows whether it is its own.
-pub fn seal(dir: &Path) -> Result<Seal, AuthorityError> {
-    let path = dir.join(SEAL);
-    let text = match fs::read_to_string(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let text = hex::encode(seal::fresh_key());
-            replace(dir, SEAL, text.as_bytes())?;
-            text
-        }
-        read => read.map_err(|error| AuthorityError::File(path.clone(), error))?,
-    };
-    let mut key = [0; 32];
-    hex::decode_to_slice(text.trim(), &mut key).map_err(|error| AuthorityError::Damaged(path, error.into()))?;
-    Ok(Seal::new(&key))
 }
 
 /// A certificate fresh from the authority.

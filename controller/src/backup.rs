@@ -20,10 +20,10 @@ use jiff::Timestamp;
 use rackhand_fail_points::fail_point;
 
 use crate::{
-    authority,
     controller::{self, Config},
     restored::{self, Frozen},
-    store::{Contents, Place, Store, fill, is_occupied, read_backup, write_backup, write_copy},
+    seal_key,
+    store::{Contents, Place, Store, fill, is_occupied, is_sealed_with, read_backup, write_backup, write_copy},
 };
 
 /// Writes a backup, also while a controller runs on this data; what is in it beside the database.
@@ -48,6 +48,15 @@ pub async fn backup(config: &Config, file: &Path, now: Timestamp) -> Result<Cont
     remove(&unfinished).with_context(cannot)?;
     fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished).with_context(cannot)?;
     fail_point!(once "backup.write", write_backup(&place, &unfinished, &contents).await).with_context(cannot)?;
+    // Keys and database were read one after the other, and the key may have been replaced in between.
+    if let Some(key) = contents.pki.get(seal_key::FILE) {
+        let seal = seal_key::of_file(key).context("the key of the secrets in the database is damaged")?;
+        ensure!(
+            is_sealed_with(&unfinished, &seal).await.with_context(cannot)?,
+            "`seal.key` does not open the secrets in this backup: it is not this database's, or was replaced just now; \
+             in that case make the backup again"
+        );
+    }
     fs::File::open(&unfinished).and_then(|file| file.sync_all()).with_context(cannot)?;
     fail_point!(once "backup.name", fs::rename(&unfinished, file))
         .with_context(|| format!("cannot write {}", file.display()))?;
@@ -134,7 +143,7 @@ pub async fn restore(config: &Config, file: &Path, force: bool, now: Timestamp) 
         key.sync_all()?;
     }
     sync(&pki)?;
-    let seal = authority::seal(&pki).context("cannot use the backup's key of the secrets in the database")?;
+    let seal = seal_key::seal(&pki).context("cannot use the backup's key of the secrets in the database")?;
     let store = Store::open(&database, seal).await.context("the backup's database cannot be brought up to date")?;
     let frozen = restored::freeze(&store, now).await.context("the restored database cannot be marked")?;
     // The last one to close takes the write-ahead log into the file.
@@ -272,7 +281,7 @@ mod tests {
         assert_eq!((done.missing, done.objects), (1, 1));
         assert_eq!(files(&elsewhere.pki()).unwrap(), keys);
         assert_eq!(fs::metadata(elsewhere.database()).unwrap().permissions().mode() & 0o777, 0o600);
-        let store = Store::open(&elsewhere.database(), authority::seal(&elsewhere.pki()).unwrap()).await.unwrap();
+        let store = Store::open(&elsewhere.database(), seal_key::seal(&elsewhere.pki()).unwrap()).await.unwrap();
         assert_eq!(store.racks(&rackhand_controller_core::access::Sight::ALL, None, 10).await.unwrap(), []);
     }
 
@@ -298,6 +307,19 @@ mod tests {
         fs::copy(config.database(), &file).unwrap();
         let error = restore(&config, &file, true, at(2)).await.unwrap_err();
         assert!(format!("{error:#}").contains("not a usable backup"), "{error:#}");
+    }
+
+    #[tokio::test]
+    async fn a_backup_whose_key_does_not_open_it_is_not_made_and_the_one_before_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = made(&dir.path().join("data")).await;
+        let file = dir.path().join("backup");
+        backup(&config, &file, at(1)).await.unwrap();
+        let whole = fs::read(&file).unwrap();
+        fs::write(config.pki().join(seal_key::FILE), "08".repeat(32)).unwrap();
+        let refused = backup(&config, &file, at(2)).await.unwrap_err();
+        assert!(refused.to_string().contains("does not open the secrets"), "{refused:#}");
+        assert!(fs::read(&file).unwrap() == whole);
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@
 pub mod people;
 mod reload;
 pub mod rotation;
+pub mod sealing;
 
 pub use reload::Settings;
 
@@ -38,7 +39,7 @@ use crate::{
     acme::{self, Acme},
     addresses::Addresses,
     api, audit,
-    authority::{self, Authority},
+    authority::Authority,
     certificates::Certificates,
     clock::SystemClock,
     enrol,
@@ -47,6 +48,7 @@ use crate::{
     images::{self, Images},
     oidc::{self, Oidc},
     passwords::Passwords,
+    seal_key,
     store::{Place, Store, StoreError},
     telemetry::Telemetry,
     workflows::{self, Workflows},
@@ -376,7 +378,7 @@ pub(crate) fn lock(config: &Config) -> Result<fs::File> {
 
 async fn open(config: &Config) -> Result<Store> {
     let place = config.place()?;
-    let seal = authority::seal(&config.pki()).context("cannot use the key of the secrets in the database")?;
+    let seal = seal_key::seal(&config.pki()).context("cannot use the key of the secrets in the database")?;
     Store::open(place.clone(), seal).await.with_context(|| format!("cannot open the database {place}"))
 }
 
@@ -435,6 +437,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     let authority = Arc::new(Authority::open(&config.pki()).context("cannot use the certificate authority")?);
     authority.settle().context("cannot use the certificate authority")?;
     let identity = authority.controller(&config.names, now).context("cannot make the controller's certificate")?;
+    sealing::finish(&config, now).await?;
     let store = open(&config).await?;
     let mut tx = store.begin().await?;
     tx.forget_connections().await?;

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use nix::sys::statvfs::statvfs;
 use rackhand_common::finding::Findings;
 
-use crate::{authority, controller::Config, images, store};
+use crate::{authority, controller::Config, images, seal_key, store};
 
 /// The first sign that nothing can be examined: the configuration itself.
 pub fn unusable(error: &anyhow::Error) -> Findings {
@@ -103,6 +103,19 @@ fn files(findings: &mut Findings, config: &Config, owner: u32) {
                 "if it is not there, restore a backup: `rackhand-controller restore --help`",
             ),
         }
+    }
+    match seal_key::unfinished(&config.pki()) {
+        Ok(None) => {}
+        Ok(Some(_)) => findings.warning(
+            "files",
+            "the key of the secrets in the database was being replaced, and that was interrupted",
+            "start the controller, which finishes it, or run `rackhand-controller seal rotate` again",
+        ),
+        Err(error) => findings.error(
+            "files",
+            format_args!("the key of the secrets in the database: {:#}", anyhow::Error::from(error)),
+            "restore a backup: `rackhand-controller restore --help`",
+        ),
     }
     if findings.0.len() == before {
         findings.good("files", format_args!("{} and the keys are its user's alone", config.data.display()));

@@ -13,7 +13,7 @@ use rackhand_common::{pki::install_crypto, time::Clock as _};
 use rackhand_controller::{
     backup,
     clock::SystemClock,
-    controller::{self, Config, File, Seams, people, rotation},
+    controller::{self, Config, File, Seams, people, rotation, sealing},
     doctor,
 };
 use rackhand_daemon::{Format, Log, Signals, memory};
@@ -122,6 +122,9 @@ enum Command {
         #[command(flatten)]
         place: Place,
     },
+    /// Keeps the key that secrets in the database are sealed with.
+    #[command(subcommand)]
+    Seal(SealCommand),
     /// Writes the database, the keys and a list of the images' objects into one file, also while
     /// the controller runs.
     ///
@@ -166,6 +169,22 @@ enum Command {
     Documentation {
         /// The directory.
         directory: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum SealCommand {
+    /// Replaces that key (`pki/seal.key`) by a new one; the controller must not be running.
+    ///
+    /// Every sealed secret (user data of deploys under way, second factors, kept answers) is opened
+    /// with the old key and sealed with the new one, then the old key is destroyed. Racks do not
+    /// notice. Interrupted at any moment it loses nothing: run it again, or start the controller, which
+    /// finishes it. Do this when a copy of the key or of a backup may be in wrong hands, and whenever
+    /// somebody leaves who could read it. Backups made before hold the old key and can be restored
+    /// with it; remove those that were not to be read.
+    Rotate {
+        #[command(flatten)]
+        place: Place,
     },
 }
 
@@ -289,6 +308,12 @@ async fn run(command: Command, log: Log) -> Result<ExitCode> {
                 Step::Retire => rotation::retire(&config).await?,
             };
             writeln!(std::io::stdout(), "{}", text.trim_end()).context("nothing can be printed")
+        }
+        Command::Seal(SealCommand::Rotate { place }) => {
+            let (file, _) = place.file()?;
+            let config = place.config(file)?;
+            let said = sealing::rotate(&config, SystemClock::default().now().wall).await?;
+            writeln!(std::io::stdout(), "{said}").context("nothing can be printed")
         }
         Command::Backup { file, place } => {
             let (written, _) = place.file()?;

@@ -185,6 +185,43 @@ fn every_configuration_that_is_shown_is_accepted() {
     assert!(checked > 0, "no configuration is shown anywhere");
 }
 
+/// The pages that the packages hold, as groff sets them: what it complains of, and what is read.
+fn set(pages: &[PathBuf]) -> (String, String) {
+    let mut groff = Command::new("groff");
+    groff.args(["-K", "utf8", "-t", "-mandoc", "-ww", "-Tutf8", "-P", "-cbou", "-rLL=78n"]).args(pages);
+    let output = groff.output().expect("groff starts: is groff-base installed?");
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let complaints = text(output.stderr);
+    assert!(output.status.success(), "{complaints}");
+    (complaints, text(output.stdout))
+}
+
+#[test]
+fn every_man_page_is_set_without_a_warning() {
+    let directory = tempfile::tempdir().unwrap();
+    for program in PROGRAMS {
+        let pages = directory.path().join(program);
+        fs::create_dir(&pages).unwrap();
+        let output = Command::new(built(program)).arg("documentation").arg(&pages).output().unwrap();
+        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+        let pages = fs::read_dir(&pages).unwrap().map(|entry| entry.unwrap().path());
+        let mut pages: Vec<_> = pages.filter(|page| page.extension().is_some_and(|end| end == "1")).collect();
+        pages.sort();
+        assert!(pages.iter().any(|page| page.ends_with(format!("{program}.1"))), "{pages:?}");
+        let (complaints, text) = set(&pages);
+        assert_eq!(complaints, "", "{program}");
+        assert!(text.contains("SYNOPSIS") && text.contains(&format!("{program} - ")), "{text}");
+    }
+}
+
+#[test]
+fn a_man_page_with_a_mistake_is_noticed() {
+    let directory = tempfile::tempdir().unwrap();
+    let page = directory.path().join("bad.1");
+    fs::write(&page, ".TH bad 1\n.SH NAME\nbad \\(zz\n").unwrap();
+    assert_ne!(set(&[page]).0, "");
+}
+
 #[test]
 fn every_link_between_documents_leads_somewhere() {
     let (mut checked, mut dead) = (0, Vec::new());

@@ -227,6 +227,8 @@ impl Package {
             if others.filter(|other| other.len() > program.len()).any(|other| name.starts_with(other)) {
                 continue;
             }
+            let text = fs::read_to_string(&page)?;
+            fs::write(&page, with_lines_kept(&text))?;
             // Named after neither time nor file: `gzip -n`.
             run(Command::new("gzip").args(["-9", "-n"]).arg(&page))?;
             let name = format!("{name}.gz");
@@ -303,6 +305,21 @@ impl Package {
         }
         Ok(text.into_bytes())
     }
+}
+
+/// A man page whose indented lines, which are commands and files, are not filled up to the right.
+fn with_lines_kept(page: &str) -> String {
+    let (mut text, mut is_kept) = (String::new(), false);
+    for line in page.lines() {
+        let keep = line.starts_with("  ");
+        if keep != is_kept {
+            text += if keep { ".nf\n" } else { ".fi\n" };
+            is_kept = keep;
+        }
+        text += line;
+        text.push('\n');
+    }
+    text + if is_kept { ".fi\n" } else { "" }
 }
 
 /// `SOURCE_DATE_EPOCH`, or the time of the last commit.
@@ -414,6 +431,26 @@ mod tests {
             }
         }
         fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn examples_in_man_pages_stay_as_they_were_written_and_prose_is_filled() {
+        let page = ".TH x 1\n.SH EXAMPLE\nSome\nprose:\n.PP\n  key = \"/a/file\"  # which is read again at each reload, whenever\n  \
+                    second\n.PP\nMore\nprose\n  last\n";
+        let groff = ["groff", "-man", "-ww", "-Tascii", "-P-cbou", "-rLL=40n"];
+        let set = |page: &str| {
+            let file = std::env::temp_dir().join(format!("rackhand-page-{}", std::process::id()));
+            fs::write(&file, page).unwrap();
+            let text = Shell::new(&groff).arg(&file).read().unwrap();
+            fs::remove_file(&file).unwrap();
+            text
+        };
+        let (whole, prose) = ("  key = \"/a/file\"  # which is read again at each reload, whenever\n", "More prose\n");
+        assert!(!set(page).contains(whole));
+        let kept = set(&with_lines_kept(page));
+        assert!(kept.contains(whole) && kept.contains("  second\n") && kept.contains(prose), "{kept}");
+        assert!(kept.contains("Some prose:\n") && kept.contains("  last\n"), "{kept}");
+        assert_eq!(with_lines_kept("plain\n"), "plain\n");
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub(crate) const PEERS: &[&str] = &[
     "strace",
     "pebble",
     "python3-venv",
+    // What man sets pages with.
+    "groff-base",
     // Images for the controller's tests.
     "bzip2",
     "e2fsprogs",

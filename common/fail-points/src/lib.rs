@@ -14,7 +14,7 @@ pub const DIRECTORY: &str = "RACKHAND_FAIL_POINTS";
 /// Which program a point is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Program {
-    /// `rackhand-controller serve`, and `backup` beside it.
+    /// `rackhand-controller serve`, and `backup` and `seal rotate`.
     Controller,
     /// `rackhand-agent serve`, and `enrol`.
     Agent,
@@ -104,6 +104,8 @@ pub const POINTS: &[Point] = &[
     point("image.put", CONTROLLER),
     once("backup.write", CONTROLLER),
     once("backup.name", CONTROLLER),
+    once("seal.begin", CONTROLLER),
+    point("seal.end", CONTROLLER),
     point("identity.keep", AGENT),
     once("spool.commit", NODE),
     point("intent.replace", NODE),

@@ -5,6 +5,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use jiff::Timestamp;
+use rackhand_common::seal::Seal;
 use sqlx::{
     Connection as _, Row as _, SqliteConnection,
     postgres::PgPoolOptions,
@@ -14,7 +15,9 @@ use sqlx::{
 use super::{
     Place, StoreError,
     database::{Database, connect, is_of_this_version, query, query_scalar},
-    micros, timestamp, transfer,
+    micros,
+    seal::PROBE,
+    timestamp, transfer,
 };
 
 /// The form of the backup's own tables.
@@ -84,6 +87,15 @@ pub async fn write_backup(from: &Place, to: &Path, contents: &Contents) -> Resul
     }
     tx.commit().await?;
     Ok(backup.close().await?)
+}
+
+/// Whether the secrets in a copy of the database are sealed with what this opens; where none has
+/// ever been sealed, they are.
+pub async fn is_sealed_with(copy: &Path, seal: &Seal) -> Result<bool, StoreError> {
+    let mut copy = SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(copy).read_only(true)).await?;
+    let probe: Option<String> = sqlx::query_scalar("SELECT probe FROM seal").fetch_optional(&mut copy).await?;
+    copy.close().await?;
+    Ok(probe.is_none_or(|probe| seal.open(PROBE, &probe).is_ok()))
 }
 
 /// Checks a copy of a backup, takes what is not the database's out of it and gives that.

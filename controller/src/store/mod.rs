@@ -37,6 +37,7 @@ mod reports;
 mod requests;
 mod reverse;
 mod runs;
+pub(crate) mod seal;
 mod sites;
 mod tokens;
 mod transfer;
@@ -50,11 +51,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
-use rackhand_common::{
-    audit::Record,
-    intent::Order,
-    seal::{Seal, Sealed as _},
-};
+use rackhand_common::{audit::Record, seal::Seal};
 use rackhand_fail_points::fail_point;
 use tokio::sync::Notify;
 
@@ -62,7 +59,7 @@ pub use self::{
     address_space::{Aggregate, Blocks, NewPool, Pool, Proof, ProofKind, ProofState, Source, Vrf},
     agents::Agent,
     audit::{Asked, AuditFilter, ChainEnd},
-    backup::{Contents, Examined, examine, fill, is_occupied, read_backup, write_backup, write_copy},
+    backup::{Contents, Examined, examine, fill, is_occupied, is_sealed_with, read_backup, write_backup, write_copy},
     bindings::{Binding, BindingFilter},
     claims::{Claim, ClaimFilter, Holder},
     commands::StoredCommand,
@@ -88,7 +85,7 @@ pub use self::{
 pub(crate) use self::{audit::Present, claims::ClaimRow, prefixes::Leaf};
 use self::{
     audit::Watched,
-    database::{Database, Transaction, query, query_scalar},
+    database::{Database, Transaction, query},
     queue::{Queue, Turn},
 };
 
@@ -134,7 +131,7 @@ pub enum Space {
 
 impl Store {
     /// Opens the database, making its file where there is none, and brings its schema up to date. Its
-    /// secrets are sealed with `seal`, always the same for one database.
+    /// secrets are sealed with `seal`, always the same for one database until [`Store::reseal`].
     pub async fn open(place: impl Into<Place>, seal: Seal) -> Result<Self, StoreError> {
         let pool = Database::open(&place.into()).await?;
         let store = Self {
@@ -148,44 +145,6 @@ impl Store {
         };
         store.seal_rows().await?;
         Ok(store)
-    }
-
-    /// Checks the key against the one this database is sealed with; seals what is in clear when
-    /// there has been none.
-    async fn seal_rows(&self) -> Result<(), StoreError> {
-        const PROBE: &str = "probe";
-        let mut tx = self.begin().await?;
-        let probe: Option<String> = query_scalar("SELECT probe FROM seal").fetch_optional(&mut tx.inner).await?;
-        if let Some(probe) = probe {
-            return self.seal.open(PROBE, &probe).map(drop).map_err(|_| StoreError::OtherKey);
-        }
-        for row in query("SELECT id, parameters FROM runs").fetch_all(&mut tx.inner).await? {
-            let parameters: Parameters = from_json("run parameters", row.try_get("parameters")?)?;
-            let run = id(row.try_get("id")?)?;
-            query("UPDATE runs SET parameters = $2 WHERE id = $1")
-                .bind(row.try_get::<&str, _>("id")?)
-                .bind(json(&parameters.sealed(&self.seal, run)))
-                .execute(&mut tx.inner)
-                .await?;
-        }
-        for row in query("SELECT id, orders FROM machines WHERE orders IS NOT NULL").fetch_all(&mut tx.inner).await? {
-            let order: Order = from_json("order", row.try_get("orders")?)?;
-            query("UPDATE machines SET orders = $2 WHERE id = $1")
-                .bind(row.try_get::<&str, _>("id")?)
-                .bind(json(&order.sealed(&self.seal, order.run)))
-                .execute(&mut tx.inner)
-                .await?;
-        }
-        query("INSERT INTO seal (id, probe) VALUES (1, $1)")
-            .bind(self.seal.seal(PROBE, PROBE))
-            .execute(&mut tx.inner)
-            .await?;
-        tx.commit().await?;
-        // The log still has the rows as they were.
-        if let Database::Sqlite(pool) = &self.pool {
-            sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(pool).await?;
-        }
-        Ok(())
     }
 
     /// The same database, every commit of which goes through `gate`.

@@ -205,7 +205,7 @@ async fn vouched(
 }
 
 /// What a person's secret is sealed for.
-fn place(person: PersonId) -> String {
+pub(super) fn place(person: PersonId) -> String {
     format!("second factor of {person}")
 }
 

@@ -70,7 +70,12 @@ impl KeyedRequest {
     }
 
     fn place(&self) -> String {
-        format!("answer {} {}", self.token, self.key)
+        Self::place_of(&self.token, &self.key)
+    }
+
+    /// What the answer to the request with this token and key is sealed for.
+    pub(super) fn place_of(token: &Uuid, key: &str) -> String {
+        format!("answer {token} {key}")
     }
 }
 

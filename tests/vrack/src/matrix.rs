@@ -91,10 +91,12 @@ fn scenes(point: &str) -> &'static [(Scene, &'static [u32])] {
     const RENEW: Scene = Scene::Act(Act::Renew);
     const IMPORT: Scene = Scene::Act(Act::Import);
     const BACKUP: Scene = Scene::Act(Act::Backup);
+    const ROTATE: Scene = Scene::Act(Act::Rotate);
     match point {
         "identity.keep" => &[(ENROL, &[1]), (RENEW, &[1])],
         "image.put" => &[(IMPORT, &[1, 2, 3])],
         "backup.write" | "backup.name" => &[(BACKUP, &[1])],
+        "seal.begin" | "seal.end" => &[(ROTATE, &[1])],
         "lease.commit" => &[(Scene::Newcomer, &[1])],
         "step.boot installer" | "chunk.keep" | "image.clear" | "image.flush" | "boot-order.set" => &[(DEPLOY, &[1])],
         "step.write image" | "step.start system" => &[(DEPLOY, &[1, 3])],

@@ -11,7 +11,7 @@ use rackhand_common::{
     machine::{Content, Cpu, Disk, Firmware, Inventory, Mac, Nic, System},
 };
 use rackhand_controller::{
-    authority,
+    seal_key,
     store::{DEFAULT_SITE, Happened, ImageVersion, Machine, SoundNetwork, Store},
 };
 use rackhand_controller_core::lifecycle::Lifecycle;
@@ -52,7 +52,7 @@ pub(crate) fn mac(machine: u32) -> Mac {
 
 /// Fills a controller's database, which must not be served yet; how many machines there are.
 pub(crate) async fn make(served: &Served) -> Result<u32> {
-    let store = Store::open(served.config.place()?, authority::seal(&served.config.pki())?).await?;
+    let store = Store::open(served.config.place()?, seal_key::seal(&served.config.pki())?).await?;
     store.fill(&store.pool(POOL).await?, 32, FREE).await?;
     let now = Timestamp::now();
     for rack_number in 0..RACKS {

@@ -35,13 +35,15 @@ pub(crate) enum Act {
     Import,
     /// The controller's data are backed up while it runs.
     Backup,
+    /// The key of the secrets is replaced, in a copy of the controller's data.
+    Rotate,
 }
 
 /// How often something may have to be asked for again after one fault.
 const TRIES: usize = 4;
 
 impl Act {
-    pub(crate) const ALL: [Self; 4] = [Self::Enrol, Self::Renew, Self::Import, Self::Backup];
+    pub(crate) const ALL: [Self; 5] = [Self::Enrol, Self::Renew, Self::Import, Self::Backup, Self::Rotate];
 
     /// Does it, and checks what came of it; what is worth a word.
     pub(crate) async fn perform(self, rig: &Rig) -> anyhow::Result<String> {
@@ -50,6 +52,7 @@ impl Act {
             Self::Renew => renew(rig).await,
             Self::Import => import(rig).await,
             Self::Backup => backup(rig),
+            Self::Rotate => rotate(rig),
         }?;
         rig.check_bystander().await?;
         Ok(said)
@@ -228,14 +231,48 @@ fn backup(rig: &Rig) -> anyhow::Result<String> {
 
 /// Fails unless a controller can be made of this file.
 fn restores(rig: &Rig, file: &Path) -> anyhow::Result<()> {
+    let (data, _) = restored(rig, file)?;
+    Ok(fs::remove_dir_all(&data)?)
+}
+
+/// A controller made of this file: its data directory and its configuration.
+fn restored(rig: &Rig, file: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
     let directory = &rig.rack.files.directory;
     let (data, config) = (directory.join("elsewhere"), directory.join("elsewhere.toml"));
     let _ = fs::remove_dir_all(&data);
     fs::write(&config, format!("data = {data:?}\nnames = [\"localhost\"]\n"))?;
     let mut restore = Command::new(rig.rack.files.binary("rackhand-controller"));
     output(restore.arg("restore").arg(file).arg("--config").arg(&config)).context("what is there is no backup")?;
-    fs::remove_dir_all(&data)?;
-    Ok(())
+    Ok((data, config))
+}
+
+/// Whatever strikes, the key that is there opens the database; in the end it is another one alone.
+fn rotate(rig: &Rig) -> anyhow::Result<String> {
+    let files = &rig.rack.files;
+    let file = files.directory.join("backup");
+    let mut backup = Command::new(files.binary("rackhand-controller"));
+    output(backup.arg("backup").arg(&file).arg("--config").arg(files.config(Service::Controller)))?;
+    let (data, config) = restored(rig, &file)?;
+    let key = data.join("pki/seal.key");
+    let before = fs::read_to_string(&key)?;
+    for tried in 1..=TRIES {
+        let mut rotate = Command::new(files.binary("rackhand-controller"));
+        rotate.args(["seal", "rotate", "--config"]).arg(&config);
+        rotate.env(rackhand_fail_points::DIRECTORY, files.fail_points(Service::Controller));
+        let (ok, _, complaint) = outcome(&mut rotate)?;
+        // Opens the database, and refuses a key that is not its own.
+        let mut opened = Command::new(files.binary("rackhand-controller"));
+        output(opened.args(["ca", "status", "--config"]).arg(&config)).context("the key does not open the database")?;
+        if ok {
+            let after = fs::read_to_string(&key)?;
+            ensure!(after.lines().count() == 1, "the old key is still there");
+            ensure!(after.trim() != before.trim(), "the key is the one before");
+            fs::remove_dir_all(&data)?;
+            return Ok(if tried > 1 { format!("replaced at try {tried}; ") } else { String::new() });
+        }
+        ensure!(tried < TRIES, "the key cannot be replaced: {complaint}");
+    }
+    bail!("the key was not replaced")
 }
 
 /// A code that nobody has; asked for again when that finds nobody or is refused by a fault.
