@@ -9,7 +9,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -276,8 +275,10 @@ async fn what_the_program_prints_is_as_it_was_published() {
          machine rename www web-1
          rack list
          agent list
-         image list
-         image show debian-12",
+         image list --output name
+         machine adopt m-0001
+         machine deploy m-0001 --image debian-12
+         machine list",
         &none,
     )
     .await;
@@ -285,8 +286,7 @@ async fn what_the_program_prints_is_as_it_was_published() {
         &bench,
         "errors.txt",
         "machine show web-2
-         machine adopt m-0001
-         machine deploy m-0001 --image debian-12
+         machine adopt web-1
          machine deploy web-1 --image debian-13
          machine release web-1
          machine lst
@@ -345,9 +345,10 @@ async fn what_the_program_prints_is_as_it_was_published() {
     .await;
     let run = bench.operator.post("/v1/machines/web-1/power", json!({"action": "cycle"})).await.unwrap();
     let run = run["id"].as_str().unwrap().to_owned();
-    wait::until("the run waits for its rack", PATIENCE, async || {
-        let shown = bench.operator.get(&format!("/v1/runs/{run}")).await.map_err(|error| format!("{error:#}"))?;
-        if shown["waiting_for"].is_null() { Err(shown.to_string()) } else { Ok(()) }
+    wait::until("both runs wait for what does not come", PATIENCE, async || {
+        let runs = bench.operator.get("/v1/runs").await.map_err(|error| format!("{error:#}"))?;
+        let waiting: Vec<_> = runs["items"].as_array().unwrap().iter().map(|run| &run["waiting_for"]).collect();
+        if waiting == ["agent", "image"] { Ok(()) } else { Err(runs.to_string()) }
     })
     .await;
     let ids = BTreeMap::from([("run", run.clone())]);

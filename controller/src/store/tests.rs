@@ -8,7 +8,7 @@ use rackhand_common::{
     event::{Cause, Event, NodeHealth, Outcome, What},
     id::{AgentId, Epoch, MachineId, RackId, RunId},
     image::{Digest, Settings},
-    intent::{self, Boot, DiskRule, Host, Network},
+    intent::{self, Boot, DiskRule, Host, Network, Order},
     machine::{Content, Cpu, Disk, Firmware, Inventory, Mac, Nic, Power, System},
     pki::KeyPin,
     seal::Seal,
