@@ -37,6 +37,7 @@ mod reports;
 mod requests;
 mod reverse;
 mod runs;
+mod samples;
 mod sites;
 mod tokens;
 mod transfer;
@@ -59,7 +60,7 @@ use rackhand_fail_points::fail_point;
 use tokio::sync::Notify;
 
 pub use self::{
-    address_space::{Aggregate, Blocks, NewPool, Pool, Proof, ProofKind, ProofState, Source, Vrf},
+    address_space::{Aggregate, Blocks, NewPool, Pool, Proof, ProofKind, ProofState, Source, Vrf, Within},
     agents::Agent,
     audit::{Asked, AuditFilter, ChainEnd},
     backup::{Contents, Examined, examine, fill, is_occupied, read_backup, write_backup, write_copy},
@@ -78,10 +79,11 @@ pub use self::{
     plans::Plan,
     projects::Project,
     racks::{Rack, SoundNetwork, Unsound},
-    reports::{By, Held},
+    reports::{Assignment, By, Held},
     requests::{KeyedRequest, Known},
     reverse::ReverseName,
     runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Run, RunStatus},
+    samples::KEPT,
     sites::{DEFAULT_SITE, Site},
     tokens::{NewToken, Owner, Token},
 };
