@@ -1,4 +1,4 @@
-//! Handing out addresses: which claims and releases are done, and the one task that does them.
+//! Handing out addresses: which claims, moves and releases are done, and the one task that does them.
 //!
 //! A disk's flush takes longer than a claim. So those that wait are done together, in one
 //! transaction: what is refused leaves nothing, and nobody is answered before all of it is on disk.
@@ -10,6 +10,7 @@
 //!   audit record and mark of the request it is from.
 //! - A project's blocks of a pool are carved from it by the claim that needs them, and hold that
 //!   project's claims alone.
+//! - A claim that moves is one holder's or the other's at every instant, and never nobody's.
 //! - An address that was released rests for its pool's quarantine before anybody gets it again.
 //!
 //! Times are those of the wall clock, never earlier than what is stored already: a clock that
@@ -26,7 +27,7 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use rackhand_common::{
-    id::{ClaimId, ProjectId, RackId},
+    id::{ClaimId, ProjectId},
     machine::Mac,
     time::Clock,
 };
@@ -38,7 +39,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{
-    Aggregate, Blocks, Claim, ClaimRow, Holder, Leaf, NewPool, Pool, Present, Source, Store, StoreError, Tx, Vrf,
+    Aggregate, Blocks, Claim, ClaimRow, Happened, Holder, Leaf, NewPool, Pool, Present, Source, Store, StoreError, Tx,
+    Vrf, Within,
 };
 
 /// How many requests may wait: as many as a thousand clients at once have. Whoever comes when it
@@ -109,11 +111,15 @@ pub enum Refused {
     /// They have rested, and are more than one transaction makes free.
     #[error("what has rested in pool {0} is being put together to larger blocks; try again in a minute")]
     Tidying(String),
-    /// The pool is for another rack's machines.
-    #[error("pool {pool} is for the machines of one rack, and {machine} is in another; claim from a pool of its rack")]
+    /// The pool is for another rack's or site's machines.
+    #[error(
+        "pool {pool} is for the machines of one {what}, and {machine} is in another; claim from a pool of its {what}"
+    )]
     Elsewhere {
         /// The pool's name.
         pool: String,
+        /// A rack or a site.
+        what: &'static str,
         /// The machine's.
         machine: String,
     },
@@ -157,6 +163,9 @@ pub enum Refused {
     /// It was released already.
     #[error("claim {0} was released at {1}")]
     Over(ClaimId, Timestamp),
+    /// It has another version than its reader knew.
+    #[error("it was changed since you read it and is \"{0}\" now: read it again")]
+    Changed(u64),
     /// Another aggregate of the VRF has some of the addresses.
     #[error("{0} overlaps with aggregate {1} of the same VRF")]
     Overlap(Prefix, Prefix),
@@ -250,6 +259,18 @@ impl Wanted {
     }
 }
 
+/// What of a claim is to be otherwise. What is `None` stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Who shall hold it.
+    pub to: Option<NewHolder>,
+    /// What for, in words.
+    pub purpose: Option<String>,
+}
+
+/// The versions of a claim that may be changed: `None` any.
+pub type Versions = Option<Vec<u64>>;
+
 /// Who shall hold it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NewHolder {
@@ -265,14 +286,14 @@ struct Permitted<'a> {
     new: &'a NewClaim,
     holder: Holder,
     project: Option<ProjectId>,
-    rack: Option<RackId>,
+    within: Within,
     by: &'a str,
 }
 
 impl Permitted<'_> {
     fn row(&self) -> ClaimRow<'_> {
-        let Self { new, holder, project, rack, by } = self;
-        ClaimRow { reserved: new.reserved, holder, project: *project, rack: *rack, purpose: &new.purpose, by }
+        let Self { new, holder, project, within, by } = self;
+        ClaimRow { reserved: new.reserved, holder, project: *project, within: *within, purpose: &new.purpose, by }
     }
 }
 
@@ -308,8 +329,8 @@ impl Tx {
         if pool.project.is_some() && pool.project != project {
             return Err(Refused::OfProject(pool.name.clone()));
         }
-        let (holder, rack) = self.holder_of(pool, new, project).await?;
-        Ok(Permitted { new, holder, project, rack, by })
+        let (holder, within) = self.holder_of(pool, &new.holder, project).await?;
+        Ok(Permitted { new, holder, project, within, by })
     }
 
     /// Claims that want any free space of one length of one pool, as many statements for all of them
@@ -323,6 +344,56 @@ impl Tx {
         let rows: Vec<_> = taken.into_iter().zip(wishes.iter().map(|(_, wish, _)| wish.row())).collect();
         let requests: Vec<_> = wishes.iter().map(|(.., request)| *request).collect();
         Ok(Some(self.insert_claims(now, pool, &rows, &requests).await?))
+    }
+
+    /// Moves a claim to another holder, who has it from the instant on at which the one before has it no
+    /// longer. Its project, its pool and the names of its addresses stay.
+    pub async fn hand_on(&mut self, now: Timestamp, claim: ClaimId, new: &Move, by: &str) -> Result<Claim, Refused> {
+        let claim = self.claim(claim).await?;
+        if let Some(until) = claim.until {
+            return Err(Refused::Over(claim.id, until));
+        }
+        let to = match &new.to {
+            Some(to) => {
+                let pool = self.pool_numbered(claim.pool_number).await?;
+                Some(self.holder_of(&pool, to, claim.project).await?)
+            }
+            None => None,
+        };
+        // A machine may have another name than it had then, and is the same holder.
+        let same = |holder: &Holder| match holder.machine {
+            Some(machine) => claim.holder.machine == Some(machine) && claim.holder.mac == holder.mac,
+            None => claim.holder == *holder,
+        };
+        let to = to.as_ref().filter(|(holder, _)| !same(holder)).map(|(holder, within)| (holder, *within));
+        let purpose = new.purpose.as_ref().unwrap_or(&claim.purpose);
+        if to.is_none() && *purpose == claim.purpose {
+            return Ok(claim);
+        }
+        let moved = self.move_claim(now, claim.id, to, purpose, by).await?;
+        if to.is_some() {
+            self.tell_of_move(now, &claim.holder, &moved).await?;
+        }
+        Ok(moved)
+    }
+
+    /// Has it among what happened to the machines that it moved from and to.
+    async fn tell_of_move(&mut self, now: Timestamp, from: &Holder, moved: &Claim) -> Result<(), StoreError> {
+        let (prefix, to) = (moved.prefix.to_string(), &moved.holder);
+        let body = Happened::AddressesMoved { prefix, from: from.to_string(), to: to.to_string() };
+        let other = from.machine.filter(|machine| to.machine != Some(*machine));
+        for machine in other.into_iter().chain(to.machine) {
+            let rack = self.machine(&machine.to_string()).await?.rack;
+            self.insert_event(now, rack, Some(machine), None, &body).await?;
+        }
+        Ok(())
+    }
+
+    /// Fails unless a claim has one of these versions.
+    async fn is_as_read(&mut self, claim: ClaimId, versions: Option<&[u64]>) -> Result<(), Refused> {
+        let Some(versions) = versions else { return Ok(()) };
+        let version = self.claim(claim).await?.version;
+        if versions.contains(&version) { Ok(()) } else { Err(Refused::Changed(version)) }
     }
 
     /// Ends a claim. What was claimed rests, what was reserved is free at once.
@@ -339,7 +410,7 @@ impl Tx {
             let until = now + SignedDuration::from_secs(pool.quarantine.into());
             self.rest(claim.aggregate, claim.prefix, until).await?;
         }
-        Ok(Claim { until: Some(now), released_by: Some(by.into()), ..claim })
+        Ok(Claim { until: Some(now), released_by: Some(by.into()), version: claim.version + 1, ..claim })
     }
 
     /// Makes a leaf of a pool free.
@@ -361,7 +432,7 @@ impl Tx {
             vrf: &vrf,
             family: pool.family,
             kind: pool.kind,
-            rack: pool.rack,
+            within: pool.within,
             quarantine: pool.quarantine,
             purpose: "",
             blocks: None,
@@ -462,29 +533,34 @@ impl Tx {
         Ok(self.leaf(aggregate, wanted).await?)
     }
 
-    /// Who is to hold it, and in which rack that stands.
+    /// Who is to hold it, and where that stands.
     async fn holder_of(
         &mut self,
         pool: &Pool,
-        new: &NewClaim,
+        holder: &NewHolder,
         project: Option<ProjectId>,
-    ) -> Result<(Holder, Option<RackId>), Refused> {
-        let (machine, mac) = match &new.holder {
-            NewHolder::Name(name) => return Ok((Holder { machine: None, mac: None, name: name.clone() }, pool.rack)),
+    ) -> Result<(Holder, Within), Refused> {
+        let (machine, mac) = match holder {
+            NewHolder::Name(name) => return Ok((Holder { machine: None, mac: None, name: name.clone() }, pool.within)),
             NewHolder::Machine(machine, mac) => (self.machine(machine).await?, *mac),
         };
         // It may have been given to another since it was looked at.
         if machine.project.is_some() && machine.project != project {
             return Err(Refused::Others(machine.name));
         }
-        if pool.rack.is_some_and(|rack| rack != machine.rack) {
-            return Err(Refused::Elsewhere { pool: pool.name.clone(), machine: machine.name });
+        let (is_there, what) = match pool.within {
+            Within::Everywhere => (true, ""),
+            Within::Rack(rack) => (rack == machine.rack, "rack"),
+            Within::Site(site) => (self.rack(&machine.rack.to_string()).await?.site == site, "site"),
+        };
+        if !is_there {
+            return Err(Refused::Elsewhere { pool: pool.name.clone(), what, machine: machine.name });
         }
         if let Some(mac) = mac.filter(|mac| !machine.macs.contains(mac)) {
             return Err(Refused::NotItsCard { machine: machine.name, mac });
         }
-        let rack = machine.rack;
-        Ok((Holder { machine: Some(machine.id), mac, name: machine.name }, Some(rack)))
+        let within = Within::Rack(machine.rack);
+        Ok((Holder { machine: Some(machine.id), mac, name: machine.name }, within))
     }
 
     /// Creates an aggregate.
@@ -559,7 +635,8 @@ struct Job {
 #[derive(Debug)]
 enum What {
     Claim(Box<NewClaim>),
-    Release(ClaimId),
+    Move(ClaimId, Versions, Box<Move>),
+    Release(ClaimId, Versions),
 }
 
 impl Addresses {
@@ -578,9 +655,14 @@ impl Addresses {
         self.ask(What::Claim(Box::new(new)), by).await
     }
 
-    /// Releases a claim; answered when that is on disk.
-    pub async fn release(&self, claim: ClaimId, by: String) -> Result<Claim, Refused> {
-        self.ask(What::Release(claim), by).await
+    /// Moves a claim that has one of these versions; answered when that is on disk.
+    pub async fn hand_on(&self, claim: ClaimId, as_read: Versions, new: Move, by: String) -> Result<Claim, Refused> {
+        self.ask(What::Move(claim, as_read, Box::new(new)), by).await
+    }
+
+    /// Releases a claim that has one of these versions; answered when that is on disk.
+    pub async fn release(&self, claim: ClaimId, as_read: Versions, by: String) -> Result<Claim, Refused> {
+        self.ask(What::Release(claim, as_read), by).await
     }
 
     async fn ask(&self, what: What, by: String) -> Result<Claim, Refused> {
@@ -772,7 +854,14 @@ async fn all(tx: &mut Tx, now: Timestamp, jobs: &[Job]) -> Result<Vec<Claim>, Re
 async fn one(tx: &mut Tx, now: Timestamp, what: &What, by: &str) -> Result<Claim, Refused> {
     let claim = match what {
         What::Claim(new) => tx.hand_out(now, new, by).await?,
-        What::Release(claim) => tx.take_back(now, *claim, by).await?,
+        What::Move(claim, as_read, new) => {
+            tx.is_as_read(*claim, as_read.as_deref()).await?;
+            tx.hand_on(now, *claim, new, by).await?
+        }
+        What::Release(claim, as_read) => {
+            tx.is_as_read(*claim, as_read.as_deref()).await?;
+            tx.take_back(now, *claim, by).await?
+        }
     };
     tx.settle().await?;
     Ok(claim)

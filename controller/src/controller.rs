@@ -49,6 +49,7 @@ use crate::{
     oidc::{self, Oidc},
     passwords::Passwords,
     seal_key,
+    samples,
     store::{Place, Store, StoreError},
     telemetry::Telemetry,
     workflows::{self, Workflows},
@@ -520,6 +521,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         parts.add("the certificate by ACME", part);
     }
     parts.add("the addresses", hand_out);
+    parts.add("the samples of pools", samples::run(store.clone(), clock.clone(), shutdown.clone()));
     parts.add("the agents' connections", fleet.clone().run(endpoint, shutdown.clone()));
     parts.add("the workflows", workflows::run(workflows, store.clone(), fleet, clock, shutdown.clone()));
     parts.add("the audit record", audit::run(store.clone(), shutdown.clone()));

@@ -1,8 +1,8 @@
 //! The central daemon. [`controller`] builds and spawns everything that runs.
 //!
 //! [`fleet`] holds the agents' connections, [`workflows`] moves runs on, [`api`] answers
-//! operators, [`oidc`] knows people by who vouches for them, [`addresses`] hands addresses out, [`images`]
-//! imports and serves images; all of them share one [`store`].
+//! operators, [`oidc`] knows people by who vouches for them, [`addresses`] hands addresses out, [`samples`]
+//! notes daily how much of pools is used, [`images`] imports and serves images; all of them share one [`store`].
 
 pub mod acme;
 pub mod addresses;
@@ -24,6 +24,7 @@ pub mod oidc;
 pub mod passwords;
 pub mod restored;
 pub mod seal_key;
+pub mod samples;
 pub mod steps;
 pub mod store;
 pub mod succession;

@@ -216,16 +216,40 @@ impl Client {
 
     /// A list as CSV.
     pub(crate) async fn csv(&self, path: &str) -> anyhow::Result<String> {
+        self.csv_with(path, Vec::new()).await
+    }
+
+    /// The same with a query, whose values are escaped.
+    pub(crate) async fn csv_with(&self, path: &str, mut query: Vec<(&str, String)>) -> anyhow::Result<String> {
+        query.push(("format", "csv".into()));
         let mut text = String::new();
+        // Every page has the line with the names of the columns.
+        let add = |page: &str| {
+            text += if text.is_empty() { page } else { page.split_once('\n').map_or("", |(_, rest)| rest) };
+        };
+        self.text_pages(path, query, add).await?;
+        Ok(text.trim_end().to_owned())
+    }
+
+    /// A list as another text, with a query whose values are escaped.
+    pub(crate) async fn texts(&self, path: &str, query: Vec<(&str, String)>) -> anyhow::Result<String> {
+        let mut text = String::new();
+        self.text_pages(path, query, |page| text += page).await?;
+        Ok(text.trim_end().to_owned())
+    }
+
+    async fn text_pages(
+        &self,
+        path: &str,
+        query: Vec<(&str, String)>,
+        mut add: impl FnMut(&str),
+    ) -> anyhow::Result<()> {
         let take = async |response: Response| {
             let next = response.headers().get("rackhand-next").and_then(|next| next.to_str().ok()).map(str::to_owned);
-            let page = response.text().await.context("the controller's answer is not text")?;
-            // Every page has the line with the names of the columns.
-            text += if text.is_empty() { &page } else { page.split_once('\n').map_or("", |(_, rest)| rest) };
+            add(&response.text().await.context("the controller's answer is not text")?);
             Ok(next)
         };
-        self.pages(path, vec![("format", "csv".into())], take).await?;
-        Ok(text.trim_end().to_owned())
+        self.pages(path, query, take).await
     }
 
     /// Gives every page to `take`, which tells where the next begins.

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use reqwest::Method;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     client::{Client, given_only, view},
@@ -46,6 +46,23 @@ With --reserve the addresses are nobody's and are not handed out.")]
         /// What for
         #[arg(long, default_value = "")]
         purpose: String,
+    },
+    /// Move a claim to another machine, port or name
+    #[command(after_help = "  rackhand ip move 198.51.100.17 --machine web-2
+  rackhand ip move 198.51.100.16/28 --name vpn
+  rackhand ip move 10.9.0.4/31 --machine web-1 --mac 52:54:00:12:34:57
+
+At one instant it is the other's: at no time are the addresses nobody's, or anybody's else. The names that
+reverse DNS answers for them stay. `rackhand ip who` tells who held them until when. The controller does
+not configure the machines: what announces the addresses there is yours to move.")]
+    Move {
+        /// The address or block, as `rackhand ip list` shows it, or the claim's id
+        claim: String,
+        #[command(flatten)]
+        holder: Holder,
+        /// With an address: in this VRF, when several have it
+        #[arg(long, value_name = "POOL")]
+        pool: Option<String>,
     },
     /// Release a claim
     #[command(after_help = "  rackhand ip release 198.51.100.17
@@ -181,11 +198,16 @@ pub(crate) async fn run(client: &Client, command: IpCommand, output: Output) -> 
             // People want to know what they got; it may go into a script as it is.
             print(output, client.post("/v1/claims", body).await?, |claim: Claim| claim.prefix)
         }
+        IpCommand::Move { claim, holder, pool } => {
+            let id = the_claim(client, "move", claim, pool.as_deref()).await?;
+            let Holder { machine, mac, name } = holder;
+            let given = [("machine", machine), ("mac", mac), ("name", name)];
+            let body: Value = given.into_iter().filter_map(|(name, value)| Some((name, json!(value?)))).collect();
+            let moved = client.ask(Method::PATCH, &format!("/v1/claims/{id}"), Some(body)).await?;
+            print(output, moved, |claim: Claim| format!("{} is {}'s", claim.prefix, held_by(&claim)))
+        }
         IpCommand::Release { claim, pool } => {
-            let id = match claim.contains(['.', ':']) {
-                true => the_claim(client, &claim, pool.as_deref()).await?,
-                false => claim,
-            };
+            let id = the_claim(client, "release", claim, pool.as_deref()).await?;
             let released = client.ask(Method::DELETE, &format!("/v1/claims/{id}"), None).await?;
             print(output, released, |claim: Claim| format!("{} of {} is released", claim.prefix, claim.name))
         }
@@ -220,8 +242,12 @@ pub(crate) async fn run(client: &Client, command: IpCommand, output: Output) -> 
     }
 }
 
-/// The id of the claim of exactly these addresses.
-async fn the_claim(client: &Client, address: &str, pool: Option<&str>) -> anyhow::Result<String> {
+/// The id of the claim with this id, or of exactly these addresses.
+async fn the_claim(client: &Client, verb: &str, claim: String, pool: Option<&str>) -> anyhow::Result<String> {
+    if !claim.contains(['.', ':']) {
+        return Ok(claim);
+    }
+    let address = claim.as_str();
     let query = given_only([("address", Some(address.to_owned())), ("pool", pool.map(str::to_owned))]);
     let found = client.list_with("/v1/claims", query).await?;
     let claims: Vec<Claim> = view(found.into())?;
@@ -233,7 +259,7 @@ async fn the_claim(client: &Client, address: &str, pool: Option<&str>) -> anyhow
         [] => anyhow::bail!("{address} is not claimed; see who had it: rackhand ip who ADDRESS"),
         [one] if one.prefix == whole => Ok(one.id.clone()),
         [one] => anyhow::bail!(
-            "{address} is part of {}, which {} holds; to release all of it: rackhand ip release {}",
+            "{address} is part of {}, which {} holds; to {verb} all of it: rackhand ip {verb} {}",
             one.prefix,
             one.name,
             one.id

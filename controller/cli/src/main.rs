@@ -30,6 +30,7 @@ mod project;
 mod rack;
 #[cfg(test)]
 mod reference;
+mod report;
 mod role;
 mod run;
 mod show;
@@ -156,6 +157,9 @@ A token that was made by hand is forgotten here and good still. The controller's
     /// Pools: addresses to claim from
     #[command(subcommand)]
     Pool(pool::PoolCommand),
+    /// Reports: what others ask for
+    #[command(subcommand)]
+    Report(report::ReportCommand),
     /// Aggregates: address space that pools are made of
     #[command(subcommand)]
     Aggregate(aggregate::AggregateCommand),
@@ -301,6 +305,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<String> {
         Command::Audit(command) => audit::run(&client, command, output).await,
         Command::Ip(command) => ip::run(&client, command, output).await,
         Command::Pool(command) => pool::run(&client, command, output).await,
+        Command::Report(command) => report::run(&client, command, output).await,
         Command::Aggregate(command) => aggregate::run(&client, command, output).await,
         Command::Vrf(command) => vrf::run(&client, command, output).await,
         Command::Organisation(command) => organisation::run(&client, command, output).await,

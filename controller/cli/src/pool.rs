@@ -1,6 +1,7 @@
 //! `rackhand pool`: addresses to claim from.
 
 use clap::{Args, Subcommand};
+use jiff::civil::Date;
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -18,6 +19,7 @@ pub(crate) enum PoolCommand {
     #[command(after_help = "  rackhand aggregate create 10.0.0.0/8 --private
   rackhand pool create private-4 --kind private --prefix 10.9.0.0/16
   rackhand pool create lab-4 --kind private --prefix 10.10.0.0/24 --rack lab --quarantine 60
+  rackhand pool create fra1-4 --kind private --prefix 10.11.0.0/16 --site fra1
   rackhand pool create projects-4 --kind private --prefix 10.64.0.0/12 --project-blocks 25
   rackhand pool create projects-6 --kind public --prefix 2001:db8:100::/40 --project-blocks 56
 
@@ -37,8 +39,11 @@ address) are taken out of it with `rackhand ip claim --reserve`.")]
         #[arg(long, default_value = "default")]
         vrf: String,
         /// Only for this rack's machines
-        #[arg(long)]
+        #[arg(long, conflicts_with = "site")]
         rack: Option<String>,
+        /// Only for the machines of this site's racks
+        #[arg(long)]
+        site: Option<String>,
         /// How long released addresses rest before anybody gets them again; a day if not given
         #[arg(long, value_name = "MINUTES")]
         quarantine: Option<u32>,
@@ -108,6 +113,19 @@ FRAGMENTED tells how much of the free space lies outside of the largest free blo
         /// Of each project or each site instead of each pool
         #[arg(long, value_parser = ["project", "site"])]
         by: Option<String>,
+    },
+    /// Tell how much of a pool was used from day to day, and when it will be full
+    #[command(after_help = "  rackhand pool trend public-4
+  rackhand pool trend public-4 --days 731 --output csv > public-4.csv
+
+The picture is as high as the pool was full; a gap is a time of which nothing is known. When it is full is
+reckoned from the latest thirty days. The controller takes note once a day (UTC), and keeps two years.")]
+    Trend {
+        /// Name or id
+        pool: String,
+        /// The latest so many days
+        #[arg(long, value_name = "NUMBER", default_value_t = 90)]
+        days: u32,
     },
     /// Draw where a pool has room
     #[command(after_help = "  rackhand pool map private-4
@@ -201,6 +219,7 @@ struct Pool {
     family: u8,
     kind: String,
     rack: Option<String>,
+    site: Option<String>,
     quarantine_minutes: u32,
     purpose: String,
     prefixes: Vec<String>,
@@ -208,6 +227,17 @@ struct Pool {
     parent: Option<String>,
     project: Option<String>,
     grants: Vec<Grant>,
+}
+
+impl Pool {
+    /// Where machines may have its addresses.
+    fn place(&self) -> String {
+        match (&self.rack, &self.site) {
+            (Some(rack), _) => format!("rack {rack}"),
+            (None, Some(site)) => format!("site {site}"),
+            (None, None) => "everywhere".into(),
+        }
+    }
 }
 
 /// A pool and how much of it is used.
@@ -240,6 +270,7 @@ pub(crate) async fn run(client: &Client, command: PoolCommand, output: Output) -
             prefixes,
             vrf,
             rack,
+            site,
             quarantine,
             purpose,
             project_blocks,
@@ -247,7 +278,7 @@ pub(crate) async fn run(client: &Client, command: PoolCommand, output: Output) -
             no_grants,
         } => {
             let mut body = json!({
-                "name": name, "kind": kind, "prefixes": prefixes, "vrf": vrf, "rack": rack,
+                "name": name, "kind": kind, "prefixes": prefixes, "vrf": vrf, "rack": rack, "site": site,
                 "quarantine_minutes": quarantine, "purpose": purpose,
             });
             if let Some(length) = project_blocks {
@@ -297,6 +328,14 @@ pub(crate) async fn run(client: &Client, command: PoolCommand, output: Output) -
             let space = client.get(&format!("/v1/pools/{pool}/space")).await?;
             print(output, space, |space: Space| drawing(&space))
         }
+        PoolCommand::Trend { pool, days } => {
+            let (path, mut query) = (format!("/v1/pools/{pool}/trend"), vec![("days", days.to_string())]);
+            if output == Output::Csv {
+                query.push(("format", "csv".into()));
+                return client.text(&path, &query).await;
+            }
+            print(output, client.get_with(&path, &query).await?, |trend: Trend| heading(&trend))
+        }
         PoolCommand::Report { by: Some(by) } => {
             let held = client.list(&format!("/v1/utilisation/{by}s")).await?;
             print(output, held.into(), |held: Vec<_>| holdings(&by, &held))
@@ -327,6 +366,29 @@ struct Holding {
     claimed: String,
     reserved: String,
     blocks: String,
+}
+
+/// How much of a pool was used, and where that is heading.
+#[derive(Clone, Debug, Deserialize)]
+struct Trend {
+    pool: String,
+    samples: Vec<Sample>,
+    change: Option<TrendChange>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Sample {
+    day: Date,
+    total: String,
+    free: String,
+    used: f64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct TrendChange {
+    since: Date,
+    addresses: String,
+    full: Option<Date>,
 }
 
 /// Where a pool has room.
@@ -360,6 +422,47 @@ fn holdings(by: &str, held: &[Holding]) -> Table {
     });
     let by = if by == "site" { "SITE" } else { "PROJECT" };
     table(&[by, "FAMILY", "CLAIMED", "RESERVED", "BLOCKS"], rows).or_say("nothing is claimed")
+}
+
+/// A picture of what was used, and what it comes to.
+fn heading(trend: &Trend) -> String {
+    let (Some(first), Some(latest)) = (trend.samples.first(), trend.samples.last()) else {
+        return format!("nothing is known of pool {} yet: the controller takes note once a day", trend.pool);
+    };
+    let mut lines = vec![
+        format!("{}  {} to {}", trend.pool, first.day, latest.day),
+        format!("  {}", sparkline(&trend.samples)),
+        format!("  {:.1} % used: {} of {} are free", latest.used * 100.0, latest.free, latest.total),
+    ];
+    if let Some(TrendChange { since, addresses, full }) = &trend.change {
+        let change = match addresses.strip_prefix('-') {
+            Some(fewer) => format!("{fewer} fewer in use than on {since}"),
+            None => format!("{addresses} more in use than on {since}"),
+        };
+        lines.push(match full {
+            Some(full) => format!("  {change}; full on {full} if it goes on so"),
+            None => format!("  {change}"),
+        });
+    }
+    lines.join("\n")
+}
+
+/// As many bars as days, sixty at most: of several days the latest that is known.
+fn sparkline(samples: &[Sample]) -> String {
+    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    const WIDEST: i64 = 60;
+    let days = |from: Date, to: Date| from.duration_until(to).as_hours() / 24;
+    let (Some(first), Some(latest)) = (samples.first(), samples.last()) else { return String::new() };
+    let each = (days(first.day, latest.day) + 1 + WIDEST - 1) / WIDEST;
+    // Counted from the latest, so that the last bar is whole.
+    let bar = |sample: &Sample| days(sample.day, latest.day) / each;
+    let mut bars = vec![' '; usize::try_from(bar(first)).unwrap_or_default() + 1];
+    let last = bars.len() - 1;
+    for sample in samples {
+        let at = last - usize::try_from(bar(sample)).unwrap_or_default().min(last);
+        bars[at] = BARS[((sample.used * 8.0) as usize).min(7)];
+    }
+    bars.into_iter().collect()
 }
 
 /// A line for each prefix, and what is free by length.
@@ -414,7 +517,7 @@ fn list(pools: &[Pool]) -> Table {
             pool.name.clone(),
             pool.kind.clone(),
             format!("IPv{}", pool.family),
-            pool.rack.clone().unwrap_or_else(|| "everywhere".into()),
+            pool.place(),
             or_dash(pool.project.as_deref()),
             pool.vrf.clone(),
             if more > 0 { format!("{first} and {more} more") } else { first },
@@ -432,7 +535,7 @@ fn page(pool: &Pool, usage: Option<&Utilisation>) -> String {
     let mut lines = vec![
         format!("{}  {}", pool.name, pool.id),
         format!("  kind        {} IPv{}", pool.kind, pool.family),
-        format!("  where       {}", pool.rack.as_deref().unwrap_or("everywhere")),
+        format!("  where       {}", pool.place()),
         format!("  vrf         {}", pool.vrf),
         format!("  quarantine  {} minutes", pool.quarantine_minutes),
         format!("  purpose     {}", or_dash(Some(&pool.purpose))),
@@ -499,6 +602,40 @@ mod tests {
             10.10.0.0/30  ·▒▓█
             free: 1 × /17, 3 × /32"#]]
         .assert_eq(&drawing(&space));
+    }
+
+    #[test]
+    fn a_pools_trend_is_a_picture_with_gaps_where_nothing_is_known_and_the_day_on_which_it_is_full() {
+        let sample = |day: &str, used: f64| json!({"day": day, "total": "256", "free": "19", "used": used});
+        let trend = |samples: Value, change: Value| {
+            let trend = json!({"pool": "public-4", "family": 4, "samples": samples, "change": change});
+            heading(&serde_json::from_value(trend).unwrap())
+        };
+        let days = [
+            sample("2026-11-24", 0.0),
+            sample("2026-11-25", 0.5),
+            sample("2026-11-28", 0.93),
+            sample("2026-11-29", 1.0),
+        ];
+        let full = json!({"since": "2026-10-30", "addresses": "48", "full": "2026-12-11"});
+        expect![[r#"
+            public-4  2026-11-24 to 2026-11-29
+              ▁▅  ██
+              100.0 % used: 19 of 256 are free
+              48 more in use than on 2026-10-30; full on 2026-12-11 if it goes on so"#]].assert_eq(&trend(json!(days), full));
+        let fewer = json!({"since": "2026-11-24", "addresses": "-48", "full": null});
+        expect![[r#"
+            public-4  2026-11-24 to 2026-11-24
+              ▁
+              0.0 % used: 19 of 256 are free
+              48 fewer in use than on 2026-11-24"#]].assert_eq(&trend(json!(days[..1]), fewer));
+        expect!["nothing is known of pool public-4 yet: the controller takes note once a day"].assert_eq(&trend(json!([]), Value::Null));
+        // Of two years twelve or thirteen days are one bar.
+        let long = [sample("2024-11-29", 0.1), sample("2026-11-20", 0.2), sample("2026-11-29", 0.8)];
+        expect![[r#"
+            public-4  2024-11-29 to 2026-11-29
+              ▁                                                       ▇
+              80.0 % used: 19 of 256 are free"#]].assert_eq(&trend(json!(long), Value::Null));
     }
 
     #[test]

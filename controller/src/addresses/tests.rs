@@ -34,7 +34,7 @@ fn new_pool<'a>(name: &'a str, vrf: &'a Vrf, family: Family) -> NewPool<'a> {
         vrf,
         family,
         kind: Kind::Private,
-        rack: None,
+        within: Within::Everywhere,
         quarantine: 0,
         purpose: "",
         blocks: None,
@@ -69,6 +69,10 @@ fn named(wanted: Wanted, name: &str) -> NewClaim {
     }
 }
 
+fn to_name(name: &str) -> Move {
+    Move { to: Some(NewHolder::Name(name.into())), purpose: None }
+}
+
 fn this(text: &str) -> Wanted {
     Wanted::Prefix(prefix(text))
 }
@@ -86,6 +90,20 @@ impl Bench {
         let claim = tx.take_back(at(second), claim.id, "me").await?;
         tx.commit().await?;
         Ok(claim)
+    }
+
+    async fn hand_on(&self, second: i64, claim: &Claim, to: &str) -> Result<Claim, Refused> {
+        let mut tx = self.store.begin().await?;
+        let claim = tx.hand_on(at(second), claim.id, &to_name(to), "mover").await?;
+        tx.commit().await?;
+        Ok(claim)
+    }
+
+    /// Who held an address at a time.
+    async fn held_by(&self, address: &str, second: i64) -> String {
+        let vrf = self.store.vrf("default").await.unwrap();
+        let holder = self.store.holder(&Sight::ALL, &vrf, prefix(address), at(second)).await.unwrap();
+        holder.map_or("nobody".into(), |claim| claim.holder.name)
     }
 
     async fn refused(&self, second: i64, wanted: Wanted, expected: Expect) {
@@ -334,6 +352,98 @@ async fn who_held_an_address_is_known_for_every_time_also_by_block_and_after_the
     assert_eq!((held.holder.name.as_str(), held.pool.as_str()), ("last", "p"));
 }
 
+async fn a_claim_that_moves_is_never_nobodys_and_the_history_says_whose_it_was_when(on: On) {
+    let bench = Bench::new(on).await;
+    let pool = pool(&bench, "10.0.0.0/8", &["10.9.0.0/24"], 60).await;
+    let claim = bench.claim(10, this("10.9.0.16/28"), "a").await.unwrap();
+    let before = bench.usage(&pool).await;
+    let moved = bench.hand_on(20, &claim, "b").await.unwrap();
+    assert_eq!((moved.id, moved.prefix, moved.version), (claim.id, claim.prefix, 2));
+    assert_eq!((moved.since, moved.claimed_by.as_str()), (at(20), "mover"));
+    // To whom has it already nothing is written.
+    assert_eq!(bench.hand_on(25, &claim, "b").await.unwrap(), moved);
+    // Twice at one instant, and again when the clock is an hour behind.
+    for to in ["c", "d"] {
+        let mut tx = bench.store.begin().await.unwrap();
+        let now = tx.address_time(at(30)).await.unwrap();
+        tx.hand_on(now, claim.id, &to_name(to), "mover").await.unwrap();
+        tx.commit().await.unwrap();
+    }
+    let mut tx = bench.store.begin().await.unwrap();
+    let now = tx.address_time(at(30 - 3600)).await.unwrap();
+    tx.hand_on(now, claim.id, &to_name("e"), "mover").await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(bench.usage(&pool).await, before, "no address was anybody else's, or rested");
+    bench.release(50, &moved).await.unwrap();
+    let again = bench.hand_on(60, &claim, "f").await.unwrap_err().to_string();
+    assert!(again.ends_with("was released at 2023-11-14T22:14:10Z"), "{again}");
+
+    let mut told = String::new();
+    for second in [9, 10, 19, 20, 29, 30, 49, 50] {
+        told += &format!("{second}: {}\n", bench.held_by("10.9.0.20", second).await);
+    }
+    expect![[r#"
+        9: nobody
+        10: a
+        19: a
+        20: b
+        29: b
+        30: e
+        49: e
+        50: nobody
+    "#]]
+    .assert_eq(&told);
+    // The history, page by page: the claim itself is the latest, and who held it before follows.
+    let vrf = bench.store.vrf("default").await.unwrap();
+    let (mut names, mut last) = (Vec::new(), None);
+    loop {
+        let page = bench.store.history(&Sight::ALL, &vrf, prefix("10.9.0.31"), last, 2).await.unwrap();
+        let Some(end) = page.last() else { break };
+        last = Some(end.id);
+        names.extend(page.into_iter().map(|claim| claim.holder.name));
+    }
+    assert_eq!(names, ["e", "d", "c", "b", "a"]);
+    let history = bench.store.history(&Sight::ALL, &vrf, prefix("10.9.0.31"), None, 10).await.unwrap();
+    assert_eq!(history[0].id, claim.id);
+    assert_eq!((history[4].released_by.as_deref(), history[4].until), (Some("mover"), Some(at(20))));
+    // What was before a move is nothing that is held.
+    assert_eq!(bench.store.claims(&ClaimFilter::default(), None, 10).await.unwrap(), []);
+}
+
+/// Claims, moves and releases in any order, with a list of who has what beside them.
+async fn whatever_moves_everybodys_time_is_as_a_list_says(on: On) {
+    let bench = Bench::new(on).await;
+    pool(&bench, "10.0.0.0/8", &["10.9.0.0/30"], 0).await;
+    let mut held: [Option<Claim>; 4] = [None, None, None, None];
+    let mut list = Vec::new();
+    for second in 0..120 {
+        let place = rand::random_range(0..4);
+        let name = format!("n{}", rand::random_range(0..5));
+        held[place] = match held[place].take() {
+            None => Some(bench.claim(second, this(&format!("10.9.0.{place}")), &name).await.unwrap()),
+            Some(claim) if rand::random_bool(0.7) => Some(bench.hand_on(second, &claim, &name).await.unwrap()),
+            Some(claim) => {
+                bench.release(second, &claim).await.unwrap();
+                None
+            }
+        };
+        list.push(
+            held.each_ref().map(|claim| claim.as_ref().map_or("nobody".into(), |claim| claim.holder.name.clone())),
+        );
+    }
+    for (second, names) in (0..).zip(&list) {
+        for (place, name) in names.iter().enumerate() {
+            assert_eq!(bench.held_by(&format!("10.9.0.{place}"), second).await, *name, "10.9.0.{place} at {second}");
+        }
+    }
+    // Rows of one address follow each other, and touch where it moved.
+    let mut rows = bench.store.history_of_all().await.unwrap();
+    rows.sort_by_key(|row| (row.prefix.key(), row.since, row.until.is_none()));
+    let pairs = rows.windows(2).filter(|pair| pair[0].prefix == pair[1].prefix);
+    assert!(pairs.clone().all(|pair| pair[0].until.unwrap() <= pair[1].since), "{rows:?}");
+    assert!(pairs.filter(|pair| pair[0].until == Some(pair[1].since)).count() > 10, "a test of nothing");
+}
+
 async fn aggregates_and_pools_of_a_vrf_are_disjoint_and_go_when_they_are_empty(on: On) {
     let bench = Bench::new(on).await;
     let pool = pool(&bench, "10.0.0.0/8", &["10.9.0.0/24", "10.9.2.0/24"], 60).await;
@@ -501,7 +611,7 @@ async fn a_machine_gets_addresses_of_its_racks_pools_for_its_own_cards_and_is_no
     let machine = bench.machine(1);
     tx.insert_machine(&machine).await.unwrap();
     let vrf = tx.vrf("default").await.unwrap();
-    let theirs = NewPool { rack: Some(elsewhere), ..new_pool("theirs", &vrf, Family::V4) };
+    let theirs = NewPool { within: Within::Rack(elsewhere), ..new_pool("theirs", &vrf, Family::V4) };
     let theirs = tx.insert_pool(at(0), &theirs).await.unwrap();
     tx.extend_pool(&theirs, prefix("10.8.0.0/24")).await.unwrap();
     let wish = |mac| NewClaim { holder: NewHolder::Machine("m1".into(), mac), ..named(Wanted::Length(31), "") };
@@ -511,6 +621,18 @@ async fn a_machine_gets_addresses_of_its_racks_pools_for_its_own_cards_and_is_no
     let refused = tx.hand_out(at(1), &wish(Some(mac(9))), "me").await.unwrap_err();
     expect!["machine m1 has no network card 52:54:00:00:00:09; `rackhand machine show m1` lists them"]
         .assert_eq(&refused.to_string());
+    // Nor does what is moved go where it could not have been claimed.
+    let local = tx.hand_out(at(1), &NewClaim { pool: "theirs".into(), ..named(Wanted::Any, "x") }, "me").await.unwrap();
+    let to = |mac| Move { to: Some(NewHolder::Machine("m1".into(), mac)), purpose: None };
+    let refused = tx.hand_on(at(1), local.id, &to(None), "me").await.unwrap_err();
+    assert!(matches!(refused, Refused::Elsewhere { .. }), "{refused}");
+    let vpn = tx.hand_out(at(1), &named(Wanted::Any, "vpn"), "me").await.unwrap();
+    let refused = tx.hand_on(at(1), vpn.id, &to(Some(mac(9))), "me").await.unwrap_err();
+    assert!(matches!(refused, Refused::NotItsCard { .. }), "{refused}");
+    let moved = tx.hand_on(at(1), vpn.id, &to(None), "me").await.unwrap();
+    assert_eq!(moved.holder, Holder { machine: Some(machine.id), mac: None, name: "m1".into() });
+    let moved = tx.hand_on(at(1), vpn.id, &to_name("vpn"), "me").await.unwrap();
+    assert_eq!(moved.holder.machine, None);
     let claim = tx.hand_out(at(1), &wish(Some(mac(1))), "me").await.unwrap();
     assert_eq!(claim.holder, Holder { machine: Some(machine.id), mac: Some(mac(1)), name: "m1".into() });
     let refused = tx.forget(at(2), &machine).await.unwrap_err().to_string();
@@ -522,7 +644,8 @@ async fn a_machine_gets_addresses_of_its_racks_pools_for_its_own_cards_and_is_no
     tx.merge(at(3), &machine, &other).await.unwrap();
     tx.commit().await.unwrap();
     let filter = ClaimFilter { machine: Some(other.id), ..ClaimFilter::default() };
-    assert_eq!(bench.store.claims(&filter, None, 10).await.unwrap()[0].id, claim.id);
+    let brought = &bench.store.claims(&filter, None, 10).await.unwrap()[0];
+    assert_eq!((brought.id, brought.version), (claim.id, 2));
 }
 
 async fn a_list_of_claims_is_narrowed_and_paged(on: On) {
@@ -569,7 +692,7 @@ async fn many_clients_at_once_never_share_an_address_and_the_history_says_so_too
             let (addresses, held) = (addresses.clone(), held.clone());
             tokio::spawn(async move {
                 let mut mine: Vec<Claim> = Vec::new();
-                let (mut claimed, mut refused) = (0, 0);
+                let (mut claimed, mut refused, mut moved) = (0, 0, 0);
                 for _ in 0..40 {
                     let wanted = match rand::random_range(0..3) {
                         0 => Wanted::Any,
@@ -595,13 +718,18 @@ async fn many_clients_at_once_never_share_an_address_and_the_history_says_so_too
                             }
                             Err(other) => panic!("{other}"),
                         }
+                    } else if !mine.is_empty() && rand::random_bool(0.3) {
+                        let claim = &mut mine[0];
+                        moved += 1;
+                        let to = to_name(&format!("{client}-{moved}"));
+                        *claim = addresses.hand_on(claim.id, Some(vec![claim.version]), to, "me".into()).await.unwrap();
                     } else if !mine.is_empty() {
                         let claim = mine.swap_remove(rand::random_range(0..mine.len()));
                         assert!(held.lock().unwrap().remove(&claim.prefix));
-                        addresses.release(claim.id, "me".into()).await.unwrap();
+                        addresses.release(claim.id, None, "me".into()).await.unwrap();
                     }
                 }
-                (claimed, refused, mine)
+                (claimed + moved, refused, mine)
             })
         })
         .collect();
@@ -624,7 +752,7 @@ async fn many_clients_at_once_never_share_an_address_and_the_history_says_so_too
     drop(tx);
 
     for claim in rest {
-        addresses.release(claim.id, "me".into()).await.unwrap();
+        addresses.release(claim.id, None, "me".into()).await.unwrap();
     }
     shutdown.cancel();
     run.await.unwrap();
@@ -793,6 +921,8 @@ on_both! {
     space_that_rests_in_parts_is_one_block_once_all_of_it_rested,
     more_than_one_transaction_frees_is_freed_by_and_by,
     what_was_not_committed_or_was_gone_back_on_left_nothing,
+    a_claim_that_moves_is_never_nobodys_and_the_history_says_whose_it_was_when,
+    whatever_moves_everybodys_time_is_as_a_list_says,
     who_held_an_address_is_known_for_every_time_also_by_block_and_after_the_clock_went_back,
     aggregates_and_pools_of_a_vrf_are_disjoint_and_go_when_they_are_empty,
     a_machine_gets_addresses_of_its_racks_pools_for_its_own_cards_and_is_not_forgotten_with_them,

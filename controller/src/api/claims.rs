@@ -19,11 +19,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App, Caller, Error,
-    extract::{Json, Page, Query, check_text, limit, parse},
+    extract::{Expected, Json, Page, Query, check_text, limit, parse, tagged},
     pools,
 };
 use crate::{
-    addresses::{NewClaim as Wish, NewHolder, Refused, Wanted},
+    addresses::{Move, NewClaim as Wish, NewHolder, Refused, Wanted},
     store::{self, ClaimFilter, Thing},
 };
 
@@ -65,10 +65,10 @@ pub(super) struct Claim {
     claimed_by: String,
     /// Who released it.
     released_by: Option<String>,
-    /// Since when.
+    /// Since when it holds them.
     #[schema(value_type = String, format = DateTime)]
     since: Timestamp,
-    /// Until when; absent while it is.
+    /// Until when; absent while it does.
     #[schema(value_type = Option<String>, format = DateTime)]
     until: Option<Timestamp>,
 }
@@ -163,21 +163,26 @@ impl NewClaim {
             (None, Some(text)) => Wanted::Prefix(prefix("/prefix", &text)?),
             (Some(_), Some(_)) => return Err(Error::invalid("/length", "give `length` or `prefix`, not both")),
         };
-        let holder = match (self.machine, self.name) {
-            (Some(machine), None) => NewHolder::Machine(machine, self.mac),
-            (None, Some(_)) if self.mac.is_some() => return Err(Error::invalid("/mac", "a card is a `machine`'s")),
-            (None, Some(name)) => {
-                check_text("/name", &name, 100)?;
-                if name.trim().is_empty() {
-                    return Err(Error::invalid("/name", "say what holds it"));
-                }
-                NewHolder::Name(name)
-            }
-            _ => return Err(Error::invalid("/machine", "say for whom: a `machine`, or the `name` of something else")),
-        };
+        let holder = holder(self.machine, self.mac, self.name)?;
         check_text("/purpose", &self.purpose, 500)?;
         let NewClaim { pool, reserve: reserved, purpose, .. } = self;
         Ok(Wish { pool, wanted, holder, reserved, project: None, purpose })
+    }
+}
+
+/// Whoever is meant: a machine, one of its cards, or something else.
+fn holder(machine: Option<String>, mac: Option<Mac>, name: Option<String>) -> Result<NewHolder, Error> {
+    match (machine, name) {
+        (Some(machine), None) => Ok(NewHolder::Machine(machine, mac)),
+        (None, _) if mac.is_some() => Err(Error::invalid("/mac", "a card is a `machine`'s: say which")),
+        (None, Some(name)) => {
+            check_text("/name", &name, 100)?;
+            if name.trim().is_empty() {
+                return Err(Error::invalid("/name", "say what holds it"));
+            }
+            Ok(NewHolder::Name(name))
+        }
+        _ => Err(Error::invalid("/machine", "say for whom: a `machine`, or the `name` of something else")),
     }
 }
 
@@ -275,7 +280,70 @@ pub(super) async fn list(
     params(("claim" = String, Path, description = "Id.")), responses((status = 200, body = Claim)))]
 pub(super) async fn show(State(app): State<App>, Path(claim): Path<String>) -> Result<impl IntoResponse, Error> {
     let claim = app.store.claim(id(&claim)?).await?;
-    Ok(axum::Json(view(&app, claim).await?))
+    Ok(tagged(claim.version, view(&app, claim).await?))
+}
+
+/// What of a claim is to be otherwise. What is left out stays.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClaimChange {
+    /// The machine that shall hold it: id or name.
+    #[schema(example = "web-2")]
+    machine: Option<String>,
+    /// The port of that machine: a card's address.
+    #[schema(value_type = Option<String>, example = "52:54:00:12:34:56")]
+    mac: Option<Mac>,
+    /// What shall hold it, if no machine: at most 100 characters.
+    name: Option<String>,
+    /// What for: at most 500 characters.
+    purpose: Option<String>,
+}
+
+/// Move a claim
+///
+/// To another machine, another port or another name, at one instant: at no time are its addresses
+/// nobody's, or anybody's else. Its id, its project and the names of its addresses stay, and who held them
+/// until then is in their history. It takes a grant of the pool to `assign`, as a claim does.
+#[utoipa::path(patch, path = "/v1/claims/{claim}", tag = "addresses", request_body = ClaimChange,
+    params(("claim" = String, Path, description = "Id.")), responses((status = 200, body = Claim)))]
+pub(super) async fn change(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path(claim): Path<String>,
+    expected: Expected,
+    Json(body): Json<ClaimChange>,
+) -> Result<impl IntoResponse, Error> {
+    let (id, ClaimChange { machine, mac, name, purpose }) = (id(&claim)?, body);
+    check_text("/purpose", purpose.as_deref().unwrap_or_default(), 500)?;
+    let to = match (&machine, &mac, &name) {
+        (None, None, None) => None,
+        _ => Some(holder(machine, mac, name)?),
+    };
+    if let Some(to) = &to {
+        may_hold(&app, &caller, id, to).await?;
+    }
+    let claim = app.addresses.hand_on(id, expected.versions(), Move { to, purpose }, caller.name).await?;
+    Ok(tagged(claim.version, view(&app, claim).await?))
+}
+
+/// That the caller may have a claim held by another, where that stands.
+async fn may_hold(app: &App, caller: &Caller, id: id::ClaimId, to: &NewHolder) -> Result<(), Error> {
+    let claim = app.store.claim(id).await?;
+    if let Some(until) = claim.until {
+        return Err(Refused::Over(id, until).into());
+    }
+    let pool = app.store.pool_numbered(claim.pool_number).await?;
+    let of = app.store.standing(Thing::Pool, &pool.id.to_string()).await?.place;
+    let place = match to {
+        NewHolder::Machine(machine, _) => caller.find(app, Action::MachineRead, Thing::Machine, machine).await?.place,
+        NewHolder::Name(_) => of,
+    };
+    let project = app.store.standing(Thing::Claim, &id.to_string()).await?.place;
+    caller.may_use(&pool, of, Use::Assign, place.given_to(project))?;
+    match claim.reserved {
+        true => caller.require(Action::AddressSpace, of),
+        false => Ok(()),
+    }
 }
 
 /// Release a claim
@@ -288,8 +356,9 @@ pub(super) async fn release(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     Path(claim): Path<String>,
+    expected: Expected,
 ) -> Result<impl IntoResponse, Error> {
-    let claim = app.addresses.release(id(&claim)?, caller.name).await?;
+    let claim = app.addresses.release(id(&claim)?, expected.versions(), caller.name).await?;
     Ok(axum::Json(view(&app, claim).await?))
 }
 
@@ -316,7 +385,8 @@ pub(super) struct When {
 
 /// Who held an address
 ///
-/// All claims that it was ever in, the newest first; with `at`, the one that it was in then, or none.
+/// Everybody who ever did, by itself or in a block, the latest first; with `at`, who did then, or none. A
+/// claim that was moved is there once for each who held it.
 #[utoipa::path(get, path = "/v1/addresses/{address}/history", tag = "addresses",
     params(("address" = String, Path, description = "An IPv4 or IPv6 address."), When),
     responses((status = 200, body = Page<Claim>)))]

@@ -303,6 +303,7 @@ impl From<Refused> for Error {
             Refused::Store(error) => error.into(),
             Refused::NotStored(error) if error.is_passing() => Self::unavailable(error),
             Refused::NotStored(_) => Self::internal(refused),
+            Refused::Changed(_) => Self::precondition(refused),
             Refused::Busy | Refused::Stopping | Refused::Tidying(_) => Self::unavailable(refused),
             Refused::Length(_) | Refused::LargerThanBlock { .. } => Self::invalid("/length", refused),
             Refused::NotItsCard { .. } => Self::invalid("/mac", refused),

@@ -61,7 +61,7 @@ pub(super) struct Event {
     #[schema(value_type = Option<uuid::Uuid>)]
     run: Option<id::RunId>,
     /// The kind, for programs: `stage`, `connected`, `lost`, `progress`, `done`, `failed`,
-    /// `phoned_home`, `run_started`, `step_done`, `run_ended`, `alert` and others.
+    /// `phoned_home`, `run_started`, `step_done`, `run_ended`, `addresses_moved`, `alert` and others.
     #[schema(example = "stage")]
     kind: String,
     /// What happened, in words.
@@ -142,6 +142,7 @@ fn text(body: &Happened) -> String {
         Happened::Forgotten { name } => format!("an operator removed {name}"),
         Happened::Assigned { project: Some(project) } => format!("given to project {project}"),
         Happened::Assigned { project: None } => "taken back from its project".into(),
+        Happened::AddressesMoved { prefix, from, to } => format!("{prefix} moved from {from} to {to}"),
         Happened::AgentEnrolled { agent } => format!("agent {agent} enrolled"),
         Happened::AgentRevoked { agent, by } => format!("agent {agent} revoked by {by}"),
         Happened::NodeReplaced { agent: Some(agent), by } => {

@@ -87,6 +87,13 @@ impl Expected {
             _ => Ok(()),
         }
     }
+
+    /// The versions that will do; none when any will.
+    pub(super) fn versions(self) -> Option<Vec<u64>> {
+        let tags = self.0.filter(|tags| !tags.iter().any(|tag| tag == "*"))?;
+        // A tag that is none of ours is no version's.
+        Some(tags.iter().filter_map(|tag| tag.strip_prefix('"')?.strip_suffix('"')?.parse().ok()).collect())
+    }
 }
 
 /// The entity tag of a thing's version.

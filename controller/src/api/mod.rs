@@ -11,6 +11,7 @@
 
 pub mod access;
 mod aggregates;
+mod assignments;
 mod audit;
 mod bindings;
 mod claims;
@@ -216,11 +217,13 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(reports::of_projects))
         .routes(routes!(reports::of_sites))
         .routes(routes!(reports::space))
+        .routes(routes!(reports::trend))
+        .routes(routes!(assignments::list))
         .routes(routes!(reverse::show, reverse::set, reverse::remove))
         .routes(routes!(reverse::zone))
         .routes(routes!(reports::utilisation))
         .routes(routes!(claims::list, claims::create))
-        .routes(routes!(claims::show, claims::release))
+        .routes(routes!(claims::show, claims::change, claims::release))
         .routes(routes!(claims::history))
         .layer(DefaultBodyLimit::max(extract::MAX_BODY))
         .layer(middleware::from_fn(in_time));

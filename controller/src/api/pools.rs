@@ -23,7 +23,7 @@ use super::{
     extract::{Expected, Json, Page, Query, Window, check_name, check_text, parse, tagged},
     grants::{self, Grant},
 };
-use crate::store::{self, NewPool as Made, Thing};
+use crate::store::{self, NewPool as Made, Thing, Within};
 
 /// The most prefixes that are given to a pool in one request, and shown of it.
 const PREFIXES: usize = 100;
@@ -51,9 +51,11 @@ pub(super) struct Pool {
     family: u8,
     /// What its addresses are for.
     kind: PoolKind,
-    /// Name of the rack whose machines alone may have them; absent: everywhere.
+    /// Name of the rack whose machines alone may have them.
     #[schema(example = "lab")]
     rack: Option<String>,
+    /// Name of the site whose racks' machines alone may have them; neither: everywhere.
+    site: Option<String>,
     /// Minutes that released addresses rest before anybody gets them again.
     quarantine_minutes: u32,
     /// What for.
@@ -121,34 +123,38 @@ enum PoolKind {
 impl Pool {
     async fn read(store: &store::Store, row: store::Pool) -> Result<Self, Error> {
         let prefixes = store.pool_prefixes(&row, PREFIXES as u32).await?;
-        let rack = match row.rack {
-            Some(rack) => Some(store.rack(&rack.to_string()).await?.name),
-            None => None,
+        let within = match row.within {
+            Within::Everywhere => None,
+            Within::Rack(rack) => Some(store.rack(&rack.to_string()).await?.name),
+            Within::Site(site) => Some(store.site(&site.to_string()).await?.name),
         };
         let projects = store.project_names(of_projects(&row)).await?;
-        Ok(Self::of(row, rack, &prefixes, &projects))
+        Ok(Self::of(row, within, &prefixes, &projects))
     }
 
     /// A pool as a transaction leaves it, which is then committed.
     pub(super) async fn committed(mut tx: store::Tx, row: store::Pool) -> Result<Self, Error> {
         let prefixes = tx.pool_prefixes(&row, PREFIXES as u32).await?;
-        let rack = match row.rack {
-            Some(rack) => Some(tx.rack(&rack.to_string()).await?.name),
-            None => None,
+        let within = match row.within {
+            Within::Everywhere => None,
+            Within::Rack(rack) => Some(tx.rack(&rack.to_string()).await?.name),
+            Within::Site(site) => Some(tx.site(&site.to_string()).await?.name),
         };
         let projects = tx.project_names(of_projects(&row)).await?;
         tx.commit().await?;
-        Ok(Self::of(row, rack, &prefixes, &projects))
+        Ok(Self::of(row, within, &prefixes, &projects))
     }
 
+    /// `within` is the name of its rack or site.
     fn of(
         row: store::Pool,
-        rack: Option<String>,
+        within: Option<String>,
         prefixes: &[Prefix],
         projects: &HashMap<id::ProjectId, String>,
     ) -> Self {
         let blocks =
             row.blocks.map(|blocks| Blocks { length: blocks.depth - (128 - row.family.width()), most: blocks.most });
+        let (rack, site) = if let Within::Site(_) = row.within { (None, within) } else { (within, None) };
         Self {
             blocks,
             parent: row.parent_name,
@@ -164,6 +170,7 @@ impl Pool {
                 ipam::Kind::Global => PoolKind::Global,
             },
             rack,
+            site,
             quarantine_minutes: row.quarantine / 60,
             purpose: row.purpose,
             prefixes: prefixes.iter().map(ToString::to_string).collect(),
@@ -202,8 +209,10 @@ pub(super) struct NewPool {
     prefixes: Vec<String>,
     /// The VRF's name; `default` when absent.
     vrf: Option<String>,
-    /// Id or name of the rack whose machines alone may have them; absent: everywhere.
+    /// Id or name of the rack whose machines alone may have them.
     rack: Option<String>,
+    /// Id or name of the site whose racks' machines alone may have them; neither: everywhere.
+    site: Option<String>,
     /// Minutes that released addresses rest before anybody gets them again, at most a year; a day
     /// when absent.
     #[schema(minimum = 0, maximum = 525600)]
@@ -338,9 +347,11 @@ pub(super) async fn create(
     };
     let mut tx = app.store.begin().await?;
     let vrf = tx.vrf(body.vrf.as_deref().unwrap_or("default")).await?;
-    let rack = match &body.rack {
-        Some(rack) => Some(tx.rack(rack).await?.id),
-        None => None,
+    let within = match (&body.rack, &body.site) {
+        (None, None) => Within::Everywhere,
+        (Some(rack), None) => Within::Rack(tx.rack(rack).await?.id),
+        (None, Some(site)) => Within::Site(tx.site(site).await?.id),
+        (Some(_), Some(_)) => return Err(Error::invalid("/site", "give `rack` or `site`, not both")),
     };
     let new = Made {
         name: &body.name,
@@ -351,7 +362,7 @@ pub(super) async fn create(
             PoolKind::Private => ipam::Kind::Private,
             PoolKind::Global => ipam::Kind::Global,
         },
-        rack,
+        within,
         quarantine,
         purpose: &body.purpose,
         blocks,

@@ -1,5 +1,5 @@
-//! `/v1/utilisation` and `/v1/pools/{pool}/space`: how much of pools is used, who has how many
-//! addresses, and where there is room.
+//! `/v1/utilisation`, `/v1/pools/{pool}/space` and `/v1/pools/{pool}/trend`: how much of pools is used and
+//! was, who has how many addresses, and where there is room.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,9 +8,10 @@ use axum::{
     extract::{Path, State},
     response::{IntoResponse, Response},
 };
+use jiff::{SignedDuration, civil::Date};
 use rackhand_controller_core::{
     access::Action,
-    ipam::{Prefix, Usage, picture},
+    ipam::{self, Prefix, Sample, Usage, picture},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -74,7 +75,7 @@ impl Utilisation {
             blocks: usage.blocks.to_string(),
             free: usage.free.to_string(),
             used: usage.used(),
-            largest_free: usage.largest.checked_ilog2().map(|bits| pool.family.width() - bits as u8),
+            largest_free: largest(pool, usage),
             fragmentation: usage.fragmentation(),
         }
     }
@@ -88,6 +89,11 @@ impl Utilisation {
              {fragmentation}\r\n"
         )
     }
+}
+
+/// The length of the largest block of a pool that can be claimed.
+fn largest(pool: &store::Pool, usage: &Usage) -> Option<u8> {
+    usage.largest.checked_ilog2().map(|bits| pool.family.width() - bits as u8)
 }
 
 const CSV_HEADER: &str =
@@ -206,7 +212,7 @@ pub(super) async fn of_projects(
 
 /// Report how many addresses each site has
 ///
-/// Of those that one can see: what is held by machines in its racks, or claimed from a pool of one of
+/// Of those that one can see: what is held by machines in its racks, or claimed from a pool of it or one of
 /// them. It counts all claims: a second for a million.
 #[utoipa::path(get, path = "/v1/utilisation/sites", tag = "addresses", params(Window),
     responses((status = 200, body = Page<Holding>)))]
@@ -225,6 +231,140 @@ pub(super) async fn of_sites(
         Ok(names)
     };
     Ok(axum::Json(page(&window, held, names).await?))
+}
+
+/// Of how many days, and in what form.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Days {
+    /// The samples of this many days, the latest, 1 to 731. (Where it is heading does not depend on it.)
+    #[param(minimum = 1, maximum = 731, default = 90)]
+    days: Option<u32>,
+    /// `csv` for a file (RFC 4180) of the samples; JSON when absent.
+    format: Option<Format>,
+}
+
+/// How much of a pool was used, and where that is heading.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Trend {
+    /// The pool's name.
+    #[schema(example = "public-4")]
+    pool: String,
+    /// 4 or 6.
+    #[schema(example = 4)]
+    family: u8,
+    /// How much of it was used, on each day of which that is known.
+    samples: Vec<DaySample>,
+    /// How much more of it is used than some time ago; absent when only one day is known.
+    change: Option<TrendChange>,
+}
+
+/// How much of a pool was used at the beginning of a day (UTC). Numbers of addresses are texts of digits:
+/// those of IPv6 are larger than numbers in JSON can be.
+#[derive(Debug, Serialize, ToSchema)]
+struct DaySample {
+    /// The day.
+    #[schema(value_type = String, format = Date)]
+    day: Date,
+    /// All addresses.
+    #[schema(example = "256")]
+    total: String,
+    /// Somebody's.
+    claimed: String,
+    /// Not handed out.
+    reserved: String,
+    /// Resting.
+    quarantined: String,
+    /// In blocks that are a project's alone.
+    blocks: String,
+    /// Could be claimed.
+    free: String,
+    /// What was not free, of all: 0 to 1.
+    #[schema(example = 0.25)]
+    used: f64,
+    /// Length of the largest block that could be claimed; absent when nothing was free.
+    #[schema(example = 25)]
+    largest_free: Option<u8>,
+}
+
+/// Where the use of a pool is heading.
+#[derive(Debug, Serialize, ToSchema)]
+struct TrendChange {
+    /// The day that the latest is compared with: thirty days before, or the nearest that is known.
+    #[schema(value_type = String, format = Date)]
+    since: Date,
+    /// How many addresses more are not free than were then; with a `-`, fewer.
+    #[schema(example = "48")]
+    addresses: String,
+    /// The day on which nothing will be free any more if it goes on so; absent when it does not get fuller,
+    /// or not within a hundred years.
+    #[schema(value_type = Option<String>, format = Date)]
+    full: Option<Date>,
+}
+
+impl DaySample {
+    fn of(pool: &store::Pool, Sample { day, usage }: &Sample) -> Self {
+        Self {
+            day: *day,
+            total: usage.total.to_string(),
+            claimed: usage.claimed.to_string(),
+            reserved: usage.reserved.to_string(),
+            quarantined: usage.quarantined.to_string(),
+            blocks: usage.blocks.to_string(),
+            free: usage.free.to_string(),
+            used: usage.used(),
+            largest_free: largest(pool, usage),
+        }
+    }
+
+    /// As a line of CSV.
+    fn line(&self) -> String {
+        let Self { day, total, claimed, reserved, quarantined, blocks, free, used, .. } = self;
+        let largest = self.largest_free.map(|length| length.to_string()).unwrap_or_default();
+        format!("{day},{total},{claimed},{reserved},{quarantined},{blocks},{free},{used},{largest}\r\n")
+    }
+}
+
+const TREND_HEADER: &str = "day,total,claimed,reserved,quarantined,blocks,free,used,largest_free\r\n";
+
+/// Report how much of a pool was used, and where that is heading
+///
+/// The controller notes it once a day, in the first minutes of the day (UTC), and keeps two years. A day
+/// on which it did not run is missing.
+#[utoipa::path(get, path = "/v1/pools/{pool}/trend", tag = "addresses",
+    params(("pool" = String, Path, description = "Id or name."), Days),
+    responses((status = 200, content((Trend = "application/json"), (String = "text/csv")))))]
+pub(super) async fn trend(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path(pool): Path<String>,
+    Query(report): Query<Days>,
+) -> Result<Response, Error> {
+    let days = match report.days.unwrap_or(90) {
+        days @ 1..=store::KEPT => days,
+        _ => return Err(Error::invalid("days", format!("must be between 1 and {}", store::KEPT))),
+    };
+    let pool = visible(&app, &caller, &pool).await?;
+    let known = app.store.samples(&pool).await?;
+    // Days that are missing count: what is asked for is a time.
+    let first = known
+        .last()
+        .and_then(|latest| latest.day.checked_sub(SignedDuration::from_hours(24 * (i64::from(days) - 1))).ok());
+    let shown = known.iter().filter(|sample| first.is_none_or(|first| sample.day >= first));
+    let samples: Vec<_> = shown.map(|sample| DaySample::of(&pool, sample)).collect();
+    if report.format == Some(Format::Csv) {
+        let lines = samples.iter().map(DaySample::line);
+        let text: String = std::iter::once(TREND_HEADER.to_owned()).chain(lines).collect();
+        return Ok(text_page("text/csv; charset=utf-8; header=present", text, None));
+    }
+    let change = ipam::trend(&known).map(|ipam::Trend { since, change, full }| TrendChange {
+        since,
+        addresses: change.to_string(),
+        full,
+    });
+    let family = family(pool.family);
+    Ok(axum::Json(Trend { pool: pool.name, family, samples, change }).into_response())
 }
 
 /// Where a pool has room.

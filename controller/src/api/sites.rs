@@ -113,7 +113,10 @@ pub(super) async fn delete(
     let site = tx.site(&site).await?;
     expected.check(site.version)?;
     if !tx.delete_site(site.id).await? {
-        return Err(Error::conflict(format!("racks stand in site {}; move them to another first", site.name)));
+        return Err(Error::conflict(format!(
+            "racks stand in site {0} or pools are for it; move the racks to another and delete the pools first",
+            site.name
+        )));
     }
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)

@@ -393,12 +393,15 @@ fn each_operation_is_this_action_at_this_place() {
         DELETE /v1/pools/{pool}: address.space everything
         POST   /v1/pools/{pool}/prefixes: address.space everything
         GET    /v1/pools/{pool}/space: address.read anywhere
+        GET    /v1/pools/{pool}/trend: address.read anywhere
         GET    /v1/utilisation: address.read anywhere
         GET    /v1/utilisation/projects: address.read anywhere
         GET    /v1/utilisation/sites: address.read anywhere
+        GET    /v1/assignments: address.read anywhere
         GET    /v1/claims: address.read anywhere
         POST   /v1/claims: address.claim body
         GET    /v1/claims/{claim}: address.read where the claim is
+        PATCH  /v1/claims/{claim}: address.claim where the claim is
         DELETE /v1/claims/{claim}: address.claim where the claim is
         GET    /v1/addresses/{address}/history: address.read anywhere
         GET    /v1/addresses/{address}/name: address.read anywhere

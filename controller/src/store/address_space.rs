@@ -131,8 +131,8 @@ pub struct Pool {
     pub family: Family,
     /// What they are for.
     pub kind: Kind,
-    /// The rack whose machines alone may have them.
-    pub rack: Option<RackId>,
+    /// Whose machines may have them.
+    pub within: Within,
     /// Seconds that released addresses rest.
     pub quarantine: u32,
     /// What for, in words.
@@ -158,7 +158,8 @@ pub struct Pool {
 impl Pool {
     /// Where it stands.
     pub fn place(&self) -> Place {
-        Place { organisation: self.organisation, project: self.project, site: self.site, rack: self.rack }
+        let rack = if let Within::Rack(rack) = self.within { Some(rack) } else { None };
+        Place { organisation: self.organisation, project: self.project, site: self.site, rack }
     }
 }
 
@@ -172,6 +173,29 @@ pub struct Blocks {
     pub most: u32,
 }
 
+/// Where addresses may be, or are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Within {
+    /// At any machine.
+    Everywhere,
+    /// At the machines of a site's racks.
+    Site(SiteId),
+    /// At a rack's machines.
+    Rack(RackId),
+}
+
+impl Within {
+    /// The rack's id.
+    pub(super) fn rack(self) -> Option<String> {
+        if let Self::Rack(rack) = self { Some(rack.to_string()) } else { None }
+    }
+
+    /// The site's id; none of a rack, whose site is told by the rack.
+    pub(super) fn site(self) -> Option<String> {
+        if let Self::Site(site) = self { Some(site.to_string()) } else { None }
+    }
+}
+
 /// A pool to be created.
 #[derive(Clone, Debug)]
 pub struct NewPool<'a> {
@@ -183,8 +207,8 @@ pub struct NewPool<'a> {
     pub family: Family,
     /// What they are for.
     pub kind: Kind,
-    /// The rack whose machines alone may have them.
-    pub rack: Option<RackId>,
+    /// Whose machines may have them.
+    pub within: Within,
     /// Seconds that released addresses rest.
     pub quarantine: u32,
     /// What for, in words.
@@ -401,15 +425,15 @@ impl Tx {
         self.watch("pools", &id).await?;
         query(
             "INSERT INTO pools (id, name, vrf, family, kind, rack, quarantine, purpose, created,
-                                block, blocks, parent, project, grants)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+                                block, blocks, parent, project, grants, site)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         )
         .bind(&id)
         .bind(new.name)
         .bind(new.vrf.number)
         .bind(if new.family == Family::V4 { 4 } else { 6 })
         .bind(new.kind.to_string())
-        .bind(new.rack.map(|rack| rack.to_string()))
+        .bind(new.within.rack())
         .bind(new.quarantine)
         .bind(new.purpose)
         .bind(micros(now))
@@ -418,6 +442,7 @@ impl Tx {
         .bind(new.carved.map(|(parent, _)| parent.number))
         .bind(new.carved.map(|(_, project)| project.to_string()))
         .bind(json(&new.grants))
+        .bind(new.within.site())
         .execute(&mut self.inner)
         .await
         .map_err(taken("pool name"))?;
@@ -556,12 +581,12 @@ impl Tx {
 const AGGREGATES: &str = "SELECT * FROM (SELECT aggregates.*, vrfs.name AS vrf_name FROM aggregates
     JOIN vrfs ON vrfs.number = aggregates.vrf) AS found";
 
-const POOLS: &str = "SELECT * FROM (SELECT pools.*, vrfs.name AS vrf_name, parents.name AS parent_name,
-    racks.site AS site, projects.organisation AS organisation
+pub(super) const POOLS: &str = "SELECT * FROM (SELECT pools.*, vrfs.name AS vrf_name, parents.name AS parent_name,
+    COALESCE(racks.site, pools.site) AS its_site, projects.organisation AS organisation
     FROM pools JOIN vrfs ON vrfs.number = pools.vrf LEFT JOIN pools AS parents ON parents.number = pools.parent
     LEFT JOIN racks ON racks.id = pools.rack LEFT JOIN projects ON projects.id = pools.project) AS found";
 
-/// Where pools stand. One of a rack can be seen wherever pools can: its addresses are claimed from
+/// Where pools stand. One of a rack or a site can be seen wherever pools can: its addresses are claimed from
 /// other places too.
 pub(super) const STANDS: Columns = Columns {
     organisation: Some("(SELECT organisation FROM projects WHERE projects.id = found.project)"),
@@ -616,8 +641,9 @@ fn read_aggregate(row: &Row) -> Result<Aggregate, StoreError> {
     })
 }
 
-fn read_pool(row: &Row) -> Result<Pool, StoreError> {
+pub(super) fn read_pool(row: &Row) -> Result<Pool, StoreError> {
     let most = row.try_get("blocks")?;
+    let optional = |column| row.try_get::<Option<&str>, _>(column);
     Ok(Pool {
         number: row.try_get("number")?,
         id: id(row.try_get("id")?)?,
@@ -626,7 +652,11 @@ fn read_pool(row: &Row) -> Result<Pool, StoreError> {
         vrf: row.try_get("vrf_name")?,
         family: if row.try_get::<i64, _>("family")? == 4 { Family::V4 } else { Family::V6 },
         kind: parsed("kind of a pool", row.try_get("kind")?)?,
-        rack: row.try_get::<Option<&str>, _>("rack")?.map(id).transpose()?,
+        within: match (optional("rack")?, optional("site")?) {
+            (Some(rack), _) => Within::Rack(id(rack)?),
+            (None, Some(site)) => Within::Site(id(site)?),
+            (None, None) => Within::Everywhere,
+        },
         quarantine: row.try_get("quarantine")?,
         purpose: row.try_get("purpose")?,
         blocks: row.try_get::<Option<u8>, _>("block")?.map(|depth| Blocks { depth, most }),
@@ -634,7 +664,7 @@ fn read_pool(row: &Row) -> Result<Pool, StoreError> {
         parent_name: row.try_get("parent_name")?,
         project: row.try_get::<Option<&str>, _>("project")?.map(id).transpose()?,
         organisation: row.try_get::<Option<&str>, _>("organisation")?.map(id).transpose()?,
-        site: row.try_get::<Option<&str>, _>("site")?.map(id).transpose()?,
+        site: row.try_get::<Option<&str>, _>("its_site")?.map(id).transpose()?,
         grants: from_json("grants of a pool", row.try_get("grants")?)?,
         created: timestamp(row.try_get("created")?)?,
         version: row.try_get::<i64, _>("version")? as u64,

@@ -3,9 +3,11 @@
 //! Invariants:
 //! - A claim's row stays after its release and is the history: it is written in the transaction
 //!   in which its prefix changes, and never afterwards.
+//! - A claim that moves keeps its id. Who held it until then is a row of its own, which ends at the
+//!   instant at which the claim's begins: rows of one prefix follow each other without a gap.
 //! - At any time an address is in one claim of its VRF at most.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fmt};
 
 use jiff::Timestamp;
 use rackhand_common::{
@@ -15,7 +17,7 @@ use rackhand_common::{
 use rackhand_controller_core::{access::Sight, ipam::Prefix};
 
 use super::{
-    Pool, Present, Store, StoreError, Tx, Vrf,
+    Pool, Present, Store, StoreError, Tx, Vrf, Within,
     database::{Builder, Executor, Row, in_powers_of_two, query, query_scalar},
     id,
     machines::parsed,
@@ -57,6 +59,8 @@ pub struct Claim {
     pub since: Timestamp,
     /// Until when; `None` while it is.
     pub until: Option<Timestamp>,
+    /// Counts its changes.
+    pub version: u64,
 }
 
 /// Who holds an address.
@@ -70,13 +74,24 @@ pub struct Holder {
     pub name: String,
 }
 
+/// Its name, with the port.
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.mac {
+            Some(mac) => write!(f, "{} {mac}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
 /// What is written of a claim when it is made.
 #[derive(Clone, Debug)]
 pub(crate) struct ClaimRow<'a> {
     pub(crate) reserved: bool,
     pub(crate) holder: &'a Holder,
     pub(crate) project: Option<ProjectId>,
-    pub(crate) rack: Option<RackId>,
+    /// Where it is.
+    pub(crate) within: Within,
     pub(crate) purpose: &'a str,
     pub(crate) by: &'a str,
 }
@@ -126,7 +141,9 @@ impl Store {
         } else {
             query.push("SELECT claims.* FROM claims");
             let reach = self.reach(&filter.sight).await?;
-            reach.push(&mut query, "claims", "claims.id", limit, |query| filter.push(query, &after));
+            reach.push(&mut query, "claims", &["project", "rack", "site"], "claims.id", limit, |query| {
+                filter.push(query, &after)
+            });
         }
         query.build().fetch_all(&self.pool).await?.iter().map(read).collect()
     }
@@ -158,7 +175,7 @@ impl Store {
         query.build().fetch_optional(&self.pool).await?.as_ref().map(read).transpose()
     }
 
-    /// All claims an address was ever in, the newest first, before `before`, at most `limit`.
+    /// Who ever held an address, the latest first, before the one with the id `before`, at most `limit`.
     pub async fn history(
         &self,
         sight: &Sight,
@@ -176,10 +193,17 @@ impl Store {
             )
             .push_bind(vrf.number);
         if let Some(before) = before {
-            query.push(" AND id < ").push_bind(before.to_string());
+            // Ids are in the order of claims, but what was before a move was written down at the move.
+            query
+                .push(
+                    " AND (claims.since, claims.until, claims.id)
+                        < (SELECT latest.since, latest.until, latest.id FROM claims AS latest WHERE latest.id = ",
+                )
+                .push_bind(before.to_string())
+                .push(")");
         }
         STANDS.push(&mut query, sight);
-        query.push(" ORDER BY id DESC LIMIT ").push_bind(limit);
+        query.push(" ORDER BY claims.since DESC, claims.until DESC, claims.id DESC LIMIT ").push_bind(limit);
         query.build().fetch_all(&self.pool).await?.iter().map(read).collect()
     }
 }
@@ -188,7 +212,7 @@ impl Store {
 pub(super) const STANDS: Columns = Columns {
     organisation: Some("(SELECT organisation FROM projects WHERE projects.id = claims.project)"),
     project: Some("claims.project"),
-    site: Some("(SELECT site FROM racks WHERE racks.id = claims.rack)"),
+    site: Some("COALESCE((SELECT site FROM racks WHERE racks.id = claims.rack), claims.site)"),
     rack: Some("claims.rack"),
 };
 
@@ -265,7 +289,7 @@ impl Tx {
             self.watch("claims", claim).await?;
         }
         query(
-            "UPDATE claims SET machine = $2, rack = $3
+            "UPDATE claims SET machine = $2, rack = $3, version = version + 1
              WHERE machine IN ($1, $2) AND until = 9223372036854775807",
         )
         .bind(from.to_string())
@@ -322,7 +346,7 @@ impl Tx {
             let ids: Vec<_> = some.iter().map(|_| ClaimId::fresh()).collect();
             let mut query = Builder::new(
                 "INSERT INTO claims (id, vrf, aggregate, pool, pool_name, start, depth, reserved, machine, mac, name,
-                                     project, rack, purpose, claimed_by, since, until) ",
+                                     project, rack, purpose, claimed_by, since, until, site) ",
             );
             query.push_values(ids.iter().zip(some), |mut values, (id, ((aggregate, prefix), row))| {
                 values
@@ -338,11 +362,12 @@ impl Tx {
                     .push_bind(row.holder.mac.map(|mac| mac.to_string()))
                     .push_bind(&row.holder.name)
                     .push_bind(row.project.map(|project| project.to_string()))
-                    .push_bind(row.rack.map(|rack| rack.to_string()))
+                    .push_bind(row.within.rack())
                     .push_bind(row.purpose)
                     .push_bind(row.by)
                     .push_bind(micros(now))
-                    .push_bind(STILL);
+                    .push_bind(STILL)
+                    .push_bind(row.within.site());
             });
             query.push(" RETURNING *");
             let rows = query.build().fetch_all(&mut self.inner).await?;
@@ -363,11 +388,67 @@ impl Tx {
                     released_by: None,
                     since: now,
                     until: None,
+                    version: 1,
                 };
                 made.push((claim, rows.remove(&id).ok_or(StoreError::NotFound("claim"))?));
             }
         }
         Ok(made)
+    }
+
+    /// Writes that a claim which has not ended is another's from now on, or what it is for. Who held it
+    /// until now stays in the history.
+    pub(crate) async fn move_claim(
+        &mut self,
+        now: Timestamp,
+        id: ClaimId,
+        to: Option<(&Holder, Within)>,
+        purpose: &str,
+        by: &str,
+    ) -> Result<Claim, StoreError> {
+        let before =
+            query("SELECT * FROM claims WHERE id = $1").bind(id.to_string()).fetch_one(&mut self.inner).await?;
+        let after = if let Some((holder, within)) = to {
+            let past = ClaimId::fresh();
+            let held = query(
+                "INSERT INTO claims (id, vrf, aggregate, pool, pool_name, start, depth, reserved, machine, mac, name,
+                                     project, rack, site, purpose, claimed_by, released_by, since, until, version)
+                 SELECT $2, vrf, aggregate, pool, pool_name, start, depth, reserved, machine, mac, name,
+                        project, rack, site, purpose, claimed_by, $3, since, $4, version
+                 FROM claims WHERE id = $1 RETURNING *",
+            )
+            .bind(id.to_string())
+            .bind(past.to_string())
+            .bind(by)
+            .bind(micros(now))
+            .fetch_one(&mut self.inner)
+            .await?;
+            self.watch_change("claims", past, None, &held)?;
+            query(
+                "UPDATE claims SET machine = $2, mac = $3, name = $4, rack = $5, purpose = $6, claimed_by = $7,
+                                   since = $8, site = $9, version = version + 1
+                 WHERE id = $1 RETURNING *",
+            )
+            .bind(id.to_string())
+            .bind(holder.machine.map(|machine| machine.to_string()))
+            .bind(holder.mac.map(|mac| mac.to_string()))
+            .bind(&holder.name)
+            .bind(within.rack())
+            .bind(purpose)
+            .bind(by)
+            .bind(micros(now))
+            .bind(within.site())
+            .fetch_one(&mut self.inner)
+            .await?
+        } else {
+            query("UPDATE claims SET purpose = $2, version = version + 1 WHERE id = $1 RETURNING *")
+                .bind(id.to_string())
+                .bind(purpose)
+                .fetch_one(&mut self.inner)
+                .await?
+        };
+        self.watch_change("claims", id, Some(&before), &after)?;
+        read(&after)
     }
 
     /// Writes that a claim has ended, and whatever names its addresses have; the claim as it was.
@@ -379,12 +460,13 @@ impl Tx {
         if claim.until.is_some() {
             return Ok(claim);
         }
-        let after = query("UPDATE claims SET until = $2, released_by = $3 WHERE id = $1 RETURNING *")
-            .bind(id.to_string())
-            .bind(micros(now))
-            .bind(by)
-            .fetch_one(&mut self.inner)
-            .await?;
+        let after =
+            query("UPDATE claims SET until = $2, released_by = $3, version = version + 1 WHERE id = $1 RETURNING *")
+                .bind(id.to_string())
+                .bind(micros(now))
+                .bind(by)
+                .fetch_one(&mut self.inner)
+                .await?;
         self.watch_change("claims", id, Some(&before), &after)?;
         self.delete_reverse_names(id).await?;
         Ok(claim)
@@ -417,6 +499,7 @@ fn read(row: &Row) -> Result<Claim, StoreError> {
         released_by: row.try_get("released_by")?,
         since: timestamp(row.try_get("since")?)?,
         until: (until != STILL).then(|| timestamp(until)).transpose()?,
+        version: row.try_get::<i64, _>("version")? as u64,
     })
 }
 

@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     RunStatus, Store, StoreError, Tx,
     database::{Builder, Row, query},
-    from_json, id, json, micros, timestamp,
+    from_json, id, json, micros,
+    places::OF_RACKS,
+    timestamp,
 };
 
 /// An event as it is stored.
@@ -156,6 +158,15 @@ pub enum Happened {
         /// The project's name at the time.
         project: Option<String>,
     },
+    /// A claim of addresses moved to the machine or away from it.
+    AddressesMoved {
+        /// Which addresses.
+        prefix: String,
+        /// Who held them.
+        from: String,
+        /// Who holds them.
+        to: String,
+    },
 }
 
 /// Which events are asked for.
@@ -176,7 +187,7 @@ impl Store {
     pub async fn events(&self, after: u64, filter: &EventFilter, limit: u32) -> Result<Vec<StoredEvent>, StoreError> {
         // A condition that is not asked for is not in the query: each finds its own index.
         let mut query = Builder::new("SELECT * FROM events");
-        self.reach(&filter.sight).await?.push(&mut query, "events", "events.id", limit, |query| {
+        self.reach(&filter.sight).await?.push(&mut query, "events", OF_RACKS, "events.id", limit, |query| {
             query.push(" AND events.id > ").push_bind(after as i64);
             let ids = [
                 ("rack", filter.rack.map(|id| id.to_string())),

@@ -26,7 +26,9 @@ use sqlx::AssertSqlSafe;
 use super::{
     ImageVersion, Store, StoreError, Tx,
     database::{Builder, Executor, Row, query},
-    from_json, id, json, micros, taken, timestamp,
+    from_json, id, json, micros,
+    places::OF_RACKS,
+    taken, timestamp,
 };
 
 /// A machine as the controller knows it.
@@ -187,7 +189,7 @@ impl Store {
         // A condition that is not asked for is not in the query: each finds its own index.
         let mut query = Builder::new(SELECT);
         let order = format!("machines.{column}");
-        self.reach(&filter.sight).await?.push(&mut query, "machines", &order, limit, |query| {
+        self.reach(&filter.sight).await?.push(&mut query, "machines", OF_RACKS, &order, limit, |query| {
             query.push(format_args!(" AND {order} > ")).push_bind(&after);
             filter.push(query);
         });

@@ -38,6 +38,7 @@ mod requests;
 mod reverse;
 mod runs;
 pub(crate) mod seal;
+mod samples;
 mod sites;
 mod tokens;
 mod transfer;
@@ -56,7 +57,7 @@ use rackhand_fail_points::fail_point;
 use tokio::sync::Notify;
 
 pub use self::{
-    address_space::{Aggregate, Blocks, NewPool, Pool, Proof, ProofKind, ProofState, Source, Vrf},
+    address_space::{Aggregate, Blocks, NewPool, Pool, Proof, ProofKind, ProofState, Source, Vrf, Within},
     agents::Agent,
     audit::{Asked, AuditFilter, ChainEnd},
     backup::{Contents, Examined, examine, fill, is_occupied, is_sealed_with, read_backup, write_backup, write_copy},
@@ -75,10 +76,11 @@ pub use self::{
     plans::Plan,
     projects::Project,
     racks::{Rack, SoundNetwork, Unsound},
-    reports::{By, Held},
+    reports::{Assignment, By, Held},
     requests::{KeyedRequest, Known},
     reverse::ReverseName,
     runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Run, RunStatus},
+    samples::KEPT,
     sites::{DEFAULT_SITE, Site},
     tokens::{NewToken, Owner, Token},
 };

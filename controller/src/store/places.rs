@@ -57,6 +57,9 @@ pub(super) struct Columns {
     pub(super) rack: Option<&'static str>,
 }
 
+/// The keys of a table whose rows stand in racks.
+pub(super) const OF_RACKS: &[&str] = &["project", "rack"];
+
 /// What can be seen of a large table, as keys of its indexes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reach(Vec<Keys>);
@@ -65,6 +68,18 @@ pub(super) struct Reach(Vec<Keys>);
 struct Keys {
     projects: Vec<String>,
     racks: Vec<String>,
+    sites: Vec<String>,
+}
+
+impl Keys {
+    /// Those that are looked for in this column.
+    fn of(&self, column: &str) -> &[String] {
+        match column {
+            "project" => &self.projects,
+            "rack" => &self.racks,
+            _ => &self.sites,
+        }
+    }
 }
 
 impl Thing {
@@ -108,13 +123,13 @@ impl Thing {
             }
             Self::Claim => {
                 "SELECT claims.id AS id, projects.organisation AS organisation, claims.project AS project,
-                    racks.site AS site, claims.rack AS rack
+                    COALESCE(racks.site, claims.site) AS site, claims.rack AS rack
                  FROM claims LEFT JOIN racks ON racks.id = claims.rack LEFT JOIN projects ON projects.id = claims.project
                  WHERE claims.id = $1"
             }
             Self::Pool => {
                 "SELECT pools.id AS id, projects.organisation AS organisation, pools.project AS project,
-                    racks.site AS site, pools.rack AS rack
+                    COALESCE(racks.site, pools.site) AS site, pools.rack AS rack
                  FROM pools LEFT JOIN racks ON racks.id = pools.rack LEFT JOIN projects ON projects.id = pools.project
                  WHERE pools.id = $1 OR pools.name = $1
                  ORDER BY CASE WHEN pools.id = $1 THEN 0 ELSE 1 END LIMIT 1"
@@ -183,6 +198,7 @@ impl Store {
                         }
                     }
                     Scope::Site(id) => {
+                        keys.sites.push(id.to_string());
                         let of = query("SELECT id FROM racks WHERE site = $1").bind(id.to_string());
                         for row in of.fetch_all(&self.pool).await? {
                             keys.racks.push(row.try_get("id")?);
@@ -194,6 +210,8 @@ impl Store {
             keys.projects.dedup();
             keys.racks.sort_unstable();
             keys.racks.dedup();
+            keys.sites.sort_unstable();
+            keys.sites.dedup();
             reach.push(keys);
         }
         Ok(Reach(reach))
@@ -265,11 +283,13 @@ impl Columns {
 impl Reach {
     /// Adds ` WHERE …` to a query of `table` that begins without one: rows that can be seen, of
     /// which `narrow` (which adds ` AND …`) is true, the first `limit` of them in this order. Each
-    /// project and rack is one seek in its index, however much others have.
+    /// project, rack and site (as far as the table has these `columns`) is one seek in its index, however
+    /// much others have.
     pub(super) fn push(
         &self,
         query: &mut Builder,
         table: &'static str,
+        columns: &[&'static str],
         order: &str,
         limit: u32,
         narrow: impl Fn(&mut Builder),
@@ -280,19 +300,16 @@ impl Reach {
             query.push(format_args!(" ORDER BY {order} LIMIT ")).push_bind(limit);
             return;
         };
-        let branches: Vec<(&str, &[String])> = match keys.projects.len() + keys.racks.len() {
+        let keyed = columns.iter().map(|column| (*column, keys.of(column)));
+        let branches: Vec<(&str, &[String])> = match keyed.clone().map(|(_, keys)| keys.len()).sum::<usize>() {
             0 => {
                 query.push(" WHERE 1 = 0");
                 return;
             }
             few if few <= BRANCHES => {
-                let projects = keys.projects.chunks(1).map(|key| ("project", key));
-                projects.chain(keys.racks.chunks(1).map(|key| ("rack", key))).collect()
+                keyed.flat_map(|(column, keys)| keys.chunks(1).map(move |key| (column, key))).collect()
             }
-            _ => [("project", keys.projects.as_slice()), ("rack", keys.racks.as_slice())]
-                .into_iter()
-                .filter(|(_, keys)| !keys.is_empty())
-                .collect(),
+            _ => keyed.filter(|(_, keys)| !keys.is_empty()).collect(),
         };
         query.push(format_args!(" WHERE {table}.id IN ("));
         for (number, (column, keys)) in branches.into_iter().enumerate() {
@@ -301,7 +318,7 @@ impl Reach {
             within(query, table, column, keys);
             for also in others {
                 query.push(" AND (1 = 0");
-                for (column, keys) in [("project", &also.projects), ("rack", &also.racks)] {
+                for (column, keys) in columns.iter().map(|column| (*column, also.of(column))) {
                     if !keys.is_empty() {
                         query.push(" OR ");
                         within(query, table, column, keys);

@@ -28,7 +28,9 @@ use sqlx::AssertSqlSafe;
 use super::{
     Store, StoreError, Tx,
     database::{Builder, Executor, Row, query},
-    from_json, id, json, micros, taken, timestamp,
+    from_json, id, json, micros,
+    places::OF_RACKS,
+    taken, timestamp,
 };
 
 /// A run as it is known.
@@ -243,7 +245,7 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<Run>, StoreError> {
         let mut query = Builder::new(SELECT);
-        self.reach(sight).await?.push(&mut query, "runs", "runs.id DESC", limit, |query| {
+        self.reach(sight).await?.push(&mut query, "runs", OF_RACKS, "runs.id DESC", limit, |query| {
             if let Some(machine) = machine {
                 query.push(" AND runs.machine = ").push_bind(machine.to_string());
             }

@@ -76,14 +76,12 @@ impl Tx {
         Ok(Site { name: name.into(), version: site.version + 1, ..site })
     }
 
-    /// Removes a site and the roles that people have there; false when racks stand in it.
+    /// Removes a site and the roles that people have there; false when racks stand in it or pools are for it.
     pub async fn delete_site(&mut self, site: SiteId) -> Result<bool, StoreError> {
-        let racks: i64 = query_scalar("SELECT COUNT(*) FROM racks WHERE site = $1")
-            .bind(site.to_string())
-            .fetch_one(&mut self.inner)
-            .await?;
-        if racks > 0 {
-            return Ok(false);
+        for count in ["SELECT COUNT(*) FROM racks WHERE site = $1", "SELECT COUNT(*) FROM pools WHERE site = $1"] {
+            if query_scalar::<i64>(count).bind(site.to_string()).fetch_one(&mut self.inner).await? > 0 {
+                return Ok(false);
+            }
         }
         self.delete_bindings_at("site", &site.to_string()).await?;
         self.watch("sites", site).await?;

@@ -184,6 +184,7 @@ fn requests(before: &Object, after: &Object, path: &str) -> Result<Vec<Request>,
                 ("kind", old.kind != new.kind),
                 ("VRF", old.vrf != new.vrf),
                 ("rack", old.rack != new.rack),
+                ("site", old.site != new.site),
                 ("blocks for projects", old.blocks != new.blocks),
             ] {
                 if differs {

@@ -84,9 +84,18 @@ impl Kind {
             Self::Person => &["name", "email"],
             Self::Rack => &["name", "site", "network"],
             Self::Aggregate => &["prefix", "vrf", "source"],
-            Self::Pool => {
-                &["name", "kind", "vrf", "rack", "quarantine_minutes", "purpose", "prefixes", "blocks", "grants"]
-            }
+            Self::Pool => &[
+                "name",
+                "kind",
+                "vrf",
+                "rack",
+                "site",
+                "quarantine_minutes",
+                "purpose",
+                "prefixes",
+                "blocks",
+                "grants",
+            ],
             Self::Plan => &["name", "description", "rules"],
             Self::Binding => &["person", "role", "scope"],
         }
@@ -212,6 +221,8 @@ pub(crate) struct Pool {
     pub(super) vrf: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rack: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) site: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) quarantine_minutes: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -474,6 +485,7 @@ impl Object {
             (Self::Pool(new), Self::Pool(old)) => {
                 stays(&mut new.vrf, &old.vrf);
                 stays(&mut new.rack, &old.rack);
+                stays(&mut new.site, &old.site);
                 stays(&mut new.purpose, &old.purpose);
                 new.quarantine_minutes = new.quarantine_minutes.or(old.quarantine_minutes);
                 new.blocks = match (new.blocks, old.blocks) {
@@ -498,6 +510,7 @@ impl Object {
             (Self::Rack(rack), Self::Site(site)) => or_default(&rack.site) == site.name,
             (Self::Aggregate(aggregate), Self::Vrf(vrf)) => or_default(&aggregate.vrf) == vrf.name,
             (Self::Pool(pool), Self::Vrf(vrf)) => or_default(&pool.vrf) == vrf.name,
+            (Self::Pool(pool), Self::Site(site)) => pool.site.as_ref() == Some(&site.name),
             (Self::Pool(pool), Self::Rack(rack)) => pool.rack.as_ref() == Some(&rack.name),
             (Self::Pool(pool), Self::Project(_)) => {
                 let name = that.name();
@@ -648,6 +661,9 @@ mod tests {
             object(json!({"vrf": {"name": "lab"}})),
             object(json!({"site": {"name": "lab"}})),
         ];
+        let of_site =
+            object(json!({"pool": {"name": "q", "kind": "private", "site": "lab", "prefixes": ["12.0.0.0/8"]}}));
+        assert!(of_site.needs(&not[4]) && !of_site.needs(&needed[3]), "a site and a rack may have one name");
         assert!(needed.iter().all(|that| pool.needs(that)));
         assert!(not.iter().all(|that| !pool.needs(that)));
         let role = object(json!({"binding": {

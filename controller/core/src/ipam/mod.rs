@@ -1,5 +1,6 @@
 //! IP address management, without IO: prefixes of both families by one arithmetic, the tree by
-//! which space is split and put together again, figures of what is used, and reverse DNS.
+//! which space is split and put together again, figures of what is used and where that is heading, reverse
+//! DNS, and what registries are told.
 //!
 //! Space that is handed out is a tree of disjoint prefixes: an *aggregate* is its root, a
 //! prefix is either split in its two halves or a leaf, and only a leaf is free, claimed,
@@ -9,7 +10,9 @@
 mod picture;
 mod prefix;
 mod reverse;
+pub mod rpsl;
 mod tree;
+mod trend;
 mod usage;
 
 pub use self::{
@@ -17,6 +20,7 @@ pub use self::{
     prefix::{Family, NotAPrefix, Prefix},
     reverse::{Authority, HostName, NotAHostName, NotAZone, ReverseZone, is_label},
     tree::{Carved, NotAState, Shares, State, best_fit, carve, join, share},
+    trend::{RATE_DAYS, Sample, Trend, trend},
     usage::{Kind, NotAKind, Usage},
 };
 

@@ -36,6 +36,8 @@ async fn whatever_can_be_changed_is_changed_as_it_was_read_or_not(on: On) {
         let (status, made) = bench.ask(Method::POST, uri, body.to_string()).await;
         assert_eq!(status, StatusCode::CREATED, "{uri}: {made}");
     }
+    let wish = json!({"pool": "p4", "name": "vpn"}).to_string();
+    let claim = bench.ask(Method::POST, "/v1/claims", wish).await.1["id"].as_str().unwrap().to_owned();
     bench.ask(Method::PUT, "/v1/images/debian?firmware=bios", vec![7; 8192]).await;
     bench.app.images.closed().await;
     // One of each, and what to change about it.
@@ -48,6 +50,7 @@ async fn whatever_can_be_changed_is_changed_as_it_was_read_or_not(on: On) {
         ("machine", (machine.as_str(), json!({"name": "web-1"}))),
         ("image", ("debian", json!({"deprecated": true}))),
         ("plan", ("large", json!({"description": "databases"}))),
+        ("claim", (claim.as_str(), json!({"name": "vpn-2", "purpose": "tunnels"}))),
         ("pool", ("p4", json!({"name": "p", "quarantine_minutes": 5, "purpose": "tunnels"}))),
     ]);
     let document = serde_json::to_value(document()).unwrap();
