@@ -333,13 +333,13 @@ async fn may_hold(app: &App, caller: &Caller, id: id::ClaimId, to: &NewHolder) -
         return Err(Refused::Over(id, until).into());
     }
     let pool = app.store.pool_numbered(claim.pool_number).await?;
-    let of = app.store.standing(Thing::Pool, &pool.id.to_string()).await?.place;
+    let of = pool.place();
     let place = match to {
         NewHolder::Machine(machine, _) => caller.find(app, Action::MachineRead, Thing::Machine, machine).await?.place,
         NewHolder::Name(_) => of,
     };
     let project = app.store.standing(Thing::Claim, &id.to_string()).await?.place;
-    caller.may_use(&pool, of, Use::Assign, place.given_to(project))?;
+    caller.may_use(&pool, Use::Assign, place.given_to(project))?;
     match claim.reserved {
         true => caller.require(Action::AddressSpace, of),
         false => Ok(()),
