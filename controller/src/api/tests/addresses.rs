@@ -149,7 +149,7 @@ async fn a_claim_moves_within_its_project_to_where_the_caller_could_have_claimed
     // The record of the move names both rows.
     while bench.app.store.link_records().await.unwrap() > 0 {}
     let (_, audit) = ask(&admin, Method::GET, "/v1/audit?order=newest&limit=1", Value::Null).await;
-    assert_eq!(audit["items"][0]["action"], "PATCH /v1/claims/{claim}", "{audit}");
+    assert_eq!(audit["items"][0]["action"], format!("PATCH {uri}"), "{audit}");
     let mut changed: Vec<_> = audit["items"][0]["changes"].as_array().unwrap().iter().map(|one| &one["id"]).collect();
     changed.sort_by_key(|id| id.as_str());
     let mut both = [&now["id"], &then["id"]];
