@@ -350,8 +350,11 @@ impl Client {
             && let Ok(response) = self.send(self.request(Method::GET, &format!("/v1/{things}?limit=200"))).await
             && let Ok(page) = response.json::<Page>().await
         {
-            let names = page.items.iter().filter_map(|thing| thing.get("name")?.as_str());
-            problem.detail += &did_you_mean(name, names);
+            let names: Vec<_> = page.items.iter().filter_map(|thing| thing.get("name")?.as_str()).collect();
+            // A name that is there is not what is missing: that is something else in the request.
+            if !names.contains(&name) {
+                problem.detail += &did_you_mean(name, names);
+            }
         }
         problem.into()
     }

@@ -199,7 +199,8 @@ fn remark(image: &Image) -> Option<String> {
     let failure = image.failure.as_ref().map(|failure| failure.detail.clone());
     let expires = image.expires.map(|expires| format!("expires {}", second(expires)));
     let errors = image.findings.iter().flatten().filter(|finding| finding.severity == "error").count();
-    let found = (errors > 0).then(|| format!("{errors} errors: see `rackhand image show`"));
+    let word = if errors == 1 { "error" } else { "errors" };
+    let found = (errors > 0).then(|| format!("{errors} {word}: see `rackhand image show`"));
     failure.or(found).or(image.deprecated.then(|| "deprecated".into())).or(expires)
 }
 

@@ -622,20 +622,24 @@ mod tests {
             public-4  2026-11-24 to 2026-11-29
               ▁▅  ██
               100.0 % used: 19 of 256 are free
-              48 more in use than on 2026-10-30; full on 2026-12-11 if it goes on so"#]].assert_eq(&trend(json!(days), full));
+              48 more in use than on 2026-10-30; full on 2026-12-11 if it goes on so"#]]
+        .assert_eq(&trend(json!(days), full));
         let fewer = json!({"since": "2026-11-24", "addresses": "-48", "full": null});
         expect![[r#"
             public-4  2026-11-24 to 2026-11-24
               ▁
               0.0 % used: 19 of 256 are free
-              48 fewer in use than on 2026-11-24"#]].assert_eq(&trend(json!(days[..1]), fewer));
-        expect!["nothing is known of pool public-4 yet: the controller takes note once a day"].assert_eq(&trend(json!([]), Value::Null));
+              48 fewer in use than on 2026-11-24"#]]
+        .assert_eq(&trend(json!(days[..1]), fewer));
+        expect!["nothing is known of pool public-4 yet: the controller takes note once a day"]
+            .assert_eq(&trend(json!([]), Value::Null));
         // Of two years twelve or thirteen days are one bar.
         let long = [sample("2024-11-29", 0.1), sample("2026-11-20", 0.2), sample("2026-11-29", 0.8)];
         expect![[r#"
             public-4  2024-11-29 to 2026-11-29
               ▁                                                       ▇
-              80.0 % used: 19 of 256 are free"#]].assert_eq(&trend(json!(long), Value::Null));
+              80.0 % used: 19 of 256 are free"#]]
+        .assert_eq(&trend(json!(long), Value::Null));
     }
 
     #[test]

@@ -67,12 +67,7 @@ impl Tx {
     }
 
     /// The first `limit` of the free prefixes that give one of this depth, in that order.
-    pub(crate) async fn next_free_some(
-        &mut self,
-        pool: i64,
-        depth: u8,
-        limit: usize,
-    ) -> Result<Vec<Leaf>, StoreError> {
+    pub(crate) async fn next_free_some(&mut self, pool: i64, depth: u8, limit: usize) -> Result<Vec<Leaf>, StoreError> {
         query(
             "SELECT * FROM prefixes WHERE pool = $1 AND state = 'free' AND depth <= $2
              ORDER BY depth DESC, start LIMIT $3",
