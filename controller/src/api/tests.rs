@@ -845,7 +845,7 @@ async fn a_wrong_claim_is_told_what_is_wrong(on: On) {
     .await;
     check(
         json!({"pool": "p", "name": "x", "mac": "52:54:00:00:00:01"}),
-        expect!["422 invalid: /mac: a card is a `machine`'s"],
+        expect!["422 invalid: /mac: a card is a `machine`'s: say which"],
     )
     .await;
     check(
