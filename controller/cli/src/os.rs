@@ -61,7 +61,7 @@ fn page(system: &System) -> String {
         "booted" => "installed, booted and logged in to before every release",
         _ => "never by us: described from its makers' documentation",
     };
-    let lines = vec![
+    let lines = [
         format!("{}  {}", system.name, system.title),
         format!("  settings  {}", system.settings),
         format!("  active    {}", system.active),
