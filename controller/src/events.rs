@@ -223,7 +223,7 @@ async fn connected(tx: &mut Tx, rack: RackId, event: &Event, connection: Connect
             let renamed = machine.id != id || machine.address != address;
             let known = machine.changes();
             machine.macs = macs;
-            machine.inventory = inventory;
+            machine.inventory = inventory.into();
             let changes = machine.changes();
             if !changes.is_empty() && changes != known {
                 tracing::warn!(machine = %machine.id, ?changes, "a machine's parts are not those that were accepted");
@@ -250,7 +250,7 @@ async fn connected(tx: &mut Tx, rack: RackId, event: &Event, connection: Connect
                 boot: Boot::Installer,
                 address,
                 macs,
-                inventory,
+                inventory: inventory.into(),
                 accepted: None,
                 connection: number,
                 connected: true,

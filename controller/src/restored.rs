@@ -12,6 +12,8 @@
 //! - Afterwards revision, epochs and connection number are above all that the lost database
 //!   gave out: what it ordered is refused wherever it still is on its way.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use rackhand_common::{
     id::{Epoch, RackId},
@@ -140,14 +142,14 @@ async fn learn(tx: &mut Tx, now: Timestamp, rack: RackId, told: &MachineIntent) 
             format!("m-{}", &told.id.to_string()[24..])
         }
     };
-    let nothing = Inventory {
+    let nothing = Arc::new(Inventory {
         firmware: Firmware::Bios,
         system: System::default(),
         cpu: Cpu::default(),
         memory: 0,
         nics: Vec::new(),
         disks: Vec::new(),
-    };
+    });
     let mut machine = Machine {
         id: told.id,
         rack,

@@ -205,7 +205,7 @@ async fn fill_controller(path: &Path) {
         boot: Boot::Installer,
         address: [10, 77, 0, 101].into(),
         macs: vec![mac(1), mac(2)],
-        inventory: inventory(1),
+        inventory: inventory(1).into(),
         accepted: None,
         connection: 1,
         connected: true,
@@ -280,7 +280,7 @@ async fn read_controller(path: &Path) {
 
     let machine = store.machine("m-1").await.unwrap();
     assert_eq!((machine.id, machine.lifecycle, machine.epoch), (MachineId(uuid(1)), Lifecycle::Deploying, Epoch(2)));
-    assert_eq!((&machine.macs, machine.inventory), (&vec![mac(1), mac(2)], inventory(1)));
+    assert_eq!((&machine.macs, &*machine.inventory), (&vec![mac(1), mac(2)], &inventory(1)));
     assert_eq!((machine.stage, machine.power), (Some(Stage::Loader("snponly.efi".into())), Some(Power::On)));
     assert_eq!(store.machine("m-2").await.unwrap().lifecycle, Lifecycle::Discovered);
 

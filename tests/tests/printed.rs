@@ -12,6 +12,7 @@ use std::{
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
 };
 
 use expect_test::expect_file;
@@ -160,7 +161,7 @@ fn machine(rack: RackId, number: u8, name: &str, lifecycle: Lifecycle, now: Time
         rotational: false,
         content: Content::Blank,
     };
-    let inventory = Inventory {
+    let inventory = Arc::new(Inventory {
         firmware: Firmware::Uefi,
         system: System {
             vendor: "Supermicro".into(),
@@ -172,7 +173,7 @@ fn machine(rack: RackId, number: u8, name: &str, lifecycle: Lifecycle, now: Time
         memory: 384 << 30,
         nics: vec![Nic { name: "eth0".into(), mac, driver: "mlx5_core".into(), link: true }],
         disks: vec![disk],
-    };
+    });
     Machine {
         id: MachineId::fresh(),
         rack,

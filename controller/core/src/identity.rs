@@ -57,6 +57,10 @@ impl fmt::Display for Change {
 /// What differs, mainboard first.
 pub fn compare(accepted: &Inventory, found: &Inventory) -> Vec<Change> {
     let mut changes = Vec::new();
+    // As a rule: lists of machines are read far more often than machines change.
+    if accepted == found {
+        return changes;
+    }
     if let (Some(was), Some(is)) = (accepted.system.mainboard(), found.system.mainboard())
         && was.is_other(&is)
     {

@@ -1,6 +1,6 @@
 //! `/v1/machines`.
 
-use std::{collections::HashMap, net::Ipv4Addr};
+use std::{collections::HashMap, net::Ipv4Addr, sync::Arc};
 
 use axum::{
     Extension,
@@ -127,8 +127,11 @@ impl Machine {
         projects: &HashMap<id::ProjectId, String>,
         run: Option<id::RunId>,
     ) -> Self {
+        let changes = row.changes().into_iter().map(PartChange::from).collect();
+        // Most are as they were accepted, and shared with that: alone, it need not be copied.
+        drop(row.accepted);
         Self {
-            changes: row.changes().into_iter().map(PartChange::from).collect(),
+            changes,
             id: row.id,
             name: row.name,
             rack,
@@ -146,7 +149,7 @@ impl Machine {
             image: row.image.map(|image| image.name),
             alert: row.alert,
             run,
-            inventory: row.inventory,
+            inventory: Arc::unwrap_or_clone(row.inventory),
             created: row.created,
             updated: row.updated,
         }

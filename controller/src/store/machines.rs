@@ -5,7 +5,7 @@
 //! - An address is one machine's in its rack; so is a MAC.
 //! - Whatever the rack's intent tells changes together with the rack's revision.
 
-use std::{net::Ipv4Addr, str::FromStr};
+use std::{net::Ipv4Addr, str::FromStr, sync::Arc};
 
 use jiff::Timestamp;
 use rackhand_common::{
@@ -53,9 +53,9 @@ pub struct Machine {
     /// Its network cards; the first is the one it boots from.
     pub macs: Vec<Mac>,
     /// What its installer found last.
-    pub inventory: Inventory,
+    pub inventory: Arc<Inventory>,
     /// What an operator accepted as its parts; `None` while nobody has adopted it.
-    pub accepted: Option<Inventory>,
+    pub accepted: Option<Arc<Inventory>>,
     /// The event of its installer's latest connection.
     pub connection: u64,
     /// Whether that connection stands.
@@ -258,7 +258,7 @@ impl Tx {
         .bind(machine.epoch.0 as i64)
         .bind(json(&machine.boot))
         .bind(machine.address.to_string())
-        .bind(json(&machine.inventory))
+        .bind(json(machine.inventory.as_ref()))
         .bind(machine.connection as i64)
         .bind(machine.connected)
         .bind(machine.power.as_ref().map(json))
@@ -270,7 +270,7 @@ impl Tx {
         .bind(&machine.alert)
         .bind(micros(machine.created))
         .bind(micros(machine.updated))
-        .bind(machine.accepted.as_ref().map(json))
+        .bind(machine.accepted.as_deref().map(json))
         .bind(machine.image.as_ref().map(|image| i64::from(image.version)))
         .bind(machine.project.map(|project| project.to_string()))
         .execute(&mut self.inner)
@@ -301,7 +301,7 @@ impl Tx {
         .bind(machine.lifecycle.to_string())
         .bind(machine.epoch.0 as i64)
         .bind(json(&machine.boot))
-        .bind(json(&machine.inventory))
+        .bind(json(machine.inventory.as_ref()))
         .bind(machine.connection as i64)
         .bind(machine.connected)
         .bind(machine.power.as_ref().map(json))
@@ -312,7 +312,7 @@ impl Tx {
         .bind(machine.image.as_ref().map(|image| &image.name))
         .bind(&machine.alert)
         .bind(micros(now))
-        .bind(machine.accepted.as_ref().map(json))
+        .bind(machine.accepted.as_deref().map(json))
         .bind(machine.rack.to_string())
         .bind(machine.address.to_string())
         .bind(machine.image.as_ref().map(|image| i64::from(image.version)))
@@ -342,7 +342,7 @@ impl Tx {
     /// Notes that the machine's accepted parts are its own, whoever's they were before.
     pub async fn claim_parts(&mut self, machine: &Machine) -> Result<(), StoreError> {
         query("DELETE FROM parts WHERE machine = $1").bind(machine.id.to_string()).execute(&mut self.inner).await?;
-        for (kind, identity) in machine.accepted.iter().flat_map(identity::marks) {
+        for (kind, identity) in machine.accepted.as_deref().into_iter().flat_map(identity::marks) {
             query(
                 "INSERT INTO parts (kind, identity, machine) VALUES ($1, $2, $3)
                  ON CONFLICT (kind, identity) DO UPDATE SET machine = excluded.machine",
@@ -421,11 +421,11 @@ fn read(seal: &Seal, row: &Row) -> Result<Machine, StoreError> {
     let macs: Option<String> = row.try_get("macs")?;
     let optional = |column| row.try_get::<Option<String>, _>(column);
     let text = row.try_get::<&str, _>("inventory")?;
-    let inventory: Inventory = from_json("inventory", text)?;
-    // Most are as they were accepted: to copy is faster than to read again.
+    let inventory: Arc<Inventory> = Arc::new(from_json("inventory", text)?);
+    // Most are as they were accepted, and are read once.
     let accepted = match row.try_get::<Option<&str>, _>("accepted")? {
         Some(accepted) if accepted == text => Some(inventory.clone()),
-        accepted => accepted.map(|text| from_json("accepted inventory", text)).transpose()?,
+        accepted => accepted.map(|text| from_json("accepted inventory", text)).transpose()?.map(Arc::new),
     };
     Ok(Machine {
         id: id(row.try_get("id")?)?,

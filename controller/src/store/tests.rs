@@ -188,7 +188,7 @@ impl Bench {
             boot: Boot::Installer,
             address: address(number),
             macs: vec![mac(number)],
-            inventory: inventory(number),
+            inventory: inventory(number).into(),
             accepted: None,
             connection: 0,
             connected: true,

@@ -1,6 +1,6 @@
 //! A large estate: 1,000 racks of 40 machines, a million addresses, five million events.
 
-use std::{net::Ipv4Addr, path::Path};
+use std::{net::Ipv4Addr, path::Path, sync::Arc};
 
 use anyhow::Result;
 use jiff::Timestamp;
@@ -105,7 +105,7 @@ fn machine(number: u32, slot: u32, now: Timestamp) -> Machine {
         content: Content::Blank,
     };
     let card = |name: &str, mac| Nic { name: name.into(), mac, driver: "mlx5_core".into(), link: true };
-    let inventory = Inventory {
+    let inventory = Arc::new(Inventory {
         firmware: Firmware::Uefi,
         system: System {
             vendor: "Supermicro".into(),
@@ -117,7 +117,7 @@ fn machine(number: u32, slot: u32, now: Timestamp) -> Machine {
         memory: 384 << 30,
         nics: vec![card("eth0", mac(number)), card("eth1", second)],
         disks: vec![disk(0), disk(1)],
-    };
+    });
     let is_ready = !number.is_multiple_of(10);
     Machine {
         id: MachineId::fresh(),
