@@ -63,6 +63,8 @@ ids! {
     PoolId;
     /// An address or a block while it is somebody's, and afterwards in the history.
     ClaimId;
+    /// That a machine announces a claim's addresses, or did.
+    AnnouncementId;
     /// A customer, or the provider itself: projects are somebody's.
     OrganisationId;
     /// What machines and addresses are given to.

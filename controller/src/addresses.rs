@@ -11,11 +11,13 @@
 //! - A project's blocks of a pool are carved from it by the claim that needs them, and hold that
 //!   project's claims alone.
 //! - A claim that moves is one holder's or the other's at every instant, and never nobody's.
+//! - Only who holds an address announces it; what nobody but a name holds, as many machines as do.
 //! - An address that was released rests for its pool's quarantine before anybody gets it again.
 //!
 //! Times are those of the wall clock, never earlier than what is stored already: a clock that
 //! jumps ahead ends quarantines early.
 
+mod announcing;
 #[cfg(test)]
 mod tests;
 
@@ -39,8 +41,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{
-    Aggregate, Blocks, Claim, ClaimRow, Happened, Holder, Leaf, NewPool, Pool, Present, Source, Store, StoreError, Tx,
-    Vrf, Within,
+    Aggregate, Blocks, Claim, ClaimRow, Happened, Holder, Leaf, Machine, NewPool, Pool, Present, Source, Store,
+    StoreError, Tx, Vrf, Within,
 };
 
 /// How many requests may wait: as many as a thousand clients at once have. Whoever comes when it
@@ -160,6 +162,39 @@ pub enum Refused {
         /// The card.
         mac: Mac,
     },
+    /// What is reserved is nobody's.
+    #[error("{0} is reserved: nobody announces it")]
+    Reserved(Prefix),
+    /// A machine holds it, and another was to announce it.
+    #[error(
+        "{prefix} is {holder}'s, which alone can announce it; `rackhand ip move` it to a name when several \
+         machines shall"
+    )]
+    AnothersToAnnounce {
+        /// The claim's addresses.
+        prefix: Prefix,
+        /// Who holds it.
+        holder: String,
+    },
+    /// A public address is in one place.
+    #[error(
+        "pool {pool} is public: its addresses are in one place, and {other}, which announces {prefix}, stands in \
+         another site; claim from a global pool what several sites shall announce (anycast)"
+    )]
+    InOnePlace {
+        /// The pool's name.
+        pool: String,
+        /// The claim's addresses.
+        prefix: Prefix,
+        /// A machine that announces them.
+        other: String,
+    },
+    /// As many machines announce it as may.
+    #[error("{0} machines announce {1} already, which is as many as can; withdraw one first")]
+    NoMoreAnnouncements(usize, Prefix),
+    /// The machine does not announce it.
+    #[error("{0} does not announce {1}; `rackhand ip announcements` lists who does")]
+    NotAnnounced(String, Prefix),
     /// It was released already.
     #[error("claim {0} was released at {1}")]
     Over(ClaimId, Timestamp),
@@ -373,6 +408,7 @@ impl Tx {
         let moved = self.move_claim(now, claim.id, to, purpose, by).await?;
         if to.is_some() {
             self.tell_of_move(now, &claim.holder, &moved).await?;
+            self.withdraw_from_others(now, &moved, by).await?;
         }
         Ok(moved)
     }
@@ -398,10 +434,11 @@ impl Tx {
 
     /// Ends a claim. What was claimed rests, what was reserved is free at once.
     pub async fn take_back(&mut self, now: Timestamp, claim: ClaimId, by: &str) -> Result<Claim, Refused> {
-        let claim = self.end_claim(now, claim, by).await?;
+        let (claim, ended) = self.end_claim(now, claim, by).await?;
         if let Some(until) = claim.until {
             return Err(Refused::Over(claim.id, until));
         }
+        self.tell_of_end(now, &ended).await?;
         let pool = self.pool_numbered(claim.pool_number).await?;
         let leaf = self.leaf(claim.aggregate, claim.prefix).await?;
         if claim.reserved || pool.quarantine == 0 {
@@ -437,7 +474,7 @@ impl Tx {
             purpose: "",
             blocks: None,
             carved: Some((pool, project)),
-            grants: &[Grant::to_everyone()],
+            grants: &Grant::carved(&pool.grants),
         };
         Ok(self.insert_pool(now, &new).await?)
     }
@@ -474,7 +511,7 @@ impl Tx {
             return Err(Refused::NoMoreBlocks { pool: parent.name, most, length });
         }
         let (free, prefix) = self.free_of_length(now, &parent, block).await?;
-        self.add_to_pool(pool, free, prefix).await?;
+        self.add_to_pool(now, pool, free, prefix).await?;
         self.free_of_length(now, pool, length).await
     }
 
@@ -548,19 +585,25 @@ impl Tx {
         if machine.project.is_some() && machine.project != project {
             return Err(Refused::Others(machine.name));
         }
-        let (is_there, what) = match pool.within {
-            Within::Everywhere => (true, ""),
-            Within::Rack(rack) => (rack == machine.rack, "rack"),
-            Within::Site(site) => (self.rack(&machine.rack.to_string()).await?.site == site, "site"),
-        };
-        if !is_there {
-            return Err(Refused::Elsewhere { pool: pool.name.clone(), what, machine: machine.name });
-        }
+        self.check_within(pool, &machine).await?;
         if let Some(mac) = mac.filter(|mac| !machine.macs.contains(mac)) {
             return Err(Refused::NotItsCard { machine: machine.name, mac });
         }
         let within = Within::Rack(machine.rack);
         Ok((Holder { machine: Some(machine.id), mac, name: machine.name }, within))
+    }
+
+    /// That a machine stands where a pool's addresses are for.
+    async fn check_within(&mut self, pool: &Pool, machine: &Machine) -> Result<(), Refused> {
+        let (is_there, what) = match pool.within {
+            Within::Everywhere => (true, ""),
+            Within::Rack(rack) => (rack == machine.rack, "rack"),
+            Within::Site(site) => (self.rack(&machine.rack.to_string()).await?.site == site, "site"),
+        };
+        if is_there {
+            return Ok(());
+        }
+        Err(Refused::Elsewhere { pool: pool.name.clone(), what, machine: machine.name.clone() })
     }
 
     /// Creates an aggregate.
@@ -579,7 +622,7 @@ impl Tx {
     }
 
     /// Gives a pool more addresses, out of what is free of an aggregate.
-    pub async fn extend_pool(&mut self, pool: &Pool, prefix: Prefix) -> Result<(), Refused> {
+    pub async fn extend_pool(&mut self, now: Timestamp, pool: &Pool, prefix: Prefix) -> Result<(), Refused> {
         if prefix.family() != pool.family {
             return Err(Refused::Family(prefix, pool.family));
         }
@@ -595,7 +638,7 @@ impl Tx {
         if leaf.state != State::Free || leaf.pool.is_some() || !leaf.prefix.contains(prefix) {
             return Err(Refused::Pooled(prefix));
         }
-        Ok(self.add_to_pool(pool, leaf, prefix).await?)
+        Ok(self.add_to_pool(now, pool, leaf, prefix).await?)
     }
 
     /// Removes an aggregate that no pool has anything of.
@@ -611,7 +654,7 @@ impl Tx {
         for leaf in self.rested(pool.number, now, ALL_RESTED).await? {
             self.wake(leaf).await?;
         }
-        self.delete_pool(pool).await.map_err(|error| match error {
+        self.delete_pool(now, pool).await.map_err(|error| match error {
             StoreError::Changed(_) => Refused::PoolInUse(pool.name.clone()),
             error => error.into(),
         })

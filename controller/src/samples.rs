@@ -96,7 +96,7 @@ mod tests {
             grants: &[],
         };
         let pool = tx.insert_pool(at(0), &new).await.unwrap();
-        tx.extend_pool(&pool, prefix).await.unwrap();
+        tx.extend_pool(at(1), &pool, prefix).await.unwrap();
         tx.commit().await.unwrap();
         pool
     }

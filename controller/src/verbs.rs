@@ -85,9 +85,18 @@ pub enum Denied {
          `ignition.version` 3.0.0 to 3.3.0, as `butane --strict` writes it"
     )]
     NotForIgnition(ImageVersion),
-    /// Addresses are claimed for the machine.
-    #[error("machine {0} holds addresses; release them first: `rackhand ip list --machine {0}` shows them")]
-    HoldsAddresses(String),
+    /// The machine holds or announces addresses.
+    #[error(
+        "machine {0} holds or announces addresses; release or withdraw them first: `rackhand ip list --machine {0}` \
+         and `rackhand ip announcements --machine {0}` show them"
+    )]
+    HasAddresses(String),
+    /// The machine holds or announces addresses that are given to another project.
+    #[error(
+        "machine {0} holds or announces addresses of another project than it is to be given to; move, release or \
+         withdraw them first: `rackhand ip list --machine {0}` and `rackhand ip announcements --machine {0}` show them"
+    )]
+    HasAddressesOfOthers(String),
     /// A project uses the machine.
     #[error("machine {0} is in use by a project; release it first")]
     InUse(String),
@@ -209,9 +218,13 @@ impl Tx {
         self.check_rack(from).await?;
         self.check_rack(into).await?;
         self.check_idle(into).await?;
+        if !self.announced_by(from.id).await?.is_empty() {
+            return Err(Denied::HasAddresses(from.name.clone()));
+        }
         self.delete_machine(from).await?;
         self.move_events(from.id, into.id).await?;
         self.move_claims(from.id, into.id, from.rack).await?;
+        self.move_announcements(into.id, from.rack).await?;
         let mut merged = Machine {
             rack: from.rack,
             address: if from.rack == into.rack { into.address } else { from.address },
@@ -243,6 +256,9 @@ impl Tx {
         if machine.project.is_some() && !is_free {
             return Err(Denied::InUse(machine.name.clone()));
         }
+        if self.has_addresses_of_others(machine.id, project).await? {
+            return Err(Denied::HasAddressesOfOthers(machine.name.clone()));
+        }
         let mut machine = Machine { project, ..machine.clone() };
         self.update_machine(now, &mut machine).await?;
         self.insert_event(now, machine.rack, Some(machine.id), None, &Happened::Assigned { project: name }).await?;
@@ -255,8 +271,8 @@ impl Tx {
         self.check_rack(machine).await?;
         machine.lifecycle.on(Event::Forget)?;
         self.check_idle(machine).await?;
-        if self.holds_addresses(machine.id).await? {
-            return Err(Denied::HoldsAddresses(machine.name.clone()));
+        if self.has_addresses(machine.id).await? {
+            return Err(Denied::HasAddresses(machine.name.clone()));
         }
         self.delete_machine(machine).await?;
         let happened = Happened::Forgotten { name: machine.name.clone() };

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     client::{Client, given_only, view},
+    grant::{self, Grant, Grantee, USES},
     output::{Output, done, print},
     show::{Table, or_dash, second, table},
     watch::{self, Told, Watch},
@@ -137,19 +138,133 @@ The length is 8, 16, 24 or 25 to 31 (RFC 2317) for IPv4, a multiple of 4 for IPv
         #[arg(long, default_value = "default")]
         vrf: String,
     },
+    /// Have a machine announce a claim's addresses
+    #[command(after_help = "  rackhand ip claim anycast-4 --name resolver --project acme:shop
+  rackhand ip announce 192.0.2.53 --machine dns-1
+  rackhand ip announce 192.0.2.53 --machine dns-2
+  rackhand ip withdraw 192.0.2.53 --machine dns-1
+
+What is held by a name can be announced by several machines: from a global pool anywhere (anycast), from a
+public one in one site. What a machine holds it alone can announce. It takes a grant to announce, of the pool
+or of the claim. Filters are made of what `rackhand ip announcements` lists: the controller speaks no BGP.")]
+    Announce {
+        /// The address or block, as `rackhand ip list` shows it, or the claim's id
+        claim: String,
+        /// By this machine: name or id
+        #[arg(long)]
+        machine: String,
+        /// With an address: in this VRF, when several have it
+        #[arg(long, value_name = "POOL")]
+        pool: Option<String>,
+    },
+    /// Have a machine announce a claim's addresses no longer
+    Withdraw {
+        /// The address or block, as `rackhand ip list` shows it, or the claim's id
+        claim: String,
+        /// By this machine: name or id
+        #[arg(long)]
+        machine: String,
+        /// With an address: in this VRF, when several have it
+        #[arg(long, value_name = "POOL")]
+        pool: Option<String>,
+    },
+    /// List which machines announce which addresses, or who announced one
+    #[command(after_help = "  rackhand ip announcements --machine dns-1
+  rackhand ip announcements --output json                       # for a router's filters
+  rackhand ip announcements --address 192.0.2.53                # who does, and who ever did
+  rackhand ip announcements --address 192.0.2.53 --at 2026-11-24T12:00:00Z")]
+    Announcements {
+        /// Only by this machine
+        #[arg(long, conflicts_with = "address")]
+        machine: Option<String>,
+        /// Only of this project's addresses
+        #[arg(long, conflicts_with = "address")]
+        project: Option<String>,
+        /// Of this address, also those that were withdrawn
+        #[arg(long)]
+        address: Option<String>,
+        /// Only at this time, as 2026-11-24T12:00:00Z or 2026-11-24T13:00:00+01:00
+        #[arg(long, value_name = "TIME", requires = "address")]
+        at: Option<Timestamp>,
+        /// With an address: in this VRF
+        #[arg(long, requires = "address")]
+        vrf: Option<String>,
+    },
+    /// Let somebody use a claim's addresses
+    #[command(after_help = "  rackhand ip grant 192.0.2.53 --project acme:shop --may announce
+  rackhand ip grant 198.51.100.17 --token 01931b1e-0000-7000-8000-000000000000 --may assign
+  rackhand ip revoke 198.51.100.17 --everyone
+
+A claim's addresses are used as the grants of its pool say. With the first grant of its own it takes those
+along, and from then on its own count alone. Only whoever sets up address space gives them.")]
+    Grant {
+        /// The address or block, as `rackhand ip list` shows it, or the claim's id
+        claim: String,
+        #[command(flatten)]
+        to: Grantee,
+        /// What: say who holds them, have machines announce them, name them in reverse DNS; all but announce
+        /// if not given
+        #[arg(long, value_parser = USES)]
+        may: Vec<String>,
+        /// With an address: in this VRF, when several have it
+        #[arg(long, value_name = "POOL")]
+        pool: Option<String>,
+    },
+    /// Take a grant of a claim back, or all: then those of its pool count again
+    #[command(after_help = "  rackhand ip revoke 198.51.100.17 --project acme:shop
+  rackhand ip revoke 198.51.100.17                              # as its pool says")]
+    Revoke {
+        /// The address or block, as `rackhand ip list` shows it, or the claim's id
+        claim: String,
+        #[command(flatten)]
+        to: Option<Grantee>,
+        /// With an address: in this VRF, when several have it
+        #[arg(long, value_name = "POOL")]
+        pool: Option<String>,
+    },
+    /// Show one claim
+    Show {
+        /// The address or block, as `rackhand ip list` shows it, or the claim's id
+        claim: String,
+        /// With an address: in this VRF, when several have it
+        #[arg(long, value_name = "POOL")]
+        pool: Option<String>,
+    },
     /// Tell who has an address, and who had it
     #[command(after_help = "  rackhand ip who 198.51.100.17
-  rackhand ip who 198.51.100.17 --at 2026-11-24T12:00:00Z     # for a complaint about that time")]
+  rackhand ip who 198.51.100.17 --at 2026-11-24T12:00:00Z     # for a complaint about that time
+
+Whose block it was in: `rackhand ip blocks`. Which machines announced it: `rackhand ip announcements`.")]
     Who {
-        /// The address
-        address: String,
-        /// Only at this time, as 2026-11-24T12:00:00Z or 2026-11-24T13:00:00+01:00
-        #[arg(long, value_name = "TIME")]
-        at: Option<Timestamp>,
-        /// In this VRF
-        #[arg(long, default_value = "default")]
-        vrf: String,
+        #[command(flatten)]
+        past: Past,
     },
+    /// Tell which project has an address in a block of its own, and which had
+    #[command(after_help = "  rackhand ip blocks 10.64.0.17
+  rackhand ip blocks 10.64.0.17 --at 2026-11-24T12:00:00Z")]
+    Blocks {
+        #[command(flatten)]
+        past: Past,
+    },
+}
+
+/// An address, and when.
+#[derive(Args)]
+pub(crate) struct Past {
+    /// The address
+    address: String,
+    /// Only at this time, as 2026-11-24T12:00:00Z or 2026-11-24T13:00:00+01:00
+    #[arg(long, value_name = "TIME")]
+    at: Option<Timestamp>,
+    /// In this VRF
+    #[arg(long, default_value = "default")]
+    vrf: String,
+}
+
+impl Past {
+    fn query(&self) -> Vec<(&'static str, String)> {
+        given_only([("vrf", Some(self.vrf.clone())), ("at", self.at.map(|at| at.to_string()))])
+    }
 }
 
 #[derive(Args)]
@@ -175,7 +290,30 @@ struct Claim {
     name: String,
     project: Option<String>,
     purpose: String,
+    grants: Option<Vec<Grant>>,
     claimed_by: String,
+    since: Timestamp,
+    until: Option<Timestamp>,
+}
+
+/// That a machine announces addresses, or did.
+#[derive(Clone, Debug, Deserialize)]
+struct Announcement {
+    id: String,
+    prefix: String,
+    name: String,
+    project: Option<String>,
+    announced_by: String,
+    since: Timestamp,
+    until: Option<Timestamp>,
+}
+
+/// A block that is, or was, a project's own.
+#[derive(Clone, Debug, Deserialize)]
+struct ProjectBlock {
+    prefix: String,
+    pool: String,
+    project: String,
     since: Timestamp,
     until: Option<Timestamp>,
 }
@@ -234,12 +372,131 @@ pub(crate) async fn run(client: &Client, command: IpCommand, output: Output) -> 
             let given = [("prefix", Some(prefix)), ("vrf", Some(vrf)), ("servers", servers), ("contact", contact)];
             client.text("/v1/reverse-zone", &given_only(given)).await
         }
-        IpCommand::Who { address, at, vrf } => {
-            let query = given_only([("vrf", Some(vrf)), ("at", at.map(|at| at.to_string()))]);
-            let claims = client.list_with(&format!("/v1/addresses/{address}/history"), query).await?;
-            print(output, claims.into(), |claims: Vec<_>| show_history(&address, at, &claims))
+        IpCommand::Announce { claim, machine, pool } => {
+            let id = the_claim(client, "announce", claim, pool.as_deref()).await?;
+            let path = format!("/v1/claims/{id}/announcements/{machine}");
+            let announced = client.ask(Method::PUT, &path, None).await?;
+            print(output, announced, |one: Announcement| format!("{} announces {}", one.name, one.prefix))
+        }
+        IpCommand::Withdraw { claim, machine, pool } => {
+            let id = the_claim(client, "withdraw", claim.clone(), pool.as_deref()).await?;
+            client.ask(Method::DELETE, &format!("/v1/claims/{id}/announcements/{machine}"), None).await?;
+            Ok(done(output, format!("{machine} announces {claim} no longer")))
+        }
+        IpCommand::Announcements { address: Some(address), at, vrf, .. } => {
+            let query = given_only([("vrf", vrf), ("at", at.map(|at| at.to_string()))]);
+            let found = client.list_with(&format!("/v1/addresses/{address}/announcements"), query).await?;
+            let nobody = never("announced", &address, at);
+            print(output, found.into(), |found: Vec<_>| announcements(&found).or_say(nobody))
+        }
+        IpCommand::Announcements { machine, project, .. } => {
+            let query = given_only([("machine", machine), ("project", project)]);
+            let found = client.list_with("/v1/announcements", query).await?;
+            print(output, found.into(), |found: Vec<_>| {
+                announcements(&found).or_say("nothing is announced: rackhand ip announce ADDRESS --machine NAME")
+            })
+        }
+        IpCommand::Grant { claim, to, may, pool } => {
+            let to = to.value(client).await?;
+            let id = the_claim(client, "grant", claim, pool.as_deref()).await?;
+            regrant(client, output, &id, |grants| Some(grant::given(grants, &to, &may))).await
+        }
+        IpCommand::Revoke { claim, to: Some(to), pool } => {
+            let to = to.value(client).await?;
+            let id = the_claim(client, "revoke", claim, pool.as_deref()).await?;
+            regrant(client, output, &id, |grants| grant::taken(grants, &to)).await
+        }
+        IpCommand::Revoke { claim, to: None, pool } => {
+            let id = the_claim(client, "revoke", claim, pool.as_deref()).await?;
+            let claim = client.ask(Method::DELETE, &format!("/v1/claims/{id}/grants"), None).await?;
+            print(output, claim, |claim: Claim| page(&claim))
+        }
+        IpCommand::Show { claim, pool } => {
+            let id = the_claim(client, "show", claim, pool.as_deref()).await?;
+            print(output, client.get(&format!("/v1/claims/{id}")).await?, |claim: Claim| page(&claim))
+        }
+        IpCommand::Who { past } => {
+            let claims = client.list_with(&format!("/v1/addresses/{}/history", past.address), past.query()).await?;
+            print(output, claims.into(), |claims: Vec<_>| show_history(&past.address, past.at, &claims))
+        }
+        IpCommand::Blocks { past } => {
+            let found = client.list_with(&format!("/v1/addresses/{}/blocks", past.address), past.query()).await?;
+            let nobody = never("had in a block of its own", &past.address, past.at);
+            print(output, found.into(), |found: Vec<_>| blocks(&found).or_say(nobody))
         }
     }
+}
+
+/// Changes a claim's grants, which are those of its pool before it has its own, or not at all.
+async fn regrant(
+    client: &Client,
+    output: Output,
+    id: &str,
+    change: impl FnOnce(Vec<Value>) -> Option<Vec<Value>>,
+) -> anyhow::Result<String> {
+    let (claim, tag) = client.tagged(&format!("/v1/claims/{id}")).await?;
+    let grants = match claim["grants"].as_array() {
+        Some(own) => own.clone(),
+        None => {
+            let pool: Value = client.get(&format!("/v1/pools/{}", claim["pool"].as_str().unwrap_or_default())).await?;
+            pool["grants"].as_array().cloned().unwrap_or_default()
+        }
+    };
+    let Some(grants) = change(grants) else {
+        anyhow::bail!("it has no such grant; `rackhand ip show {id}` lists its own, `rackhand pool show` its pool's");
+    };
+    let path = format!("/v1/claims/{id}/grants");
+    let (changed, _) = client.change_if(Method::PUT, &path, Some(json!({"grants": grants})), tag.as_deref()).await?;
+    print(output, changed, |claim: Claim| page(&claim))
+}
+
+fn page(claim: &Claim) -> String {
+    let until = claim.until.map_or_else(|| "now".into(), second);
+    let grants = claim.grants.as_deref().map_or_else(|| format!("those of pool {}", claim.pool), grant::words);
+    [
+        format!("{}  {}", claim.prefix, claim.id),
+        format!("  held by     {}", held_by(claim)),
+        format!("  pool        {}", claim.pool),
+        format!("  project     {}", or_dash(claim.project.as_deref())),
+        format!("  purpose     {}", or_dash(Some(&claim.purpose))),
+        format!("  grants      {grants}"),
+        format!("  from        {} until {until}", second(claim.since)),
+        format!("  claimed by  {}", claim.claimed_by),
+    ]
+    .join("\n")
+}
+
+/// That nobody did something with an address.
+fn never(did: &str, address: &str, at: Option<Timestamp>) -> String {
+    match at {
+        Some(at) => format!("nobody {did} {address} at {}", second(at)),
+        None => format!("nobody ever {did} {address}"),
+    }
+}
+
+fn announcements(found: &[Announcement]) -> Table {
+    let rows = found.iter().map(|one| {
+        vec![
+            one.prefix.clone(),
+            one.name.clone(),
+            or_dash(one.project.as_deref()),
+            second(one.since),
+            one.until.map_or_else(|| "now".into(), second),
+            one.announced_by.clone(),
+            one.id.clone(),
+        ]
+    });
+    table(&["ADDRESS", "MACHINE", "PROJECT", "SINCE", "UNTIL", "ANNOUNCED BY", "ID"], rows)
+        .shorten(&["PROJECT", "ANNOUNCED BY"])
+        .only_wide(&["ID"])
+}
+
+fn blocks(found: &[ProjectBlock]) -> Table {
+    let rows = found.iter().map(|one| {
+        let until = one.until.map_or_else(|| "now".into(), second);
+        vec![one.project.clone(), one.prefix.clone(), second(one.since), until, one.pool.clone()]
+    });
+    table(&["PROJECT", "BLOCK", "SINCE", "UNTIL", "POOL"], rows)
 }
 
 /// The id of the claim with this id, or of exactly these addresses.
@@ -300,10 +557,6 @@ fn list(claims: &[Claim]) -> Table {
 }
 
 fn show_history(address: &str, at: Option<Timestamp>, claims: &[Claim]) -> Table {
-    let nobody = match at {
-        Some(at) => format!("nobody held {address} at {}", second(at)),
-        None => format!("nobody ever held {address}"),
-    };
     let rows = claims.iter().map(|claim| {
         vec![
             second(claim.since),
@@ -316,7 +569,7 @@ fn show_history(address: &str, at: Option<Timestamp>, claims: &[Claim]) -> Table
     });
     table(&["SINCE", "UNTIL", "HELD BY", "IN", "PROJECT", "CLAIMED BY"], rows)
         .shorten(&["PROJECT", "CLAIMED BY"])
-        .or_say(nobody)
+        .or_say(never("held", address, at))
 }
 
 #[cfg(test)]
@@ -356,5 +609,56 @@ mod tests {
         let at = "2026-01-01T12:00:00Z".parse().unwrap();
         expect!["nobody held 10.9.0.9 at 2026-01-01T12:00:00Z"]
             .assert_eq(&show_history("10.9.0.9", Some(at), &[]).to_string());
+    }
+
+    #[test]
+    fn a_claim_tells_whose_grants_count() {
+        let mut claim = claims().remove(0);
+        expect![[r#"
+            10.9.0.4/31  1
+              held by     web-1 52:54:00:00:00:01
+              pool        private-4
+              project     acme:shop
+              purpose     -
+              grants      those of pool private-4
+              from        2026-01-01T00:00:00Z until now
+              claimed by  admin"#]]
+        .assert_eq(&page(&claim));
+        let own = json!([{"to": {"project": "acme:shop"}, "may": ["announce"]}, {"to": "everyone", "may": ["assign"]}]);
+        claim.grants = serde_json::from_value(own).unwrap();
+        let told = page(&claim);
+        let grants = told.lines().find(|line| line.starts_with("  grants")).unwrap();
+        expect!["  grants      project acme:shop may announce; everyone may assign"].assert_eq(grants);
+    }
+
+    #[test]
+    fn announcements_and_blocks_are_tables() {
+        let found: Vec<Announcement> = serde_json::from_value(json!([
+            {
+                "id": "1", "claim": "2", "prefix": "192.0.2.53/32", "machine": "3", "name": "dns-1",
+                "project": "acme:shop", "announced_by": "ann", "withdrawn_by": null, "since": "2026-01-01T00:00:00Z",
+                "until": null,
+            },
+            {
+                "id": "4", "claim": "2", "prefix": "192.0.2.53/32", "machine": "5", "name": "dns-2", "project": null,
+                "announced_by": "ann", "withdrawn_by": "bob", "since": "2026-01-01T00:00:00Z",
+                "until": "2026-01-02T00:00:00Z",
+            },
+        ]))
+        .unwrap();
+        expect![[r#"
+            ADDRESS        MACHINE  PROJECT    SINCE                 UNTIL                 ANNOUNCED BY
+            192.0.2.53/32  dns-1    acme:shop  2026-01-01T00:00:00Z  now                   ann
+            192.0.2.53/32  dns-2    -          2026-01-01T00:00:00Z  2026-01-02T00:00:00Z  ann"#]]
+        .assert_eq(&announcements(&found).to_string());
+        let found: Vec<ProjectBlock> = serde_json::from_value(json!([{
+            "prefix": "10.64.0.0/25", "pool": "projects-4.shop", "project": "acme:shop",
+            "since": "2026-01-01T00:00:00Z", "until": null,
+        }]))
+        .unwrap();
+        expect![[r#"
+            PROJECT    BLOCK         SINCE                 UNTIL  POOL
+            acme:shop  10.64.0.0/25  2026-01-01T00:00:00Z  now    projects-4.shop"#]]
+        .assert_eq(&blocks(&found).to_string());
     }
 }

@@ -14,6 +14,7 @@ mod context;
 mod declared;
 mod export;
 mod follow;
+mod grant;
 mod image;
 mod ip;
 mod live;

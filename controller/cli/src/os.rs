@@ -20,6 +20,18 @@ pub(crate) enum OsCommand {
         /// Its name
         name: String,
     },
+    /// Print a system's kickstart, which makes an image of it for servers
+    #[command(after_help = "  rackhand os kickstart rocky-9 > rocky-9.ks
+  virt-install --name rocky-9 --memory 3072 --disk rocky-9.qcow2,size=10 --graphics none --noreboot \\
+      --location https://dl.rockylinux.org/pub/rocky/9/BaseOS/x86_64/os/ \\
+      --initrd-inject rocky-9.ks --extra-args 'inst.ks=file:/rocky-9.ks console=ttyS0'
+  rackhand image import rocky-9.qcow2 --os rocky-9 --wait
+
+Of systems of the family `rhel`.")]
+    Kickstart {
+        /// Its name
+        name: String,
+    },
 }
 
 #[derive(Deserialize)]
@@ -53,6 +65,7 @@ pub(crate) async fn run(client: &Client, command: OsCommand, output: Output) -> 
             let value = client.ask(Method::GET, &format!("/v1/operating-systems/{name}"), None).await?;
             print(output, value, |system: System| page(&system))
         }
+        OsCommand::Kickstart { name } => client.text(&format!("/v1/operating-systems/{name}/kickstart"), &[]).await,
     }
 }
 

@@ -1,6 +1,6 @@
 //! `rackhand pool`: addresses to claim from.
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use jiff::civil::Date;
 use reqwest::Method;
 use serde::Deserialize;
@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     client::Client,
+    grant::{self, Grant, Grantee, USES},
     output::{Output, done, print},
     show::{Table, or_dash, table},
     watch::{self, Told, Watch},
@@ -72,8 +73,9 @@ both are needed. A new pool has a grant for everyone; revoke that to keep it for
         pool: String,
         #[command(flatten)]
         to: Grantee,
-        /// What: claim addresses, name them in reverse DNS; both if not given
-        #[arg(long, value_parser = ["assign", "reverse"])]
+        /// What: claim addresses, have machines announce them, name them in reverse DNS; all but announce if
+        /// not given
+        #[arg(long, value_parser = USES)]
         may: Vec<String>,
     },
     /// Take a grant back: what is claimed already stays
@@ -154,55 +156,6 @@ Each prefix is cut into 64 parts of one size: the darker one is, the less of it 
         /// Name or id
         pool: String,
     },
-}
-
-#[derive(Args)]
-#[group(required = true, multiple = false)]
-pub(crate) struct Grantee {
-    /// Whoever has the role for it
-    #[arg(long)]
-    everyone: bool,
-    /// Whoever does it for this project: name, ORGANISATION:NAME or id
-    #[arg(long)]
-    project: Option<String>,
-    /// Whoever has this very role where the addresses are
-    #[arg(long)]
-    role: Option<String>,
-    /// Whoever has the token with this id
-    #[arg(long)]
-    token: Option<String>,
-}
-
-impl Grantee {
-    /// As the API says it.
-    async fn value(self, client: &Client) -> anyhow::Result<Value> {
-        Ok(match self {
-            Self { project: Some(project), .. } => {
-                let found: Value = client.get(&format!("/v1/projects/{project}")).await?;
-                let part = |name: &str| found[name].as_str().unwrap_or_default().to_owned();
-                json!({"project": format!("{}:{}", part("organisation"), part("name"))})
-            }
-            Self { role: Some(role), .. } => json!({"role": role}),
-            Self { token: Some(token), .. } => json!({"token": token}),
-            Self { .. } => json!("everyone"),
-        })
-    }
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct Grant {
-    to: Value,
-    may: Vec<String>,
-}
-
-impl Grant {
-    fn words(&self) -> String {
-        let to = match self.to.as_object().and_then(|to| to.iter().next()) {
-            Some((kind, name)) => format!("{kind} {}", name.as_str().unwrap_or_default()),
-            None => "everyone".into(),
-        };
-        format!("{to} may {}", self.may.join(", "))
-    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -295,13 +248,12 @@ pub(crate) async fn run(client: &Client, command: PoolCommand, output: Output) -
             })
         }
         PoolCommand::Grant { pool, to, may } => {
-            let may = if may.is_empty() { json!(["assign", "reverse"]) } else { json!(may) };
             let to = to.value(client).await?;
-            grants(client, output, &pool, &to, Some(json!({"to": to, "may": may}))).await
+            regrant(client, output, &pool, |grants| Some(grant::given(grants, &to, &may))).await
         }
         PoolCommand::Revoke { pool, to } => {
             let to = to.value(client).await?;
-            grants(client, output, &pool, &to, None).await
+            regrant(client, output, &pool, |grants| grant::taken(grants, &to)).await
         }
         PoolCommand::Extend { pool, prefixes } => {
             let path = format!("/v1/pools/{pool}/prefixes");
@@ -487,23 +439,19 @@ fn drawing(space: &Space) -> String {
     lines.join("\n")
 }
 
-/// Puts `grant` in the place of the one that `to` has.
-async fn grants(
+/// Changes a pool's grants, as they were read, or not at all.
+async fn regrant(
     client: &Client,
     output: Output,
     pool: &str,
-    to: &Value,
-    grant: Option<Value>,
+    change: impl FnOnce(Vec<Value>) -> Option<Vec<Value>>,
 ) -> anyhow::Result<String> {
     let path = format!("/v1/pools/{pool}");
     let (mut now, tag) = client.tagged(&path).await?;
-    let mut grants = now["grants"].as_array_mut().map(std::mem::take).unwrap_or_default();
-    let before = grants.len();
-    grants.retain(|grant| grant["to"] != *to);
-    if grant.is_none() && grants.len() == before {
+    let grants = now["grants"].as_array_mut().map(std::mem::take).unwrap_or_default();
+    let Some(grants) = change(grants) else {
         anyhow::bail!("pool {pool} has no such grant; `rackhand pool show {pool}` lists them");
-    }
-    grants.extend(grant);
+    };
     let body = json!({"grants": grants});
     let (changed, _) = client.change_if(Method::PATCH, &path, Some(body), tag.as_deref()).await?;
     print(output, changed, |pool: Pool| page(&pool, None))
@@ -547,9 +495,7 @@ fn page(pool: &Pool, usage: Option<&Utilisation>) -> String {
     if let (Some(project), Some(parent)) = (&pool.project, &pool.parent) {
         lines.push(format!("  project     {project}, of pool {parent}"));
     }
-    let grants: Vec<_> = pool.grants.iter().map(Grant::words).collect();
-    let grants = if grants.is_empty() { "none".into() } else { grants.join("; ") };
-    lines.push(format!("  grants      {grants}"));
+    lines.push(format!("  grants      {}", grant::words(&pool.grants)));
     if let Some(usage) = usage {
         let largest = usage.largest_free.map_or("none".into(), |length| format!("a /{length}"));
         lines.push(format!("  claimed     {} of {}", usage.claimed, usage.total));

@@ -32,9 +32,21 @@ pub struct System {
     pub tried: Tried,
     /// Where images of it come from.
     pub source: String,
+    /// What its kickstart installs it from; `None` for one that has no kickstart.
+    pub kickstart: Option<Kickstart>,
     /// What our own image of it is made of; `cargo xtask os-image` reads it.
     #[serde(default, rename = "image")]
     _image: serde::de::IgnoredAny,
+}
+
+/// Where a kickstart has a system installed from.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kickstart {
+    /// The repository of its base.
+    pub baseos: String,
+    /// The repository of the rest.
+    pub appstream: String,
 }
 
 /// What tells that a system runs.
@@ -68,6 +80,17 @@ const FILES: [&str; 7] = [
     include_str!("../../../firmware-scripts/os/ubuntu-24.04.toml"),
 ];
 
+const KICKSTART: &str = include_str!("../../../firmware-scripts/install/kickstart/rhel-9.ks");
+
+impl System {
+    /// The kickstart by which an operator makes an image of it for servers.
+    pub fn kickstart(&self) -> Option<String> {
+        let Kickstart { baseos, appstream } = self.kickstart.as_ref()?;
+        let values = [("@title@", &self.title), ("@baseos@", baseos), ("@appstream@", appstream)];
+        Some(values.into_iter().fold(KICKSTART.to_owned(), |text, (name, value)| text.replace(name, value)))
+    }
+}
+
 /// All systems of the catalogue, by name.
 pub fn catalogue() -> Vec<System> {
     FILES.iter().map(|text| toml::from_str(text).expect("the catalogue is read by a test")).collect()
@@ -89,6 +112,16 @@ mod tests {
         for system in &systems {
             assert!(!system.firmware.is_empty() && system.minimum_disk_gib > 0, "{}", system.name);
             assert!(system.source.contains("https://"), "{}", system.name);
+            // It is a kickstart of one release of one family.
+            let has_kickstart = system.family == "rhel" && system.version == "9";
+            assert_eq!(system.kickstart.is_some(), has_kickstart, "{}", system.name);
+            if let Some(kickstart) = system.kickstart() {
+                assert!(
+                    kickstart.contains(&system.title) && !kickstart.replace("@core", "").contains('@'),
+                    "{}",
+                    system.name
+                );
+            }
             // Who is told nothing cannot call home.
             assert_eq!(system.active == Active::PhonedHome, system.settings != Settings::None, "{}", system.name);
             assert_eq!(find(&system.name).as_ref(), Some(system));

@@ -18,9 +18,12 @@ use rackhand_controller_core::{
 use uuid::Uuid;
 
 use super::*;
-use crate::store::{
-    Asked, AuditFilter, ClaimFilter, NewPool, Proof, ProofKind, ProofState,
-    tests::{Bench, On, at, mac, on_both},
+use crate::{
+    store::{
+        AnnouncementFilter, Asked, AuditFilter, ClaimFilter, NewPool, Proof, ProofKind, ProofState,
+        tests::{Bench, On, at, mac, on_both},
+    },
+    verbs::Denied,
 };
 
 fn prefix(text: &str) -> Prefix {
@@ -52,7 +55,7 @@ async fn pool(bench: &Bench, aggregate: &str, prefixes: &[&str], quarantine: u32
     let new = NewPool { quarantine, ..new_pool("p", &vrf, family) };
     let pool = tx.insert_pool(at(0), &new).await.unwrap();
     for text in prefixes {
-        tx.extend_pool(&pool, prefix(text)).await.unwrap();
+        tx.extend_pool(at(0), &pool, prefix(text)).await.unwrap();
     }
     tx.commit().await.unwrap();
     pool
@@ -461,20 +464,20 @@ async fn aggregates_and_pools_of_a_vrf_are_disjoint_and_go_when_they_are_empty(o
     }
     tell(tx.add_aggregate(at(0), &other, prefix("10.0.0.0/8"), &Source::Private).await.map(drop));
     for text in ["10.9.0.128/25", "10.9.0.0/22", "10.9.1.0/24", "12.0.0.0/24", "8.0.0.0/6", "2001:db8::/48"] {
-        tell(tx.extend_pool(&pool, prefix(text)).await);
+        tell(tx.extend_pool(at(0), &pool, prefix(text)).await);
     }
     let proof = Proof { kind: ProofKind::Loa, reference: "ticket 7".into(), state: ProofState::Pending };
     let brought = Source::Customer { name: "shop".into(), proof: proof.clone() };
     let brought = tx.add_aggregate(at(0), &default, prefix("198.51.100.0/24"), &brought).await.unwrap();
-    tell(tx.extend_pool(&pool, prefix("198.51.100.0/25")).await);
+    tell(tx.extend_pool(at(0), &pool, prefix("198.51.100.0/25")).await);
     let verified = Source::Customer { name: "shop".into(), proof: Proof { state: ProofState::Verified, ..proof } };
     tx.set_source(&brought, &verified).await.unwrap();
-    tell(tx.extend_pool(&pool, prefix("198.51.100.0/25")).await);
+    tell(tx.extend_pool(at(0), &pool, prefix("198.51.100.0/25")).await);
     tell(tx.remove_aggregate(&brought).await);
     let public = NewPool { kind: Kind::Public, ..new_pool("public", &default, Family::V4) };
     let public = tx.insert_pool(at(0), &public).await.unwrap();
-    tell(tx.extend_pool(&public, prefix("10.10.0.0/24")).await);
-    tell(tx.extend_pool(&public, prefix("198.51.100.128/25")).await);
+    tell(tx.extend_pool(at(0), &public, prefix("10.10.0.0/24")).await);
+    tell(tx.extend_pool(at(0), &public, prefix("198.51.100.128/25")).await);
 
     let claim = tx.hand_out(at(0), &named(Wanted::Length(25), "x"), "me").await.unwrap();
     tx.commit().await.unwrap();
@@ -529,7 +532,7 @@ async fn a_projects_blocks_grow_with_its_claims_hold_no_others_and_go_back(on: O
     tx.add_aggregate(at(0), &vrf, prefix("10.0.0.0/8"), &Source::Private).await.unwrap();
     let blocks = Some(Blocks { depth: 96 + 30, most: 2 });
     let pool = tx.insert_pool(at(0), &NewPool { blocks, ..new_pool("p", &vrf, Family::V4) }).await.unwrap();
-    tx.extend_pool(&pool, prefix("10.9.0.0/28")).await.unwrap();
+    tx.extend_pool(at(0), &pool, prefix("10.9.0.0/28")).await.unwrap();
     let acme = tx.insert_organisation(at(0), "acme").await.unwrap();
     let shop = tx.insert_project(at(0), &acme, "shop").await.unwrap().id;
     let blog = tx.insert_project(at(0), &acme, "blog").await.unwrap().id;
@@ -601,6 +604,142 @@ async fn a_projects_blocks_grow_with_its_claims_hold_no_others_and_go_back(on: O
     assert_eq!(leaves.iter().map(|leaf| leaf.prefix).collect::<Vec<_>>(), [prefix("10.9.0.0/28")]);
     tx.remove_pool(at(3), &pool).await.unwrap();
     tx.commit().await.unwrap();
+
+    // In whose block an address was is known after all of them are gone.
+    let of = async |address: &str, second: Option<i64>| {
+        let found = bench.store.project_blocks(&Sight::ALL, &vrf, prefix(address), second.map(at), None, 10).await;
+        let told = found.unwrap().into_iter().map(|block| {
+            let until = block.until.map_or("now".into(), |until| (until - at(0)).as_secs().to_string());
+            format!("{} {} {}–{until}", block.project_name, block.prefix, (block.since - at(0)).as_secs())
+        });
+        told.collect::<Vec<_>>().join(", ")
+    };
+    expect!["acme:shop 10.9.0.0/30 1–3"].assert_eq(&of("10.9.0.3", None).await);
+    expect!["acme:blog 10.9.0.8/30 1–3"].assert_eq(&of("10.9.0.9", Some(2)).await);
+    expect![""].assert_eq(&of("10.9.0.9", Some(3)).await);
+    expect![""].assert_eq(&of("10.9.0.9", Some(0)).await);
+    expect![""].assert_eq(&of("10.9.0.12", None).await);
+}
+
+/// Who announces what.
+async fn told_announcements(bench: &Bench, filter: AnnouncementFilter) -> String {
+    let found = bench.store.announcements(&filter, None, 10).await.unwrap();
+    found.iter().map(|one| format!("{} {}", one.name, one.prefix)).collect::<Vec<_>>().join(", ")
+}
+
+async fn an_address_is_announced_by_its_holder_or_in_as_many_places_as_its_pool_is_for(on: On) {
+    let bench = Bench::new(on).await;
+    let (far, _) = bench.another_rack().await;
+    let mut tx = bench.store.begin().await.unwrap();
+    let vrf = tx.vrf("default").await.unwrap();
+    tx.add_aggregate(at(0), &vrf, prefix("198.51.100.0/22"), &Source::Private).await.unwrap();
+    for (name, kind, within, prefixes) in [
+        ("public", Kind::Public, Within::Everywhere, "198.51.100.0/24"),
+        ("anycast", Kind::Global, Within::Everywhere, "198.51.101.0/24"),
+        ("local", Kind::Private, Within::Rack(far), "198.51.102.0/24"),
+    ] {
+        let pool = tx.insert_pool(at(0), &NewPool { kind, within, ..new_pool(name, &vrf, Family::V4) }).await.unwrap();
+        tx.extend_pool(at(0), &pool, prefix(prefixes)).await.unwrap();
+    }
+    // m1 and m2 stand in one rack, m3 in another site's.
+    let site = tx.insert_site(at(0), "far").await.unwrap();
+    tx.move_rack(far, site.id).await.unwrap();
+    let (m1, m2, m3) = (bench.machine(1), bench.machine(2), Machine { rack: far, ..bench.machine(3) });
+    for machine in [&m1, &m2, &m3] {
+        tx.insert_machine(machine).await.unwrap();
+    }
+    let acme = tx.insert_organisation(at(0), "acme").await.unwrap();
+    let shop = tx.insert_project(at(0), &acme, "shop").await.unwrap().id;
+    let mut of = async |pool: &str, project| {
+        let wish = NewClaim { pool: pool.into(), project, ..named(Wanted::Any, "dns") };
+        tx.hand_out(at(1), &wish, "me").await.unwrap()
+    };
+    let (public, anycast, local) = (of("public", None).await, of("anycast", Some(shop)).await, of("local", None).await);
+    let reserved = NewClaim { reserved: true, ..named(Wanted::Any, "gateway") };
+    let reserved = tx.hand_out(at(1), &NewClaim { pool: "public".into(), ..reserved }, "me").await.unwrap();
+    let mut told = String::new();
+    for (claim, machine) in [
+        (&anycast, &m1),
+        (&anycast, &m3),
+        (&anycast, &m1),
+        (&public, &m1),
+        (&public, &m2),
+        (&public, &m3),
+        (&local, &m1),
+        (&local, &m3),
+        (&reserved, &m1),
+    ] {
+        let line = match tx.announce(at(2), claim.id, machine.id, "me").await {
+            Ok(one) => format!("{} announces {}", one.name, one.prefix),
+            Err(refused) => refused.to_string(),
+        };
+        told += &format!("{line}\n");
+    }
+    expect![[r#"
+        m1 announces 198.51.101.0/32
+        m3 announces 198.51.101.0/32
+        m1 announces 198.51.101.0/32
+        m1 announces 198.51.100.0/32
+        m2 announces 198.51.100.0/32
+        pool public is public: its addresses are in one place, and m1, which announces 198.51.100.0/32, stands in another site; claim from a global pool what several sites shall announce (anycast)
+        pool local is for the machines of one rack, and m1 is in another; claim from a pool of its rack
+        m3 announces 198.51.102.0/32
+        198.51.100.1/32 is reserved: nobody announces it
+    "#]]
+    .assert_eq(&told);
+    // Held by a machine it is that one's alone.
+    let to = |machine: &Machine| Move { to: Some(NewHolder::Machine(machine.name.clone(), None)), purpose: None };
+    tx.hand_on(at(3), public.id, &to(&m2), "me").await.unwrap();
+    let refused = tx.announce(at(3), public.id, m1.id, "me").await.unwrap_err();
+    expect!["198.51.100.0/32 is m2's, which alone can announce it; `rackhand ip move` it to a name when several machines shall"]
+        .assert_eq(&refused.to_string());
+    // A machine that announces something is neither forgotten, nor given to others than its addresses' project.
+    assert!(matches!(tx.forget(at(3), &m3).await, Err(Denied::HasAddresses(_))));
+    let blog = tx.insert_project(at(3), &acme, "blog").await.unwrap().id;
+    let given = tx.assign(at(3), &m1, Some((blog, "acme:blog".into()))).await;
+    assert!(matches!(given, Err(Denied::HasAddressesOfOthers(_))), "{given:?}");
+    let m1 = tx.assign(at(3), &m1, Some((shop, "acme:shop".into()))).await.unwrap();
+    let refused = tx.announce(at(3), local.id, m1.id, "me").await.unwrap_err();
+    expect!["machine m1 is another project's: what it holds is that project's too"].assert_eq(&refused.to_string());
+    tx.commit().await.unwrap();
+    expect!["m1 198.51.101.0/32, m3 198.51.101.0/32, m2 198.51.100.0/32, m3 198.51.102.0/32"]
+        .assert_eq(&told_announcements(&bench, AnnouncementFilter::default()).await);
+    let by = |machine: &Machine| AnnouncementFilter { machine: Some(machine.id), ..AnnouncementFilter::default() };
+    expect!["m3 198.51.101.0/32, m3 198.51.102.0/32"].assert_eq(&told_announcements(&bench, by(&m3)).await);
+    let of_shop = AnnouncementFilter { project: Some(shop), ..AnnouncementFilter::default() };
+    expect!["m1 198.51.101.0/32, m3 198.51.101.0/32"].assert_eq(&told_announcements(&bench, of_shop).await);
+
+    // What is withdrawn or released ends, and is known afterwards; so is what a move ended.
+    let mut tx = bench.store.begin().await.unwrap();
+    tx.withdraw(at(4), anycast.id, &m1, "me").await.unwrap();
+    let refused = tx.withdraw(at(4), anycast.id, &m1, "me").await.unwrap_err();
+    expect!["m1 does not announce 198.51.101.0/32; `rackhand ip announcements` lists who does"]
+        .assert_eq(&refused.to_string());
+    tx.take_back(at(5), anycast.id, "me").await.unwrap();
+    let refused = tx.announce(at(6), anycast.id, m3.id, "me").await.unwrap_err();
+    assert!(matches!(refused, Refused::Over(..)), "{refused}");
+    tx.commit().await.unwrap();
+    let announced = async |address: &str, second: Option<i64>| {
+        let found = bench.store.announced(&Sight::ALL, &vrf, prefix(address), second.map(at), None, 10).await;
+        let told = found.unwrap().into_iter().map(|one| {
+            let until = one.until.map_or("now".into(), |until| (until - at(0)).as_secs().to_string());
+            format!("{} {}–{until}", one.name, (one.since - at(0)).as_secs())
+        });
+        told.collect::<Vec<_>>().join(", ")
+    };
+    expect!["m3 2–5, m1 2–4"].assert_eq(&announced("198.51.101.0", None).await);
+    expect!["m3 2–5"].assert_eq(&announced("198.51.101.0", Some(4)).await);
+    expect![""].assert_eq(&announced("198.51.101.0", Some(5)).await);
+    expect!["m2 2–now, m1 2–3"].assert_eq(&announced("198.51.100.0", None).await);
+    // The machines' events tell of it.
+    let filter = crate::store::EventFilter { machine: Some(m3.id), ..crate::store::EventFilter::default() };
+    let events = bench.store.events(0, &filter, 10).await.unwrap();
+    let kinds: Vec<_> = events.iter().map(|event| format!("{:?}", event.body)).collect();
+    expect![[r#"
+        AddressesAnnounced { prefix: "198.51.101.0/32" }
+        AddressesAnnounced { prefix: "198.51.102.0/32" }
+        AddressesWithdrawn { prefix: "198.51.101.0/32" }"#]]
+    .assert_eq(&kinds.join("\n"));
 }
 
 async fn a_machine_gets_addresses_of_its_racks_pools_for_its_own_cards_and_is_not_forgotten_with_them(on: On) {
@@ -613,7 +752,7 @@ async fn a_machine_gets_addresses_of_its_racks_pools_for_its_own_cards_and_is_no
     let vrf = tx.vrf("default").await.unwrap();
     let theirs = NewPool { within: Within::Rack(elsewhere), ..new_pool("theirs", &vrf, Family::V4) };
     let theirs = tx.insert_pool(at(0), &theirs).await.unwrap();
-    tx.extend_pool(&theirs, prefix("10.8.0.0/24")).await.unwrap();
+    tx.extend_pool(at(0), &theirs, prefix("10.8.0.0/24")).await.unwrap();
     let wish = |mac| NewClaim { holder: NewHolder::Machine("m1".into(), mac), ..named(Wanted::Length(31), "") };
     let refused = tx.hand_out(at(1), &NewClaim { pool: "theirs".into(), ..wish(None) }, "me").await.unwrap_err();
     expect!["pool theirs is for the machines of one rack, and m1 is in another; claim from a pool of its rack"]
@@ -636,7 +775,7 @@ async fn a_machine_gets_addresses_of_its_racks_pools_for_its_own_cards_and_is_no
     let claim = tx.hand_out(at(1), &wish(Some(mac(1))), "me").await.unwrap();
     assert_eq!(claim.holder, Holder { machine: Some(machine.id), mac: Some(mac(1)), name: "m1".into() });
     let refused = tx.forget(at(2), &machine).await.unwrap_err().to_string();
-    expect!["machine m1 holds addresses; release them first: `rackhand ip list --machine m1` shows them"]
+    expect![[r#"machine m1 holds or announces addresses; release or withdraw them first: `rackhand ip list --machine m1` and `rackhand ip announcements --machine m1` show them"#]]
         .assert_eq(&refused);
     // Merged into another, it brings them along.
     let other = bench.machine(2);
@@ -926,6 +1065,7 @@ on_both! {
     who_held_an_address_is_known_for_every_time_also_by_block_and_after_the_clock_went_back,
     aggregates_and_pools_of_a_vrf_are_disjoint_and_go_when_they_are_empty,
     a_machine_gets_addresses_of_its_racks_pools_for_its_own_cards_and_is_not_forgotten_with_them,
+    an_address_is_announced_by_its_holder_or_in_as_many_places_as_its_pool_is_for,
     a_list_of_claims_is_narrowed_and_paged,
     a_pool_that_was_filled_in_bulk_is_as_one_that_was_filled_by_claims,
     claims_that_are_done_together_are_as_if_done_one_after_the_other,

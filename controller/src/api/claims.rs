@@ -11,7 +11,7 @@ use axum::{
 use jiff::Timestamp;
 use rackhand_common::{id, machine::Mac};
 use rackhand_controller_core::{
-    access::{Action, Place, Use},
+    access::{self, Action, Place, Use},
     ipam::{NotAPrefix, Prefix},
 };
 use serde::{Deserialize, Serialize};
@@ -20,11 +20,12 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     App, Caller, Error,
     extract::{Expected, Json, Page, Query, check_text, limit, parse, tagged},
+    grants::{self, Grant},
     pools,
 };
 use crate::{
     addresses::{Move, NewClaim as Wish, NewHolder, Refused, Wanted},
-    store::{self, ClaimFilter, Thing},
+    store::{self, ClaimFilter, Thing, Vrf},
 };
 
 /// An address or a block that is, or was, somebody's.
@@ -61,6 +62,8 @@ pub(super) struct Claim {
     project: Option<String>,
     /// What for.
     purpose: String,
+    /// Who may do what with them; absent: as their pool says.
+    grants: Option<Vec<Grant>>,
     /// Who claimed it.
     claimed_by: String,
     /// Who released it.
@@ -87,6 +90,7 @@ impl Claim {
             name: row.holder.name,
             project: row.project.map(|id| projects.get(&id).cloned().unwrap_or_else(|| id.to_string())),
             purpose: row.purpose,
+            grants: row.grants.map(|grants| grants.iter().map(|grant| Grant::of(grant, projects)).collect()),
             claimed_by: row.claimed_by,
             released_by: row.released_by,
             since: row.since,
@@ -220,8 +224,15 @@ async fn hidden(app: &App, caller: &Caller, refused: Refused) -> Result<Refused,
 }
 
 async fn view(app: &App, row: store::Claim) -> Result<Claim, Error> {
-    let projects = app.store.project_names(row.project).await?;
+    let projects = app.store.project_names(of_projects([&row])).await?;
     Ok(Claim::of(row, &projects))
+}
+
+/// The projects that are to be named of claims.
+fn of_projects<'a>(claims: impl IntoIterator<Item = &'a store::Claim>) -> impl Iterator<Item = id::ProjectId> {
+    claims
+        .into_iter()
+        .flat_map(|claim| grants::projects(claim.grants.as_deref().unwrap_or_default()).chain(claim.project))
 }
 
 /// Which claims.
@@ -269,7 +280,7 @@ pub(super) async fn list(
     }
     filter.containing = which.address.map(|address| prefix("address", &address)).transpose()?;
     let rows = app.store.claims(&filter, parse("after", which.after.as_deref())?, limit + 1).await?;
-    let projects = app.store.project_names(rows.iter().filter_map(|row| row.project)).await?;
+    let projects = app.store.project_names(of_projects(&rows)).await?;
     Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), |row| Claim::of(row, &projects))))
 }
 
@@ -339,11 +350,67 @@ async fn may_hold(app: &App, caller: &Caller, id: id::ClaimId, to: &NewHolder) -
         NewHolder::Name(_) => of,
     };
     let project = app.store.standing(Thing::Claim, &id.to_string()).await?.place;
-    caller.may_use(&pool, Use::Assign, place.given_to(project))?;
+    caller.may_use_claim(&claim, &pool, Use::Assign, place.given_to(project))?;
     match claim.reserved {
         true => caller.require(Action::AddressSpace, of),
         false => Ok(()),
     }
+}
+
+/// Grants for a claim's addresses.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClaimGrants {
+    /// All of them; none: only whoever sets up address space may do anything with the addresses.
+    grants: Vec<Grant>,
+}
+
+/// Grant the use of a claim
+///
+/// From now on these grants say who may move, announce and name its addresses, and no more those of its
+/// pool. Releasing it takes no grant.
+#[utoipa::path(put, path = "/v1/claims/{claim}/grants", tag = "addresses", request_body = ClaimGrants,
+    params(("claim" = String, Path, description = "Id.")), responses((status = 200, body = Claim)))]
+pub(super) async fn set_grants(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path(claim): Path<String>,
+    expected: Expected,
+    Json(body): Json<ClaimGrants>,
+) -> Result<impl IntoResponse, Error> {
+    let grants = grants::checked(&app, &caller, body.grants).await?;
+    grant(&app, id(&claim)?, &expected, Some(&grants)).await
+}
+
+/// Have its pool say who may use a claim
+///
+/// Its own grants are gone, and those of its pool count again.
+#[utoipa::path(delete, path = "/v1/claims/{claim}/grants", tag = "addresses",
+    params(("claim" = String, Path, description = "Id.")), responses((status = 200, body = Claim)))]
+pub(super) async fn remove_grants(
+    State(app): State<App>,
+    Path(claim): Path<String>,
+    expected: Expected,
+) -> Result<impl IntoResponse, Error> {
+    grant(&app, id(&claim)?, &expected, None).await
+}
+
+async fn grant(
+    app: &App,
+    id: id::ClaimId,
+    expected: &Expected,
+    grants: Option<&[access::Grant]>,
+) -> Result<impl IntoResponse + use<>, Error> {
+    let mut tx = app.store.begin().await?;
+    let claim = tx.claim(id).await?;
+    expected.check(claim.version)?;
+    if let Some(until) = claim.until {
+        return Err(Refused::Over(id, until).into());
+    }
+    let claim = tx.set_claim_grants(id, grants).await?;
+    let projects = tx.project_names(of_projects([&claim])).await?;
+    tx.commit().await?;
+    Ok(tagged(claim.version, Claim::of(claim, &projects)))
 }
 
 /// Release a claim
@@ -371,16 +438,26 @@ fn id(text: &str) -> Result<id::ClaimId, Error> {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct When {
-    /// Only who held it at this time.
+    /// Only what was true at this time.
     #[param(value_type = Option<String>, format = DateTime, example = "2026-11-24T12:00:00Z")]
-    at: Option<Timestamp>,
+    pub(super) at: Option<Timestamp>,
     /// In this VRF; `default` when absent.
     vrf: Option<String>,
     /// `next` of the page before; absent for the first page.
-    after: Option<String>,
+    pub(super) after: Option<String>,
     /// How many at most, 1 to 200.
     #[param(minimum = 1, maximum = 200, default = 50)]
-    limit: Option<u32>,
+    pub(super) limit: Option<u32>,
+}
+
+impl When {
+    /// The VRF that is asked about, and the address.
+    pub(super) async fn of(&self, app: &App, address: &str) -> Result<(Vrf, Prefix), Error> {
+        let address: IpAddr =
+            address.parse().map_err(|_| Error::invalid("address", "write an IPv4 or IPv6 address"))?;
+        let address = Prefix::single(address).map_err(|error| Error::invalid("address", error))?;
+        Ok((app.store.vrf(self.vrf.as_deref().unwrap_or("default")).await?, address))
+    }
 }
 
 /// Who held an address
@@ -397,13 +474,58 @@ pub(super) async fn history(
     Query(when): Query<When>,
 ) -> Result<impl IntoResponse, Error> {
     let (limit, sight) = (limit(when.limit)?, caller.sight(Action::AddressRead)?);
-    let address: IpAddr = address.parse().map_err(|_| Error::invalid("address", "write an IPv4 or IPv6 address"))?;
-    let address = Prefix::single(address).map_err(|error| Error::invalid("address", error))?;
-    let vrf = app.store.vrf(when.vrf.as_deref().unwrap_or("default")).await?;
+    let (vrf, address) = when.of(&app, &address).await?;
     let rows = match when.at {
         Some(at) => app.store.holder(&sight, &vrf, address, at).await?.into_iter().collect(),
         None => app.store.history(&sight, &vrf, address, parse("after", when.after.as_deref())?, limit + 1).await?,
     };
-    let projects = app.store.project_names(rows.iter().filter_map(|row| row.project)).await?;
+    let projects = app.store.project_names(of_projects(&rows)).await?;
     Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), |row| Claim::of(row, &projects))))
+}
+
+/// A block of a pool that is, or was, a project's own.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ProjectBlock {
+    /// Its addresses.
+    #[schema(example = "10.64.0.0/25")]
+    prefix: String,
+    /// Name of the project's pool, when it got the block.
+    #[schema(example = "projects-4.shop")]
+    pool: String,
+    /// The project, as ORGANISATION:NAME, when it got the block.
+    #[schema(example = "acme:shop")]
+    project: String,
+    /// Since when.
+    #[schema(value_type = String, format = DateTime)]
+    since: Timestamp,
+    /// Until when; absent while it is.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    until: Option<Timestamp>,
+}
+
+impl From<store::ProjectBlock> for ProjectBlock {
+    fn from(row: store::ProjectBlock) -> Self {
+        let store::ProjectBlock { number: _, prefix, pool, project: _, project_name, since, until } = row;
+        Self { prefix: prefix.to_string(), pool, project: project_name, since, until }
+    }
+}
+
+/// In whose block an address was
+///
+/// Every project that ever had the address in a block of its own, the latest first; with `at`, the one that
+/// did then, or none.
+#[utoipa::path(get, path = "/v1/addresses/{address}/blocks", tag = "addresses",
+    params(("address" = String, Path, description = "An IPv4 or IPv6 address."), When),
+    responses((status = 200, body = Page<ProjectBlock>)))]
+pub(super) async fn blocks(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path(address): Path<String>,
+    Query(when): Query<When>,
+) -> Result<impl IntoResponse, Error> {
+    let (limit, sight) = (limit(when.limit)?, caller.sight(Action::AddressRead)?);
+    let (vrf, address) = when.of(&app, &address).await?;
+    let after = parse("after", when.after.as_deref())?;
+    let rows = app.store.project_blocks(&sight, &vrf, address, when.at, after, limit + 1).await?;
+    Ok(axum::Json(Page::of(rows, limit, |row| row.number.to_string(), ProjectBlock::from)))
 }

@@ -285,7 +285,8 @@ impl From<Denied> for Error {
             | Denied::Unchanged
             | Denied::NotNew(..)
             | Denied::Same
-            | Denied::HoldsAddresses(_)
+            | Denied::HasAddresses(_)
+            | Denied::HasAddressesOfOthers(_)
             | Denied::InUse(_)
             | Denied::RunOver
             | Denied::RunDone
@@ -305,6 +306,7 @@ impl From<Refused> for Error {
             Refused::NotStored(_) => Self::internal(refused),
             Refused::Changed(_) => Self::precondition(refused),
             Refused::Busy | Refused::Stopping | Refused::Tidying(_) => Self::unavailable(refused),
+            Refused::NotAnnounced(..) => Self::not_found(refused),
             Refused::Length(_) | Refused::LargerThanBlock { .. } => Self::invalid("/length", refused),
             Refused::NotItsCard { .. } => Self::invalid("/mac", refused),
             Refused::NotInPool(..) => Self::invalid("/prefix", refused),
@@ -317,6 +319,10 @@ impl From<Refused> for Error {
             | Refused::NoMoreBlocks { .. }
             | Refused::Others(_)
             | Refused::Over(..)
+            | Refused::Reserved(_)
+            | Refused::AnothersToAnnounce { .. }
+            | Refused::InOnePlace { .. }
+            | Refused::NoMoreAnnouncements(..)
             | Refused::Overlap(..)
             | Refused::NoAggregate { .. }
             | Refused::NotProven(_)

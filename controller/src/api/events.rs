@@ -142,6 +142,8 @@ fn text(body: &Happened) -> String {
         Happened::Forgotten { name } => format!("an operator removed {name}"),
         Happened::Assigned { project: Some(project) } => format!("given to project {project}"),
         Happened::Assigned { project: None } => "taken back from its project".into(),
+        Happened::AddressesAnnounced { prefix } => format!("announces {prefix}"),
+        Happened::AddressesWithdrawn { prefix } => format!("announces {prefix} no longer"),
         Happened::AddressesMoved { prefix, from, to } => format!("{prefix} moved from {from} to {to}"),
         Happened::AgentEnrolled { agent } => format!("agent {agent} enrolled"),
         Happened::AgentRevoked { agent, by } => format!("agent {agent} revoked by {by}"),

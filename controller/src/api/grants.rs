@@ -1,4 +1,4 @@
-//! Grants of pools: who may do what with their addresses.
+//! Grants of pools and claims: who may do what with their addresses.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -11,10 +11,10 @@ use uuid::Uuid;
 use super::{App, Caller, Error};
 use crate::store;
 
-/// The most grants of a pool.
+/// The most grants of a pool or a claim.
 const GRANTS: usize = 100;
 
-/// What somebody may do with a pool's addresses, when their role lets them.
+/// What somebody may do with addresses, when their role lets them.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Grant {
@@ -44,8 +44,10 @@ enum Grantee {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum Use {
-    /// Claim addresses.
+    /// Claim addresses, and say who holds them.
     Assign,
+    /// Have machines announce them by BGP.
+    Announce,
     /// Say which names reverse DNS answers for them.
     Reverse,
 }
@@ -54,6 +56,7 @@ impl From<Use> for access::Use {
     fn from(of: Use) -> Self {
         match of {
             Use::Assign => Self::Assign,
+            Use::Announce => Self::Announce,
             Use::Reverse => Self::Reverse,
         }
     }
@@ -63,6 +66,7 @@ impl Grant {
     pub(super) fn of(row: &access::Grant, projects: &HashMap<ProjectId, String>) -> Self {
         let may = row.may.iter().map(|of| match of {
             access::Use::Assign => Use::Assign,
+            access::Use::Announce => Use::Announce,
             access::Use::Reverse => Use::Reverse,
         });
         let to = match row.to {
@@ -75,6 +79,14 @@ impl Grant {
     }
 }
 
+/// The projects that are to be named of grants.
+pub(super) fn projects(grants: &[access::Grant]) -> impl Iterator<Item = ProjectId> {
+    grants.iter().filter_map(|grant| match grant.to {
+        To::Project(project) => Some(project),
+        To::Everyone | To::Role(_) | To::Token(_) => None,
+    })
+}
+
 /// What is stored of these grants, of projects and tokens that are there.
 pub(super) async fn checked(app: &App, caller: &Caller, grants: Vec<Grant>) -> Result<Vec<access::Grant>, Error> {
     if grants.len() > GRANTS {
@@ -83,7 +95,10 @@ pub(super) async fn checked(app: &App, caller: &Caller, grants: Vec<Grant>) -> R
     let mut checked = Vec::new();
     for (at, Grant { to, may }) in grants.into_iter().enumerate() {
         if may.is_empty() {
-            return Err(Error::invalid(&format!("/grants/{at}/may"), "say what: assign, reverse, or both"));
+            return Err(Error::invalid(
+                &format!("/grants/{at}/may"),
+                "say what: assign, announce or reverse, one or several",
+            ));
         }
         let field = format!("/grants/{at}/to");
         let to = match to {
@@ -105,10 +120,7 @@ impl Caller {
     /// That they may use a pool's addresses that are to stand at `place`: by their role, and by a
     /// grant of the pool. Whoever sets up the pool needs no grant.
     pub(super) fn may_use(&self, pool: &store::Pool, wanted: access::Use, place: Place) -> Result<(), Error> {
-        self.require(wanted.action(), place)?;
-        let who = Wanting { bindings: &self.rights.bindings, token: self.token, place };
-        let sets_up = self.rights.permit(Action::AddressSpace, pool.place());
-        if sets_up || pool.grants.iter().any(|grant| grant.lets(wanted, who)) {
+        if self.is_let(pool, &pool.grants, wanted, place)? {
             return Ok(());
         }
         let (pool, wanted) = (&pool.name, wanted.name());
@@ -116,5 +128,37 @@ impl Caller {
             "pool {pool} has no grant that lets you {wanted} its addresses there; an administrator gives one with \
              `rackhand pool grant {pool} --project NAME --may {wanted}`"
         )))
+    }
+
+    /// The same of a claim's addresses: its own grants count, where it has some, and else its pool's.
+    pub(super) fn may_use_claim(
+        &self,
+        claim: &store::Claim,
+        pool: &store::Pool,
+        wanted: access::Use,
+        place: Place,
+    ) -> Result<(), Error> {
+        let Some(grants) = &claim.grants else { return self.may_use(pool, wanted, place) };
+        if self.is_let(pool, grants, wanted, place)? {
+            return Ok(());
+        }
+        let (prefix, wanted) = (claim.prefix, wanted.name());
+        Err(Error::forbidden(format!(
+            "{prefix} has grants of its own, none of which lets you {wanted} it there; an administrator gives one with \
+             `rackhand ip grant {prefix} --project NAME --may {wanted}`"
+        )))
+    }
+
+    fn is_let(
+        &self,
+        pool: &store::Pool,
+        grants: &[access::Grant],
+        wanted: access::Use,
+        place: Place,
+    ) -> Result<bool, Error> {
+        self.require(wanted.action(), place)?;
+        let who = Wanting { bindings: &self.rights.bindings, token: self.token, place };
+        let sets_up = self.rights.permit(Action::AddressSpace, pool.place());
+        Ok(sets_up || grants.iter().any(|grant| grant.lets(wanted, who)))
     }
 }

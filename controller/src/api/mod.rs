@@ -11,6 +11,7 @@
 
 pub mod access;
 mod aggregates;
+mod announcements;
 mod assignments;
 mod audit;
 mod bindings;
@@ -207,6 +208,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(plans::suggest))
         .routes(routes!(systems::list))
         .routes(routes!(systems::show))
+        .routes(routes!(systems::kickstart))
         .routes(routes!(vrfs::list, vrfs::create))
         .routes(routes!(aggregates::list, aggregates::create))
         .routes(routes!(aggregates::delete))
@@ -225,6 +227,11 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(claims::list, claims::create))
         .routes(routes!(claims::show, claims::change, claims::release))
         .routes(routes!(claims::history))
+        .routes(routes!(claims::blocks))
+        .routes(routes!(claims::set_grants, claims::remove_grants))
+        .routes(routes!(announcements::announce, announcements::withdraw))
+        .routes(routes!(announcements::list))
+        .routes(routes!(announcements::history))
         .layer(DefaultBodyLimit::max(extract::MAX_BODY))
         .layer(middleware::from_fn(in_time));
     // These end when their client or their body does.

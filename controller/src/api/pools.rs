@@ -181,11 +181,7 @@ impl Pool {
 
 /// The projects that are to be named of a pool.
 fn of_projects(pool: &store::Pool) -> impl Iterator<Item = id::ProjectId> {
-    let granted = pool.grants.iter().filter_map(|grant| match grant.to {
-        access::Grantee::Project(project) => Some(project),
-        _ => None,
-    });
-    granted.chain(pool.project)
+    grants::projects(&pool.grants).chain(pool.project)
 }
 
 pub(super) fn family(family: ipam::Family) -> u8 {
@@ -371,7 +367,7 @@ pub(super) async fn create(
     };
     let pool = tx.insert_pool(app.clock.now().wall, &new).await?;
     for prefix in prefixes {
-        tx.extend_pool(&pool, prefix).await?;
+        tx.extend_pool(app.clock.now().wall, &pool, prefix).await?;
     }
     let pool = Pool::committed(tx, pool).await?;
     Ok((StatusCode::CREATED, [(header::LOCATION, format!("/v1/pools/{}", pool.id))], axum::Json(pool)))
@@ -400,7 +396,7 @@ pub(super) async fn extend(
     let pool = tx.pool(&pool).await?;
     expected.check(pool.version)?;
     for prefix in prefixes {
-        tx.extend_pool(&pool, prefix).await?;
+        tx.extend_pool(app.clock.now().wall, &pool, prefix).await?;
     }
     Ok(axum::Json(Pool::committed(tx, pool).await?))
 }

@@ -86,7 +86,7 @@ async fn held(app: &App, caller: &Caller, address: &str, place: &Where) -> Resul
 async fn may_name(app: &App, caller: &Caller, claim: &store::Claim) -> Result<(), Error> {
     let place = app.store.standing(Thing::Claim, &claim.id.to_string()).await?.place;
     let pool = app.store.pool_numbered(claim.pool_number).await?;
-    caller.may_use(&pool, Use::Reverse, place)
+    caller.may_use_claim(claim, &pool, Use::Reverse, place)
 }
 
 /// Show an address's name

@@ -48,12 +48,15 @@ pub(super) struct OperatingSystem {
     tried: Tried,
     /// Where images of it come from.
     source: String,
+    /// Whether there is a kickstart that makes an image of it.
+    has_kickstart: bool,
 }
 
 impl From<System> for OperatingSystem {
     fn from(system: System) -> Self {
         Self {
             settings_are_written: system.settings != Settings::None,
+            has_kickstart: system.kickstart.is_some(),
             name: system.name,
             title: system.title,
             family: system.family,
@@ -85,6 +88,21 @@ pub(super) async fn list(Query(window): Query<Window>) -> Result<impl IntoRespon
 #[utoipa::path(get, path = "/v1/operating-systems/{os}", tag = "images",
     params(("os" = String, Path, description = "Name.")), responses((status = 200, body = OperatingSystem)))]
 pub(super) async fn show(Path(os): Path<String>) -> Result<impl IntoResponse, Error> {
-    let system = os::find(&os).ok_or_else(|| Error::not_found(format!("the catalogue has no `{os}`")))?;
-    Ok(axum::Json(OperatingSystem::from(system)))
+    Ok(axum::Json(OperatingSystem::from(find(&os)?)))
+}
+
+/// Show an operating system's kickstart
+///
+/// What makes an image of it for servers: a virtual machine is installed with it, and its disk is
+/// imported. Of systems of the family `rhel`.
+#[utoipa::path(get, path = "/v1/operating-systems/{os}/kickstart", tag = "images",
+    params(("os" = String, Path, description = "Name.")),
+    responses((status = 200, content_type = "text/plain", body = String)))]
+pub(super) async fn kickstart(Path(os): Path<String>) -> Result<String, Error> {
+    let none = || Error::not_found(format!("there is no kickstart of `{os}`: import an image that its makers publish"));
+    find(&os)?.kickstart().ok_or_else(none)
+}
+
+fn find(os: &str) -> Result<System, Error> {
+    os::find(os).ok_or_else(|| Error::not_found(format!("the catalogue has no `{os}`")))
 }

@@ -65,7 +65,9 @@ impl World {
         assert_eq!(bench.ask(Method::POST, &format!("/v1/machines/{machine}/adopt"), body).await.0, StatusCode::OK);
         post(&format!("/v1/machines/{machine}/assign"), json!({"project": "acme:shop"})).await;
         post("/v1/aggregates", json!({"prefix": "10.0.0.0/8", "source": "private"})).await;
-        post("/v1/pools", json!({"name": "p4", "kind": "private", "prefixes": ["10.9.0.0/16"]})).await;
+        let grants = json!([{"to": "everyone", "may": ["assign", "announce", "reverse"]}]);
+        let pool = json!({"name": "p4", "kind": "private", "prefixes": ["10.9.0.0/16"], "grants": grants});
+        post("/v1/pools", pool).await;
         let claim = post("/v1/claims", json!({"pool": "p4", "machine": machine, "project": "shop"})).await;
         let run = post(&format!("/v1/machines/{machine}/power"), json!({"action": "on"})).await;
         let bob = post("/v1/people", json!({"name": "bob"})).await;
@@ -191,7 +193,7 @@ impl World {
         (body.to_string(), place)
     }
 
-    /// The path with its parameter, of something that is there.
+    /// The path with its parameters, of something that is there.
     async fn uri(&self, path: &str) -> String {
         let Some((start, rest)) = path.split_once('{') else { return path.into() };
         let (parameter, rest) = rest.split_once('}').unwrap();
@@ -199,6 +201,7 @@ impl World {
             return format!("{start}{}{rest}", self.held.borrow());
         }
         if parameter != "binding" {
+            let rest = Box::pin(self.uri(rest)).await;
             return format!("{start}{}{rest}", self.names[parameter]);
         }
         let mut tx = self.bench.app.store.begin().await.unwrap();
@@ -375,6 +378,7 @@ fn each_operation_is_this_action_at_this_place() {
         GET    /v1/machines/{machine}/suggested-plan: machine.read where the machine is
         GET    /v1/operating-systems: image.read anywhere
         GET    /v1/operating-systems/{os}: image.read anywhere
+        GET    /v1/operating-systems/{os}/kickstart: image.read anywhere
         GET    /v1/runs: run.read anywhere
         GET    /v1/runs/{run}: run.read where the run is
         POST   /v1/runs/{run}/cancel: run.cancel where the run is
@@ -403,7 +407,14 @@ fn each_operation_is_this_action_at_this_place() {
         GET    /v1/claims/{claim}: address.read where the claim is
         PATCH  /v1/claims/{claim}: address.claim where the claim is
         DELETE /v1/claims/{claim}: address.claim where the claim is
+        PUT    /v1/claims/{claim}/grants: address.space everything
+        DELETE /v1/claims/{claim}/grants: address.space everything
+        PUT    /v1/claims/{claim}/announcements/{machine}: address.announce where the claim is
+        DELETE /v1/claims/{claim}/announcements/{machine}: address.announce where the claim is
+        GET    /v1/announcements: address.read anywhere
         GET    /v1/addresses/{address}/history: address.read anywhere
+        GET    /v1/addresses/{address}/announcements: address.read anywhere
+        GET    /v1/addresses/{address}/blocks: address.read anywhere
         GET    /v1/addresses/{address}/name: address.read anywhere
         PUT    /v1/addresses/{address}/name: address.name body
         DELETE /v1/addresses/{address}/name: address.name body

@@ -507,7 +507,13 @@ impl Tx {
     }
 
     /// Gives a pool a prefix of an aggregate or of another pool, which is in the free leaf `free`.
-    pub(crate) async fn add_to_pool(&mut self, pool: &Pool, free: Leaf, prefix: Prefix) -> Result<(), StoreError> {
+    pub(crate) async fn add_to_pool(
+        &mut self,
+        now: Timestamp,
+        pool: &Pool,
+        free: Leaf,
+        prefix: Prefix,
+    ) -> Result<(), StoreError> {
         self.take(free, prefix, State::Free).await?;
         self.hand_over(free.aggregate, prefix, free.pool, Some(pool.number)).await?;
         self.watch("pools", pool.id).await?;
@@ -522,6 +528,9 @@ impl Tx {
             .bind(free.aggregate)
             .execute(&mut self.inner)
             .await?;
+        if pool.project.is_some() {
+            self.insert_project_block(now, pool, prefix).await?;
+        }
         Ok(())
     }
 
@@ -542,7 +551,7 @@ impl Tx {
 
     /// Removes a pool and gives its space back; [`StoreError::Changed`] when something of it is
     /// not free.
-    pub async fn delete_pool(&mut self, pool: &Pool) -> Result<(), StoreError> {
+    pub async fn delete_pool(&mut self, now: Timestamp, pool: &Pool) -> Result<(), StoreError> {
         self.watch("pools", pool.id).await?;
         let rows = query(
             "SELECT pool_prefixes.*, aggregates.start AS root, aggregates.depth AS root_depth FROM pool_prefixes
@@ -570,6 +579,9 @@ impl Tx {
             };
             let leaf = self.leaf(aggregate, prefix).await?;
             self.set_free(leaf, root).await?;
+        }
+        if pool.project.is_some() {
+            self.end_project_blocks(now, pool).await?;
         }
         for statement in ["DELETE FROM pool_prefixes WHERE pool = $1", "DELETE FROM pools WHERE number = $1"] {
             query(statement).bind(pool.number).execute(&mut self.inner).await?;

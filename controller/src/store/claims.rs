@@ -14,12 +14,15 @@ use rackhand_common::{
     id::{ClaimId, MachineId, PoolId, ProjectId, RackId},
     machine::Mac,
 };
-use rackhand_controller_core::{access::Sight, ipam::Prefix};
+use rackhand_controller_core::{
+    access::{Grant, Sight},
+    ipam::Prefix,
+};
 
 use super::{
-    Pool, Present, Store, StoreError, Tx, Vrf, Within,
+    Announcement, Pool, Present, Store, StoreError, Tx, Vrf, Within,
     database::{Builder, Executor, Row, in_powers_of_two, query, query_scalar},
-    id,
+    from_json, id, json,
     machines::parsed,
     micros,
     places::Columns,
@@ -28,7 +31,7 @@ use super::{
 };
 
 /// `until` of what has no end yet.
-const STILL: i64 = i64::MAX;
+pub(super) const STILL: i64 = i64::MAX;
 
 /// An address or a block that is, or was, somebody's.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +54,8 @@ pub struct Claim {
     pub project: Option<ProjectId>,
     /// What for, in words.
     pub purpose: String,
+    /// Who may do what with its addresses; `None` as its pool says.
+    pub grants: Option<Vec<Grant>>,
     /// Who claimed it.
     pub claimed_by: String,
     /// Who released it.
@@ -240,7 +245,7 @@ impl ClaimFilter {
 }
 
 /// Begins a query with the prefixes an address can be in, for an index to be asked for each.
-fn candidates(query: &mut Builder, within: Prefix) {
+pub(super) fn candidates(query: &mut Builder, within: Prefix) {
     query.push("WITH candidate (start, depth) AS (");
     query.push_values(within.containing(), |mut row, prefix| {
         row.push_bind(prefix.key().to_vec()).push_bind(prefix.depth());
@@ -268,12 +273,36 @@ impl Tx {
             .transpose()
     }
 
-    /// Whether a machine holds an address.
-    pub(crate) async fn holds_addresses(&mut self, machine: MachineId) -> Result<bool, StoreError> {
-        let row = query("SELECT 1 FROM claims WHERE machine = $1 AND until = 9223372036854775807 LIMIT 1")
-            .bind(machine.to_string())
-            .fetch_optional(&mut self.inner)
-            .await?;
+    /// Whether a machine holds or announces an address.
+    pub(crate) async fn has_addresses(&mut self, machine: MachineId) -> Result<bool, StoreError> {
+        let row = query(
+            "SELECT 1 FROM (
+                SELECT machine FROM claims WHERE machine = $1 AND until = 9223372036854775807
+                UNION ALL SELECT machine FROM announcements WHERE machine = $1 AND until = 9223372036854775807
+             ) AS uses LIMIT 1",
+        )
+        .bind(machine.to_string())
+        .fetch_optional(&mut self.inner)
+        .await?;
+        Ok(row.is_some())
+    }
+
+    /// Whether a machine holds or announces an address that is given to a project other than this one.
+    pub(crate) async fn has_addresses_of_others(
+        &mut self,
+        machine: MachineId,
+        project: Option<ProjectId>,
+    ) -> Result<bool, StoreError> {
+        let row = query(
+            "SELECT 1 FROM (
+                SELECT project FROM claims WHERE machine = $1 AND until = 9223372036854775807
+                UNION ALL SELECT project FROM announcements WHERE machine = $1 AND until = 9223372036854775807
+             ) AS uses WHERE project <> $2 LIMIT 1",
+        )
+        .bind(machine.to_string())
+        .bind(project.map(|project| project.to_string()).unwrap_or_default())
+        .fetch_optional(&mut self.inner)
+        .await?;
         Ok(row.is_some())
     }
 
@@ -384,6 +413,7 @@ impl Tx {
                     holder: row.holder.clone(),
                     project: row.project,
                     purpose: row.purpose.into(),
+                    grants: None,
                     claimed_by: row.by.into(),
                     released_by: None,
                     since: now,
@@ -412,9 +442,10 @@ impl Tx {
             let past = ClaimId::fresh();
             let held = query(
                 "INSERT INTO claims (id, vrf, aggregate, pool, pool_name, start, depth, reserved, machine, mac, name,
-                                     project, rack, site, purpose, claimed_by, released_by, since, until, version)
+                                     project, rack, site, purpose, grants, claimed_by, released_by, since, until,
+                                     version)
                  SELECT $2, vrf, aggregate, pool, pool_name, start, depth, reserved, machine, mac, name,
-                        project, rack, site, purpose, claimed_by, $3, since, $4, version
+                        project, rack, site, purpose, grants, claimed_by, $3, since, $4, version
                  FROM claims WHERE id = $1 RETURNING *",
             )
             .bind(id.to_string())
@@ -451,14 +482,34 @@ impl Tx {
         read(&after)
     }
 
-    /// Writes that a claim has ended, and whatever names its addresses have; the claim as it was.
-    /// When it had ended before, nothing is written.
-    pub(crate) async fn end_claim(&mut self, now: Timestamp, id: ClaimId, by: &str) -> Result<Claim, StoreError> {
+    /// Says who may do what with a claim's addresses; `None` as its pool says.
+    pub(crate) async fn set_claim_grants(
+        &mut self,
+        id: ClaimId,
+        grants: Option<&[Grant]>,
+    ) -> Result<Claim, StoreError> {
+        self.watch("claims", id).await?;
+        let row = query("UPDATE claims SET grants = $2, version = version + 1 WHERE id = $1 RETURNING *")
+            .bind(id.to_string())
+            .bind(grants.map(|grants| json(&grants)))
+            .fetch_one(&mut self.inner)
+            .await?;
+        read(&row)
+    }
+
+    /// Writes that a claim has ended, and with it the names and announcements of its addresses; the claim as
+    /// it was, and those announcements. When it had ended before, nothing is written.
+    pub(crate) async fn end_claim(
+        &mut self,
+        now: Timestamp,
+        id: ClaimId,
+        by: &str,
+    ) -> Result<(Claim, Vec<Announcement>), StoreError> {
         let before = query("SELECT * FROM claims WHERE id = $1").bind(id.to_string());
         let before = before.fetch_optional(&mut self.inner).await?.ok_or(StoreError::NotFound("claim"))?;
         let claim = read(&before)?;
         if claim.until.is_some() {
-            return Ok(claim);
+            return Ok((claim, Vec::new()));
         }
         let after =
             query("UPDATE claims SET until = $2, released_by = $3, version = version + 1 WHERE id = $1 RETURNING *")
@@ -468,8 +519,20 @@ impl Tx {
                 .fetch_one(&mut self.inner)
                 .await?;
         self.watch_change("claims", id, Some(&before), &after)?;
-        self.delete_reverse_names(id).await?;
-        Ok(claim)
+        let uses = query(
+            "SELECT (SELECT COUNT(*) FROM reverse_names WHERE claim = $1) AS names,
+                (SELECT COUNT(*) FROM announcements WHERE claim = $1 AND until = 9223372036854775807) AS announcements",
+        );
+        let uses = uses.bind(id.to_string()).fetch_one(&mut self.inner).await?;
+        if uses.try_get::<i64, _>("names")? > 0 {
+            self.delete_reverse_names(id).await?;
+        }
+        let mut ended = Vec::new();
+        if uses.try_get::<i64, _>("announcements")? > 0 {
+            ended = self.announcements_of(id).await?;
+            self.end_announcements(now, &ended, by).await?;
+        }
+        Ok((claim, ended))
     }
 }
 
@@ -495,6 +558,7 @@ fn read(row: &Row) -> Result<Claim, StoreError> {
         },
         project: optional("project")?.map(id).transpose()?,
         purpose: row.try_get("purpose")?,
+        grants: optional("grants")?.map(|grants| from_json("grants of a claim", grants)).transpose()?,
         claimed_by: row.try_get("claimed_by")?,
         released_by: row.try_get("released_by")?,
         since: timestamp(row.try_get("since")?)?,

@@ -167,6 +167,16 @@ pub enum Happened {
         /// Who holds them.
         to: String,
     },
+    /// The machine announces addresses from now on.
+    AddressesAnnounced {
+        /// Which addresses.
+        prefix: String,
+    },
+    /// The machine announces addresses no longer.
+    AddressesWithdrawn {
+        /// Which addresses.
+        prefix: String,
+    },
 }
 
 /// Which events are asked for.

@@ -11,6 +11,7 @@
 
 mod address_space;
 mod agents;
+mod announcements;
 mod audit;
 mod backup;
 mod bindings;
@@ -30,6 +31,7 @@ mod place;
 mod places;
 mod plans;
 mod prefixes;
+mod project_blocks;
 mod projects;
 mod queue;
 mod racks;
@@ -59,6 +61,7 @@ use tokio::sync::Notify;
 pub use self::{
     address_space::{Aggregate, Blocks, NewPool, Pool, Proof, ProofKind, ProofState, Source, Vrf, Within},
     agents::Agent,
+    announcements::{Announcement, AnnouncementFilter},
     audit::{Asked, AuditFilter, ChainEnd},
     backup::{Contents, Examined, examine, fill, is_occupied, is_sealed_with, read_backup, write_backup, write_copy},
     bindings::{Binding, BindingFilter},
@@ -74,6 +77,7 @@ pub use self::{
     place::{NoPlace, Place},
     places::{Standing, Thing},
     plans::Plan,
+    project_blocks::ProjectBlock,
     projects::Project,
     racks::{Rack, SoundNetwork, Unsound},
     reports::{Assignment, By, Held},

@@ -262,6 +262,7 @@ enum Grantee {
 #[serde(rename_all = "snake_case")]
 enum Use {
     Assign,
+    Announce,
     Reverse,
 }
 

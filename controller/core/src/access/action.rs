@@ -93,6 +93,8 @@ actions! {
     AddressRead        "address.read"        [Owner Admin Operator Technician Collaborator Billing Viewer];
     /// Claim and release addresses.
     AddressClaim       "address.claim"       [Owner Admin Operator            Collaborator];
+    /// Have machines announce addresses.
+    AddressAnnounce    "address.announce"    [Owner Admin Operator            Collaborator];
     /// Say which names reverse DNS answers for addresses.
     AddressName        "address.name"        [Owner Admin Operator            Collaborator];
     /// Set up VRFs, aggregates and pools, reserve addresses.
@@ -135,7 +137,9 @@ impl Action {
             | Self::MachinePower => Self::MachineRead,
             Self::RunRead | Self::RunCancel => Self::RunRead,
             Self::ImageRead | Self::ImageManage => Self::ImageRead,
-            Self::AddressRead | Self::AddressClaim | Self::AddressName | Self::AddressSpace => Self::AddressRead,
+            Self::AddressRead | Self::AddressClaim | Self::AddressAnnounce | Self::AddressName | Self::AddressSpace => {
+                Self::AddressRead
+            }
             Self::EventRead => Self::EventRead,
             Self::AuditRead => Self::AuditRead,
             Self::PersonRead | Self::PersonManage => Self::PersonRead,

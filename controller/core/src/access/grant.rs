@@ -1,4 +1,4 @@
-//! Grants: who may do what with a pool's addresses, beside having the role for it.
+//! Grants: who may do what with a pool's or a claim's addresses, beside having the role for it.
 //!
 //! A role says what somebody may do in their project; a grant, whose project may do it with these
 //! addresses. Both are needed.
@@ -15,8 +15,10 @@ use super::{Action, Binding, Place, Role};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Use {
-    /// Claim them.
+    /// Claim them, and say who holds them.
     Assign,
+    /// Have machines announce them by BGP.
+    Announce,
     /// Say which names reverse DNS answers for them.
     Reverse,
 }
@@ -35,7 +37,7 @@ pub enum Grantee {
     Token(Uuid),
 }
 
-/// What somebody may do with a pool's addresses.
+/// What somebody may do with addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     /// Who.
@@ -57,12 +59,13 @@ pub struct Wanting<'a> {
 
 impl Use {
     /// All.
-    pub const ALL: [Self; 2] = [Self::Assign, Self::Reverse];
+    pub const ALL: [Self; 3] = [Self::Assign, Self::Announce, Self::Reverse];
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Assign => "assign",
+            Self::Announce => "announce",
             Self::Reverse => "reverse",
         }
     }
@@ -71,15 +74,25 @@ impl Use {
     pub fn action(self) -> Action {
         match self {
             Self::Assign => Action::AddressClaim,
+            Self::Announce => Action::AddressAnnounce,
             Self::Reverse => Action::AddressName,
         }
     }
 }
 
 impl Grant {
-    /// All uses, for everyone: a pool that is shared.
+    /// What everyone may with the addresses of a pool that is shared: all but have them announced, which
+    /// the world would see.
     pub fn to_everyone() -> Self {
-        Self { to: Grantee::Everyone, may: Use::ALL.into() }
+        Self { to: Grantee::Everyone, may: [Use::Assign, Use::Reverse].into() }
+    }
+
+    /// The grants of what is carved from a pool with these, for one project alone: it is the project's to
+    /// use, and to announce as far as the pool is.
+    pub fn carved(grants: &[Self]) -> Vec<Self> {
+        let announce = grants.iter().filter(|grant| grant.may.contains(&Use::Announce));
+        let announce = announce.map(|grant| Self { to: grant.to, may: [Use::Announce].into() });
+        [Self::to_everyone()].into_iter().chain(announce).collect()
     }
 
     /// Whether it lets them.

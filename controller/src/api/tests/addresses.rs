@@ -194,6 +194,141 @@ async fn a_claim_moves_within_its_project_to_where_the_caller_could_have_claimed
     assert_eq!(ask(&admin, Method::PATCH, &uri, to).await.0, StatusCode::CONFLICT, "it is over");
 }
 
+async fn a_claims_own_grants_say_who_moves_announces_and_names_it(on: On) {
+    let world = World::new(on).await;
+    let bench = &world.bench;
+    let scope = |name: &str| world.scopes.iter().find(|(is, _)| *is == name).unwrap().1;
+    let of = |role: Role, name: &str| Binding { role, scope: scope(name) };
+    let ours = world.token("ann", of(Role::Collaborator, "its project")).await;
+    let ops = world.token("ops", of(Role::Operator, "its project")).await;
+    let theirs = world.token("eve", of(Role::Collaborator, "another project")).await;
+    let admin = bench.token.clone();
+    let ask = async |token: &str, method: Method, uri: &str, body: Value| {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        bench.ask_as(token, method, uri, body).await
+    };
+    let told = |(status, answer): (StatusCode, Value)| {
+        let detail = answer["detail"].as_str().or(answer["prefix"].as_str()).unwrap_or_default().to_owned();
+        format!("{} {detail}", status.as_u16())
+    };
+    let machine = world.names["machine"].clone();
+    let pool = json!({"name": "anycast", "kind": "private", "prefixes": ["10.66.0.0/24"]});
+    assert_eq!(ask(&admin, Method::POST, "/v1/pools", pool).await.0, StatusCode::CREATED);
+    let wish = json!({"pool": "anycast", "name": "dns", "project": "acme:shop"});
+    let (_, claim) = ask(&ours, Method::POST, "/v1/claims", wish).await;
+    assert_eq!(claim["grants"], Value::Null);
+    let uri = format!("/v1/claims/{}", claim["id"].as_str().unwrap());
+    let (grants, announcement) = (format!("{uri}/grants"), format!("{uri}/announcements/{machine}"));
+    let announce = async |token: &str| told(ask(token, Method::PUT, &announcement, Value::Null).await);
+    let name = async |token: &str| {
+        let uri = "/v1/addresses/10.66.0.0/name";
+        told(ask(token, Method::PUT, uri, json!({"name": "dns.example.net"})).await)
+    };
+    let rename = async |token: &str| told(ask(token, Method::PATCH, &uri, json!({"purpose": "dns"})).await);
+    let move_it = async |token: &str, to: &str| told(ask(token, Method::PATCH, &uri, json!({"name": to})).await);
+
+    // A new pool is for everyone to use, and not to announce.
+    expect![[r#"403 pool anycast has no grant that lets you announce its addresses there; an administrator gives one with `rackhand pool grant anycast --project NAME --may announce`"#]]
+        .assert_eq(&announce(&ours).await);
+    // Nobody of a project gives grants.
+    let own = json!({"grants": [
+        {"to": {"project": "acme:shop"}, "may": ["announce"]},
+        {"to": {"role": "operator"}, "may": ["assign"]},
+    ]});
+    expect!["403 address.space needs one of the roles owner, admin there"]
+        .assert_eq(&told(ask(&ours, Method::PUT, &grants, own.clone()).await));
+    let (status, granted) = ask(&admin, Method::PUT, &grants, own.clone()).await;
+    assert_eq!((status, &granted["grants"]), (StatusCode::OK, &own["grants"]), "{granted}");
+    let (_, listed) = ask(&ours, Method::GET, "/v1/claims?pool=anycast", Value::Null).await;
+    assert_eq!(listed["items"][0], granted, "{listed}");
+
+    // From now on they count, and no more those of the pool.
+    expect!["200 10.66.0.0/32"].assert_eq(&announce(&ours).await);
+    expect!["404 there is no such claim"].assert_eq(&announce(&theirs).await);
+    expect![[r#"403 10.66.0.0/32 has grants of its own, none of which lets you reverse it there; an administrator gives one with `rackhand ip grant 10.66.0.0/32 --project NAME --may reverse`"#]]
+        .assert_eq(&name(&ours).await);
+    expect![[r#"403 10.66.0.0/32 has grants of its own, none of which lets you assign it there; an administrator gives one with `rackhand ip grant 10.66.0.0/32 --project NAME --may assign`"#]]
+        .assert_eq(&move_it(&ours, "dns-2").await);
+    expect!["200 10.66.0.0/32"].assert_eq(&move_it(&ops, "dns-2").await);
+    // What it is for is nobody's use of it, and whoever sets up address space needs no grant.
+    expect!["200 10.66.0.0/32"].assert_eq(&rename(&ours).await);
+    expect!["200 "].assert_eq(&name(&admin).await);
+
+    // Who announces it is for those to see who see the claim, or the machine's rack.
+    let listed = async |token: &str, uri: &str| {
+        let (status, page) = ask(token, Method::GET, uri, Value::Null).await;
+        assert_eq!(status, StatusCode::OK, "{uri}: {page}");
+        let line =
+            |one: &Value| format!("{} {} {} {}", one["name"], one["prefix"], one["project"], one["announced_by"]);
+        let lines = page["items"].as_array().unwrap().iter().map(|one| line(one).replace('"', ""));
+        lines.collect::<Vec<_>>().join(", ").replace(&machine, "MACHINE")
+    };
+    let technician = world.token("tec", of(Role::Technician, "its rack")).await;
+    let by_it = format!("/v1/announcements?machine={machine}&project=shop");
+    for token in [&ours, &technician, &admin] {
+        expect!["MACHINE 10.66.0.0/32 acme:shop ann"]
+            .assert_eq(&listed(token, &by_it.replace("&project=shop", "")).await);
+        expect!["MACHINE 10.66.0.0/32 acme:shop ann"]
+            .assert_eq(&listed(token, "/v1/addresses/10.66.0.0/announcements").await);
+    }
+    expect!["MACHINE 10.66.0.0/32 acme:shop ann"].assert_eq(&listed(&ours, &by_it).await);
+    expect![""].assert_eq(&listed(&theirs, "/v1/announcements").await);
+    expect![""].assert_eq(&listed(&theirs, "/v1/addresses/10.66.0.0/announcements").await);
+    // The record of a change names the row.
+    while bench.app.store.link_records().await.unwrap() > 0 {}
+    let (_, audit) = ask(&admin, Method::GET, "/v1/audit?order=newest&limit=20", Value::Null).await;
+    let records = audit["items"].as_array().unwrap();
+    let record = records.iter().find(|one| one["action"] == format!("PUT {announcement}")).unwrap();
+    assert_eq!(record["changes"][0]["kind"], "announcement", "{record}");
+
+    // Taken back, those of the pool count again; what is announced goes on until it is withdrawn.
+    let (status, plain) = ask(&admin, Method::DELETE, &grants, Value::Null).await;
+    assert_eq!((status, &plain["grants"]), (StatusCode::OK, &Value::Null), "{plain}");
+    expect!["200 "].assert_eq(&name(&ours).await);
+    expect!["204 "].assert_eq(&told(ask(&ours, Method::DELETE, &announcement, Value::Null).await));
+    let (status, _) = ask(&ours, Method::DELETE, &announcement, Value::Null).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    expect![""].assert_eq(&listed(&admin, "/v1/announcements").await);
+    let (_, past) = ask(&ours, Method::GET, "/v1/addresses/10.66.0.0/announcements", Value::Null).await;
+    assert_eq!(past["items"][0]["withdrawn_by"], "ann", "{past}");
+    // What is over has no grants to give.
+    assert_eq!(ask(&ours, Method::DELETE, &uri, Value::Null).await.0, StatusCode::OK);
+    assert_eq!(ask(&admin, Method::PUT, &grants, own).await.0, StatusCode::CONFLICT);
+}
+
+async fn what_a_project_may_announce_of_a_pool_it_may_of_its_own_blocks(on: On) {
+    let world = World::new(on).await;
+    let bench = &world.bench;
+    let scope = world.scopes.iter().find(|(is, _)| *is == "its project").unwrap().1;
+    let ours = world.token("ann", Binding { role: Role::Collaborator, scope }).await;
+    let grants = json!([
+        {"to": "everyone", "may": ["assign", "reverse"]},
+        {"to": {"project": "acme:shop"}, "may": ["assign", "announce"]},
+    ]);
+    let pool = json!({
+        "name": "blocks", "kind": "private", "prefixes": ["10.64.0.0/16"], "blocks": {"length": 25}, "grants": grants,
+    });
+    assert_eq!(bench.ask(Method::POST, "/v1/pools", pool.to_string()).await.0, StatusCode::CREATED);
+    let wish = json!({"pool": "blocks", "name": "dns", "project": "acme:shop"}).to_string();
+    let (_, claim) = bench.ask_as(&ours, Method::POST, "/v1/claims", wish).await;
+    let (_, carved) = bench.ask(Method::GET, "/v1/pools/blocks.shop", "").await;
+    let expected = json!([
+        {"to": "everyone", "may": ["assign", "reverse"]},
+        {"to": {"project": "acme:shop"}, "may": ["announce"]},
+    ]);
+    assert_eq!(carved["grants"], expected);
+    let uri = format!("/v1/claims/{}/announcements/{}", claim["id"].as_str().unwrap(), world.names["machine"]);
+    let (status, announced) = bench.ask_as(&ours, Method::PUT, &uri, String::new()).await;
+    assert_eq!((status, &announced["prefix"]), (StatusCode::OK, &json!("10.64.0.0/32")), "{announced}");
+    let (_, blocks) = bench.ask_as(&ours, Method::GET, "/v1/addresses/10.64.0.5/blocks", String::new()).await;
+    let block = &blocks["items"][0];
+    assert_eq!((&block["prefix"], &block["project"]), (&json!("10.64.0.0/25"), &json!("acme:shop")), "{blocks}");
+    let scope = world.scopes.iter().find(|(is, _)| *is == "another project").unwrap().1;
+    let theirs = world.token("eve", Binding { role: Role::Collaborator, scope }).await;
+    let (_, blocks) = bench.ask_as(&theirs, Method::GET, "/v1/addresses/10.64.0.5/blocks", String::new()).await;
+    assert_eq!(blocks["items"], json!([]));
+}
+
 async fn what_was_used_of_a_pool_day_by_day_is_told_with_where_it_is_heading(on: On) {
     let world = World::new(on).await;
     let bench = &world.bench;
@@ -430,7 +565,7 @@ async fn a_wrong_pool_grant_or_name_is_told_what_is_wrong(on: On) {
             Method::PATCH,
             "/v1/pools/p4",
             json!({"grants": [{"to": "everyone", "may": []}]}),
-            expect!["422 invalid: /grants/0/may: say what: assign, reverse, or both"],
+            expect!["422 invalid: /grants/0/may: say what: assign, announce or reverse, one or several"],
         ),
         (
             Method::PATCH,
@@ -479,6 +614,8 @@ async fn a_wrong_pool_grant_or_name_is_told_what_is_wrong(on: On) {
 on_both! {
     a_project_uses_what_it_is_granted_and_does_not_see_anothers_blocks,
     a_claim_moves_within_its_project_to_where_the_caller_could_have_claimed_it,
+    a_claims_own_grants_say_who_moves_announces_and_names_it,
+    what_a_project_may_announce_of_a_pool_it_may_of_its_own_blocks,
     what_was_used_of_a_pool_day_by_day_is_told_with_where_it_is_heading,
     a_registry_is_told_of_projects_blocks_and_claims_of_its_space_and_of_no_others,
     a_pool_of_a_site_is_for_its_machines_and_its_people_see_what_stands_in_no_rack,

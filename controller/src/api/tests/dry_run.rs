@@ -166,6 +166,13 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on:
     trial.step(Method::DELETE, "/v1/addresses/{address}/name", name, Value::Null).await;
     let claim = format!("/v1/claims/{}", id(&claim));
     trial.step(Method::PATCH, "/v1/claims/{claim}", &claim, json!({"machine": "web-1", "purpose": "moved"})).await;
+    let grants = json!({"grants": [{"to": "everyone", "may": ["assign"]}]});
+    trial.step(Method::PUT, "/v1/claims/{claim}/grants", &format!("{claim}/grants"), grants).await;
+    trial.step(Method::DELETE, "/v1/claims/{claim}/grants", &format!("{claim}/grants"), Value::Null).await;
+    let (pattern, announcement) =
+        ("/v1/claims/{claim}/announcements/{machine}", format!("{claim}/announcements/web-1"));
+    trial.step(Method::PUT, pattern, &announcement, Value::Null).await;
+    trial.step(Method::DELETE, pattern, &announcement, Value::Null).await;
     trial.step(Method::DELETE, "/v1/claims/{claim}", &claim, Value::Null).await;
     trial.step(Method::DELETE, "/v1/pools/{pool}", "/v1/pools/p", Value::Null).await;
     let own = format!("/v1/aggregates/{}", id(&own));

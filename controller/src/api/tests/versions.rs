@@ -133,6 +133,15 @@ async fn the_catalogue_is_listed_and_says_what_was_tried(on: On) {
     let (_, debian) = bench.ask(Method::GET, "/v1/operating-systems/debian-12", "").await;
     assert_eq!((&debian["tried"], &debian["settings_are_written"]), (&json!("booted"), &json!(true)));
     assert_eq!(bench.ask(Method::GET, "/v1/operating-systems/beos", "").await.0, StatusCode::NOT_FOUND);
+    let kickstart = async |os: &str| {
+        bench.text(request(&bench.token, Method::GET, &format!("/v1/operating-systems/{os}/kickstart"), "")).await
+    };
+    let (status, text) = kickstart("rocky-9").await;
+    assert_eq!(status, StatusCode::OK, "{text}");
+    assert!(text.contains("url --url=https://dl.rockylinux.org/pub/rocky/9/BaseOS/x86_64/os/\n"), "{text}");
+    let (status, problem) = kickstart("debian-12").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert!(problem.contains("there is no kickstart of `debian-12`"), "{problem}");
 }
 
 on_both! {
