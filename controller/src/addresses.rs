@@ -192,9 +192,6 @@ pub enum Refused {
     /// As many machines announce it as may.
     #[error("{0} machines announce {1} already, which is as many as can; withdraw one first")]
     NoMoreAnnouncements(usize, Prefix),
-    /// The machine does not announce it.
-    #[error("{0} does not announce {1}; `rackhand ip announcements` lists who does")]
-    NotAnnounced(String, Prefix),
     /// It was released already.
     #[error("claim {0} was released at {1}")]
     Over(ClaimId, Timestamp),
@@ -301,6 +298,8 @@ pub struct Move {
     pub to: Option<NewHolder>,
     /// What for, in words.
     pub purpose: Option<String>,
+    /// The grants of its own that the claim had when its mover was let: with others it stays where it is.
+    pub grants: Option<Vec<Grant>>,
 }
 
 /// The versions of a claim that may be changed: `None` any.
@@ -388,6 +387,9 @@ impl Tx {
         if let Some(until) = claim.until {
             return Err(Refused::Over(claim.id, until));
         }
+        if new.to.is_some() && claim.grants != new.grants {
+            return Err(Refused::Changed(claim.version));
+        }
         let to = match &new.to {
             Some(to) => {
                 let pool = self.pool_numbered(claim.pool_number).await?;
@@ -474,7 +476,7 @@ impl Tx {
             purpose: "",
             blocks: None,
             carved: Some((pool, project)),
-            grants: &Grant::carved(&pool.grants),
+            grants: &[Grant::to_everyone()],
         };
         Ok(self.insert_pool(now, &new).await?)
     }

@@ -91,6 +91,11 @@ pub enum Denied {
          and `rackhand ip announcements --machine {0}` show them"
     )]
     HasAddresses(String),
+    /// The machine announces addresses.
+    #[error(
+        "machine {0} announces addresses; withdraw them first: `rackhand ip announcements --machine {0}` shows them"
+    )]
+    Announces(String),
     /// The machine holds or announces addresses that are given to another project.
     #[error(
         "machine {0} holds or announces addresses of another project than it is to be given to; move, release or \
@@ -218,13 +223,16 @@ impl Tx {
         self.check_rack(from).await?;
         self.check_rack(into).await?;
         self.check_idle(into).await?;
-        if !self.announced_by(from.id).await?.is_empty() {
-            return Err(Denied::HasAddresses(from.name.clone()));
+        // Where it is announced was looked at for the place it had, and for whose it was.
+        for (machine, stays) in [(from, false), (into, from.rack == into.rack)] {
+            if !stays && !self.announcements_by(machine.id).await?.is_empty() {
+                return Err(Denied::Announces(machine.name.clone()));
+            }
         }
+        self.check_addresses(from, into.project).await?;
         self.delete_machine(from).await?;
         self.move_events(from.id, into.id).await?;
         self.move_claims(from.id, into.id, from.rack).await?;
-        self.move_announcements(into.id, from.rack).await?;
         let mut merged = Machine {
             rack: from.rack,
             address: if from.rack == into.rack { into.address } else { from.address },
@@ -256,13 +264,19 @@ impl Tx {
         if machine.project.is_some() && !is_free {
             return Err(Denied::InUse(machine.name.clone()));
         }
-        if self.has_addresses_of_others(machine.id, project).await? {
-            return Err(Denied::HasAddressesOfOthers(machine.name.clone()));
-        }
+        self.check_addresses(machine, project).await?;
         let mut machine = Machine { project, ..machine.clone() };
         self.update_machine(now, &mut machine).await?;
         self.insert_event(now, machine.rack, Some(machine.id), None, &Happened::Assigned { project: name }).await?;
         Ok(machine)
+    }
+
+    /// That a machine which is given to a project has no addresses of another's.
+    pub async fn check_addresses(&mut self, machine: &Machine, project: Option<ProjectId>) -> Result<(), Denied> {
+        match self.has_addresses_of_others(machine.id, project).await? {
+            true => Err(Denied::HasAddressesOfOthers(machine.name.clone())),
+            false => Ok(()),
+        }
     }
 
     /// Removes a machine that is nobody's, with its runs; its events stay. Should it start

@@ -283,6 +283,9 @@ fn describe(run: &mut Run, engine: &workflow::Run, now: Now) {
     }
 }
 
+/// Who takes a machine's addresses from it when its project gives it back.
+const RELEASE: &str = "release";
+
 /// Writes what a run's end means for its machine.
 async fn end(tx: &mut Tx, now: Timestamp, run: &Run, ended: &Ended) -> Result<(), StoreError> {
     let workflow = run.parameters.workflow();
@@ -293,7 +296,11 @@ async fn end(tx: &mut Tx, now: Timestamp, run: &Run, ended: &Ended) -> Result<()
         // Only this run moves the machine while it is in progress.
         Err(forbidden) => return Err(StoreError::Damaged("lifecycle", forbidden.into())),
     }
+    let had = machine.project;
     hand_over(&mut machine, run, workflow, ended);
+    if had.is_some() && machine.project.is_none() {
+        tx.leave_addresses(now, &machine, RELEASE).await?;
+    }
     tx.update_machine(now, &mut machine).await
 }
 

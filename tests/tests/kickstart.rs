@@ -1,5 +1,7 @@
 //! The kickstarts of the catalogue, held against the reader that the makers of Anaconda have for them.
 
+#![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
+
 use std::{
     io::Write as _,
     path::Path,
@@ -39,6 +41,11 @@ fn every_kickstart_is_one_of_its_release() {
             let told = validated(&release, &text.replacen(right, wrong, 1));
             assert!(!told.status.success(), "`{wrong}` in place of `{right}`: {told:?}");
         }
+        // Nor is what it has done afterwards anything but a script.
+        let script = text.split_once("%post").and_then(|(_, post)| post.split_once('\n')).unwrap().1;
+        let script = script.split_once("\n%end").unwrap().0;
+        let told = Command::new("bash").args(["-n", "-c", script]).output().unwrap();
+        assert!(told.status.success() && told.stderr.is_empty(), "{}: {told:?}", system.name);
         seen += 1;
     }
     assert_eq!(seen, 2, "Rocky's and CentOS Stream's");

@@ -54,8 +54,9 @@ With --reserve the addresses are nobody's and are not handed out.")]
   rackhand ip move 10.9.0.4/31 --machine web-1 --mac 52:54:00:12:34:57
 
 At one instant it is the other's: at no time are the addresses nobody's, or anybody's else. The names that
-reverse DNS answers for them stay. `rackhand ip who` tells who held them until when. The controller does
-not configure the machines: what announces the addresses there is yours to move.")]
+reverse DNS answers for them stay; what other machines announce of it ends when a machine holds it. `rackhand
+ip who` tells who held them until when. The controller does not configure the machines: what answers for the
+addresses there is yours to move.")]
     Move {
         /// The address or block, as `rackhand ip list` shows it, or the claim's id
         claim: String,
@@ -144,9 +145,10 @@ The length is 8, 16, 24 or 25 to 31 (RFC 2317) for IPv4, a multiple of 4 for IPv
   rackhand ip announce 192.0.2.53 --machine dns-2
   rackhand ip withdraw 192.0.2.53 --machine dns-1
 
-What is held by a name can be announced by several machines: from a global pool anywhere (anycast), from a
-public one in one site. What a machine holds it alone can announce. It takes a grant to announce, of the pool
-or of the claim. Filters are made of what `rackhand ip announcements` lists: the controller speaks no BGP.")]
+What is held by a name can be announced by several machines: from a global or private pool in any
+site (anycast), from a public one in one site. What a machine holds it alone can announce. It takes
+a grant to announce, of the pool or of the claim. Filters are made of what `rackhand ip
+announcements` lists: the controller speaks no BGP.")]
     Announce {
         /// The address or block, as `rackhand ip list` shows it, or the claim's id
         claim: String,
@@ -177,6 +179,9 @@ or of the claim. Filters are made of what `rackhand ip announcements` lists: the
         /// Only by this machine
         #[arg(long, conflicts_with = "address")]
         machine: Option<String>,
+        /// Only by machines of this rack
+        #[arg(long, conflicts_with = "address")]
+        rack: Option<String>,
         /// Only of this project's addresses
         #[arg(long, conflicts_with = "address")]
         project: Option<String>,
@@ -195,8 +200,9 @@ or of the claim. Filters are made of what `rackhand ip announcements` lists: the
   rackhand ip grant 198.51.100.17 --token 01931b1e-0000-7000-8000-000000000000 --may assign
   rackhand ip revoke 198.51.100.17 --everyone
 
-A claim's addresses are used as the grants of its pool say. With the first grant of its own it takes those
-along, and from then on its own count alone. Only whoever sets up address space gives them.")]
+A claim's addresses are used as the grants of its pool say. With the first grant of its own it takes
+those along, and from then on its own count alone. Each adds to what somebody may already. Only who
+sets up address space gives them.")]
     Grant {
         /// The address or block, as `rackhand ip list` shows it, or the claim's id
         claim: String,
@@ -217,7 +223,7 @@ along, and from then on its own count alone. Only whoever sets up address space 
         /// The address or block, as `rackhand ip list` shows it, or the claim's id
         claim: String,
         #[command(flatten)]
-        to: Option<Grantee>,
+        to: Grantee,
         /// With an address: in this VRF, when several have it
         #[arg(long, value_name = "POOL")]
         pool: Option<String>,
@@ -389,8 +395,8 @@ pub(crate) async fn run(client: &Client, command: IpCommand, output: Output) -> 
             let nobody = never("announced", &address, at);
             print(output, found.into(), |found: Vec<_>| announcements(&found).or_say(nobody))
         }
-        IpCommand::Announcements { machine, project, .. } => {
-            let query = given_only([("machine", machine), ("project", project)]);
+        IpCommand::Announcements { machine, rack, project, .. } => {
+            let query = given_only([("machine", machine), ("rack", rack), ("project", project)]);
             let found = client.list_with("/v1/announcements", query).await?;
             print(output, found.into(), |found: Vec<_>| {
                 announcements(&found).or_say("nothing is announced: rackhand ip announce ADDRESS --machine NAME")
@@ -399,14 +405,14 @@ pub(crate) async fn run(client: &Client, command: IpCommand, output: Output) -> 
         IpCommand::Grant { claim, to, may, pool } => {
             let to = to.value(client).await?;
             let id = the_claim(client, "grant", claim, pool.as_deref()).await?;
-            regrant(client, output, &id, |grants| Some(grant::given(grants, &to, &may))).await
+            regrant(client, output, &id, |grants| Ok(grant::given(grants, &to, &may))).await
         }
-        IpCommand::Revoke { claim, to: Some(to), pool } => {
+        IpCommand::Revoke { claim, to, pool } if to.is_told() => {
             let to = to.value(client).await?;
             let id = the_claim(client, "revoke", claim, pool.as_deref()).await?;
-            regrant(client, output, &id, |grants| grant::taken(grants, &to)).await
+            regrant(client, output, &id, |grants| grant::without(grants, &to)).await
         }
-        IpCommand::Revoke { claim, to: None, pool } => {
+        IpCommand::Revoke { claim, to: _, pool } => {
             let id = the_claim(client, "revoke", claim, pool.as_deref()).await?;
             let claim = client.ask(Method::DELETE, &format!("/v1/claims/{id}/grants"), None).await?;
             print(output, claim, |claim: Claim| page(&claim))
@@ -427,26 +433,15 @@ pub(crate) async fn run(client: &Client, command: IpCommand, output: Output) -> 
     }
 }
 
-/// Changes a claim's grants, which are those of its pool before it has its own, or not at all.
+/// Changes a claim's grants, which are those of its pool before it has its own.
 async fn regrant(
     client: &Client,
     output: Output,
     id: &str,
-    change: impl FnOnce(Vec<Value>) -> Option<Vec<Value>>,
+    change: impl FnOnce(Vec<Value>) -> anyhow::Result<Vec<Value>>,
 ) -> anyhow::Result<String> {
-    let (claim, tag) = client.tagged(&format!("/v1/claims/{id}")).await?;
-    let grants = match claim["grants"].as_array() {
-        Some(own) => own.clone(),
-        None => {
-            let pool: Value = client.get(&format!("/v1/pools/{}", claim["pool"].as_str().unwrap_or_default())).await?;
-            pool["grants"].as_array().cloned().unwrap_or_default()
-        }
-    };
-    let Some(grants) = change(grants) else {
-        anyhow::bail!("it has no such grant; `rackhand ip show {id}` lists its own, `rackhand pool show` its pool's");
-    };
     let path = format!("/v1/claims/{id}/grants");
-    let (changed, _) = client.change_if(Method::PUT, &path, Some(json!({"grants": grants})), tag.as_deref()).await?;
+    let changed = grant::change(client, &path, (Method::PUT, &path), change).await?;
     print(output, changed, |claim: Claim| page(&claim))
 }
 

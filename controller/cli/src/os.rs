@@ -22,8 +22,8 @@ pub(crate) enum OsCommand {
     },
     /// Print a system's kickstart, which makes an image of it for servers
     #[command(after_help = "  rackhand os kickstart rocky-9 > rocky-9.ks
-  virt-install --name rocky-9 --memory 3072 --disk rocky-9.qcow2,size=10 --graphics none --noreboot \\
-      --location https://dl.rockylinux.org/pub/rocky/9/BaseOS/x86_64/os/ \\
+  virt-install --name rocky-9 --memory 3072 --disk rocky-9.qcow2,size=10 --noreboot \\
+      --graphics none --location https://dl.rockylinux.org/pub/rocky/9/BaseOS/x86_64/os/ \\
       --initrd-inject rocky-9.ks --extra-args 'inst.ks=file:/rocky-9.ks console=ttyS0'
   rackhand image import rocky-9.qcow2 --os rocky-9 --wait
 

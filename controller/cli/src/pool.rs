@@ -67,7 +67,8 @@ address) are taken out of it with `rackhand ip claim --reserve`.")]
   rackhand pool revoke transit-4 --everyone
 
 A role says what somebody may do in their project, a grant whose project may do it with these addresses:
-both are needed. A new pool has a grant for everyone; revoke that to keep it for some.")]
+both are needed. It adds to what they may already. A new pool is for everyone to assign and to reverse; revoke
+that to keep it for some.")]
     Grant {
         /// Name or id
         pool: String,
@@ -249,11 +250,11 @@ pub(crate) async fn run(client: &Client, command: PoolCommand, output: Output) -
         }
         PoolCommand::Grant { pool, to, may } => {
             let to = to.value(client).await?;
-            regrant(client, output, &pool, |grants| Some(grant::given(grants, &to, &may))).await
+            regrant(client, output, &pool, |grants| Ok(grant::given(grants, &to, &may))).await
         }
         PoolCommand::Revoke { pool, to } => {
             let to = to.value(client).await?;
-            regrant(client, output, &pool, |grants| grant::taken(grants, &to)).await
+            regrant(client, output, &pool, |grants| grant::without(grants, &to)).await
         }
         PoolCommand::Extend { pool, prefixes } => {
             let path = format!("/v1/pools/{pool}/prefixes");
@@ -439,21 +440,15 @@ fn drawing(space: &Space) -> String {
     lines.join("\n")
 }
 
-/// Changes a pool's grants, as they were read, or not at all.
+/// Changes a pool's grants.
 async fn regrant(
     client: &Client,
     output: Output,
     pool: &str,
-    change: impl FnOnce(Vec<Value>) -> Option<Vec<Value>>,
+    change: impl FnOnce(Vec<Value>) -> anyhow::Result<Vec<Value>>,
 ) -> anyhow::Result<String> {
     let path = format!("/v1/pools/{pool}");
-    let (mut now, tag) = client.tagged(&path).await?;
-    let grants = now["grants"].as_array_mut().map(std::mem::take).unwrap_or_default();
-    let Some(grants) = change(grants) else {
-        anyhow::bail!("pool {pool} has no such grant; `rackhand pool show {pool}` lists them");
-    };
-    let body = json!({"grants": grants});
-    let (changed, _) = client.change_if(Method::PATCH, &path, Some(body), tag.as_deref()).await?;
+    let changed = grant::change(client, &path, (Method::PATCH, &path), change).await?;
     print(output, changed, |pool: Pool| page(&pool, None))
 }
 

@@ -4,65 +4,68 @@
 //! BGP.
 
 use jiff::Timestamp;
-use rackhand_common::id::{ClaimId, MachineId, RackId, SiteId};
 use rackhand_controller_core::ipam::Kind;
 
 use super::Refused;
-use crate::store::{Announcement, Claim, Happened, Machine, Pool, StoreError, Tx};
+use crate::store::{Announcement, Claim, Happened, Holder, Machine, Pool, StoreError, Tx};
 
 /// The most machines that announce one claim's addresses.
-const ANNOUNCEMENTS: usize = 256;
+const ANNOUNCEMENTS: usize = 64;
 
 impl Tx {
     /// Has a machine announce the addresses of a claim. One that does so already goes on.
     pub async fn announce(
         &mut self,
         now: Timestamp,
-        claim: ClaimId,
-        machine: MachineId,
+        claim: &Claim,
+        pool: &Pool,
+        machine: &Machine,
         by: &str,
     ) -> Result<Announcement, Refused> {
-        let claim = self.claim(claim).await?;
         if let Some(until) = claim.until {
             return Err(Refused::Over(claim.id, until));
         }
         let others = self.announcements_of(claim.id).await?;
-        if let Some(known) = others.iter().find(|other| other.machine == machine) {
+        if let Some(known) = others.iter().find(|other| other.machine == machine.id) {
             return Ok(known.clone());
         }
-        let machine = self.machine(&machine.to_string()).await?;
-        let pool = self.pool_numbered(claim.pool_number).await?;
-        self.check_announcer(&claim, &pool, &machine).await?;
+        self.check_announcer(claim, pool, machine).await?;
         if others.len() >= ANNOUNCEMENTS {
             return Err(Refused::NoMoreAnnouncements(others.len(), claim.prefix));
         }
-        if pool.kind == Kind::Public
-            && let Some(other) = self.elsewhere(machine.rack, &others).await?
-        {
-            return Err(Refused::InOnePlace { pool: pool.name, prefix: claim.prefix, other });
+        if pool.kind == Kind::Public && !others.is_empty() {
+            let site = self.rack(&machine.rack.to_string()).await?.site;
+            if let Some(other) = self.announced_outside(claim.id, site).await? {
+                return Err(Refused::InOnePlace { pool: pool.name.clone(), prefix: claim.prefix, other });
+            }
         }
-        let made = self.insert_announcement(now, &claim, &machine, by).await?;
+        let made = self.insert_announcement(now, claim, machine, by).await?;
         let happened = Happened::AddressesAnnounced { prefix: made.prefix.to_string() };
         self.insert_event(now, machine.rack, Some(machine.id), None, &happened).await?;
         Ok(made)
     }
 
-    /// Has a machine announce the addresses of a claim no longer.
-    pub async fn withdraw(
-        &mut self,
-        now: Timestamp,
-        claim: ClaimId,
-        machine: &Machine,
-        by: &str,
-    ) -> Result<(), Refused> {
-        let found = self.announcements_of(claim).await?.into_iter().find(|found| found.machine == machine.id);
-        match found {
-            Some(found) => {
-                self.end_announcements(now, std::slice::from_ref(&found), by).await?;
-                Ok(self.tell_of_end(now, &[found]).await?)
-            }
-            None => Err(Refused::NotAnnounced(machine.name.clone(), self.claim(claim).await?.prefix)),
+    /// Has a machine announce what it does no longer.
+    pub async fn withdraw(&mut self, now: Timestamp, announcement: Announcement, by: &str) -> Result<(), StoreError> {
+        let ending = [announcement];
+        self.end_announcements(now, &ending, by).await?;
+        self.tell_of_end(now, &ending).await
+    }
+
+    /// Has a machine that its project gives back neither hold nor announce the project's addresses any more:
+    /// what it held is the project's still, by the machine's name.
+    pub async fn leave_addresses(&mut self, now: Timestamp, machine: &Machine, by: &str) -> Result<(), StoreError> {
+        let now = self.address_time(now).await?;
+        let announced = self.announcements_by(machine.id).await?;
+        self.end_announcements(now, &announced, by).await?;
+        self.tell_of_end(now, &announced).await?;
+        for held in self.project_claims_of(machine.id).await? {
+            let pool = self.pool_numbered(held.pool_number).await?;
+            let name = Holder { machine: None, mac: None, name: machine.name.clone() };
+            let moved = self.move_claim(now, held.id, Some((&name, pool.within)), &held.purpose, by).await?;
+            self.tell_of_move(now, &held.holder, &moved).await?;
         }
+        Ok(())
     }
 
     /// Ends what others than a claim's holder announce of it, when a machine holds it.
@@ -99,20 +102,5 @@ impl Tx {
             return Err(Refused::Others(machine.name.clone()));
         }
         self.check_within(pool, machine).await
-    }
-
-    /// The name of one of these whose machine stands in another site than this rack.
-    async fn elsewhere(&mut self, rack: RackId, others: &[Announcement]) -> Result<Option<String>, StoreError> {
-        let here = self.site_of(rack).await?;
-        for other in others.iter().filter(|other| other.rack != rack) {
-            if self.site_of(other.rack).await? != here {
-                return Ok(Some(other.name.clone()));
-            }
-        }
-        Ok(None)
-    }
-
-    async fn site_of(&mut self, rack: RackId) -> Result<SiteId, StoreError> {
-        Ok(self.rack(&rack.to_string()).await?.site)
     }
 }

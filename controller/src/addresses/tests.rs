@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::*;
 use crate::{
     store::{
-        AnnouncementFilter, Asked, AuditFilter, ClaimFilter, NewPool, Proof, ProofKind, ProofState,
+        Announcement, AnnouncementFilter, Asked, AuditFilter, ClaimFilter, NewPool, Proof, ProofKind, ProofState,
         tests::{Bench, On, at, mac, on_both},
     },
     verbs::Denied,
@@ -73,7 +73,7 @@ fn named(wanted: Wanted, name: &str) -> NewClaim {
 }
 
 fn to_name(name: &str) -> Move {
-    Move { to: Some(NewHolder::Name(name.into())), purpose: None }
+    Move { to: Some(NewHolder::Name(name.into())), purpose: None, grants: None }
 }
 
 fn this(text: &str) -> Wanted {
@@ -621,6 +621,12 @@ async fn a_projects_blocks_grow_with_its_claims_hold_no_others_and_go_back(on: O
     expect![""].assert_eq(&of("10.9.0.12", None).await);
 }
 
+async fn announce(tx: &mut Tx, second: i64, claim: &Claim, machine: &Machine) -> Result<Announcement, Refused> {
+    let claim = tx.claim(claim.id).await?;
+    let pool = tx.pool_numbered(claim.pool_number).await?;
+    tx.announce(at(second), &claim, &pool, machine, "me").await
+}
+
 /// Who announces what.
 async fn told_announcements(bench: &Bench, filter: AnnouncementFilter) -> String {
     let found = bench.store.announcements(&filter, None, 10).await.unwrap();
@@ -669,7 +675,7 @@ async fn an_address_is_announced_by_its_holder_or_in_as_many_places_as_its_pool_
         (&local, &m3),
         (&reserved, &m1),
     ] {
-        let line = match tx.announce(at(2), claim.id, machine.id, "me").await {
+        let line = match announce(&mut tx, 2, claim, machine).await {
             Ok(one) => format!("{} announces {}", one.name, one.prefix),
             Err(refused) => refused.to_string(),
         };
@@ -688,9 +694,13 @@ async fn an_address_is_announced_by_its_holder_or_in_as_many_places_as_its_pool_
     "#]]
     .assert_eq(&told);
     // Held by a machine it is that one's alone.
-    let to = |machine: &Machine| Move { to: Some(NewHolder::Machine(machine.name.clone(), None)), purpose: None };
+    let to = |machine: &Machine| Move {
+        to: Some(NewHolder::Machine(machine.name.clone(), None)),
+        purpose: None,
+        grants: None,
+    };
     tx.hand_on(at(3), public.id, &to(&m2), "me").await.unwrap();
-    let refused = tx.announce(at(3), public.id, m1.id, "me").await.unwrap_err();
+    let refused = announce(&mut tx, 3, &public, &m1).await.unwrap_err();
     expect!["198.51.100.0/32 is m2's, which alone can announce it; `rackhand ip move` it to a name when several machines shall"]
         .assert_eq(&refused.to_string());
     // A machine that announces something is neither forgotten, nor given to others than its addresses' project.
@@ -699,7 +709,7 @@ async fn an_address_is_announced_by_its_holder_or_in_as_many_places_as_its_pool_
     let given = tx.assign(at(3), &m1, Some((blog, "acme:blog".into()))).await;
     assert!(matches!(given, Err(Denied::HasAddressesOfOthers(_))), "{given:?}");
     let m1 = tx.assign(at(3), &m1, Some((shop, "acme:shop".into()))).await.unwrap();
-    let refused = tx.announce(at(3), local.id, m1.id, "me").await.unwrap_err();
+    let refused = announce(&mut tx, 3, &local, &m1).await.unwrap_err();
     expect!["machine m1 is another project's: what it holds is that project's too"].assert_eq(&refused.to_string());
     tx.commit().await.unwrap();
     expect!["m1 198.51.101.0/32, m3 198.51.101.0/32, m2 198.51.100.0/32, m3 198.51.102.0/32"]
@@ -711,16 +721,15 @@ async fn an_address_is_announced_by_its_holder_or_in_as_many_places_as_its_pool_
 
     // What is withdrawn or released ends, and is known afterwards; so is what a move ended.
     let mut tx = bench.store.begin().await.unwrap();
-    tx.withdraw(at(4), anycast.id, &m1, "me").await.unwrap();
-    let refused = tx.withdraw(at(4), anycast.id, &m1, "me").await.unwrap_err();
-    expect!["m1 does not announce 198.51.101.0/32; `rackhand ip announcements` lists who does"]
-        .assert_eq(&refused.to_string());
+    let first = tx.announcements_of(anycast.id).await.unwrap().remove(0);
+    tx.withdraw(at(4), first, "me").await.unwrap();
     tx.take_back(at(5), anycast.id, "me").await.unwrap();
-    let refused = tx.announce(at(6), anycast.id, m3.id, "me").await.unwrap_err();
+    let refused = announce(&mut tx, 6, &anycast, &m3).await.unwrap_err();
     assert!(matches!(refused, Refused::Over(..)), "{refused}");
     tx.commit().await.unwrap();
     let announced = async |address: &str, second: Option<i64>| {
-        let found = bench.store.announced(&Sight::ALL, &vrf, prefix(address), second.map(at), None, 10).await;
+        let found =
+            bench.store.announcement_history(&Sight::ALL, &vrf, prefix(address), second.map(at), None, 10).await;
         let told = found.unwrap().into_iter().map(|one| {
             let until = one.until.map_or("now".into(), |until| (until - at(0)).as_secs().to_string());
             format!("{} {}–{until}", one.name, (one.since - at(0)).as_secs())
@@ -731,6 +740,24 @@ async fn an_address_is_announced_by_its_holder_or_in_as_many_places_as_its_pool_
     expect!["m3 2–5"].assert_eq(&announced("198.51.101.0", Some(4)).await);
     expect![""].assert_eq(&announced("198.51.101.0", Some(5)).await);
     expect!["m2 2–now, m1 2–3"].assert_eq(&announced("198.51.100.0", None).await);
+    // A machine that its project gives back leaves the project what it held, and announces nothing.
+    let mut tx = bench.store.begin().await.unwrap();
+    let wish = NewClaim {
+        pool: "public".into(),
+        holder: NewHolder::Machine("m1".into(), None),
+        project: Some(shop),
+        ..named(Wanted::Any, "")
+    };
+    let held = tx.hand_out(at(7), &wish, "me").await.unwrap();
+    announce(&mut tx, 7, &held, &m1).await.unwrap();
+    tx.leave_addresses(at(8), &m1, "release").await.unwrap();
+    tx.commit().await.unwrap();
+    let left = bench.store.claim(held.id).await.unwrap();
+    assert_eq!(left.holder, Holder { machine: None, mac: None, name: "m1".into() });
+    assert_eq!((left.project, left.until), (Some(shop), None));
+    expect!["m1 7–8"].assert_eq(&announced(&left.prefix.first().to_string(), None).await);
+    expect![""].assert_eq(&told_announcements(&bench, by(&m1)).await);
+
     // The machines' events tell of it.
     let filter = crate::store::EventFilter { machine: Some(m3.id), ..crate::store::EventFilter::default() };
     let events = bench.store.events(0, &filter, 10).await.unwrap();
@@ -762,7 +789,7 @@ async fn a_machine_gets_addresses_of_its_racks_pools_for_its_own_cards_and_is_no
         .assert_eq(&refused.to_string());
     // Nor does what is moved go where it could not have been claimed.
     let local = tx.hand_out(at(1), &NewClaim { pool: "theirs".into(), ..named(Wanted::Any, "x") }, "me").await.unwrap();
-    let to = |mac| Move { to: Some(NewHolder::Machine("m1".into(), mac)), purpose: None };
+    let to = |mac| Move { to: Some(NewHolder::Machine("m1".into(), mac)), purpose: None, grants: None };
     let refused = tx.hand_on(at(1), local.id, &to(None), "me").await.unwrap_err();
     assert!(matches!(refused, Refused::Elsewhere { .. }), "{refused}");
     let vpn = tx.hand_out(at(1), &named(Wanted::Any, "vpn"), "me").await.unwrap();

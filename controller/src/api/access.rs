@@ -160,10 +160,12 @@ pub const TABLE: Table = &[
     (Method::GET, "/v1/claims/{claim}", May(AddressRead, Named(Thing::Claim))),
     (Method::PATCH, "/v1/claims/{claim}", May(AddressClaim, Named(Thing::Claim))),
     (Method::DELETE, "/v1/claims/{claim}", May(AddressClaim, Named(Thing::Claim))),
+    (Method::GET, "/v1/claims/{claim}/grants", May(AddressRead, Named(Thing::Claim))),
     (Method::PUT, "/v1/claims/{claim}/grants", May(AddressSpace, Everything)),
     (Method::DELETE, "/v1/claims/{claim}/grants", May(AddressSpace, Everything)),
     (Method::PUT, "/v1/claims/{claim}/announcements/{machine}", May(AddressAnnounce, Named(Thing::Claim))),
-    (Method::DELETE, "/v1/claims/{claim}/announcements/{machine}", May(AddressAnnounce, Named(Thing::Claim))),
+    // Of whoever answers for the claim, or for the machine.
+    (Method::DELETE, "/v1/claims/{claim}/announcements/{machine}", May(AddressAnnounce, Anywhere)),
     (Method::GET, "/v1/announcements", May(AddressRead, Anywhere)),
     (Method::GET, "/v1/addresses/{address}/history", May(AddressRead, Anywhere)),
     (Method::GET, "/v1/addresses/{address}/announcements", May(AddressRead, Anywhere)),

@@ -37,6 +37,9 @@ pub(super) struct Announcement {
     /// The machine's name when it began.
     #[schema(example = "web-1")]
     name: String,
+    /// The machine's rack.
+    #[schema(value_type = uuid::Uuid)]
+    rack: id::RackId,
     /// The project that the addresses are given to, as ORGANISATION:NAME.
     #[schema(example = "acme:shop")]
     project: Option<String>,
@@ -61,6 +64,7 @@ impl Announcement {
             prefix: row.prefix.to_string(),
             machine: row.machine,
             name: row.name,
+            rack: row.rack,
             project: project.or_else(|| row.project.map(|id| id.to_string())),
             announced_by: row.announced_by,
             withdrawn_by: row.withdrawn_by,
@@ -87,12 +91,19 @@ pub(super) async fn announce(
     let mut tx = app.store.begin().await?;
     let standing = caller.check_in(&mut tx, Action::AddressAnnounce, Thing::Claim, &claim).await?;
     let machine = caller.check_in(&mut tx, Action::MachineRead, Thing::Machine, &machine).await?;
+    // Who answers for the machine has to clean up after it.
+    caller.require(Action::AddressAnnounce, machine.place)?;
     let claim = tx.claim(standing.id.parse().map_err(Error::internal)?).await?;
-    let pool = tx.pool_numbered(claim.pool_number).await?;
+    let mut pool = tx.pool_numbered(claim.pool_number).await?;
+    // A project's own blocks are announced as far as the pool is that they are carved from.
+    if let Some(parent) = pool.parent {
+        let also = tx.pool_numbered(parent).await?.grants;
+        pool.grants.extend(also.into_iter().filter(|grant| grant.may.contains(&Use::Announce)));
+    }
     caller.may_use_claim(&claim, &pool, Use::Announce, machine.place.given_to(standing.place))?;
     let now = tx.address_time(app.clock.now().wall).await?;
-    let machine = machine.id.parse().map_err(Error::internal)?;
-    let announced = tx.announce(now, claim.id, machine, &caller.name).await?;
+    let machine = tx.machine(&machine.id).await?;
+    let announced = tx.announce(now, &claim, &pool, &machine, &caller.name).await?;
     let projects = tx.project_names(announced.project).await?;
     tx.commit().await?;
     Ok(axum::Json(Announcement::of(announced, projects.into_values().next())))
@@ -100,7 +111,8 @@ pub(super) async fn announce(
 
 /// Withdraw a claim
 ///
-/// Has a machine announce its addresses no longer; other machines go on. It takes no grant.
+/// Has a machine announce its addresses no longer; other machines go on. It takes no grant, and the role
+/// where the claim is or where the machine is.
 #[utoipa::path(delete, path = "/v1/claims/{claim}/announcements/{machine}", tag = "addresses",
     params(("claim" = String, Path, description = "Id."), ("machine" = String, Path, description = "Id or name.")),
     responses((status = 204)))]
@@ -109,12 +121,25 @@ pub(super) async fn withdraw(
     Extension(caller): Extension<Caller>,
     Path((claim, machine)): Path<(String, String)>,
 ) -> Result<impl IntoResponse, Error> {
+    let none = || Error::not_found("there is no such announcement; `rackhand ip announcements` lists them");
     let mut tx = app.store.begin().await?;
-    let claim = caller.check_in(&mut tx, Action::AddressAnnounce, Thing::Claim, &claim).await?;
-    caller.check_in(&mut tx, Action::MachineRead, Thing::Machine, &machine).await?;
-    let machine = tx.machine(&machine).await?;
+    let (of, by) = match (tx.standing(Thing::Claim, &claim).await, tx.standing(Thing::Machine, &machine).await) {
+        (Ok(claim), Ok(machine)) => (claim, machine),
+        (Err(store::StoreError::NotFound(_)), _) | (_, Err(store::StoreError::NotFound(_))) => return Err(none()),
+        (Err(error), _) | (_, Err(error)) => return Err(error.into()),
+    };
+    let claim = of.id.parse().map_err(Error::internal)?;
+    let mut found = tx.announcements_of(claim).await?.into_iter().filter(|one| one.machine.to_string() == by.id);
+    let found = found.next().ok_or_else(none)?;
+    // It stands where the claim does and where the machine does.
+    if ![of.place, by.place].into_iter().any(|place| caller.rights.permit(Action::AddressAnnounce, place)) {
+        return Err(match caller.rights.permit(Action::AddressRead, by.place.given_to(of.place)) {
+            true => Error::forbidden("it takes the role to announce addresses where the claim or the machine is"),
+            false => none(),
+        });
+    }
     let now = tx.address_time(app.clock.now().wall).await?;
-    tx.withdraw(now, claim.id.parse().map_err(Error::internal)?, &machine, &caller.name).await?;
+    tx.withdraw(now, found, &caller.name).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -129,6 +154,8 @@ pub(super) struct Which {
     claim: Option<id::ClaimId>,
     /// Only those by this machine (id or name).
     machine: Option<String>,
+    /// Only those by machines of this rack (id or name).
+    rack: Option<String>,
     /// Only those of this project's addresses (id, name or ORGANISATION:NAME).
     project: Option<String>,
     /// `next` of the page before; absent for the first page.
@@ -153,6 +180,9 @@ pub(super) async fn list(
     if let Some(machine) = which.machine {
         filter.machine = Some(caller.machine(&app, &machine).await?);
     }
+    if let Some(rack) = which.rack {
+        filter.rack = Some(caller.rack(&app, &rack).await?);
+    }
     if let Some(project) = which.project {
         filter.project = Some(caller.project(&app, &project).await?.id);
     }
@@ -175,7 +205,7 @@ pub(super) async fn history(
     let (limit, sight) = (limit(when.limit)?, caller.sight(Action::AddressRead)?);
     let (vrf, address) = when.of(&app, &address).await?;
     let after = parse("after", when.after.as_deref())?;
-    let rows = app.store.announced(&sight, &vrf, address, when.at, after, limit + 1).await?;
+    let rows = app.store.announcement_history(&sight, &vrf, address, when.at, after, limit + 1).await?;
     page(&app, rows, limit).await
 }
 

@@ -330,15 +330,21 @@ pub(super) async fn change(
         (None, None, None) => None,
         _ => Some(holder(machine, mac, name)?),
     };
-    if let Some(to) = &to {
-        may_hold(&app, &caller, id, to).await?;
-    }
-    let claim = app.addresses.hand_on(id, expected.versions(), Move { to, purpose }, caller.name).await?;
+    let grants = match &to {
+        Some(to) => may_hold(&app, &caller, id, to).await?,
+        None => None,
+    };
+    let claim = app.addresses.hand_on(id, expected.versions(), Move { to, purpose, grants }, caller.name).await?;
     Ok(tagged(claim.version, view(&app, claim).await?))
 }
 
-/// That the caller may have a claim held by another, where that stands.
-async fn may_hold(app: &App, caller: &Caller, id: id::ClaimId, to: &NewHolder) -> Result<(), Error> {
+/// That the caller may have a claim held by another, where that stands; the grants of its own that it has.
+async fn may_hold(
+    app: &App,
+    caller: &Caller,
+    id: id::ClaimId,
+    to: &NewHolder,
+) -> Result<Option<Vec<access::Grant>>, Error> {
     let claim = app.store.claim(id).await?;
     if let Some(until) = claim.until {
         return Err(Refused::Over(id, until).into());
@@ -351,35 +357,66 @@ async fn may_hold(app: &App, caller: &Caller, id: id::ClaimId, to: &NewHolder) -
     };
     let project = app.store.standing(Thing::Claim, &id.to_string()).await?.place;
     caller.may_use_claim(&claim, &pool, Use::Assign, place.given_to(project))?;
-    match claim.reserved {
-        true => caller.require(Action::AddressSpace, of),
-        false => Ok(()),
+    if claim.reserved {
+        caller.require(Action::AddressSpace, of)?;
     }
+    Ok(claim.grants)
+}
+
+/// Grants of a claim's addresses.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ClaimGrants {
+    /// Whether they are the claim's own, and not its pool's.
+    own: bool,
+    /// Who may do what with the addresses.
+    grants: Vec<Grant>,
 }
 
 /// Grants for a claim's addresses.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ClaimGrants {
+pub(super) struct NewClaimGrants {
     /// All of them; none: only whoever sets up address space may do anything with the addresses.
     grants: Vec<Grant>,
+}
+
+/// Show who may use a claim
+///
+/// The grants that count for its addresses: its own, or its pool's.
+#[utoipa::path(get, path = "/v1/claims/{claim}/grants", tag = "addresses",
+    params(("claim" = String, Path, description = "Id.")), responses((status = 200, body = ClaimGrants)))]
+pub(super) async fn show_grants(State(app): State<App>, Path(claim): Path<String>) -> Result<impl IntoResponse, Error> {
+    let claim = app.store.claim(id(&claim)?).await?;
+    let (own, counting) = match claim.grants {
+        Some(grants) => (true, grants),
+        None => (false, app.store.pool_numbered(claim.pool_number).await?.grants),
+    };
+    let projects = app.store.project_names(grants::projects(&counting)).await?;
+    let grants = counting.iter().map(|grant| Grant::of(grant, &projects)).collect();
+    Ok(tagged(claim.version, ClaimGrants { own, grants }))
 }
 
 /// Grant the use of a claim
 ///
 /// From now on these grants say who may move, announce and name its addresses, and no more those of its
 /// pool. Releasing it takes no grant.
-#[utoipa::path(put, path = "/v1/claims/{claim}/grants", tag = "addresses", request_body = ClaimGrants,
+#[utoipa::path(put, path = "/v1/claims/{claim}/grants", tag = "addresses", request_body = NewClaimGrants,
     params(("claim" = String, Path, description = "Id.")), responses((status = 200, body = Claim)))]
 pub(super) async fn set_grants(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     Path(claim): Path<String>,
     expected: Expected,
-    Json(body): Json<ClaimGrants>,
+    Json(body): Json<NewClaimGrants>,
 ) -> Result<impl IntoResponse, Error> {
-    let grants = grants::checked(&app, &caller, body.grants).await?;
-    grant(&app, id(&claim)?, &expected, Some(&grants)).await
+    let id = id(&claim)?;
+    let claim = app.store.claim(id).await?;
+    let known = match claim.grants {
+        Some(grants) => grants,
+        None => app.store.pool_numbered(claim.pool_number).await?.grants,
+    };
+    let grants = grants::checked(&app, &caller, body.grants, &known).await?;
+    grant(&app, id, &expected, Some(&grants)).await
 }
 
 /// Have its pool say who may use a claim
@@ -407,7 +444,10 @@ async fn grant(
     if let Some(until) = claim.until {
         return Err(Refused::Over(id, until).into());
     }
-    let claim = tx.set_claim_grants(id, grants).await?;
+    let claim = match claim.grants.as_deref() == grants {
+        true => claim,
+        false => tx.set_claim_grants(id, grants).await?,
+    };
     let projects = tx.project_names(of_projects([&claim])).await?;
     tx.commit().await?;
     Ok(tagged(claim.version, Claim::of(claim, &projects)))
@@ -492,7 +532,7 @@ pub(super) struct ProjectBlock {
     /// Name of the project's pool, when it got the block.
     #[schema(example = "projects-4.shop")]
     pool: String,
-    /// The project, as ORGANISATION:NAME, when it got the block.
+    /// The project, as ORGANISATION:NAME; of one that was deleted, as it was when it got the block.
     #[schema(example = "acme:shop")]
     project: String,
     /// Since when.
@@ -503,10 +543,10 @@ pub(super) struct ProjectBlock {
     until: Option<Timestamp>,
 }
 
-impl From<store::ProjectBlock> for ProjectBlock {
-    fn from(row: store::ProjectBlock) -> Self {
-        let store::ProjectBlock { number: _, prefix, pool, project: _, project_name, since, until } = row;
-        Self { prefix: prefix.to_string(), pool, project: project_name, since, until }
+impl ProjectBlock {
+    fn of(row: store::ProjectBlock, projects: &HashMap<id::ProjectId, String>) -> Self {
+        let project = projects.get(&row.project).cloned().unwrap_or(row.project_name);
+        Self { prefix: row.prefix.to_string(), pool: row.pool, project, since: row.since, until: row.until }
     }
 }
 
@@ -527,5 +567,6 @@ pub(super) async fn blocks(
     let (vrf, address) = when.of(&app, &address).await?;
     let after = parse("after", when.after.as_deref())?;
     let rows = app.store.project_blocks(&sight, &vrf, address, when.at, after, limit + 1).await?;
-    Ok(axum::Json(Page::of(rows, limit, |row| row.number.to_string(), ProjectBlock::from)))
+    let projects = app.store.project_names(rows.iter().map(|row| row.project)).await?;
+    Ok(axum::Json(Page::of(rows, limit, |row| row.number.to_string(), |row| ProjectBlock::of(row, &projects))))
 }

@@ -286,6 +286,7 @@ impl From<Denied> for Error {
             | Denied::NotNew(..)
             | Denied::Same
             | Denied::HasAddresses(_)
+            | Denied::Announces(_)
             | Denied::HasAddressesOfOthers(_)
             | Denied::InUse(_)
             | Denied::RunOver
@@ -306,7 +307,6 @@ impl From<Refused> for Error {
             Refused::NotStored(_) => Self::internal(refused),
             Refused::Changed(_) => Self::precondition(refused),
             Refused::Busy | Refused::Stopping | Refused::Tidying(_) => Self::unavailable(refused),
-            Refused::NotAnnounced(..) => Self::not_found(refused),
             Refused::Length(_) | Refused::LargerThanBlock { .. } => Self::invalid("/length", refused),
             Refused::NotItsCard { .. } => Self::invalid("/mac", refused),
             Refused::NotInPool(..) => Self::invalid("/prefix", refused),

@@ -87,24 +87,33 @@ pub(super) fn projects(grants: &[access::Grant]) -> impl Iterator<Item = Project
     })
 }
 
-/// What is stored of these grants, of projects and tokens that are there.
-pub(super) async fn checked(app: &App, caller: &Caller, grants: Vec<Grant>) -> Result<Vec<access::Grant>, Error> {
+/// What is stored of these grants: of projects and tokens that are there, or that `known` names already.
+pub(super) async fn checked(
+    app: &App,
+    caller: &Caller,
+    grants: Vec<Grant>,
+    known: &[access::Grant],
+) -> Result<Vec<access::Grant>, Error> {
     if grants.len() > GRANTS {
         return Err(Error::invalid("/grants", format!("at most {GRANTS}")));
     }
+    let is_known = |to: &To| known.iter().any(|grant| grant.to == *to);
     let mut checked = Vec::new();
     for (at, Grant { to, may }) in grants.into_iter().enumerate() {
         if may.is_empty() {
-            return Err(Error::invalid(
-                &format!("/grants/{at}/may"),
-                "say what: assign, announce or reverse, one or several",
-            ));
+            let uses = "say what: assign, announce or reverse, one or several";
+            return Err(Error::invalid(&format!("/grants/{at}/may"), uses));
         }
         let field = format!("/grants/{at}/to");
         let to = match to {
             Grantee::Everyone => To::Everyone,
-            Grantee::Project(name) => To::Project(caller.project(app, &name).await?.id),
+            // One that was deleted since has its id for a name.
+            Grantee::Project(name) => match name.parse().map(To::Project).ok().filter(is_known) {
+                Some(known) => known,
+                None => To::Project(caller.project(app, &name).await?.id),
+            },
             Grantee::Role(name) => To::Role(name.parse::<Role>().map_err(|error| Error::invalid(&field, error))?),
+            Grantee::Token(id) if is_known(&To::Token(id)) => To::Token(id),
             Grantee::Token(id) => match app.store.token_with_id(app.clock.now().wall, id).await {
                 Ok((token, _)) => To::Token(token.id),
                 Err(store::StoreError::NotFound(_)) => return Err(Error::invalid(&field, "there is no such token")),
@@ -118,9 +127,9 @@ pub(super) async fn checked(app: &App, caller: &Caller, grants: Vec<Grant>) -> R
 
 impl Caller {
     /// That they may use a pool's addresses that are to stand at `place`: by their role, and by a
-    /// grant of the pool. Whoever sets up the pool needs no grant.
+    /// grant of the pool. Whoever gives grants needs none.
     pub(super) fn may_use(&self, pool: &store::Pool, wanted: access::Use, place: Place) -> Result<(), Error> {
-        if self.is_let(pool, &pool.grants, wanted, place)? {
+        if self.is_let(&pool.grants, wanted, place)? {
             return Ok(());
         }
         let (pool, wanted) = (&pool.name, wanted.name());
@@ -139,7 +148,7 @@ impl Caller {
         place: Place,
     ) -> Result<(), Error> {
         let Some(grants) = &claim.grants else { return self.may_use(pool, wanted, place) };
-        if self.is_let(pool, grants, wanted, place)? {
+        if self.is_let(grants, wanted, place)? {
             return Ok(());
         }
         let (prefix, wanted) = (claim.prefix, wanted.name());
@@ -149,16 +158,10 @@ impl Caller {
         )))
     }
 
-    fn is_let(
-        &self,
-        pool: &store::Pool,
-        grants: &[access::Grant],
-        wanted: access::Use,
-        place: Place,
-    ) -> Result<bool, Error> {
+    fn is_let(&self, grants: &[access::Grant], wanted: access::Use, place: Place) -> Result<bool, Error> {
         self.require(wanted.action(), place)?;
         let who = Wanting { bindings: &self.rights.bindings, token: self.token, place };
-        let sets_up = self.rights.permit(Action::AddressSpace, pool.place());
+        let sets_up = self.rights.permit(Action::AddressSpace, Place::EVERYTHING);
         Ok(sets_up || grants.iter().any(|grant| grant.lets(wanted, who)))
     }
 }

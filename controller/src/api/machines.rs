@@ -552,6 +552,7 @@ pub(super) async fn deploy(
     if let Some(project) = project.filter(|project| machine.project != Some(project.id)) {
         held(&caller, &mut tx, Action::MachineAssign, &machine.id.to_string()).await?;
         caller.check(Action::ProjectUse, "project", project.place())?;
+        tx.check_addresses(&machine, Some(project.id)).await?;
         machine.project = Some(project.id);
     }
     let (image, request) = (body.image.clone(), request(body, &machine.name)?);

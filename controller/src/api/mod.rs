@@ -228,7 +228,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(claims::show, claims::change, claims::release))
         .routes(routes!(claims::history))
         .routes(routes!(claims::blocks))
-        .routes(routes!(claims::set_grants, claims::remove_grants))
+        .routes(routes!(claims::show_grants, claims::set_grants, claims::remove_grants))
         .routes(routes!(announcements::announce, announcements::withdraw))
         .routes(routes!(announcements::list))
         .routes(routes!(announcements::history))
@@ -364,7 +364,7 @@ fn operation_id(method: &str, path: &str) -> String {
     for (at, part) in parts.iter().enumerate() {
         let is_named = parts.get(at + 1).is_some_and(|next| next.starts_with('{'));
         // The name of one stands for where it is listed.
-        if !is_named {
+        if !is_named || at > 0 {
             words.push(part.trim_matches(['{', '}']).replace(['-', '.'], "_"));
         }
     }
@@ -422,13 +422,16 @@ fn finish(mut document: utoipa::openapi::OpenApi, shapes: &fields::Shapes) -> ut
     for (at, item) in &mut document.paths.paths {
         let guarded = item.patch.is_some()
             || at == "/v1/pools/{pool}/prefixes"
+            || at == "/v1/claims/{claim}/grants"
             || at.starts_with("/v1/machines/{machine}") && !at.ends_with("/merge");
-        if let (true, Some(RefOr::T(read))) =
-            (item.patch.is_some(), item.get.as_mut().and_then(|get| get.responses.responses.get_mut("200")))
-        {
+        if let (true, Some(RefOr::T(read))) = (
+            item.patch.is_some() || at == "/v1/claims/{claim}/grants",
+            item.get.as_mut().and_then(|get| get.responses.responses.get_mut("200")),
+        ) {
             read.headers.insert("ETag".into(), RefOr::T(tag.clone()));
         }
-        let verbs = [&mut item.post, &mut item.patch, &mut item.delete];
+        let replaced = item.put.as_mut().filter(|_| item.patch.is_none());
+        let verbs = [item.post.as_mut(), item.patch.as_mut(), item.delete.as_mut(), replaced];
         for operation in verbs.into_iter().flatten().filter(|_| guarded) {
             operation.parameters.get_or_insert_default().push(RefOr::T(expected.clone()));
         }

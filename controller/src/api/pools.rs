@@ -292,7 +292,10 @@ pub(super) async fn change(
     Json(body): Json<PoolChange>,
 ) -> Result<impl IntoResponse, Error> {
     let grants = match body.grants {
-        Some(grants) => Some(grants::checked(&app, &caller, grants).await?),
+        Some(grants) => {
+            let known = app.store.pool(&pool).await?.grants;
+            Some(grants::checked(&app, &caller, grants, &known).await?)
+        }
         None => None,
     };
     let mut tx = app.store.begin().await?;
@@ -338,7 +341,7 @@ pub(super) async fn create(
     let prefixes = wanted(&body.prefixes)?;
     let blocks = body.blocks.map(|blocks| blocks.checked(prefixes[0].family())).transpose()?;
     let grants = match body.grants {
-        Some(grants) => grants::checked(&app, &caller, grants).await?,
+        Some(grants) => grants::checked(&app, &caller, grants, &[]).await?,
         None => vec![access::Grant::to_everyone()],
     };
     let mut tx = app.store.begin().await?;

@@ -154,9 +154,13 @@ async fn change(
     name: Option<&HostName>,
 ) -> Result<(), Error> {
     let mut tx = app.store.begin().await?;
-    // It may have been released since it was looked at.
-    if tx.claim(claim.id).await?.until.is_some() {
+    // It may have been released since it was looked at, or been given other grants.
+    let now_held = tx.claim(claim.id).await?;
+    if now_held.until.is_some() {
         return Err(Error::not_found(format!("nobody holds {address}; claim it first")));
+    }
+    if now_held.grants != claim.grants {
+        return Err(Error::conflict(format!("the grants of {} changed just now; try again", claim.prefix)));
     }
     tx.set_reverse_name(now, vrf, claim, address, name).await?;
     tx.commit().await.map_err(Error::from)

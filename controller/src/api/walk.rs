@@ -407,10 +407,11 @@ fn each_operation_is_this_action_at_this_place() {
         GET    /v1/claims/{claim}: address.read where the claim is
         PATCH  /v1/claims/{claim}: address.claim where the claim is
         DELETE /v1/claims/{claim}: address.claim where the claim is
+        GET    /v1/claims/{claim}/grants: address.read where the claim is
         PUT    /v1/claims/{claim}/grants: address.space everything
         DELETE /v1/claims/{claim}/grants: address.space everything
         PUT    /v1/claims/{claim}/announcements/{machine}: address.announce where the claim is
-        DELETE /v1/claims/{claim}/announcements/{machine}: address.announce where the claim is
+        DELETE /v1/claims/{claim}/announcements/{machine}: address.announce anywhere
         GET    /v1/announcements: address.read anywhere
         GET    /v1/addresses/{address}/history: address.read anywhere
         GET    /v1/addresses/{address}/announcements: address.read anywhere

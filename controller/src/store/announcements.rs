@@ -7,7 +7,7 @@
 //! - Of one claim a machine has one announcement at a time at most.
 
 use jiff::Timestamp;
-use rackhand_common::id::{AnnouncementId, ClaimId, MachineId, ProjectId, RackId};
+use rackhand_common::id::{AnnouncementId, ClaimId, MachineId, ProjectId, RackId, SiteId};
 use rackhand_controller_core::{access::Sight, ipam::Prefix};
 
 use super::{
@@ -56,6 +56,8 @@ pub struct AnnouncementFilter {
     pub claim: Option<ClaimId>,
     /// By this machine.
     pub machine: Option<MachineId>,
+    /// By machines of this rack.
+    pub rack: Option<RackId>,
     /// Of this project's addresses.
     pub project: Option<ProjectId>,
 }
@@ -84,6 +86,7 @@ impl Store {
             let equal = [
                 ("claim", filter.claim.map(|claim| claim.to_string())),
                 ("machine", filter.machine.map(|machine| machine.to_string())),
+                ("rack", filter.rack.map(|rack| rack.to_string())),
                 ("project", filter.project.map(|project| project.to_string())),
             ];
             for (column, value) in equal.into_iter().filter_map(|(column, value)| Some((column, value?))) {
@@ -95,7 +98,7 @@ impl Store {
 
     /// Who announces an address or announced it, by itself or in a block, the latest first, before the
     /// one with the id `before`; with `at` only who did then.
-    pub async fn announced(
+    pub async fn announcement_history(
         &self,
         sight: &Sight,
         vrf: &Vrf,
@@ -129,9 +132,8 @@ impl Store {
 impl Tx {
     /// Who announces a claim's addresses, in the order they began.
     pub(crate) async fn announcements_of(&mut self, claim: ClaimId) -> Result<Vec<Announcement>, StoreError> {
-        query("SELECT * FROM announcements WHERE claim = $1 AND until = $2 ORDER BY id")
+        query("SELECT * FROM announcements WHERE claim = $1 AND until = 9223372036854775807 ORDER BY id")
             .bind(claim.to_string())
-            .bind(STILL)
             .fetch_all(&mut self.inner)
             .await?
             .iter()
@@ -140,15 +142,32 @@ impl Tx {
     }
 
     /// What a machine announces, in the order it began.
-    pub(crate) async fn announced_by(&mut self, machine: MachineId) -> Result<Vec<Announcement>, StoreError> {
-        query("SELECT * FROM announcements WHERE machine = $1 AND until = $2 ORDER BY id")
+    pub(crate) async fn announcements_by(&mut self, machine: MachineId) -> Result<Vec<Announcement>, StoreError> {
+        query("SELECT * FROM announcements WHERE machine = $1 AND until = 9223372036854775807 ORDER BY id")
             .bind(machine.to_string())
-            .bind(STILL)
             .fetch_all(&mut self.inner)
             .await?
             .iter()
             .map(read)
             .collect()
+    }
+
+    /// The name of a machine that announces a claim's addresses in another site than this.
+    pub(crate) async fn announced_outside(
+        &mut self,
+        claim: ClaimId,
+        site: SiteId,
+    ) -> Result<Option<String>, StoreError> {
+        let row = query(
+            "SELECT announcements.name FROM announcements JOIN racks ON racks.id = announcements.rack
+             WHERE announcements.claim = $1 AND announcements.until = 9223372036854775807 AND racks.site <> $2
+             ORDER BY announcements.id LIMIT 1",
+        )
+        .bind(claim.to_string())
+        .bind(site.to_string())
+        .fetch_optional(&mut self.inner)
+        .await?;
+        Ok(row.map(|row| row.try_get("name")).transpose()?)
     }
 
     /// Writes that a machine announces a claim's addresses from now on.
@@ -192,19 +211,6 @@ impl Tx {
                 .bind(id.to_string())
                 .bind(micros(now))
                 .bind(by)
-                .execute(&mut self.inner)
-                .await?;
-        }
-        Ok(())
-    }
-
-    /// A machine that announces something stands in this rack now.
-    pub(crate) async fn move_announcements(&mut self, machine: MachineId, rack: RackId) -> Result<(), StoreError> {
-        for Announcement { id, .. } in self.announced_by(machine).await? {
-            self.watch("announcements", id).await?;
-            query("UPDATE announcements SET rack = $2 WHERE id = $1")
-                .bind(id.to_string())
-                .bind(rack.to_string())
                 .execute(&mut self.inner)
                 .await?;
         }

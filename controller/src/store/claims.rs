@@ -287,7 +287,21 @@ impl Tx {
         Ok(row.is_some())
     }
 
-    /// Whether a machine holds or announces an address that is given to a project other than this one.
+    /// What a machine holds of its project's, or any project's, in the order it was claimed.
+    pub(crate) async fn project_claims_of(&mut self, machine: MachineId) -> Result<Vec<Claim>, StoreError> {
+        query(
+            "SELECT * FROM claims WHERE machine = $1 AND until = 9223372036854775807 AND project IS NOT NULL ORDER BY id",
+        )
+        .bind(machine.to_string())
+        .fetch_all(&mut self.inner)
+        .await?
+        .iter()
+        .map(read)
+        .collect()
+    }
+
+    /// Whether a machine that is given to a project (or to none) would hold an address of another's, or
+    /// announce one that is not that project's.
     pub(crate) async fn has_addresses_of_others(
         &mut self,
         machine: MachineId,
@@ -296,7 +310,8 @@ impl Tx {
         let row = query(
             "SELECT 1 FROM (
                 SELECT project FROM claims WHERE machine = $1 AND until = 9223372036854775807
-                UNION ALL SELECT project FROM announcements WHERE machine = $1 AND until = 9223372036854775807
+                UNION ALL SELECT COALESCE(project, '') FROM announcements
+                    WHERE machine = $1 AND until = 9223372036854775807
              ) AS uses WHERE project <> $2 LIMIT 1",
         )
         .bind(machine.to_string())
@@ -442,10 +457,9 @@ impl Tx {
             let past = ClaimId::fresh();
             let held = query(
                 "INSERT INTO claims (id, vrf, aggregate, pool, pool_name, start, depth, reserved, machine, mac, name,
-                                     project, rack, site, purpose, grants, claimed_by, released_by, since, until,
-                                     version)
+                                     project, rack, site, purpose, claimed_by, released_by, since, until, version)
                  SELECT $2, vrf, aggregate, pool, pool_name, start, depth, reserved, machine, mac, name,
-                        project, rack, site, purpose, grants, claimed_by, $3, since, $4, version
+                        project, rack, site, purpose, claimed_by, $3, since, $4, version
                  FROM claims WHERE id = $1 RETURNING *",
             )
             .bind(id.to_string())

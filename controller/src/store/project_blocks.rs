@@ -109,10 +109,9 @@ impl Tx {
     /// Writes that a pool's blocks have gone back.
     pub(super) async fn end_project_blocks(&mut self, now: Timestamp, pool: &Pool) -> Result<(), StoreError> {
         let now = self.address_time(now).await?;
-        query("UPDATE project_blocks SET until = $2 WHERE pool = $1 AND until = $3")
+        query("UPDATE project_blocks SET until = $2 WHERE pool = $1 AND until = 9223372036854775807")
             .bind(pool.number)
             .bind(micros(now))
-            .bind(STILL)
             .execute(&mut self.inner)
             .await?;
         Ok(())

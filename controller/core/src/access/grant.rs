@@ -87,14 +87,6 @@ impl Grant {
         Self { to: Grantee::Everyone, may: [Use::Assign, Use::Reverse].into() }
     }
 
-    /// The grants of what is carved from a pool with these, for one project alone: it is the project's to
-    /// use, and to announce as far as the pool is.
-    pub fn carved(grants: &[Self]) -> Vec<Self> {
-        let announce = grants.iter().filter(|grant| grant.may.contains(&Use::Announce));
-        let announce = announce.map(|grant| Self { to: grant.to, may: [Use::Announce].into() });
-        [Self::to_everyone()].into_iter().chain(announce).collect()
-    }
-
     /// Whether it lets them.
     pub fn lets(&self, wanted: Use, who: Wanting<'_>) -> bool {
         self.may.contains(&wanted)

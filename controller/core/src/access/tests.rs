@@ -92,17 +92,6 @@ fn a_grant_is_for_a_project_a_role_there_a_token_or_everyone_and_for_what_it_say
 }
 
 #[test]
-fn what_is_carved_for_a_project_is_its_own_to_use_and_announced_as_its_pool_is() {
-    let grants = [
-        Grant { to: Grantee::Project(P1), may: [Use::Assign, Use::Announce].into() },
-        Grant { to: Grantee::Role(Role::Operator), may: [Use::Reverse].into() },
-    ];
-    let announce = Grant { to: Grantee::Project(P1), may: [Use::Announce].into() };
-    assert_eq!(Grant::carved(&grants), [Grant::to_everyone(), announce]);
-    assert_eq!(Grant::carved(&[]), [Grant::to_everyone()]);
-}
-
-#[test]
 fn the_table_of_roles_is_this_and_stands_in_the_documentation() {
     let table = table();
     let document = include_str!("../../../../docs/operator/people.md");

@@ -281,6 +281,24 @@ async fn a_claims_own_grants_say_who_moves_announces_and_names_it(on: On) {
     let record = records.iter().find(|one| one["action"] == format!("PUT {announcement}")).unwrap();
     assert_eq!(record["changes"][0]["kind"], "announcement", "{record}");
 
+    // A project's own administrator needs a grant as everybody else.
+    let head = world.token("head", of(Role::Admin, "its project")).await;
+    expect![[r#"403 10.66.0.0/32 has grants of its own, none of which lets you assign it there; an administrator gives one with `rackhand ip grant 10.66.0.0/32 --project NAME --may assign`"#]]
+        .assert_eq(&move_it(&head, "dns-3").await);
+    // The grants that count are read with whose they are.
+    let (_, counting) = ask(&ours, Method::GET, &grants, Value::Null).await;
+    assert_eq!(counting, json!({"own": true, "grants": own["grants"]}));
+    // Granted what is granted already, it is as it was.
+    let (_, before) = ask(&ours, Method::GET, &uri, Value::Null).await;
+    let (status, same) = ask(&admin, Method::PUT, &grants, own.clone()).await;
+    assert_eq!((status, &same), (StatusCode::OK, &before));
+    // Whoever answers for the machine can withdraw, too; who sees neither finds nothing.
+    expect!["404 there is no such announcement; `rackhand ip announcements` lists them"]
+        .assert_eq(&told(ask(&theirs, Method::DELETE, &announcement, Value::Null).await));
+    let rack = world.token("rack", of(Role::Operator, "its rack")).await;
+    expect!["204 "].assert_eq(&told(ask(&rack, Method::DELETE, &announcement, Value::Null).await));
+    expect!["200 10.66.0.0/32"].assert_eq(&announce(&ours).await);
+
     // Taken back, those of the pool count again; what is announced goes on until it is withdrawn.
     let (status, plain) = ask(&admin, Method::DELETE, &grants, Value::Null).await;
     assert_eq!((status, &plain["grants"]), (StatusCode::OK, &Value::Null), "{plain}");
@@ -310,16 +328,30 @@ async fn what_a_project_may_announce_of_a_pool_it_may_of_its_own_blocks(on: On) 
     });
     assert_eq!(bench.ask(Method::POST, "/v1/pools", pool.to_string()).await.0, StatusCode::CREATED);
     let wish = json!({"pool": "blocks", "name": "dns", "project": "acme:shop"}).to_string();
-    let (_, claim) = bench.ask_as(&ours, Method::POST, "/v1/claims", wish).await;
-    let (_, carved) = bench.ask(Method::GET, "/v1/pools/blocks.shop", "").await;
-    let expected = json!([
-        {"to": "everyone", "may": ["assign", "reverse"]},
-        {"to": {"project": "acme:shop"}, "may": ["announce"]},
-    ]);
-    assert_eq!(carved["grants"], expected);
+    let (_, claim) = bench.ask_as(&ours, Method::POST, "/v1/claims", wish.clone()).await;
     let uri = format!("/v1/claims/{}/announcements/{}", claim["id"].as_str().unwrap(), world.names["machine"]);
     let (status, announced) = bench.ask_as(&ours, Method::PUT, &uri, String::new()).await;
     assert_eq!((status, &announced["prefix"]), (StatusCode::OK, &json!("10.64.0.0/32")), "{announced}");
+    // Nor more than that, once it is taken back there; what is announced goes on.
+    let taken = json!({"grants": [{"to": "everyone", "may": ["assign", "reverse"]}]}).to_string();
+    assert_eq!(bench.ask(Method::PATCH, "/v1/pools/blocks", taken).await.0, StatusCode::OK);
+    let (_, second) = bench.ask_as(&ours, Method::POST, "/v1/claims", wish).await;
+    let second = format!("/v1/claims/{}/announcements/{}", second["id"].as_str().unwrap(), world.names["machine"]);
+    assert_eq!(bench.ask_as(&ours, Method::PUT, &second, String::new()).await.0, StatusCode::FORBIDDEN);
+    let (_, all) = bench.ask(Method::GET, "/v1/announcements?rack=lab", "").await;
+    assert_eq!(all["items"].as_array().unwrap().len(), 1, "{all}");
+    // A machine that announces for a project is not another's meanwhile, however it is given.
+    let machine = &world.names["machine"];
+    for (verb, body) in [
+        ("assign", json!({"project": "other:theirs"})),
+        ("deploy", json!({"project": "other:theirs", "image": "none", "ssh_keys": []})),
+    ] {
+        let (status, problem) =
+            bench.ask(Method::POST, &format!("/v1/machines/{machine}/{verb}"), body.to_string()).await;
+        assert_eq!(status, StatusCode::CONFLICT, "{verb}: {problem}");
+        let told = problem["detail"].as_str().unwrap();
+        assert!(told.contains("holds or announces addresses of another project"), "{verb}: {told}");
+    }
     let (_, blocks) = bench.ask_as(&ours, Method::GET, "/v1/addresses/10.64.0.5/blocks", String::new()).await;
     let block = &blocks["items"][0];
     assert_eq!((&block["prefix"], &block["project"]), (&json!("10.64.0.0/25"), &json!("acme:shop")), "{blocks}");
