@@ -317,6 +317,19 @@ async fn what_the_program_prints_is_as_it_was_published() {
          ip list --output csv
          ip who 198.51.100.17
          ip who 198.51.100.18
+         ip announce 198.51.100.17 --machine web-1
+         ip announce 198.51.100.17 --machine db-1
+         ip announce 198.51.100.0 --machine db-1
+         ip withdraw 198.51.100.17 --machine db-1
+         ip announcements
+         ip announcements --address 198.51.100.17
+         ip announcements --address 198.51.100.18
+         ip grant 198.51.100.17 --role operator --may announce
+         ip revoke 198.51.100.17 --everyone
+         ip revoke 198.51.100.17 --everyone
+         pool grant public-4
+         ip revoke 198.51.100.17
+         ip blocks 198.51.100.17
          ip release 198.51.100.17
          ip who 198.51.100.17
          ip claim public-4 --address 198.51.100.17 --name other

@@ -28,19 +28,19 @@ pub(crate) struct Grantee {
     #[arg(long)]
     role: Option<String>,
     /// Whoever has the token with this id
-    #[arg(long)]
-    token: Option<String>,
+    #[arg(long, value_name = "ID")]
+    for_token: Option<String>,
 }
 
 impl Grantee {
     /// Whether somebody is meant.
     pub(crate) fn is_told(&self) -> bool {
-        self.everyone || self.project.is_some() || self.role.is_some() || self.token.is_some()
+        self.everyone || self.project.is_some() || self.role.is_some() || self.for_token.is_some()
     }
 
     /// As the API says it.
     pub(crate) async fn value(self, client: &Client) -> anyhow::Result<Value> {
-        anyhow::ensure!(self.is_told(), "say whose grant: --everyone, --project, --role or --token");
+        anyhow::ensure!(self.is_told(), "say whose grant: --everyone, --project, --role or --for-token");
         Ok(match self {
             // A deleted project's grant has its id.
             Self { project: Some(id), .. } if id.parse::<uuid::Uuid>().is_ok() => {
@@ -51,7 +51,7 @@ impl Grantee {
                 json!({"project": full_name(&client.get(&format!("/v1/projects/{project}")).await?)})
             }
             Self { role: Some(role), .. } => json!({"role": role}),
-            Self { token: Some(token), .. } => json!({"token": token}),
+            Self { for_token: Some(token), .. } => json!({"token": token}),
             Self { .. } => json!("everyone"),
         })
     }

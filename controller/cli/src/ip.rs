@@ -197,7 +197,7 @@ announcements` lists: the controller speaks no BGP.")]
     },
     /// Let somebody use a claim's addresses
     #[command(after_help = "  rackhand ip grant 192.0.2.53 --project acme:shop --may announce
-  rackhand ip grant 198.51.100.17 --token 01931b1e-0000-7000-8000-000000000000 --may assign
+  rackhand ip grant 198.51.100.17 --for-token 01931b1e-0000-7000-8000-000000000000 --may assign
   rackhand ip revoke 198.51.100.17 --everyone
 
 A claim's addresses are used as the grants of its pool say. With the first grant of its own it takes
@@ -427,7 +427,7 @@ pub(crate) async fn run(client: &Client, command: IpCommand, output: Output) -> 
         }
         IpCommand::Blocks { past } => {
             let found = client.list_with(&format!("/v1/addresses/{}/blocks", past.address), past.query()).await?;
-            let nobody = never("had in a block of its own", &past.address, past.at);
+            let nobody = never("had a block of its own with", &past.address, past.at);
             print(output, found.into(), |found: Vec<_>| blocks(&found).or_say(nobody))
         }
     }

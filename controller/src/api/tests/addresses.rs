@@ -340,18 +340,13 @@ async fn what_a_project_may_announce_of_a_pool_it_may_of_its_own_blocks(on: On) 
     assert_eq!(bench.ask_as(&ours, Method::PUT, &second, String::new()).await.0, StatusCode::FORBIDDEN);
     let (_, all) = bench.ask(Method::GET, "/v1/announcements?rack=lab", "").await;
     assert_eq!(all["items"].as_array().unwrap().len(), 1, "{all}");
-    // A machine that announces for a project is not another's meanwhile, however it is given.
-    let machine = &world.names["machine"];
-    for (verb, body) in [
-        ("assign", json!({"project": "other:theirs"})),
-        ("deploy", json!({"project": "other:theirs", "image": "none", "ssh_keys": []})),
-    ] {
-        let (status, problem) =
-            bench.ask(Method::POST, &format!("/v1/machines/{machine}/{verb}"), body.to_string()).await;
-        assert_eq!(status, StatusCode::CONFLICT, "{verb}: {problem}");
-        let told = problem["detail"].as_str().unwrap();
-        assert!(told.contains("holds or announces addresses of another project"), "{verb}: {told}");
-    }
+    // A machine that announces for a project is not deployed for another.
+    let deploy = json!({"project": "other:theirs", "image": "none", "ssh_keys": []}).to_string();
+    let (status, problem) =
+        bench.ask(Method::POST, &format!("/v1/machines/{}/deploy", world.names["machine"]), deploy).await;
+    assert_eq!(status, StatusCode::CONFLICT, "{problem}");
+    let told = problem["detail"].as_str().unwrap();
+    assert!(told.contains("holds or announces addresses of another project"), "{told}");
     let (_, blocks) = bench.ask_as(&ours, Method::GET, "/v1/addresses/10.64.0.5/blocks", String::new()).await;
     let block = &blocks["items"][0];
     assert_eq!((&block["prefix"], &block["project"]), (&json!("10.64.0.0/25"), &json!("acme:shop")), "{blocks}");
