@@ -332,4 +332,22 @@ mod tests {
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
     }
+
+    /// A command's own argument that is called as one of the program's would be given that one's value.
+    #[test]
+    fn no_command_has_an_argument_that_is_called_as_the_programs_own() {
+        fn walk(command: &clap::Command, globals: &[clap::Id], taken: &mut Vec<String>) {
+            for part in command.get_subcommands() {
+                let own = part.get_arguments().filter(|arg| globals.contains(arg.get_id()));
+                taken.extend(own.map(|arg| format!("{} {}", part.get_name(), arg.get_id())));
+                walk(part, globals, taken);
+            }
+        }
+        let (program, mut taken) = (Cli::command(), Vec::new());
+        let globals = program.get_arguments().filter(|arg| arg.is_global_set()).map(|arg| arg.get_id().clone());
+        let globals: Vec<_> = globals.collect();
+        assert!(globals.iter().any(|id| id == "token"), "{globals:?}");
+        walk(&program, &globals, &mut taken);
+        assert!(taken.is_empty(), "{taken:?}");
+    }
 }

@@ -49,7 +49,7 @@ Yours may what you may, and no more than the token you make it with. A project's
     /// Revoke a token: it is refused from now on
     Revoke {
         /// The id that `rackhand token list` tells
-        token: String,
+        id: String,
     },
 }
 
@@ -93,8 +93,8 @@ pub(crate) async fn run(client: &Client, command: TokenCommand, output: Output) 
             let fetch = async || Ok(client.list("/v1/tokens").await?.into());
             watch::show(client, output, watch, Told::ByNobody, fetch, show).await
         }
-        TokenCommand::Revoke { token } => {
-            client.ask(Method::DELETE, &format!("/v1/tokens/{token}"), None).await?;
+        TokenCommand::Revoke { id } => {
+            client.ask(Method::DELETE, &format!("/v1/tokens/{id}"), None).await?;
             Ok(done(output, "the token is revoked".into()))
         }
     }
