@@ -1,7 +1,7 @@
 //! `rackhand pool`: addresses to claim from.
 
 use clap::Subcommand;
-use jiff::civil::Date;
+use jiff::{Timestamp, civil::Date};
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -109,6 +109,7 @@ that to keep it for some.")]
     /// Report how much of all pools is used
     #[command(after_help = "  rackhand pool report
   rackhand pool report --by project
+  rackhand pool report --by project --since 2026-11-01T00:00:00Z      # and how that changed
   rackhand pool report --output csv > utilisation.csv
 
 FRAGMENTED tells how much of the free space lies outside of the largest free block.")]
@@ -116,6 +117,9 @@ FRAGMENTED tells how much of the free space lies outside of the largest free blo
         /// Of each project or each site instead of each pool
         #[arg(long, value_parser = ["project", "site"])]
         by: Option<String>,
+        /// With --by: and how many more, or fewer, that is than at this time
+        #[arg(long, value_name = "TIME", requires = "by")]
+        since: Option<Timestamp>,
     },
     /// Tell how much of a pool was used from day to day, and when it will be full
     #[command(after_help = "  rackhand pool trend public-4
@@ -289,12 +293,17 @@ pub(crate) async fn run(client: &Client, command: PoolCommand, output: Output) -
             }
             print(output, client.get_with(&path, &query).await?, |trend: Trend| heading(&trend))
         }
-        PoolCommand::Report { by: Some(by) } => {
-            let held = client.list(&format!("/v1/utilisation/{by}s")).await?;
+        PoolCommand::Report { by: Some(by), since } => {
+            let path = format!("/v1/utilisation/{by}s");
+            let mut held = client.list(&path).await?;
+            if let Some(since) = since {
+                let before = client.list_with(&path, vec![("at", since.to_string())]).await?;
+                compare(&mut held, before);
+            }
             print(output, held.into(), |held: Vec<_>| holdings(&by, &held))
         }
-        PoolCommand::Report { by: None } if output == Output::Csv => client.csv("/v1/utilisation").await,
-        PoolCommand::Report { by: None } => {
+        PoolCommand::Report { by: None, .. } if output == Output::Csv => client.csv("/v1/utilisation").await,
+        PoolCommand::Report { by: None, .. } => {
             print(output, client.list("/v1/utilisation").await?.into(), |lines: Vec<_>| report(&lines))
         }
         PoolCommand::Change { pool, rename, quarantine, purpose } => {
@@ -319,6 +328,14 @@ struct Holding {
     claimed: String,
     reserved: String,
     blocks: String,
+    before: Option<Counts>,
+}
+
+/// What it had.
+#[derive(Clone, Debug, Deserialize)]
+struct Counts {
+    claimed: String,
+    reserved: String,
 }
 
 /// How much of a pool was used, and where that is heading.
@@ -363,7 +380,30 @@ struct Picture {
     cells: Vec<f64>,
 }
 
+/// Puts what each had before beside what it has now; who had something and has nothing is there as well.
+fn compare(now: &mut Vec<Value>, before: Vec<Value>) {
+    let key = |one: &Value| (one["name"].clone(), one["family"].clone());
+    let nothing = json!({"claimed": "0", "reserved": "0", "blocks": "0"});
+    for one in now.iter_mut() {
+        one["before"] = nothing.clone();
+    }
+    for had in before {
+        let at = now.iter().position(|one| key(one) == key(&had)).unwrap_or_else(|| {
+            let mut gone = nothing.clone();
+            (gone["name"], gone["family"]) = key(&had);
+            now.push(gone);
+            now.len() - 1
+        });
+        now[at]["before"] = had;
+    }
+}
+
 fn holdings(by: &str, held: &[Holding]) -> Table {
+    let addresses = |text: &str| text.parse::<i128>().unwrap_or_default();
+    let change = |of: &Holding, before: &Counts| {
+        let now = addresses(&of.claimed) + addresses(&of.reserved);
+        format!("{:+}", now - addresses(&before.claimed) - addresses(&before.reserved))
+    };
     let rows = held.iter().map(|of| {
         vec![
             of.name.clone().unwrap_or_else(|| "(none)".into()),
@@ -371,10 +411,12 @@ fn holdings(by: &str, held: &[Holding]) -> Table {
             of.claimed.clone(),
             of.reserved.clone(),
             of.blocks.clone(),
+            of.before.as_ref().map_or_else(|| "-".into(), |before| change(of, before)),
         ]
     });
     let by = if by == "site" { "SITE" } else { "PROJECT" };
-    table(&[by, "FAMILY", "CLAIMED", "RESERVED", "BLOCKS"], rows).or_say("nothing is claimed")
+    let shown = table(&[by, "FAMILY", "CLAIMED", "RESERVED", "BLOCKS", "CHANGE"], rows).or_say("nothing is claimed");
+    if held.iter().any(|of| of.before.is_some()) { shown } else { shown.only_wide(&["CHANGE"]) }
 }
 
 /// A picture of what was used, and what it comes to.
@@ -581,6 +623,20 @@ mod tests {
               ▁                                                       ▇
               80.0 % used: 19 of 256 are free"#]]
         .assert_eq(&trend(json!(long), Value::Null));
+    }
+
+    #[test]
+    fn holdings_are_compared_with_what_they_were() {
+        let one = |name: Value, claimed: &str| json!({"name": name, "family": 4, "claimed": claimed, "reserved": "0", "blocks": "128"});
+        let mut now = vec![one(json!("acme:shop"), "5"), one(Value::Null, "1")];
+        compare(&mut now, vec![one(json!("acme:shop"), "2"), one(json!("acme:blog"), "3")]);
+        let held: Vec<Holding> = serde_json::from_value(now.into()).unwrap();
+        expect![[r#"
+            PROJECT    FAMILY  CLAIMED  RESERVED  BLOCKS  CHANGE
+            acme:shop  IPv4    5        0         128     +3
+            (none)     IPv4    1        0         128     +1
+            acme:blog  IPv4    0        0         0       -3"#]]
+        .assert_eq(&holdings("project", &held).to_string());
     }
 
     #[test]

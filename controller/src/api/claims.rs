@@ -43,6 +43,10 @@ pub(super) struct Claim {
     /// The last of them.
     #[schema(value_type = String, example = "198.51.100.7")]
     last: IpAddr,
+    /// Of a machine's point-to-point block (/31 or /127): the even address, which is the switch's. The odd one
+    /// is the machine's.
+    #[schema(value_type = Option<String>, example = "198.51.100.6")]
+    gateway: Option<IpAddr>,
     /// Name of the pool they are from.
     #[schema(example = "public-4")]
     pool: String,
@@ -83,6 +87,7 @@ impl Claim {
             prefix: row.prefix.to_string(),
             first: row.prefix.first(),
             last: row.prefix.last(),
+            gateway: row.gateway(),
             pool: row.pool,
             reserved: row.reserved,
             machine: row.holder.machine,

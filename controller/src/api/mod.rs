@@ -371,6 +371,9 @@ fn operation_id(method: &str, path: &str) -> String {
     words.join("_")
 }
 
+/// Values that are replaced as a whole, as they were read.
+const VALUES: [&str; 2] = ["/v1/claims/{claim}/grants", "/v1/addresses/{address}/name"];
+
 /// Adds to every operation what is the same for all: the answer when something is wrong, the
 /// key of a POST, and the fields of a GET.
 fn finish(mut document: utoipa::openapi::OpenApi, shapes: &fields::Shapes) -> utoipa::openapi::OpenApi {
@@ -422,10 +425,10 @@ fn finish(mut document: utoipa::openapi::OpenApi, shapes: &fields::Shapes) -> ut
     for (at, item) in &mut document.paths.paths {
         let guarded = item.patch.is_some()
             || at == "/v1/pools/{pool}/prefixes"
-            || at == "/v1/claims/{claim}/grants"
+            || VALUES.contains(&at.as_str())
             || at.starts_with("/v1/machines/{machine}") && !at.ends_with("/merge");
         if let (true, Some(RefOr::T(read))) = (
-            item.patch.is_some() || at == "/v1/claims/{claim}/grants",
+            item.patch.is_some() || VALUES.contains(&at.as_str()),
             item.get.as_mut().and_then(|get| get.responses.responses.get_mut("200")),
         ) {
             read.headers.insert("ETag".into(), RefOr::T(tag.clone()));

@@ -8,7 +8,7 @@ use axum::{
     extract::{Path, State},
     response::{IntoResponse, Response},
 };
-use jiff::{SignedDuration, civil::Date};
+use jiff::{SignedDuration, Timestamp, civil::Date};
 use rackhand_controller_core::{
     access::Action,
     ipam::{self, Prefix, Sample, Usage, picture},
@@ -191,17 +191,33 @@ async fn page(
     Ok(Page::of(rows, limit, |(key, _)| cursor(key), view))
 }
 
+/// Of when.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Then {
+    /// How it was at this time, by the history; how it is when absent.
+    #[param(value_type = Option<String>, format = DateTime, example = "2026-11-01T00:00:00Z")]
+    at: Option<Timestamp>,
+    /// `next` of the page before; absent for the first page.
+    after: Option<String>,
+    /// How many at most, 1 to 200.
+    #[param(minimum = 1, maximum = 200, default = 50)]
+    limit: Option<u32>,
+}
+
 /// Report how many addresses each project has
 ///
-/// Of those that one can see. It counts all claims: a second for a million.
-#[utoipa::path(get, path = "/v1/utilisation/projects", tag = "addresses", params(Window),
+/// Or had at a time. Of those that one can see. It counts all claims: a second for a million.
+#[utoipa::path(get, path = "/v1/utilisation/projects", tag = "addresses", params(Then),
     responses((status = 200, body = Page<Holding>)))]
 pub(super) async fn of_projects(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
-    Query(window): Query<Window>,
+    Query(Then { at, after, limit }): Query<Then>,
 ) -> Result<impl IntoResponse, Error> {
-    let held = app.store.held(&caller.sight(Action::AddressRead)?, By::Project).await?;
+    let held = app.store.held(&caller.sight(Action::AddressRead)?, By::Project, at).await?;
+    let window = Window { after, limit };
     let names = async |ids: Vec<String>| {
         let ids = ids.iter().filter_map(|id| id.parse().ok());
         let names = app.store.project_names(ids).await?;
@@ -212,21 +228,26 @@ pub(super) async fn of_projects(
 
 /// Report how many addresses each site has
 ///
-/// Of those that one can see: what is held by machines in its racks, or claimed from a pool of it or one of
-/// them. It counts all claims: a second for a million.
-#[utoipa::path(get, path = "/v1/utilisation/sites", tag = "addresses", params(Window),
+/// Or had at a time. Of those that one can see: what is held by machines in its racks, or claimed from a pool
+/// of it or one of them. A rack counts where it stands now. It counts all claims: a second for a million.
+#[utoipa::path(get, path = "/v1/utilisation/sites", tag = "addresses", params(Then),
     responses((status = 200, body = Page<Holding>)))]
 pub(super) async fn of_sites(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
-    Query(window): Query<Window>,
+    Query(Then { at, after, limit }): Query<Then>,
 ) -> Result<impl IntoResponse, Error> {
-    let held = app.store.held(&caller.sight(Action::AddressRead)?, By::Site).await?;
+    let held = app.store.held(&caller.sight(Action::AddressRead)?, By::Site, at).await?;
+    let window = Window { after, limit };
     let names = async |ids: Vec<String>| {
         let mut names = BTreeMap::new();
         for id in ids.into_iter().collect::<BTreeSet<_>>() {
-            let name = app.store.site(&id).await?.name;
-            names.insert(id, name);
+            // One that was deleted since has its id for a name.
+            match app.store.site(&id).await {
+                Ok(site) => drop(names.insert(id, site.name)),
+                Err(store::StoreError::NotFound(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(names)
     };

@@ -20,7 +20,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     App, Caller, Error,
     claims::prefix,
-    extract::{Json, Query},
+    extract::{Expected, Json, Query, tagged},
 };
 use crate::store::{self, Thing, Vrf};
 
@@ -102,7 +102,8 @@ pub(super) async fn show(
     Query(place): Query<Where>,
 ) -> Result<impl IntoResponse, Error> {
     let (vrf, address, _) = held(&app, &caller, &address, &place).await?;
-    Ok(axum::Json(AddressName::of(app.store.reverse_name(&vrf, address).await?)))
+    let named = app.store.reverse_name(&vrf, address).await?;
+    Ok(tagged(version(&named), AddressName::of(named)))
 }
 
 /// Name an address
@@ -116,16 +117,18 @@ pub(super) async fn set(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     Path(address): Path<String>,
+    expected: Expected,
     Query(place): Query<Where>,
     Json(body): Json<NewAddressName>,
 ) -> Result<impl IntoResponse, Error> {
     let name: HostName = body.name.parse().map_err(|error: NotAHostName| Error::invalid("/name", error))?;
     let (vrf, address, claim) = held(&app, &caller, &address, &place).await?;
     may_name(&app, &caller, &claim).await?;
-    let now = app.clock.now().wall;
-    change(&app, now, &vrf, &claim, address, Some(&name)).await?;
-    let named = store::ReverseName { address, claim: claim.id, name, changed: now };
-    Ok(axum::Json(AddressName::of(named)))
+    let mut tx = look(&app, &vrf, &claim, address, &expected).await?;
+    tx.set_reverse_name(app.clock.now().wall, &vrf, &claim, address, Some(&name)).await?;
+    let named = tx.reverse_name(&vrf, address).await?;
+    tx.commit().await?;
+    Ok(tagged(version(&named), AddressName::of(named)))
 }
 
 /// Take an address's name away
@@ -136,23 +139,32 @@ pub(super) async fn remove(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     Path(address): Path<String>,
+    expected: Expected,
     Query(place): Query<Where>,
 ) -> Result<impl IntoResponse, Error> {
     let (vrf, address, claim) = held(&app, &caller, &address, &place).await?;
     may_name(&app, &caller, &claim).await?;
-    app.store.reverse_name(&vrf, address).await?;
-    change(&app, app.clock.now().wall, &vrf, &claim, address, None).await?;
+    let mut tx = look(&app, &vrf, &claim, address, &expected).await?;
+    tx.reverse_name(&vrf, address).await?;
+    tx.set_reverse_name(app.clock.now().wall, &vrf, &claim, address, None).await?;
+    tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn change(
+/// What tells one name of an address from the next: when it was said.
+fn version(named: &store::ReverseName) -> u64 {
+    named.changed.as_microsecond().unsigned_abs()
+}
+
+/// A transaction in which the address is held as it was when the caller was let name it, and has the name, or
+/// none, that the caller knows.
+async fn look(
     app: &App,
-    now: Timestamp,
     vrf: &Vrf,
     claim: &store::Claim,
     address: IpAddr,
-    name: Option<&HostName>,
-) -> Result<(), Error> {
+    expected: &Expected,
+) -> Result<store::Tx, Error> {
     let mut tx = app.store.begin().await?;
     // It may have been released since it was looked at, or been given other grants.
     let now_held = tx.claim(claim.id).await?;
@@ -162,8 +174,13 @@ async fn change(
     if now_held.grants != claim.grants {
         return Err(Error::conflict(format!("the grants of {} changed just now; try again", claim.prefix)));
     }
-    tx.set_reverse_name(now, vrf, claim, address, name).await?;
-    tx.commit().await.map_err(Error::from)
+    let named = match tx.reverse_name(vrf, address).await {
+        Ok(named) => version(&named),
+        Err(store::StoreError::NotFound(_)) => 0,
+        Err(error) => return Err(error.into()),
+    };
+    expected.check(named)?;
+    Ok(tx)
 }
 
 /// Which zone.

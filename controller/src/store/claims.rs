@@ -7,7 +7,7 @@
 //!   instant at which the claim's begins: rows of one prefix follow each other without a gap.
 //! - At any time an address is in one claim of its VRF at most.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, net::IpAddr};
 
 use jiff::Timestamp;
 use rackhand_common::{
@@ -66,6 +66,15 @@ pub struct Claim {
     pub until: Option<Timestamp>,
     /// Counts its changes.
     pub version: u64,
+}
+
+impl Claim {
+    /// The address of the other side of a machine's link (RFC 3021, RFC 6164): of a block of two, the even
+    /// one.
+    pub fn gateway(&self) -> Option<IpAddr> {
+        let is_link = self.prefix.size() == 2 && self.holder.machine.is_some();
+        is_link.then(|| self.prefix.first())
+    }
 }
 
 /// Who holds an address.

@@ -38,7 +38,7 @@ pub struct ProjectBlock {
 }
 
 /// Where blocks stand.
-const STANDS: Columns = Columns {
+pub(super) const STANDS: Columns = Columns {
     organisation: Some("(SELECT organisation FROM projects WHERE projects.id = project_blocks.project)"),
     project: Some("project_blocks.project"),
     site: None,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use rackhand_common::id::ProjectId;
 use rackhand_controller_core::{
     access::Sight,
@@ -13,8 +14,13 @@ use super::{
     database::{Builder, Row, query},
     id,
     machines::parsed,
+    micros,
     prefixes::prefix,
+    project_blocks,
 };
+
+/// What IPv4 addresses are stored behind (RFC 4291 §2.5.5.2).
+const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
 /// What addresses are counted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,21 +47,23 @@ pub struct Assignment {
 }
 
 impl Store {
-    /// How many addresses of each family each has, of those that can be seen: claimed, reserved,
-    /// and for projects what is in blocks of their own. It counts all claims.
-    pub async fn held(&self, sight: &Sight, by: By) -> Result<Held, StoreError> {
+    /// How many addresses of each family each has, or had at a time, of those that can be seen: claimed,
+    /// reserved, and for projects what is in blocks of their own. It counts all claims.
+    pub async fn held(&self, sight: &Sight, by: By, at: Option<Timestamp>) -> Result<Held, StoreError> {
         let key = match by {
             By::Project => "claims.project",
             By::Site => "COALESCE(racks.site, claims.site)",
         };
+        // A pool that was deleted since tells its family no more; the addresses do.
         let mut query = Builder::new(format!(
-            "SELECT {key} AS holder, pools.family AS family, claims.depth AS depth,
-                CASE WHEN claims.reserved = 1 THEN 'reserved' ELSE 'claimed' END AS state, COUNT(*) AS count
-             FROM claims JOIN pools ON pools.number = claims.pool LEFT JOIN racks ON racks.id = claims.rack
-             WHERE claims.until = 9223372036854775807"
+            "SELECT holder, mapped, depth, state, COUNT(*) AS count FROM (
+             SELECT {key} AS holder, substr(claims.start, 1, 12) AS mapped, claims.depth AS depth,
+                CASE WHEN claims.reserved = 1 THEN 'reserved' ELSE 'claimed' END AS state
+             FROM claims LEFT JOIN racks ON racks.id = claims.rack WHERE "
         ));
+        during(&mut query, "claims", at);
         claims::STANDS.push(&mut query, sight);
-        query.push(format_args!(" GROUP BY {key}, pools.family, claims.depth, claims.reserved"));
+        query.push(") AS held GROUP BY holder, mapped, depth, state");
         let mut held = Held::new();
         for row in query.build().fetch_all(&self.pool).await? {
             let count = row.try_get::<i64, _>("count")?.unsigned_abs();
@@ -64,12 +72,14 @@ impl Store {
         }
         if by == By::Project {
             let mut blocks = Builder::new(
-                "SELECT found.project AS holder, found.family AS family, pool_prefixes.depth AS depth, COUNT(*) AS count
-                 FROM pools AS found JOIN pool_prefixes ON pool_prefixes.pool = found.number
-                 WHERE found.project IS NOT NULL",
+                "SELECT holder, mapped, depth, COUNT(*) AS count FROM (
+                 SELECT project_blocks.project AS holder, substr(project_blocks.start, 1, 12) AS mapped,
+                    project_blocks.depth AS depth
+                 FROM project_blocks WHERE ",
             );
-            address_space::STANDS.push(&mut blocks, sight);
-            blocks.push(" GROUP BY found.project, found.family, pool_prefixes.depth");
+            during(&mut blocks, "project_blocks", at);
+            project_blocks::STANDS.push(&mut blocks, sight);
+            blocks.push(") AS held GROUP BY holder, mapped, depth");
             for row in blocks.build().fetch_all(&self.pool).await? {
                 let count = row.try_get::<i64, _>("count")?.unsigned_abs();
                 held.entry(holder(&row)?).or_default().add_blocks(row.try_get("depth")?, count);
@@ -130,7 +140,18 @@ impl Store {
     }
 }
 
+/// Adds that a row of the table is, or was at a time.
+fn during(query: &mut Builder, table: &str, at: Option<Timestamp>) {
+    match at.map(micros) {
+        None => query.push(format_args!("{table}.until = 9223372036854775807")),
+        Some(at) => {
+            query.push(format_args!("{table}.since <= ")).push_bind(at);
+            query.push(format_args!(" AND {table}.until > ")).push_bind(at)
+        }
+    };
+}
+
 fn holder(row: &Row) -> Result<(Option<String>, Family), StoreError> {
-    let family = if row.try_get::<i64, _>("family")? == 4 { Family::V4 } else { Family::V6 };
-    Ok((row.try_get("holder")?, family))
+    let is_mapped = row.try_get::<&[u8], _>("mapped")? == MAPPED;
+    Ok((row.try_get("holder")?, if is_mapped { Family::V4 } else { Family::V6 }))
 }

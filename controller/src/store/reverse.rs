@@ -55,6 +55,11 @@ impl Store {
 }
 
 impl Tx {
+    /// The name of an address.
+    pub async fn reverse_name(&mut self, vrf: &Vrf, address: IpAddr) -> Result<ReverseName, StoreError> {
+        reverse_name(&mut self.inner, vrf, address).await
+    }
+
     /// Gives an address of a claim a name, or takes it away.
     pub async fn set_reverse_name(
         &mut self,

@@ -72,6 +72,12 @@ async fn a_project_uses_what_it_is_granted_and_does_not_see_anothers_blocks(on: 
     expect!["acme:shop 3 of 128, other:theirs 2 of 128"].assert_eq(&holdings(&admin, "projects").await);
     expect!["acme:shop 3 of 128"].assert_eq(&holdings(&ours, "projects").await);
     expect!["null 4 of 0, here 1 of 0"].assert_eq(&holdings(&admin, "sites").await);
+    // Before anything was claimed nobody had anything, and since then it is as it is.
+    for by in ["projects", "sites"] {
+        assert_eq!(holdings(&admin, &format!("{by}?at=1969-12-31T00:00:00Z")).await, "");
+        let now = holdings(&admin, &format!("{by}?at=2100-01-01T00:00:00Z")).await;
+        assert_eq!(now, holdings(&admin, by).await);
+    }
     let (_, first) = ask(&admin, Method::GET, "/v1/utilisation/projects?limit=1", Value::Null).await;
     let next = format!("/v1/utilisation/projects?after={}", first["next"].as_str().unwrap());
     let (_, second) = ask(&admin, Method::GET, &next, Value::Null).await;
@@ -103,6 +109,23 @@ async fn a_project_uses_what_it_is_granted_and_does_not_see_anothers_blocks(on: 
         text.lines().filter(|line| line.contains("PTR")).collect::<Vec<_>>().join("\n")
     };
     expect!["0 IN PTR web-1.example.net."].assert_eq(&zone().await);
+    // As it was read, or not at all.
+    let named = async |method: Method, tag: &str, body: &str| {
+        let uri = "/v1/addresses/10.65.0.0/name";
+        let mut request = request(&ours, method, uri, body.to_owned());
+        request.headers_mut().insert("if-match", tag.parse().unwrap());
+        request.headers_mut().insert("content-type", "application/json".parse().unwrap());
+        let answer = router(world.bench.app.clone()).oneshot(request).await.unwrap();
+        let tag = answer.headers().get("etag").map(|tag| tag.to_str().unwrap().to_owned());
+        (answer.status(), tag.unwrap_or_default())
+    };
+    let body = r#"{"name":"web-1.example.net"}"#;
+    let (_, tag) = named(Method::GET, "*", "").await;
+    for method in [Method::PUT, Method::DELETE] {
+        assert_eq!(named(method, "\"1\"", body).await.0, StatusCode::PRECONDITION_FAILED);
+    }
+    let (status, again) = named(Method::PUT, &tag, body).await;
+    assert_eq!((status, &named(Method::GET, "*", "").await.1), (StatusCode::OK, &again));
 
     // It goes with the claim, whoever gets the address next.
     let (_, claims) = ask(&ours, Method::GET, "/v1/claims?address=10.65.0.0", Value::Null).await;

@@ -56,7 +56,7 @@ async fn whatever_can_be_changed_is_changed_as_it_was_read_or_not(on: On) {
     let document = serde_json::to_value(document()).unwrap();
     let mut seen = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
-        // What is below a thing, as an address's name, is one value and has no version.
+        // What is below a thing, as an address's name, is a value that is replaced as a whole.
         let changes = path.ends_with('}') && ["patch", "put"].into_iter().any(|method| item.get(method).is_some());
         let Some(read) = item.get("get").filter(|_| changes) else { continue };
         let (start, parameter) = path.trim_end_matches('}').split_once('{').unwrap();
