@@ -1,7 +1,13 @@
 //! Runs that are tried again, and whose machines are afterwards.
 
+use rackhand_controller_core::ipam::{Family, Kind};
+
 use super::*;
-use crate::verbs::Retried;
+use crate::{
+    addresses::{NewClaim, NewHolder, Wanted},
+    store::{AnnouncementFilter, NewPool, Source, Within},
+    verbs::Retried,
+};
 
 /// Gives the machine to a new project.
 async fn give(world: &World) -> rackhand_common::id::ProjectId {
@@ -78,7 +84,52 @@ async fn a_run_of_another_project_is_not_tried_again(on: On) {
     assert!(matches!(retry(&world, &run, Some("x")).await, Err(Denied::Outlived(_))));
 }
 
+async fn a_project_that_gives_a_machine_back_keeps_the_addresses_it_held(on: On) {
+    let mut world = World::new(on, Behaviour::default()).await;
+    let project = give(&world).await;
+    let run = world.deploy().await;
+    world.finish(&run).await;
+    let mut tx = world.store.begin().await.unwrap();
+    let (now, vrf) = (at(0).wall, tx.vrf("default").await.unwrap());
+    let space = "10.9.0.0/24".parse().unwrap();
+    tx.add_aggregate(now, &vrf, space, &Source::Private).await.unwrap();
+    let new = NewPool {
+        name: "p",
+        vrf: &vrf,
+        family: Family::V4,
+        kind: Kind::Private,
+        within: Within::Everywhere,
+        quarantine: 0,
+        purpose: "",
+        blocks: None,
+        carved: None,
+        grants: &[],
+    };
+    let pool = tx.insert_pool(now, &new).await.unwrap();
+    tx.extend_pool(now, &pool, space).await.unwrap();
+    let wish = NewClaim {
+        pool: "p".into(),
+        wanted: Wanted::Any,
+        holder: NewHolder::Machine("m-3456".into(), None),
+        reserved: false,
+        project: Some(project),
+        purpose: String::new(),
+    };
+    let held = tx.hand_out(now, &wish, "me").await.unwrap();
+    let machine = tx.machine("m-3456").await.unwrap();
+    tx.announce(now, &held, &pool, &machine, "me").await.unwrap();
+    tx.commit().await.unwrap();
+    let run = world.release().await;
+    assert_eq!(world.finish(&run).await.status, RunStatus::Done);
+    assert_eq!(world.machine().await.project, None);
+    let kept = world.store.claim(held.id).await.unwrap();
+    assert_eq!((kept.holder.machine, kept.holder.name.as_str()), (None, "m-3456"));
+    assert_eq!((kept.project, kept.until), (Some(project), None));
+    assert_eq!(world.store.announcements(&AnnouncementFilter::default(), None, 10).await.unwrap(), []);
+}
+
 on_both! {
+    a_project_that_gives_a_machine_back_keeps_the_addresses_it_held,
     a_deploy_that_failed_is_done_when_it_is_tried_again,
     a_release_that_failed_erases_nothing_when_the_machine_was_given_out_since,
     a_run_of_another_project_is_not_tried_again,
