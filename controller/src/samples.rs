@@ -66,14 +66,14 @@ pub(crate) async fn write_down(store: &Store, day: Date) -> Result<usize, StoreE
 #[cfg(test)]
 mod tests {
     use rackhand_common::time::{Mono, Now};
-    use rackhand_controller_core::{access::Sight, ipam::Kind};
+    use rackhand_controller_core::access::Sight;
 
     use super::*;
     use crate::{
         addresses::{NewClaim, NewHolder, Wanted},
         store::{
-            KEPT, NewPool, Pool, Source, Within,
-            tests::{Bench, On, at, on_both},
+            KEPT, Pool, Source,
+            tests::{Bench, On, at, new_pool, on_both},
         },
     };
 
@@ -83,19 +83,7 @@ mod tests {
         let vrf = tx.vrf("default").await.unwrap();
         let prefix = prefix.parse().unwrap();
         tx.add_aggregate(at(0), &vrf, prefix, &Source::Private).await.unwrap();
-        let new = NewPool {
-            name,
-            vrf: &vrf,
-            family: prefix.family(),
-            kind: Kind::Private,
-            within: Within::Everywhere,
-            quarantine: 0,
-            purpose: "",
-            blocks: None,
-            carved: None,
-            grants: &[],
-        };
-        let pool = tx.insert_pool(at(0), &new).await.unwrap();
+        let pool = tx.insert_pool(at(0), &new_pool(name, &vrf, prefix.family())).await.unwrap();
         tx.extend_pool(at(1), &pool, prefix).await.unwrap();
         tx.commit().await.unwrap();
         pool

@@ -21,29 +21,13 @@ use super::*;
 use crate::{
     store::{
         Announcement, AnnouncementFilter, Asked, AuditFilter, ClaimFilter, NewPool, Proof, ProofKind, ProofState,
-        tests::{Bench, On, at, mac, on_both},
+        tests::{Bench, On, at, mac, new_pool, on_both},
     },
     verbs::Denied,
 };
 
 fn prefix(text: &str) -> Prefix {
     text.parse().unwrap()
-}
-
-/// A private pool without anything, for everyone.
-fn new_pool<'a>(name: &'a str, vrf: &'a Vrf, family: Family) -> NewPool<'a> {
-    NewPool {
-        name,
-        vrf,
-        family,
-        kind: Kind::Private,
-        within: Within::Everywhere,
-        quarantine: 0,
-        purpose: "",
-        blocks: None,
-        carved: None,
-        grants: &[],
-    }
 }
 
 /// A pool of these prefixes, in an aggregate.

@@ -77,7 +77,7 @@ impl Announcement {
 /// Announce a claim
 ///
 /// Has a machine announce its addresses. One that is held by a name can be announced by several machines:
-/// from a global pool anywhere (anycast), from a public one in one site. What a machine holds it alone can
+/// from a global or private pool anywhere (anycast), from a public one in one site. What a machine holds it alone can
 /// announce. It takes a grant to `announce`, which pools do not have unless an administrator gives it.
 /// The controller keeps who may announce what; it does not speak BGP.
 #[utoipa::path(put, path = "/v1/claims/{claim}/announcements/{machine}", tag = "addresses",

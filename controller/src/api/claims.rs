@@ -392,13 +392,18 @@ pub(super) struct NewClaimGrants {
     params(("claim" = String, Path, description = "Id.")), responses((status = 200, body = ClaimGrants)))]
 pub(super) async fn show_grants(State(app): State<App>, Path(claim): Path<String>) -> Result<impl IntoResponse, Error> {
     let claim = app.store.claim(id(&claim)?).await?;
-    let (own, counting) = match claim.grants {
-        Some(grants) => (true, grants),
-        None => (false, app.store.pool_numbered(claim.pool_number).await?.grants),
-    };
+    let (own, counting) = (claim.grants.is_some(), counting(&app, &claim).await?);
     let projects = app.store.project_names(grants::projects(&counting)).await?;
     let grants = counting.iter().map(|grant| Grant::of(grant, &projects)).collect();
     Ok(tagged(claim.version, ClaimGrants { own, grants }))
+}
+
+/// The grants that count for a claim.
+async fn counting(app: &App, claim: &store::Claim) -> Result<Vec<access::Grant>, Error> {
+    match &claim.grants {
+        Some(own) => Ok(own.clone()),
+        None => Ok(app.store.pool_numbered(claim.pool_number).await?.grants),
+    }
 }
 
 /// Grant the use of a claim
@@ -415,11 +420,7 @@ pub(super) async fn set_grants(
     Json(body): Json<NewClaimGrants>,
 ) -> Result<impl IntoResponse, Error> {
     let id = id(&claim)?;
-    let claim = app.store.claim(id).await?;
-    let known = match claim.grants {
-        Some(grants) => grants,
-        None => app.store.pool_numbered(claim.pool_number).await?.grants,
-    };
+    let known = counting(&app, &app.store.claim(id).await?).await?;
     let grants = grants::checked(&app, &caller, body.grants, &known).await?;
     grant(&app, id, &expected, Some(&grants)).await
 }
@@ -498,11 +499,15 @@ pub(super) struct When {
 impl When {
     /// The VRF that is asked about, and the address.
     pub(super) async fn of(&self, app: &App, address: &str) -> Result<(Vrf, Prefix), Error> {
-        let address: IpAddr =
-            address.parse().map_err(|_| Error::invalid("address", "write an IPv4 or IPv6 address"))?;
-        let address = Prefix::single(address).map_err(|error| Error::invalid("address", error))?;
-        Ok((app.store.vrf(self.vrf.as_deref().unwrap_or("default")).await?, address))
+        address_in(app, self.vrf.as_deref(), address).await
     }
+}
+
+/// A VRF that a query names, `default` when it names none, and the address in it that a path has.
+pub(super) async fn address_in(app: &App, vrf: Option<&str>, address: &str) -> Result<(Vrf, Prefix), Error> {
+    let address: IpAddr = address.parse().map_err(|_| Error::invalid("address", "write an IPv4 or IPv6 address"))?;
+    let address = Prefix::single(address).map_err(|error| Error::invalid("address", error))?;
+    Ok((app.store.vrf(vrf.unwrap_or("default")).await?, address))
 }
 
 /// Who held an address

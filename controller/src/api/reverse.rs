@@ -12,14 +12,14 @@ use jiff::Timestamp;
 use rackhand_common::id;
 use rackhand_controller_core::{
     access::{Action, Use},
-    ipam::{Authority, HostName, NotAHostName, Prefix, ReverseZone},
+    ipam::{Authority, HostName, NotAHostName, ReverseZone},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
     App, Caller, Error,
-    claims::prefix,
+    claims::{address_in, prefix},
     extract::{Expected, Json, Query, tagged},
 };
 use crate::store::{self, Thing, Vrf};
@@ -73,9 +73,8 @@ impl AddressName {
 
 /// Somebody's address: the claim that it is in now, when that can be seen.
 async fn held(app: &App, caller: &Caller, address: &str, place: &Where) -> Result<(Vrf, IpAddr, store::Claim), Error> {
-    let address: IpAddr = address.parse().map_err(|_| Error::invalid("address", "write an IPv4 or IPv6 address"))?;
-    let single = Prefix::single(address).map_err(|error| Error::invalid("address", error))?;
-    let vrf = app.store.vrf(place.vrf.as_deref().unwrap_or("default")).await?;
+    let (vrf, single) = address_in(app, place.vrf.as_deref(), address).await?;
+    let address = single.first();
     let sight = caller.sight(Action::AddressRead)?;
     let claim = app.store.holder(&sight, &vrf, single, app.clock.now().wall).await?;
     let claim = claim.ok_or_else(|| Error::not_found(format!("nobody holds {address}; claim it first")))?;

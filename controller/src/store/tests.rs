@@ -16,6 +16,7 @@ use rackhand_common::{
 };
 use rackhand_controller_core::{
     access::Sight,
+    ipam::{Family, Kind},
     lifecycle::Lifecycle,
     workflow::{self, Step, WaitFor},
 };
@@ -123,6 +124,22 @@ pub(crate) struct Bench {
 
 pub(crate) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + second).unwrap()
+}
+
+/// A private pool without anything, for whoever sets it up.
+pub(crate) fn new_pool<'a>(name: &'a str, vrf: &'a Vrf, family: Family) -> NewPool<'a> {
+    NewPool {
+        name,
+        vrf,
+        family,
+        kind: Kind::Private,
+        within: Within::Everywhere,
+        quarantine: 0,
+        purpose: "",
+        blocks: None,
+        carved: None,
+        grants: &[],
+    }
 }
 
 pub(crate) fn mac(last: u8) -> Mac {

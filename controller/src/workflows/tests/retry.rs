@@ -1,11 +1,11 @@
 //! Runs that are tried again, and whose machines are afterwards.
 
-use rackhand_controller_core::ipam::{Family, Kind};
+use rackhand_controller_core::ipam::Family;
 
 use super::*;
 use crate::{
     addresses::{NewClaim, NewHolder, Wanted},
-    store::{AnnouncementFilter, NewPool, Source, Within},
+    store::{AnnouncementFilter, Source, tests::new_pool},
     verbs::Retried,
 };
 
@@ -93,19 +93,7 @@ async fn a_project_that_gives_a_machine_back_keeps_the_addresses_it_held(on: On)
     let (now, vrf) = (at(0).wall, tx.vrf("default").await.unwrap());
     let space = "10.9.0.0/24".parse().unwrap();
     tx.add_aggregate(now, &vrf, space, &Source::Private).await.unwrap();
-    let new = NewPool {
-        name: "p",
-        vrf: &vrf,
-        family: Family::V4,
-        kind: Kind::Private,
-        within: Within::Everywhere,
-        quarantine: 0,
-        purpose: "",
-        blocks: None,
-        carved: None,
-        grants: &[],
-    };
-    let pool = tx.insert_pool(now, &new).await.unwrap();
+    let pool = tx.insert_pool(now, &new_pool("p", &vrf, Family::V4)).await.unwrap();
     tx.extend_pool(now, &pool, space).await.unwrap();
     let wish = NewClaim {
         pool: "p".into(),
