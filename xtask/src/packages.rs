@@ -49,6 +49,9 @@ pub(crate) const PEERS: &[&str] = &[
     "procps",
     "strace",
     "pebble",
+    "freeipmi-tools",
+    "ipmitool",
+    "openipmi",
     "python3-venv",
     // What man sets pages with.
     "groff-base",

@@ -1,0 +1,93 @@
+//! What a BMC is asked, whatever it speaks.
+
+use std::{fmt, pin::Pin, time::Duration};
+
+use zeroize::Zeroizing;
+
+use rackhand_common::machine::Power;
+
+use crate::told::{Accounts, Boot, BootOverride, Identity, Lan, Log, Parts, Sensors};
+
+/// What a BMC answers, in time.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, BmcError>> + Send + 'a>>;
+
+/// A BMC that is logged in to when it is first asked. Every call may be repeated; each ends
+/// within a bound of its own.
+pub trait Bmc: Send + Sync {
+    /// What and whose it is.
+    fn identity(&self) -> Answer<'_, Identity>;
+
+    /// Chassis power as it is now.
+    fn power(&self) -> Answer<'_, Power>;
+
+    /// Asks for power to be in this state, off without asking the system; it may get there later.
+    fn set_power(&self, wanted: Power) -> Answer<'_, ()>;
+
+    /// What the machine's next start boots from, as far as the BMC overrides it.
+    fn boot(&self) -> Answer<'_, Boot>;
+
+    /// Has the machine boot from elsewhere than its own order says.
+    fn set_boot(&self, wanted: BootOverride) -> Answer<'_, ()>;
+
+    /// Has the identification light on for so long, or off when there is no time left.
+    fn identify(&self, lit: Duration) -> Answer<'_, ()>;
+
+    /// Every sensor as it reads now.
+    fn sensors(&self) -> Answer<'_, Sensors>;
+
+    /// The hardware's event log, oldest entry first.
+    fn log(&self) -> Answer<'_, Log>;
+
+    /// Empties the event log, unless an entry came after `last` was read: then it is refused.
+    fn clear_log(&self, last: Option<&str>) -> Answer<'_, ()>;
+
+    /// What the machine is made of, as the BMC knows it.
+    fn parts(&self) -> Answer<'_, Parts>;
+
+    /// Who may log in.
+    fn accounts(&self) -> Answer<'_, Accounts>;
+
+    /// Gives the account of this name another password. Sessions that are open stay open.
+    fn set_password<'a>(&'a self, user: &'a str, password: &'a str) -> Answer<'a, ()>;
+
+    /// The BMC's own network.
+    fn lan(&self) -> Answer<'_, Lan>;
+}
+
+/// Why a BMC did not do what it was asked. `Display` names no secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BmcError {
+    /// It does not take this user and password, or the user may not do this.
+    #[error("denied: {0}")]
+    Denied(String),
+    /// It said no: asking again is useless.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// It has no such thing.
+    #[error("not supported: {0}")]
+    Unsupported(String),
+    /// It did not answer, or is busy: ask again later.
+    #[error("unreachable: {0}")]
+    Unreachable(String),
+    /// It answered something that has no meaning.
+    #[error("malformed answer: {0}")]
+    Malformed(String),
+    /// It is not the one that was there before, by its certificate.
+    #[error("not the BMC it was: {0}")]
+    Changed(String),
+}
+
+/// Who logs in to a BMC.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// Name of the account.
+    pub user: String,
+    /// Its password.
+    pub password: Zeroizing<String>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("user", &self.user).finish_non_exhaustive()
+    }
+}

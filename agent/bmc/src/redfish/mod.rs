@@ -1,0 +1,1 @@
+//! Redfish (DSP0266), tolerantly.
