@@ -491,7 +491,6 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         new_code: Arc::new(move || enrol::fresh_code(root_pin)),
         agents_address,
         rate: rate.clone(),
-        process: uuid::Uuid::now_v7(),
         shutdown: shutdown.clone(),
     };
     let router = api::router(app).merge(images.router()).merge(telemetry.router());

@@ -74,20 +74,20 @@ async fn keyed(app: App, key: String, request: Request, next: Next) -> Result<Re
         .chain_update([0])
         .chain_update(&body);
     let asked = KeyedRequest { token: caller.token, key, request: digest.finalize().into() };
-    match app.store.begin_request(app.clock.now().wall, app.process, &asked).await? {
-        Known::No => {}
+    let under_way = match app.store.begin_request(app.clock.now().wall, &asked).await? {
+        Known::No(under_way) => under_way,
         Known::Begun => return Err(Error::in_progress("this request is being carried out; ask again in a moment")),
         Known::Other => {
             let why = "this key came with another request before; make a fresh one for each thing you want";
             return Err(Error::invalid("Idempotency-Key", why));
         }
         Known::AnswerLost => {
-            let why = "this was carried out before the controller was started anew, and its answer is lost: \
+            let why = "this was carried out, and its answer could not be kept: \
                 look at what it was about, and use a fresh key to ask for it again";
             return Err(Error::answer_lost(why));
         }
         Known::Answered(answer) => return replay(&answer),
-    }
+    };
     // A client that goes away, or a request that takes too long, does not stop it half-way.
     let trace = Trace::present();
     let carried_out = async move {
@@ -98,9 +98,10 @@ async fn keyed(app: App, key: String, request: Request, next: Next) -> Result<Re
             Err(panicked) => (Error::internal(panicked).into_response(), None),
         };
         if let Err(error) = app.store.end_request(&asked, answer.as_deref()).await {
-            // The next process finds by the mark whether it was carried out.
+            // Whoever asks again finds by the mark whether it was carried out.
             tracing::error!(error = &error as &dyn std::error::Error, "cannot keep the answer of a request with a key");
         }
+        drop(under_way);
         response
     };
     tokio::spawn(trace.scope(carried_out).in_current_span()).await.map_err(Error::internal)

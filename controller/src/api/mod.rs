@@ -113,8 +113,6 @@ pub struct App {
     pub agents_address: watch::Receiver<String>,
     /// How often a token may ask.
     pub rate: Rate,
-    /// Names this process: what an earlier one began it does not carry on.
-    pub process: Uuid,
     /// Ends event streams, which otherwise never end.
     pub shutdown: CancellationToken,
 }

@@ -78,7 +78,6 @@ impl Bench {
             new_code: Arc::new(|| ("RH1.secret.pin".into(), [7; 32])),
             agents_address: tokio::sync::watch::channel("controller.example:4433".into()).1,
             rate: Rate::new(USUAL),
-            process: Uuid::now_v7(),
             shutdown,
         };
         Self { directory, _ground: ground, app, token }

@@ -81,7 +81,7 @@ pub use self::{
     projects::Project,
     racks::{Rack, SoundNetwork, Unsound},
     reports::{Assignment, By, Held},
-    requests::{KeyedRequest, Known},
+    requests::{KeyedRequest, Known, UnderWay},
     reverse::ReverseName,
     runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Run, RunStatus},
     samples::KEPT,
@@ -105,6 +105,7 @@ pub struct Store {
     condition: Arc<Condition>,
     recorded: Arc<Notify>,
     keyed: Arc<AtomicU32>,
+    carried: requests::Carried,
 }
 
 /// Whether the database takes what is written to it, as far as anybody tried.
@@ -148,6 +149,7 @@ impl Store {
             condition: Arc::default(),
             recorded: Arc::default(),
             keyed: Arc::default(),
+            carried: Arc::default(),
         };
         store.seal_rows().await?;
         Ok(store)

@@ -4,9 +4,13 @@
 //! Invariants:
 //! - What a request does is committed together with the mark that it was done: a request that
 //!   left no mark did nothing, whenever the controller died.
+//! - One that nobody carries out has ended, whether or not that could be written down.
 //! - An answer is kept sealed, as some hold secrets that are shown once.
 
-use std::sync::atomic::Ordering;
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+};
 
 use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
@@ -44,18 +48,44 @@ pub struct KeyedRequest {
 }
 
 /// What is known of a request that begins.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Known {
-    /// Nothing was done for it: it is ours to carry out.
-    No,
-    /// This process carries it out just now.
+    /// Nothing was done for it: it is the caller's to carry out.
+    No(UnderWay),
+    /// It is carried out just now.
     Begun,
     /// The key came with another request before.
     Other,
     /// It was answered so.
     Answered(String),
-    /// It was carried out by a process that ended before the answer was kept.
+    /// It was carried out, and its answer could not be kept.
     AnswerLost,
+}
+
+/// The tokens and keys of the requests that are carried out just now; bounded by the places for
+/// connections.
+pub(super) type Carried = Arc<Mutex<HashSet<(Uuid, String)>>>;
+
+/// A request is carried out as long as this lives.
+#[derive(Debug)]
+pub struct UnderWay {
+    carried: Carried,
+    name: (Uuid, String),
+}
+
+impl UnderWay {
+    /// `None` when it is under way already.
+    fn begin(carried: &Carried, asked: &KeyedRequest) -> Option<Self> {
+        let name = (asked.token, asked.key.clone());
+        let is_first = carried.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
+        is_first.then(|| Self { carried: carried.clone(), name })
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.carried.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+    }
 }
 
 impl KeyedRequest {
@@ -80,35 +110,29 @@ impl KeyedRequest {
 }
 
 impl Store {
-    /// Whether it is for `process` to carry out this request; if so it is noted.
-    pub async fn begin_request(
-        &self,
-        now: Timestamp,
-        process: Uuid,
-        asked: &KeyedRequest,
-    ) -> Result<Known, StoreError> {
+    /// Whether it is for the caller to carry out this request; if so it is noted.
+    pub async fn begin_request(&self, now: Timestamp, asked: &KeyedRequest) -> Result<Known, StoreError> {
+        let under_way = UnderWay::begin(&self.carried, asked);
         let mut tx = self.begin().await?;
         let is_counted = self.keyed.fetch_add(1, Ordering::Relaxed).is_multiple_of(SWEPT);
         tx.sweep_requests(now, is_counted).await?;
-        let known =
-            query("SELECT request, process, committed, answer FROM keyed_requests WHERE token = $1 AND key = $2")
-                .bind(asked.token.to_string())
-                .bind(&asked.key)
-                .fetch_optional(&mut tx.inner)
-                .await?;
+        let known = query("SELECT request, committed, answer FROM keyed_requests WHERE token = $1 AND key = $2")
+            .bind(asked.token.to_string())
+            .bind(&asked.key)
+            .fetch_optional(&mut tx.inner)
+            .await?;
         let digest = hex::encode(asked.request);
-        let process = process.to_string();
         let Some(row) = known else {
-            query("INSERT INTO keyed_requests (token, key, request, begun, process) VALUES ($1, $2, $3, $4, $5)")
+            let Some(under_way) = under_way else { return Ok(Known::Begun) };
+            query("INSERT INTO keyed_requests (token, key, request, begun) VALUES ($1, $2, $3, $4)")
                 .bind(asked.token.to_string())
                 .bind(&asked.key)
                 .bind(digest)
                 .bind(micros(now))
-                .bind(process)
                 .execute(&mut tx.inner)
                 .await?;
             tx.commit().await?;
-            return Ok(Known::No);
+            return Ok(Known::No(under_way));
         };
         if row.try_get::<&str, _>("request")? != digest {
             return Ok(Known::Other);
@@ -117,29 +141,26 @@ impl Store {
             let answer = self.seal.open(&asked.place(), answer);
             return answer.map(Known::Answered).map_err(|error| StoreError::Damaged("answer", error.into()));
         }
-        if row.try_get::<Option<&str>, _>("process")? == Some(&process) {
-            return Ok(Known::Begun);
-        }
+        let Some(under_way) = under_way else { return Ok(Known::Begun) };
         if row.try_get::<i64, _>("committed")? != 0 {
             return Ok(Known::AnswerLost);
         }
         // Whoever began it did nothing and never will.
-        query("UPDATE keyed_requests SET process = $3, begun = $4 WHERE token = $1 AND key = $2")
+        query("UPDATE keyed_requests SET begun = $3 WHERE token = $1 AND key = $2")
             .bind(asked.token.to_string())
             .bind(&asked.key)
-            .bind(process)
             .bind(micros(now))
             .execute(&mut tx.inner)
             .await?;
         tx.commit().await?;
-        Ok(Known::No)
+        Ok(Known::No(under_way))
     }
 
     /// Keeps the answer of a request that was carried out; one without an answer worth keeping
     /// is given up, and may be carried out again if nothing was done for it.
     pub async fn end_request(&self, asked: &KeyedRequest, answer: Option<&str>) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;
-        query("UPDATE keyed_requests SET process = NULL, answer = $3 WHERE token = $1 AND key = $2")
+        query("UPDATE keyed_requests SET answer = $3 WHERE token = $1 AND key = $2")
             .bind(asked.token.to_string())
             .bind(&asked.key)
             .bind(answer.map(|answer| self.seal.seal(&asked.place(), answer)))
@@ -185,13 +206,10 @@ mod tests {
     impl Store {
         /// As after a kill between what was done and the keeping of its answer.
         pub(crate) async fn forget_answers(&self) -> Result<(), StoreError> {
-            query("UPDATE keyed_requests SET answer = NULL, process = 'gone'").execute(&self.pool).await?;
+            query("UPDATE keyed_requests SET answer = NULL").execute(&self.pool).await?;
             Ok(())
         }
     }
-
-    const OURS: Uuid = Uuid::from_u128(1);
-    const NEXT: Uuid = Uuid::from_u128(2);
 
     async fn asked(bench: &Bench) -> KeyedRequest {
         let mut tx = bench.store.begin().await.unwrap();
@@ -200,49 +218,59 @@ mod tests {
         KeyedRequest { token, key: "k".into(), request: [7; 32] }
     }
 
-    async fn begin(bench: &Bench, second: i64, process: Uuid, asked: &KeyedRequest) -> Known {
-        bench.store.begin_request(at(second), process, asked).await.unwrap()
+    async fn begin(bench: &Bench, second: i64, asked: &KeyedRequest) -> Known {
+        bench.store.begin_request(at(second), asked).await.unwrap()
+    }
+
+    /// What is known of it, in a word.
+    async fn known(bench: &Bench, second: i64, asked: &KeyedRequest) -> String {
+        match begin(bench, second, asked).await {
+            Known::No(_) => "no".into(),
+            Known::Answered(answer) => format!("answered {answer}"),
+            known => format!("{known:?}"),
+        }
     }
 
     async fn a_request_is_carried_out_once_and_its_answer_told_again(on: On) {
         let bench = Bench::new(on).await;
         let asked = asked(&bench).await;
-        assert_eq!(begin(&bench, 0, OURS, &asked).await, Known::No);
-        assert_eq!(begin(&bench, 1, OURS, &asked).await, Known::Begun);
-        assert_eq!(begin(&bench, 1, OURS, &KeyedRequest { request: [8; 32], ..asked.clone() }).await, Known::Other);
+        let Known::No(_under_way) = begin(&bench, 0, &asked).await else { panic!("it came before") };
+        assert_eq!(known(&bench, 1, &asked).await, "Begun");
+        assert_eq!(known(&bench, 1, &KeyedRequest { request: [8; 32], ..asked.clone() }).await, "Other");
         bench.store.end_request(&asked, Some("RH1.secret")).await.unwrap();
-        assert_eq!(begin(&bench, 2, NEXT, &asked).await, Known::Answered("RH1.secret".into()));
+        assert_eq!(known(&bench, 2, &asked).await, "answered RH1.secret");
         let stored: String =
             query_scalar("SELECT answer FROM keyed_requests").fetch_one(&bench.store.pool).await.unwrap();
         assert!(!stored.contains("secret"));
     }
 
-    async fn what_a_dead_process_began_is_done_unless_something_of_it_was_committed(on: On) {
+    /// As after a kill, or when the disk was full at the end of it.
+    async fn what_ended_without_a_word_is_done_unless_something_of_it_was_committed(on: On) {
         let bench = Bench::new(on).await;
         let asked = asked(&bench).await;
-        assert_eq!(begin(&bench, 0, OURS, &asked).await, Known::No);
+        assert_eq!(known(&bench, 0, &asked).await, "no");
         let undone = asked.clone().scope(async { bench.store.begin().await.unwrap() }).await;
         drop(undone);
-        assert_eq!(begin(&bench, 1, NEXT, &asked).await, Known::No);
+        assert_eq!(known(&bench, 1, &asked).await, "no");
         asked.clone().scope(async { bench.store.begin().await.unwrap().commit().await.unwrap() }).await;
-        assert_eq!(begin(&bench, 2, Uuid::from_u128(3), &asked).await, Known::AnswerLost);
+        assert_eq!(known(&bench, 2, &asked).await, "AnswerLost");
     }
 
-    async fn a_request_that_was_given_up_is_begun_again_by_the_same_process(on: On) {
+    async fn a_request_that_was_given_up_is_begun_again(on: On) {
         let bench = Bench::new(on).await;
         let asked = asked(&bench).await;
-        assert_eq!(begin(&bench, 0, OURS, &asked).await, Known::No);
+        assert_eq!(known(&bench, 0, &asked).await, "no");
         bench.store.end_request(&asked, None).await.unwrap();
-        assert_eq!(begin(&bench, 0, OURS, &asked).await, Known::No);
+        assert_eq!(known(&bench, 0, &asked).await, "no");
     }
 
     async fn keys_are_forgotten_after_a_day_and_when_there_are_too_many(on: On) {
         let bench = Bench::new(on).await;
         let asked = asked(&bench).await;
-        assert_eq!(begin(&bench, 0, OURS, &asked).await, Known::No);
+        assert_eq!(known(&bench, 0, &asked).await, "no");
         bench.store.end_request(&asked, Some("old")).await.unwrap();
-        assert_eq!(begin(&bench, 86_399, OURS, &asked).await, Known::Answered("old".into()));
-        assert_eq!(begin(&bench, 86_401, OURS, &asked).await, Known::No);
+        assert_eq!(known(&bench, 86_399, &asked).await, "answered old");
+        assert_eq!(known(&bench, 86_401, &asked).await, "no");
         let fill = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $2)
             INSERT INTO keyed_requests (token, key, request, begun) SELECT $1, 'k' || i, '', $3 + i FROM n";
         query(fill)
@@ -254,7 +282,7 @@ mod tests {
             .unwrap();
         for number in 0..SWEPT {
             let another = KeyedRequest { key: format!("another {number}"), ..asked.clone() };
-            assert_eq!(begin(&bench, 86_500, OURS, &another).await, Known::No);
+            assert_eq!(known(&bench, 86_500, &another).await, "no");
         }
         let left: u32 = query_scalar("SELECT COUNT(*) FROM keyed_requests").fetch_one(&bench.store.pool).await.unwrap();
         assert!((MOST..=MOST + SWEPT).contains(&left), "{left} are left");
@@ -262,8 +290,8 @@ mod tests {
 
     on_both! {
         a_request_is_carried_out_once_and_its_answer_told_again,
-        what_a_dead_process_began_is_done_unless_something_of_it_was_committed,
-        a_request_that_was_given_up_is_begun_again_by_the_same_process,
+        what_ended_without_a_word_is_done_unless_something_of_it_was_committed,
+        a_request_that_was_given_up_is_begun_again,
         keys_are_forgotten_after_a_day_and_when_there_are_too_many,
     }
 }
