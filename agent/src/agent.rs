@@ -30,12 +30,13 @@ use rackhand_common::{
 use rackhand_daemon::{Filter, Log, Signals, Taken, systemd};
 
 use crate::{
+    bmcs::Bmcs,
     clock::{SystemClock, SystemTimer},
     health::{self, Metrics},
     intent,
     ledger::Ledger,
     local::{self, Node, Source, UplinkView},
-    power::{Call, Configured, Exec, ExecFile, Executor, Power},
+    power::{Call, Configured, Drivers, Exec, ExecFile, Executor, Power},
     spool::{self, Spool, written},
     timeline::Timelines,
     uplink::{Fetcher, Identity, Reread, Uplink},
@@ -196,6 +197,8 @@ pub struct Running {
     pub metrics: SocketAddr,
     /// The intent acted on.
     pub intent: intent::Store,
+    /// How BMCs are reached.
+    pub bmcs: Bmcs,
     /// Events on their way to the controller.
     pub spool: Spool,
     /// Commands written down.
@@ -225,6 +228,7 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
     let uplink = Uplink {
         identity,
         intent: running.intent.clone(),
+        bmcs: running.bmcs.clone(),
         spool: running.spool.clone(),
         ledger: running.ledger.clone(),
         calls: running.calls.clone(),
@@ -248,6 +252,8 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let ledger = Ledger::open(database, spool.clone(), clock.now().wall).await?;
     let intent = intent::Store::open_for(&config.state, link.rack)
         .with_context(|| format!("cannot read the intent in {}", config.state.display()))?;
+    let bmcs = Bmcs::open(&config.state, link.rack)
+        .with_context(|| format!("cannot read how BMCs are reached in {}", config.state.display()))?;
     let socket = local::bind(&config.socket)
         .with_context(|| format!("cannot listen on {}: does its directory exist?", config.socket.display()))?;
     let listener = TcpListener::bind(config.metrics)
@@ -263,7 +269,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let mut parts = JoinSet::new();
     {
         let executor = Executor {
-            driver: power.unwrap_or_else(|| Arc::new(configured)),
+            driver: power.unwrap_or_else(|| Arc::new(Drivers { bmcs: bmcs.clone(), exec: configured })),
             ledger: ledger.clone(),
             spool: spool.clone(),
             intent: intent.clone(),
@@ -283,6 +289,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
             agent: link.agent,
             rack: link.rack,
             intent: intent.clone(),
+            bmcs: bmcs.clone(),
             boot_has,
             spool: spool.clone(),
             timelines,
@@ -308,7 +315,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
         parts.spawn(async move { Ok(health::serve(listener, sources, shutdown).await.map(|()| "metrics")?) });
     }
     let settings = Settings { used: Arc::new(Mutex::new(config.clone())), exec, identity: None };
-    Ok(Running { metrics: metrics_at, intent, spool, ledger, calls, settings, parts, shutdown })
+    Ok(Running { metrics: metrics_at, intent, bmcs, spool, ledger, calls, settings, parts, shutdown })
 }
 
 impl Running {

@@ -188,7 +188,7 @@ fn opened(mut intent: Intent, seal: &Seal) -> Result<(Intent, bool), String> {
 }
 
 /// The key in this directory; made where there is none.
-fn key(dir: &Path) -> io::Result<[u8; 32]> {
+pub(crate) fn key(dir: &Path) -> io::Result<[u8; 32]> {
     let path = dir.join(KEY);
     let text = match fs::read_to_string(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -6,6 +6,7 @@
 //! credentials. They talk over the node's unix socket ([`local`]).
 
 pub mod agent;
+pub mod bmcs;
 pub mod boot;
 pub mod clock;
 pub mod doctor;

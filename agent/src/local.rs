@@ -40,6 +40,7 @@ use rackhand_common::{
 };
 
 use crate::{
+    bmcs::Bmcs,
     intent,
     spool::{Spool, chain},
     timeline::{History, Timelines},
@@ -98,6 +99,8 @@ pub struct Node {
     pub rack: RackId,
     /// What the controller wants.
     pub intent: intent::Store,
+    /// How BMCs are reached.
+    pub bmcs: Bmcs,
     /// The revision of it that boot has on its disk, as it last said.
     pub boot_has: watch::Sender<u64>,
     /// Where boot's events go.
@@ -217,6 +220,13 @@ impl Desk {
             },
             LocalRequest::Status => LocalResponse::Status(self.status()),
             LocalRequest::Machines => LocalResponse::Machines(self.machines()),
+            LocalRequest::Look(machine, look) => match self.find(&machine) {
+                Some(machine) => match self.node.bmcs.look(machine.id, look).await {
+                    Ok(json) => LocalResponse::Seen(json),
+                    Err(reason) => LocalResponse::Unavailable(reason),
+                },
+                None => LocalResponse::NotFound(format!("no machine has the id, name or MAC {machine:?}")),
+            },
             LocalRequest::Timeline(machine) => match self.find(&machine) {
                 Some(machine) => {
                     let events = self.node.timelines.events(machine.id);
@@ -455,10 +465,12 @@ mod tests {
             let intent = intent::Store::open(dir.path()).unwrap();
             let uplink =
                 UplinkView { connected: false, words: "away".into(), certificate_until: Timestamp::UNIX_EPOCH };
+            let rack = RackId::fresh();
             let node = Node {
                 agent: AgentId::fresh(),
-                rack: RackId::fresh(),
+                rack,
                 intent: intent.clone(),
+                bmcs: Bmcs::open(dir.path(), rack).unwrap(),
                 boot_has: watch::Sender::new(0),
                 spool: spool.clone(),
                 timelines,

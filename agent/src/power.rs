@@ -12,6 +12,8 @@
 //! - A machine is restarted into the network only when boot knows what it shall boot there, or
 //!   has not been heard of for [`BOOT_FOLLOWS`].
 
+mod bmc;
+
 use std::{collections::HashMap, pin::Pin, process::Stdio, sync::Arc, time::Duration};
 
 use rackhand_fail_points::fail_point;
@@ -40,6 +42,8 @@ use crate::{
     ledger::{Begun, Ledger},
     spool::{Spool, chain},
 };
+
+pub use bmc::Drivers;
 
 /// Switches machines. Every call may be repeated.
 pub trait Power: Send + Sync + 'static {

@@ -484,6 +484,13 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         oidc: oidc.clone(),
         clock: clock.clone(),
         changed,
+        look: {
+            let fleet = fleet.clone();
+            Arc::new(move |rack, machine, look| {
+                let fleet = fleet.clone();
+                Box::pin(async move { fleet.look(rack, machine, look).await })
+            })
+        },
         cut: {
             let fleet = fleet.clone();
             Arc::new(move |agent| fleet.cut(agent))

@@ -23,7 +23,8 @@ use std::{
 use aws_lc_rs::hmac;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rackhand_common::{
-    id::{AgentId, RackId},
+    bmc::Look,
+    id::{AgentId, MachineId, RackId},
     pki::{self, Identity, KeyPin, NotAPeer, Peer, Role},
     time::{Clock, Mono},
     wire::{self, AgentRequest, AgentResponse, Closing, Command, ControllerRequest, ControllerResponse, Welcome},
@@ -250,6 +251,19 @@ impl Fleet {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
                     tracing::warn!(%rack, error = &error as &dyn std::error::Error, "a command was not answered")
+                }
+            }
+        }
+        Err(self.unreachable(rack).await)
+    }
+
+    /// Has the rack's agent ask the BMC of a machine now.
+    pub async fn look(&self, rack: RackId, machine: MachineId, look: Look) -> Result<ControllerResponse, Unreachable> {
+        if let Some(live) = self.live(rack) {
+            match ask(&live.quic, &ControllerRequest::Look(machine, look)).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    tracing::warn!(%rack, error = &error as &dyn std::error::Error, "a look at a BMC was not answered")
                 }
             }
         }
@@ -580,7 +594,15 @@ impl Fleet {
                 tracing::error!(%rack, revision, on_disk, "the node has a newer intent than this database: was an older copy restored?");
             }
             if revision > on_disk {
-                let wanted = intent::of(&self.0.store, rack).await?;
+                let (wanted, bmcs) = intent::of(&self.0.store, rack).await?;
+                // First: an agent says that it has this revision when it has both.
+                match ask(&live.quic, &ControllerRequest::Bmcs(bmcs)).await? {
+                    ControllerResponse::Stored(_) => {}
+                    ControllerResponse::NotUnderstood(_) => {
+                        tracing::debug!(%rack, "the agent is of an earlier version and takes no BMCs");
+                    }
+                    refused => tracing::error!(%rack, ?refused, "the agent does not store how its BMCs are reached"),
+                }
                 match ask(&live.quic, &ControllerRequest::Intent(wanted)).await? {
                     ControllerResponse::Stored(stored) => {
                         match self.acknowledged(agent, stored).await {

@@ -5,6 +5,7 @@
 //! installer, but has never an order.
 
 use rackhand_common::{
+    bmc::Bmcs,
     id::RackId,
     intent::{Boot, Intent, MachineIntent, Network},
 };
@@ -12,13 +13,14 @@ use rackhand_controller_core::lifecycle::Lifecycle;
 
 use crate::store::{Machine, Store, StoreError};
 
-/// The rack's intent.
-pub async fn of(store: &Store, rack: RackId) -> Result<Intent, StoreError> {
+/// The rack's intent, and how its BMCs are reached.
+pub async fn of(store: &Store, rack: RackId) -> Result<(Intent, Bmcs), StoreError> {
     // One transaction: the revision belongs to exactly these machines.
     let mut tx = store.begin().await?;
     let rack = tx.rack(&rack.to_string()).await?;
     let machines = tx.machines_of(rack.id).await?;
-    Ok(intent(rack.revision, rack.id, &rack.name, rack.network, &machines))
+    let bmcs = Bmcs { revision: rack.revision, rack: rack.id, bmcs: tx.bmcs_of(rack.id).await? };
+    Ok((intent(rack.revision, rack.id, &rack.name, rack.network, &machines), bmcs))
 }
 
 /// The intent of a rack with these machines.
@@ -56,7 +58,7 @@ mod tests {
         let order = Order { run: RunId::fresh(), attempt: 1, disks: Vec::new(), work: Work::Erase };
         let row = Machine { boot: Boot::Disk, order: Some(order), ..bench.machine(100) };
         bench.insert(&row).await.unwrap();
-        let intent = of(&bench.store, bench.rack).await.unwrap();
+        let intent = of(&bench.store, bench.rack).await.unwrap().0;
         let [told] = intent.machines.as_slice() else { panic!("{intent:?}") };
         assert_eq!((told.boot, &told.order, &told.macs), (Boot::Installer, &None, &vec![mac(100)]));
         assert_eq!(machine(&Machine { lifecycle: Lifecycle::Active, order: None, ..row }).boot, Boot::Disk);
@@ -65,7 +67,7 @@ mod tests {
     async fn the_revision_rises_with_what_is_told_and_with_nothing_else(on: On) {
         let bench = Bench::new(on).await;
         let mut machine = bench.adopted(100).await;
-        let mut before = of(&bench.store, bench.rack).await.unwrap();
+        let mut before = of(&bench.store, bench.rack).await.unwrap().0;
         type Change = fn(&mut Machine);
         let changes: [(bool, Change); 8] = [
             (true, |machine| machine.name = "web".to_owned()),
@@ -82,7 +84,7 @@ mod tests {
             let mut tx = bench.store.begin().await.unwrap();
             tx.update_machine(at(3), &mut machine).await.unwrap();
             tx.commit().await.unwrap();
-            let after = of(&bench.store, bench.rack).await.unwrap();
+            let after = of(&bench.store, bench.rack).await.unwrap().0;
             assert_eq!(after.revision > before.revision, tells, "change {index}");
             assert_eq!(after != before, tells, "change {index}");
             before = after;

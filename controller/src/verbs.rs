@@ -10,6 +10,7 @@
 
 use jiff::Timestamp;
 use rackhand_common::{
+    bmc::Access,
     id::{ProjectId, RunId},
     image::Settings,
     intent::{Boot, DiskRule, Host},
@@ -230,6 +231,7 @@ impl Tx {
             }
         }
         self.check_addresses(from, into.project).await?;
+        let bmc = self.bmc(from.id).await?;
         self.delete_machine(from).await?;
         self.move_events(from.id, into.id).await?;
         self.move_claims(from.id, into.id, from.rack).await?;
@@ -243,6 +245,12 @@ impl Tx {
             ..into.clone()
         };
         self.update_machine(now, &mut merged).await?;
+        match bmc {
+            Some(bmc) => self.set_bmc(now, &merged, &Access { machine: merged.id, ..bmc.access }).await?,
+            // A BMC is its mainboard's: with another, the old one may answer for another machine by now.
+            None if another_mainboard(from, into) => self.delete_bmc(&merged).await?,
+            None => {}
+        }
         let happened = Happened::Merged { name: from.name.clone() };
         self.insert_event(now, merged.rack, Some(merged.id), None, &happened).await?;
         Ok(merged)
@@ -508,6 +516,12 @@ pub fn disk_identities(machine: &Machine) -> Result<Vec<String>, Denied> {
 /// The machine's mainboard as an operator accepted it, for an order that is for no other.
 fn mainboard(machine: &Machine) -> Option<Mainboard> {
     machine.accepted.as_ref()?.system.mainboard()
+}
+
+/// Whether these two machines have different mainboards, as far as they tell.
+fn another_mainboard(one: &Machine, other: &Machine) -> bool {
+    let (one, other) = (one.inventory.system.mainboard(), other.inventory.system.mainboard());
+    one.zip(other).is_some_and(|(one, other)| one.is_other(&other))
 }
 
 /// Changes in one line, for people.

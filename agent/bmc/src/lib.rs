@@ -13,6 +13,8 @@
 pub mod bmc;
 pub mod ipmi;
 pub mod redfish;
-pub mod told;
+
+/// What a BMC tells.
+pub use rackhand_common::bmc as told;
 
 pub use bmc::{Answer, Bmc, BmcError, Credentials};

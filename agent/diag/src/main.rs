@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 use rackhand_common::{
+    bmc::{Look, Seen},
     event::Event,
     wire::{self, LocalRequest, LocalResponse, MachineView},
 };
@@ -31,7 +32,8 @@ use rackhand_common::{
 Examples:
   rackhand-diag status
   rackhand-diag machines
-  rackhand-diag timeline 52:54:00:12:34:56 --follow"
+  rackhand-diag timeline 52:54:00:12:34:56 --follow
+  rackhand-diag bmc web-1 sensors"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -58,12 +60,33 @@ enum Command {
         #[arg(long, short)]
         follow: bool,
     },
+    /// Asks a machine's BMC now.
+    Bmc {
+        /// Its id, its name, or any of its network cards' addresses.
+        machine: String,
+        /// What it is asked for.
+        #[arg(value_enum, default_value_t = What::Sensors)]
+        what: What,
+    },
     /// Writes man pages and shells' completions into a directory: for packages.
     #[command(hide = true)]
     Documentation {
         /// The directory.
         directory: PathBuf,
     },
+}
+
+/// What a BMC is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// What and whose it is, and whether the machine is on.
+    Identity,
+    /// All its sensors.
+    Sensors,
+    /// The hardware's event log, oldest entry first.
+    Log,
+    /// What the machine is made of.
+    Parts,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -133,6 +156,24 @@ fn run(arguments: Arguments) -> Result<()> {
                 let fresh = show::fresh(&shown, &events).to_vec();
                 print_events(&mut out, &mut clock, &fresh, json)?;
                 shown = VecDeque::from(events);
+            }
+        }
+        Command::Bmc { machine, what } => {
+            let look = match what {
+                What::Identity => Look::Identity,
+                What::Sensors => Look::Sensors,
+                What::Log => Look::Log,
+                What::Parts => Look::Parts,
+            };
+            let told = match ask(&mut agent, &LocalRequest::Look(machine, look))? {
+                LocalResponse::Seen(told) => told,
+                other => bail!(refusal(other)),
+            };
+            let seen: Seen = serde_json::from_str(&told).context("what the agent saw is not understood")?;
+            if json {
+                print_json(&mut out, &seen)?;
+            } else {
+                write!(out, "{}", show::seen(&seen))?;
             }
         }
         Command::Documentation { .. } => unreachable!("done above, without an agent"),

@@ -5,6 +5,7 @@ use std::{collections::VecDeque, fmt::Write as _};
 use comfy_table::{Table, presets};
 use jiff::{Timestamp, tz::TimeZone};
 use rackhand_common::{
+    bmc::{Seen, Skipped},
     event::{Event, Stage, What},
     machine::Power,
     wire::{MachineView, NodeView},
@@ -54,8 +55,7 @@ pub(crate) fn machines(views: &[MachineView], now: Timestamp) -> String {
     if views.is_empty() {
         return "no machine is known here yet: one appears when it asks the network for a boot program\n".into();
     }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
+    let mut table = plain();
     table.set_header(["MACHINE", "MAC", "ADDRESS", "POWER", "INSTALLER", "LATEST", "WHEN"]);
     for view in views {
         table.add_row([
@@ -68,8 +68,31 @@ pub(crate) fn machines(views: &[MachineView], now: Timestamp) -> String {
             view.since.map_or_else(|| "-".into(), |since| ago(since, now)),
         ]);
     }
+    lines(&table)
+}
+
+/// What a BMC told, as a table, and below it how much of that was not understood.
+pub(crate) fn seen(seen: &Seen) -> String {
+    let ((header, rows), skipped) = seen.rows();
+    let mut table = plain();
+    table.set_header(header.iter().copied());
+    table.add_rows(rows);
+    let mut text = lines(&table);
+    for Skipped { place, why } in skipped {
+        let _ = writeln!(text, "not understood: {place}: {why}");
+    }
+    text
+}
+
+fn plain() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table
+}
+
+/// Without borders every cell is still padded.
+fn lines(table: &Table) -> String {
     let lines = table.to_string();
-    // Without borders every cell is still padded.
     lines.lines().fold(String::new(), |text, line| text + line.strip_prefix(' ').unwrap_or(line).trim_end() + "\n")
 }
 

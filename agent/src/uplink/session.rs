@@ -21,6 +21,7 @@ use super::{
     identity::{Identity, Registration},
 };
 use crate::{
+    bmcs::Bmcs,
     intent,
     power::Call,
     spool::{MAX_BATCH, Spool},
@@ -129,7 +130,8 @@ async fn work(
     let hello = Hello {
         incarnation,
         version: env!("CARGO_PKG_VERSION").into(),
-        revision: uplink.intent.revision(),
+        // Both are sent again when one is missing: by an agent that was upgraded, for one.
+        revision: uplink.intent.revision().min(uplink.bmcs.revision()),
         connection: uplink.ledger.connection().await?,
     };
     let highest = hello.connection;
@@ -202,10 +204,13 @@ async fn serve(uplink: &Uplink, connection: &Connection) -> Result<()> {
     let requests = TaskTracker::new();
     loop {
         let (send, receive) = connection.accept_bi().await?;
-        let (intent, calls, identity) = (uplink.intent.clone(), uplink.calls.clone(), uplink.identity.clone());
+        let (intent, bmcs) = (uplink.intent.clone(), uplink.bmcs.clone());
+        let (calls, identity) = (uplink.calls.clone(), uplink.identity.clone());
         requests.spawn(async move {
-            if let Err(error) =
-                timeout(PATIENCE, answer(send, receive, intent, calls, identity)).await.map_err(Into::into).flatten()
+            if let Err(error) = timeout(PATIENCE, answer(send, receive, intent, bmcs, calls, identity))
+                .await
+                .map_err(Into::into)
+                .flatten()
             {
                 tracing::warn!(error = format!("{error:#}"), "a request of the controller was not answered");
             }
@@ -217,6 +222,7 @@ async fn answer(
     mut send: SendStream,
     mut receive: RecvStream,
     intent: intent::Store,
+    bmcs: Bmcs,
     calls: tokio::sync::mpsc::Sender<Call>,
     identity: Arc<Identity>,
 ) -> Result<()> {
@@ -233,6 +239,14 @@ async fn answer(
         ControllerRequest::Intent(wanted) => match intent.store(wanted).await {
             Ok(revision) => ControllerResponse::Stored(revision),
             Err(error) => ControllerResponse::Refused(format!("{:#}", anyhow::Error::from(error))),
+        },
+        ControllerRequest::Bmcs(wanted) => match bmcs.store(wanted).await {
+            Ok(revision) => ControllerResponse::Stored(revision),
+            Err(error) => ControllerResponse::Refused(format!("{:#}", anyhow::Error::from(error))),
+        },
+        ControllerRequest::Look(machine, look) => match bmcs.look(machine, look).await {
+            Ok(json) => ControllerResponse::Seen(json),
+            Err(reason) => ControllerResponse::Refused(reason),
         },
         ControllerRequest::Report => {
             let on_disk = intent.subscribe().borrow().clone();

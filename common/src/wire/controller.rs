@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    bmc::{Bmcs, Look},
     event::Outcome,
     id::{CommandId, Epoch, MachineId},
     intent::Intent,
@@ -21,6 +22,10 @@ pub enum ControllerRequest {
     Trust(String),
     /// Tell the intent on your disk: asked by a controller whose database was restored.
     Report,
+    /// Store how the BMCs are reached durably; sent before the intent of the same revision.
+    Bmcs(Bmcs),
+    /// Ask the BMC of this machine now.
+    Look(MachineId, Look),
 }
 
 /// A command that changes hardware. Its id goes into the agent's ledger before it is acted
@@ -58,7 +63,7 @@ pub enum Action {
 /// An agent's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControllerResponse {
-    /// To `Intent`: this revision, or a newer one, is on disk.
+    /// To `Intent` and `Bmcs`: this revision, or a newer one, is on disk.
     Stored(u64),
     /// To `Command`: it is in the ledger; its outcome follows as an event.
     Accepted,
@@ -72,4 +77,6 @@ pub enum ControllerResponse {
     Reported(Option<Intent>),
     /// The request, or something in it, is of a later version than the agent: nothing was done.
     NotUnderstood(String),
+    /// To `Look`: [`Seen`](crate::bmc::Seen) as JSON.
+    Seen(String),
 }

@@ -6,6 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::*;
 use crate::{
+    bmc::{Access, Bmcs, Look, Protocol},
     event::{Cause, DiskWork, Event, NodeHealth, Outcome, Stage, What},
     id::{AgentId, CommandId, Epoch, Incarnation, MachineId, RackId, RunId},
     image::Digest,
@@ -26,6 +27,23 @@ fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(messages
         lines.push('\n');
     }
     golden.assert_eq(&lines);
+}
+
+fn bmcs() -> Bmcs {
+    let access = |at: &str, protocol, fingerprint: Option<&str>| Access {
+        machine: MachineId(uuid(1)),
+        at: at.parse().unwrap(),
+        protocol,
+        user: "admin".into(),
+        password: "secret".into(),
+        fingerprint: fingerprint.map(ToOwned::to_owned),
+    };
+    let bmcs = vec![
+        access("10.0.0.5", Protocol::Either, None),
+        access("10.0.0.5:443", Protocol::Redfish, Some("ab")),
+        access("[2001:db8::5]:623", Protocol::Ipmi, None),
+    ];
+    Bmcs { revision: 9, rack: RackId(uuid(5)), bmcs }
 }
 
 fn event(what: What) -> Event {
@@ -209,6 +227,11 @@ fn bytes_of_the_controllers_requests() {
             command(Action::PowerStatus),
             ControllerRequest::Trust("{}".into()),
             ControllerRequest::Report,
+            ControllerRequest::Bmcs(bmcs()),
+            ControllerRequest::Look(MachineId(uuid(1)), Look::Identity),
+            ControllerRequest::Look(MachineId(uuid(1)), Look::Sensors),
+            ControllerRequest::Look(MachineId(uuid(1)), Look::Log),
+            ControllerRequest::Look(MachineId(uuid(1)), Look::Parts),
         ],
         expect![[r#"
             000910050505050505050505050505050505050272310a4d000118010a4d0001010a4d00010a4d00640a4d0096061001010101010101010101010101010101036d2d31010200000000010a4d00090301001001010101010101010101010101010101036d2d31010200000000010a4d000903000110020202020202020202020202020202020101026431011001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643100070707070707070707070707070707070707070707070707070707070707070700036d2d3101107373682d656432353531392041414141001001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643100070707070707070707070707070707070707070707070707070707070707070701026431036d2d3101107373682d656432353531392041414141001001010101010101010101010101010101036d2d31010200000000010a4d000903000110020202020202020202020202020202020101026431030262310110030303030303030303030303030303031001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643102026231011003030303030303030303030303030303070707070707070707070707070707070707070707070707070707070707070700036d2d3101107373682d65643235353139204141414100
@@ -236,6 +259,7 @@ fn bytes_of_an_agents_answers() {
             ControllerResponse::Reported(None),
             ControllerResponse::Reported(Some(Intent { machines: Vec::new(), ..intent() })),
             ControllerResponse::NotUnderstood("no".into()),
+            ControllerResponse::Seen("{}".into()),
         ],
         expect![[r#"
             0009
@@ -277,6 +301,8 @@ fn what_a_later_version_has_added_is_told_from_what_is_no_message() {
         Command,
         Trust,
         Report,
+        Bmcs,
+        Look,
         Inspect(String),
     }
     let check = |bytes: &[u8]| decode::<ControllerRequest>(bytes).unwrap_err();

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    bmc::Look,
     event::{Event, NodeHealth},
     id::{AgentId, MachineId, RackId},
     image::Digest,
@@ -38,6 +39,8 @@ pub enum LocalRequest {
     Machines,
     /// By the technician: the latest events of one machine (by id, name or MAC), oldest first.
     Timeline(String),
+    /// By the technician: ask the BMC of a machine (by id, name or MAC) now.
+    Look(String, Look),
 }
 
 /// The agent's answer.
@@ -71,6 +74,8 @@ pub enum LocalResponse {
     NotFound(String),
     /// Not now: the controller or the store cannot be reached.
     Unavailable(String),
+    /// To `Look`: [`Seen`](crate::bmc::Seen) as JSON.
+    Seen(String),
 }
 
 /// The node as the technician sees it.

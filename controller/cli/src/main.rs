@@ -7,6 +7,7 @@ mod agent;
 mod aggregate;
 mod apply;
 mod audit;
+mod bmc;
 mod browser;
 mod client;
 mod complete;
@@ -152,6 +153,9 @@ A token that was made by hand is forgotten here and good still. The controller's
     /// Audit: who changed what, and whether the record of it is whole
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// BMCs: how machines' management controllers are reached, and what they tell
+    #[command(subcommand)]
+    Bmc(bmc::BmcCommand),
     /// Addresses: claim, release, who has what and who had it
     #[command(subcommand)]
     Ip(ip::IpCommand),
@@ -307,6 +311,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<String> {
         Command::Ip(command) => ip::run(&client, command, output).await,
         Command::Pool(command) => pool::run(&client, command, output).await,
         Command::Report(command) => report::run(&client, command, output).await,
+        Command::Bmc(command) => bmc::run(&client, command, output).await,
         Command::Aggregate(command) => aggregate::run(&client, command, output).await,
         Command::Vrf(command) => vrf::run(&client, command, output).await,
         Command::Organisation(command) => organisation::run(&client, command, output).await,

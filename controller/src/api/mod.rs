@@ -15,6 +15,7 @@ mod announcements;
 mod assignments;
 mod audit;
 mod bindings;
+mod bmcs;
 mod claims;
 mod dry_run;
 mod error;
@@ -54,9 +55,12 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use futures_util::future::BoxFuture;
 use rackhand_common::{
-    id::{AgentId, RackId},
+    bmc,
+    id::{AgentId, MachineId, RackId},
     time::Clock,
+    wire::ControllerResponse,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -79,6 +83,7 @@ use crate::{
     oidc::Oidc,
     passwords::Passwords,
     store::{Owner, Store},
+    workflows::Unreachable,
 };
 
 /// Where the API can be read and tried in a browser.
@@ -86,6 +91,10 @@ const REFERENCE: &str = "/v1/reference";
 
 /// How long a request may take that neither uploads nor follows anything.
 const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Asks a BMC through its rack's agent.
+pub type Look =
+    dyn Fn(RackId, MachineId, bmc::Look) -> BoxFuture<'static, Result<ControllerResponse, Unreachable>> + Send + Sync;
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -105,6 +114,8 @@ pub struct App {
     /// Called after every commit that changed something in a rack: wakes the workflows and
     /// whoever tells the rack.
     pub changed: Arc<dyn Fn(RackId) + Send + Sync>,
+    /// Has the agent of a rack ask the BMC of a machine now.
+    pub look: Arc<Look>,
     /// Called while a revocation is being committed: cuts the agent's connection.
     pub cut: Arc<dyn Fn(AgentId) + Send + Sync>,
     /// Makes a fresh enrolment code: its text, and the hash to keep of it.
@@ -176,6 +187,9 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(racks::list, racks::create))
         .routes(routes!(racks::show, racks::change))
         .routes(routes!(racks::enrolment_code))
+        .routes(routes!(bmcs::list))
+        .routes(routes!(bmcs::show, bmcs::set, bmcs::remove))
+        .routes(routes!(bmcs::look))
         .routes(routes!(racks::agents))
         .routes(routes!(racks::revoke))
         .routes(routes!(racks::replace))
@@ -328,6 +342,7 @@ impl From<crate::store::Binding> for Held {
         (name = "projects", description = "Organisations and their projects: what machines and addresses are given to."),
         (name = "racks", description = "A rack: one provisioning network with its node and machines; and sites, where racks stand."),
         (name = "agents", description = "The nodes' registrations, and whether they are connected."),
+        (name = "bmcs", description = "Machines' management controllers: how they are reached, and what they tell."),
         (name = "machines", description = "Servers: discovered by booting in a rack, adopted by an operator, deployed, released."),
         (name = "images", description = "Operating systems to deploy."),
         (name = "plans", description = "Classes of machines by what is in them."),

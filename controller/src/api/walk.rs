@@ -68,6 +68,9 @@ impl World {
         let grants = json!([{"to": "everyone", "may": ["assign", "announce", "reverse"]}]);
         let pool = json!({"name": "p4", "kind": "private", "prefixes": ["10.9.0.0/16"], "grants": grants});
         post("/v1/pools", pool).await;
+        let bmc = json!({"address": "10.20.0.5", "user": "admin", "password": "secret"}).to_string();
+        let reached = bench.ask(Method::PUT, &format!("/v1/racks/lab/bmcs/{machine}"), bmc).await;
+        assert_eq!(reached.0, StatusCode::OK, "{}", reached.1);
         let claim = post("/v1/claims", json!({"pool": "p4", "machine": machine, "project": "shop"})).await;
         let run = post(&format!("/v1/machines/{machine}/power"), json!({"action": "on"})).await;
         let bob = post("/v1/people", json!({"name": "bob"})).await;
@@ -100,6 +103,7 @@ impl World {
             ("run", text(&run)),
             ("agent", text(&agents["items"][0])),
             ("address", "10.9.0.0".to_owned()),
+            ("what", "sensors".to_owned()),
             // Of what is everywhere: what is not there, so that nothing is removed.
             ("person", "nobody".to_owned()),
             ("image", "absent".to_owned()),
@@ -347,6 +351,11 @@ fn each_operation_is_this_action_at_this_place() {
         GET    /v1/racks/{rack}: rack.read where the rack is
         PATCH  /v1/racks/{rack}: rack.manage where the rack is
         POST   /v1/racks/{rack}/enrolment-codes: agent.enrol where the rack is
+        GET    /v1/racks/{rack}/bmcs: rack.read where the rack is
+        GET    /v1/racks/{rack}/bmcs/{machine}: rack.read where the rack is
+        PUT    /v1/racks/{rack}/bmcs/{machine}: rack.manage where the rack is
+        DELETE /v1/racks/{rack}/bmcs/{machine}: rack.manage where the rack is
+        GET    /v1/racks/{rack}/bmcs/{machine}/{what}: rack.read where the rack is
         GET    /v1/agents: agent.read anywhere
         POST   /v1/agents/{agent}/revoke: agent.revoke where the agent is
         POST   /v1/agents/{agent}/replace: agent.revoke where the agent is

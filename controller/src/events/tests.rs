@@ -272,7 +272,7 @@ async fn a_machine_moved_to_another_rack_is_found_by_its_parts_and_goes_there_by
     assert_eq!((merged.id, merged.rack, merged.address), (machine.id, rack, address(7)));
     assert_eq!(words(&merged), Vec::<String>::new());
     for (of, there) in [(bench.rack, 0), (rack, 1)] {
-        assert_eq!(crate::intent::of(&bench.store, of).await.unwrap().machines.len(), there);
+        assert_eq!(crate::intent::of(&bench.store, of).await.unwrap().0.machines.len(), there);
     }
 }
 
@@ -284,7 +284,7 @@ async fn a_machine_that_is_forgotten_is_discovered_anew_and_somebodys_is_not_for
     assert!(matches!(tx.forget(at(9), &active).await, Err(Denied::Forbidden(_))));
     tx.forget(at(9), &machine).await.unwrap();
     tx.commit().await.unwrap();
-    assert!(crate::intent::of(&bench.store, bench.rack).await.unwrap().machines.is_empty());
+    assert!(crate::intent::of(&bench.store, bench.rack).await.unwrap().0.machines.is_empty());
     let id = MachineId::fresh();
     take_next(&bench, vec![of(id, connection(100, 100))]).await;
     let again = bench.store.machine(&id.to_string()).await.unwrap();

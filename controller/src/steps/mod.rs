@@ -156,9 +156,12 @@ impl<C: Commands> Look<'_, C> {
             Ok(ControllerResponse::NotUnderstood(reason)) => {
                 Ok(Sent::Waiting(WaitFor::Agent, format!("agent does not understand the command: {reason}")))
             }
-            Ok(ControllerResponse::Stored(_) | ControllerResponse::Trusted | ControllerResponse::Reported(_)) => {
-                Ok(Sent::Waiting(WaitFor::Agent, "agent answered another question".to_owned()))
-            }
+            Ok(
+                ControllerResponse::Stored(_)
+                | ControllerResponse::Trusted
+                | ControllerResponse::Reported(_)
+                | ControllerResponse::Seen(_),
+            ) => Ok(Sent::Waiting(WaitFor::Agent, "agent answered another question".to_owned())),
         }
     }
 }

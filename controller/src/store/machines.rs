@@ -383,6 +383,7 @@ impl Tx {
         for statement in [
             "DELETE FROM commands WHERE machine = $1",
             "DELETE FROM runs WHERE machine = $1",
+            "DELETE FROM bmcs WHERE id = $1",
             "DELETE FROM machines WHERE id = $1",
         ] {
             query(statement).bind(machine.id.to_string()).execute(&mut self.inner).await?;

@@ -15,6 +15,7 @@ mod announcements;
 mod audit;
 mod backup;
 mod bindings;
+mod bmcs;
 mod claims;
 mod commands;
 mod database;
@@ -65,6 +66,7 @@ pub use self::{
     audit::{Asked, AuditFilter, ChainEnd},
     backup::{Contents, Examined, examine, fill, is_occupied, is_sealed_with, read_backup, write_backup, write_copy},
     bindings::{Binding, BindingFilter},
+    bmcs::{StoredBmc, protocol, word},
     claims::{Claim, ClaimFilter, Holder},
     commands::StoredCommand,
     dry_run::{dry_run, is_dry_run},

@@ -5,7 +5,8 @@
 //! - Secrets change from one key to another in one transaction, all of them and the probe.
 
 use rackhand_common::{
-    id::PersonId,
+    bmc::Access,
+    id::{MachineId, PersonId},
     intent::Order,
     seal::{NotOpened, Seal, Sealed},
 };
@@ -88,6 +89,7 @@ impl Store {
                 changed += 1;
             }
         }
+        changed += tx.reseal_bmcs(newest).await?;
         changed += tx.reseal_answers(newest).await?;
         if let Some(probe) = tx.probe().await?
             && newest.open(PROBE, &probe).is_err()
@@ -111,6 +113,25 @@ impl Store {
 impl Tx {
     async fn probe(&mut self) -> Result<Option<String>, StoreError> {
         Ok(query_scalar("SELECT probe FROM seal").fetch_optional(&mut self.inner).await?)
+    }
+
+    async fn reseal_bmcs(&mut self, newest: &Seal) -> Result<usize, StoreError> {
+        let mut changed = 0;
+        for row in query("SELECT id, password FROM bmcs").fetch_all(&mut self.inner).await? {
+            let machine: MachineId = id(row.try_get("id")?)?;
+            let damaged = |error: NotOpened| StoreError::Damaged("password of a BMC", error.into());
+            let sealed = text_anew(&self.seal, newest, &Access::place_of(machine), row.try_get("password")?);
+            if let Some(sealed) = sealed.map_err(damaged)? {
+                self.watch("bmcs", machine).await?;
+                query("UPDATE bmcs SET password = $2 WHERE id = $1")
+                    .bind(machine.to_string())
+                    .bind(sealed)
+                    .execute(&mut self.inner)
+                    .await?;
+                changed += 1;
+            }
+        }
+        Ok(changed)
     }
 
     async fn put_parameters(&mut self, run: &str, sealed: &Parameters) -> Result<(), StoreError> {
@@ -192,6 +213,7 @@ pub(crate) mod tests {
     use std::{collections::BTreeMap, path::Path};
 
     use rackhand_common::{
+        bmc::Protocol,
         id::RunId,
         intent::{self, DiskRule, Work},
     };
@@ -230,6 +252,15 @@ pub(crate) mod tests {
             let mut person = tx.person("admin").await.unwrap();
             person.totp = Some(Factor { secret: b"twenty bytes of chance".to_vec(), is_confirmed: true, step: 5 });
             tx.update_person(&mut person).await.unwrap();
+            let access = Access {
+                machine: machine.id,
+                at: "10.0.0.5".parse().unwrap(),
+                protocol: Protocol::Ipmi,
+                user: "admin".into(),
+                password: "of a BMC".into(),
+                fingerprint: None,
+            };
+            tx.set_bmc(at(3), &machine, &access).await.unwrap();
             tx.commit().await.unwrap();
             let asked = KeyedRequest { token, key: "k".into(), request: [7; 32] };
             let Known::No(_under_way) = bench.store.begin_request(at(4), &asked).await.unwrap() else {
@@ -246,6 +277,8 @@ pub(crate) mod tests {
             assert_eq!(store.machine(&self.machine).await.unwrap().order.as_ref(), Some(&self.order));
             let person = store.person(&self.person.to_string()).await.unwrap();
             assert_eq!(person.totp.unwrap().secret, b"twenty bytes of chance");
+            let machine = store.machine(&self.machine).await.unwrap().id;
+            assert_eq!(store.bmc(machine).await.unwrap().access.password, "of a BMC");
             let Known::Answered(answer) = store.begin_request(at(5), &self.asked).await.unwrap() else {
                 panic!("lost")
             };
@@ -287,10 +320,20 @@ pub(crate) mod tests {
         let place = bench.ground.place();
         let before = sealed(&place, bench.ground.dir()).await;
         let kinds: Vec<_> = before.keys().map(String::as_str).collect();
-        assert_eq!(kinds, ["keyed_requests.answer", "machines.orders", "people.totp", "runs.parameters", "seal.probe"]);
+        assert_eq!(
+            kinds,
+            [
+                "bmcs.password",
+                "keyed_requests.answer",
+                "machines.orders",
+                "people.totp",
+                "runs.parameters",
+                "seal.probe"
+            ]
+        );
         let newest = Seal::new(&[8; 32]);
 
-        assert_eq!(bench.store.reseal(&newest).await.unwrap(), 4);
+        assert_eq!(bench.store.reseal(&newest).await.unwrap(), 5);
         let after = sealed(&place, bench.ground.dir()).await;
         assert!(after.keys().eq(before.keys()));
         for (kind, texts) in &before {
@@ -323,7 +366,7 @@ pub(crate) mod tests {
         let failed = both.reseal(&Seal::new(&[8; 32])).await;
         assert!(matches!(failed, Err(StoreError::Damaged("answer", _))), "{failed:?}");
         let after = sealed(&place, bench.ground.dir()).await;
-        for kind in ["machines.orders", "people.totp", "runs.parameters", "seal.probe"] {
+        for kind in ["bmcs.password", "machines.orders", "people.totp", "runs.parameters", "seal.probe"] {
             assert_eq!(before[kind], after[kind], "{kind}");
         }
     }
@@ -349,7 +392,7 @@ pub(crate) mod tests {
         let [one] = &records[..] else { panic!("{records:?}") };
         let mut kinds: Vec<_> = one.record.changes.iter().map(|change| change.kind.as_str()).collect();
         kinds.sort_unstable();
-        assert_eq!((one.record.action.as_str(), &kinds[..]), ("seal rotate", &["machine", "person", "run"][..]));
+        assert_eq!((one.record.action.as_str(), &kinds[..]), ("seal rotate", &["bmc", "machine", "person", "run"][..]));
     }
 
     on_both! {

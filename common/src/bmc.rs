@@ -1,19 +1,191 @@
-//! What a BMC tells, in the same words whichever way it was asked. Every field that a BMC may
-//! leave out is optional; text is as the BMC gave it, cut to [`MAX_TEXT`].
+//! BMCs: how they are reached, and what they tell, in the same words whichever way they were asked.
+//! Every field that a BMC may leave out is optional; text is as the BMC gave it, cut to
+//! [`MAX_TEXT`].
 
-use std::net::IpAddr;
+mod shown;
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use rackhand_common::machine::Mac;
+pub use shown::Rows;
+
+use crate::{
+    id::{MachineId, RackId},
+    machine::Mac,
+    seal::{NotOpened, Seal},
+};
 
 /// The longest text that is kept of a BMC's answer, in bytes.
 pub const MAX_TEXT: usize = 256;
 
 /// The most sensors, entries or parts that are kept of one BMC.
 pub const MAX_ITEMS: usize = 4096;
+
+/// The longest name of a BMC's account, in bytes (IPMI 2.0 §22.28).
+pub const MAX_USER: usize = 16;
+
+/// The longest password of a BMC's account, in bytes (IPMI 2.0 §22.30).
+pub const MAX_PASSWORD: usize = 20;
+
+/// How the BMCs of a rack are reached; for the agent alone, never for boot.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bmcs {
+    /// The revision of the rack's [intent](crate::intent::Intent) that they belong to.
+    pub revision: u64,
+    /// The rack.
+    pub rack: RackId,
+    /// At most one of each machine.
+    pub bmcs: Vec<Access>,
+}
+
+/// How the BMC of a machine is reached.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Access {
+    /// The machine.
+    pub machine: MachineId,
+    /// Where its BMC answers.
+    pub at: At,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// Who logs in.
+    pub user: String,
+    /// The password.
+    pub password: String,
+    /// SHA-256 of the certificate it has to show, in hexadecimal; `None`: the one it shows first.
+    pub fingerprint: Option<String>,
+}
+
+impl Access {
+    /// With its password sealed.
+    pub fn sealed(&self, seal: &Seal) -> Self {
+        Self { password: seal.seal(&Self::place_of(self.machine), &self.password), ..self.clone() }
+    }
+
+    /// With its password opened again.
+    pub fn opened(self, seal: &Seal) -> Result<Self, NotOpened> {
+        let password = seal.open(&Self::place_of(self.machine), &self.password)?;
+        Ok(Self { password, ..self })
+    }
+
+    /// What the password of a machine's BMC is sealed for.
+    pub fn place_of(machine: MachineId) -> String {
+        format!("BMC of {machine}")
+    }
+}
+
+// A log line of a message must not show passwords.
+impl fmt::Debug for Bmcs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bmcs({} at revision {})", self.bmcs.len(), self.revision)
+    }
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Access")
+            .field("machine", &self.machine)
+            .field("at", &self.at)
+            .field("protocol", &self.protocol)
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a BMC answers: an address, with a port when it is not its protocol's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct At {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: Option<u16>,
+}
+
+impl At {
+    /// With this port when it has none of its own.
+    pub fn or(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.address, self.port.unwrap_or(port))
+    }
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => SocketAddr::new(self.address, port).fmt(f),
+            None => self.address.fmt(f),
+        }
+    }
+}
+
+/// The text is no address.
+#[derive(Debug, thiserror::Error)]
+#[error("not an address of a BMC (`10.0.0.5`, `10.0.0.5:623`, `2001:db8::5` or `[2001:db8::5]:623`)")]
+pub struct NotAt;
+
+impl FromStr for At {
+    type Err = NotAt;
+
+    fn from_str(text: &str) -> Result<Self, NotAt> {
+        let alone = text.parse().map(|address| Self { address, port: None });
+        let whole = |_| text.parse::<SocketAddr>().map(|at| Self { address: at.ip(), port: Some(at.port()) });
+        alone.or_else(whole).map_err(|_| NotAt)
+    }
+}
+
+/// What a BMC speaks. Grows at the end only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// Redfish when it answers to it, else IPMI.
+    Either,
+    /// Redfish, over HTTPS.
+    Redfish,
+    /// IPMI 2.0 over RMCP+.
+    Ipmi,
+}
+
+/// What can be asked of a BMC at any time. Grows at the end only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Look {
+    /// [`Identity`], and the machine's power.
+    Identity,
+    /// [`Sensors`].
+    Sensors,
+    /// [`Log`].
+    Log,
+    /// [`Parts`].
+    Parts,
+}
+
+/// Answers to a [`Look`]. Travels as JSON, so that it may grow.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Seen {
+    /// To `Identity`.
+    Identity {
+        /// What and whose it is.
+        identity: Identity,
+        /// Chassis power.
+        power: Option<crate::machine::Power>,
+        /// What it is asked in: `redfish` or `ipmi`.
+        protocol: Protocol,
+        /// SHA-256 of the certificate it shows, in hexadecimal.
+        fingerprint: Option<String>,
+    },
+    /// To `Sensors`.
+    Sensors(Sensors),
+    /// To `Log`.
+    Log(Log),
+    /// To `Parts`.
+    Parts(Parts),
+}
 
 /// What and whose a BMC is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
