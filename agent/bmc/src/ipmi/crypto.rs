@@ -227,7 +227,8 @@ mod tests {
             k2    a8bf5d763a517ea61b09f01640e69efc16b9d8a0e258085bc684c24ff1370307
             sign  e02c9b4d202da534c185008d8c558ecf
             aes   4444444444444444444444444444444404cd8ec6e644466f53820740870f21ca
-        "#]].assert_eq(&seen);
+        "#]]
+        .assert_eq(&seen);
     }
 
     proptest! {

@@ -279,7 +279,8 @@ mod tests {
                 ),
                 faults: [],
             }
-        "#]].assert_debug_eq(&parse(&whole()).unwrap());
+        "#]]
+        .assert_debug_eq(&parse(&whole()).unwrap());
     }
 
     #[test]

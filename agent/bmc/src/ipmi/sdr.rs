@@ -279,7 +279,8 @@ mod tests {
                     b_exponent: 0,
                 },
             )
-        "#]].assert_debug_eq(&sensors[0].scale);
+        "#]]
+        .assert_debug_eq(&sensors[0].scale);
     }
 
     #[test]

@@ -215,7 +215,8 @@ mod tests {
             1.4422
             none
             none
-        "#]].assert_eq(&seen);
+        "#]]
+        .assert_eq(&seen);
     }
 
     #[test]
