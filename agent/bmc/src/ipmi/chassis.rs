@@ -99,12 +99,20 @@ impl Flags {
         Some(Self([VALID | lasting | uefi, device << 2, 0, 0, 0]))
     }
 
+    /// Whether these, read back, are what was written. Some BMCs and simulators keep the device and
+    /// forget that it is valid; those forget how, too, and cannot be held to it.
+    pub fn is_kept(self, found: Self) -> bool {
+        let source = |flags: Self| if flags.0[1] >> 2 & 0x0f == 0x3 { 0x2 } else { flags.0[1] >> 2 & 0x0f };
+        let is_told = found.0[0] & VALID != 0;
+        source(self) == source(found) && (source(self) == 0 || !is_told || self.0[0] == found.0[0] & 0xe0)
+    }
+
     /// What they mean.
     pub fn boot(self) -> Boot {
         let [how, device, ..] = self.0;
         let (source, doubt) = match (how & VALID, device >> 2 & 0x0f) {
-            (0, _) => (None, None),
             (_, 0x0) => (None, None),
+            (0, device) => (None, Some(format!("boot device {device:#x} is kept and not marked as valid"))),
             (_, 0x1) => (Some(BootSource::Network), None),
             (_, 0x2 | 0x3) => (Some(BootSource::Disk), None),
             (_, 0x5 | 0x8) => (Some(BootSource::Cd), None),
@@ -179,9 +187,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_read_back_is_compared_as_far_as_it_is_told() {
+        let written = Flags([0xa0, 0x04, 0, 0, 0]);
+        assert!(written.is_kept(written));
+        assert!(written.is_kept(Flags([0x00, 0x04, 0, 0, 0])));
+        assert!(!written.is_kept(Flags([0x80, 0x04, 0, 0, 0])));
+        assert!(!written.is_kept(Flags([0xa0, 0x08, 0, 0, 0])));
+        assert!(Flags([0; 5]).is_kept(Flags([0x80, 0x00, 0, 0, 0])));
+    }
+
+    #[test]
     fn a_source_without_a_name_here_is_a_doubt() {
         assert!(Flags([0x80, 0x3c, 0, 0, 0]).boot().doubt.is_some());
-        assert_eq!(Flags([0x00, 0x3c, 0, 0, 0]).boot().doubt, None);
+        assert_eq!(Flags([0x00, 0x00, 0, 0, 0]).boot().doubt, None);
     }
 
     #[test]

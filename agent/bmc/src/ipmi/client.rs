@@ -22,7 +22,9 @@ use tokio::{
 use rackhand_common::{machine::Power, time::Mono};
 
 use super::{
-    chassis, dcmi, device, fru, lan,
+    chassis,
+    crypto::Suite,
+    dcmi, device, fru, lan,
     packet::{Malformed, Request},
     sdr::{self, FruLocator, Record, Sensor},
     sel, sensor,
@@ -109,6 +111,11 @@ impl Ipmi {
     /// How many requests and how many datagrams were sent so far.
     pub fn sent(&self) -> (u64, u64) {
         (self.counts.requests.load(Ordering::Relaxed), self.counts.datagrams.load(Ordering::Relaxed))
+    }
+
+    /// How the session is secured, while there is one.
+    pub async fn suite(&self) -> Option<Suite> {
+        self.link.lock().await.session.as_ref().map(|open| open.session.suite())
     }
 
     /// Ends the session, if there is one; the next call opens another.
@@ -234,14 +241,11 @@ impl Ipmi {
         self.ask_optional(link, chassis::unacknowledged()).await?;
         self.ask_optional(link, chassis::set_in_progress(false)).await?;
         written?;
-        let set = self.read_flags(link).await?.boot().set;
-        let is_as_wanted = set.source == wanted.source
-            && (set.source.is_none()
-                || (set.is_lasting == wanted.is_lasting && wanted.uefi.is_none_or(|uefi| set.uefi == Some(uefi))));
-        if is_as_wanted {
+        let kept = self.read_flags(link).await?;
+        if flags.is_kept(kept) {
             Ok(())
         } else {
-            Err(BmcError::Refused(format!("it took the override and reads back another: {set:?}")))
+            Err(BmcError::Refused(format!("it took the override and reads back another: {:?}", kept.boot().set)))
         }
     }
 
@@ -353,7 +357,7 @@ impl Ipmi {
                     Err(malformed) => told.skipped.push(skipped_sensor(known, malformed)),
                 },
                 // Not there just now: the record tells of what may be plugged in, too.
-                Err(Failure::Completion(0xcb | 0xcd | 0xd5)) => told.readings.push(sensor::absent(known)),
+                Err(Failure::Completion(0xcb | 0xcc | 0xcd | 0xd5)) => told.readings.push(sensor::absent(known)),
                 Err(Failure::Completion(completion)) => {
                     let why = BmcError::from(Failure::Completion(completion));
                     told.skipped.push(skipped_sensor(known, why));
