@@ -1,0 +1,102 @@
+//! A BMC's own network: LAN configuration parameters (IPMI 2.0 §23.2) and the channel that is its
+//! LAN (§22.24).
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use rackhand_common::machine::Mac;
+
+use super::packet::{Malformed, Reader, Request};
+
+/// A LAN configuration parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parameter {
+    /// IP address.
+    Address = 3,
+    /// Where the address comes from.
+    Source = 4,
+    /// Ethernet address.
+    Mac = 5,
+    /// Subnet mask.
+    Mask = 6,
+    /// Default gateway.
+    Gateway = 12,
+    /// VLAN id.
+    Vlan = 20,
+}
+
+/// Asks for a parameter of a channel.
+pub fn parameter(channel: u8, parameter: Parameter) -> Request {
+    Request::new(0x0c, 0x02, &[channel & 0x0f, parameter as u8, 0x00, 0x00])
+}
+
+/// Asks what the channel is that the session came in on.
+pub fn this_channel() -> Request {
+    Request::new(0x06, 0x42, &[0x0e])
+}
+
+/// Reads the number of a channel.
+pub fn read_channel(data: &[u8]) -> Result<u8, Malformed> {
+    Ok(Reader::new(data).u8()? & 0x0f)
+}
+
+fn after_revision<const N: usize>(data: &[u8]) -> Result<[u8; N], Malformed> {
+    let mut reader = Reader::new(data);
+    reader.u8()?;
+    reader.array()
+}
+
+/// Reads an IPv4 address; absent when it is 0.0.0.0.
+pub fn read_address(data: &[u8]) -> Result<Option<IpAddr>, Malformed> {
+    let address = Ipv4Addr::from(after_revision::<4>(data)?);
+    Ok((!address.is_unspecified()).then_some(IpAddr::V4(address)))
+}
+
+/// Reads a mask as the length of a prefix.
+pub fn read_mask(data: &[u8]) -> Result<u8, Malformed> {
+    let mask = u32::from_be_bytes(after_revision(data)?);
+    let length = mask.leading_ones();
+    if mask.count_ones() != length {
+        return Err(Malformed("a subnet mask with holes"));
+    }
+    Ok(u8::try_from(length).expect("at most 32"))
+}
+
+/// Reads an Ethernet address; absent when it is all zeros.
+pub fn read_mac(data: &[u8]) -> Result<Option<Mac>, Malformed> {
+    let octets = after_revision(data)?;
+    Ok((octets != [0; 6]).then_some(Mac(octets)))
+}
+
+/// Reads whether DHCP gives the address; absent when it is neither DHCP nor static.
+pub fn read_is_dhcp(data: &[u8]) -> Result<Option<bool>, Malformed> {
+    let [source] = after_revision(data)?;
+    Ok(match source & 0x0f {
+        1 => Some(false),
+        2 => Some(true),
+        _ => None,
+    })
+}
+
+/// Reads the VLAN; absent when it is off.
+pub fn read_vlan(data: &[u8]) -> Result<Option<u16>, Malformed> {
+    let [low, high] = after_revision(data)?;
+    Ok((high & 0x80 != 0).then_some(u16::from_le_bytes([low, high & 0x0f])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_read() {
+        assert_eq!(read_address(&[0x11, 10, 0, 0, 9]).unwrap(), Some("10.0.0.9".parse().unwrap()));
+        assert_eq!(read_address(&[0x11, 0, 0, 0, 0]).unwrap(), None);
+        assert_eq!(read_mask(&[0x11, 255, 255, 252, 0]), Ok(22));
+        assert!(read_mask(&[0x11, 255, 0, 255, 0]).is_err());
+        assert_eq!(read_mac(&[0x11, 2, 0, 0, 0, 0, 1]).unwrap(), Some(Mac([2, 0, 0, 0, 0, 1])));
+        assert_eq!(read_is_dhcp(&[0x11, 2]), Ok(Some(true)));
+        assert_eq!(read_vlan(&[0x11, 0x34, 0x81]), Ok(Some(0x134)));
+        assert_eq!(read_vlan(&[0x11, 0x34, 0x01]), Ok(None));
+        assert!(read_address(&[0x11, 10]).is_err());
+    }
+}

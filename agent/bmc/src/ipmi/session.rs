@@ -1,0 +1,770 @@
+//! A session with a BMC, without sockets, clocks or randomness of its own (IPMI 2.0 §13.13–13.24,
+//! §22.17–22.19).
+//!
+//! Invariants:
+//! - Every request ends in an answer or an error by [`REQUEST_TIME`], whatever arrives.
+//! - Inside a session only what is signed, encrypted, new and asked for is believed.
+//! - One request is on its way at a time.
+//! - A login that failed after a repeated message is tried again before anyone is called wrong: the
+//!   BMC may have answered the two copies with two random numbers.
+
+use std::{collections::VecDeque, fmt, time::Duration};
+
+use rackhand_common::time::Mono;
+use zeroize::Zeroizing;
+
+use super::{
+    crypto::{Handshake, Keys, Suite},
+    packet::{self, Datagram, Kind, Malformed, Plus, Reader, Request, Response},
+};
+use crate::bmc::{BmcError, Credentials};
+
+/// How long a request may take with everything it needs: login, repetitions, a busy BMC.
+pub const REQUEST_TIME: Duration = Duration::from_secs(20);
+
+/// How long a session lives without a request; BMCs end theirs after 60 s (§13.14).
+pub const IDLE_TIME: Duration = Duration::from_secs(50);
+
+/// When a keep-alive is sent.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+/// How long an answer is waited for, by repetition.
+const PATIENCE: [Duration; 4] =
+    [Duration::from_millis(500), Duration::from_millis(1000), Duration::from_millis(1500), Duration::from_millis(2000)];
+
+/// How long a busy BMC is left alone.
+const BUSY_PAUSE: Duration = Duration::from_millis(300);
+
+/// How often a login is begun anew.
+const LOGINS: u8 = 4;
+
+/// What is random in a session.
+#[derive(Clone, Copy, Debug)]
+pub struct Nonce {
+    /// Our number for the session; zero is avoided.
+    pub session: u32,
+    /// Our part of the session's keys.
+    pub random: [u8; 16],
+}
+
+/// A session: opened by its first request.
+pub struct Session {
+    user: Vec<u8>,
+    password: Zeroizing<Vec<u8>>,
+    nonce: Nonce,
+    state: State,
+    suite: Suite,
+    privilege: Privilege,
+    logins: u8,
+    /// Whether a message of this login was repeated.
+    is_repeated: bool,
+    outgoing: VecDeque<Outgoing>,
+    exchange: Option<Exchange>,
+    wanted: Option<Wanted>,
+    answer: Option<Result<Vec<u8>, Failure>>,
+    rq_sequence: u8,
+    last_heard: Mono,
+    /// Payloads that are not messages, for whoever asked for them.
+    sol: VecDeque<Vec<u8>>,
+}
+
+/// What a session may do at the BMC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Privilege {
+    /// Everything.
+    Administrator,
+    /// Everything but the BMC's own configuration.
+    Operator,
+}
+
+impl Privilege {
+    fn code(self) -> u8 {
+        match self {
+            Self::Administrator => 0x04,
+            Self::Operator => 0x03,
+        }
+    }
+}
+
+enum State {
+    /// Nothing was sent.
+    Fresh,
+    /// Asked what it can.
+    Probing,
+    /// Open Session Request is out.
+    Opening,
+    /// RAKP Message 1 is out.
+    Proving { bmc: u32 },
+    /// RAKP Message 3 is out.
+    Confirming { bmc: u32, bmc_random: [u8; 16], guid: [u8; 16], keys: Box<Keys> },
+    /// Keys are agreed upon; not ready until the privilege is set.
+    Open { secure: Secure, is_ready: bool },
+    /// Over.
+    Closed(BmcError),
+}
+
+struct Secure {
+    bmc: u32,
+    keys: Box<Keys>,
+    /// The number of the next datagram sent.
+    next: u32,
+    window: Window,
+}
+
+enum Outgoing {
+    /// As it is.
+    Clear(Vec<u8>),
+    /// To be encrypted and signed.
+    Sealed(Kind, Vec<u8>),
+}
+
+/// What was asked and has no answer.
+struct Exchange {
+    /// What to send again.
+    message: Message,
+    /// How often it was sent.
+    sent: usize,
+    /// When to send it again, or to give up.
+    again: Mono,
+}
+
+enum Message {
+    Clear(Vec<u8>),
+    /// A request with its number; `None` while a busy BMC is left alone.
+    Request {
+        request: Request,
+        sequence: Option<u8>,
+        purpose: Purpose,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Privilege,
+    Asked,
+    KeepAlive,
+}
+
+struct Wanted {
+    request: Request,
+    until: Mono,
+}
+
+/// Shows no secret.
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("suite", &self.suite)
+            .field("privilege", &self.privilege)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The longest name of a user.
+pub const MAX_USER: usize = 16;
+/// The longest password.
+pub const MAX_PASSWORD: usize = 20;
+
+impl Session {
+    /// A session that is not open yet. Refused when the BMC could never take name or password.
+    pub fn new(now: Mono, credentials: &Credentials, nonce: Nonce) -> Result<Self, BmcError> {
+        if credentials.user.len() > MAX_USER {
+            return Err(BmcError::Refused(format!("IPMI takes user names of at most {MAX_USER} bytes")));
+        }
+        if credentials.password.len() > MAX_PASSWORD {
+            return Err(BmcError::Refused(format!("IPMI takes passwords of at most {MAX_PASSWORD} bytes")));
+        }
+        Ok(Self {
+            user: credentials.user.as_bytes().to_vec(),
+            password: Zeroizing::new(credentials.password.as_bytes().to_vec()),
+            nonce: Nonce { session: nonce.session.max(1), ..nonce },
+            state: State::Fresh,
+            suite: Suite::Sha256,
+            privilege: Privilege::Administrator,
+            logins: 0,
+            is_repeated: false,
+            outgoing: VecDeque::new(),
+            exchange: None,
+            wanted: None,
+            answer: None,
+            rq_sequence: 0,
+            last_heard: now,
+            sol: VecDeque::new(),
+        })
+    }
+
+    /// Asks something; [`Self::answer`] has what comes of it. What was asked before and has no
+    /// answer is forgotten.
+    pub fn request(&mut self, now: Mono, request: Request) {
+        self.answer = None;
+        if let State::Closed(why) = &self.state {
+            self.answer = Some(Err(Failure::Ended(why.clone())));
+            return;
+        }
+        self.wanted = Some(Wanted { request: request.clone(), until: now.plus(REQUEST_TIME) });
+        match &self.state {
+            State::Fresh => self.probe(now),
+            State::Open { is_ready: true, .. } => self.ask(now, request, Purpose::Asked),
+            _ => {}
+        }
+    }
+
+    /// The data that answers the request, or why there is none. Taken once.
+    pub fn answer(&mut self) -> Option<Result<Vec<u8>, Failure>> {
+        self.answer.take()
+    }
+
+    /// Whether nothing more can be asked.
+    pub fn is_over(&self, now: Mono) -> bool {
+        matches!(self.state, State::Closed(_))
+            || (!matches!(self.state, State::Fresh) && self.last_heard.until(now) > IDLE_TIME)
+    }
+
+    /// Whether it is logged in.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Open { is_ready: true, .. })
+    }
+
+    /// What it may do.
+    pub fn privilege(&self) -> Privilege {
+        self.privilege
+    }
+
+    /// How it is secured.
+    pub fn suite(&self) -> Suite {
+        self.suite
+    }
+
+    /// Asks the BMC to end the session, without waiting for an answer.
+    pub fn close(&mut self) {
+        if let State::Open { secure, .. } = &self.state {
+            let request = Request::new(0x06, 0x3c, &secure.bmc.to_le_bytes());
+            let message = request.message(self.next_rq());
+            self.outgoing.push_back(Outgoing::Sealed(Kind::Ipmi, message));
+        }
+        self.exchange = None;
+    }
+
+    /// Sends a payload of serial over LAN.
+    pub fn send_sol(&mut self, payload: Vec<u8>) {
+        self.outgoing.push_back(Outgoing::Sealed(Kind::Sol, payload));
+    }
+
+    /// A payload of serial over LAN that came.
+    pub fn sol(&mut self) -> Option<Vec<u8>> {
+        self.sol.pop_front()
+    }
+
+    /// A datagram to send; `vector` is random, and another one each time.
+    pub fn transmit(&mut self, vector: [u8; 16]) -> Option<Vec<u8>> {
+        loop {
+            match (self.outgoing.pop_front()?, &mut self.state) {
+                (Outgoing::Clear(bytes), _) => return Some(bytes),
+                (Outgoing::Sealed(kind, payload), State::Open { secure, .. }) => {
+                    let sealed = secure.keys.encrypt(vector, &payload);
+                    let sequence = secure.next;
+                    secure.next = secure.next.wrapping_add(1).max(1);
+                    return Some(packet::secured(kind, secure.bmc, sequence, &sealed, |covered| {
+                        secure.keys.sign(covered)
+                    }));
+                }
+                // It was queued before the session ended.
+                (Outgoing::Sealed(..), _) => {}
+            }
+        }
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called.
+    pub fn timeout(&self) -> Option<Mono> {
+        let until = self.wanted.as_ref().map(|wanted| wanted.until);
+        match &self.exchange {
+            Some(exchange) => Some(until.map_or(exchange.again, |until| until.min(exchange.again))),
+            None if self.is_open() => Some(self.last_heard.plus(KEEP_ALIVE)),
+            None => until,
+        }
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Mono) {
+        if self.wanted.as_ref().is_some_and(|wanted| wanted.until <= now) {
+            return self.end(BmcError::Unreachable("it did not answer in time".to_owned()));
+        }
+        let Some(exchange) = &mut self.exchange else {
+            if self.is_open() && self.last_heard.plus(KEEP_ALIVE) <= now {
+                self.ask(now, Request::new(0x06, 0x01, &[]), Purpose::KeepAlive);
+            }
+            return;
+        };
+        if now < exchange.again {
+            return;
+        }
+        let Some(patience) = PATIENCE.get(exchange.sent) else {
+            return self.give_up(now);
+        };
+        exchange.again = now.plus(*patience);
+        exchange.sent += 1;
+        match &mut exchange.message {
+            Message::Clear(bytes) => {
+                self.is_repeated = true;
+                self.outgoing.push_back(Outgoing::Clear(bytes.clone()));
+            }
+            Message::Request { request, sequence, .. } => {
+                // A repetition has its request's number, and a fresh one after a refusal.
+                let number = sequence.unwrap_or_else(|| {
+                    self.rq_sequence = (self.rq_sequence + 1) % 64;
+                    self.rq_sequence
+                });
+                *sequence = Some(number);
+                self.outgoing.push_back(Outgoing::Sealed(Kind::Ipmi, request.message(number)));
+            }
+        }
+    }
+
+    /// A datagram has come. What does not belong to the session is dropped.
+    pub fn handle(&mut self, now: Mono, bytes: &[u8]) {
+        // A hostile datagram must not disturb the session: only what it proves counts.
+        let _ = self.accept(now, bytes);
+    }
+
+    fn accept(&mut self, now: Mono, bytes: &[u8]) -> Result<(), Malformed> {
+        match (packet::datagram(bytes)?, &self.state) {
+            (Datagram::Plain { payload }, State::Probing) => self.probed(now, &packet::response(payload)?),
+            (Datagram::Plus(plus), State::Open { .. }) => self.secured(now, plus),
+            (Datagram::Plus(plus), state) if !plus.is_encrypted && plus.session == 0 => match (plus.kind, state) {
+                (Kind::OpenResponse, State::Opening) => self.opened(now, plus.payload),
+                (Kind::Rakp2, State::Proving { .. }) => self.proven(now, plus.payload),
+                (Kind::Rakp4, State::Confirming { .. }) => self.confirmed(now, plus.payload),
+                _ => Err(Malformed("not what was asked for")),
+            },
+            _ => Err(Malformed("not what was asked for")),
+        }
+    }
+
+    /// Get Channel Authentication Capabilities, which every BMC answers.
+    fn probe(&mut self, now: Mono) {
+        self.state = State::Probing;
+        let request = Request::new(0x06, 0x38, &[0x8e, self.privilege.code()]);
+        self.send(now, packet::plain(&request.message(0)));
+    }
+
+    fn probed(&mut self, now: Mono, response: &Response) -> Result<(), Malformed> {
+        if (response.netfn, response.command) != (0x07, 0x38) {
+            return Err(Malformed("not what was asked for"));
+        }
+        // Bit 7 of the second byte announces the fourth, whose second bit says IPMI 2.0.
+        let speaks_2_0 = match (response.completion, &response.data[..]) {
+            (0, [_, kinds, _, extended, ..]) => kinds & 0x80 != 0 && extended & 0x02 != 0,
+            // It may dislike the question and still open a session.
+            _ => true,
+        };
+        if speaks_2_0 {
+            self.open(now);
+        } else {
+            self.end(BmcError::Unsupported("it speaks IPMI 1.5 only, or IPMI 2.0 over LAN is off".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, now: Mono) {
+        self.logins += 1;
+        if self.logins > LOGINS {
+            return self.end(BmcError::Unreachable("no login came to an end".to_owned()));
+        }
+        self.is_repeated = false;
+        self.state = State::Opening;
+        let mut payload = vec![self.logins, 0, 0, 0];
+        payload.extend(self.nonce.session.to_le_bytes());
+        for (kind, algorithm) in (0..).zip(self.suite.algorithms()) {
+            payload.extend([kind, 0, 0, 8, algorithm, 0, 0, 0]);
+        }
+        self.send(now, packet::plus(Kind::OpenRequest, &payload));
+    }
+
+    fn opened(&mut self, now: Mono, payload: &[u8]) -> Result<(), Malformed> {
+        match open_response(payload)? {
+            Open { tag, .. } if tag != self.logins => Err(Malformed("an answer to an earlier login")),
+            Open { result: Ok(opened), .. } if opened.console != self.nonce.session => {
+                Err(Malformed("another session"))
+            }
+            Open { result: Ok(opened), .. } if opened.algorithms != self.suite.algorithms() => {
+                self.other_suite(now, "it agrees to other algorithms than it was asked for");
+                Ok(())
+            }
+            Open { result: Ok(opened), .. } => {
+                self.state = State::Proving { bmc: opened.bmc };
+                let mut payload = vec![self.logins, 0, 0, 0];
+                payload.extend(opened.bmc.to_le_bytes());
+                payload.extend(self.nonce.random);
+                payload.extend([self.role(), 0, 0]);
+                payload.push(u8::try_from(self.user.len()).expect("checked when the session was made"));
+                payload.extend(&self.user);
+                self.send(now, packet::plus(Kind::Rakp1, &payload));
+                Ok(())
+            }
+            Open { result: Err(0x04..=0x07 | 0x10..=0x12), .. } => {
+                self.other_suite(now, "it takes neither cipher suite 17 nor 3: enable one of them");
+                Ok(())
+            }
+            Open { result: Err(status), .. } => {
+                self.rejected(now, status);
+                Ok(())
+            }
+        }
+    }
+
+    fn proven(&mut self, now: Mono, payload: &[u8]) -> Result<(), Malformed> {
+        let State::Proving { bmc } = self.state else { return Err(Malformed("not what was asked for")) };
+        let rakp2 = rakp2(payload)?;
+        if rakp2.tag != self.logins || rakp2.console.is_some_and(|console| console != self.nonce.session) {
+            return Err(Malformed("another session"));
+        }
+        let (random, guid, code) = match rakp2.result {
+            Ok(proof) => proof,
+            Err(status) => {
+                self.rejected(now, status);
+                return Ok(());
+            }
+        };
+        let handshake = self.handshake(bmc, random, guid);
+        let is_ours = handshake.is_rakp2(code);
+        let (code, keys) = (handshake.rakp3(), handshake.keys());
+        let mut payload = vec![self.logins, if is_ours { 0x00 } else { 0x0f }, 0, 0];
+        payload.extend(bmc.to_le_bytes());
+        if !is_ours {
+            // The BMC is told, so that it frees the session at once.
+            self.outgoing.push_back(Outgoing::Clear(packet::plus(Kind::Rakp3, &payload)));
+            self.rejected(now, 0x0f);
+            return Ok(());
+        }
+        payload.extend(code);
+        self.state = State::Confirming { bmc, bmc_random: random, guid, keys: Box::new(keys) };
+        self.send(now, packet::plus(Kind::Rakp3, &payload));
+        Ok(())
+    }
+
+    fn confirmed(&mut self, now: Mono, payload: &[u8]) -> Result<(), Malformed> {
+        let rakp4 = rakp4(payload)?;
+        if rakp4.tag != self.logins || rakp4.console.is_some_and(|console| console != self.nonce.session) {
+            return Err(Malformed("another session"));
+        }
+        let code = match rakp4.result {
+            Ok(code) => code,
+            Err(status) => {
+                self.rejected(now, status);
+                return Ok(());
+            }
+        };
+        let State::Confirming { bmc, bmc_random, guid, keys } = &self.state else {
+            return Err(Malformed("not what was asked for"));
+        };
+        if !self.handshake(*bmc, *bmc_random, *guid).is_rakp4(keys, code) {
+            return Err(Malformed("a wrong code"));
+        }
+        let State::Confirming { bmc, keys, .. } = std::mem::replace(&mut self.state, State::Fresh) else {
+            return Err(Malformed("not what was asked for"));
+        };
+        self.state = State::Open { secure: Secure { bmc, keys, next: 1, window: Window::default() }, is_ready: false };
+        self.last_heard = now;
+        self.raise(now);
+        Ok(())
+    }
+
+    /// Set Session Privilege Level: a session begins as a mere user's.
+    fn raise(&mut self, now: Mono) {
+        self.ask(now, Request::new(0x06, 0x3b, &[self.privilege.code()]), Purpose::Privilege);
+    }
+
+    fn secured(&mut self, now: Mono, plus: Plus<'_>) -> Result<(), Malformed> {
+        let State::Open { secure, .. } = &mut self.state else { return Err(Malformed("no session")) };
+        if plus.session != self.nonce.session || !plus.is_authenticated || !plus.is_encrypted {
+            return Err(Malformed("not of this session"));
+        }
+        if !secure.keys.is_signed(plus.covered) {
+            return Err(Malformed("a wrong code"));
+        }
+        if !secure.window.is_new(plus.sequence) {
+            return Err(Malformed("a repetition"));
+        }
+        let payload = secure.keys.decrypt(plus.payload)?;
+        self.last_heard = now;
+        match plus.kind {
+            Kind::Ipmi => self.answered(now, packet::response(&payload)?),
+            Kind::Sol if self.sol.len() < MAX_SOL => {
+                self.sol.push_back(payload);
+                Ok(())
+            }
+            _ => Err(Malformed("not what was asked for")),
+        }
+    }
+
+    fn answered(&mut self, now: Mono, response: Response) -> Result<(), Malformed> {
+        let Some(Exchange { message: Message::Request { request, sequence: Some(sequence), purpose }, .. }) =
+            &self.exchange
+        else {
+            return Err(Malformed("not what was asked for"));
+        };
+        let is_it =
+            (response.sequence, response.netfn, response.command) == (*sequence, request.netfn | 1, request.command);
+        if !is_it {
+            return Err(Malformed("an answer to something else"));
+        }
+        let purpose = *purpose;
+        match (response.completion, purpose) {
+            (0xc0 | 0xc3, _) => {
+                let Some(exchange) = &mut self.exchange else { return Ok(()) };
+                if let Message::Request { sequence, .. } = &mut exchange.message {
+                    *sequence = None;
+                }
+                // It is there: patience starts again, and the request's own deadline ends it.
+                exchange.sent = 0;
+                exchange.again = now.plus(BUSY_PAUSE);
+            }
+            (_, Purpose::KeepAlive) => self.exchange = None,
+            (0, Purpose::Privilege) => {
+                self.exchange = None;
+                if let State::Open { is_ready, .. } = &mut self.state {
+                    *is_ready = true;
+                }
+                if let Some(request) = self.wanted.as_ref().map(|wanted| wanted.request.clone()) {
+                    self.ask(now, request, Purpose::Asked);
+                }
+            }
+            (_, Purpose::Privilege) if self.privilege == Privilege::Administrator => {
+                self.privilege = Privilege::Operator;
+                self.raise(now);
+            }
+            (_, Purpose::Privilege) => {
+                self.close();
+                self.end(BmcError::Denied("the user is no operator: give it at least that privilege".to_owned()));
+            }
+            (completion, Purpose::Asked) => {
+                self.exchange = None;
+                self.wanted = None;
+                self.answer =
+                    Some(if completion == 0 { Ok(response.data) } else { Err(Failure::Completion(completion)) });
+            }
+        }
+        Ok(())
+    }
+
+    /// The BMC ended a login with this status (table 13-15).
+    fn rejected(&mut self, now: Mono, status: u8) {
+        let why = match status {
+            0x09 | 0x0a if self.privilege == Privilege::Administrator => {
+                self.privilege = Privilege::Operator;
+                return self.open(now);
+            }
+            0x02 | 0x08 | 0x0d | 0x0f if self.is_repeated => return self.open(now),
+            0x01 | 0x0b => BmcError::Unreachable("it has no session free: close others, or wait a minute".to_owned()),
+            0x02 | 0x08 => BmcError::Unreachable("it forgot the session while it was opened".to_owned()),
+            0x09 | 0x0a => BmcError::Denied("the user is no operator: give it at least that privilege".to_owned()),
+            0x0c | 0x0d => BmcError::Denied("it knows no such user, or the user is not enabled for LAN".to_owned()),
+            0x0f => BmcError::Denied("wrong password, or the BMC has a key (Kg) of its own".to_owned()),
+            status => BmcError::Refused(format!("it ended the login with status {status:#04x}")),
+        };
+        self.end(why);
+    }
+
+    fn other_suite(&mut self, now: Mono, why: &str) {
+        match self.suite {
+            Suite::Sha256 => {
+                self.suite = Suite::Sha1;
+                self.open(now);
+            }
+            Suite::Sha1 => self.end(BmcError::Refused(why.to_owned())),
+        }
+    }
+
+    fn give_up(&mut self, now: Mono) {
+        match self.state {
+            // Some BMCs are silent instead of refusing a suite they do not know.
+            State::Opening if self.suite == Suite::Sha256 => self.other_suite(now, ""),
+            State::Proving { .. } | State::Confirming { .. } if self.logins < 2 => self.open(now),
+            State::Probing => self.end(BmcError::Unreachable("no answer to IPMI over LAN".to_owned())),
+            State::Open { .. } => self.end(BmcError::Unreachable("no answer in the session".to_owned())),
+            _ => self.end(BmcError::Unreachable("no answer to a login".to_owned())),
+        }
+    }
+
+    fn end(&mut self, why: BmcError) {
+        if self.wanted.take().is_some() {
+            self.answer = Some(Err(Failure::Ended(why.clone())));
+        }
+        self.exchange = None;
+        self.outgoing.retain(|outgoing| matches!(outgoing, Outgoing::Clear(_)));
+        self.state = State::Closed(why);
+    }
+
+    fn ask(&mut self, now: Mono, request: Request, purpose: Purpose) {
+        let sequence = self.next_rq();
+        self.outgoing.push_back(Outgoing::Sealed(Kind::Ipmi, request.message(sequence)));
+        let message = Message::Request { request, sequence: Some(sequence), purpose };
+        self.exchange = Some(Exchange { message, sent: 1, again: now.plus(PATIENCE[0]) });
+    }
+
+    fn send(&mut self, now: Mono, bytes: Vec<u8>) {
+        self.outgoing.push_back(Outgoing::Clear(bytes.clone()));
+        self.exchange = Some(Exchange { message: Message::Clear(bytes), sent: 1, again: now.plus(PATIENCE[0]) });
+    }
+
+    fn next_rq(&mut self) -> u8 {
+        self.rq_sequence = (self.rq_sequence + 1) % 64;
+        self.rq_sequence
+    }
+
+    /// The privilege, and that the user is looked up by name alone.
+    fn role(&self) -> u8 {
+        0x10 | self.privilege.code()
+    }
+
+    fn handshake(&self, bmc: u32, bmc_random: [u8; 16], guid: [u8; 16]) -> Handshake<'_> {
+        Handshake {
+            suite: self.suite,
+            console: self.nonce.session,
+            bmc,
+            console_random: self.nonce.random,
+            bmc_random,
+            guid,
+            role: self.role(),
+            user: &self.user,
+            password: &self.password,
+        }
+    }
+}
+
+/// The most payloads of serial over LAN that wait to be read; a BMC sends the next only after an
+/// acknowledgement.
+const MAX_SOL: usize = 16;
+
+/// Why a request has no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The BMC answered this completion code, which is not success.
+    Completion(u8),
+    /// The session is over.
+    Ended(BmcError),
+}
+
+/// What completion codes mean that every command has (table 5-2).
+impl From<Failure> for BmcError {
+    fn from(failure: Failure) -> Self {
+        let completion = match failure {
+            Failure::Ended(why) => return why,
+            Failure::Completion(completion) => completion,
+        };
+        let code = format!("completion code {completion:#04x}");
+        match completion {
+            0xc1 | 0xc2 => Self::Unsupported(format!("it does not know this command ({code})")),
+            0xc4 | 0xce | 0xd0..=0xd2 => Self::Unreachable(format!("it cannot just now ({code})")),
+            0xc5 => Self::Refused(format!("its reservation was lost to another reader ({code})")),
+            0xc7..=0xca => Self::Refused(format!("wrong length or range ({code})")),
+            0xcb => Self::Unsupported(format!("it has no such sensor, data or record ({code})")),
+            0xcc => Self::Refused(format!("it does not take this value ({code})")),
+            0xcd => Self::Unsupported(format!("not for this sensor or record ({code})")),
+            0xd3 => Self::Unsupported(format!("nothing answers there ({code})")),
+            0xd4 => Self::Denied(format!("the user's privilege does not suffice ({code})")),
+            0xd5 => Self::Refused(format!("not in its present state ({code})")),
+            0xd6 => Self::Unsupported(format!("it was turned off ({code})")),
+            _ => Self::Refused(code),
+        }
+    }
+}
+
+/// Which datagrams of a session have come, by number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Window {
+    highest: u32,
+    /// Bit n says that `highest - n` has come.
+    seen: u32,
+}
+
+impl Window {
+    /// Notes a number; whether it had not come before. One too old to tell is not new.
+    pub fn is_new(&mut self, sequence: u32) -> bool {
+        if sequence == 0 {
+            return false;
+        }
+        if sequence > self.highest {
+            self.seen = self.seen.checked_shl(sequence - self.highest).unwrap_or(0) | 1;
+            self.highest = sequence;
+            return true;
+        }
+        let Some(bit) = 1_u32.checked_shl(self.highest - sequence) else { return false };
+        let is_new = self.seen & bit == 0;
+        self.seen |= bit;
+        is_new
+    }
+}
+
+/// An Open Session Response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Open {
+    /// Which request it answers.
+    pub tag: u8,
+    /// What was opened, or the status.
+    pub result: Result<Opened, u8>,
+}
+
+/// What an Open Session Response opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Our number for the session.
+    pub console: u32,
+    /// The BMC's number for it.
+    pub bmc: u32,
+    /// Authentication, integrity and confidentiality.
+    pub algorithms: [u8; 3],
+}
+
+/// Reads an Open Session Response (table 13-10).
+pub fn open_response(payload: &[u8]) -> Result<Open, Malformed> {
+    let mut reader = Reader::new(payload);
+    let [tag, status] = reader.array()?;
+    if status != 0 {
+        return Ok(Open { tag, result: Err(status) });
+    }
+    let _privilege: [u8; 2] = reader.array()?;
+    let (console, bmc) = (reader.u32()?, reader.u32()?);
+    let mut algorithms = [0; 3];
+    for (expected, algorithm) in (0..).zip(&mut algorithms) {
+        let [kind, _, _, _, number, ..]: [u8; 8] = reader.array()?;
+        if kind != expected {
+            return Err(Malformed("algorithms out of order"));
+        }
+        *algorithm = number & 0x3f;
+    }
+    Ok(Open { tag, result: Ok(Opened { console, bmc, algorithms }) })
+}
+
+/// RAKP Message 2 or 4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rakp<T> {
+    /// Which message it answers.
+    pub tag: u8,
+    /// Our number for the session; some BMCs leave it out of a refusal.
+    pub console: Option<u32>,
+    /// What it says, or the status.
+    pub result: Result<T, u8>,
+}
+
+/// Reads RAKP Message 2 (table 13-12): the BMC's random number, its GUID and the code.
+pub fn rakp2(payload: &[u8]) -> Result<Rakp<([u8; 16], [u8; 16], &[u8])>, Malformed> {
+    let mut reader = Reader::new(payload);
+    let [tag, status, _, _] = reader.array()?;
+    if status != 0 {
+        return Ok(Rakp { tag, console: reader.u32().ok(), result: Err(status) });
+    }
+    let console = reader.u32()?;
+    Ok(Rakp { tag, console: Some(console), result: Ok((reader.array()?, reader.array()?, reader.rest)) })
+}
+
+/// Reads RAKP Message 4 (table 13-14): the code.
+pub fn rakp4(payload: &[u8]) -> Result<Rakp<&[u8]>, Malformed> {
+    let mut reader = Reader::new(payload);
+    let [tag, status, _, _] = reader.array()?;
+    if status != 0 {
+        return Ok(Rakp { tag, console: reader.u32().ok(), result: Err(status) });
+    }
+    let console = reader.u32()?;
+    Ok(Rakp { tag, console: Some(console), result: Ok(reader.rest) })
+}
