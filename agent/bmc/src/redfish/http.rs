@@ -1,0 +1,520 @@
+//! The shell around a Redfish service: HTTP/1.1, TLS, sessions (DSP0266 §"Protocol details",
+//! §"Security details").
+//!
+//! Invariants:
+//! - One request at a time, each with a deadline, a bounded body and a bounded number of retries.
+//! - Credentials and tokens go to the host of the URL only: no redirect leaves it.
+//! - A password that a BMC refuses is not tried again by other means: accounts get locked.
+//!
+//! It does not compress, pipeline or speak HTTP/2: BMCs break on all three.
+
+use std::{
+    fmt, iter,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use reqwest::{
+    Method, StatusCode, Url,
+    header::{ACCEPT, CONTENT_TYPE, ETAG, HeaderMap, IF_MATCH, LOCATION, RETRY_AFTER},
+};
+use serde_json::{Value, json};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep, timeout},
+};
+use zeroize::Zeroizing;
+
+use crate::bmc::{BmcError, Credentials};
+
+use super::{
+    fault,
+    link::Link,
+    pace::Pace,
+    pin::{Fingerprint, Pin},
+    resource::{Node, Resource},
+};
+
+/// The most that an answer may weigh. A log of a thousand entries, expanded, weighs one MiB.
+pub const MAX_BODY: usize = 2 << 20;
+
+/// The most redirects of one request. A service that redirects `/redfish/v1` and an alias needs two.
+const MAX_REDIRECTS: usize = 2;
+
+/// How often a busy BMC is asked in all.
+const MAX_BUSY: u32 = 3;
+
+/// The longest that a busy BMC may ask us to wait.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// How long an endpoint is waited for that has not been slow.
+    pub shortest: Duration,
+    /// How long a slow endpoint is waited for at most.
+    pub longest: Duration,
+    /// How long one call of the trait may take, whatever the number of its requests.
+    pub call: Duration,
+    /// How long a change takes to show, before it is read back once more.
+    pub settle: Duration,
+    /// How long a task may take: an update of firmware.
+    pub task: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            shortest: Duration::from_secs(10),
+            longest: Duration::from_secs(60),
+            call: Duration::from_secs(300),
+            settle: Duration::from_secs(1),
+            task: Duration::from_secs(30 * 60),
+        }
+    }
+}
+
+/// What is sent.
+#[derive(Clone, Debug)]
+pub enum Payload {
+    /// Nothing.
+    Nothing,
+    /// JSON.
+    Json(Value),
+    /// Bytes of this type, and the least speed they travel at is a MiB each second.
+    Bytes(&'static str, Bytes),
+    /// The parts of a form with this boundary.
+    Form(String, Bytes),
+}
+
+/// What came back, with a status that says that all is well.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its body, null when there was none.
+    pub body: Value,
+    /// Where what was made or is being done can be seen.
+    pub location: Option<Link>,
+    /// When to ask again.
+    pub retry_after: Option<Duration>,
+    etag: Option<String>,
+}
+
+/// How we show who we are.
+#[derive(Clone)]
+enum Login {
+    /// Not yet.
+    None,
+    /// By a token of this session.
+    Session { token: Zeroizing<String>, link: Option<Link> },
+    /// By name and password in every request.
+    Basic,
+}
+
+struct State {
+    credentials: Credentials,
+    login: Login,
+    /// Where sessions are made; `None` when the service has none.
+    sessions: Option<Link>,
+    pace: Pace,
+}
+
+/// A Redfish service as it is reached.
+pub struct Http {
+    client: reqwest::Client,
+    base: Url,
+    pin: Pin,
+    bounds: Bounds,
+    state: Mutex<State>,
+    requests: AtomicU64,
+}
+
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Http")
+            .field("base", &self.base.as_str())
+            .field("pin", &self.pin.pinned())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Http {
+    /// Connects to nothing yet.
+    pub fn new(
+        url: &str,
+        credentials: Credentials,
+        pinned: Option<Fingerprint>,
+        bounds: Bounds,
+    ) -> Result<Self, BmcError> {
+        let unfit = |why: &str| BmcError::Refused(format!("the BMC's URL {why}"));
+        let base = Url::parse(url).map_err(|_| unfit("is none"))?;
+        if !matches!(base.scheme(), "https" | "http") || base.host_str().is_none() {
+            return Err(unfit("is neither https nor http"));
+        }
+        if !base.username().is_empty() || base.password().is_some() {
+            return Err(unfit("has credentials in it"));
+        }
+        let pin = Pin::new(pinned);
+        let tls = pin.tls().map_err(|error| unfit(&format!("cannot be reached by TLS: {error}")))?;
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .http1_only()
+            .no_proxy()
+            .referer(false)
+            .redirect(reqwest::redirect::Policy::none())
+            .pool_max_idle_per_host(1)
+            .user_agent("rackhand")
+            .build()
+            .map_err(|error| unfit(&format!("cannot be reached: {error}")))?;
+        let pace = Pace::new(bounds.shortest, bounds.longest);
+        let state = State { credentials, login: Login::None, sessions: None, pace };
+        Ok(Self { client, base, pin, bounds, state: Mutex::new(state), requests: AtomicU64::new(0) })
+    }
+
+    /// The certificate that is believed: given, or the first that was met.
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        self.pin.pinned()
+    }
+
+    /// How many requests were made.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// How long things may take.
+    pub fn bounds(&self) -> &Bounds {
+        &self.bounds
+    }
+
+    /// The host that is asked.
+    pub fn host(&self) -> &str {
+        self.base.host_str().unwrap_or_default()
+    }
+
+    /// The service root, which everybody may read.
+    pub async fn root(&self) -> Result<Resource, BmcError> {
+        let link = Link::root();
+        let mut state = self.state.lock().await;
+        let reply = self.exchange(&mut state, &Method::GET, &link, &Payload::Nothing, None, false).await?;
+        let reply = reply.done(&link, &[])?;
+        Resource::new(link, reply.etag, reply.body)
+    }
+
+    /// Where sessions are made from now on.
+    pub async fn log_in_at(&self, sessions: Option<Link>) {
+        self.state.lock().await.sessions = sessions;
+    }
+
+    /// Logs in with these from now on.
+    pub async fn log_in_as(&self, credentials: Credentials) {
+        self.state.lock().await.credentials = credentials;
+    }
+
+    /// Whose password is used.
+    pub async fn user(&self) -> String {
+        self.state.lock().await.credentials.user.clone()
+    }
+
+    /// Reads one resource.
+    pub async fn get(&self, link: &Link) -> Result<Resource, BmcError> {
+        let reply = self.request(&Method::GET, link, &Payload::Nothing).await?;
+        Resource::new(link.clone(), reply.etag, reply.body)
+    }
+
+    /// Asks what has become of a task, whose monitor may answer anything.
+    pub async fn monitor(&self, link: &Link) -> Result<Reply, BmcError> {
+        self.request(&Method::GET, link, &Payload::Nothing).await
+    }
+
+    /// Has something done or made.
+    pub async fn post(&self, link: &Link, payload: Payload) -> Result<Reply, BmcError> {
+        self.request(&Method::POST, link, &payload).await
+    }
+
+    /// Has something removed.
+    pub async fn delete(&self, link: &Link) -> Result<Reply, BmcError> {
+        self.request(&Method::DELETE, link, &Payload::Nothing).await
+    }
+
+    /// Changes the resource, if it is still as it was read. One that has become another meanwhile
+    /// is read again once: what we change does not depend on the rest of it.
+    pub async fn patch(&self, resource: &Resource, change: Value) -> Result<Reply, BmcError> {
+        let payload = Payload::Json(change);
+        let link = &resource.link;
+        let mut answer = self.ask(&Method::PATCH, link, &payload, resource.etag.as_deref()).await?;
+        if answer.status == StatusCode::PRECONDITION_FAILED {
+            let again = self.get(link).await?;
+            // Some services give weak tags and compare strong ones.
+            let etag = again.etag.map(|etag| etag.trim_start_matches("W/").to_owned());
+            answer = self.ask(&Method::PATCH, link, &payload, etag.as_deref()).await?;
+        }
+        answer.changed(link, &self.secrets(&payload).await)
+    }
+
+    /// Ends the session, so that it takes no place of the few there are.
+    pub async fn close(&self) -> Result<(), BmcError> {
+        let mut state = self.state.lock().await;
+        let Login::Session { link: Some(link), .. } = state.login.clone() else {
+            state.login = Login::None;
+            return Ok(());
+        };
+        let answer = self.exchange(&mut state, &Method::DELETE, &link, &Payload::Nothing, None, true).await;
+        state.login = Login::None;
+        answer?.done(&link, &[]).map(drop)
+    }
+
+    async fn request(&self, method: &Method, link: &Link, payload: &Payload) -> Result<Reply, BmcError> {
+        let answer = self.ask(method, link, payload, None).await?;
+        let secrets = self.secrets(payload).await;
+        if *method == Method::GET { answer.done(link, &secrets) } else { answer.changed(link, &secrets) }
+    }
+
+    /// What no message may contain.
+    async fn secrets(&self, payload: &Payload) -> Vec<String> {
+        let mut secrets = vec![self.state.lock().await.credentials.password.to_string()];
+        if let Payload::Json(sent) = payload {
+            secrets.extend(fault::secrets(sent));
+        }
+        secrets
+    }
+
+    /// Asks as who we are; a session that has ended is renewed once.
+    async fn ask(
+        &self,
+        method: &Method,
+        link: &Link,
+        payload: &Payload,
+        etag: Option<&str>,
+    ) -> Result<Answer, BmcError> {
+        let mut state = self.state.lock().await;
+        let was_in = matches!(state.login, Login::Session { .. });
+        self.log_in(&mut state).await?;
+        let answer = self.exchange(&mut state, method, link, payload, etag, true).await?;
+        if answer.status != StatusCode::UNAUTHORIZED || !was_in {
+            return Ok(answer);
+        }
+        state.login = Login::None;
+        self.log_in(&mut state).await?;
+        self.exchange(&mut state, method, link, payload, etag, true).await
+    }
+
+    /// Makes a session, or falls back to basic authentication where there are none.
+    async fn log_in(&self, state: &mut State) -> Result<(), BmcError> {
+        if !matches!(state.login, Login::None) {
+            return Ok(());
+        }
+        let Some(sessions) = state.sessions.clone() else {
+            state.login = Login::Basic;
+            return Ok(());
+        };
+        let wanted = json!({
+            "UserName": state.credentials.user,
+            "Password": state.credentials.password.as_str(),
+        });
+        let answer = self.exchange(state, &Method::POST, &sessions, &Payload::Json(wanted), None, false).await?;
+        if answer.status == StatusCode::UNAUTHORIZED {
+            let secrets = [state.credentials.password.to_string()];
+            return answer.done(&sessions, &secrets).map(drop);
+        }
+        let link = answer.location.clone().or_else(|| Node(Some(&answer.body)).target());
+        state.login = match answer.token {
+            Some(token) if answer.status.is_success() => Login::Session { token, link },
+            // Full of sessions, without sessions, or a session without a token.
+            _ => Login::Basic,
+        };
+        Ok(())
+    }
+
+    /// One request with its redirects and, when the BMC is busy, its repetitions.
+    async fn exchange(
+        &self,
+        state: &mut State,
+        method: &Method,
+        link: &Link,
+        payload: &Payload,
+        etag: Option<&str>,
+        as_user: bool,
+    ) -> Result<Answer, BmcError> {
+        let mut at = link.clone();
+        let (mut redirects, mut busy, mut was_dropped) = (0, 0, false);
+        loop {
+            let answer = match self.once(state, method, &at, payload, etag, as_user).await {
+                // A BMC that closed an idle connection; what only reads may be said twice.
+                Err(Fault::Http(_)) if *method == Method::GET && !was_dropped && !self.pin.has_refused() => {
+                    was_dropped = true;
+                    continue;
+                }
+                answer => answer.map_err(|fault| self.error(&at, fault))?,
+            };
+            let status = answer.status;
+            if status.is_redirection() && status != StatusCode::NOT_MODIFIED {
+                let keeps_method = matches!(status.as_u16(), 307 | 308) || *method == Method::GET;
+                redirects += 1;
+                match answer.location {
+                    Some(next) if keeps_method && redirects <= MAX_REDIRECTS => at = next,
+                    _ => return Err(BmcError::Malformed(format!("{link}: redirected to nowhere it may"))),
+                }
+                continue;
+            }
+            let is_busy = matches!(status.as_u16(), 429 | 503);
+            busy += 1;
+            if !is_busy || busy >= MAX_BUSY {
+                return Ok(answer);
+            }
+            sleep(answer.retry_after.unwrap_or(self.bounds.settle).min(MAX_RETRY_AFTER)).await;
+        }
+    }
+
+    async fn once(
+        &self,
+        state: &mut State,
+        method: &Method,
+        link: &Link,
+        payload: &Payload,
+        etag: Option<&str>,
+        as_user: bool,
+    ) -> Result<Answer, Fault> {
+        let url = self.base.join(link.as_str()).ok().filter(|url| url.origin() == self.base.origin());
+        let url = url.ok_or(Fault::Elsewhere)?;
+        let mut request =
+            self.client.request(method.clone(), url).header(ACCEPT, "application/json").header("OData-Version", "4.0");
+        let mut deadline = state.pace.deadline(link.route());
+        request = match payload {
+            Payload::Nothing => request,
+            Payload::Json(value) => request.json(value),
+            Payload::Bytes(kind, bytes) => {
+                deadline += Duration::from_secs(bytes.len() as u64 >> 20);
+                request.header(CONTENT_TYPE, *kind).body(bytes.clone())
+            }
+            Payload::Form(boundary, bytes) => {
+                deadline += Duration::from_secs(bytes.len() as u64 >> 20);
+                let kind = format!("multipart/form-data; boundary={boundary}");
+                request.header(CONTENT_TYPE, kind).body(bytes.clone())
+            }
+        };
+        if let Some(etag) = etag {
+            request = request.header(IF_MATCH, etag);
+        }
+        request = match &state.login {
+            Login::Session { token, .. } if as_user => request.header("X-Auth-Token", token.as_str()),
+            Login::Basic if as_user => {
+                request.basic_auth(&state.credentials.user, Some(state.credentials.password.as_str()))
+            }
+            _ => request,
+        };
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let started = Instant::now();
+        let base = &self.base;
+        match timeout(deadline, async { Answer::read(request.send().await?, base).await }).await {
+            Err(_) => {
+                state.pace.timed_out(link.route());
+                Err(Fault::Late(deadline))
+            }
+            Ok(Err(fault)) => Err(fault),
+            Ok(Ok(answer)) => {
+                state.pace.answered(link.route(), started.elapsed());
+                Ok(answer)
+            }
+        }
+    }
+
+    fn error(&self, link: &Link, fault: Fault) -> BmcError {
+        match (self.pin.refused(), self.pin.pinned()) {
+            (Some(seen), Some(pinned)) => {
+                return BmcError::Changed(format!("its certificate is {seen}, and was {pinned}"));
+            }
+            (Some(seen), None) => return BmcError::Changed(format!("its certificate is {seen}")),
+            (None, _) => {}
+        }
+        match fault {
+            Fault::Elsewhere => BmcError::Malformed(format!("{link} is not on this host")),
+            Fault::Late(deadline) => {
+                BmcError::Unreachable(format!("{link}: no answer within {} s", deadline.as_secs_f32()))
+            }
+            Fault::TooLong => BmcError::Malformed(format!("{link}: longer than {MAX_BODY} bytes")),
+            Fault::Json(error) => BmcError::Malformed(format!("{link}: {error}")),
+            Fault::Http(error) => {
+                let error = error.without_url();
+                let causes = iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+                let words: Vec<String> = causes.map(ToString::to_string).collect();
+                BmcError::Unreachable(format!("{link}: {}", words.join(": ")))
+            }
+        }
+    }
+}
+
+/// Why there is no answer.
+enum Fault {
+    Elsewhere,
+    Late(Duration),
+    TooLong,
+    Json(serde_json::Error),
+    Http(reqwest::Error),
+}
+
+impl From<reqwest::Error> for Fault {
+    fn from(error: reqwest::Error) -> Self {
+        Self::Http(error)
+    }
+}
+
+/// An answer of any status.
+struct Answer {
+    status: StatusCode,
+    body: Value,
+    location: Option<Link>,
+    retry_after: Option<Duration>,
+    etag: Option<String>,
+    token: Option<Zeroizing<String>>,
+}
+
+impl Answer {
+    async fn read(mut response: reqwest::Response, base: &Url) -> Result<Self, Fault> {
+        let status = response.status();
+        let header = |name| word(response.headers(), name).map(str::to_owned);
+        let etag = header(ETAG.as_str());
+        let token = header("X-Auth-Token").filter(|token| !token.is_empty()).map(Zeroizing::new);
+        let location = header(LOCATION.as_str()).and_then(|raw| Link::of_location(&raw, base));
+        let retry_after = header(RETRY_AFTER.as_str()).and_then(|raw| raw.parse().ok()).map(Duration::from_secs);
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await? {
+            if bytes.len() + chunk.len() > MAX_BODY {
+                return Err(Fault::TooLong);
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        let body = match serde_json::from_slice(&bytes) {
+            Ok(body) => body,
+            // An error page says enough by its status; a change that is done needs no words.
+            Err(_) if !status.is_success() || bytes.is_empty() => Value::Null,
+            Err(error) => return Err(Fault::Json(error)),
+        };
+        Ok(Self { status, body, location, retry_after, etag, token })
+    }
+
+    /// The reply, if its status says that all is well.
+    fn done(self, link: &Link, secrets: &[String]) -> Result<Reply, BmcError> {
+        let Self { status, body, location, retry_after, etag, .. } = self;
+        if !status.is_success() {
+            return Err(fault::of_status(status, link, Node(Some(&body)), secrets));
+        }
+        Ok(Reply { status, body, location, retry_after, etag })
+    }
+}
+
+impl Answer {
+    /// The reply to a change, if neither its status nor its messages say that it was not made.
+    fn changed(self, link: &Link, secrets: &[String]) -> Result<Reply, BmcError> {
+        let reply = self.done(link, secrets)?;
+        match fault::of_success(link, Node(Some(&reply.body)), secrets) {
+            Some(error) => Err(error),
+            None => Ok(reply),
+        }
+    }
+}
+
+fn word<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}

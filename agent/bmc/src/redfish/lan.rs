@@ -1,0 +1,106 @@
+//! A BMC's own network (DSP0268 EthernetInterface below Manager).
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use rackhand_common::machine::Mac;
+
+use crate::{bmc::BmcError, told::Lan};
+
+use super::{
+    Redfish,
+    resource::{Node, Resource},
+};
+
+/// The most addresses of one interface that are kept.
+const MAX_ADDRESSES: usize = 64;
+
+/// What one interface says.
+pub fn lan(interface: Node<'_>) -> Lan {
+    let addresses = || interface.items("IPv4Addresses");
+    let v4 = addresses().filter_map(|item| {
+        let address: Ipv4Addr = specified(item.word("Address")?)?;
+        let mask: Ipv4Addr = item.word("SubnetMask")?.trim().parse().ok()?;
+        let prefix = mask.to_bits().leading_ones();
+        (prefix == mask.to_bits().count_ones()).then_some((IpAddr::V4(address), prefix as u8))
+    });
+    let v6 = interface.items("IPv6Addresses").filter_map(|item| {
+        let address = specified(item.word("Address")?)?;
+        let prefix = item.count("PrefixLength").and_then(|prefix| u8::try_from(prefix).ok())?;
+        (prefix <= 128).then_some((IpAddr::V6(address), prefix))
+    });
+    let gateway = addresses().find_map(|item| specified(item.word("Gateway")?)).map(IpAddr::V4);
+    let origin = addresses().find_map(|item| item.word("AddressOrigin"));
+    let vlan = interface.at("VLAN");
+    Lan {
+        mac: ["MACAddress", "PermanentMACAddress"].iter().find_map(|name| mac(interface.word(name)?)),
+        addresses: v4.chain(v6).take(MAX_ADDRESSES).collect(),
+        gateway: gateway.or_else(|| interface.word("IPv6DefaultGateway").and_then(specified).map(IpAddr::V6)),
+        is_dhcp: interface.at("DHCPv4").flag("DHCPEnabled").or_else(|| origin.map(|origin| origin == "DHCP")),
+        vlan: (vlan.flag("VLANEnable") == Some(true))
+            .then(|| vlan.count("VLANId").and_then(|id| u16::try_from(id).ok()))
+            .flatten()
+            .filter(|id| (1..=4094).contains(id)),
+    }
+}
+
+/// An Ethernet address that belongs to something.
+pub(super) fn mac(word: &str) -> Option<Mac> {
+    word.trim().parse().ok().filter(|mac: &Mac| mac.0 != [0; 6] && mac.0 != [0xff; 6])
+}
+
+/// An address that is one.
+fn specified<T: std::str::FromStr + Into<IpAddr> + Copy>(word: &str) -> Option<T> {
+    word.trim().parse().ok().filter(|address: &T| !(*address).into().is_unspecified())
+}
+
+impl Redfish {
+    pub(super) async fn read_lan(&self) -> Result<Lan, BmcError> {
+        let service = self.service().await?;
+        let mut walk = self.walk(&service);
+        let mut lans = Vec::new();
+        for link in &service.managers {
+            let Some(manager) = walk.read(link).await? else { continue };
+            let interfaces: Vec<Resource> = walk.members_at(manager.node(), "EthernetInterfaces").await?;
+            lans.extend(interfaces.iter().map(|interface| lan(interface.node())));
+        }
+        let host: Option<IpAddr> = self.http.host().trim_matches(['[', ']']).parse().ok();
+        let is_ours = |lan: &Lan| host.is_some_and(|host| lan.addresses.iter().any(|(address, _)| *address == host));
+        let ours = lans.iter().position(is_ours).or_else(|| lans.iter().position(|lan| !lan.addresses.is_empty()));
+        match ours {
+            Some(ours) => Ok(lans.swap_remove(ours)),
+            None => lans
+                .into_iter()
+                .next()
+                .ok_or_else(|| BmcError::Unsupported("it shows no network of its own".to_owned())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::{super::resource::tests::any_json, *};
+
+    #[test]
+    fn an_interface_is_read() {
+        let told = lan(Node(Some(&json!({
+            "MACAddress": "AA:BB:CC:00:11:22",
+            "IPv4Addresses": [
+                {"Address": "10.0.0.9", "SubnetMask": "255.255.255.0", "Gateway": "10.0.0.1", "AddressOrigin": "DHCP"},
+                {"Address": "10.0.0.10", "SubnetMask": "255.0.255.0"},
+                {"Address": "0.0.0.0", "SubnetMask": "0.0.0.0"}, null],
+            "IPv6Addresses": [{"Address": "fe80::1", "PrefixLength": 64}, {"Address": "fe80::2", "PrefixLength": 300}],
+            "VLAN": {"VLANEnable": true, "VLANId": 12}}))));
+        expect!["Lan { mac: Some(aa:bb:cc:00:11:22), addresses: [(10.0.0.9, 24), (fe80::1, 64)], gateway: Some(10.0.0.1), is_dhcp: Some(true), vlan: Some(12) }"].assert_eq(&format!("{told:?}"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_json_makes_the_reader_panic(json in any_json()) {
+            lan(Node(Some(&json)));
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Reading many resources by their links (DSP0266 §"Resource collections", §"$expand").
+//!
+//! Invariants:
+//! - A walk ends: each link is followed once, and pages and members are bounded.
+//! - What cannot be read is skipped and reported; three in a row that a BMC does not answer for
+//!   end the walk, because then it is the BMC that is ill.
+
+use std::collections::HashSet;
+
+use crate::{
+    bmc::BmcError,
+    told::{MAX_ITEMS, Skipped},
+};
+
+use super::{
+    http::Http,
+    link::Link,
+    resource::{Node, Resource},
+};
+
+/// The most pages of one collection.
+const MAX_PAGES: usize = 64;
+
+/// The most resources of one walk that are asked for: at 100 ms each, half the bound of a call.
+const MAX_READS: usize = 1500;
+
+/// How many in a row may stay unanswered.
+const MAX_SILENT: u32 = 3;
+
+/// One walk over a BMC's resources.
+pub struct Walk<'a> {
+    http: &'a Http,
+    expands: bool,
+    seen: HashSet<Link>,
+    silent: u32,
+    /// What was not read.
+    pub skipped: Vec<Skipped>,
+}
+
+impl<'a> Walk<'a> {
+    /// Begins; `expands` when the service knows `$expand`.
+    pub fn new(http: &'a Http, expands: bool) -> Self {
+        Self { http, expands, seen: HashSet::new(), silent: 0, skipped: Vec::new() }
+    }
+
+    /// Reports something that was not understood.
+    pub fn skip(&mut self, place: &Link, why: impl ToString) {
+        if self.skipped.len() < MAX_ITEMS {
+            let why = crate::told::text(&why.to_string()).unwrap_or_default();
+            self.skipped.push(Skipped { place: place.to_string(), why });
+        }
+    }
+
+    /// The resource, unless it was read before or cannot be read.
+    pub async fn read(&mut self, link: &Link) -> Result<Option<Resource>, BmcError> {
+        if self.seen.len() >= MAX_READS || !self.seen.insert(link.clone()) {
+            return Ok(None);
+        }
+        match self.http.get(link).await {
+            Ok(resource) => {
+                self.silent = 0;
+                Ok(Some(resource))
+            }
+            Err(error) => self.give_up(link, error).map(|()| None),
+        }
+    }
+
+    /// The resource that a member refers to, if it does.
+    pub async fn follow(&mut self, node: Node<'_>, name: &str) -> Result<Option<Resource>, BmcError> {
+        match node.link(name) {
+            Some(link) => self.read(&link).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The members of the collection that a member refers to, or of the array that it is.
+    pub async fn members_at(&mut self, node: Node<'_>, name: &str) -> Result<Vec<Resource>, BmcError> {
+        if let Some(link) = node.link(name) {
+            return self.members(&link).await;
+        }
+        let mut members = Vec::new();
+        for link in node.links(name) {
+            members.extend(self.read(&link).await?);
+        }
+        Ok(members)
+    }
+
+    /// The members of a collection, in its order.
+    pub async fn members(&mut self, collection: &Link) -> Result<Vec<Resource>, BmcError> {
+        let mut members = Vec::new();
+        let mut next = Some(collection.clone());
+        for _ in 0..MAX_PAGES {
+            let Some(link) = next.take() else { break };
+            let Some(page) = self.page(&link, link == *collection).await? else { break };
+            for (index, member) in page.node().items("Members").enumerate() {
+                if members.len() >= MAX_ITEMS {
+                    break;
+                }
+                match member.target() {
+                    Some(link) if member.is_expanded() => {
+                        if self.seen.insert(link.clone()) {
+                            members.extend(member.0.and_then(|value| Resource::new(link, None, value.clone()).ok()));
+                        }
+                    }
+                    Some(link) => members.extend(self.read(&link).await?),
+                    None => self.skip(&link, format!("its member {index} is no link")),
+                }
+            }
+            next = page.node().word("Members@odata.nextLink").and_then(Link::parse);
+        }
+        Ok(members)
+    }
+
+    async fn page(&mut self, link: &Link, is_first: bool) -> Result<Option<Resource>, BmcError> {
+        if self.expands && is_first && self.seen.insert(link.clone()) {
+            // A service may announce it and not do it for every collection, or too much of it.
+            match self.http.get(&link.with_query("$expand=.($levels=1)")).await {
+                Ok(page) => return Ok(Some(page)),
+                Err(error @ (BmcError::Changed(_) | BmcError::Denied(_))) => return Err(error),
+                Err(_) => drop(self.seen.remove(link)),
+            }
+        }
+        self.read(link).await
+    }
+
+    fn give_up(&mut self, link: &Link, error: BmcError) -> Result<(), BmcError> {
+        match error {
+            BmcError::Changed(_) => return Err(error),
+            BmcError::Unreachable(_) | BmcError::Denied(_) => self.silent += 1,
+            _ => self.silent = 0,
+        }
+        if self.silent >= MAX_SILENT {
+            return Err(error);
+        }
+        self.skip(link, error);
+        Ok(())
+    }
+}
