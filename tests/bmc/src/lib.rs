@@ -11,13 +11,15 @@
 //!   sockets.
 
 pub mod chassis;
-pub mod personality;
-pub mod state;
-pub mod sensor;
-pub mod log;
+pub mod control;
 pub mod faults;
 pub mod ipmi;
+pub mod log;
+pub mod personality;
+pub mod redfish;
+pub mod sensor;
 pub mod simulator;
+pub mod state;
 
 pub use chassis::{Act, Bench, Boot, Chassis, Script, Source};
 pub use faults::{Faults, Rotation, ToldUuid};

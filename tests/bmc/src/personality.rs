@@ -511,7 +511,15 @@ fn sensors() -> Vec<SensorSpec> {
             Thresholds { lower_warning: Some(2.5), lower_critical: Some(2.2), ..Thresholds::default() },
             false,
         ),
-        analog("PS1 Current", Kind::Current, (0x0a, 1), 1.2, Scale { m: 1, exponent: -1, ..ONE }, Thresholds::default(), false),
+        analog(
+            "PS1 Current",
+            Kind::Current,
+            (0x0a, 1),
+            1.2,
+            Scale { m: 1, exponent: -1, ..ONE },
+            Thresholds::default(),
+            false,
+        ),
         analog(
             "System Power",
             Kind::Power,

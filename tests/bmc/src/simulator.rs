@@ -7,7 +7,11 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::net::UdpSocket;
+use rustls::{ServerConfig, crypto::aws_lc_rs::default_provider};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use sha2::{Digest, Sha256};
+use tokio::net::{TcpListener, UdpSocket};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
@@ -15,6 +19,7 @@ use crate::{
     faults::Faults,
     ipmi,
     personality::Personality,
+    redfish,
     state::{PowerAct, State},
 };
 
@@ -43,6 +48,7 @@ impl Default for Addresses {
 /// A BMC and its machine: the state both protocols share.
 pub struct Bmc {
     state: Mutex<State>,
+    redfish: Mutex<redfish::Service>,
     pub(crate) chassis: Arc<dyn Chassis>,
 }
 
@@ -56,6 +62,10 @@ impl Bmc {
     /// The state, to look at and to change.
     pub fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn redfish(&self) -> MutexGuard<'_, redfish::Service> {
+        self.redfish.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has a sensor read this; false when there is none of this name.
@@ -84,6 +94,12 @@ impl Bmc {
 pub struct Running {
     /// Where it speaks IPMI.
     pub ipmi: SocketAddr,
+    /// Where it speaks Redfish over HTTPS.
+    pub redfish: SocketAddr,
+    /// Where it speaks Redfish over plain HTTP, if it does.
+    pub plain: Option<SocketAddr>,
+    /// SHA-256 of its certificate.
+    pub fingerprint: [u8; 32],
     /// Its state.
     pub bmc: Arc<Bmc>,
     _stop: DropGuard,
@@ -96,15 +112,48 @@ impl Simulator {
         chassis: Arc<dyn Chassis>,
         addresses: Addresses,
     ) -> io::Result<Running> {
-        let has_ipmi = personality.has_ipmi;
-        let bmc = Arc::new(Bmc { state: Mutex::new(State::new(personality)), chassis });
+        let (has_ipmi, has_redfish) = (personality.has_ipmi, personality.has_redfish);
+        let (tls, fingerprint) = certificate(&personality.serial).map_err(io::Error::other)?;
+        let bmc = Arc::new(Bmc { state: Mutex::new(State::new(personality)), redfish: Mutex::default(), chassis });
         let stop = CancellationToken::new();
         let socket = UdpSocket::bind(addresses.ipmi).await?;
-        let ipmi = socket.local_addr()?;
+        let listener = TcpListener::bind(addresses.redfish).await?;
+        let plain = match addresses.plain {
+            Some(address) => Some(TcpListener::bind(address).await?),
+            None => None,
+        };
+        let running = Running {
+            ipmi: socket.local_addr()?,
+            redfish: listener.local_addr()?,
+            plain: plain.as_ref().map(TcpListener::local_addr).transpose()?,
+            fingerprint,
+            bmc: bmc.clone(),
+            _stop: stop.clone().drop_guard(),
+        };
+        // Without a protocol, its port is closed.
         if has_ipmi {
-            let ended = stop.clone().run_until_cancelled_owned(ipmi::serve(socket, bmc.clone()));
-            tokio::spawn(ended);
+            tokio::spawn(stop.clone().run_until_cancelled_owned(ipmi::serve(socket, bmc.clone())));
         }
-        Ok(Running { ipmi, bmc, _stop: stop.drop_guard() })
+        if has_redfish {
+            tokio::spawn(stop.clone().run_until_cancelled_owned(redfish::serve(listener, Some(tls), bmc.clone())));
+            if let Some(plain) = plain {
+                tokio::spawn(stop.run_until_cancelled_owned(redfish::serve(plain, None, bmc)));
+            }
+        }
+        Ok(running)
     }
+}
+
+/// A self-signed certificate of this BMC, and its fingerprint.
+fn certificate(serial: &str) -> Result<(TlsAcceptor, [u8; 32]), Box<dyn std::error::Error + Send + Sync>> {
+    let names = vec![format!("bmc-{}", serial.to_lowercase()), "localhost".into(), "127.0.0.1".into()];
+    let made = rcgen::generate_simple_self_signed(names)?;
+    let der = made.cert.der().clone();
+    let fingerprint = Sha256::digest(&der).into();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![der], key)?;
+    Ok((TlsAcceptor::from(Arc::new(config)), fingerprint))
 }

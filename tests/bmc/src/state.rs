@@ -142,9 +142,8 @@ impl State {
     /// A BMC as it comes from the factory.
     pub fn new(personality: Personality) -> Self {
         let sensors = personality.sensors.iter().cloned().zip(1..);
-        let sensors = sensors
-            .map(|(spec, number)| Sensor { spec, number, is_unavailable: false, is_scanned: true })
-            .collect();
+        let sensors =
+            sensors.map(|(spec, number)| Sensor { spec, number, is_unavailable: false, is_scanned: true }).collect();
         let mut users = vec![User::default(); USERS];
         for (user, spec) in users.iter_mut().skip(1).zip(&personality.users) {
             *user = User {

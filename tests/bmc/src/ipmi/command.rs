@@ -198,8 +198,7 @@ fn cipher_suites(state: &State, data: &[u8]) -> Answer {
     let channel = channel(byte(data, 0)?)?;
     let index = usize::from(byte(data, 2)? & 0x3f);
     let suites = state.personality.suites.iter();
-    let records: Vec<u8> =
-        suites.filter_map(|id| Suite::of(*id).map(|suite| suite.record(*id))).flatten().collect();
+    let records: Vec<u8> = suites.filter_map(|id| Suite::of(*id).map(|suite| suite.record(*id))).flatten().collect();
     let mut answer = vec![channel];
     answer.extend(records.chunks(16).nth(index).unwrap_or_default());
     Ok(answer)
@@ -367,7 +366,8 @@ fn on_chassis(context: &mut Context<'_>, command: u8, data: &[u8]) -> Answer {
         0x01 => {
             let power = u8::from(context.chassis.power()) | (context.state.restore_policy & 3) << 5;
             let intrusion = context.state.sensors.iter().any(|sensor| {
-                sensor.spec.kind == Kind::Intrusion && matches!(sensor.spec.reading, Reading::Discrete(states) if states != 0)
+                sensor.spec.kind == Kind::Intrusion
+                    && matches!(sensor.spec.reading, Reading::Discrete(states) if states != 0)
             });
             let light = if context.state.identify(context.now).is_some() { 0x50 } else { 0x40 };
             Ok(vec![power, 0, u8::from(intrusion) | light])
@@ -525,7 +525,8 @@ fn on_sensors(context: &mut Context<'_>, command: u8, data: &[u8]) -> Answer {
         0x27 => {
             let Reading::Analog { scale, thresholds, .. } = sensor.spec.reading else { return Err(INVALID_FIELD) };
             let lines = in_order(&thresholds);
-            Ok([vec![readable(&thresholds)], lines.map(|line| line.map_or(0, |line| scale.raw(line))).to_vec()].concat())
+            Ok([vec![readable(&thresholds)], lines.map(|line| line.map_or(0, |line| scale.raw(line))).to_vec()]
+                .concat())
         }
         0x28 => {
             let is_scanned = byte(data, 1)? & 0x40 != 0;
@@ -871,9 +872,14 @@ fn lan(context: &Context<'_>, parameter: u8) -> Answer {
         }
         24 => {
             let mut list = vec![0];
-            list.extend(suites.iter().map(|_| 4).collect::<Vec<u8>>().chunks(2).map(|pair| {
-                pair.first().copied().unwrap_or(0) | pair.get(1).copied().unwrap_or(0) << 4
-            }));
+            list.extend(
+                suites
+                    .iter()
+                    .map(|_| 4)
+                    .collect::<Vec<u8>>()
+                    .chunks(2)
+                    .map(|pair| pair.first().copied().unwrap_or(0) | pair.get(1).copied().unwrap_or(0) << 4),
+            );
             list.resize(9, 0);
             list
         }
@@ -943,4 +949,3 @@ fn on_dcmi(context: &Context<'_>, command: u8, data: &[u8]) -> Answer {
         _ => Err(INVALID_COMMAND),
     }
 }
-

@@ -128,15 +128,8 @@ impl Server {
     ) -> Option<Vec<u8>> {
         let open = self.sessions.open.iter().filter(|session| session.is_open()).count() as u8;
         let session = session.and_then(|id| self.sessions.open.iter_mut().find(|session| session.id == id));
-        let mut context = Context {
-            now,
-            state,
-            chassis,
-            memory: &mut self.memory,
-            session,
-            sessions: open,
-            has_console: false,
-        };
+        let mut context =
+            Context { now, state, chassis, memory: &mut self.memory, session, sessions: open, has_console: false };
         match command::answer(&mut context, request.net_fn, request.command, request.data) {
             Ok(data) => Some(request.answer(&[&[0][..], &data].concat())),
             Err(No::Code(code)) => Some(request.answer(&[code])),

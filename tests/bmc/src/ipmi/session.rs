@@ -266,10 +266,8 @@ impl Sessions {
         }
         let length = u8::try_from(session.name.len()).ok()?;
         let who = [session.role, length];
-        let expected = session.suite.mac(
-            &session.key,
-            &[&session.random, &session.console.to_le_bytes(), &who, &session.name],
-        );
+        let expected =
+            session.suite.mac(&session.key, &[&session.random, &session.console.to_le_bytes(), &who, &session.name]);
         if code != expected {
             let mut answer = vec![tag, 0x0f, 0, 0];
             answer.extend(session.console.to_le_bytes());
@@ -282,8 +280,7 @@ impl Sessions {
         secrecy.copy_from_slice(&suite.mac(&sik, &[&[2; 20]])[..16]);
         session.keys = Some(Keys { integrity: suite.mac(&sik, &[&[1; 20]]), secrecy });
         session.privilege = 2;
-        let mut check =
-            suite.mac(&sik, &[&session.console_random, &session.id.to_le_bytes(), &session.guid]);
+        let mut check = suite.mac(&sik, &[&session.console_random, &session.id.to_le_bytes(), &session.guid]);
         check.truncate(suite.code_length());
         let mut answer = vec![tag, 0, 0, 0];
         answer.extend(session.console.to_le_bytes());
