@@ -308,7 +308,7 @@ impl Personality {
             serial: format!("SN{number:06}"),
             board_serial: format!("MB{number:06}"),
             part_number: "B1U-2200".into(),
-            uuid: Uuid::from_u128(0x6d2f_1c70_93a4_4b5e_8c11_0000_0000_0000 | u128::from(number) + 1),
+            uuid: Uuid::from_u128(0x6d2f_1c70_93a4_4b5e_8c11_0000_0000_0000 + u128::from(number) + 1),
             firmware: (2, 17),
             bios: "1.4.2".into(),
             sensors: sensors(),

@@ -167,7 +167,7 @@ fn device_id(state: &State) -> Vec<u8> {
     let number = |text: &str| text.parse::<u8>().unwrap_or(0);
     let minor = number(minor);
     let enterprise = state.personality.enterprise.to_le_bytes();
-    let mut answer = vec![0x20, 0x81, number(major) & 0x7f, (minor / 10 % 10) << 4 | minor % 10, 0x02];
+    let mut answer = vec![0x20, 0x81, number(major) & 0x7f, ((minor / 10 % 10) << 4) | (minor % 10), 0x02];
     // Chassis, SDR repository, SEL, FRU, sensors.
     answer.push(0x8f);
     answer.extend(&enterprise[..3]);

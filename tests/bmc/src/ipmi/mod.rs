@@ -47,7 +47,7 @@ impl Server {
             self.sessions = Sessions::default();
         }
         self.datagrams += 1;
-        let is_lost = state.faults.dropping != 0 && self.datagrams % state.faults.dropping == 0;
+        let is_lost = state.faults.dropping != 0 && self.datagrams.is_multiple_of(state.faults.dropping);
         if is_lost || state.is_silent(now) {
             return None;
         }

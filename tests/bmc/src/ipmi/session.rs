@@ -100,13 +100,16 @@ impl Suite {
     }
 }
 
+/// Id, password and role of a user.
+pub(crate) type Known = (u8, Vec<u8>, Role);
+
 /// What of a BMC an opening session is checked against.
 pub(crate) struct Gate<'a> {
     pub(crate) suites: &'a [u8],
     pub(crate) guid: [u8; 16],
     pub(crate) is_full: bool,
-    /// Id, password and role of the user of a name.
-    pub(crate) user: &'a dyn Fn(&str) -> Option<(u8, Vec<u8>, Role)>,
+    /// The user of a name.
+    pub(crate) user: &'a dyn Fn(&str) -> Option<Known>,
 }
 
 /// The table of sessions.
