@@ -54,13 +54,19 @@ impl Service {
             });
         }
         let body = if request.body.is_empty() { Ok(json!({})) } else { serde_json::from_slice(&request.body) };
-        let Ok(Value::Object(body)) = body else { return Some(Reply::malformed()) };
+        let Ok(Value::Object(mut body)) = body else { return Some(Reply::malformed()) };
+        body.retain(|name, _| !name.starts_with('@'));
         if request.method == Method::PATCH {
             if !is_there {
                 return Some(Reply::not_found(&request.path));
             }
             if !allowed(parts).contains("PATCH") {
                 return Some(refused);
+            }
+            if body.is_empty() {
+                let text =
+                    "The request body submitted contain no data to act upon and no changes to the resource took place.";
+                return Some(Reply::error(400, "NoOperation", text, &[]));
             }
             let done = match parts {
                 ["AccountService", "Accounts", id] => {
@@ -214,6 +220,12 @@ impl Service {
                     return Some(Reply::forbidden());
                 }
                 let Some(destination) = text("Destination") else { return Some(Reply::missing("Destination")) };
+                if text("Protocol").is_some_and(|protocol| protocol != "Redfish") {
+                    return Some(Reply::value("Protocol", &text("Protocol").unwrap_or_default()));
+                }
+                if !destination.starts_with("http://") && !destination.starts_with("https://") {
+                    return Some(Reply::value("Destination", &destination));
+                }
                 let last = state.subscriptions.iter().map(|(id, ..)| *id).max().unwrap_or(0);
                 state.subscriptions.push((last + 1, destination, text("Context").unwrap_or_default()));
                 created(&self.sessions, state, &["EventService", "Subscriptions", &(last + 1).to_string()])

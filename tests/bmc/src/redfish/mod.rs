@@ -51,6 +51,8 @@ pub struct Request {
     pub method: Method,
     /// Path, without the query.
     pub path: String,
+    /// Query.
+    pub query: String,
     /// `X-Auth-Token`.
     pub token: Option<String>,
     /// `Authorization`.
@@ -220,6 +222,10 @@ impl Service {
         if request.odata_version.as_deref().is_some_and(|version| version != "4.0") {
             return Some(Reply::error(412, "PreconditionFailed", "The OData version is not supported.", &[]));
         }
+        if request.query.split('&').any(|parameter| parameter.starts_with('$')) {
+            let text = "A query parameter that was specified is not supported.";
+            return Some(Reply::error(501, "QueryNotSupported", text, &[]));
+        }
         let path = request.path.trim_end_matches('/');
         let parts: Vec<_> = path.strip_prefix("/redfish/v1").unwrap_or_default().split('/').skip(1).collect();
         let is_read = matches!(request.method, Method::GET | Method::HEAD);
@@ -251,8 +257,9 @@ impl Service {
         let is_on = chassis.power();
         let shown = View { now, state, is_on, sessions: &self.sessions }.get(&parts);
         if is_read {
-            let Some(body) = shown else { return Some(Reply::not_found(path)) };
+            let Some(mut body) = shown else { return Some(Reply::not_found(path)) };
             let tag = etag(&body);
+            body["@odata.etag"] = json!(tag);
             let is_known = request.if_none_match.as_deref() == Some(&tag);
             let mut reply = if is_known { Reply { status: 304, ..Reply::default() } } else { Reply::ok(body) };
             reply.headers.push(("ETag", tag));
@@ -463,6 +470,7 @@ async fn exchange(request: hyper::Request<Incoming>, bmc: Arc<Bmc>) -> io::Resul
     let is_head = head.method == Method::HEAD;
     let request = Request {
         path: head.uri.path().to_owned(),
+        query: head.uri.query().unwrap_or_default().to_owned(),
         token: header("x-auth-token"),
         authorization: header("authorization"),
         if_match: header("if-match"),

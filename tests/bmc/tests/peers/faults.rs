@@ -16,7 +16,7 @@ async fn what_is_wrong_shows_and_ends() {
     assert!(!bmc.ipmitool(&["mc", "info"]).await.is_content);
     let login = format!(r#"{{"UserName": {:?}, "Password": {:?}}}"#, bmc.user, bmc.password);
     assert_eq!(bmc.curl_as(None, "POST", "/redfish/v1/SessionService/Sessions", Some(&login)).await.0, 503);
-    set(Faults { dropping: 3, ..Faults::default() });
+    set(Faults { dropping: 7, ..Faults::default() });
     bmc.ipmitool(&["mc", "info"]).await.well();
     set(Faults::default());
     bmc.ipmitool(&["mc", "info"]).await.well();

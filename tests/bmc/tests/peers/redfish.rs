@@ -50,7 +50,7 @@ async fn every_link_of_every_preset_leads_to_a_resource_of_that_path() {
         let seen = walk(&bmc).await;
         let has = |part: &str| seen.iter().any(|path| path.contains(part));
         assert!(seen.len() > 40, "{name}: {seen:?}");
-        assert_eq!(has("/Thermal/") || has("/Power"), true, "{name}");
+        assert!(has("/Thermal") && has("/Power"), "{name}");
         assert!(has("/LogServices/") && has("/Drives/") && has("/VirtualMedia/") && has("/Bios/Settings"), "{name}");
     }
 }
@@ -73,7 +73,11 @@ async fn pyghmi_controls_power_and_boot() {
     let bmc = subject(Personality::generic(32)).await;
     let script = r#"
 from pyghmi.redfish import command
-bmc = command.Command(address + ':' + str(redfish), user, password, verifycallback=lambda certificate: True)
+from pyghmi.util import webclient
+# It knows no port but 443.
+init = webclient.SecureHTTPConnection.__init__
+webclient.SecureHTTPConnection.__init__ = lambda self, host, port=None, **rest: init(self, host, redfish, **rest)
+bmc = command.Command(address, user, password, verifycallback=lambda certificate: True)
 print(bmc.get_power())
 print(bmc.set_power('on', wait=5))
 print(bmc.set_bootdev('network', uefiboot=True))
