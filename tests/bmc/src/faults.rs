@@ -1,0 +1,65 @@
+//! What can be wrong with a BMC, settable while it runs.
+
+use serde::{Deserialize, Serialize};
+
+/// What is wrong just now; the default is nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Faults {
+    /// Every answer is late by so many milliseconds.
+    pub slow_ms: u64,
+    /// Each n-th datagram that arrives is lost; 0 loses none.
+    pub dropping: u64,
+    /// Says yes to power, boot and identification, and changes nothing.
+    pub lying: bool,
+    /// How the next changes of a password go wrong.
+    pub password: Rotation,
+    /// Answers everything with "busy": 0xC0, 503.
+    pub busy: bool,
+    /// Has no room for another session.
+    pub no_sessions: bool,
+    /// Members of resources have another type than their schema says.
+    pub malformed_members: bool,
+    /// Collections name members that are not there.
+    pub dangling_links: bool,
+    /// Systems have no `Actions`.
+    pub no_actions: bool,
+    /// A boot override is taken and used, but not shown when it is read.
+    pub override_hidden: bool,
+    /// The system UUID that is told.
+    pub uuid: ToldUuid,
+    /// Every Redfish resource answers with a redirect to another host.
+    pub redirects: bool,
+}
+
+/// How the change of a password goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rotation {
+    /// As asked.
+    #[default]
+    Works,
+    /// Success is answered, and the password is as before.
+    SaidNotDone,
+    /// The password is changed, and nothing is answered.
+    DoneNotSaid,
+    /// Nothing is changed, and nothing is answered.
+    Silent,
+    /// Success is answered, and the password is changed but cut to its first 16 bytes.
+    Cut,
+}
+
+/// The system UUID that is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToldUuid {
+    /// The machine's own.
+    #[default]
+    Right,
+    /// Another machine's.
+    Wrong,
+    /// All zeros.
+    Zero,
+    /// All ones.
+    Ones,
+}
