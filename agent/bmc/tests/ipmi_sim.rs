@@ -1,6 +1,8 @@
 //! The client against OpenIPMI's simulator, with `ipmitool` as the second opinion. The simulator
 //! knows cipher suite 3 only.
 
+#![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
+
 use std::{
     fs,
     net::{SocketAddr, UdpSocket},

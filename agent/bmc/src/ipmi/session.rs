@@ -5,8 +5,9 @@
 //! - Every request ends in an answer or an error by [`REQUEST_TIME`], whatever arrives.
 //! - Inside a session only what is signed, encrypted, new and asked for is believed.
 //! - One request is on its way at a time.
-//! - A login that failed after a repeated message is tried again before anyone is called wrong: the
-//!   BMC may have answered the two copies with two random numbers.
+//! - A login that failed after a repeated message, or after the BMC proved to know the password, is
+//!   tried again before anyone is called wrong: the BMC may have answered two copies of a message
+//!   with two random numbers.
 
 use std::{collections::VecDeque, fmt, time::Duration};
 
@@ -58,6 +59,8 @@ pub struct Session {
     logins: u8,
     /// Whether a message of this login was repeated.
     is_repeated: bool,
+    /// Whether a login was confirmed with a code of another key.
+    has_other_key: bool,
     outgoing: VecDeque<Outgoing>,
     exchange: Option<Exchange>,
     wanted: Option<Wanted>,
@@ -183,6 +186,7 @@ impl Session {
             privilege: Privilege::Administrator,
             logins: 0,
             is_repeated: false,
+            has_other_key: false,
             outgoing: VecDeque::new(),
             exchange: None,
             wanted: None,
@@ -333,11 +337,6 @@ impl Session {
             (Datagram::Plus(plus), state) if !plus.is_encrypted && plus.session == 0 => match (plus.kind, state) {
                 (Kind::OpenResponse, State::Opening) => self.opened(now, plus.payload),
                 (Kind::Rakp2, State::Proving { .. }) => self.proven(now, plus.payload),
-                (Kind::Rakp2, State::Confirming { .. }) => {
-                    // Another answer to one question: the BMC may go by the second.
-                    self.is_repeated = true;
-                    Ok(())
-                }
                 (Kind::Rakp4, State::Confirming { .. }) => self.confirmed(now, plus.payload),
                 _ => Err(Malformed("not what was asked for")),
             },
@@ -423,7 +422,7 @@ impl Session {
         if rakp2.tag != self.logins || rakp2.console.is_some_and(|console| console != self.nonce.session) {
             return Err(Malformed("another session"));
         }
-        let (random, guid, code) = match rakp2.result {
+        let Proof { random, guid, code } = match rakp2.result {
             Ok(proof) => proof,
             Err(status) => {
                 self.rejected(now, status);
@@ -463,6 +462,7 @@ impl Session {
             return Err(Malformed("not what was asked for"));
         };
         if !self.handshake(*bmc, *bmc_random, *guid).is_rakp4(keys, code) {
+            self.has_other_key = true;
             return Err(Malformed("a wrong code"));
         }
         let State::Confirming { bmc, keys, .. } = std::mem::replace(&mut self.state, State::Fresh) else {
@@ -560,11 +560,13 @@ impl Session {
                 return self.open(now);
             }
             0x02 | 0x08 | 0x0d | 0x0f if self.is_repeated => return self.open(now),
+            // RAKP Message 2 proved that it knows the password: it goes by another random number.
+            0x02 | 0x08 | 0x0f if matches!(self.state, State::Confirming { .. }) => return self.open(now),
             0x01 | 0x0b => BmcError::Unreachable("it has no session free: close others, or wait a minute".to_owned()),
             0x02 | 0x08 => BmcError::Unreachable("it forgot the session while it was opened".to_owned()),
             0x09 | 0x0a => BmcError::Denied("the user is no operator: give it at least that privilege".to_owned()),
             0x0c | 0x0d => BmcError::Denied("it knows no such user, or the user is not enabled for LAN".to_owned()),
-            0x0f => BmcError::Denied("wrong password, or the BMC has a key (Kg) of its own".to_owned()),
+            0x0f => BmcError::Denied("wrong password".to_owned()),
             status => BmcError::Refused(format!("it ended the login with status {status:#04x}")),
         };
         self.end(why);
@@ -584,6 +586,10 @@ impl Session {
         match self.state {
             // Some BMCs are silent instead of refusing a suite they do not know.
             State::Opening if self.suite == Suite::Sha256 => self.other_suite(now, ""),
+            // Only now: anybody can send a wrong code before the right one comes.
+            State::Confirming { .. } if self.has_other_key => {
+                self.end(BmcError::Denied("the BMC has a key (Kg) of its own: clear it".to_owned()));
+            }
             State::Proving { .. } | State::Confirming { .. } if self.logins < 2 => self.open(now),
             State::Probing => self.end(BmcError::Unreachable("no answer to IPMI over LAN".to_owned())),
             State::Open { .. } => self.end(BmcError::Unreachable("no answer in the session".to_owned())),
@@ -752,15 +758,27 @@ pub struct Rakp<T> {
     pub result: Result<T, u8>,
 }
 
-/// Reads RAKP Message 2 (table 13-12): the BMC's random number, its GUID and the code.
-pub fn rakp2(payload: &[u8]) -> Result<Rakp<([u8; 16], [u8; 16], &[u8])>, Malformed> {
+/// How a BMC shows that it knows the password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proof<'a> {
+    /// Its random number.
+    pub random: [u8; 16],
+    /// Its GUID.
+    pub guid: [u8; 16],
+    /// The code.
+    pub code: &'a [u8],
+}
+
+/// Reads RAKP Message 2 (table 13-12).
+pub fn rakp2(payload: &[u8]) -> Result<Rakp<Proof<'_>>, Malformed> {
     let mut reader = Reader::new(payload);
     let [tag, status, _, _] = reader.array()?;
     if status != 0 {
         return Ok(Rakp { tag, console: reader.u32().ok(), result: Err(status) });
     }
     let console = reader.u32()?;
-    Ok(Rakp { tag, console: Some(console), result: Ok((reader.array()?, reader.array()?, reader.rest)) })
+    let (random, guid) = (reader.array()?, reader.array()?);
+    Ok(Rakp { tag, console: Some(console), result: Ok(Proof { random, guid, code: reader.rest }) })
 }
 
 /// Reads RAKP Message 4 (table 13-14): the code.
@@ -775,7 +793,7 @@ pub fn rakp4(payload: &[u8]) -> Result<Rakp<&[u8]>, Malformed> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use expect_test::{Expect, expect};
@@ -783,8 +801,12 @@ mod tests {
 
     use super::*;
 
+    /// What a BMC answers to a network function, a command and its data: a completion code and data.
+    type Respond = Box<dyn FnMut(u8, u8, &[u8]) -> (u8, Vec<u8>) + Send>;
+
     /// A BMC of the test's: the other half of the session.
-    struct Fake {
+    pub(in super::super) struct Fake {
+        respond: Respond,
         suites: Vec<Suite>,
         password: &'static [u8],
         /// The most privilege its user has.
@@ -799,7 +821,7 @@ mod tests {
         bmc_random: [u8; 16],
         role: u8,
         user: Vec<u8>,
-        keys: Option<Keys>,
+        pub(in super::super) keys: Option<Keys>,
         sent: u32,
         asked: Vec<String>,
     }
@@ -808,8 +830,15 @@ mod tests {
     const GUID: [u8; 16] = [7; 16];
 
     impl Fake {
+        pub(in super::super) fn responding(
+            respond: impl FnMut(u8, u8, &[u8]) -> (u8, Vec<u8>) + Send + 'static,
+        ) -> Self {
+            Self { respond: Box::new(respond), ..Self::new() }
+        }
+
         fn new() -> Self {
             Self {
+                respond: Box::new(|_, command, _| (0, vec![command])),
                 suites: vec![Suite::Sha256, Suite::Sha1],
                 password: b"secret",
                 privilege: 4,
@@ -841,7 +870,7 @@ mod tests {
             }
         }
 
-        fn handle(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+        pub(in super::super) fn handle(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
             let plus = match packet::datagram(bytes).unwrap() {
                 Datagram::Plain { .. } => {
                     self.asked.push("capabilities".to_owned());
@@ -907,15 +936,15 @@ mod tests {
                     let message = keys.decrypt(payload).unwrap();
                     let (netfn, sequence, command) = (message[1] >> 2, message[4], message[5]);
                     self.asked.push(format!("{netfn:#04x}/{command:#04x} number {}", sequence >> 2));
-                    let completion = if self.busy > 0 && command != 0x3b {
+                    let (completion, data) = if command == 0x3b {
+                        (if message[6] > self.privilege { 0x81 } else { 0x00 }, vec![message[6]])
+                    } else if self.busy > 0 {
                         self.busy -= 1;
-                        0xc0
-                    } else if command == 0x3b && message[6] > self.privilege {
-                        0x81
+                        (0xc0, vec![])
                     } else {
-                        0x00
+                        (self.respond)(netfn, command, &message[6..message.len() - 1])
                     };
-                    let response = answer(sequence >> 2, netfn | 1, command, completion, &[command]);
+                    let response = answer(sequence >> 2, netfn | 1, command, completion, &data);
                     self.sent += 1;
                     let sealed = keys.encrypt([9; 16], &response);
                     Some(packet::secured(Kind::Ipmi, self.console, self.sent, &sealed, |covered| keys.sign(covered)))
@@ -1022,7 +1051,10 @@ mod tests {
 
     #[test]
     fn a_session_is_opened_by_its_first_request() {
-        check(Fake::new(), "secret", expect![[r#"
+        check(
+            Fake::new(),
+            "secret",
+            expect![[r#"
             capabilities
             open [3, 4, 1]
             rakp1 0x14
@@ -1030,12 +1062,16 @@ mod tests {
             0x06/0x3b number 1
             0x00/0x01 number 2
             Ok([1]) after 12ms
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn suite_3_is_asked_for_when_17_is_not_taken() {
-        check(Fake { suites: vec![Suite::Sha1], ..Fake::new() }, "secret", expect![[r#"
+        check(
+            Fake { suites: vec![Suite::Sha1], ..Fake::new() },
+            "secret",
+            expect![[r#"
             capabilities
             open [3, 4, 1]
             open [1, 1, 1]
@@ -1044,22 +1080,30 @@ mod tests {
             0x06/0x3b number 1
             0x00/0x01 number 2
             Ok([1]) after 14ms
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_bmc_with_neither_suite_is_told_of() {
-        check(Fake { suites: vec![], ..Fake::new() }, "secret", expect![[r#"
+        check(
+            Fake { suites: vec![], ..Fake::new() },
+            "secret",
+            expect![[r#"
             capabilities
             open [3, 4, 1]
             open [1, 1, 1]
             Err(Refused("it takes neither cipher suite 17 nor 3: enable one of them")) after 6ms
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn an_operator_is_content_with_less() {
-        check(Fake { privilege: 3, ..Fake::new() }, "secret", expect![[r#"
+        check(
+            Fake { privilege: 3, ..Fake::new() },
+            "secret",
+            expect![[r#"
             capabilities
             open [3, 4, 1]
             rakp1 0x14
@@ -1069,34 +1113,46 @@ mod tests {
             0x06/0x3b number 1
             0x00/0x01 number 2
             Ok([1]) after 16ms
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_mere_user_is_denied() {
-        check(Fake { privilege: 2, ..Fake::new() }, "secret", expect![[r#"
+        check(
+            Fake { privilege: 2, ..Fake::new() },
+            "secret",
+            expect![[r#"
             capabilities
             open [3, 4, 1]
             rakp1 0x14
             open [3, 4, 1]
             rakp1 0x13
             Err(Denied("the user is no operator: give it at least that privilege")) after 10ms
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_wrong_password_is_denied_after_one_login() {
-        check(Fake::new(), "wrong", expect![[r#"
-            capabilities
-            open [3, 4, 1]
-            rakp1 0x14
-            Err(Denied("wrong password, or the BMC has a key (Kg) of its own")) after 6ms
-        "#]]);
+        check(
+            Fake::new(),
+            "wrong",
+            expect![[r#"
+                capabilities
+                open [3, 4, 1]
+                rakp1 0x14
+                Err(Denied("wrong password")) after 6ms
+            "#]],
+        );
     }
 
     #[test]
     fn a_busy_bmc_is_asked_again_with_another_number() {
-        check(Fake { busy: 2, ..Fake::new() }, "secret", expect![[r#"
+        check(
+            Fake { busy: 2, ..Fake::new() },
+            "secret",
+            expect![[r#"
             capabilities
             open [3, 4, 1]
             rakp1 0x14
@@ -1106,7 +1162,8 @@ mod tests {
             0x00/0x01 number 3
             0x00/0x01 number 4
             Ok([1]) after 616ms
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
