@@ -1,5 +1,7 @@
 //! Redfish against services that are odd, and services that are hostile.
 
+#![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex},
@@ -18,7 +20,7 @@ use zeroize::Zeroizing;
 
 use rackhand_bmc::{
     Bmc, BmcError, Credentials,
-    redfish::{Bounds, Redfish, Target, Which, link::Link},
+    redfish::{Bounds, Redfish, Target, Which, bios::Attribute, link::Link, secure_boot::ResetKeys},
     told::{BootOverride, BootSource},
 };
 use rackhand_common::machine::Power;
@@ -464,6 +466,17 @@ async fn a_wrong_password_is_tried_once() {
 }
 
 #[tokio::test]
+async fn a_wrong_password_of_ilo_is_tried_once() {
+    let told = json!({"error": {"@Message.ExtendedInfo": [{"MessageId": "iLO.2.14.UnauthorizedLoginAttempt"}]}});
+    let service = Service::of(with_sessions(), move |asked| {
+        asked.is("POST", SESSIONS).then(|| Told::Json(400, Vec::new(), told.clone()))
+    })
+    .await;
+    assert!(matches!(service.redfish().power().await, Err(BmcError::Denied(_))));
+    assert_eq!(service.lines().len(), 2);
+}
+
+#[tokio::test]
 async fn what_is_printed_has_no_secret() {
     let service = Service::of(with_sessions(), |asked| asked.is("POST", SESSIONS).then(|| session("t0ken"))).await;
     let redfish = service.redfish();
@@ -681,7 +694,115 @@ async fn a_subscription_is_made_once_and_ended() {
     redfish.unsubscribe(&Link::parse("/redfish/v1/EventService/Subscriptions/9").unwrap()).await.unwrap();
 }
 
+#[tokio::test]
+async fn members_are_expanded_where_that_works() {
+    let member = "/redfish/v1/Memory/1";
+    let tree = machine(json!({
+        "/redfish/v1": {"ProtocolFeaturesSupported": {"ExpandQuery": {"NoLinks": true, "Levels": true}}},
+        "/redfish/v1/Systems/1": {"Memory": {"@odata.id": "/redfish/v1/Memory"}},
+        "/redfish/v1/Memory": {"Members": [{"@odata.id": member}]},
+        member: {"Name": "A1"},
+    }));
+    for works in [true, false] {
+        let service = Service::of(tree.clone(), move |asked| match asked.path.as_str() {
+            "/redfish/v1/Memory?$expand=.($levels=1)" if works => {
+                Some(well(json!({"Members": [{"@odata.id": member, "Name": "A1"}]})))
+            }
+            path if path.contains("$expand") => Some(status(501)),
+            _ => None,
+        })
+        .await;
+        let parts = service.redfish().parts().await.unwrap().parts;
+        assert!(parts.iter().any(|part| part.slot == "A1"), "{parts:?}");
+        assert_eq!(service.count("GET", member), usize::from(!works));
+    }
+}
+
 // Vendors.
+
+#[tokio::test]
+async fn idrac_gets_accounts_into_its_empty_places() {
+    let tree = machine(json!({
+        "/redfish/v1": {"AccountService": {"@odata.id": "/redfish/v1/AccountService"}},
+        "/redfish/v1/AccountService": {"Accounts": {"@odata.id": "/redfish/v1/Accounts"}},
+        "/redfish/v1/Accounts": {"Members": [{"@odata.id": "/redfish/v1/Accounts/1"},
+            {"@odata.id": "/redfish/v1/Accounts/2"}, {"@odata.id": "/redfish/v1/Accounts/3"}]},
+        "/redfish/v1/Accounts/1": {"Id": "1", "UserName": ""},
+        "/redfish/v1/Accounts/2": {"Id": "2", "UserName": "root", "RoleId": "Administrator"},
+        "/redfish/v1/Accounts/3": {"Id": "3", "UserName": ""},
+    }));
+    let service =
+        Service::of(tree, |asked| matches!(asked.method.as_str(), "POST" | "DELETE").then(|| status(405))).await;
+    let redfish = service.redfish();
+    let new = Credentials { user: "rack".to_owned(), password: Zeroizing::new("s3cret".to_owned()) };
+    redfish.create_account(&new, true).await.unwrap();
+    assert_eq!(service.count("PATCH", "/redfish/v1/Accounts/3"), 1);
+    assert_eq!(service.last("PATCH")["UserName"], "rack");
+    redfish.delete_account("root").await.unwrap();
+    assert_eq!(service.last("PATCH"), json!({"UserName": "", "Enabled": false}));
+    redfish.enable_account("root", false).await.unwrap();
+    assert_eq!(service.last("PATCH"), json!({"Enabled": false}));
+    assert!(matches!(redfish.enable_account("nobody", true).await, Err(BmcError::Unsupported(_))));
+}
+
+#[tokio::test]
+async fn idrac_gets_its_bios_attributes_by_its_settings() {
+    let tree = machine(json!({
+        "/redfish/v1/Systems/1": {"Bios": {"@odata.id": "/redfish/v1/Systems/1/Bios"}},
+        "/redfish/v1/Systems/1/Bios": {"Attributes": {"BootMode": "Bios", "NumLock": "On", "Retries": 3},
+            "@Redfish.Settings": {"SettingsObject": {"@odata.id": "/redfish/v1/Systems/1/Bios/Settings"}, "SupportedApplyTimes": ["OnReset"]}},
+        "/redfish/v1/Systems/1/Bios/Settings": {"Attributes": {"BootMode": "Uefi", "NumLock": "On"}},
+    }));
+    let service = Service::of(tree, plain).await;
+    let redfish = service.redfish();
+    let bios = redfish.bios().await.unwrap();
+    assert_eq!(bios.attributes.len(), 3);
+    assert_eq!(bios.pending, BTreeMap::from([("BootMode".to_owned(), Attribute::Text("Uefi".to_owned()))]));
+    redfish.set_bios(&BTreeMap::from([("Retries".to_owned(), Attribute::Number(5.0))])).await.unwrap();
+    assert_eq!(service.count("PATCH", "/redfish/v1/Systems/1/Bios/Settings"), 1);
+    let sent = json!({"Attributes": {"Retries": 5}, "@Redfish.SettingsApplyTime": {"ApplyTime": "OnReset"}});
+    assert_eq!(service.last("PATCH"), sent);
+    let unknown = BTreeMap::from([("Nope".to_owned(), Attribute::Flag(true))]);
+    assert_eq!(redfish.set_bios(&unknown).await, Err(BmcError::Refused("the BIOS has no attribute Nope".to_owned())));
+    redfish.reset_secure_boot_keys(ResetKeys::Default).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn supermicro_with_simple_storage_is_read() {
+    let tree = machine(json!({
+        "/redfish/v1/Systems/1": {"Manufacturer": "Supermicro", "Model": "SYS-6019U", "SerialNumber": "A263",
+            "Processors": {"@odata.id": "/redfish/v1/Systems/1/Processors"},
+            "SimpleStorage": {"@odata.id": "/redfish/v1/Systems/1/SimpleStorage"}},
+        "/redfish/v1/Systems/1/Processors": {"Members": [{"@odata.id": "/redfish/v1/Systems/1/Processors/1"}]},
+        "/redfish/v1/Systems/1/Processors/1": {"Id": "1", "Socket": "CPU1", "TotalCores": 20, "SerialNumber": "N/A"},
+        "/redfish/v1/Systems/1/SimpleStorage": {"Members": [{"@odata.id": "/redfish/v1/Systems/1/SimpleStorage/1"}]},
+        "/redfish/v1/Systems/1/SimpleStorage/1": {"Devices": [{"Name": "SATA 0", "CapacityBytes": 240_057_409_536_u64}, {}]},
+        "/redfish/v1/Managers/1": {"Model": "ASPEED", "EthernetInterfaces": {"@odata.id": "/redfish/v1/Managers/1/EthernetInterfaces"}},
+        "/redfish/v1/Managers/1/EthernetInterfaces": {"Members": [{"@odata.id": "/redfish/v1/Managers/1/EthernetInterfaces/1"}]},
+        "/redfish/v1/Managers/1/EthernetInterfaces/1": {"MACAddress": "AC:1F:6B:00:00:01",
+            "IPv4Addresses": [{"Address": "192.0.2.8", "SubnetMask": "255.255.0.0", "AddressOrigin": "DHCP"}]},
+        "/redfish/v1/Chassis/1": {"Thermal": {"@odata.id": "/redfish/v1/Chassis/1/Thermal"}, "Power": {"@odata.id": "/redfish/v1/Chassis/1/Power"}},
+        "/redfish/v1/Chassis/1/Thermal": {"Temperatures": [{"Name": "CPU1 Temp", "ReadingCelsius": 38}, {"Name": "CPU2 Temp", "ReadingCelsius": null}],
+            "Fans": [{"Name": "FAN1", "Reading": 5300, "ReadingUnits": "RPM"}]},
+        "/redfish/v1/Chassis/1/Power": {"Voltages": [{"Name": "12V", "ReadingVolts": 12.1}], "PowerSupplies": {}},
+    }));
+    check(
+        tree,
+        expect![[r#"
+        Some("Supermicro") Some("SYS-6019U") Some("A263") Some("ASPEED")
+        CPU1 Temp Temperature Some(38.0) None
+        CPU2 Temp Temperature None None
+        FAN1 Fan Some(5300.0) None
+        12V Voltage Some(12.1) None
+        Processor CPU1 Some("N/A") Some(20) []
+        Drive SATA 0 None Some(240057409536) []
+        Chassis Chassis None None []
+        Fan FAN1 None None []
+        Ok(([(192.0.2.8, 16)], Some(true)))
+    "#]],
+    )
+    .await;
+}
 
 async fn check(tree: Value, expected: Expect) {
     let service = Service::of(tree, plain).await;

@@ -1,5 +1,7 @@
 //! Redfish against `sushy-emulator` of sushy-tools, over TLS.
 
+#![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -14,6 +16,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     task::JoinHandle,
+    time::interval,
 };
 use zeroize::Zeroizing;
 
@@ -33,6 +36,9 @@ const AUTH: &str = "admin:$2b$04$lrT6vKeQQSYKG9EZ5BE/leEC2xKbJFBiZyWhCPmJJ0IXOP0
 /// How long the emulator may take to start, or a machine of its to change its power: it takes up
 /// to 11 s for that by itself.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a condition is looked at.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// An emulator with two machines, which ends with the test.
 struct Emulator {
@@ -107,12 +113,12 @@ impl Emulator {
             .spawn()
             .unwrap();
         let mut emulator = Self { child, port, certificate: cert.der().to_vec(), directory };
-        let began = Instant::now();
+        let (began, mut looks) = (Instant::now(), interval(LOOK));
         while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
             let output = || std::fs::read_to_string(emulator.directory.path().join("output")).unwrap_or_default();
             assert!(emulator.child.try_wait().unwrap().is_none(), "the emulator ended: {}", output());
             assert!(began.elapsed() < PATIENCE, "the emulator does not listen: {}", output());
-            tokio::task::yield_now().await;
+            looks.tick().await;
         }
         emulator
     }
@@ -166,13 +172,14 @@ impl Images {
 }
 
 async fn wait_for_power(redfish: &Redfish, wanted: Power) {
-    let began = Instant::now();
+    let (began, mut looks) = (Instant::now(), interval(LOOK));
     loop {
         let seen = redfish.power().await;
         if seen == Ok(wanted) {
             return;
         }
         assert!(began.elapsed() < PATIENCE, "power is {seen:?} and not {wanted:?}");
+        looks.tick().await;
     }
 }
 
