@@ -2,6 +2,8 @@
 //! and with its handshake replaced by one of suite 17. Integrity and encryption are pyghmi's own
 //! in both.
 
+#![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
+
 use std::{
     fs,
     net::{SocketAddr, UdpSocket},

@@ -817,3 +817,121 @@ impl Bmc for Ipmi {
         Box::pin(self.within(SHORT_CALL, async { self.read_lan(&mut *self.link.lock().await).await }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, atomic::AtomicBool};
+
+    use super::{super::session::tests::Fake, *};
+
+    /// Serves a BMC until the test ends; it forgets its session whenever the flag is raised.
+    async fn serve(mut fake: Fake) -> (Ipmi, Arc<AtomicBool>) {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let forgets = Arc::new(AtomicBool::new(false));
+        let flag = forgets.clone();
+        tokio::spawn(async move {
+            let mut buffer = [0; MAX_DATAGRAM];
+            loop {
+                let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+                if flag.swap(false, Ordering::Relaxed) {
+                    fake.keys = None;
+                }
+                if let Some(reply) = fake.handle(&buffer[..length]) {
+                    socket.send_to(&reply, from).await.unwrap();
+                }
+            }
+        });
+        let credentials = Credentials { user: "admin".to_owned(), password: "secret".to_owned().into() };
+        (Ipmi::new(address, credentials), forgets)
+    }
+
+    fn compact(number: u8) -> Vec<u8> {
+        let mut bytes = vec![number, 0, 0x51, 0x02, 0, 0x20, 0, number, 0x0a, 1, 0x67, 0x40, 0x08, 0x6f];
+        bytes.resize(31, 0);
+        bytes.extend(*b"\xc5Power");
+        bytes[4] = u8::try_from(bytes.len() - 5).unwrap();
+        bytes
+    }
+
+    const INFO: [u8; 14] = [0x51, 2, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0];
+
+    #[tokio::test]
+    async fn records_are_read_in_parts_and_under_another_reservation_when_one_is_lost() {
+        let (mut reservation, mut losses) = (6, 2);
+        let respond = move |_, command, data: &[u8]| match command {
+            0x20 => (0, INFO.to_vec()),
+            0x22 => {
+                reservation += 1;
+                (0, vec![reservation, 0])
+            }
+            0x23 if data[5] == 0xff => (0xca, vec![]),
+            0x23 if data[0] != reservation => (0xc5, vec![]),
+            0x23 if data[4] > 16 && losses > 0 => {
+                losses -= 1;
+                reservation += 1;
+                (0xc5, vec![])
+            }
+            0x23 => {
+                let number = data[2].max(1);
+                let record = compact(number);
+                let next = if number == 1 { [2, 0] } else { [0xff, 0xff] };
+                let (from, count) = (usize::from(data[4]), usize::from(data[5]));
+                (0, [&next[..], &record[from..from + count]].concat())
+            }
+            0x2d => (0, vec![0, 0xc0, 1]),
+            _ => (0xc1, vec![]),
+        };
+        let (bmc, _) = serve(Fake::responding(respond)).await;
+        let told = bmc.sensors().await.unwrap();
+        let seen: Vec<_> = told.readings.iter().map(|reading| (&*reading.name, &*reading.states)).collect();
+        assert_eq!(seen, [("Power", &["Presence detected".to_owned()][..]); 2]);
+    }
+
+    #[tokio::test]
+    async fn a_repository_without_an_end_is_left() {
+        let respond = |_, command, data: &[u8]| match command {
+            0x20 => (0, INFO.to_vec()),
+            0x23 => (0, [&[data[2] % 2 + 1, 0][..], &compact(1)].concat()),
+            0x2d => (0xcb, vec![]),
+            _ => (0xc1, vec![]),
+        };
+        let (bmc, _) = serve(Fake::responding(respond)).await;
+        let told = bmc.sensors().await.unwrap();
+        assert_eq!(told.skipped.len(), 1);
+        assert_eq!(told.readings.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_session_that_the_bmc_lost_is_opened_again() {
+        let respond = |_, _, _: &[u8]| (0, vec![1, 0, 0]);
+        let (bmc, forgets) = serve(Fake::responding(respond)).await;
+        assert_eq!(bmc.power().await, Ok(Power::On));
+        forgets.store(true, Ordering::Relaxed);
+        assert_eq!(bmc.power().await, Ok(Power::On));
+    }
+
+    #[tokio::test]
+    async fn erasing_the_log_is_waited_for() {
+        let mut polls = 0;
+        let respond = move |_, command, data: &[u8]| match command {
+            0x40 => (0, vec![0x51, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x02]),
+            0x42 => (0, vec![9, 0]),
+            0x47 if data[..5] != *b"\x09\0CLR" => (0xc5, vec![]),
+            0x47 => {
+                polls += 1;
+                (0, vec![u8::from(polls > 2)])
+            }
+            _ => (0xc1, vec![]),
+        };
+        let (bmc, _) = serve(Fake::responding(respond)).await;
+        assert_eq!(bmc.clear_log(None).await, Ok(()));
+        assert_eq!(bmc.sent().0, 5);
+    }
+
+    #[tokio::test]
+    async fn what_a_user_may_not_do_is_denied() {
+        let (bmc, _) = serve(Fake::responding(|_, _, _| (0xd4, vec![]))).await;
+        assert!(matches!(bmc.set_power(Power::Off).await, Err(BmcError::Denied(_))));
+    }
+}

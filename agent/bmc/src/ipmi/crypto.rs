@@ -41,14 +41,6 @@ impl Suite {
         }
     }
 
-    /// Length of RAKP Message 2's code.
-    pub fn digest_length(self) -> usize {
-        match self {
-            Self::Sha256 => 32,
-            Self::Sha1 => 20,
-        }
-    }
-
     fn digest(self, key: &[u8], parts: &[&[u8]]) -> hmac::Tag {
         let algorithm = match self {
             Self::Sha256 => hmac::HMAC_SHA256,
@@ -87,6 +79,11 @@ pub struct Handshake<'a> {
 impl Handshake<'_> {
     /// Whether this is RAKP Message 2's code: the BMC knows the password.
     pub fn is_rakp2(&self, code: &[u8]) -> bool {
+        constant_time::verify_slices_are_equal(&self.rakp2(), code).is_ok()
+    }
+
+    /// RAKP Message 2's code.
+    pub(super) fn rakp2(&self) -> Vec<u8> {
         let tag = self.suite.digest(
             self.password,
             &[
@@ -99,7 +96,7 @@ impl Handshake<'_> {
                 self.user,
             ],
         );
-        constant_time::verify_slices_are_equal(tag.as_ref(), code).is_ok()
+        tag.as_ref().to_vec()
     }
 
     /// RAKP Message 3's code.
@@ -119,9 +116,14 @@ impl Handshake<'_> {
 
     /// Whether this is RAKP Message 4's code.
     pub fn is_rakp4(&self, keys: &Keys, code: &[u8]) -> bool {
+        constant_time::verify_slices_are_equal(&self.rakp4(keys), code).is_ok()
+    }
+
+    /// RAKP Message 4's code.
+    pub(super) fn rakp4(&self, keys: &Keys) -> Vec<u8> {
         let parts: [&[u8]; 3] = [&self.console_random, &self.bmc.to_le_bytes(), &self.guid];
         let tag = self.suite.digest(&keys.sik, &parts);
-        constant_time::verify_slices_are_equal(&tag.as_ref()[..self.suite.code_length()], code).is_ok()
+        tag.as_ref()[..self.suite.code_length()].to_vec()
     }
 
     fn role(&self) -> [u8; 2] {

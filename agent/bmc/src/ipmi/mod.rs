@@ -32,8 +32,11 @@ pub mod user;
 
 pub use client::Ipmi;
 
-/// Every parser of a BMC's bytes, by name, for a fuzzer: whether the bytes had a meaning.
-pub const PARSERS: [(&str, fn(&[u8]) -> bool); 8] = [
+/// A parser, which says whether the bytes have a meaning.
+pub type Parser = fn(&[u8]) -> bool;
+
+/// Every parser of a BMC's bytes, by name, for a fuzzer.
+pub const PARSERS: [(&str, Parser); 8] = [
     ("packet", |bytes| packet::datagram(bytes).is_ok()),
     ("message", |bytes| packet::response(bytes).is_ok()),
     ("open", |bytes| session::open_response(bytes).is_ok()),

@@ -5,8 +5,9 @@
 //! - Every request ends in an answer or an error by [`REQUEST_TIME`], whatever arrives.
 //! - Inside a session only what is signed, encrypted, new and asked for is believed.
 //! - One request is on its way at a time.
-//! - A login that failed after a repeated message is tried again before anyone is called wrong: the
-//!   BMC may have answered the two copies with two random numbers.
+//! - A login that failed after a repeated message, or after the BMC proved to know the password, is
+//!   tried again before anyone is called wrong: the BMC may have answered two copies of a message
+//!   with two random numbers.
 
 use std::{collections::VecDeque, fmt, time::Duration};
 
@@ -58,6 +59,8 @@ pub struct Session {
     logins: u8,
     /// Whether a message of this login was repeated.
     is_repeated: bool,
+    /// Whether a login was confirmed with a code of another key.
+    has_other_key: bool,
     outgoing: VecDeque<Outgoing>,
     exchange: Option<Exchange>,
     wanted: Option<Wanted>,
@@ -183,6 +186,7 @@ impl Session {
             privilege: Privilege::Administrator,
             logins: 0,
             is_repeated: false,
+            has_other_key: false,
             outgoing: VecDeque::new(),
             exchange: None,
             wanted: None,
@@ -418,7 +422,7 @@ impl Session {
         if rakp2.tag != self.logins || rakp2.console.is_some_and(|console| console != self.nonce.session) {
             return Err(Malformed("another session"));
         }
-        let (random, guid, code) = match rakp2.result {
+        let Proof { random, guid, code } = match rakp2.result {
             Ok(proof) => proof,
             Err(status) => {
                 self.rejected(now, status);
@@ -458,6 +462,7 @@ impl Session {
             return Err(Malformed("not what was asked for"));
         };
         if !self.handshake(*bmc, *bmc_random, *guid).is_rakp4(keys, code) {
+            self.has_other_key = true;
             return Err(Malformed("a wrong code"));
         }
         let State::Confirming { bmc, keys, .. } = std::mem::replace(&mut self.state, State::Fresh) else {
@@ -555,11 +560,13 @@ impl Session {
                 return self.open(now);
             }
             0x02 | 0x08 | 0x0d | 0x0f if self.is_repeated => return self.open(now),
+            // RAKP Message 2 proved that it knows the password: it goes by another random number.
+            0x02 | 0x08 | 0x0f if matches!(self.state, State::Confirming { .. }) => return self.open(now),
             0x01 | 0x0b => BmcError::Unreachable("it has no session free: close others, or wait a minute".to_owned()),
             0x02 | 0x08 => BmcError::Unreachable("it forgot the session while it was opened".to_owned()),
             0x09 | 0x0a => BmcError::Denied("the user is no operator: give it at least that privilege".to_owned()),
             0x0c | 0x0d => BmcError::Denied("it knows no such user, or the user is not enabled for LAN".to_owned()),
-            0x0f => BmcError::Denied("wrong password, or the BMC has a key (Kg) of its own".to_owned()),
+            0x0f => BmcError::Denied("wrong password".to_owned()),
             status => BmcError::Refused(format!("it ended the login with status {status:#04x}")),
         };
         self.end(why);
@@ -579,6 +586,10 @@ impl Session {
         match self.state {
             // Some BMCs are silent instead of refusing a suite they do not know.
             State::Opening if self.suite == Suite::Sha256 => self.other_suite(now, ""),
+            // Only now: anybody can send a wrong code before the right one comes.
+            State::Confirming { .. } if self.has_other_key => {
+                self.end(BmcError::Denied("the BMC has a key (Kg) of its own: clear it".to_owned()));
+            }
             State::Proving { .. } | State::Confirming { .. } if self.logins < 2 => self.open(now),
             State::Probing => self.end(BmcError::Unreachable("no answer to IPMI over LAN".to_owned())),
             State::Open { .. } => self.end(BmcError::Unreachable("no answer in the session".to_owned())),
@@ -747,15 +758,27 @@ pub struct Rakp<T> {
     pub result: Result<T, u8>,
 }
 
-/// Reads RAKP Message 2 (table 13-12): the BMC's random number, its GUID and the code.
-pub fn rakp2(payload: &[u8]) -> Result<Rakp<([u8; 16], [u8; 16], &[u8])>, Malformed> {
+/// How a BMC shows that it knows the password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proof<'a> {
+    /// Its random number.
+    pub random: [u8; 16],
+    /// Its GUID.
+    pub guid: [u8; 16],
+    /// The code.
+    pub code: &'a [u8],
+}
+
+/// Reads RAKP Message 2 (table 13-12).
+pub fn rakp2(payload: &[u8]) -> Result<Rakp<Proof<'_>>, Malformed> {
     let mut reader = Reader::new(payload);
     let [tag, status, _, _] = reader.array()?;
     if status != 0 {
         return Ok(Rakp { tag, console: reader.u32().ok(), result: Err(status) });
     }
     let console = reader.u32()?;
-    Ok(Rakp { tag, console: Some(console), result: Ok((reader.array()?, reader.array()?, reader.rest)) })
+    let (random, guid) = (reader.array()?, reader.array()?);
+    Ok(Rakp { tag, console: Some(console), result: Ok(Proof { random, guid, code: reader.rest }) })
 }
 
 /// Reads RAKP Message 4 (table 13-14): the code.
@@ -767,4 +790,501 @@ pub fn rakp4(payload: &[u8]) -> Result<Rakp<&[u8]>, Malformed> {
     }
     let console = reader.u32()?;
     Ok(Rakp { tag, console: Some(console), result: Ok(reader.rest) })
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::collections::BTreeMap;
+
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What a BMC answers to a network function, a command and its data: a completion code and data.
+    type Respond = Box<dyn FnMut(u8, u8, &[u8]) -> (u8, Vec<u8>) + Send>;
+
+    /// A BMC of the test's: the other half of the session.
+    pub(in super::super) struct Fake {
+        respond: Respond,
+        suites: Vec<Suite>,
+        password: &'static [u8],
+        /// The most privilege its user has.
+        privilege: u8,
+        /// How often it says that it is busy.
+        busy: u32,
+        /// Whether a repeated RAKP Message 1 gives another random number.
+        is_forgetful: bool,
+        suite: Suite,
+        console: u32,
+        console_random: [u8; 16],
+        bmc_random: [u8; 16],
+        role: u8,
+        user: Vec<u8>,
+        pub(in super::super) keys: Option<Keys>,
+        sent: u32,
+        asked: Vec<String>,
+    }
+
+    const BMC: u32 = 0x0b3c_0b3c;
+    const GUID: [u8; 16] = [7; 16];
+
+    impl Fake {
+        pub(in super::super) fn responding(
+            respond: impl FnMut(u8, u8, &[u8]) -> (u8, Vec<u8>) + Send + 'static,
+        ) -> Self {
+            Self { respond: Box::new(respond), ..Self::new() }
+        }
+
+        fn new() -> Self {
+            Self {
+                respond: Box::new(|_, command, _| (0, vec![command])),
+                suites: vec![Suite::Sha256, Suite::Sha1],
+                password: b"secret",
+                privilege: 4,
+                busy: 0,
+                is_forgetful: false,
+                suite: Suite::Sha256,
+                console: 0,
+                console_random: [0; 16],
+                bmc_random: [1; 16],
+                role: 0,
+                user: Vec::new(),
+                keys: None,
+                sent: 0,
+                asked: Vec::new(),
+            }
+        }
+
+        fn handshake(&self) -> Handshake<'_> {
+            Handshake {
+                suite: self.suite,
+                console: self.console,
+                bmc: BMC,
+                console_random: self.console_random,
+                bmc_random: self.bmc_random,
+                guid: GUID,
+                role: self.role,
+                user: &self.user,
+                password: self.password,
+            }
+        }
+
+        pub(in super::super) fn handle(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+            let plus = match packet::datagram(bytes).unwrap() {
+                Datagram::Plain { .. } => {
+                    self.asked.push("capabilities".to_owned());
+                    return Some(packet::plain(&answer(0, 0x07, 0x38, 0, &[1, 0x80, 0x04, 0x02, 0, 0, 0, 0])));
+                }
+                Datagram::Plus(plus) => plus,
+            };
+            let payload = plus.payload;
+            match plus.kind {
+                Kind::OpenRequest => {
+                    self.console = u32::from_le_bytes(payload[4..8].try_into().unwrap());
+                    let wanted = [payload[12], payload[20], payload[28]];
+                    self.asked.push(format!("open {wanted:?}"));
+                    let Some(suite) = self.suites.iter().find(|suite| suite.algorithms() == wanted) else {
+                        return Some(packet::plus(Kind::OpenResponse, &[payload[0], 0x11, 0, 0]));
+                    };
+                    self.suite = *suite;
+                    let mut response = vec![payload[0], 0, 4, 0];
+                    response.extend(self.console.to_le_bytes());
+                    response.extend(BMC.to_le_bytes());
+                    response.extend(&payload[8..32]);
+                    Some(packet::plus(Kind::OpenResponse, &response))
+                }
+                Kind::Rakp1 => {
+                    self.console_random = payload[8..24].try_into().unwrap();
+                    self.role = payload[24];
+                    self.user = payload[28..].to_vec();
+                    self.asked.push(format!("rakp1 {:#04x}", self.role));
+                    if self.role & 0x0f > self.privilege {
+                        return Some(packet::plus(Kind::Rakp2, &[payload[0], 0x0a, 0, 0]));
+                    }
+                    if self.is_forgetful {
+                        self.bmc_random[0] = self.bmc_random[0].wrapping_add(1);
+                    }
+                    let mut response = vec![payload[0], 0, 0, 0];
+                    response.extend(self.console.to_le_bytes());
+                    response.extend(self.bmc_random);
+                    response.extend(GUID);
+                    response.extend(self.handshake().rakp2());
+                    Some(packet::plus(Kind::Rakp2, &response))
+                }
+                Kind::Rakp3 => {
+                    self.asked.push(format!("rakp3 {}", payload[1]));
+                    if payload[1] != 0 {
+                        return None;
+                    }
+                    let mut response = vec![payload[0], 0, 0, 0];
+                    if payload[8..] != self.handshake().rakp3() {
+                        response[1] = 0x0f;
+                        return Some(packet::plus(Kind::Rakp4, &response));
+                    }
+                    response.extend(self.console.to_le_bytes());
+                    let keys = self.handshake().keys();
+                    response.extend(self.handshake().rakp4(&keys));
+                    self.keys = Some(keys);
+                    Some(packet::plus(Kind::Rakp4, &response))
+                }
+                Kind::Ipmi => {
+                    let keys = self.keys.as_ref()?;
+                    if !keys.is_signed(plus.covered) {
+                        return None;
+                    }
+                    let message = keys.decrypt(payload).unwrap();
+                    let (netfn, sequence, command) = (message[1] >> 2, message[4], message[5]);
+                    self.asked.push(format!("{netfn:#04x}/{command:#04x} number {}", sequence >> 2));
+                    let (completion, data) = if command == 0x3b {
+                        (if message[6] > self.privilege { 0x81 } else { 0x00 }, vec![message[6]])
+                    } else if self.busy > 0 {
+                        self.busy -= 1;
+                        (0xc0, vec![])
+                    } else {
+                        (self.respond)(netfn, command, &message[6..message.len() - 1])
+                    };
+                    let response = answer(sequence >> 2, netfn | 1, command, completion, &data);
+                    self.sent += 1;
+                    let sealed = keys.encrypt([9; 16], &response);
+                    Some(packet::secured(Kind::Ipmi, self.console, self.sent, &sealed, |covered| keys.sign(covered)))
+                }
+                _ => None,
+            }
+        }
+    }
+
+    fn answer(sequence: u8, netfn: u8, command: u8, completion: u8, data: &[u8]) -> Vec<u8> {
+        let head = [0x81, netfn << 2];
+        let mut body = vec![0x20, sequence << 2, command, completion];
+        body.extend(data);
+        [&head[..], &[packet::checksum(&head)], &body, &[packet::checksum(&body)]].concat()
+    }
+
+    /// What befalls a datagram.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Fate {
+        Arrives,
+        Lost,
+        Doubled,
+        Late,
+    }
+
+    /// Datagrams under way, by when they arrive; `true` are for the BMC.
+    #[derive(Default)]
+    struct Network {
+        fates: Vec<Fate>,
+        under_way: BTreeMap<(Mono, usize), (bool, Vec<u8>)>,
+        sent: usize,
+    }
+
+    impl Network {
+        fn send(&mut self, now: Mono, for_bmc: bool, datagram: Vec<u8>) {
+            let fate = self.fates.get(self.sent).copied().unwrap_or(Fate::Arrives);
+            self.sent += 1;
+            let soon = now.plus(Duration::from_millis(1));
+            let late = now.plus(Duration::from_millis(700));
+            let arrivals: &[Mono] = match fate {
+                Fate::Arrives => &[soon],
+                Fate::Lost => &[],
+                Fate::Doubled => &[soon, soon],
+                Fate::Late => &[late],
+            };
+            for (copy, at) in arrivals.iter().enumerate() {
+                self.under_way.insert((*at, self.sent * 2 + copy), (for_bmc, datagram.clone()));
+            }
+        }
+    }
+
+    fn session(password: &str) -> Session {
+        let credentials = Credentials { user: "admin".to_owned(), password: password.to_owned().into() };
+        Session::new(Mono::default(), &credentials, Nonce { session: 0x1234, random: [3; 16] }).unwrap()
+    }
+
+    /// Plays until there is an answer, and tells when.
+    fn play(
+        session: &mut Session,
+        fake: &mut Fake,
+        fates: &[Fate],
+        mut now: Mono,
+        request: Request,
+    ) -> (Result<Vec<u8>, Failure>, Mono) {
+        let mut network = Network { fates: fates.to_vec(), ..Network::default() };
+        session.request(now, request);
+        for _ in 0..10_000 {
+            while let Some(datagram) = session.transmit([5; 16]) {
+                network.send(now, true, datagram);
+            }
+            if let Some(answer) = session.answer() {
+                return (answer, now);
+            }
+            let timeout = session.timeout().expect("it waits for something");
+            match network.under_way.first_key_value() {
+                Some((&(at, _), _)) if at <= timeout => {
+                    let (_, (for_bmc, datagram)) = network.under_way.pop_first().unwrap();
+                    now = at.max(now);
+                    if for_bmc {
+                        if let Some(reply) = fake.handle(&datagram) {
+                            network.send(now, false, reply);
+                        }
+                    } else {
+                        session.handle(now, &datagram);
+                    }
+                }
+                _ => {
+                    now = timeout.max(now);
+                    session.handle_timeout(now);
+                }
+            }
+        }
+        panic!("it never ends");
+    }
+
+    const ASK: fn() -> Request = || Request::new(0x00, 0x01, &[]);
+
+    fn check(fake: Fake, password: &str, expected: Expect) {
+        let (mut fake, mut session) = (fake, session(password));
+        let (answer, at) = play(&mut session, &mut fake, &[], Mono::default(), ASK());
+        let answer = answer.map_err(BmcError::from);
+        expected.assert_eq(&format!("{}\n{answer:?} after {:?}\n", fake.asked.join("\n"), at.0));
+    }
+
+    #[test]
+    fn a_session_is_opened_by_its_first_request() {
+        check(
+            Fake::new(),
+            "secret",
+            expect![[r#"
+            capabilities
+            open [3, 4, 1]
+            rakp1 0x14
+            rakp3 0
+            0x06/0x3b number 1
+            0x00/0x01 number 2
+            Ok([1]) after 12ms
+        "#]],
+        );
+    }
+
+    #[test]
+    fn suite_3_is_asked_for_when_17_is_not_taken() {
+        check(
+            Fake { suites: vec![Suite::Sha1], ..Fake::new() },
+            "secret",
+            expect![[r#"
+            capabilities
+            open [3, 4, 1]
+            open [1, 1, 1]
+            rakp1 0x14
+            rakp3 0
+            0x06/0x3b number 1
+            0x00/0x01 number 2
+            Ok([1]) after 14ms
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_bmc_with_neither_suite_is_told_of() {
+        check(
+            Fake { suites: vec![], ..Fake::new() },
+            "secret",
+            expect![[r#"
+            capabilities
+            open [3, 4, 1]
+            open [1, 1, 1]
+            Err(Refused("it takes neither cipher suite 17 nor 3: enable one of them")) after 6ms
+        "#]],
+        );
+    }
+
+    #[test]
+    fn an_operator_is_content_with_less() {
+        check(
+            Fake { privilege: 3, ..Fake::new() },
+            "secret",
+            expect![[r#"
+            capabilities
+            open [3, 4, 1]
+            rakp1 0x14
+            open [3, 4, 1]
+            rakp1 0x13
+            rakp3 0
+            0x06/0x3b number 1
+            0x00/0x01 number 2
+            Ok([1]) after 16ms
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_mere_user_is_denied() {
+        check(
+            Fake { privilege: 2, ..Fake::new() },
+            "secret",
+            expect![[r#"
+            capabilities
+            open [3, 4, 1]
+            rakp1 0x14
+            open [3, 4, 1]
+            rakp1 0x13
+            Err(Denied("the user is no operator: give it at least that privilege")) after 10ms
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_wrong_password_is_denied_after_one_login() {
+        check(
+            Fake::new(),
+            "wrong",
+            expect![[r#"
+                capabilities
+                open [3, 4, 1]
+                rakp1 0x14
+                Err(Denied("wrong password")) after 6ms
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_busy_bmc_is_asked_again_with_another_number() {
+        check(
+            Fake { busy: 2, ..Fake::new() },
+            "secret",
+            expect![[r#"
+            capabilities
+            open [3, 4, 1]
+            rakp1 0x14
+            rakp3 0
+            0x06/0x3b number 1
+            0x00/0x01 number 2
+            0x00/0x01 number 3
+            0x00/0x01 number 4
+            Ok([1]) after 616ms
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_bmc_that_is_always_busy_is_given_up_by_the_deadline() {
+        let (mut fake, mut session) = (Fake { busy: u32::MAX, ..Fake::new() }, session("secret"));
+        let (answer, at) = play(&mut session, &mut fake, &[], Mono::default(), ASK());
+        assert!(matches!(answer, Err(Failure::Ended(BmcError::Unreachable(_)))), "{answer:?}");
+        assert_eq!(at, Mono(REQUEST_TIME));
+    }
+
+    #[test]
+    fn a_silent_bmc_is_given_up_in_seconds() {
+        let (mut fake, mut session) = (Fake::new(), session("secret"));
+        let (answer, at) = play(&mut session, &mut fake, &[Fate::Lost; 100], Mono::default(), ASK());
+        assert!(matches!(answer, Err(Failure::Ended(BmcError::Unreachable(_)))), "{answer:?}");
+        assert_eq!(at.0, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_password_too_long_is_refused_before_anything_is_sent() {
+        let credentials = Credentials { user: "admin".to_owned(), password: "twenty-one-bytes-long".to_owned().into() };
+        let why = Session::new(Mono::default(), &credentials, Nonce { session: 1, random: [0; 16] }).unwrap_err();
+        assert!(matches!(why, BmcError::Refused(_)));
+        assert!(!format!("{:?}", session("secret")).contains("secret"));
+    }
+
+    #[test]
+    fn an_idle_session_is_kept_alive_and_one_that_is_not_answered_is_over() {
+        let (mut fake, mut session) = (Fake::new(), session("secret"));
+        let (_, now) = play(&mut session, &mut fake, &[], Mono::default(), ASK());
+        let idle = session.timeout().unwrap();
+        assert_eq!(now.until(idle), KEEP_ALIVE);
+        session.handle_timeout(idle);
+        let reply = fake.handle(&session.transmit([5; 16]).unwrap()).unwrap();
+        session.handle(idle, &reply);
+        assert_eq!(session.timeout(), Some(idle.plus(KEEP_ALIVE)));
+        let mut now = idle;
+        while session.is_open() {
+            now = session.timeout().unwrap();
+            session.handle_timeout(now);
+            while session.transmit([5; 16]).is_some() {}
+        }
+        assert!(session.is_over(now));
+    }
+
+    #[test]
+    fn a_replayed_or_forged_answer_is_not_believed() {
+        let (mut fake, mut session) = (Fake::new(), session("secret"));
+        let (_, now) = play(&mut session, &mut fake, &[], Mono::default(), ASK());
+        session.request(now, Request::new(0x00, 0x09, &[]));
+        let good = fake.handle(&session.transmit([5; 16]).unwrap()).unwrap();
+        for bit in 0..good.len() * 8 {
+            let mut forged = good.clone();
+            forged[bit / 8] ^= 1 << (bit % 8);
+            // RMCP's version and class are checked, its two other bytes are not.
+            if !(8..24).contains(&bit) {
+                session.handle(now, &forged);
+                assert_eq!(session.answer(), None, "bit {bit}");
+            }
+        }
+        session.handle(now, &good);
+        assert_eq!(session.answer(), Some(Ok(vec![0x09])));
+        session.request(now, Request::new(0x00, 0x09, &[]));
+        session.handle(now, &good);
+        assert_eq!(session.answer(), None);
+    }
+
+    #[test]
+    fn a_number_is_new_once_and_within_the_window() {
+        let mut window = Window::default();
+        assert!(!window.is_new(0));
+        assert!(window.is_new(5) && !window.is_new(5));
+        assert!(window.is_new(3) && !window.is_new(3));
+        assert!(window.is_new(100) && !window.is_new(5) && window.is_new(99));
+        assert!(window.is_new(u32::MAX) && !window.is_new(100));
+    }
+
+    fn fate() -> impl Strategy<Value = Fate> {
+        prop_oneof![4 => Just(Fate::Arrives), 2 => Just(Fate::Lost), 1 => Just(Fate::Doubled), 1 => Just(Fate::Late)]
+    }
+
+    proptest! {
+        #[test]
+        fn every_request_ends_in_its_answer_or_unreachable_by_its_deadline(
+            fates in prop::collection::vec(fate(), 0..40),
+            more in prop::collection::vec(fate(), 0..20),
+            is_forgetful: bool,
+            has_17: bool,
+            busy in 0_u32..3,
+        ) {
+            let suites = if has_17 { vec![Suite::Sha256, Suite::Sha1] } else { vec![Suite::Sha1] };
+            let mut fake = Fake { suites, is_forgetful, busy, ..Fake::new() };
+            let mut session = session("secret");
+            let mut now = Mono::default();
+            for (fates, command) in [(fates, 0x01), (more, 0x09)] {
+                let began = now;
+                // A BMC that forgets and a network that delays can make a good login look wrong.
+                let fates: Vec<_> = fates.into_iter().filter(|fate| !is_forgetful || *fate != Fate::Late).collect();
+                let (answer, at) = play(&mut session, &mut fake, &fates, now, Request::new(0x00, command, &[]));
+                prop_assert!(began.until(at) <= REQUEST_TIME);
+                match answer {
+                    Ok(data) => prop_assert_eq!(data, vec![command]),
+                    Err(Failure::Ended(BmcError::Unreachable(_))) => {}
+                    Err(other) => prop_assert!(false, "{other:?}"),
+                }
+                now = at;
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_a_session_panic(datagrams in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..100), 1..8)) {
+            let mut session = session("secret");
+            session.request(Mono::default(), ASK());
+            for mut datagram in datagrams {
+                if datagram.len() > 6 {
+                    datagram[..5].copy_from_slice(&[6, 0, 0xff, 7, 6]);
+                }
+                session.handle(Mono::default(), &datagram);
+                let _ = (open_response(&datagram), rakp2(&datagram), rakp4(&datagram));
+            }
+            prop_assert!(!session.is_open());
+        }
+    }
 }

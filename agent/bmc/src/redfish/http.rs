@@ -314,9 +314,10 @@ impl Http {
             "Password": state.credentials.password.as_str(),
         });
         let answer = self.exchange(state, &Method::POST, &sessions, &Payload::Json(wanted), None, false).await?;
-        if answer.status == StatusCode::UNAUTHORIZED {
+        if answer.is_login_denied() {
             let secrets = [state.credentials.password.to_string()];
-            return answer.done(&sessions, &secrets).map(drop);
+            let why = fault::of_status(StatusCode::UNAUTHORIZED, &sessions, Node(Some(&answer.body)), &secrets);
+            return Err(why);
         }
         let link = answer.location.clone().or_else(|| Node(Some(&answer.body)).target());
         state.login = match answer.token {
@@ -505,6 +506,15 @@ impl Answer {
 }
 
 impl Answer {
+    /// Whether it was the name or the password that a session was not made for. iLO says so with
+    /// status 400.
+    fn is_login_denied(&self) -> bool {
+        let is_denied =
+            |message: Node<'_>| message.word("MessageId").is_some_and(|id| id.contains("UnauthorizedLoginAttempt"));
+        matches!(self.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+            || Node(Some(&self.body)).at("error").items("@Message.ExtendedInfo").any(is_denied)
+    }
+
     /// The reply to a change, if neither its status nor its messages say that it was not made.
     fn changed(self, link: &Link, secrets: &[String]) -> Result<Reply, BmcError> {
         let reply = self.done(link, secrets)?;

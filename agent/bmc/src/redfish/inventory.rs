@@ -272,7 +272,7 @@ mod tests {
         #[test]
         fn no_json_makes_the_readers_panic(json in any_json()) {
             let node = Node(Some(&json));
-            (processor(node), memory(node), drive(node), macs(node));
+            let _ = (processor(node), memory(node), drive(node), macs(node));
         }
     }
 }

@@ -348,7 +348,7 @@ mod tests {
         #[test]
         fn no_json_makes_the_readers_panic(json in any_json()) {
             let node = Node(Some(&json));
-            (sensor(node), thermal(node), power(node), metrics("x", node), fan(node));
+            let _ = (sensor(node), thermal(node), power(node), metrics("x", node), fan(node));
         }
     }
 }

@@ -74,7 +74,10 @@ impl Service {
     pub async fn discover(root: Resource, which: &Which, walk: &mut Walk<'_>) -> Result<Self, BmcError> {
         let expands = expands(root.node());
         let collection = root.node().link("Systems").unwrap_or_else(|| Link::root().below("Systems"));
+        // A system that is not shown could be the one that is meant.
+        walk.is_strict = true;
         let systems = walk.members(&collection).await?;
+        walk.is_strict = false;
         if systems.is_empty()
             && let Some(skipped) = walk.skipped.first()
         {

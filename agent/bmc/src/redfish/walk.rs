@@ -33,6 +33,8 @@ pub struct Walk<'a> {
     expands: bool,
     seen: HashSet<Link>,
     silent: u32,
+    /// Whether it ends with the first resource that there is and that is not shown to us.
+    pub is_strict: bool,
     /// What was not read.
     pub skipped: Vec<Skipped>,
 }
@@ -40,7 +42,7 @@ pub struct Walk<'a> {
 impl<'a> Walk<'a> {
     /// Begins; `expands` when the service knows `$expand`.
     pub fn new(http: &'a Http, expands: bool) -> Self {
-        Self { http, expands, seen: HashSet::new(), silent: 0, skipped: Vec::new() }
+        Self { http, expands, seen: HashSet::new(), silent: 0, is_strict: false, skipped: Vec::new() }
     }
 
     /// Reports something that was not understood.
@@ -129,7 +131,7 @@ impl<'a> Walk<'a> {
             BmcError::Unreachable(_) | BmcError::Denied(_) => self.silent += 1,
             _ => self.silent = 0,
         }
-        if self.silent >= MAX_SILENT {
+        if self.silent >= MAX_SILENT || (self.is_strict && self.silent > 0) {
             return Err(error);
         }
         self.skip(link, error);
