@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use ipnet::IpNet;
 use serde::Deserialize;
 use tokio::{
     net::TcpListener,
@@ -68,9 +69,21 @@ pub struct File {
     /// How machines are switched.
     #[serde(default)]
     pub power: ExecFile,
+    /// Where BMCs may be.
+    #[serde(default)]
+    pub bmc: BmcFile,
     /// What is logged; default `info`.
     #[serde(default)]
     pub log: Filter,
+}
+
+/// `[bmc]` in agent.toml.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BmcFile {
+    /// The networks in which BMCs are asked; when absent, everywhere but at addresses that are the
+    /// node itself, link-local or nobody's.
+    pub networks: Option<Vec<IpNet>>,
 }
 
 /// The configuration as used.
@@ -86,6 +99,8 @@ pub struct Config {
     pub events: u64,
     /// How machines are switched.
     pub power: Exec,
+    /// The networks in which BMCs are asked.
+    pub bmc_networks: Option<Vec<IpNet>>,
     /// What is logged.
     pub log: Filter,
 }
@@ -114,8 +129,8 @@ impl TryFrom<File> for Config {
             return Err("events must be at least 1000: a single deploy makes dozens".into());
         }
         let power = Exec::try_from(file.power)?;
-        let File { state, socket, metrics, events, log, .. } = file;
-        Ok(Self { state, socket, metrics, events, power, log })
+        let File { state, socket, metrics, events, bmc, log, .. } = file;
+        Ok(Self { state, socket, metrics, events, power, bmc_networks: bmc.networks, log })
     }
 }
 
@@ -139,7 +154,7 @@ impl Config {
 pub struct Seams {
     /// The present.
     pub clock: Arc<dyn Clock>,
-    /// What switches machines; the configuration's `[power]` when absent.
+    /// What switches machines without a BMC; the configuration's `[power]` when absent.
     pub power: Option<Arc<dyn Power>>,
 }
 
@@ -178,7 +193,7 @@ impl Settings {
             Some(Reread::Same) | None => {}
         }
         // A setting that is added is decided on here.
-        let Config { state, socket, metrics, events, power, log } = fresh;
+        let Config { state, socket, metrics, events, power, bmc_networks, log } = fresh;
         if taken.take("power", &mut used.power, power) {
             self.exec.send_replace(Arc::new(power.clone()));
         }
@@ -187,6 +202,7 @@ impl Settings {
         taken.keep("socket", &used.socket, socket);
         taken.keep("metrics", &used.metrics, metrics);
         taken.keep("events", &used.events, events);
+        taken.keep("bmc", &used.bmc_networks, bmc_networks);
         Ok(taken)
     }
 }
@@ -252,7 +268,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let ledger = Ledger::open(database, spool.clone(), clock.now().wall).await?;
     let intent = intent::Store::open_for(&config.state, link.rack)
         .with_context(|| format!("cannot read the intent in {}", config.state.display()))?;
-    let bmcs = Bmcs::open(&config.state, link.rack)
+    let bmcs = Bmcs::open(&config.state, link.rack, config.bmc_networks.clone())
         .with_context(|| format!("cannot read how BMCs are reached in {}", config.state.display()))?;
     let socket = local::bind(&config.socket)
         .with_context(|| format!("cannot listen on {}: does its directory exist?", config.socket.display()))?;
@@ -269,7 +285,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let mut parts = JoinSet::new();
     {
         let executor = Executor {
-            driver: power.unwrap_or_else(|| Arc::new(Drivers { bmcs: bmcs.clone(), exec: configured })),
+            driver: Arc::new(Drivers { bmcs: bmcs.clone(), other: power.unwrap_or_else(|| Arc::new(configured)) }),
             ledger: ledger.clone(),
             spool: spool.clone(),
             intent: intent.clone(),

@@ -12,17 +12,23 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use rackhand_bmc::{Bmc, BmcError, Credentials, ipmi::Ipmi, redfish::Redfish};
+use rackhand_bmc::{
+    Bmc, BmcError, Credentials,
+    ipmi::Ipmi,
+    redfish::{Bounds, Fingerprint, Redfish, Target, Which},
+};
 use rackhand_common::{
     bmc::{self, Access, Look, Protocol, Seen},
     id::{MachineId, RackId},
     seal::Seal,
 };
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
@@ -46,6 +52,7 @@ struct Inner {
     file: PathBuf,
     seal: Seal,
     rack: RackId,
+    networks: Option<Vec<IpNet>>,
     stored: Mutex<Stored>,
     /// Held while the file is being replaced.
     writing: tokio::sync::Mutex<()>,
@@ -88,8 +95,8 @@ struct Line {
 }
 
 impl Bmcs {
-    /// Those in this directory of a node that serves `rack`.
-    pub fn open(dir: &Path, rack: RackId) -> io::Result<Self> {
+    /// Those in this directory of a node that serves `rack`, asked in these networks only.
+    pub fn open(dir: &Path, rack: RackId, networks: Option<Vec<IpNet>>) -> io::Result<Self> {
         let file = dir.join(FILE);
         let seal = Seal::new(&key(dir)?);
         let stored = match fs::read(&file) {
@@ -104,6 +111,7 @@ impl Bmcs {
             file,
             seal,
             rack,
+            networks,
             stored: Mutex::new(stored),
             writing: tokio::sync::Mutex::default(),
             conversations: Mutex::default(),
@@ -220,6 +228,7 @@ impl Reached {
 
     async fn begin(&self) -> Result<Line, BmcError> {
         let Access { at, protocol, user, password, .. } = &self.known.access;
+        check_place(at.address, self.bmcs.0.networks.as_deref())?;
         let credentials = || Credentials { user: user.clone(), password: password.clone().into() };
         let ipmi = || {
             let bmc: Arc<dyn Bmc> = Arc::new(Ipmi::new(at.or(IPMI), credentials()));
@@ -228,9 +237,14 @@ impl Reached {
         if *protocol == Protocol::Ipmi {
             return Ok(ipmi());
         }
-        let url = format!("https://{}", at.or(HTTPS));
-        let redfish = Redfish::new(&url, credentials(), self.known.believed())?;
-        match redfish.probe().await {
+        let redfish = Redfish::new(Target {
+            url: format!("https://{}", at.or(HTTPS)),
+            credentials: credentials(),
+            fingerprint: self.known.believed().map(fingerprint).transpose()?,
+            system: Which::Only,
+            bounds: Bounds::default(),
+        })?;
+        match redfish.greet().await {
             // Somebody answers, and is not believed: it is not asked in another way either.
             Err(error @ BmcError::Changed(_)) => return Err(error),
             Err(error) if *protocol == Protocol::Redfish => return Err(error),
@@ -238,7 +252,7 @@ impl Reached {
                 tracing::debug!(bmc = %at, %error, "no Redfish there: it is asked by IPMI");
                 return Ok(ipmi());
             }
-            Ok(()) => {}
+            Ok(_) => {}
         }
         let fingerprint = redfish.fingerprint().map(|fingerprint| fingerprint.to_string());
         if let Some(fingerprint) = fingerprint.as_deref().filter(|_| self.known.believed().is_none()) {
@@ -251,6 +265,36 @@ impl Reached {
         }
         Ok(Line { protocol: Protocol::Redfish, bmc: Arc::new(redfish), fingerprint })
     }
+}
+
+/// That a BMC can be at this address: what the controller says must not make the node talk to
+/// itself.
+fn check_place(address: IpAddr, networks: Option<&[IpNet]>) -> Result<(), BmcError> {
+    let is_there = match networks {
+        Some(networks) => networks.iter().any(|network| network.contains(&address)),
+        None => !is_inward(address),
+    };
+    let advice = "is in none of the networks in which this node asks BMCs (`bmc.networks` in agent.toml)";
+    is_there.then_some(()).ok_or_else(|| BmcError::Refused(format!("{address} {advice}")))
+}
+
+fn is_inward(address: IpAddr) -> bool {
+    address.is_loopback()
+        || address.is_unspecified()
+        || address.is_multicast()
+        || match address {
+            IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
+            IpAddr::V6(address) => {
+                address.is_unicast_link_local() || address.to_ipv4_mapped().is_some_and(|inner| is_inward(inner.into()))
+            }
+        }
+}
+
+fn fingerprint(digits: &str) -> Result<Fingerprint, BmcError> {
+    let mut bytes = [0; 32];
+    let decoded = hex::decode_to_slice(digits, &mut bytes);
+    decoded.map_err(|_| BmcError::Refused("its fingerprint is not 64 hexadecimal digits".into()))?;
+    Ok(Fingerprint(bytes))
 }
 
 fn sealed(stored: &Stored, seal: &Seal) -> Vec<u8> {
@@ -294,13 +338,13 @@ mod tests {
     async fn bmcs_survive_a_restart_with_their_passwords_sealed_and_revisions_only_move_forward() {
         let dir = tempfile::tempdir().unwrap();
         let (rack, machine) = (RackId::fresh(), MachineId::fresh());
-        let bmcs = Bmcs::open(dir.path(), rack).unwrap();
+        let bmcs = Bmcs::open(dir.path(), rack, None).unwrap();
         assert_eq!(bmcs.revision(), 0);
         assert_eq!(bmcs.store(wanted(rack, 3, vec![access(machine, "10.0.0.5")])).await.unwrap(), 3);
         assert_eq!(bmcs.store(wanted(rack, 2, Vec::new())).await.unwrap(), 3);
         let text = fs::read_to_string(dir.path().join(FILE)).unwrap();
         assert!(!text.contains("canary") && text.contains("10.0.0.5"), "{text}");
-        let again = Bmcs::open(dir.path(), rack).unwrap();
+        let again = Bmcs::open(dir.path(), rack, None).unwrap();
         assert_eq!(again.revision(), 3);
         assert_eq!(again.of(machine).unwrap().known.access, access(machine, "10.0.0.5"));
         assert!(again.of(MachineId::fresh()).is_none());
@@ -312,13 +356,13 @@ mod tests {
     async fn a_certificate_is_kept_until_it_is_said_anew_how_the_bmc_is_reached() {
         let dir = tempfile::tempdir().unwrap();
         let (rack, machine) = (RackId::fresh(), MachineId::fresh());
-        let bmcs = Bmcs::open(dir.path(), rack).unwrap();
+        let bmcs = Bmcs::open(dir.path(), rack, None).unwrap();
         let here = access(machine, "10.0.0.5");
         bmcs.store(wanted(rack, 1, vec![here.clone()])).await.unwrap();
         bmcs.keep(&here, "aa").await.unwrap();
         bmcs.keep(&here, "bb").await.unwrap();
         bmcs.store(wanted(rack, 2, vec![here.clone()])).await.unwrap();
-        let again = Bmcs::open(dir.path(), rack).unwrap();
+        let again = Bmcs::open(dir.path(), rack, None).unwrap();
         assert_eq!(again.of(machine).unwrap().known.believed(), Some("aa"));
         again.store(wanted(rack, 3, vec![access(machine, "10.0.0.6")])).await.unwrap();
         assert_eq!(again.of(machine).unwrap().known.believed(), None);
@@ -331,7 +375,7 @@ mod tests {
     async fn a_conversation_is_kept_as_long_as_the_bmc_is_reached_in_the_same_way() {
         let dir = tempfile::tempdir().unwrap();
         let (rack, machine) = (RackId::fresh(), MachineId::fresh());
-        let bmcs = Bmcs::open(dir.path(), rack).unwrap();
+        let bmcs = Bmcs::open(dir.path(), rack, None).unwrap();
         bmcs.store(wanted(rack, 1, vec![access(machine, "10.0.0.5")])).await.unwrap();
         let first = bmcs.of(machine).unwrap().conversation;
         assert!(Arc::ptr_eq(&first, &bmcs.of(machine).unwrap().conversation));
@@ -339,11 +383,23 @@ mod tests {
         assert!(!Arc::ptr_eq(&first, &bmcs.of(machine).unwrap().conversation));
     }
 
+    #[test]
+    fn bmcs_are_asked_where_they_may_be_and_never_at_the_node_itself() {
+        let refused = |address: &str, networks: Option<&[IpNet]>| check_place(address.parse().unwrap(), networks).is_err();
+        for inward in ["127.0.0.1", "::1", "0.0.0.0", "169.254.169.254", "224.0.0.1", "fe80::1", "::ffff:127.0.0.1"] {
+            assert!(refused(inward, None), "{inward}");
+        }
+        assert!(!refused("10.20.0.5", None) && !refused("2001:db8::5", None));
+        let management = ["10.20.0.0/16".parse().unwrap()];
+        assert!(!refused("10.20.0.5", Some(&management)));
+        assert!(refused("10.21.0.5", Some(&management)) && refused("2001:db8::5", Some(&management)));
+    }
+
     #[tokio::test]
     async fn a_damaged_file_is_no_reason_not_to_start() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(FILE), "{").unwrap();
-        let bmcs = Bmcs::open(dir.path(), RackId::fresh()).unwrap();
+        let bmcs = Bmcs::open(dir.path(), RackId::fresh(), None).unwrap();
         assert_eq!(bmcs.revision(), 0);
     }
 }

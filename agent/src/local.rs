@@ -470,7 +470,7 @@ mod tests {
                 agent: AgentId::fresh(),
                 rack,
                 intent: intent.clone(),
-                bmcs: Bmcs::open(dir.path(), rack).unwrap(),
+                bmcs: Bmcs::open(dir.path(), rack, None).unwrap(),
                 boot_has: watch::Sender::new(0),
                 spool: spool.clone(),
                 timelines,

@@ -190,6 +190,15 @@ impl Machine {
         lines.map(|line| format!("\n    {line}")).collect()
     }
 
+    /// Brings its power to this state, from outside.
+    fn switch(&self, wanted: State) {
+        if self.power() != wanted {
+            let effect = if wanted == State::On { Effect::On } else { Effect::Off };
+            self.lock().effects.push(effect);
+            if wanted == State::On { self.power_on() } else { self.power_off() }
+        }
+    }
+
     /// Presses the power button; nothing when it is on.
     pub fn power_on(&self) {
         let mut inside = self.lock();
@@ -407,6 +416,29 @@ impl PowerDriver {
     }
 }
 
+/// The machine as a BMC in front of it has it.
+impl rackhand_bmc_sim::Chassis for Machine {
+    fn power(&self) -> bool {
+        Self::power(self) == State::On
+    }
+
+    fn set_power(&self, on: bool) -> Result<(), String> {
+        let wanted = if on { State::On } else { State::Off };
+        self.switch(wanted);
+        Ok(())
+    }
+
+    fn set_boot(&self, boot: &rackhand_bmc_sim::Boot) -> Result<(), String> {
+        let network = boot.source == Some(rackhand_bmc_sim::Source::Network);
+        let mut inside = self.lock();
+        if network {
+            inside.effects.push(Effect::NetworkOnce);
+        }
+        inside.network_once = network;
+        Ok(())
+    }
+}
+
 impl Power for PowerDriver {
     fn status<'a>(&'a self, target: &'a Target) -> Answer<'a, State> {
         Box::pin(async { Ok(self.find(target)?.power()) })
@@ -414,12 +446,7 @@ impl Power for PowerDriver {
 
     fn set<'a>(&'a self, target: &'a Target, wanted: State) -> Answer<'a, ()> {
         Box::pin(async move {
-            let machine = self.find(target)?;
-            if machine.power() != wanted {
-                let effect = if wanted == State::On { Effect::On } else { Effect::Off };
-                machine.lock().effects.push(effect);
-                if wanted == State::On { machine.power_on() } else { machine.power_off() }
-            }
+            self.find(target)?.switch(wanted);
             Ok(())
         })
     }

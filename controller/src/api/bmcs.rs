@@ -88,7 +88,7 @@ impl BmcAccess {
 impl NewBmcAccess {
     fn access(self, machine: id::MachineId) -> Result<Access, Error> {
         let at: At = self.address.parse().map_err(|error| Error::invalid("/address", error))?;
-        if at.address.is_unspecified() || at.address.is_multicast() || at.address.is_loopback() {
+        if at.address.is_unspecified() || at.address.is_multicast() {
             return Err(Error::invalid("/address", "is not one that a BMC can have"));
         }
         let protocol = match self.protocol.as_deref() {

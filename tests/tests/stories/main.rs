@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
 
 mod away;
+mod bmc;
 mod deploy;
 mod disks;
 mod identity;

@@ -1,0 +1,145 @@
+//! Machines that are switched by their BMCs.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use rackhand_bmc_sim::{Addresses, Boot, Chassis, Personality, Running, Simulator};
+use rackhand_common::{
+    bmc::Look,
+    wire::{LocalRequest, LocalResponse},
+};
+use rackhand_tests::{Machine, Model, VirtualRack, operator::PATIENCE, rack::Service, wait};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+/// What must be found nowhere but with the BMC and sealed.
+const PASSWORD: &str = "canary-b3c0";
+
+/// A machine, and how often its BMC changed its power.
+struct Behind {
+    machine: Machine,
+    switched: AtomicU32,
+}
+
+impl Chassis for Behind {
+    fn power(&self) -> bool {
+        Chassis::power(&self.machine)
+    }
+
+    fn set_power(&self, on: bool) -> Result<(), String> {
+        self.switched.fetch_add(1, Ordering::Relaxed);
+        Chassis::set_power(&self.machine, on)
+    }
+
+    fn set_boot(&self, boot: &Boot) -> Result<(), String> {
+        self.machine.set_boot(boot)
+    }
+}
+
+/// Puts a BMC in front of a machine.
+async fn bmc(machine: &Machine, mut personality: Personality) -> (Running, Arc<Behind>) {
+    personality.users[0].name = "rackhand".into();
+    personality.users[0].password = PASSWORD.into();
+    let behind = Arc::new(Behind { machine: machine.clone(), switched: AtomicU32::new(0) });
+    (Simulator::start(personality, behind.clone(), Addresses::default()).await.unwrap(), behind)
+}
+
+/// The path of a machine's BMC.
+async fn path(rack: &VirtualRack, machine: &Machine) -> String {
+    let row = rack.operator.machine(machine.mac()).await.unwrap().unwrap();
+    format!("/v1/racks/r1/bmcs/{}", row["id"].as_str().unwrap())
+}
+
+async fn reach(rack: &VirtualRack, machine: &Machine, protocol: &str, at: SocketAddr) {
+    let access = json!({
+        "address": at.to_string(), "protocol": protocol, "user": "rackhand", "password": PASSWORD,
+    });
+    let told = rack.operator.ask(Method::PUT, &path(rack, machine).await, Some(access)).await.unwrap();
+    assert!(!told.to_string().contains(PASSWORD), "{told}");
+}
+
+/// Asks until the agent has been told.
+async fn look(rack: &VirtualRack, machine: &Machine, what: &str) -> Value {
+    let path = format!("{}/{what}", path(rack, machine).await);
+    let look = async || rack.operator.get(&path).await.map_err(|error| format!("{error:#}"));
+    wait::until("the BMC is asked", PATIENCE, look).await
+}
+
+async fn there_and_back(protocol: &str) {
+    let mut rack = VirtualRack::new().await;
+    rack.image("sim-1", 3).await;
+    let machine = rack.machine(Model::default());
+    rack.ready(&machine).await;
+    let (running, behind) = bmc(&machine, Personality::generic(1)).await;
+    let at = if protocol == "ipmi" { running.ipmi } else { running.redfish };
+    reach(&rack, &machine, protocol, at).await;
+
+    let identity = look(&rack, &machine, "identity").await;
+    assert_eq!((&identity["identity"]["power"], &identity["identity"]["protocol"]), (&json!("on"), &json!(protocol)));
+    let sensors = look(&rack, &machine, "sensors").await;
+    assert!(sensors["sensors"]["readings"].as_array().unwrap().len() > 5, "{sensors}");
+
+    rack.active(&machine, "sim-1").await;
+    rack.operator.act(machine.mac(), "release", json!({})).await.unwrap();
+    rack.becomes(&machine, "ready").await;
+    assert!(behind.switched.load(Ordering::Relaxed) >= 2, "it was switched in another way");
+    for line in rack.operator.history(machine.mac()).await.unwrap() {
+        assert!(!format!("{line:?}").contains(PASSWORD), "{line:?}");
+    }
+    rack.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_is_released_by_its_bmc_over_ipmi() {
+    there_and_back("ipmi").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_is_released_by_its_bmc_over_redfish() {
+    there_and_back("redfish").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_the_controller_away_and_the_agent_started_anew_a_bmc_is_still_known_and_its_certificate_too() {
+    let mut rack = VirtualRack::new().await;
+    let machine = rack.machine(Model::default());
+    rack.ready(&machine).await;
+    let (running, behind) = bmc(&machine, Personality::generic(1)).await;
+    let at = running.redfish;
+    reach(&rack, &machine, "redfish", at).await;
+    look(&rack, &machine, "identity").await;
+    let stored = std::fs::read_to_string(rack.path("agent").join("bmcs.json")).unwrap();
+    assert!(!stored.contains(PASSWORD), "a password is stored in clear");
+
+    rack.kill(Service::Controller).await;
+    rack.restart(Service::Agent).await;
+    let answer = ask_node(&rack, &machine).await;
+    assert!(matches!(answer, LocalResponse::Seen(_)), "{answer:?}");
+
+    // Somebody else answers there now.
+    drop(running);
+    let there = Addresses { redfish: at, ..Addresses::default() };
+    let start = async || {
+        let started = Simulator::start(Personality::generic(2), behind.clone(), there).await;
+        started.map_err(|error| error.to_string())
+    };
+    let _other = wait::until("another BMC is there", PATIENCE, start).await;
+    let look = async || match ask_node(&rack, &machine).await {
+        LocalResponse::Unavailable(reason) if reason.contains("not the BMC it was") => Ok(reason),
+        other => Err(format!("{other:?}")),
+    };
+    let answer = wait::until("it is not believed", PATIENCE, look).await;
+    assert!(!answer.contains(PASSWORD), "{answer}");
+    rack.stop().await.unwrap();
+}
+
+/// What the node's own tool is answered.
+async fn ask_node(rack: &VirtualRack, machine: &Machine) -> LocalResponse {
+    let mut agent = rackhand_agent::local::Client::connect(&rack.path("agent.sock")).await.unwrap();
+    agent.ask(&LocalRequest::Look(machine.mac().to_string(), Look::Sensors)).await.unwrap()
+}
