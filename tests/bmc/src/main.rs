@@ -3,7 +3,9 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, ensure};
@@ -12,7 +14,8 @@ use rackhand_bmc_sim::{
     Addresses, Bench, Chassis, Personality, Role, Script, Simulator, control, personality::UserSpec,
 };
 use tokio::{
-    net::TcpListener,
+    io::DuplexStream,
+    net::{TcpListener, UnixStream},
     signal::unix::{SignalKind, signal},
 };
 
@@ -58,6 +61,9 @@ struct BmcArguments {
     /// Password of the administrator, at most 20 bytes.
     #[arg(long, requires = "user", env = "RACKHAND_BMC_PASSWORD", hide_env_values = true)]
     password: Option<String>,
+    /// Unix socket of the machine's serial line, as QEMU makes it; Serial over LAN shows it.
+    #[arg(long, value_name = "PATH")]
+    serial_line: Option<PathBuf>,
     /// Control (sensors, faults) over HTTP at this address; it is for loopback.
     #[arg(long, value_name = "ADDR:PORT")]
     control: Option<SocketAddr>,
@@ -168,11 +174,25 @@ async fn run(arguments: BmcArguments) -> anyhow::Result<()> {
             tokio::spawn(control::serve(listener, running.bmc.clone()));
         }
     }
+    if let Some((path, line)) = arguments.serial_line.zip(running.bmc.serial_line()) {
+        tokio::spawn(async move { connect(&path, line).await });
+    }
     tokio::select! {
         _ = terminated.recv() => {}
         interrupted = tokio::signal::ctrl_c() => interrupted?,
     }
     Ok(())
+}
+
+/// Joins the serial line to a socket, and again when that ends, as it does with each start of QEMU.
+async fn connect(path: &Path, mut line: DuplexStream) {
+    loop {
+        if let Ok(mut socket) = UnixStream::connect(path).await {
+            let ended = tokio::io::copy_bidirectional(&mut line, &mut socket).await;
+            tracing::debug!(?ended, "the serial line ended");
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 async fn tell(control: SocketAddr, what: &Control) -> anyhow::Result<()> {

@@ -10,7 +10,10 @@ use jiff::{SignedDuration, Timestamp};
 use rustls::{ServerConfig, crypto::aws_lc_rs::default_provider};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use sha2::{Digest, Sha256};
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::{
+    io::DuplexStream,
+    net::{TcpListener, UdpSocket},
+};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -22,6 +25,9 @@ use crate::{
     redfish,
     state::{PowerAct, State},
 };
+
+/// How many bytes may be on the serial line either way before the writer waits.
+const LINE: usize = 4096;
 
 /// What starts BMCs.
 #[derive(Debug)]
@@ -49,6 +55,7 @@ impl Default for Addresses {
 pub struct Bmc {
     state: Mutex<State>,
     redfish: Mutex<redfish::Service>,
+    line: Mutex<Option<DuplexStream>>,
     pub(crate) chassis: Arc<dyn Chassis>,
 }
 
@@ -66,6 +73,12 @@ impl Bmc {
 
     pub(crate) fn redfish(&self) -> MutexGuard<'_, redfish::Service> {
         self.redfish.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The machine's end of its serial line, once: what is written there is what it prints, what is
+    /// read what was typed at a console. Serial over LAN shows it.
+    pub fn serial_line(&self) -> Option<DuplexStream> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Has a sensor read this; false when there is none of this name.
@@ -114,7 +127,13 @@ impl Simulator {
     ) -> io::Result<Running> {
         let (has_ipmi, has_redfish) = (personality.has_ipmi, personality.has_redfish);
         let (tls, fingerprint) = certificate(&personality.serial).map_err(io::Error::other)?;
-        let bmc = Arc::new(Bmc { state: Mutex::new(State::new(personality)), redfish: Mutex::default(), chassis });
+        let (near, far) = tokio::io::duplex(LINE);
+        let bmc = Arc::new(Bmc {
+            state: Mutex::new(State::new(personality)),
+            redfish: Mutex::default(),
+            line: Mutex::new(Some(near)),
+            chassis,
+        });
         let stop = CancellationToken::new();
         let socket = UdpSocket::bind(addresses.ipmi).await?;
         let listener = TcpListener::bind(addresses.redfish).await?;
@@ -132,7 +151,7 @@ impl Simulator {
         };
         // Without a protocol, its port is closed.
         if has_ipmi {
-            tokio::spawn(stop.clone().run_until_cancelled_owned(ipmi::serve(socket, bmc.clone())));
+            tokio::spawn(stop.clone().run_until_cancelled_owned(ipmi::serve(socket, far, bmc.clone())));
         }
         if has_redfish {
             tokio::spawn(stop.clone().run_until_cancelled_owned(redfish::serve(listener, Some(tls), bmc.clone())));

@@ -21,8 +21,10 @@ pub(crate) struct Context<'a> {
     pub(crate) session: Option<&'a mut Session>,
     /// Sessions that are open.
     pub(crate) sessions: u8,
-    /// Whether there is a console to be had.
-    pub(crate) has_console: bool,
+    /// Whether a session has the console.
+    pub(crate) is_console_taken: bool,
+    /// The UDP port that answers.
+    pub(crate) port: u16,
 }
 
 /// What only IPMI's side remembers.
@@ -149,10 +151,7 @@ fn on_application(context: &mut Context<'_>, command: u8, data: &[u8]) -> Answer
         0x47 => set_user_password(context.state, data),
         0x48 => activate_payload(context, data),
         0x49 => deactivate_payload(context, data),
-        0x4a => {
-            let is_used = context.session.as_ref().is_some_and(|session| session.has_console);
-            Ok(vec![1, u8::from(is_used), 0])
-        }
+        0x4a => Ok(vec![1, u8::from(context.is_console_taken), 0]),
         0x4c => Ok(Vec::new()),
         0x4d => Ok(vec![0x02, 0, 0, 0]),
         0x4e => Ok(vec![0x03, 0, 0x0f, 0, 0, 0, 0, 0]),
@@ -336,17 +335,15 @@ fn activate_payload(context: &mut Context<'_>, data: &[u8]) -> Answer {
     if byte(data, 0)? & 0x3f != 1 {
         return Err(No::Code(0x82));
     }
-    let has_console = context.has_console;
+    let (is_taken, port) = (context.is_console_taken, context.port);
     let session = context.session.as_mut().ok_or(NO_PRIVILEGE)?;
-    if !has_console {
-        return Err(No::Code(0x81));
-    }
-    if session.has_console {
+    if is_taken {
         return Err(No::Code(0x80));
     }
     session.has_console = true;
     // Up to 200 bytes either way, by the port of the session.
-    Ok(vec![0, 0, 0, 0, 200, 0, 200, 0, 0x6f, 0x02, 0xff, 0xff])
+    let [low, high] = port.to_le_bytes();
+    Ok(vec![0, 0, 0, 0, 200, 0, 200, 0, low, high, 0xff, 0xff])
 }
 
 fn deactivate_payload(context: &mut Context<'_>, data: &[u8]) -> Answer {

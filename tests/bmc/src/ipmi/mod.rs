@@ -6,11 +6,16 @@
 mod command;
 mod packet;
 mod session;
+mod sol;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::{net::UdpSocket, task::spawn_blocking};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    net::UdpSocket,
+    task::spawn_blocking,
+};
 
 pub use session::SESSIONS;
 
@@ -18,19 +23,27 @@ use self::{
     command::{Context, Memory, No},
     packet::{Packet, Request, V2},
     session::{Gate, Sessions},
+    sol::Line,
 };
 use crate::{Bmc, chassis::Chassis, personality::Role, state::State};
 
 /// After how long a session that is silent is dropped (IPMI 2.0 §6.12.15: 60 s).
 const IDLE: SignedDuration = SignedDuration::from_secs(60);
 
+/// How long a machine may take to take what is typed, before that is lost.
+const STUCK: Duration = Duration::from_millis(100);
+
 /// The IPMI side of a BMC.
 #[derive(Debug, Default)]
 pub struct Server {
     sessions: Sessions,
     memory: Memory,
+    line: Line,
+    typed: Vec<u8>,
     restarts: u64,
     datagrams: u64,
+    /// The UDP port of this side, told to consoles.
+    pub port: u16,
 }
 
 impl Server {
@@ -41,6 +54,7 @@ impl Server {
         state: &mut State,
         chassis: &dyn Chassis,
         random: [u8; 16],
+        peer: SocketAddr,
         datagram: &[u8],
     ) -> Option<Vec<u8>> {
         if std::mem::replace(&mut self.restarts, state.restarts) != state.restarts {
@@ -60,8 +74,37 @@ impl Server {
                 Some(packet::plain(&self.reply(now, state, chassis, &request, None)?))
             }
             Packet::V2(packet) if packet.session == 0 => self.opening(now, state, chassis, random, &packet),
-            Packet::V2(packet) => self.within(now, state, chassis, random, &packet),
+            Packet::V2(packet) => self.within(now, state, chassis, random, peer, &packet),
         }
+    }
+
+    /// What was typed at the console since this was last asked.
+    pub fn typed(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.typed)
+    }
+
+    /// The machine printed this on its serial line. Without a console it is lost.
+    pub fn print(&mut self, characters: &[u8]) {
+        if self.sessions.open.iter().any(|session| session.has_console) {
+            self.line.print(characters);
+        }
+    }
+
+    /// Whether the machine may print more.
+    pub fn has_room(&self) -> bool {
+        self.line.has_room() || !self.sessions.open.iter().any(|session| session.has_console)
+    }
+
+    /// What to send to the console now, and where. `random` is used once.
+    pub fn transmit(&mut self, now: Timestamp, random: [u8; 16]) -> Option<(SocketAddr, Vec<u8>)> {
+        let session = self.sessions.open.iter_mut().find(|session| session.has_console)?;
+        let packet = self.line.transmit(now)?;
+        Some((session.peer?, session.seal(1, random, &packet)?))
+    }
+
+    /// When [`Self::transmit`] has something, though nothing is printed.
+    pub fn timeout(&self) -> Option<Timestamp> {
+        self.sessions.open.iter().any(|session| session.has_console).then(|| self.line.timeout())?
     }
 
     fn opening(
@@ -101,11 +144,18 @@ impl Server {
         state: &mut State,
         chassis: &dyn Chassis,
         random: [u8; 16],
+        peer: SocketAddr,
         packet: &V2<'_>,
     ) -> Option<Vec<u8>> {
         let (session, payload) = self.sessions.unseal(packet)?;
         session.heard = now;
+        session.peer = Some(peer);
         let id = session.id;
+        if packet.payload_type == 1 && session.has_console {
+            let (typed, answer) = self.line.receive(&payload)?;
+            self.typed.extend(typed);
+            return session.seal(1, random, &answer?);
+        }
         if packet.payload_type != 0 {
             return None;
         }
@@ -127,35 +177,71 @@ impl Server {
         session: Option<u32>,
     ) -> Option<Vec<u8>> {
         let open = self.sessions.open.iter().filter(|session| session.is_open()).count() as u8;
+        let taken = self.sessions.open.iter().any(|session| session.has_console);
         let session = session.and_then(|id| self.sessions.open.iter_mut().find(|session| session.id == id));
-        let mut context =
-            Context { now, state, chassis, memory: &mut self.memory, session, sessions: open, has_console: false };
+        let mut context = Context {
+            now,
+            state,
+            chassis,
+            memory: &mut self.memory,
+            session,
+            sessions: open,
+            is_console_taken: taken,
+            port: self.port,
+        };
         match command::answer(&mut context, request.net_fn, request.command, request.data) {
-            Ok(data) => Some(request.answer(&[&[0][..], &data].concat())),
+            Ok(data) => {
+                if (request.net_fn, request.command) == (0x06, 0x48) {
+                    self.line = Line::default();
+                }
+                Some(request.answer(&[&[0][..], &data].concat()))
+            }
             Err(No::Code(code)) => Some(request.answer(&[code])),
             Err(No::Silence) => None,
         }
     }
 }
 
-/// Answers on this socket until it is dropped.
-pub(crate) async fn serve(socket: UdpSocket, bmc: Arc<Bmc>) -> std::io::Result<()> {
-    let mut server = Server::default();
+/// Answers on this socket until it is dropped; `line` is the machine's serial line.
+pub(crate) async fn serve(socket: UdpSocket, mut line: DuplexStream, bmc: Arc<Bmc>) -> std::io::Result<()> {
+    let mut server = Server { port: socket.local_addr()?.port(), ..Server::default() };
     let mut buffer = vec![0; 2048];
+    let mut printed = vec![0; 1024];
+    let mut has_line = true;
     loop {
+        while let Some((peer, packet)) = server.transmit(Timestamp::now(), rand::random()) {
+            send(&socket, peer, &packet).await;
+        }
+        let wait =
+            server.timeout().map(|at| Timestamp::now().duration_until(at).max(SignedDuration::ZERO).unsigned_abs());
+        let received = tokio::select! {
+            received = socket.recv_from(&mut buffer) => received,
+            read = line.read(&mut printed), if has_line && server.has_room() => {
+                match read {
+                    Ok(length) if length > 0 => server.print(&printed[..length]),
+                    _ => has_line = false,
+                }
+                continue;
+            }
+            () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => continue,
+        };
         // What a peer that went away sends back by ICMP is no reason to end.
-        let Ok((length, peer)) = socket.recv_from(&mut buffer).await else { continue };
+        let Ok((length, peer)) = received else { continue };
         let datagram = buffer[..length].to_vec();
         let shared = bmc.clone();
         let answered = spawn_blocking(move || {
             let answer = {
                 let mut state = shared.lock();
-                server.answer(Timestamp::now(), &mut state, &*shared.chassis, rand::random(), &datagram)
+                server.answer(Timestamp::now(), &mut state, &*shared.chassis, rand::random(), peer, &datagram)
             };
             (server, answer)
         });
         let answer: Option<Vec<u8>>;
         (server, answer) = answered.await.map_err(std::io::Error::other)?;
+        let typed = server.typed();
+        if !typed.is_empty() && tokio::time::timeout(STUCK, line.write_all(&typed)).await.is_err() {
+            tracing::debug!("the machine does not take what is typed");
+        }
         let slow = Duration::from_millis(bmc.lock().faults.slow_ms);
         if !slow.is_zero() {
             tokio::time::sleep(slow).await;

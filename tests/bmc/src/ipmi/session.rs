@@ -49,6 +49,8 @@ pub(crate) struct Session {
     pub(crate) heard: jiff::Timestamp,
     /// Whether it has the console of the machine.
     pub(crate) has_console: bool,
+    /// Where it was last heard from.
+    pub(crate) peer: Option<std::net::SocketAddr>,
 }
 
 #[derive(Debug)]
@@ -187,6 +189,7 @@ impl Sessions {
             seen: 0,
             heard: now,
             has_console: false,
+            peer: None,
         });
         let mut answer = vec![tag, 0, if asked == 0 { 4 } else { asked }, 0];
         answer.extend(console.to_le_bytes());

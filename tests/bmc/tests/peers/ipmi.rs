@@ -2,6 +2,8 @@
 
 use rackhand_bmc_sim::{Act, Boot, Personality, Source};
 
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
 use crate::bench::subject;
 
 #[tokio::test]
@@ -150,4 +152,41 @@ async fn forty_eight_run_in_one_process() {
         bmc.ipmitool(&["mc", "guid"]).await.well();
     }
     assert_ne!(bmcs[0].running.fingerprint, bmcs[47].running.fingerprint);
+}
+
+#[tokio::test]
+async fn the_serial_line_is_shown_and_takes_what_is_typed() {
+    let bmc = subject(Personality::generic(9)).await;
+    let line = bmc.running.bmc.serial_line().unwrap();
+    // A machine that answers each line with what it got.
+    let machine = tokio::spawn(async move {
+        let (read, mut write) = tokio::io::split(line);
+        let mut typed = Vec::new();
+        let mut read = BufReader::new(read);
+        while read.read_until(b'\r', &mut typed).await.is_ok_and(|length| length > 0) {
+            let got = format!("got {}", String::from_utf8_lossy(&typed));
+            // More than fits into one packet.
+            write.write_all(got.repeat(100).as_bytes()).await.unwrap();
+            write.write_all(b" end").await.unwrap();
+            typed.clear();
+        }
+    });
+    let script = r#"
+import time
+from pyghmi.ipmi import console
+shown = []
+line = console.Console(bmc=address, port=port, userid=user, password=password, force=True,
+    iohandler=lambda data: shown.append(data if isinstance(data, bytes) else repr(data).encode()))
+end = time.monotonic() + 30
+sent = False
+while time.monotonic() < end and b' end' not in b''.join(shown):
+    if line.connected and not sent:
+        line.send_data(b'hello\r')
+        sent = True
+    console.session.Session.wait_for_rsp(timeout=0.2)
+print(b''.join(shown).count(b'got hello'))
+"#;
+    let said = bmc.python(script).await.well();
+    assert_eq!(said.trim(), "100");
+    machine.abort();
 }
