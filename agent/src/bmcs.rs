@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use rackhand_bmc::{
     Bmc, BmcError, Credentials,
     ipmi::Ipmi,
@@ -28,7 +29,6 @@ use rackhand_common::{
     id::{MachineId, RackId},
     seal::Seal,
 };
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
@@ -385,7 +385,8 @@ mod tests {
 
     #[test]
     fn bmcs_are_asked_where_they_may_be_and_never_at_the_node_itself() {
-        let refused = |address: &str, networks: Option<&[IpNet]>| check_place(address.parse().unwrap(), networks).is_err();
+        let refused =
+            |address: &str, networks: Option<&[IpNet]>| check_place(address.parse().unwrap(), networks).is_err();
         for inward in ["127.0.0.1", "::1", "0.0.0.0", "169.254.169.254", "224.0.0.1", "fe80::1", "::ffff:127.0.0.1"] {
             assert!(refused(inward, None), "{inward}");
         }

@@ -242,8 +242,11 @@ impl VirtualRack {
     }
 
     fn agent_config(&self, state: &Path, socket: &str) -> Result<agent::Config> {
-        let text =
-            format!("state = {state:?}\nsocket = {:?}\nmetrics = \"{}:0\"\n[bmc]\nnetworks = [\"127.0.0.0/8\"]\n", self.path(socket), self.subnet.node);
+        let text = format!(
+            "state = {state:?}\nsocket = {:?}\nmetrics = \"{}:0\"\n[bmc]\nnetworks = [\"127.0.0.0/8\"]\n",
+            self.path(socket),
+            self.subnet.node
+        );
         agent::Config::try_from(toml::from_str::<agent::File>(&text)?).map_err(anyhow::Error::msg)
     }
 
