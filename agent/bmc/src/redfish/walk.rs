@@ -59,8 +59,16 @@ impl<'a> Walk<'a> {
 
     /// The resource, unless it was read before or cannot be read.
     pub async fn read(&mut self, link: &Link) -> Result<Option<Resource>, BmcError> {
-        if self.seen.len() >= MAX_READS || !self.is_new(link) {
+        if !self.is_new(link) {
             return Ok(None);
+        }
+        match self.seen.len() {
+            ..MAX_READS => {}
+            MAX_READS => {
+                self.skip(link, "this and what follows: it has too many resources");
+                return Ok(None);
+            }
+            _ => return Ok(None),
         }
         if Instant::now() >= self.end {
             return Err(BmcError::Unreachable(format!("{link}: there was no time left for it")));
