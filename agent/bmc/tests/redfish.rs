@@ -306,6 +306,13 @@ async fn a_call_ends_however_many_answers_are_slow() {
 }
 
 #[tokio::test]
+async fn a_walk_beyond_the_trait_ends_in_time_too() {
+    let service = Service::of(machine(json!({})), plain).await;
+    let redfish = service.redfish_within(Bounds { call: Duration::ZERO, ..bounds() });
+    assert!(matches!(redfish.virtual_media().await, Err(BmcError::Unreachable(_))));
+}
+
+#[tokio::test]
 async fn a_connection_dropped_in_mid_body_is_unreachable() {
     let raw = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"Systems\":";
     let service = Service::answering(|_| Told::Raw(raw.to_vec())).await;

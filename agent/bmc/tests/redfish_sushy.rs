@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 
 use rackhand_bmc::{
     Bmc, BmcError, Credentials,
-    redfish::{Bounds, Fingerprint, Redfish, Target, Which, bios::Attribute},
+    redfish::{Bounds, Fingerprint, Redfish, Target, Which, bios::Attribute, link::Link},
     told::{Boot, BootOverride, BootSource},
 };
 use rackhand_common::machine::Power;
@@ -252,8 +252,8 @@ async fn sensors_and_parts_are_told() {
         Fan BaseBoard System Fan None None []
         Fan BaseBoard System Fan Backup None None []
         Nic VNIC 00:5c:52:31:3a:9c None None [00:5c:52:31:3a:9c]
-        skipped /redfish/v1/Systems/FIRST/Memory: not supported: /redfish/v1/Systems/FIRST/Memory: 404 Base.1.0.GeneralError
-        skipped /redfish/v1/UpdateService/FirmwareInventory: not supported: /redfish/v1/UpdateService/FirmwareInventory: 404 Base.1.0.GeneralError
+        skipped /redfish/v1/Systems/FIRST/Memory: not supported: /redfish/v1/Systems/FIRST/Memory: 404 404 Not Found: The requested URL was not found on the server. If you entered the URL manually please check your spelling and try again.
+        skipped /redfish/v1/UpdateService/FirmwareInventory: not supported: /redfish/v1/UpdateService/FirmwareInventory: 404 404 Not Found: The requested URL was not found on the server. If you entered the URL manually please check your spelling and try again.
     "#]].assert_eq(&told.replace(FIRST, "FIRST"));
 }
 
@@ -325,9 +325,18 @@ async fn the_first_certificate_is_believed_and_another_is_not() {
     assert_eq!(unknown.greet().await, Ok(Some(emulator.fingerprint())));
     assert_eq!(unknown.power().await, Ok(Power::Off));
 
-    let other = Some(Fingerprint([7; 32]));
-    let impostor = Redfish::new(Target { fingerprint: other, ..emulator.target() }).unwrap();
+    let other = Emulator::start().await;
+    let impostor = Redfish::new(Target { fingerprint: Some(emulator.fingerprint()), ..other.target() }).unwrap();
     let error = impostor.power().await.unwrap_err();
-    let words = format!("its certificate is {}, and was {}", emulator.fingerprint(), Fingerprint([7; 32]));
+    let words = format!("its certificate is {}, and was {}", other.fingerprint(), emulator.fingerprint());
     assert_eq!(error, BmcError::Changed(words));
+}
+
+#[tokio::test]
+async fn an_update_that_the_emulator_cannot_make_fails_in_its_words() {
+    let emulator = Emulator::start().await;
+    let machine = Link::parse(&format!("/redfish/v1/Systems/{FIRST}")).unwrap();
+    let error = emulator.redfish().update_from("https://192.0.2.1/bios.bin", &[machine]).await.unwrap_err();
+    expect!["unreachable: /redfish/v1/UpdateService/Actions/UpdateService.SimpleUpdate: 500 Failed fetching BIOS information"]
+        .assert_eq(&error.to_string());
 }

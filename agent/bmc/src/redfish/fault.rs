@@ -40,19 +40,26 @@ pub fn of_success(link: &Link, body: Node<'_>, secrets: &[String]) -> Option<Bmc
     is_error.then(|| BmcError::Refused(redacted(format!("{link}: {}", words(body).unwrap_or_default()), secrets)))
 }
 
-/// What its `@Message.ExtendedInfo` says, or its `error.message`.
+/// What its `@Message.ExtendedInfo` says; where that gives names of messages only, what its
+/// `error.message` says.
 pub fn words(body: Node<'_>) -> Option<String> {
     let error = body.at("error");
-    let mut messages: Vec<String> = error
-        .items("@Message.ExtendedInfo")
-        .chain(body.items("@Message.ExtendedInfo"))
-        .filter_map(|message| message.first_text(&["Message", "MessageId"]))
-        .take(MAX_MESSAGES)
-        .collect();
-    messages.dedup();
+    let told = |names: &[&str]| {
+        let infos = error.items("@Message.ExtendedInfo").chain(body.items("@Message.ExtendedInfo"));
+        let mut words: Vec<String> = infos.filter_map(|info| info.first_text(names)).take(MAX_MESSAGES).collect();
+        words.dedup();
+        words
+    };
+    let mut messages = told(&["Message"]);
     if messages.is_empty() {
-        messages.extend(error.first_text(&["message", "code"]));
+        messages.extend(error.text("message"));
+    } else {
+        messages = told(&["Message", "MessageId"]);
     }
+    if messages.is_empty() {
+        messages = told(&["MessageId"]);
+    }
+    messages.extend(error.text("code").filter(|_| messages.is_empty()));
     text(&messages.join("; "))
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - A member of the wrong type is an absent member; nothing here fails or panics.
-//! - Text comes out fit to keep ([`text`](crate::told::text)).
+//! - Text comes out fit to keep ([`text`]).
 //! - A resource is known by the link it was asked by, whatever its `@odata.id` claims.
 
 use serde_json::Value;

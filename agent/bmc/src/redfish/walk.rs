@@ -1,11 +1,13 @@
 //! Reading many resources by their links (DSP0266 §"Resource collections", §"$expand").
 //!
 //! Invariants:
-//! - A walk ends: each link is followed once, and pages and members are bounded.
+//! - A walk ends: each link is followed once, pages and members are bounded, and so is its time.
 //! - What cannot be read is skipped and reported; three in a row that a BMC does not answer for
 //!   end the walk, because then it is the BMC that is ill.
 
 use std::collections::HashSet;
+
+use tokio::time::Instant;
 
 use crate::{
     bmc::BmcError,
@@ -31,7 +33,8 @@ const MAX_SILENT: u32 = 3;
 pub struct Walk<'a> {
     http: &'a Http,
     expands: bool,
-    seen: HashSet<Link>,
+    seen: HashSet<String>,
+    end: Instant,
     silent: u32,
     /// Whether it ends with the first resource that there is and that is not shown to us.
     pub is_strict: bool,
@@ -42,7 +45,8 @@ pub struct Walk<'a> {
 impl<'a> Walk<'a> {
     /// Begins; `expands` when the service knows `$expand`.
     pub fn new(http: &'a Http, expands: bool) -> Self {
-        Self { http, expands, seen: HashSet::new(), silent: 0, is_strict: false, skipped: Vec::new() }
+        let end = Instant::now() + http.bounds().call;
+        Self { http, expands, seen: HashSet::new(), end, silent: 0, is_strict: false, skipped: Vec::new() }
     }
 
     /// Reports something that was not understood.
@@ -55,8 +59,19 @@ impl<'a> Walk<'a> {
 
     /// The resource, unless it was read before or cannot be read.
     pub async fn read(&mut self, link: &Link) -> Result<Option<Resource>, BmcError> {
-        if self.seen.len() >= MAX_READS || !self.seen.insert(link.clone()) {
+        if !self.is_new(link) {
             return Ok(None);
+        }
+        match self.seen.len() {
+            ..MAX_READS => {}
+            MAX_READS => {
+                self.skip(link, "this and what follows: it has too many resources");
+                return Ok(None);
+            }
+            _ => return Ok(None),
+        }
+        if Instant::now() >= self.end {
+            return Err(BmcError::Unreachable(format!("{link}: there was no time left for it")));
         }
         match self.http.get(link).await {
             Ok(resource) => {
@@ -100,7 +115,7 @@ impl<'a> Walk<'a> {
                 }
                 match member.target() {
                     Some(link) if member.is_expanded() => {
-                        if self.seen.insert(link.clone()) {
+                        if self.is_new(&link) {
                             members.extend(member.0.and_then(|value| Resource::new(link, None, value.clone()).ok()));
                         }
                     }
@@ -114,15 +129,19 @@ impl<'a> Walk<'a> {
     }
 
     async fn page(&mut self, link: &Link, is_first: bool) -> Result<Option<Resource>, BmcError> {
-        if self.expands && is_first && self.seen.insert(link.clone()) {
+        if self.expands && is_first && self.is_new(link) {
             // A service may announce it and not do it for every collection, or too much of it.
             match self.http.get(&link.with_query("$expand=.($levels=1)")).await {
                 Ok(page) => return Ok(Some(page)),
                 Err(error @ (BmcError::Changed(_) | BmcError::Denied(_))) => return Err(error),
-                Err(_) => drop(self.seen.remove(link)),
+                Err(_) => drop(self.seen.remove(key(link))),
             }
         }
         self.read(link).await
+    }
+
+    fn is_new(&mut self, link: &Link) -> bool {
+        self.seen.insert(key(link).to_owned())
     }
 
     fn give_up(&mut self, link: &Link, error: BmcError) -> Result<(), BmcError> {
@@ -137,4 +156,9 @@ impl<'a> Walk<'a> {
         self.skip(link, error);
         Ok(())
     }
+}
+
+/// Services write the same link with a slash at its end and without.
+fn key(link: &Link) -> &str {
+    link.as_str().trim_end_matches('/')
 }
