@@ -84,7 +84,8 @@ async fn there_and_back(protocol: &str) {
     let sensors = look(&rack, &machine, "sensors").await;
     assert!(sensors["sensors"]["readings"].as_array().unwrap().len() > 5, "{sensors}");
 
-    rack.active(&machine, "sim-1").await;
+    rack.operator.deploy(machine.mac(), "sim-1").await.unwrap();
+    rack.becomes(&machine, "active").await;
     rack.operator.act(machine.mac(), "release", json!({})).await.unwrap();
     rack.becomes(&machine, "ready").await;
     assert!(behind.switched.load(Ordering::Relaxed) >= 2, "it was switched in another way");
