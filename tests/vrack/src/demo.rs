@@ -18,6 +18,7 @@ use rackhand_common::machine::Firmware;
 use serde_json::Value;
 
 use crate::{
+    bmc,
     machine::Machine,
     narrator::Narrator,
     network::{Cabling, Place},
@@ -178,6 +179,18 @@ fn show(parts: &Parts) -> anyhow::Result<Rack> {
         machine.power_on()?;
     }
     narrator.until(&rack, &machines, PATIENCE, |operator| all(operator, &machines, "discovered"))?;
+
+    narrator.chapter("The operator says how their BMCs are reached: one speaks IPMI, the other Redfish");
+    for machine in &machines {
+        let known = known(&rack, machine)?;
+        let words = bmc::words(&rack, machine, name(&known)?)?;
+        insisted(&rack, &words.iter().map(String::as_str).collect::<Vec<_>>())?;
+    }
+    let first = known(&rack, &machines[0])?;
+    let second = known(&rack, &machines[1])?;
+    insisted(&rack, &["bmc", "identity", name(&first)?])?;
+    rack.operator.type_in(&["bmc", "identity", name(&second)?])?;
+    rack.operator.type_in(&["bmc", "sensors", name(&second)?])?;
 
     narrator.chapter("The operator adopts them and has Debian 12 installed");
     let key = rack.ssh_key()?.with_extension("pub");

@@ -91,6 +91,21 @@ impl Machine {
         found.with_context(|| format!("no machine with network card {mac} in {}", parent.display()))
     }
 
+    /// Where everything of it is.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Which tap it is plugged into, from zero.
+    pub(crate) fn slot(&self) -> usize {
+        self.label.slot
+    }
+
+    /// Its SMBIOS UUID.
+    pub(crate) fn uuid(&self) -> uuid::Uuid {
+        uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, self.label.serial.as_bytes())
+    }
+
     pub(crate) fn disk(&self) -> PathBuf {
         self.directory.join("disk.raw")
     }
@@ -131,9 +146,7 @@ impl Machine {
         command
             .arg("-smbios")
             .arg(format!("type=1,manufacturer=QEMU,product=virtual-rack,serial={}", self.label.serial));
-        command
-            .arg("-uuid")
-            .arg(uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, self.label.serial.as_bytes()).to_string());
+        command.arg("-uuid").arg(self.uuid().to_string());
         command.arg("-chardev").arg(format!("file,id=console,path={},append=on", self.console_log().display()));
         command.args(["-serial", "chardev:console"]);
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", self.qmp().display()));
@@ -191,6 +204,14 @@ impl Machine {
     pub(crate) fn network_boot_once(&self) -> anyhow::Result<()> {
         fs::write(self.directory.join("network-once"), b"")?;
         self.note("network-boot-once")
+    }
+
+    /// Takes such an override back.
+    pub(crate) fn disk_boot(&self) -> anyhow::Result<()> {
+        match fs::remove_file(self.directory.join("network-once")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     /// What was done to its power, oldest first: what a BMC's own log would say.

@@ -5,6 +5,7 @@
 
 mod attacker;
 mod bench;
+mod bmc;
 mod demo;
 mod facts;
 mod machine;
@@ -165,6 +166,7 @@ fn power(machines: &std::path::Path, verb: &str) -> anyhow::Result<()> {
         "on" => machine.power_on(),
         "off" => machine.power_off(),
         "network-boot-once" => machine.network_boot_once(),
+        "disk-boot" => machine.disk_boot(),
         other => anyhow::bail!("unknown power verb {other:?}"),
     }
 }

@@ -4,6 +4,7 @@
 //!  this machine ──veth── CONTROLLER ──veth── NODE ──veth── LAN (bridge) ──tap── machines
 //!   10.78.N.1/30          10.78.N.2           │ 10.77.0.1/24
 //!                         10.78.N.5/30 ── 10.78.N.6
+//!                                             │ 10.79.0.1/24 ──veth── MANAGEMENT: BMCs, 10.79.0.10 and on
 //! ```
 //!
 //! A client of the stories is plugged into the bridge by a cable of its own, from a fourth
@@ -34,6 +35,8 @@ pub(crate) enum Place {
     Node,
     /// The provisioning network, where machines are plugged in.
     Lan,
+    /// The management network, where their BMCs are.
+    Management,
     /// A client with one card on the provisioning network.
     Client,
     /// A computer of the matrix, likewise.
@@ -55,11 +58,17 @@ impl Cabling {
         format!("10.78.{}.5", self.number)
     }
 
+    /// The address of the BMC of the machine in this slot.
+    pub(crate) fn bmc(&self, slot: usize) -> String {
+        format!("10.79.0.{}", 10 + slot)
+    }
+
     pub(crate) fn namespace(&self, place: Place) -> String {
         let place = match place {
             Place::Controller => "controller".to_owned(),
             Place::Node => "node".to_owned(),
             Place::Lan => "lan".to_owned(),
+            Place::Management => "management".to_owned(),
             Place::Client => "client".to_owned(),
             Place::Computer(slot) => format!("computer{slot}"),
         };
@@ -81,9 +90,9 @@ impl Cabling {
     pub(crate) fn lay(&self, machines: usize) -> anyhow::Result<()> {
         ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root: run it with sudo");
         self.cut();
-        let (controller, node, lan) =
-            (self.namespace(Place::Controller), self.namespace(Place::Node), self.namespace(Place::Lan));
-        for namespace in [&controller, &node, &lan] {
+        let places = [Place::Controller, Place::Node, Place::Lan, Place::Management];
+        let [controller, node, lan, management] = places.map(|place| self.namespace(place));
+        for namespace in [&controller, &node, &lan, &management] {
             run("ip", &["netns", "add", namespace]).context("making a network namespace")?;
             run("ip", &["-n", namespace, "link", "set", "lo", "up"])?;
         }
@@ -106,7 +115,15 @@ impl Cabling {
         run("ip", &["-n", &lan, "link", "set", "node0", "master", "br0", "up"])?;
         run("ip", &["-n", &node, "addr", "add", "10.77.0.1/24", "dev", "prov0"])?;
         run("ip", &["-n", &node, "link", "set", "prov0", "up"])?;
+        run(
+            "ip",
+            &["-n", &node, "link", "add", "mgmt0", "type", "veth", "peer", "name", "bmc0", "netns", &management],
+        )?;
+        run("ip", &["-n", &node, "addr", "add", "10.79.0.1/24", "dev", "mgmt0"])?;
+        run("ip", &["-n", &node, "link", "set", "mgmt0", "up"])?;
+        run("ip", &["-n", &management, "link", "set", "bmc0", "up"])?;
         for machine in 0..machines {
+            run("ip", &["-n", &management, "addr", "add", &format!("{}/24", self.bmc(machine)), "dev", "bmc0"])?;
             let tap = tap(machine);
             run("ip", &["-n", &lan, "tuntap", "add", &tap, "mode", "tap"])?;
             run("ip", &["-n", &lan, "link", "set", &tap, "master", "br0", "up"])?;
@@ -134,10 +151,10 @@ impl Cabling {
     }
 
     /// Ends every process in the namespaces and removes them, whatever state they are in. The
-    /// machines go last: until the agent is gone it may switch one on.
+    /// machines go last: until agent and BMCs are gone they may switch one on.
     pub(crate) fn cut(&self) {
-        for place in [Place::Client, Place::Controller, Place::Node, Place::Computer(0), Place::Computer(1), Place::Lan]
-        {
+        let clients = [Place::Client, Place::Computer(0), Place::Computer(1)];
+        for place in clients.into_iter().chain([Place::Controller, Place::Node, Place::Management, Place::Lan]) {
             self.remove(place);
         }
         quiet("ip", &["link", "del", &self.link()]);

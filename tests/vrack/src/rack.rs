@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use rackhand_common::machine::Firmware;
 
 use crate::{
+    bmc,
     machine::Machine,
     network::{Cabling, Place},
     operator::{Operator, items},
@@ -113,7 +114,7 @@ impl Rack {
         progress: impl Fn(&str),
     ) -> anyhow::Result<Self> {
         let cabling = Cabling::new(name, number);
-        progress("laying cables: three network namespaces, a bridge, a tap per machine");
+        progress("laying cables: four network namespaces, a bridge, a tap and a BMC per machine");
         cabling.lay(firmware.len())?;
         let files = parts.files(name)?;
         let _ = fs::remove_dir_all(&files.directory);
@@ -151,7 +152,9 @@ impl Rack {
 
         for (slot, firmware) in firmware.iter().enumerate() {
             let namespace = rack.cabling.namespace(Place::Lan);
-            rack.machines.push(Machine::rack(&rack.files.machines(), &namespace, slot, *firmware, DISK)?);
+            let machine = Machine::rack(&rack.files.machines(), &namespace, slot, *firmware, DISK)?;
+            bmc::install(&rack.files, &rack.cabling, &machine)?;
+            rack.machines.push(machine);
         }
         Ok(rack)
     }

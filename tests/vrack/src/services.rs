@@ -13,6 +13,8 @@ use std::{
 use anyhow::{Context, bail, ensure};
 
 use crate::{
+    bmc,
+    machine::Machine,
     network::{Cabling, Place},
     run::is_ending,
 };
@@ -253,6 +255,18 @@ impl Services {
             if let Some(how) = process.ended(*service)? {
                 *process = Process::start(&self.files, &self.cabling, *service)?;
                 told.push(format!("{} {how}; started again, as systemd would", service.name()));
+            }
+        }
+        Ok(told)
+    }
+
+    /// Starts BMCs again that have ended, as they restart by themselves; says which.
+    pub(crate) fn restart_bmcs(&self) -> anyhow::Result<Vec<String>> {
+        let mut told = Vec::new();
+        // The directory is filled while the rack is built.
+        for machine in Machine::all(&self.files.machines()).unwrap_or_default() {
+            if bmc::reinstall_ended(&self.files, &self.cabling, &machine)? {
+                told.push(format!("the BMC of {} was killed; it starts again", machine.label.serial));
             }
         }
         Ok(told)

@@ -17,6 +17,7 @@ use rackhand_common::{
 use serde_json::Value;
 
 use crate::{
+    bmc,
     facts::{self, Then},
     machine::Machine,
     narrator::node_timeline,
@@ -41,6 +42,7 @@ type Story = fn(&mut Rack) -> anyhow::Result<()>;
 const STORIES: &[(&str, Story)] = &[
     ("the_look_into_the_image_that_is_booted_finds_what_is_in_it", image_looked_into),
     ("machines_powered_on_for_the_first_time_are_discovered", discovered),
+    ("machines_are_known_by_their_bmcs_by_ipmi_and_redfish", known_by_bmcs),
     ("a_uefi_machine_goes_from_adoption_to_a_login_and_back_to_ready", uefi_there_and_back),
     ("a_card_keeps_its_address_whatever_dhcp_client_asks_and_boot_killed", peers::one_card_keeps_one_address),
     ("a_dhcp_release_frees_no_planned_address", peers::a_release_frees_nothing_planned),
@@ -125,6 +127,34 @@ fn discovered(rack: &mut Rack) -> anyhow::Result<()> {
         ensure!(inventory["disks"][0]["content"] == "blank", "a new disk is not blank: {inventory}");
         rack.operator.ask(&["machine", "adopt", name(&found)?])?;
         rack.operator.wait_for_lifecycle(machine.label.mac, "ready", BOOT)?;
+    }
+    Ok(())
+}
+
+/// From here on they are switched by their BMCs.
+fn known_by_bmcs(rack: &mut Rack) -> anyhow::Result<()> {
+    for machine in rack.machines.clone() {
+        let found = rack.operator.wait_for_lifecycle(machine.label.mac, "ready", BOOT)?;
+        let words = bmc::words(rack, &machine, name(&found)?)?;
+        let told = rack.operator.ask(&words.iter().map(String::as_str).collect::<Vec<_>>())?;
+        ensure!(told.get("password").is_none(), "a password is shown: {told}");
+        let end = Instant::now() + Duration::from_secs(60);
+        // The agent is told of it within moments.
+        let seen = loop {
+            match rack.operator.ask(&["bmc", "identity", name(&found)?]) {
+                Ok(seen) => break seen,
+                Err(error) if Instant::now() > end => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(250)),
+            }
+        };
+        let (told, of_itself) = (&seen["identity"]["identity"], &found["inventory"]["system"]);
+        ensure!(told["serial"] == of_itself["serial"], "the BMC is another machine's: {seen}, {of_itself}");
+        ensure!(told["uuid"] == of_itself["uuid"], "the BMC is another machine's: {seen}, {of_itself}");
+        ensure!(seen["identity"]["power"] == "on", "{seen}");
+        let sensors = rack.operator.ask(&["bmc", "sensors", name(&found)?])?;
+        let readings = sensors["sensors"]["readings"].as_array().context("no readings")?;
+        ensure!(readings.iter().any(|reading| reading["value"].is_number()), "no sensor has a value: {sensors}");
+        rack.operator.ask(&["bmc", "log", name(&found)?])?;
     }
     Ok(())
 }

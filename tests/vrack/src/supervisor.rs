@@ -66,7 +66,7 @@ impl Drop for Supervisor {
 pub(crate) fn look_after(services: &Services, machines: &Path, over: impl Fn() -> bool) -> anyhow::Result<()> {
     let mut ended = VecDeque::new();
     while !over() && !is_ending() {
-        for line in services.restart_ended()? {
+        for line in services.restart_ended()?.into_iter().chain(services.restart_bmcs()?) {
             println!("   ! {line}");
             ended.push_back(Instant::now());
         }
