@@ -52,6 +52,9 @@ pub trait Bmc: Send + Sync {
 
     /// The BMC's own network.
     fn lan(&self) -> Answer<'_, Lan>;
+
+    /// Ends the session, of which a BMC has about four; what is asked afterwards begins another.
+    fn close(&self) -> Answer<'_, ()>;
 }
 
 /// Why a BMC did not do what it was asked. `Display` names no secret.

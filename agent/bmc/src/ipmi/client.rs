@@ -757,6 +757,13 @@ fn as_parts(fru: fru::Fru, locator: &FruLocator, is_machine: bool, place: &str) 
 }
 
 impl Bmc for Ipmi {
+    fn close(&self) -> Answer<'_, ()> {
+        Box::pin(async move {
+            Self::close(self).await;
+            Ok(())
+        })
+    }
+
     fn identity(&self) -> Answer<'_, Identity> {
         Box::pin(self.within(SHORT_CALL, async { self.read_identity(&mut *self.link.lock().await).await }))
     }

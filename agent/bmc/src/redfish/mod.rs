@@ -154,6 +154,10 @@ impl Redfish {
 }
 
 impl Bmc for Redfish {
+    fn close(&self) -> Answer<'_, ()> {
+        Box::pin(Self::close(self))
+    }
+
     fn identity(&self) -> Answer<'_, Identity> {
         self.within(self.read_identity())
     }
