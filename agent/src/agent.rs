@@ -391,6 +391,8 @@ impl Running {
         if timeout(GRACE, others).await.is_err() {
             tracing::warn!(late = self.parts.len(), "shutdown does not wait any longer: a power command is under way");
         }
+        // Last: power commands may have been under way.
+        self.bmcs.close().await;
         self.spool.append(Vec::new()).await?;
         result
     }

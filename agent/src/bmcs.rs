@@ -5,19 +5,22 @@
 //! - What [`Bmcs::store`] returned for is on stable storage, whole, with its passwords sealed. The
 //!   revision only moves forward, and is that of the intent it came before.
 //! - Boot is never told.
-//! - A machine's BMC is asked in one conversation, as most have few sessions to give.
-//! - The certificate that a BMC showed first is the only one that it is given its password over,
-//!   until the controller says anew how it is reached.
+//! - A machine's BMC is asked in one conversation, as most have few sessions to give; what is not
+//!   asked any more is closed.
+//! - The certificate that a BMC showed first is the only one that it is given its password over, as
+//!   long as it is at the same place; whoever has one is not asked by IPMI instead.
+//! - Nothing is changed by a BMC that is on another mainboard than the machine.
 
 use std::{
     collections::{BTreeMap, HashMap},
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use ipnet::IpNet;
 use rackhand_bmc::{
     Bmc, BmcError, Credentials,
@@ -30,7 +33,7 @@ use rackhand_common::{
     seal::Seal,
 };
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
+use tokio::{sync::OwnedMutexGuard, time::timeout};
 
 use crate::intent::{Refused, key, replace};
 
@@ -44,6 +47,9 @@ const HTTPS: u16 = 443;
 /// How long one look may take: the controller waits a little longer.
 const LOOK: Duration = Duration::from_secs(12);
 
+/// How long the end of a session may take.
+const CLOSE: Duration = Duration::from_secs(3);
+
 /// A handle on the BMCs; clones are the same.
 #[derive(Clone)]
 pub struct Bmcs(Arc<Inner>);
@@ -55,7 +61,7 @@ struct Inner {
     networks: Option<Vec<IpNet>>,
     stored: Mutex<Stored>,
     /// Held while the file is being replaced.
-    writing: tokio::sync::Mutex<()>,
+    writing: Arc<tokio::sync::Mutex<()>>,
     conversations: Mutex<HashMap<MachineId, Arc<Conversation>>>,
 }
 
@@ -84,6 +90,20 @@ impl Known {
 struct Conversation {
     access: Access,
     line: tokio::sync::OnceCell<Line>,
+    /// One look at a time: a BMC is slow, and does one thing after another.
+    look: tokio::sync::Mutex<()>,
+}
+
+impl Conversation {
+    /// Ends its session, when there is one.
+    async fn close(&self) {
+        let Some(line) = self.line.get() else { return };
+        match timeout(CLOSE, line.bmc.close()).await {
+            Ok(Ok(())) => {}
+            // It ends by itself, in a minute or some.
+            unended => tracing::debug!(bmc = %self.access.at, ?unended, "the session of a BMC is not ended"),
+        }
+    }
 }
 
 /// What a BMC turned out to speak.
@@ -113,7 +133,7 @@ impl Bmcs {
             rack,
             networks,
             stored: Mutex::new(stored),
-            writing: tokio::sync::Mutex::default(),
+            writing: Arc::default(),
             conversations: Mutex::default(),
         })))
     }
@@ -129,28 +149,50 @@ impl Bmcs {
         if wanted.rack != self.0.rack {
             return Err(Refused::OtherRack { wanted: wanted.rack, ours: self.0.rack });
         }
-        let _writing = self.0.writing.lock().await;
+        let writing = self.0.writing.clone().lock_owned().await;
         let before = self.stored().clone();
         if before.revision >= wanted.revision {
             return Ok(before.revision);
         }
         let known = |access: Access| {
-            let same = before.bmcs.get(&access.machine).filter(|known| known.access == access);
-            let shown = same.and_then(|known| known.shown.clone());
+            let here = before.bmcs.get(&access.machine).filter(|known| known.access.at == access.at);
+            let shown = here.and_then(|known| known.shown.clone());
             (access.machine, Known { access, shown })
         };
         let stored = Stored { revision: wanted.revision, bmcs: wanted.bmcs.into_iter().map(known).collect() };
-        self.write(stored).await
+        let revision = self.write(stored, writing).await?;
+        let over = self.over();
+        join_all(over.iter().map(|conversation| conversation.close())).await;
+        Ok(revision)
+    }
+
+    /// Ends all sessions; what is asked afterwards begins others.
+    pub async fn close(&self) {
+        let all: Vec<_> = self.conversations().drain().map(|(_, conversation)| conversation).collect();
+        join_all(all.iter().map(|conversation| conversation.close())).await;
+    }
+
+    /// Takes away the conversations with BMCs that are reached in another way by now, or not at all.
+    fn over(&self) -> Vec<Arc<Conversation>> {
+        let stored = self.stored();
+        let is_over = |machine: &MachineId, conversation: &mut Arc<Conversation>| {
+            stored.bmcs.get(machine).is_none_or(|known| known.access != conversation.access)
+        };
+        self.conversations().extract_if(is_over).map(|(_, conversation)| conversation).collect()
     }
 
     /// The BMC of a machine, when it is said how it is reached.
     pub fn of(&self, machine: MachineId) -> Option<Reached> {
         let known = self.stored().bmcs.get(&machine).cloned()?;
-        let mut conversations = self.0.conversations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut conversations = self.conversations();
         let conversation = match conversations.get(&machine) {
             Some(conversation) if conversation.access == known.access => conversation.clone(),
             _ => {
-                let fresh = Arc::new(Conversation { access: known.access.clone(), line: Default::default() });
+                let fresh = Arc::new(Conversation {
+                    access: known.access.clone(),
+                    line: Default::default(),
+                    look: Default::default(),
+                });
                 conversations.insert(machine, fresh.clone());
                 fresh
             }
@@ -161,34 +203,45 @@ impl Bmcs {
     /// Asks the BMC of a machine now: [`Seen`] as JSON, or why not in words.
     pub async fn look(&self, machine: MachineId, look: Look) -> Result<String, String> {
         let reached = self.of(machine).ok_or("nobody has said how its BMC is reached: `rackhand bmc set`")?;
+        let Ok(_alone) = reached.conversation.look.try_lock() else {
+            return Err("its BMC is being asked just now; ask again in a moment".into());
+        };
         let seen = timeout(LOOK, reached.look(look)).await;
         let seen = seen.map_err(|_| format!("its BMC did not answer within {} s", LOOK.as_secs()))?;
         let seen = seen.map_err(|error| format!("its BMC: {error}"))?;
         Ok(serde_json::to_string(&seen).expect("what was seen always serializes"))
     }
 
-    async fn write(&self, stored: Stored) -> Result<u64, Refused> {
-        let revision = stored.revision;
-        let bytes = sealed(&stored, &self.0.seal);
-        let path = self.0.file.clone();
-        let written = tokio::task::spawn_blocking(move || replace(&path, &bytes)).await.map_err(io::Error::other);
-        written.flatten().map_err(|source| Refused::Disk { path: self.0.file.clone(), source })?;
-        *self.stored() = stored;
-        Ok(revision)
+    /// Writes on although its caller may wait no longer, and lets nobody else before that is done.
+    async fn write(&self, stored: Stored, writing: OwnedMutexGuard<()>) -> Result<u64, Refused> {
+        let (bmcs, bytes) = (self.clone(), sealed(&stored, &self.0.seal));
+        let write = move || {
+            let _writing = writing;
+            replace(&bmcs.0.file, &bytes)?;
+            let revision = stored.revision;
+            *bmcs.stored() = stored;
+            Ok(revision)
+        };
+        let written = tokio::task::spawn_blocking(write).await.map_err(io::Error::other);
+        written.flatten().map_err(|source| Refused::Disk { path: self.0.file.clone(), source })
     }
 
     /// Keeps the certificate that a BMC showed first.
     async fn keep(&self, access: &Access, fingerprint: &str) -> Result<(), Refused> {
-        let _writing = self.0.writing.lock().await;
+        let writing = self.0.writing.clone().lock_owned().await;
         let mut stored = self.stored().clone();
         match stored.bmcs.get_mut(&access.machine) {
             Some(known) if known.access == *access && known.shown.is_none() => known.shown = Some(fingerprint.into()),
             _ => return Ok(()),
         }
-        self.write(stored).await.map(drop)
+        self.write(stored, writing).await.map(drop)
     }
 
-    fn stored(&self) -> std::sync::MutexGuard<'_, Stored> {
+    fn conversations(&self) -> MutexGuard<'_, HashMap<MachineId, Arc<Conversation>>> {
+        self.0.conversations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stored(&self) -> MutexGuard<'_, Stored> {
         self.0.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -206,8 +259,24 @@ impl Reached {
         Ok(self.line().await?.bmc.clone())
     }
 
+    /// The same, when it is on the machine's mainboard: for whoever changes something by it.
+    pub async fn of_this_machine(&self) -> Result<Arc<dyn Bmc>, BmcError> {
+        let bmc = self.bmc().await?;
+        let Some(mainboard) = &self.known.access.mainboard else { return Ok(bmc) };
+        let told = bmc.identity().await?;
+        if told.is_other(mainboard) {
+            let serial = told.serial.as_deref().unwrap_or("unknown");
+            return Err(BmcError::Refused(format!(
+                "the BMC at {} is of the machine with serial number {serial}, and not of the one with {mainboard}; \
+                 is its address right? (`rackhand bmc set`)",
+                self.known.access.at
+            )));
+        }
+        Ok(bmc)
+    }
+
     /// Asks it now.
-    pub async fn look(&self, look: Look) -> Result<Seen, BmcError> {
+    async fn look(&self, look: Look) -> Result<Seen, BmcError> {
         let line = self.line().await?;
         Ok(match look {
             Look::Identity => Seen::Identity {
@@ -244,15 +313,25 @@ impl Reached {
             system: Which::Only,
             bounds: Bounds::default(),
         })?;
-        match redfish.greet().await {
-            // Somebody answers, and is not believed: it is not asked in another way either.
-            Err(error @ BmcError::Changed(_)) => return Err(error),
-            Err(error) if *protocol == Protocol::Redfish => return Err(error),
-            Err(error) => {
-                tracing::debug!(bmc = %at, %error, "no Redfish there: it is asked by IPMI");
-                return Ok(ipmi());
+        if let Err(error) = redfish.greet().await {
+            // Whoever was met by a certificate is not given the password in another way.
+            if *protocol == Protocol::Redfish
+                || self.known.believed().is_some()
+                || matches!(error, BmcError::Changed(_))
+            {
+                return Err(error);
             }
-            Ok(_) => {}
+            // It may only be starting: what it speaks is what it has answered in.
+            let line = ipmi();
+            let answered = line.bmc.power().await;
+            tracing::debug!(bmc = %at, %error, ?answered, "no Redfish there: it is asked by IPMI");
+            return match answered {
+                Ok(_) => Ok(line),
+                Err(BmcError::Unreachable(other)) => {
+                    Err(BmcError::Unreachable(format!("neither by Redfish ({error}) nor by IPMI ({other})")))
+                }
+                Err(error) => Err(error),
+            };
         }
         let fingerprint = redfish.fingerprint().map(|fingerprint| fingerprint.to_string());
         if let Some(fingerprint) = fingerprint.as_deref().filter(|_| self.known.believed().is_none()) {
@@ -271,7 +350,11 @@ impl Reached {
 /// itself.
 fn check_place(address: IpAddr, networks: Option<&[IpNet]>) -> Result<(), BmcError> {
     let is_there = match networks {
-        Some(networks) => networks.iter().any(|network| network.contains(&address)),
+        // Inward only where that is meant: everything is no such network.
+        Some(networks) => networks.iter().any(|network| {
+            network.contains(&address)
+                && (!is_inward(address) || (network.prefix_len() > 0 && is_inward(network.network())))
+        }),
         None => !is_inward(address),
     };
     let advice = "is in none of the networks in which this node asks BMCs (`bmc.networks` in agent.toml)";
@@ -327,6 +410,7 @@ mod tests {
             user: "admin".into(),
             password: "canary-91aa".into(),
             fingerprint: None,
+            mainboard: None,
         }
     }
 
@@ -353,7 +437,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_certificate_is_kept_until_it_is_said_anew_how_the_bmc_is_reached() {
+    async fn a_certificate_is_kept_as_long_as_the_bmc_is_at_the_same_place() {
         let dir = tempfile::tempdir().unwrap();
         let (rack, machine) = (RackId::fresh(), MachineId::fresh());
         let bmcs = Bmcs::open(dir.path(), rack, None).unwrap();
@@ -364,10 +448,14 @@ mod tests {
         bmcs.store(wanted(rack, 2, vec![here.clone()])).await.unwrap();
         let again = Bmcs::open(dir.path(), rack, None).unwrap();
         assert_eq!(again.of(machine).unwrap().known.believed(), Some("aa"));
-        again.store(wanted(rack, 3, vec![access(machine, "10.0.0.6")])).await.unwrap();
+        // Another password is given to the same BMC alone.
+        let changed = Access { password: "another".into(), ..here.clone() };
+        again.store(wanted(rack, 3, vec![changed])).await.unwrap();
+        assert_eq!(again.of(machine).unwrap().known.believed(), Some("aa"));
+        again.store(wanted(rack, 4, vec![access(machine, "10.0.0.6")])).await.unwrap();
         assert_eq!(again.of(machine).unwrap().known.believed(), None);
         let told = Access { fingerprint: Some("cc".into()), ..here };
-        again.store(wanted(rack, 4, vec![told])).await.unwrap();
+        again.store(wanted(rack, 5, vec![told])).await.unwrap();
         assert_eq!(again.of(machine).unwrap().known.believed(), Some("cc"));
     }
 
@@ -380,6 +468,7 @@ mod tests {
         let first = bmcs.of(machine).unwrap().conversation;
         assert!(Arc::ptr_eq(&first, &bmcs.of(machine).unwrap().conversation));
         bmcs.store(wanted(rack, 2, vec![access(machine, "10.0.0.6")])).await.unwrap();
+        assert!(bmcs.conversations().is_empty(), "the one before is kept, with its password");
         assert!(!Arc::ptr_eq(&first, &bmcs.of(machine).unwrap().conversation));
     }
 
@@ -394,6 +483,8 @@ mod tests {
         let management = ["10.20.0.0/16".parse().unwrap()];
         assert!(!refused("10.20.0.5", Some(&management)));
         assert!(refused("10.21.0.5", Some(&management)) && refused("2001:db8::5", Some(&management)));
+        assert!(refused("127.0.0.1", Some(&["0.0.0.0/0".parse().unwrap()])));
+        assert!(!refused("127.0.0.1", Some(&["127.0.0.0/8".parse().unwrap()])));
     }
 
     #[tokio::test]

@@ -18,7 +18,7 @@ pub use shown::Rows;
 
 use crate::{
     id::{MachineId, RackId},
-    machine::Mac,
+    machine::{Mac, Mainboard},
     seal::{NotOpened, Seal},
 };
 
@@ -60,6 +60,8 @@ pub struct Access {
     pub password: String,
     /// SHA-256 of the certificate it has to show, in hexadecimal; `None`: the one it shows first.
     pub fingerprint: Option<String>,
+    /// The mainboard that it has to be on, as far as the machine tells.
+    pub mainboard: Option<Mainboard>,
 }
 
 impl Access {
@@ -150,6 +152,33 @@ pub enum Protocol {
     Ipmi,
 }
 
+impl Protocol {
+    /// All, as they are chosen from.
+    pub const ALL: [Self; 3] = [Self::Either, Self::Redfish, Self::Ipmi];
+
+    /// What it is called.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Either => "either",
+            Self::Redfish => "redfish",
+            Self::Ipmi => "ipmi",
+        }
+    }
+}
+
+/// The word names no protocol.
+#[derive(Debug, thiserror::Error)]
+#[error("is `either`, `redfish` or `ipmi`")]
+pub struct NoProtocol;
+
+impl FromStr for Protocol {
+    type Err = NoProtocol;
+
+    fn from_str(word: &str) -> Result<Self, NoProtocol> {
+        Self::ALL.into_iter().find(|protocol| protocol.word() == word).ok_or(NoProtocol)
+    }
+}
+
 /// What can be asked of a BMC at any time. Grows at the end only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -202,6 +231,18 @@ pub struct Identity {
     pub firmware: Option<String>,
     /// What the BMC itself is called, as far as it says: "iDRAC", "AST2500".
     pub manager: Option<String>,
+}
+
+impl Identity {
+    /// Whether it is on another mainboard than this one: when something can be compared, and
+    /// nothing is the same. BMCs tell the UUID in either order of its bytes (SMBIOS, RFC 4122).
+    pub fn is_other(&self, mainboard: &Mainboard) -> bool {
+        let serials = self.serial.as_deref().filter(|_| !mainboard.serial.is_empty());
+        let uuids = self.uuid.zip(mainboard.uuid);
+        let is_same = serials.is_some_and(|serial| serial == mainboard.serial)
+            || uuids.is_some_and(|(told, known)| told == known || told == Uuid::from_bytes(known.to_bytes_le()));
+        !is_same && (serials.is_some() || uuids.is_some())
+    }
 }
 
 /// What a machine boots from.

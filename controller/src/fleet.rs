@@ -66,6 +66,9 @@ const AGENT: (u32, u32) = (4, 4 << 20);
 /// Without a wake-up the revision is compared this often.
 const RECHECK: Duration = Duration::from_secs(30);
 
+/// So many BMCs of a rack are asked at once, at most: commands need streams too.
+const LOOKS: usize = 4;
+
 /// The same alert about an agent is told this often.
 const ALERT_AGAIN: Duration = Duration::from_secs(3600);
 
@@ -112,6 +115,8 @@ struct Live {
     number: u64,
     quic: Connection,
     wake: Arc<Notify>,
+    /// Places for looks at BMCs, which are slow.
+    looks: Arc<Semaphore>,
     /// Whether it was found not to be revoked since it can be found here: before, it is given
     /// nothing.
     admitted: Arc<AtomicBool>,
@@ -260,6 +265,10 @@ impl Fleet {
     /// Has the rack's agent ask the BMC of a machine now.
     pub async fn look(&self, rack: RackId, machine: MachineId, look: Look) -> Result<ControllerResponse, Unreachable> {
         if let Some(live) = self.live(rack) {
+            let Ok(_place) = live.looks.try_acquire() else {
+                let reason = format!("{LOOKS} BMCs of this rack are being asked just now; ask again in a moment");
+                return Ok(ControllerResponse::Refused(reason));
+            };
             match ask(&live.quic, &ControllerRequest::Look(machine, look)).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
@@ -394,7 +403,8 @@ impl Fleet {
         tx.commit().await?;
         let number = row.connection;
         let admitted = Arc::new(AtomicBool::new(false));
-        let live = Live { agent, number, quic: quic.clone(), wake: Arc::new(Notify::new()), admitted };
+        let (wake, looks) = (Arc::new(Notify::new()), Arc::new(Semaphore::new(LOOKS)));
+        let live = Live { agent, number, quic: quic.clone(), wake, looks, admitted };
         let old = {
             let mut racks = self.racks();
             match racks.get(&rack) {
@@ -601,7 +611,11 @@ impl Fleet {
                     ControllerResponse::NotUnderstood(_) => {
                         tracing::debug!(%rack, "the agent is of an earlier version and takes no BMCs");
                     }
-                    refused => tracing::error!(%rack, ?refused, "the agent does not store how its BMCs are reached"),
+                    refused => {
+                        tracing::error!(%rack, ?refused, "the agent does not store how its BMCs are reached");
+                        let _ = timeout(RECHECK, live.wake.notified()).await;
+                        continue;
+                    }
                 }
                 match ask(&live.quic, &ControllerRequest::Intent(wanted)).await? {
                     ControllerResponse::Stored(stored) => {

@@ -207,6 +207,7 @@ impl Tx {
         machine.alert = None;
         self.update_machine(now, &mut machine).await?;
         self.claim_parts(&machine).await?;
+        self.follow_mainboard(now, &machine).await?;
         self.insert_event(now, machine.rack, Some(machine.id), None, happened).await?;
         Ok(machine)
     }
@@ -247,8 +248,9 @@ impl Tx {
         self.update_machine(now, &mut merged).await?;
         match bmc {
             Some(bmc) => self.set_bmc(now, &merged, &Access { machine: merged.id, ..bmc.access }).await?,
-            // A BMC is its mainboard's: with another, the old one may answer for another machine by now.
-            None if another_mainboard(from, into) => self.delete_bmc(&merged).await?,
+            // A BMC is its mainboard's, and its address its rack's: with another of either, the old
+            // one may answer for another machine by now.
+            None if from.rack != into.rack || another_mainboard(from, into) => self.delete_bmc(&merged).await?,
             None => {}
         }
         let happened = Happened::Merged { name: from.name.clone() };

@@ -163,6 +163,12 @@ impl Machine {
         (inside.uuid, inside.serial) = (Uuid::new_v4(), serial.to_owned());
     }
 
+    /// Serial number and UUID of its mainboard.
+    pub fn mainboard(&self) -> (String, Uuid) {
+        let inside = self.lock();
+        (inside.serial.clone(), inside.uuid)
+    }
+
     /// The system that runs on it.
     pub fn system(&self) -> Option<System> {
         self.lock().system.clone()

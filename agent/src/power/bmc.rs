@@ -28,14 +28,14 @@ impl Power for Drivers {
 
     fn set<'a>(&'a self, machine: &'a Target, wanted: State) -> Answer<'a, ()> {
         let Some(reached) = self.bmcs.of(machine.id) else { return self.other.set(machine, wanted) };
-        Box::pin(async move { Ok(reached.bmc().await?.set_power(wanted).await?) })
+        Box::pin(async move { Ok(reached.of_this_machine().await?.set_power(wanted).await?) })
     }
 
     fn network_boot_once<'a>(&'a self, machine: &'a Target) -> Answer<'a, ()> {
         let Some(reached) = self.bmcs.of(machine.id) else { return self.other.network_boot_once(machine) };
         // Whether it starts in UEFI mode is the machine's own affair.
         let network = BootOverride { source: Some(BootSource::Network), is_lasting: false, uefi: None };
-        Box::pin(async move { Ok(reached.bmc().await?.set_boot(network).await?) })
+        Box::pin(async move { Ok(reached.of_this_machine().await?.set_boot(network).await?) })
     }
 }
 

@@ -21,7 +21,7 @@ impl Seen {
                     fact("machine's power", power),
                     fact("BMC", identity.manager.clone()),
                     fact("BMC's firmware", identity.firmware.clone()),
-                    fact("asked by", Some(format!("{protocol:?}"))),
+                    fact("asked by", Some(protocol.word().to_owned())),
                     fact("certificate", fingerprint.clone()),
                 ];
                 ((&["FACT", "VALUE"], facts), &[])
@@ -135,7 +135,26 @@ fn or_dash(text: Option<String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bmc::{Sensors, Thresholds};
+    use crate::{
+        bmc::{Identity, Sensors, Thresholds},
+        machine::Mainboard,
+    };
+
+    #[test]
+    fn a_bmc_is_another_machines_when_nothing_that_can_be_compared_is_the_same() {
+        let uuid: uuid::Uuid = "00112233-4455-6677-8899-aabbccddeeff".parse().unwrap();
+        let swapped: uuid::Uuid = "33221100-5544-7766-8899-aabbccddeeff".parse().unwrap();
+        let told =
+            |serial: Option<&str>, uuid| Identity { serial: serial.map(Into::into), uuid, ..Identity::default() };
+        let board = Mainboard { serial: "S1".into(), uuid: Some(uuid) };
+        assert!(!told(Some("S1"), None).is_other(&board));
+        assert!(!told(Some("chassis"), Some(uuid)).is_other(&board));
+        assert!(!told(None, Some(swapped)).is_other(&board));
+        assert!(!told(None, None).is_other(&board));
+        assert!(told(Some("S2"), None).is_other(&board));
+        assert!(told(Some("S2"), Some(uuid::Uuid::from_u128(7))).is_other(&board));
+        assert!(!told(Some("S2"), None).is_other(&Mainboard { serial: String::new(), uuid: Some(uuid) }));
+    }
 
     #[test]
     fn a_sensor_shows_its_value_in_its_unit_and_where_it_warns() {

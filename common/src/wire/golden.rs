@@ -37,6 +37,7 @@ fn bmcs() -> Bmcs {
         user: "admin".into(),
         password: "secret".into(),
         fingerprint: fingerprint.map(ToOwned::to_owned),
+        mainboard: fingerprint.map(|_| Mainboard { serial: "b1".into(), uuid: Some(uuid(3)) }),
     };
     let bmcs = vec![
         access("10.0.0.5", Protocol::Either, None),

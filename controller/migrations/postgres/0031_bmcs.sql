@@ -6,6 +6,7 @@ CREATE TABLE bmcs (
     login       TEXT COLLATE "C" NOT NULL,
     password    TEXT COLLATE "C" NOT NULL,
     fingerprint TEXT COLLATE "C",
+    mainboard   TEXT COLLATE "C",
     changed     BIGINT NOT NULL,
     version     BIGINT NOT NULL
 );

@@ -6,6 +6,7 @@ CREATE TABLE bmcs (
     login       TEXT    NOT NULL,
     password    TEXT    NOT NULL,      -- sealed
     fingerprint TEXT,                  -- of the certificate it has to show; NULL: the one it shows first
+    mainboard   TEXT,                  -- that it is on, as JSON; NULL: unknown
     changed     INTEGER NOT NULL,
     version     INTEGER NOT NULL
 );

@@ -11,7 +11,7 @@ use axum::{
 };
 use jiff::Timestamp;
 use rackhand_common::{
-    bmc::{Access, At, Look, MAX_PASSWORD, MAX_USER, Protocol, Seen},
+    bmc::{Access, At, Look, MAX_PASSWORD, MAX_USER, NoProtocol, Protocol, Seen},
     id,
     wire::ControllerResponse,
 };
@@ -77,7 +77,7 @@ impl BmcAccess {
         Self {
             machine: access.machine,
             address: access.at.to_string(),
-            protocol: store::word(access.protocol),
+            protocol: access.protocol.word(),
             user: access.user,
             fingerprint: access.fingerprint,
             changed,
@@ -86,16 +86,14 @@ impl BmcAccess {
 }
 
 impl NewBmcAccess {
-    fn access(self, machine: id::MachineId) -> Result<Access, Error> {
+    fn access(self, machine: &store::Machine) -> Result<Access, Error> {
         let at: At = self.address.parse().map_err(|error| Error::invalid("/address", error))?;
         if at.address.is_unspecified() || at.address.is_multicast() {
             return Err(Error::invalid("/address", "is not one that a BMC can have"));
         }
         let protocol = match self.protocol.as_deref() {
             None => Protocol::Either,
-            Some(word) => {
-                store::protocol(word).ok_or_else(|| Error::invalid("/protocol", "is `either`, `redfish` or `ipmi`"))?
-            }
+            Some(word) => word.parse().map_err(|error: NoProtocol| Error::invalid("/protocol", error))?,
         };
         if protocol == Protocol::Either && at.port.is_some() {
             return Err(Error::invalid("/protocol", "has to be named with a port: it is one protocol's"));
@@ -103,7 +101,8 @@ impl NewBmcAccess {
         check_word("/user", &self.user, MAX_USER)?;
         check_word("/password", &self.password, MAX_PASSWORD)?;
         let fingerprint = self.fingerprint.map(|text| digits(&text)).transpose()?;
-        Ok(Access { machine, at, protocol, user: self.user, password: self.password, fingerprint })
+        let (user, password, mainboard) = (self.user, self.password, machine.mainboard());
+        Ok(Access { machine: machine.id, at, protocol, user, password, fingerprint, mainboard })
     }
 }
 
@@ -195,7 +194,7 @@ pub(super) async fn set(
 ) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
     let machine = held(&caller, &mut tx, Action::RackManage, &rack, &machine).await?;
-    let access = body.access(machine.id)?;
+    let access = body.access(&machine)?;
     let known = tx.bmc(machine.id).await?;
     expected.check(known.map_or(0, |known| known.version))?;
     tx.set_bmc(app.clock.now().wall, &machine, &access).await?;

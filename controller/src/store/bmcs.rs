@@ -6,7 +6,7 @@
 
 use jiff::Timestamp;
 use rackhand_common::{
-    bmc::{Access, Protocol},
+    bmc::Access,
     id::{MachineId, RackId},
     seal::Seal,
 };
@@ -14,7 +14,7 @@ use rackhand_common::{
 use super::{
     Machine, Store, StoreError, Tx,
     database::{Executor, Row, query},
-    id,
+    from_json, id, json,
     machines::parsed,
     micros, timestamp,
 };
@@ -38,7 +38,8 @@ impl Store {
 
     /// The BMCs of a rack's machines, in the order of their machines' ids, after one, at most `limit`.
     pub async fn bmcs(&self, rack: RackId, after: Option<MachineId>, limit: u32) -> Result<Vec<StoredBmc>, StoreError> {
-        some(&self.pool, &self.seal, rack, after, limit).await
+        let rows = rows(&self.pool, rack, after, limit).await?;
+        rows.iter().map(|row| read(&self.seal, row)).collect()
     }
 }
 
@@ -46,8 +47,16 @@ impl Tx {
     /// The BMCs of all machines of a rack.
     pub async fn bmcs_of(&mut self, rack: RackId) -> Result<Vec<Access>, StoreError> {
         let seal = self.seal.clone();
-        let rows = some(&mut self.inner, &seal, rack, None, u32::MAX).await?;
-        Ok(rows.into_iter().map(|row| row.access).collect())
+        let rows = rows(&mut self.inner, rack, None, u32::MAX).await?;
+        let readable = rows.iter().filter_map(|row| match read(&seal, row) {
+            Ok(bmc) => Some(bmc.access),
+            // The rest of the rack is told what is wanted of it all the same.
+            Err(error) => {
+                tracing::error!(%rack, error = &error as &dyn std::error::Error, "a BMC is left out");
+                None
+            }
+        });
+        Ok(readable.collect())
     }
 
     /// The BMC of a machine, if it is known.
@@ -56,27 +65,51 @@ impl Tx {
         one(&mut self.inner, &seal, machine).await
     }
 
-    /// Says how a machine's BMC is reached from now on.
+    /// Says how a machine's BMC is reached from now on. No two machines of a rack have theirs at one
+    /// place: a mistyped address would switch another machine.
     pub async fn set_bmc(&mut self, now: Timestamp, machine: &Machine, access: &Access) -> Result<(), StoreError> {
+        let taken = query(
+            "SELECT machines.name FROM machines JOIN bmcs ON bmcs.id = machines.id
+             WHERE machines.rack = $1 AND bmcs.at = $2 AND machines.id <> $3",
+        )
+        .bind(machine.rack.to_string())
+        .bind(access.at.to_string())
+        .bind(machine.id.to_string())
+        .fetch_optional(&mut self.inner)
+        .await?;
+        if taken.is_some() {
+            return Err(StoreError::Taken("address of a BMC in this rack"));
+        }
         self.watch("bmcs", machine.id).await?;
         let sealed = access.sealed(&self.seal);
         query(
-            "INSERT INTO bmcs (id, at, protocol, login, password, fingerprint, changed, version)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, 1)
+            "INSERT INTO bmcs (id, at, protocol, login, password, fingerprint, mainboard, changed, version)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 1)
              ON CONFLICT (id) DO UPDATE SET at = $2, protocol = $3, login = $4, password = $5, fingerprint = $6,
-                 changed = $7, version = bmcs.version + 1",
+                 mainboard = $7, changed = $8, version = bmcs.version + 1",
         )
         .bind(machine.id.to_string())
         .bind(sealed.at.to_string())
-        .bind(word(sealed.protocol))
+        .bind(sealed.protocol.word())
         .bind(sealed.user)
         .bind(sealed.password)
         .bind(sealed.fingerprint)
+        .bind(sealed.mainboard.as_ref().map(json))
         .bind(micros(now))
         .execute(&mut self.inner)
         .await?;
         self.touch_rack(machine.rack).await?;
         Ok(())
+    }
+
+    /// Has the BMC of a machine be the one on the mainboard that was accepted, or found, last.
+    pub async fn follow_mainboard(&mut self, now: Timestamp, machine: &Machine) -> Result<(), StoreError> {
+        let Some(bmc) = self.bmc(machine.id).await? else { return Ok(()) };
+        let mainboard = machine.mainboard();
+        if bmc.access.mainboard == mainboard {
+            return Ok(());
+        }
+        self.set_bmc(now, machine, &Access { mainboard, ..bmc.access }).await
     }
 
     /// Forgets how a machine's BMC is reached.
@@ -88,20 +121,6 @@ impl Tx {
     }
 }
 
-/// What a protocol is called in the database and by operators.
-pub fn word(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Either => "either",
-        Protocol::Redfish => "redfish",
-        Protocol::Ipmi => "ipmi",
-    }
-}
-
-/// The protocol that is called so.
-pub fn protocol(word: &str) -> Option<Protocol> {
-    [Protocol::Either, Protocol::Redfish, Protocol::Ipmi].into_iter().find(|protocol| self::word(*protocol) == word)
-}
-
 async fn one(
     executor: impl Into<Executor<'_>>,
     seal: &Seal,
@@ -111,14 +130,13 @@ async fn one(
     row.map(|row| read(seal, &row)).transpose()
 }
 
-async fn some(
+async fn rows(
     executor: impl Into<Executor<'_>>,
-    seal: &Seal,
     rack: RackId,
     after: Option<MachineId>,
     limit: u32,
-) -> Result<Vec<StoredBmc>, StoreError> {
-    query(
+) -> Result<Vec<Row>, StoreError> {
+    let rows = query(
         "SELECT bmcs.* FROM machines JOIN bmcs ON bmcs.id = machines.id
          WHERE machines.rack = $1 AND machines.id > $2 ORDER BY machines.id LIMIT $3",
     )
@@ -126,22 +144,19 @@ async fn some(
     .bind(after.map_or_else(String::new, |after| after.to_string()))
     .bind(limit)
     .fetch_all(executor)
-    .await?
-    .iter()
-    .map(|row| read(seal, row))
-    .collect()
+    .await?;
+    Ok(rows)
 }
 
 fn read(seal: &Seal, row: &Row) -> Result<StoredBmc, StoreError> {
-    let protocol = protocol(row.try_get("protocol")?)
-        .ok_or_else(|| StoreError::Damaged("protocol of a BMC", "it is of a later version".into()))?;
     let access = Access {
         machine: id(row.try_get("id")?)?,
         at: parsed("address of a BMC", row.try_get("at")?)?,
-        protocol,
+        protocol: parsed("protocol of a BMC", row.try_get("protocol")?)?,
         user: row.try_get("login")?,
         password: row.try_get("password")?,
         fingerprint: row.try_get("fingerprint")?,
+        mainboard: row.try_get::<Option<&str>, _>("mainboard")?.map(|text| from_json("mainboard", text)).transpose()?,
     };
     let access = access.opened(seal).map_err(|error| StoreError::Damaged("password of a BMC", error.into()))?;
     let version = row.try_get::<i64, _>("version")? as u64;
@@ -150,6 +165,8 @@ fn read(seal: &Seal, row: &Row) -> Result<StoredBmc, StoreError> {
 
 #[cfg(test)]
 mod tests {
+    use rackhand_common::{bmc::Protocol, machine::Mainboard};
+
     use super::*;
     use crate::store::{
         database::query_scalar,
@@ -164,6 +181,7 @@ mod tests {
             user: "admin".into(),
             password: "canary-5e11".into(),
             fingerprint: None,
+            mainboard: Some(Mainboard { serial: "S1".into(), uuid: None }),
         }
     }
 
@@ -190,6 +208,31 @@ mod tests {
         assert!(matches!(bench.store.bmc(machine.id).await, Err(StoreError::NotFound(_))));
     }
 
+    async fn no_two_machines_of_a_rack_have_their_bmcs_at_one_place(on: On) {
+        let bench = Bench::new(on).await;
+        let (one, other) = (bench.adopted(100).await, bench.adopted(101).await);
+        let mut tx = bench.store.begin().await.unwrap();
+        tx.set_bmc(at(1), &one, &access(one.id)).await.unwrap();
+        tx.set_bmc(at(1), &one, &access(one.id)).await.unwrap();
+        let taken = tx.set_bmc(at(1), &other, &access(other.id)).await;
+        assert!(matches!(taken, Err(StoreError::Taken(_))), "{taken:?}");
+    }
+
+    async fn a_bmc_that_cannot_be_read_is_left_out_and_the_rack_told_the_rest(on: On) {
+        let bench = Bench::new(on).await;
+        for (number, at_) in [(100, "10.0.0.5"), (101, "10.0.0.6")] {
+            let machine = bench.adopted(number).await;
+            let mut tx = bench.store.begin().await.unwrap();
+            let access = Access { at: at_.parse().unwrap(), ..access(machine.id) };
+            tx.set_bmc(at(1), &machine, &access).await.unwrap();
+            tx.commit().await.unwrap();
+        }
+        query("UPDATE bmcs SET protocol = 'later' WHERE at = '10.0.0.5'").execute(&bench.store.pool).await.unwrap();
+        let (intent, bmcs) = crate::intent::of(&bench.store, bench.rack).await.unwrap();
+        let told: Vec<_> = bmcs.bmcs.iter().map(|access| access.at.to_string()).collect();
+        assert_eq!((intent.machines.len(), told), (2, vec!["10.0.0.6".to_owned()]));
+    }
+
     async fn a_machine_that_is_removed_takes_its_bmc_along(on: On) {
         let bench = Bench::new(on).await;
         let machine = bench.machine(100);
@@ -203,6 +246,8 @@ mod tests {
 
     on_both! {
         a_bmc_is_kept_with_its_password_sealed_and_its_rack_told,
+        no_two_machines_of_a_rack_have_their_bmcs_at_one_place,
+        a_bmc_that_cannot_be_read_is_left_out_and_the_rack_told_the_rest,
         a_machine_that_is_removed_takes_its_bmc_along,
     }
 }

@@ -12,7 +12,7 @@ use rackhand_common::{
     event::Stage,
     id::{Epoch, MachineId, ProjectId, RackId},
     intent::{Boot, Order},
-    machine::{Inventory, Mac, Power},
+    machine::{Inventory, Mac, Mainboard, Power},
     seal::{Seal, Sealed as _},
 };
 use rackhand_controller_core::{
@@ -129,6 +129,11 @@ impl Default for MachineOrder {
 }
 
 impl Machine {
+    /// Its mainboard as it was accepted, or, while nobody has adopted it, as it was found.
+    pub fn mainboard(&self) -> Option<Mainboard> {
+        self.accepted.as_ref().unwrap_or(&self.inventory).system.mainboard()
+    }
+
     /// Parts that are not those accepted; empty while nobody has adopted it.
     pub fn changes(&self) -> Vec<identity::Change> {
         self.accepted.as_ref().map(|accepted| identity::compare(accepted, &self.inventory)).unwrap_or_default()
@@ -380,6 +385,7 @@ impl Tx {
     /// progress.
     pub async fn delete_machine(&mut self, machine: &Machine) -> Result<(), StoreError> {
         self.watch("machines", machine.id).await?;
+        self.watch("bmcs", machine.id).await?;
         for statement in [
             "DELETE FROM commands WHERE machine = $1",
             "DELETE FROM runs WHERE machine = $1",

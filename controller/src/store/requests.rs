@@ -146,12 +146,17 @@ impl Store {
             return Ok(Known::AnswerLost);
         }
         // Whoever began it did nothing and never will.
-        query("UPDATE keyed_requests SET begun = $3 WHERE token = $1 AND key = $2")
+        let ours = query("UPDATE keyed_requests SET begun = $3 WHERE token = $1 AND key = $2 AND committed = 0")
             .bind(asked.token.to_string())
             .bind(&asked.key)
             .bind(micros(now))
             .execute(&mut tx.inner)
-            .await?;
+            .await?
+            .rows_affected();
+        // A commit whose outcome was lost came through after all.
+        if ours == 0 {
+            return Ok(Known::AnswerLost);
+        }
         tx.commit().await?;
         Ok(Known::No(under_way))
     }

@@ -259,6 +259,7 @@ pub(crate) mod tests {
                 user: "admin".into(),
                 password: "of a BMC".into(),
                 fingerprint: None,
+                mainboard: None,
             };
             tx.set_bmc(at(3), &machine, &access).await.unwrap();
             tx.commit().await.unwrap();

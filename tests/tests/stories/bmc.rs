@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use rackhand_bmc_sim::{Addresses, Boot, Chassis, Personality, Running, Simulator};
+use rackhand_bmc_sim::{Addresses, Boot, Chassis, Faults, Personality, Running, Simulator, ToldUuid};
 use rackhand_common::{
     bmc::Look,
     wire::{LocalRequest, LocalResponse},
@@ -43,6 +43,7 @@ impl Chassis for Behind {
 
 /// Puts a BMC in front of a machine.
 async fn bmc(machine: &Machine, mut personality: Personality) -> (Running, Arc<Behind>) {
+    (personality.serial, personality.uuid) = machine.mainboard();
     personality.users[0].name = "rackhand".into();
     personality.users[0].password = PASSWORD.into();
     let behind = Arc::new(Behind { machine: machine.clone(), switched: AtomicU32::new(0) });
@@ -143,4 +144,28 @@ async fn with_the_controller_away_and_the_agent_started_anew_a_bmc_is_still_know
 async fn ask_node(rack: &VirtualRack, machine: &Machine) -> LocalResponse {
     let mut agent = rackhand_agent::local::Client::connect(&rack.path("agent.sock")).await.unwrap();
     agent.ask(&LocalRequest::Look(machine.mac().to_string(), Look::Sensors)).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bmc_of_another_machine_switches_nothing_and_is_named() {
+    let mut rack = VirtualRack::new().await;
+    let machine = rack.machine(Model::default());
+    rack.ready(&machine).await;
+    let (running, behind) = bmc(&machine, Personality::generic(1)).await;
+    running.bmc.lock().personality.serial = "ANOTHER".into();
+    running.bmc.set_faults(Faults { uuid: ToldUuid::Wrong, ..Faults::default() });
+    reach(&rack, &machine, "redfish", running.redfish).await;
+    look(&rack, &machine, "identity").await;
+
+    rack.operator.act(machine.mac(), "power", json!({"action": "off"})).await.unwrap();
+    let is_over = async || {
+        let row = rack.operator.machine(machine.mac()).await.unwrap().unwrap();
+        row["run"].is_null().then_some(()).ok_or_else(|| row.to_string())
+    };
+    wait::until("the run is over", PATIENCE, is_over).await;
+    let runs = rack.operator.get("/v1/runs?limit=1").await.unwrap();
+    let detail = runs["items"][0].to_string();
+    assert!(detail.contains("serial number ANOTHER") && detail.contains("failed"), "{detail}");
+    assert_eq!(behind.switched.load(Ordering::Relaxed), 0, "another machine was switched");
+    rack.stop().await.unwrap();
 }
