@@ -425,6 +425,20 @@ async fn what_a_walk_keeps_is_bounded() {
 }
 
 #[tokio::test]
+async fn the_one_system_there_is_room_for_is_not_taken_for_the_only_one() {
+    let links: Vec<Value> = (0..20).map(|n| json!({"@odata.id": format!("/redfish/v1/Systems/{n}")})).collect();
+    let tree = machine(json!({"/redfish/v1/Systems": {"Members": links}}));
+    let fat = "x".repeat(1 << 20);
+    let service = Service::of(tree, move |asked| {
+        let is_system = asked.path.starts_with("/redfish/v1/Systems/");
+        is_system.then(|| well(json!({"Id": asked.path, "Oem": fat})))
+    })
+    .await;
+    let error = service.redfish().power().await.unwrap_err();
+    assert!(error.to_string().ends_with("it has too many resources"), "{error}");
+}
+
+#[tokio::test]
 async fn a_body_of_too_many_values_is_malformed() {
     let many = vec![1; 100_001];
     let service = Service::of(machine(json!({"/redfish/v1/Systems/1": {"Oem": many}})), plain).await;
@@ -433,7 +447,7 @@ async fn a_body_of_too_many_values_is_malformed() {
 }
 
 #[tokio::test]
-async fn a_machine_of_too_many_sensors_is_not_asked_for_more() {
+async fn a_machine_of_too_many_sensors_or_parts_is_not_asked_for_more() {
     let fans: Vec<Value> = (0..4096).map(|n| json!({"Name": format!("Fan {n}")})).collect();
     let link = |n: u8| json!({"@odata.id": format!("/redfish/v1/Chassis/{n}")});
     let service = Service::of(
@@ -448,6 +462,9 @@ async fn a_machine_of_too_many_sensors_is_not_asked_for_more() {
     .await;
     let told = service.redfish().sensors().await.unwrap();
     assert_eq!(told.readings.len(), 4096);
+    assert_eq!(told.skipped.len(), 1, "{:?}", told.skipped);
+    let told = service.redfish().parts().await.unwrap();
+    assert_eq!(told.parts.len(), 4096);
     assert_eq!(told.skipped.len(), 1, "{:?}", told.skipped);
     assert_eq!(service.count("GET", "/redfish/v1/Chassis/2"), 0);
 }

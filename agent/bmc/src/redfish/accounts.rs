@@ -58,8 +58,10 @@ impl Redfish {
 
     pub(super) async fn change_password(&self, user: &str, password: &str) -> Result<(), BmcError> {
         let account = self.account_of(user).await?;
+        let is_ours = self.http.user().await == user;
         self.http.patch(&account, json!({ "Password": password })).await?;
-        if self.http.user().await == user {
+        // At once: a call that is given up in between leaves a password that is denied.
+        if is_ours {
             let password = Zeroizing::new(password.to_owned());
             self.http.log_in_as(Credentials { user: user.to_owned(), password }).await;
         }

@@ -45,7 +45,8 @@ pub struct Walk<'a> {
     is_over: bool,
     end: Instant,
     silent: u32,
-    /// Whether it ends with the first resource that there is and that is not shown to us.
+    /// Whether it ends with the first resource that there is and that is not shown to us, or that
+    /// there is no room for.
     pub is_strict: bool,
     /// What was not read.
     pub skipped: Vec<Skipped>,
@@ -84,7 +85,8 @@ impl<'a> Walk<'a> {
             return Ok(None);
         }
         if !self.has_room(link) {
-            return Ok(None);
+            let why = || Err(fault::malformed(format!("{link}: it has too many resources")));
+            return if self.is_strict { why() } else { Ok(None) };
         }
         if Instant::now() >= self.end {
             return Err(fault::unreachable(format!("{link}: there was no time left for it")));
