@@ -4,7 +4,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -51,6 +54,8 @@ enum Told {
     Raw(Vec<u8>),
     /// A head, and then a body without end.
     Endless,
+    /// These bytes, then nothing, and the connection stays.
+    Unfinished(Vec<u8>),
     /// Nothing, and the connection stays.
     Silence,
 }
@@ -194,6 +199,10 @@ async fn serve(
                 loop {
                     stream.write_all(&[b'['; 65536]).await.ok()?;
                 }
+            }
+            Told::Unfinished(bytes) => {
+                stream.write_all(&bytes).await.ok()?;
+                std::future::pending::<()>().await;
             }
             Told::Silence => std::future::pending::<()>().await,
         }
@@ -394,6 +403,81 @@ async fn dangling_links_and_malformed_members_are_skipped_and_reported() {
     .assert_eq(&found.chain(skipped).collect::<String>());
 }
 
+#[tokio::test]
+async fn what_a_walk_keeps_is_bounded() {
+    let links: Vec<Value> =
+        (0..40).map(|n| json!({"@odata.id": format!("/redfish/v1/Chassis/1/Sensors/{n}")})).collect();
+    let tree = machine(json!({
+        "/redfish/v1/Chassis/1": {"Sensors": {"@odata.id": "/redfish/v1/Chassis/1/Sensors"}},
+        "/redfish/v1/Chassis/1/Sensors": {"Members": links},
+    }));
+    for fat in [json!("x".repeat(1 << 20)), vec![1; 50_000].into()] {
+        let service = Service::of(tree.clone(), move |asked| {
+            let is_sensor = asked.path.starts_with("/redfish/v1/Chassis/1/Sensors/");
+            is_sensor.then(|| well(json!({"Name": asked.path, "Reading": 1, "Oem": fat})))
+        })
+        .await;
+        let told = service.redfish().sensors().await.unwrap();
+        assert!((4..=17).contains(&told.readings.len()), "{} of 40 were kept", told.readings.len());
+        let [skipped] = &told.skipped[..] else { panic!("{:?}", told.skipped) };
+        assert_eq!(skipped.why, "this and what follows: it has too many resources");
+    }
+}
+
+#[tokio::test]
+async fn the_one_system_there_is_room_for_is_not_taken_for_the_only_one() {
+    let links: Vec<Value> = (0..20).map(|n| json!({"@odata.id": format!("/redfish/v1/Systems/{n}")})).collect();
+    let tree = machine(json!({"/redfish/v1/Systems": {"Members": links}}));
+    let fat = "x".repeat(1 << 20);
+    let service = Service::of(tree, move |asked| {
+        let is_system = asked.path.starts_with("/redfish/v1/Systems/");
+        is_system.then(|| well(json!({"Id": asked.path, "Oem": fat})))
+    })
+    .await;
+    let error = service.redfish().power().await.unwrap_err();
+    assert!(error.to_string().ends_with("it has too many resources"), "{error}");
+}
+
+#[tokio::test]
+async fn a_body_of_too_many_values_is_malformed() {
+    let many = vec![1; 100_001];
+    let service = Service::of(machine(json!({"/redfish/v1/Systems/1": {"Oem": many}})), plain).await;
+    let error = service.redfish().power().await.unwrap_err();
+    assert!(error.to_string().ends_with("more than 100000 values"), "{error}");
+}
+
+#[tokio::test]
+async fn a_machine_of_too_many_sensors_or_parts_is_not_asked_for_more() {
+    let fans: Vec<Value> = (0..4096).map(|n| json!({"Name": format!("Fan {n}")})).collect();
+    let link = |n: u8| json!({"@odata.id": format!("/redfish/v1/Chassis/{n}")});
+    let service = Service::of(
+        machine(json!({
+            "/redfish/v1/Chassis": {"Members": [link(1), link(2)]},
+            "/redfish/v1/Chassis/1": {"Thermal": {"@odata.id": "/redfish/v1/Chassis/1/Thermal"}},
+            "/redfish/v1/Chassis/1/Thermal": {"Fans": fans},
+            "/redfish/v1/Chassis/2": {"Id": "2"},
+        })),
+        plain,
+    )
+    .await;
+    let told = service.redfish().sensors().await.unwrap();
+    assert_eq!(told.readings.len(), 4096);
+    assert_eq!(told.skipped.len(), 1, "{:?}", told.skipped);
+    let told = service.redfish().parts().await.unwrap();
+    assert_eq!(told.parts.len(), 4096);
+    assert_eq!(told.skipped.len(), 1, "{:?}", told.skipped);
+    assert_eq!(service.count("GET", "/redfish/v1/Chassis/2"), 0);
+}
+
+#[tokio::test]
+async fn words_of_a_service_are_fit_to_print() {
+    let allowed = vec!["\u{1b}[2J".repeat(100); 100];
+    let reset = json!({"#ComputerSystem.Reset": {"ResetType@Redfish.AllowableValues": allowed}});
+    let service = Service::of(machine(json!({"/redfish/v1/Systems/1": {"Actions": reset}})), plain).await;
+    let error = service.redfish().set_power(Power::Off).await.unwrap_err().to_string();
+    assert!(error.len() < 300 && !error.contains(char::is_control), "{error:?}");
+}
+
 // Sessions.
 
 const SESSIONS: &str = "/redfish/v1/SessionService/Sessions";
@@ -430,18 +514,116 @@ async fn a_session_is_used_and_ended() {
 async fn a_session_that_has_ended_is_renewed_once() {
     let logins = Arc::new(Mutex::new(0));
     let seen = logins.clone();
+    let has_ended = Arc::new(AtomicBool::new(false));
+    let ended = has_ended.clone();
     let service = Service::of(with_sessions(), move |asked| {
         let mut logins = seen.lock().unwrap();
         if asked.is("POST", SESSIONS) {
             *logins += 1;
             return Some(session(&format!("t{logins}")));
         }
-        // The first session ends when power is asked for.
-        (asked.is("GET", "/redfish/v1/Systems/1") && asked.header("x-auth-token") == Some("t1")).then(|| status(401))
+        (ended.load(Ordering::Relaxed)
+            && asked.is("GET", "/redfish/v1/Systems/1")
+            && asked.header("x-auth-token") == Some("t1"))
+        .then(|| status(401))
     })
     .await;
-    assert_eq!(service.redfish().power().await, Ok(Power::On));
+    let redfish = service.redfish();
+    assert_eq!(redfish.power().await, Ok(Power::On));
+    has_ended.store(true, Ordering::Relaxed);
+    pass(Duration::from_secs(6)).await;
+    assert_eq!(redfish.power().await, Ok(Power::On));
     assert_eq!(*logins.lock().unwrap(), 2);
+    assert_eq!(service.count("DELETE", &format!("{SESSIONS}/t1")), 1, "the session before was left");
+}
+
+/// Has time pass at once.
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn a_young_session_is_not_renewed_for_what_is_not_shown() {
+    let service = Service::of(with_sessions(), |asked| {
+        if asked.is("POST", SESSIONS) {
+            return Some(session("t1"));
+        }
+        asked.is("GET", "/redfish/v1/Systems/1").then(|| status(401))
+    })
+    .await;
+    let redfish = service.redfish();
+    for _ in 0..5 {
+        assert!(matches!(redfish.power().await, Err(BmcError::Denied(_))));
+    }
+    assert_eq!(service.count("POST", SESSIONS), 1);
+}
+
+#[tokio::test]
+async fn a_denied_password_is_not_tried_again_soon() {
+    let service = Service::of(with_sessions(), |asked| asked.is("POST", SESSIONS).then(|| status(401))).await;
+    let redfish = service.redfish();
+    for _ in 0..5 {
+        assert!(matches!(redfish.power().await, Err(BmcError::Denied(_))));
+    }
+    let error = redfish.power().await.unwrap_err().to_string();
+    assert!(error.starts_with("denied: not tried again for "), "{error}");
+    assert_eq!(service.count("POST", SESSIONS), 1);
+    pass(Duration::from_secs(301)).await;
+    assert!(redfish.power().await.is_err());
+    assert_eq!(service.count("POST", SESSIONS), 2);
+}
+
+#[tokio::test]
+async fn a_password_that_basic_authentication_denies_is_not_tried_again_soon() {
+    let service = Service::of(machine(json!({})), |asked| (!asked.is("GET", "/redfish/v1")).then(|| status(401))).await;
+    let redfish = service.redfish();
+    for _ in 0..5 {
+        assert!(matches!(redfish.power().await, Err(BmcError::Denied(_))));
+    }
+    assert_eq!(service.asked().iter().filter(|asked| asked.header("authorization").is_some()).count(), 1);
+}
+
+#[tokio::test]
+async fn one_resource_that_basic_authentication_is_not_shown_denies_nothing_else() {
+    let service =
+        Service::of(machine(json!({})), |asked| asked.is("GET", "/redfish/v1/Chassis/1").then(|| status(401))).await;
+    let redfish = service.redfish();
+    assert_eq!(redfish.sensors().await.unwrap().skipped.len(), 1);
+    assert_eq!(redfish.power().await, Ok(Power::On));
+}
+
+#[tokio::test]
+async fn a_session_made_by_a_call_that_was_given_up_is_ended() {
+    let service = Service::of(with_sessions(), |asked| {
+        let head =
+            format!("HTTP/1.1 201 X\r\nX-Auth-Token: t1\r\nLocation: {SESSIONS}/t1\r\nContent-Length: 100\r\n\r\n{{");
+        match asked.method.as_str() {
+            "POST" => Some(Told::Unfinished(head.into_bytes())),
+            "DELETE" => Some(status(204)),
+            _ => None,
+        }
+    })
+    .await;
+    let redfish = service.redfish_within(Bounds { call: Duration::from_millis(300), ..bounds() });
+    assert!(matches!(redfish.power().await, Err(BmcError::Unreachable(_))));
+    redfish.close().await.unwrap();
+    assert_eq!(service.count("DELETE", &format!("{SESSIONS}/t1")), 1);
+}
+
+#[tokio::test]
+async fn an_echoed_token_is_not_told() {
+    let service = Service::of(with_sessions(), |asked| match asked.method.as_str() {
+        "POST" => Some(session("t0ken")),
+        "GET" if asked.is("GET", "/redfish/v1/Systems/1") => {
+            Some(Told::Json(400, Vec::new(), json!({"error": {"message": "t0ken of hunter2 is odd"}})))
+        }
+        _ => None,
+    })
+    .await;
+    let error = service.redfish().power().await.unwrap_err();
+    assert!(!error.to_string().contains("t0ken"), "{error}");
 }
 
 #[tokio::test]

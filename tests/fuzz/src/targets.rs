@@ -8,6 +8,17 @@ use std::{
 };
 
 use jiff::Timestamp;
+use rackhand_bmc::{
+    ipmi,
+    redfish::{
+        accounts, bios, boot, certificates, fault, identity, inventory, lan,
+        link::Link,
+        log, media, power,
+        resource::{MAX_VALUES, Node, Resource},
+        secure_boot, sensors, service, update,
+    },
+    told::{MAX_TEXT, PartKind},
+};
 use rackhand_common::{
     channel::{Admitted, Assignment, Present, Report},
     event::Event,
@@ -56,6 +67,8 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("cmdline", kernel_command_line),
     ("modules", module_tables),
     ("texts", texts),
+    ("ipmi", ipmi_answers),
+    ("redfish", redfish_resources),
 ];
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -401,4 +414,74 @@ fn texts(bytes: &[u8]) {
     }
     let _ = (text.parse::<MachineId>(), text.parse::<RackId>());
     let _ = serde_json::from_str::<TrustBundle>(text).map(|bundle| bundle.root_store().is_ok());
+}
+
+/// What a BMC answers over RMCP+, to each parser: a stranger chooses what arrives where.
+fn ipmi_answers(bytes: &[u8]) {
+    for (_, parse) in ipmi::PARSERS {
+        let _ = parse(bytes);
+    }
+}
+
+/// A resource as a Redfish service tells it, to each reader: what is kept of it is fit to print,
+/// and its links stay on their host.
+fn redfish_resources(bytes: &[u8]) {
+    if let Some(link) = std::str::from_utf8(bytes).ok().and_then(Link::parse) {
+        assert!(link.as_str().starts_with('/') && !link.as_str().starts_with("//"));
+        assert!(!link.as_str().contains(|c: char| c.is_control() || c == '\\' || c == '#'));
+        let _ = (link.name(), link.below("x"));
+    }
+    let resource = match Resource::parse(Link::root(), bytes) {
+        Ok(resource) => resource,
+        Err(error) => return assert_fit(&error.to_string()),
+    };
+    assert!(resource.weight.bytes == bytes.len() && resource.weight.values <= MAX_VALUES);
+    let whole = resource.node();
+    redfish_readers(whole);
+    for (_, node) in whole.members() {
+        redfish_readers(node);
+    }
+    for node in ["Members", "Controllers", "Devices"].into_iter().flat_map(|name| whole.items(name)) {
+        redfish_readers(node);
+    }
+    let _ = (log::rank(&resource), media::media(&resource), certificates::certificate(&resource));
+    let _ = service::action(&resource, "ComputerSystem.Reset");
+}
+
+fn redfish_readers(node: Node<'_>) {
+    let of_several = sensors::thermal(node).into_iter().chain(sensors::power(node)).chain(sensors::metrics("x", node));
+    for reading in of_several.chain(sensors::sensor(node)).chain(sensors::fan(node)) {
+        assert_fit(&reading.name);
+        assert!(reading.value.is_none_or(|value| !value.is_nan()));
+    }
+    let parts = [inventory::processor(node), inventory::memory(node), inventory::drive(node)];
+    let mut parts: Vec<_> = parts.into_iter().chain([inventory::part(PartKind::Card, node)]).flatten().collect();
+    for part in &mut parts {
+        assert_fit(&part.slot);
+        part.macs = inventory::macs(node);
+    }
+    let _ = inventory::merged(parts.clone(), parts);
+    if let Some(entry) = log::entry(node) {
+        assert_fit(&entry.message);
+        assert_fit(entry.subject.as_deref().unwrap_or_default());
+        let _ = log::in_order(vec![entry.clone(), entry]);
+    }
+    let set = boot::boot(node).set;
+    if let Err(error) = boot::change(node, &set) {
+        assert_fit(&error.to_string());
+    }
+    if let Some(words) = fault::words(node, &["secret".into()]) {
+        assert_fit(&words);
+        assert!(!words.contains("secret"), "a secret came back");
+    }
+    let _ = (accounts::account(node), bios::attributes(node), identity::identity(node, node), lan::lan(node));
+    let _ = (secure_boot::secure_boot(node), update::task(node), power::power(node), power::allowed(node, "ResetType"));
+    let _ = (service::sessions(node), service::expands(node));
+}
+
+/// Text that is kept: bounded, and without what moves a terminal's cursor.
+fn assert_fit(text: &str) {
+    // An error says what kind it is before its words.
+    assert!(text.len() <= MAX_TEXT + 20, "a text too long");
+    assert!(!text.contains(char::is_control), "a control character got through");
 }

@@ -11,7 +11,7 @@ use crate::{
 };
 
 use super::{
-    Redfish,
+    Redfish, fault,
     http::Payload,
     link::Link,
     resource::{Node, Resource},
@@ -36,7 +36,7 @@ impl Redfish {
         let service = self.service().await?;
         let mut walk = self.walk(&service);
         let link = service.root.node().link("AccountService");
-        let link = link.ok_or_else(|| BmcError::Unsupported("it has no accounts".to_owned()))?;
+        let link = link.ok_or_else(|| fault::unsupported("it has no accounts"))?;
         let accounts = self.http.get(&link).await?;
         let collection = accounts.node().link("Accounts").unwrap_or_else(|| link.below("Accounts"));
         let places = walk.members(&collection).await?;
@@ -51,15 +51,17 @@ impl Redfish {
     async fn account_of(&self, user: &str) -> Result<Resource, BmcError> {
         let (_, places, _) = self.places().await?;
         let place = places.into_iter().find(|place| place.node().word("UserName") == Some(user));
-        let place = place.ok_or_else(|| BmcError::Unsupported("it has no account of this name".to_owned()))?;
+        let place = place.ok_or_else(|| fault::unsupported("it has no account of this name"))?;
         // What came with the collection has no tag of its own.
         self.http.get(&place.link).await
     }
 
     pub(super) async fn change_password(&self, user: &str, password: &str) -> Result<(), BmcError> {
         let account = self.account_of(user).await?;
+        let is_ours = self.http.user().await == user;
         self.http.patch(&account, json!({ "Password": password })).await?;
-        if self.http.user().await == user {
+        // At once: a call that is given up in between leaves a password that is denied.
+        if is_ours {
             let password = Zeroizing::new(password.to_owned());
             self.http.log_in_as(Credentials { user: user.to_owned(), password }).await;
         }
@@ -83,8 +85,8 @@ impl Redfish {
             "Enabled": true,
         });
         match self.http.post(&collection, Payload::Json(wanted.clone())).await {
-            Err(BmcError::Unsupported(why)) => {
-                let place = empty_place(&places).ok_or(BmcError::Unsupported(why))?;
+            Err(unsupported @ BmcError::Unsupported(_)) => {
+                let place = empty_place(&places).ok_or(unsupported)?;
                 let place = self.http.get(&place.link).await?;
                 self.http.patch(&place, std::mem::take(&mut wanted)).await.map(drop)
             }

@@ -10,7 +10,7 @@ use crate::{
 };
 
 use super::{
-    Redfish,
+    Redfish, fault,
     http::Payload,
     resource::{Node, Resource},
     service::action,
@@ -63,7 +63,7 @@ impl Redfish {
     async fn bios_resource(&self) -> Result<Resource, BmcError> {
         let system = self.system().await?;
         let link = system.node().link("Bios");
-        self.http.get(&link.ok_or_else(|| BmcError::Unsupported("it shows no BIOS".to_owned()))?).await
+        self.http.get(&link.ok_or_else(|| fault::unsupported("it shows no BIOS"))?).await
     }
 
     /// The attributes of the BIOS.
@@ -84,7 +84,7 @@ impl Redfish {
         let bios = self.bios_resource().await?;
         let known = attributes(bios.node());
         if let Some(unknown) = wanted.keys().find(|name| !known.is_empty() && !known.contains_key(*name)) {
-            return Err(BmcError::Refused(format!("the BIOS has no attribute {unknown}")));
+            return Err(fault::refused(format!("the BIOS has no attribute {unknown}")));
         }
         let values: serde_json::Map<String, Value> =
             wanted.iter().map(|(name, value)| (name.clone(), json_of(value))).collect();

@@ -9,7 +9,7 @@ use crate::{
     told::{Boot, BootOverride, BootSource, text},
 };
 
-use super::{Redfish, resource::Node};
+use super::{Redfish, fault, resource::Node};
 
 /// How often an override is read back.
 const READS: u32 = 3;
@@ -54,10 +54,10 @@ pub fn change(boot: Node<'_>, wanted: &BootOverride) -> Result<Value, BmcError> 
         !allowed.is_empty() && !allowed.contains(&value)
     };
     if target != "None" && refuses("BootSourceOverrideTarget", target) {
-        return Err(BmcError::Unsupported(format!("it cannot boot from {target}")));
+        return Err(fault::unsupported(format!("it cannot boot from {target}")));
     }
     if refuses("BootSourceOverrideEnabled", enabled) && enabled == "Continuous" {
-        return Err(BmcError::Unsupported("its override is for one start only".to_owned()));
+        return Err(fault::unsupported("its override is for one start only"));
     }
     change.insert("BootSourceOverrideTarget".to_owned(), target.into());
     change.insert("BootSourceOverrideEnabled".to_owned(), enabled.into());
@@ -124,7 +124,7 @@ impl Redfish {
             return Ok(());
         }
         let source = shown.doubt.unwrap_or_else(|| format!("it shows {:?}", shown.set.source));
-        Err(BmcError::Refused(format!("the boot override was taken and did nothing: {source}")))
+        Err(fault::refused(format!("the boot override was taken and did nothing: {source}")))
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::bmc::BmcError;
 
-use super::{Redfish, http::Payload, link::Link, resource::Node};
+use super::{Redfish, fault, http::Payload, link::Link, resource::Node};
 
 /// What an EventService lets us know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ impl Redfish {
     /// is there already for the same address and context is taken.
     pub async fn subscribe(&self, destination: &str, context: &str) -> Result<Link, BmcError> {
         let service = self.service().await?;
-        let unsupported = || BmcError::Unsupported("it sends no events".to_owned());
+        let unsupported = || fault::unsupported("it sends no events");
         let link = service.root.node().link("EventService").ok_or_else(unsupported)?;
         let resource = self.http.get(&link).await?;
         let Events { is_on, has_types } = events(resource.node());
@@ -45,7 +45,7 @@ impl Redfish {
         }
         let reply = self.http.post(&collection, Payload::Json(wanted)).await?;
         let made = reply.location.or_else(|| Node(Some(&reply.body)).target());
-        made.ok_or_else(|| BmcError::Malformed(format!("{collection}: a subscription that is nowhere")))
+        made.ok_or_else(|| fault::malformed(format!("{collection}: a subscription that is nowhere")))
     }
 
     /// Ends a subscription. One that is gone is ended.

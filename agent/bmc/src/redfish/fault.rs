@@ -1,6 +1,11 @@
 //! What a BMC says when it does not do as asked (DSP0266 §"Error responses"), in our words.
 //!
-//! Invariant: a secret that was sent does not come back in a message, whatever the BMC echoes.
+//! Invariants:
+//! - A secret that was sent does not come back in a message, whatever the BMC echoes.
+//! - Every error of this module's siblings is made here, so that its words are fit to print
+//!   ([`text`]) whatever they repeat; a test reads the sources for it.
+
+use std::fmt::Display;
 
 use reqwest::StatusCode;
 use serde_json::Value;
@@ -12,19 +17,53 @@ use super::{link::Link, resource::Node};
 /// The most messages of one answer that are told.
 const MAX_MESSAGES: usize = 4;
 
+/// It does not take this user and password, or the user may not do this.
+pub fn denied(words: impl Display) -> BmcError {
+    BmcError::Denied(fit(words))
+}
+
+/// It said no.
+pub fn refused(words: impl Display) -> BmcError {
+    BmcError::Refused(fit(words))
+}
+
+/// It has no such thing.
+pub fn unsupported(words: impl Display) -> BmcError {
+    BmcError::Unsupported(fit(words))
+}
+
+/// It did not answer, or is busy.
+pub fn unreachable(words: impl Display) -> BmcError {
+    BmcError::Unreachable(fit(words))
+}
+
+/// It answered something that has no meaning.
+pub fn malformed(words: impl Display) -> BmcError {
+    BmcError::Malformed(fit(words))
+}
+
+/// It is not the one that was there before.
+pub fn changed(words: impl Display) -> BmcError {
+    BmcError::Changed(fit(words))
+}
+
+fn fit(words: impl Display) -> String {
+    text(&words.to_string()).unwrap_or_default()
+}
+
 /// The error that an answer of this status is.
 pub fn of_status(status: StatusCode, link: &Link, body: Node<'_>, secrets: &[String]) -> BmcError {
-    let words = match words(body) {
+    let words = match words(body, secrets) {
         Some(words) => format!("{link}: {} {words}", status.as_u16()),
         None => format!("{link}: {status}"),
     };
-    let words = redacted(words, secrets);
+    let words = redacted(&words, secrets);
     match status.as_u16() {
-        401 | 403 => BmcError::Denied(words),
-        404 | 405 | 410 | 501 => BmcError::Unsupported(words),
-        408 | 429 | 500.. => BmcError::Unreachable(words),
-        400.. => BmcError::Refused(words),
-        _ => BmcError::Malformed(words),
+        401 | 403 => denied(words),
+        404 | 405 | 410 | 501 => unsupported(words),
+        408 | 429 | 500.. => unreachable(words),
+        400.. => refused(words),
+        _ => malformed(words),
     }
 }
 
@@ -37,29 +76,32 @@ pub fn of_success(link: &Link, body: Node<'_>, secrets: &[String]) -> Option<Bmc
     // Several BMCs answer a change with an `error` object whose one message is Base.Success.
     let is_error =
         body.at("error").items("@Message.ExtendedInfo").any(is_bad) || body.items("@Message.ExtendedInfo").any(is_bad);
-    is_error.then(|| BmcError::Refused(redacted(format!("{link}: {}", words(body).unwrap_or_default()), secrets)))
+    is_error.then(|| refused(redacted(&format!("{link}: {}", words(body, secrets).unwrap_or_default()), secrets)))
 }
 
 /// What its `@Message.ExtendedInfo` says; where that gives names of messages only, what its
-/// `error.message` says.
-pub fn words(body: Node<'_>) -> Option<String> {
+/// `error.message` says. Secrets are taken out first: what is cut off in the midst of one is no
+/// longer known.
+pub fn words(body: Node<'_>, secrets: &[String]) -> Option<String> {
     let error = body.at("error");
+    let text_of = |node: Node<'_>, name: &str| node.word(name).and_then(|raw| text(&redacted(raw, secrets)));
     let told = |names: &[&str]| {
         let infos = error.items("@Message.ExtendedInfo").chain(body.items("@Message.ExtendedInfo"));
-        let mut words: Vec<String> = infos.filter_map(|info| info.first_text(names)).take(MAX_MESSAGES).collect();
+        let mut words: Vec<String> =
+            infos.filter_map(|info| names.iter().find_map(|name| text_of(info, name))).take(MAX_MESSAGES).collect();
         words.dedup();
         words
     };
     let mut messages = told(&["Message"]);
     if messages.is_empty() {
-        messages.extend(error.text("message"));
+        messages.extend(text_of(error, "message"));
     } else {
         messages = told(&["Message", "MessageId"]);
     }
     if messages.is_empty() {
         messages = told(&["MessageId"]);
     }
-    messages.extend(error.text("code").filter(|_| messages.is_empty()));
+    messages.extend(text_of(error, "code").filter(|_| messages.is_empty()));
     text(&messages.join("; "))
 }
 
@@ -79,8 +121,11 @@ pub fn secrets(sent: &Value) -> Vec<String> {
     }
 }
 
-fn redacted(words: String, secrets: &[String]) -> String {
-    secrets.iter().filter(|secret| !secret.is_empty()).fold(words, |words, secret| words.replace(secret, "[password]"))
+fn redacted(words: &str, secrets: &[String]) -> String {
+    secrets
+        .iter()
+        .filter(|secret| !secret.is_empty())
+        .fold(words.to_owned(), |words, secret| words.replace(secret, "[password]"))
 }
 
 #[cfg(test)]
@@ -124,6 +169,36 @@ mod tests {
             expect!["refused: /redfish/v1/Systems/1: 400 The value [password] for the property Password is too short"],
         );
         assert_eq!(secrets(&json!({"Password": "hunter2", "a": [{"NewPassword": "x"}]})), ["hunter2", "x"]);
+    }
+
+    #[test]
+    fn a_password_echoed_where_words_are_cut_off_is_not_told() {
+        let link = Link::root();
+        for message in ["Message", "message"] {
+            for before in 200..256 {
+                let words = format!("{}hunter2", ".".repeat(before));
+                let body = json!({"error": {"message": words, "@Message.ExtendedInfo": [{message: words}]}});
+                let error = of_status(StatusCode::BAD_REQUEST, &link, Node(Some(&body)), &["hunter2".to_owned()]);
+                assert!(!error.to_string().contains(".h"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_error_is_made_here() {
+        let sources = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/redfish");
+        for entry in std::fs::read_dir(sources).unwrap() {
+            let path = entry.unwrap().path();
+            let source = std::fs::read_to_string(&path).unwrap();
+            let code = source.split("#[cfg(test)]").next().unwrap();
+            if path.ends_with("fault.rs") {
+                continue;
+            }
+            for made in code.split("BmcError::").skip(1) {
+                let (_, rest) = made.split_once('(').unwrap();
+                assert!(rest.starts_with("_)"), "{}: BmcError::{}", path.display(), made.lines().next().unwrap());
+            }
+        }
     }
 
     #[test]

@@ -4,7 +4,10 @@
 //! Invariants:
 //! - One request at a time, each with a deadline, a bounded body and a bounded number of retries.
 //! - Credentials and tokens go to the host of the URL only: no redirect leaves it.
-//! - A password that a BMC refuses is not tried again by other means: accounts get locked.
+//! - A password that a BMC refuses is not tried again by other means, nor soon: accounts get
+//!   locked.
+//! - At most one session is ours: the one before is ended before another is made, and one is known
+//!   as soon as the head of the answer that made it came, also to a call that is given up then.
 //!
 //! It does not compress, pipeline or speak HTTP/2: BMCs break on all three.
 
@@ -33,7 +36,7 @@ use super::{
     link::Link,
     pace::Pace,
     pin::{Fingerprint, Pin},
-    resource::{Node, Resource},
+    resource::{self, Node, Resource, Weight},
 };
 
 /// The most that an answer may weigh. A log of a thousand entries, expanded, weighs one MiB.
@@ -41,6 +44,13 @@ pub const MAX_BODY: usize = 2 << 20;
 
 /// The most redirects of one request. A service that redirects `/redfish/v1` and an alias needs two.
 const MAX_REDIRECTS: usize = 2;
+
+/// How long a denied password is not tried again: BMCs forget failed logins within minutes.
+const DENIED_FOR: Duration = Duration::from_secs(300);
+
+/// How long a session is too young to have ended by itself: no BMC ends one that is idle for less
+/// than 30 s (DSP0268 SessionService `SessionTimeout`).
+const YOUNG: Duration = Duration::from_secs(5);
 
 /// How often a busy BMC is asked in all.
 const MAX_BUSY: u32 = 3;
@@ -99,7 +109,17 @@ pub struct Reply {
     pub location: Option<Link>,
     /// When to ask again.
     pub retry_after: Option<Duration>,
+    /// What its body weighs.
+    pub weight: Weight,
     etag: Option<String>,
+}
+
+impl Reply {
+    /// What was read there.
+    fn resource(self, link: Link) -> Result<Resource, BmcError> {
+        let Self { body, weight, etag, .. } = self;
+        Ok(Resource { weight, ..Resource::new(link, etag, body)? })
+    }
 }
 
 /// How we show who we are.
@@ -108,9 +128,34 @@ enum Login {
     /// Not yet.
     None,
     /// By a token of this session.
-    Session { token: Zeroizing<String>, link: Option<Link> },
+    Session {
+        token: Zeroizing<String>,
+        link: Option<Link>,
+        /// Until when an answer of 401 does not mean that it has ended.
+        young_until: Instant,
+    },
     /// By name and password in every request.
-    Basic,
+    Basic {
+        /// Whether they were taken the last time.
+        is_believed: bool,
+    },
+}
+
+/// Whom a request is from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum From {
+    /// Nobody: what everybody may read.
+    Nobody,
+    /// Nobody yet: it makes a session.
+    Stranger,
+    /// Whoever is logged in.
+    User,
+}
+
+/// A login that a BMC did not take.
+struct Denial {
+    until: Instant,
+    why: BmcError,
 }
 
 struct State {
@@ -118,7 +163,37 @@ struct State {
     login: Login,
     /// Where sessions are made; `None` when the service has none.
     sessions: Option<Link>,
+    /// The last login of these credentials, when it was denied.
+    denial: Option<Denial>,
     pace: Pace,
+}
+
+impl State {
+    /// Holds what was denied for a while.
+    fn deny(&mut self, why: BmcError) {
+        self.login = Login::None;
+        self.denial = Some(Denial { until: Instant::now() + DENIED_FOR, why });
+    }
+
+    /// Fails while a login that was denied is not to be tried again.
+    fn may_log_in(&mut self) -> Result<(), BmcError> {
+        let Some(Denial { until, why }) = &self.denial else { return Ok(()) };
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            self.denial = None;
+            return Ok(());
+        }
+        Err(fault::denied(format!("not tried again for {} s, because it was {why}", left.as_secs() + 1)))
+    }
+
+    /// What no message may contain.
+    fn secrets(&self) -> Vec<String> {
+        let mut secrets = vec![self.credentials.password.to_string()];
+        if let Login::Session { token, .. } = &self.login {
+            secrets.push(token.to_string());
+        }
+        secrets
+    }
 }
 
 /// A Redfish service as it is reached.
@@ -148,7 +223,7 @@ impl Http {
         pinned: Option<Fingerprint>,
         bounds: Bounds,
     ) -> Result<Self, BmcError> {
-        let unfit = |why: &str| BmcError::Refused(format!("the BMC's URL {why}"));
+        let unfit = |why: &str| fault::refused(format!("the BMC's URL {why}"));
         let base = Url::parse(url).map_err(|_| unfit("is none"))?;
         if !matches!(base.scheme(), "https" | "http") || base.host_str().is_none() {
             return Err(unfit("is neither https nor http"));
@@ -169,7 +244,7 @@ impl Http {
             .build()
             .map_err(|error| unfit(&format!("cannot be reached: {error}")))?;
         let pace = Pace::new(bounds.shortest, bounds.longest);
-        let state = State { credentials, login: Login::None, sessions: None, pace };
+        let state = State { credentials, login: Login::None, sessions: None, denial: None, pace };
         Ok(Self { client, base, pin, bounds, state: Mutex::new(state), requests: AtomicU64::new(0) })
     }
 
@@ -197,9 +272,8 @@ impl Http {
     pub async fn root(&self) -> Result<Resource, BmcError> {
         let link = Link::root();
         let mut state = self.state.lock().await;
-        let reply = self.exchange(&mut state, &Method::GET, &link, &Payload::Nothing, None, false).await?;
-        let reply = reply.done(&link, &[])?;
-        Resource::new(link, reply.etag, reply.body)
+        let reply = self.exchange(&mut state, &Method::GET, &link, &Payload::Nothing, None, From::Nobody).await?;
+        reply.done(&link, &[])?.resource(link)
     }
 
     /// Where sessions are made from now on.
@@ -209,7 +283,12 @@ impl Http {
 
     /// Logs in with these from now on.
     pub async fn log_in_as(&self, credentials: Credentials) {
-        self.state.lock().await.credentials = credentials;
+        let mut state = self.state.lock().await;
+        state.credentials = credentials;
+        state.denial = None;
+        if let Login::Basic { is_believed } = &mut state.login {
+            *is_believed = false;
+        }
     }
 
     /// Whose password is used.
@@ -219,8 +298,7 @@ impl Http {
 
     /// Reads one resource.
     pub async fn get(&self, link: &Link) -> Result<Resource, BmcError> {
-        let reply = self.request(&Method::GET, link, &Payload::Nothing).await?;
-        Resource::new(link.clone(), reply.etag, reply.body)
+        self.request(&Method::GET, link, &Payload::Nothing).await?.resource(link.clone())
     }
 
     /// Asks what has become of a task, whose monitor may answer anything.
@@ -243,88 +321,114 @@ impl Http {
     pub async fn patch(&self, resource: &Resource, change: Value) -> Result<Reply, BmcError> {
         let payload = Payload::Json(change);
         let link = &resource.link;
-        let mut answer = self.ask(&Method::PATCH, link, &payload, resource.etag.as_deref()).await?;
+        let (mut answer, mut secrets) = self.ask(&Method::PATCH, link, &payload, resource.etag.as_deref()).await?;
         if answer.status == StatusCode::PRECONDITION_FAILED {
             let again = self.get(link).await?;
             // Some services give weak tags and compare strong ones.
             let etag = again.etag.map(|etag| etag.trim_start_matches("W/").to_owned());
-            answer = self.ask(&Method::PATCH, link, &payload, etag.as_deref()).await?;
+            (answer, secrets) = self.ask(&Method::PATCH, link, &payload, etag.as_deref()).await?;
         }
-        answer.changed(link, &self.secrets(&payload).await)
+        answer.changed(link, &secrets)
     }
 
     /// Ends the session, so that it takes no place of the few there are.
     pub async fn close(&self) -> Result<(), BmcError> {
         let mut state = self.state.lock().await;
-        let Login::Session { link: Some(link), .. } = state.login.clone() else {
+        let secrets = state.secrets();
+        match self.end(&mut state).await? {
+            Some((link, answer)) => answer.done(&link, &secrets).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the session, if there is one with a link, and has none from then on.
+    async fn end(&self, state: &mut State) -> Result<Option<(Link, Answer)>, BmcError> {
+        let Login::Session { link: Some(link), young_until, .. } = &mut state.login else {
             state.login = Login::None;
-            return Ok(());
+            return Ok(None);
         };
-        let answer = self.exchange(&mut state, &Method::DELETE, &link, &Payload::Nothing, None, true).await;
+        // When this is given up midway, the session may have ended, young as it is.
+        *young_until = Instant::now();
+        let link = link.clone();
+        let answer = self.exchange(state, &Method::DELETE, &link, &Payload::Nothing, None, From::User).await;
         state.login = Login::None;
-        answer?.done(&link, &[]).map(drop)
+        Ok(Some((link, answer?)))
     }
 
     async fn request(&self, method: &Method, link: &Link, payload: &Payload) -> Result<Reply, BmcError> {
-        let answer = self.ask(method, link, payload, None).await?;
-        let secrets = self.secrets(payload).await;
+        let (answer, secrets) = self.ask(method, link, payload, None).await?;
         if *method == Method::GET { answer.done(link, &secrets) } else { answer.changed(link, &secrets) }
     }
 
-    /// What no message may contain.
-    async fn secrets(&self, payload: &Payload) -> Vec<String> {
-        let mut secrets = vec![self.state.lock().await.credentials.password.to_string()];
-        if let Payload::Json(sent) = payload {
-            secrets.extend(fault::secrets(sent));
-        }
-        secrets
-    }
-
-    /// Asks as who we are; a session that has ended is renewed once.
+    /// Asks as who we are; a session that has ended is renewed once. Gives what no message may
+    /// contain, too.
     async fn ask(
         &self,
         method: &Method,
         link: &Link,
         payload: &Payload,
         etag: Option<&str>,
-    ) -> Result<Answer, BmcError> {
+    ) -> Result<(Answer, Vec<String>), BmcError> {
         let mut state = self.state.lock().await;
-        let was_in = matches!(state.login, Login::Session { .. });
         self.log_in(&mut state).await?;
-        let answer = self.exchange(&mut state, method, link, payload, etag, true).await?;
-        if answer.status != StatusCode::UNAUTHORIZED || !was_in {
-            return Ok(answer);
+        let mut secrets = state.secrets();
+        if let Payload::Json(sent) = payload {
+            secrets.extend(fault::secrets(sent));
         }
-        state.login = Login::None;
-        self.log_in(&mut state).await?;
-        self.exchange(&mut state, method, link, payload, etag, true).await
+        let answer = self.exchange(&mut state, method, link, payload, etag, From::User).await?;
+        let is_unauthorized = answer.status == StatusCode::UNAUTHORIZED;
+        match &mut state.login {
+            // A session that was just made is good: it is this that the user may not do.
+            Login::Session { young_until, .. } if is_unauthorized && Instant::now() >= *young_until => {
+                // It is as good as gone: whether it can still be ended changes nothing.
+                drop(self.end(&mut state).await);
+                self.log_in(&mut state).await?;
+                let answer = self.exchange(&mut state, method, link, payload, etag, From::User).await?;
+                secrets.extend(state.secrets());
+                Ok((answer, secrets))
+            }
+            Login::Basic { is_believed } if is_unauthorized => {
+                // What was taken a moment ago may be good, and not enough for this.
+                if !std::mem::take(is_believed) {
+                    state.deny(fault::of_status(answer.status, link, Node(Some(&answer.body)), &secrets));
+                }
+                Ok((answer, secrets))
+            }
+            Login::Basic { is_believed } => {
+                *is_believed |= answer.status.is_success();
+                Ok((answer, secrets))
+            }
+            _ => Ok((answer, secrets)),
+        }
     }
 
     /// Makes a session, or falls back to basic authentication where there are none.
     async fn log_in(&self, state: &mut State) -> Result<(), BmcError> {
+        state.may_log_in()?;
         if !matches!(state.login, Login::None) {
             return Ok(());
         }
         let Some(sessions) = state.sessions.clone() else {
-            state.login = Login::Basic;
+            state.login = Login::Basic { is_believed: false };
             return Ok(());
         };
         let wanted = json!({
             "UserName": state.credentials.user,
             "Password": state.credentials.password.as_str(),
         });
-        let answer = self.exchange(state, &Method::POST, &sessions, &Payload::Json(wanted), None, false).await?;
+        let answer =
+            self.exchange(state, &Method::POST, &sessions, &Payload::Json(wanted), None, From::Stranger).await?;
+        let body = Node(Some(&answer.body));
         if answer.is_login_denied() {
-            let secrets = [state.credentials.password.to_string()];
-            let why = fault::of_status(StatusCode::UNAUTHORIZED, &sessions, Node(Some(&answer.body)), &secrets);
+            let why = fault::of_status(StatusCode::UNAUTHORIZED, &sessions, body, &state.secrets());
+            state.deny(why.clone());
             return Err(why);
         }
-        let link = answer.location.clone().or_else(|| Node(Some(&answer.body)).target());
-        state.login = match answer.token {
-            Some(token) if answer.status.is_success() => Login::Session { token, link },
+        match &mut state.login {
+            Login::Session { link, .. } => *link = link.take().or_else(|| body.target()),
             // Full of sessions, without sessions, or a session without a token.
-            _ => Login::Basic,
-        };
+            login => *login = Login::Basic { is_believed: false },
+        }
         Ok(())
     }
 
@@ -336,12 +440,12 @@ impl Http {
         link: &Link,
         payload: &Payload,
         etag: Option<&str>,
-        as_user: bool,
+        from: From,
     ) -> Result<Answer, BmcError> {
         let mut at = link.clone();
         let (mut redirects, mut busy, mut was_dropped) = (0, 0, false);
         loop {
-            let answer = match self.once(state, method, &at, payload, etag, as_user).await {
+            let answer = match self.once(state, method, &at, payload, etag, from).await {
                 // A BMC that closed an idle connection; what only reads may be said twice.
                 Err(Fault::Http(_)) if *method == Method::GET && !was_dropped && !self.pin.has_refused() => {
                     was_dropped = true;
@@ -355,7 +459,7 @@ impl Http {
                 redirects += 1;
                 match answer.location {
                     Some(next) if keeps_method && redirects <= MAX_REDIRECTS => at = next,
-                    _ => return Err(BmcError::Malformed(format!("{link}: redirected to nowhere it may"))),
+                    _ => return Err(fault::malformed(format!("{link}: redirected to nowhere it may"))),
                 }
                 continue;
             }
@@ -375,7 +479,7 @@ impl Http {
         link: &Link,
         payload: &Payload,
         etag: Option<&str>,
-        as_user: bool,
+        from: From,
     ) -> Result<Answer, Fault> {
         let url = self.base.join(link.as_str()).ok().filter(|url| url.origin() == self.base.origin());
         let url = url.ok_or(Fault::Elsewhere)?;
@@ -399,8 +503,8 @@ impl Http {
             request = request.header(IF_MATCH, etag);
         }
         request = match &state.login {
-            Login::Session { token, .. } if as_user => request.header("X-Auth-Token", token.as_str()),
-            Login::Basic if as_user => {
+            Login::Session { token, .. } if from == From::User => request.header("X-Auth-Token", token.as_str()),
+            Login::Basic { .. } if from == From::User => {
                 request.basic_auth(&state.credentials.user, Some(state.credentials.password.as_str()))
             }
             _ => request,
@@ -408,7 +512,18 @@ impl Http {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
         let base = &self.base;
-        match timeout(deadline, async { Answer::read(request.send().await?, base).await }).await {
+        let login = &mut state.login;
+        let answer = async {
+            let response = request.send().await?;
+            let head = Head::read(&response, base);
+            if let (From::Stranger, Some(token), true) = (from, &head.token, head.status.is_success()) {
+                // Known before its body has come: a session that is forgotten takes a place.
+                let (token, link) = (token.clone(), head.location.clone());
+                *login = Login::Session { token, link, young_until: Instant::now() + YOUNG };
+            }
+            Answer::read(head, response).await
+        };
+        match timeout(deadline, answer).await {
             Err(_) => {
                 state.pace.timed_out(link.route());
                 Err(Fault::Late(deadline))
@@ -424,23 +539,23 @@ impl Http {
     fn error(&self, link: &Link, fault: Fault) -> BmcError {
         match (self.pin.refused(), self.pin.pinned()) {
             (Some(seen), Some(pinned)) => {
-                return BmcError::Changed(format!("its certificate is {seen}, and was {pinned}"));
+                return fault::changed(format!("its certificate is {seen}, and was {pinned}"));
             }
-            (Some(seen), None) => return BmcError::Changed(format!("its certificate is {seen}")),
+            (Some(seen), None) => return fault::changed(format!("its certificate is {seen}")),
             (None, _) => {}
         }
         match fault {
-            Fault::Elsewhere => BmcError::Malformed(format!("{link} is not on this host")),
+            Fault::Elsewhere => fault::malformed(format!("{link} is not on this host")),
             Fault::Late(deadline) => {
-                BmcError::Unreachable(format!("{link}: no answer within {} s", deadline.as_secs_f32()))
+                fault::unreachable(format!("{link}: no answer within {} s", deadline.as_secs_f32()))
             }
-            Fault::TooLong => BmcError::Malformed(format!("{link}: longer than {MAX_BODY} bytes")),
-            Fault::Json(error) => BmcError::Malformed(format!("{link}: {error}")),
+            Fault::TooLong => fault::malformed(format!("{link}: longer than {MAX_BODY} bytes")),
+            Fault::Json(error) => fault::malformed(format!("{link}: {error}")),
             Fault::Http(error) => {
                 let error = error.without_url();
                 let causes = iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
                 let words: Vec<String> = causes.map(ToString::to_string).collect();
-                BmcError::Unreachable(format!("{link}: {}", words.join(": ")))
+                fault::unreachable(format!("{link}: {}", words.join(": ")))
             }
         }
     }
@@ -451,13 +566,35 @@ enum Fault {
     Elsewhere,
     Late(Duration),
     TooLong,
-    Json(serde_json::Error),
+    Json(resource::NotJson),
     Http(reqwest::Error),
 }
 
-impl From<reqwest::Error> for Fault {
+impl std::convert::From<reqwest::Error> for Fault {
     fn from(error: reqwest::Error) -> Self {
         Self::Http(error)
+    }
+}
+
+/// What comes before the body of an answer.
+struct Head {
+    status: StatusCode,
+    location: Option<Link>,
+    retry_after: Option<Duration>,
+    etag: Option<String>,
+    token: Option<Zeroizing<String>>,
+}
+
+impl Head {
+    fn read(response: &reqwest::Response, base: &Url) -> Self {
+        let header = |name| word(response.headers(), name);
+        Self {
+            status: response.status(),
+            location: header(LOCATION.as_str()).and_then(|raw| Link::of_location(raw, base)),
+            retry_after: header(RETRY_AFTER.as_str()).and_then(|raw| raw.parse().ok()).map(Duration::from_secs),
+            etag: header(ETAG.as_str()).map(str::to_owned),
+            token: header("X-Auth-Token").filter(|token| !token.is_empty()).map(|token| token.to_owned().into()),
+        }
     }
 }
 
@@ -465,20 +602,15 @@ impl From<reqwest::Error> for Fault {
 struct Answer {
     status: StatusCode,
     body: Value,
+    weight: Weight,
     location: Option<Link>,
     retry_after: Option<Duration>,
     etag: Option<String>,
-    token: Option<Zeroizing<String>>,
 }
 
 impl Answer {
-    async fn read(mut response: reqwest::Response, base: &Url) -> Result<Self, Fault> {
-        let status = response.status();
-        let header = |name| word(response.headers(), name).map(str::to_owned);
-        let etag = header(ETAG.as_str());
-        let token = header("X-Auth-Token").filter(|token| !token.is_empty()).map(Zeroizing::new);
-        let location = header(LOCATION.as_str()).and_then(|raw| Link::of_location(&raw, base));
-        let retry_after = header(RETRY_AFTER.as_str()).and_then(|raw| raw.parse().ok()).map(Duration::from_secs);
+    async fn read(head: Head, mut response: reqwest::Response) -> Result<Self, Fault> {
+        let Head { status, location, retry_after, etag, .. } = head;
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await? {
             if bytes.len() + chunk.len() > MAX_BODY {
@@ -486,26 +618,24 @@ impl Answer {
             }
             bytes.extend_from_slice(&chunk);
         }
-        let body = match serde_json::from_slice(&bytes) {
-            Ok(body) => body,
+        let (body, weight) = match resource::json(&bytes) {
+            Ok(read) => read,
             // An error page says enough by its status; a change that is done needs no words.
-            Err(_) if !status.is_success() || bytes.is_empty() => Value::Null,
+            Err(_) if !status.is_success() || bytes.is_empty() => (Value::Null, Weight::default()),
             Err(error) => return Err(Fault::Json(error)),
         };
-        Ok(Self { status, body, location, retry_after, etag, token })
+        Ok(Self { status, body, weight, location, retry_after, etag })
     }
 
     /// The reply, if its status says that all is well.
     fn done(self, link: &Link, secrets: &[String]) -> Result<Reply, BmcError> {
-        let Self { status, body, location, retry_after, etag, .. } = self;
+        let Self { status, body, weight, location, retry_after, etag } = self;
         if !status.is_success() {
             return Err(fault::of_status(status, link, Node(Some(&body)), secrets));
         }
-        Ok(Reply { status, body, location, retry_after, etag })
+        Ok(Reply { status, body, location, retry_after, weight, etag })
     }
-}
 
-impl Answer {
     /// Whether it was the name or the password that a session was not made for. iLO says so with
     /// status 400.
     fn is_login_denied(&self) -> bool {

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::{bmc::BmcError, told::Identity};
 
-use super::{Redfish, resource::Node};
+use super::{Redfish, fault, resource::Node};
 
 /// Which machine it is, by its system and its manager.
 pub fn identity(system: Node<'_>, manager: Node<'_>) -> Identity {
@@ -71,7 +71,7 @@ impl Redfish {
                 return self.http.patch(&chassis, change).await.map(drop);
             }
         }
-        Err(BmcError::Unsupported("it has no identification light".to_owned()))
+        Err(fault::unsupported("it has no identification light"))
     }
 }
 

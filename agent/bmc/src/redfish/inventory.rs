@@ -3,6 +3,8 @@
 //!
 //! Invariant: an empty slot is a part of size 0, so that a module that has vanished shows.
 
+use std::collections::HashSet;
+
 use rackhand_common::machine::Mac;
 
 use crate::{
@@ -15,7 +17,7 @@ use super::{
     lan::mac,
     resource::{Node, Resource},
     service::Service,
-    walk::Walk,
+    walk::{Walk, keep},
 };
 
 /// The most ports of one card.
@@ -90,16 +92,16 @@ pub fn macs(node: Node<'_>) -> Vec<Mac> {
 /// Interfaces that belong to no card that is known, as cards of their own; cards that are known as
 /// network cards only once.
 pub fn merged(mut parts: Vec<Part>, interfaces: Vec<Part>) -> Vec<Part> {
+    let mut known: HashSet<Mac> = parts.iter().flat_map(|part| part.macs.iter().copied()).collect();
     for interface in interfaces {
-        let is_known = |part: &Part| interface.macs.iter().any(|mac| part.macs.contains(mac));
-        if !parts.iter().any(is_known) {
-            parts.push(interface);
+        if !interface.macs.iter().any(|mac| known.contains(mac)) {
+            known.extend(&interface.macs);
+            keep(&mut parts, [interface]);
         }
     }
-    let nics: Vec<String> =
+    let nics: HashSet<String> =
         parts.iter().filter(|part| part.kind == PartKind::Nic).filter_map(|part| part.serial.clone()).collect();
     parts.retain(|part| part.kind != PartKind::Card || !part.serial.as_ref().is_some_and(|s| nics.contains(s)));
-    parts.truncate(MAX_ITEMS);
     parts
 }
 
@@ -110,10 +112,14 @@ impl Redfish {
         let mut walk = self.walk(&service);
         let mut parts = of_system(&system, &mut walk).await?;
         for link in &service.chassis {
+            if parts.len() >= MAX_ITEMS {
+                walk.skip(link, "this and what follows: it has too many parts");
+                break;
+            }
             let Some(chassis) = walk.read(link).await? else { continue };
-            parts.extend(of_chassis(&chassis, &mut walk).await?);
+            keep(&mut parts, of_chassis(&chassis, &mut walk).await?);
         }
-        parts.extend(firmware(&service, &mut walk).await?);
+        keep(&mut parts, firmware(&service, &mut walk).await?);
         let interfaces = walk.members_at(system.node(), "EthernetInterfaces").await?;
         let interfaces = interfaces.iter().filter_map(|interface| {
             let part = part(PartKind::Nic, interface.node())?;
@@ -131,7 +137,7 @@ async fn of_system(system: &Resource, walk: &mut Walk<'_>) -> Result<Vec<Part>, 
     for (name, parse) in [("Processors", processor as fn(Node<'_>) -> Option<Part>), ("Memory", memory)] {
         for resource in walk.members_at(node, name).await? {
             match parse(resource.node()) {
-                Some(part) => parts.push(part),
+                Some(part) => keep(&mut parts, [part]),
                 None => walk.skip(&resource.link, "a part without a name"),
             }
         }
@@ -139,20 +145,20 @@ async fn of_system(system: &Resource, walk: &mut Walk<'_>) -> Result<Vec<Part>, 
     let mut has_drives = false;
     for storage in walk.members_at(node, "Storage").await? {
         let inline = storage.node().items("StorageControllers");
-        parts.extend(inline.filter_map(|controller| part(PartKind::Card, controller)));
+        keep(&mut parts, inline.filter_map(|controller| part(PartKind::Card, controller)));
         let linked = walk.members_at(storage.node(), "Controllers").await?;
-        parts.extend(linked.iter().filter_map(|controller| part(PartKind::Card, controller.node())));
+        keep(&mut parts, linked.iter().filter_map(|controller| part(PartKind::Card, controller.node())));
         let drives = walk.members_at(storage.node(), "Drives").await?;
         has_drives |= !drives.is_empty();
-        parts.extend(drives.iter().filter_map(|found| drive(found.node())));
+        keep(&mut parts, drives.iter().filter_map(|found| drive(found.node())));
     }
     if !has_drives {
         for storage in walk.members_at(node, "SimpleStorage").await? {
-            parts.extend(storage.node().items("Devices").filter_map(drive));
+            keep(&mut parts, storage.node().items("Devices").filter_map(drive));
         }
     }
     let cards = walk.members_at(node, "PCIeDevices").await?;
-    parts.extend(cards.iter().filter_map(|card| part(PartKind::Card, card.node())));
+    keep(&mut parts, cards.iter().filter_map(|card| part(PartKind::Card, card.node())));
     Ok(parts)
 }
 
@@ -169,12 +175,12 @@ async fn of_chassis(chassis: &Resource, walk: &mut Walk<'_>) -> Result<Vec<Part>
                 nic.macs.extend(found.iter().flat_map(|port| macs(port.node())).take(MAX_PORTS));
             }
         }
-        parts.push(nic);
+        keep(&mut parts, [nic]);
     }
     let cards = walk.members_at(node, "PCIeDevices").await?;
-    parts.extend(cards.iter().filter_map(|card| part(PartKind::Card, card.node())));
+    keep(&mut parts, cards.iter().filter_map(|card| part(PartKind::Card, card.node())));
     for drives in [walk.members_at(node, "Drives").await?, walk.members_at(node.at("Links"), "Drives").await?] {
-        parts.extend(drives.iter().filter_map(|found| drive(found.node())));
+        keep(&mut parts, drives.iter().filter_map(|found| drive(found.node())));
     }
     for (subsystem, collection, old, kind) in [
         ("PowerSubsystem", "PowerSupplies", "Power", PartKind::PowerSupply),
@@ -183,14 +189,14 @@ async fn of_chassis(chassis: &Resource, walk: &mut Walk<'_>) -> Result<Vec<Part>
         let mut found = Vec::new();
         if let Some(subsystem) = walk.follow(node, subsystem).await? {
             let members = walk.members_at(subsystem.node(), collection).await?;
-            found.extend(members.iter().filter_map(|member| part(kind, member.node())));
+            keep(&mut found, members.iter().filter_map(|member| part(kind, member.node())));
         }
         if found.is_empty()
             && let Some(old) = walk.follow(node, old).await?
         {
-            found.extend(old.node().items(collection).filter_map(|member| part(kind, member)));
+            keep(&mut found, old.node().items(collection).filter_map(|member| part(kind, member)));
         }
-        parts.extend(found);
+        keep(&mut parts, found);
     }
     Ok(parts)
 }

@@ -7,7 +7,7 @@ use rackhand_common::machine::Mac;
 use crate::{bmc::BmcError, told::Lan};
 
 use super::{
-    Redfish,
+    Redfish, fault,
     resource::{Node, Resource},
 };
 
@@ -68,10 +68,7 @@ impl Redfish {
         let ours = lans.iter().position(is_ours).or_else(|| lans.iter().position(|lan| !lan.addresses.is_empty()));
         match ours {
             Some(ours) => Ok(lans.swap_remove(ours)),
-            None => lans
-                .into_iter()
-                .next()
-                .ok_or_else(|| BmcError::Unsupported("it shows no network of its own".to_owned())),
+            None => lans.into_iter().next().ok_or_else(|| fault::unsupported("it shows no network of its own")),
         }
     }
 }

@@ -6,11 +6,11 @@ use jiff::Timestamp;
 
 use crate::{
     bmc::BmcError,
-    told::{Log, LogEntry, MAX_ITEMS, Severity},
+    told::{Log, LogEntry, MAX_ITEMS, Severity, text},
 };
 
 use super::{
-    Redfish,
+    Redfish, fault,
     http::Payload,
     resource::{Node, Resource, severity},
     service::action,
@@ -54,7 +54,7 @@ pub fn entry(node: Node<'_>) -> Option<LogEntry> {
         severity,
         subject: node
             .text("SensorType")
-            .or_else(|| node.at("Links").link("OriginOfCondition").map(|link| link.to_string())),
+            .or_else(|| node.at("Links").link("OriginOfCondition").and_then(|link| text(link.as_str()))),
         message: node.first_text(&["Message", "MessageId", "Name"])?,
         is_over: node.flag("Resolved") == Some(true) || repaired == Some(true) || code.contains("deassert"),
     })
@@ -98,7 +98,7 @@ impl Redfish {
                 break;
             }
         }
-        fittest.map(|(_, found)| found).ok_or_else(|| BmcError::Unsupported("it has no log".to_owned()))
+        fittest.map(|(_, found)| found).ok_or_else(|| fault::unsupported("it has no log"))
     }
 
     pub(super) async fn read_log(&self) -> Result<Log, BmcError> {
@@ -130,7 +130,7 @@ impl Redfish {
         let newest = entries.last().map(|entry| entry.id.as_str());
         if last.is_some() && newest != last {
             let newest = newest.unwrap_or("none");
-            return Err(BmcError::Refused(format!("the log has changed: its newest entry is {newest}")));
+            return Err(fault::refused(format!("the log has changed: its newest entry is {newest}")));
         }
         let payload = Payload::Json(serde_json::json!({}));
         self.http.post(&action(&log, "LogService.ClearLog"), payload).await.map(drop)

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::{bmc::BmcError, told::text};
 
 use super::{
-    Redfish,
+    Redfish, fault,
     http::Payload,
     link::Link,
     resource::{Node, Resource},
@@ -133,7 +133,7 @@ impl Redfish {
             return Ok(());
         }
         let has = shown.image.filter(|_| shown.is_inserted).unwrap_or_else(|| "nothing".to_owned());
-        Err(BmcError::Refused(format!("{drive}: the change was taken and did nothing: it has {has} in it")))
+        Err(fault::refused(format!("{drive}: the change was taken and did nothing: it has {has} in it")))
     }
 }
 

@@ -147,7 +147,7 @@ impl Redfish {
     fn within<'a, T>(&'a self, asked: impl Future<Output = Result<T, BmcError>> + Send + 'a) -> Answer<'a, T> {
         let bound = self.http.bounds().call;
         Box::pin(async move {
-            let late = |_| Err(BmcError::Unreachable(format!("not done within {} s", bound.as_secs_f32())));
+            let late = |_| Err(fault::unreachable(format!("not done within {} s", bound.as_secs_f32())));
             timeout(bound, asked).await.unwrap_or_else(late)
         })
     }

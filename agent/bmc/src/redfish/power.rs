@@ -8,7 +8,7 @@ use rackhand_common::machine::Power;
 
 use crate::bmc::BmcError;
 
-use super::{Redfish, http::Payload, resource::Node, service::action};
+use super::{Redfish, fault, http::Payload, resource::Node, service::action};
 
 /// Chassis power by what a system says. A machine on its way up or down has power.
 pub fn power(system: Node<'_>) -> Option<Power> {
@@ -38,7 +38,7 @@ pub fn allowed<'a>(info: Node<'a>, parameter: &str) -> Vec<&'a str> {
 impl Redfish {
     pub(super) async fn read_power(&self) -> Result<Power, BmcError> {
         let system = self.system().await?;
-        power(system.node()).ok_or_else(|| BmcError::Malformed(format!("{} has no power state", system.link)))
+        power(system.node()).ok_or_else(|| fault::malformed(format!("{} has no power state", system.link)))
     }
 
     pub(super) async fn reset(&self, wanted: Power) -> Result<(), BmcError> {
@@ -60,7 +60,7 @@ impl Redfish {
             None => reset.words("ResetType@Redfish.AllowableValues"),
         };
         let kind = reset_type(wanted, &listed)
-            .ok_or_else(|| BmcError::Unsupported(format!("power can be set by {} only", listed.join(", "))))?;
+            .ok_or_else(|| fault::unsupported(format!("power can be set by {} only", listed.join(", "))))?;
         let body: Value = json!({ "ResetType": kind });
         self.http.post(&action(&system, "ComputerSystem.Reset"), Payload::Json(body)).await.map(drop)
     }

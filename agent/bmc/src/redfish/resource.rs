@@ -3,6 +3,7 @@
 //! Invariants:
 //! - A member of the wrong type is an absent member; nothing here fails or panics.
 //! - Text comes out fit to keep ([`text`]).
+//! - What is parsed has a bounded number of values: a value takes more memory than its text.
 //! - A resource is known by the link it was asked by, whatever its `@odata.id` claims.
 
 use serde_json::Value;
@@ -12,7 +13,56 @@ use crate::{
     told::{Severity, text},
 };
 
-use super::link::Link;
+use super::{fault, link::Link};
+
+/// The most values of one body: a log of 4096 entries, expanded, has about 80,000.
+pub const MAX_VALUES: usize = 100_000;
+
+/// What something that was read weighs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Weight {
+    /// Its length in bytes.
+    pub bytes: usize,
+    /// How many objects, arrays, texts, numbers and the like it has. In memory each takes a few
+    /// hundred bytes at worst, however short its text.
+    pub values: usize,
+}
+
+/// Why bytes are not read as JSON.
+#[derive(Debug, thiserror::Error)]
+pub enum NotJson {
+    /// They are none, or nest more than 128 levels deep.
+    #[error(transparent)]
+    Syntax(#[from] serde_json::Error),
+    /// They have too many values.
+    #[error("more than {MAX_VALUES} values")]
+    TooMany,
+}
+
+/// Reads JSON, unless it would take too much memory.
+pub fn json(bytes: &[u8]) -> Result<(Value, Weight), NotJson> {
+    let weight = Weight { bytes: bytes.len(), values: values(bytes) };
+    if weight.values > MAX_VALUES {
+        return Err(NotJson::TooMany);
+    }
+    Ok((serde_json::from_slice(bytes)?, weight))
+}
+
+/// At least as many values as these bytes have if they are JSON: one, and one after each comma and
+/// in each bracket.
+fn values(bytes: &[u8]) -> usize {
+    let (mut values, mut in_text, mut is_escaped) = (1, false, false);
+    for byte in bytes {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if in_text => is_escaped = true,
+            b'"' => in_text = !in_text,
+            b',' | b'[' | b'{' if !in_text => values += 1,
+            _ => {}
+        }
+    }
+    values
+}
 
 /// The most members of one array that are looked at.
 pub const MAX_MEMBERS: usize = crate::told::MAX_ITEMS;
@@ -24,23 +74,25 @@ pub struct Resource {
     pub link: Link,
     /// Its version, to be given back when it is changed.
     pub etag: Option<String>,
-    value: Value,
+    /// What it weighed; nothing, when it came as a part of another.
+    pub weight: Weight,
+    pub(super) value: Value,
 }
 
 impl Resource {
     /// Takes a resource that is a JSON object.
     pub fn new(link: Link, etag: Option<String>, value: Value) -> Result<Self, BmcError> {
         if !value.is_object() {
-            return Err(BmcError::Malformed(format!("{link} is not an object")));
+            return Err(fault::malformed(format!("{link} is not an object")));
         }
         let etag = etag.or_else(|| Node(Some(&value)).word("@odata.etag").map(str::to_owned));
-        Ok(Self { link, etag, value })
+        Ok(Self { link, etag, weight: Weight::default(), value })
     }
 
     /// Reads a resource out of bytes, at most 128 levels deep: the entry for fuzzing.
     pub fn parse(link: Link, bytes: &[u8]) -> Result<Self, BmcError> {
-        let value = serde_json::from_slice(bytes).map_err(|error| BmcError::Malformed(format!("{link}: {error}")))?;
-        Self::new(link, None, value)
+        let (value, weight) = json(bytes).map_err(|error| fault::malformed(format!("{link}: {error}")))?;
+        Ok(Self { weight, ..Self::new(link, None, value)? })
     }
 
     /// What it says.
@@ -271,7 +323,27 @@ pub mod tests {
         Resource::new(Link::parse(link).unwrap(), None, value).unwrap()
     }
 
+    #[test]
+    fn a_body_has_a_bounded_number_of_values() {
+        let body = |values: usize| format!("[{}]", vec!["1"; values].join(","));
+        assert!(json(body(MAX_VALUES - 1).as_bytes()).is_ok());
+        assert!(matches!(json(body(MAX_VALUES).as_bytes()), Err(NotJson::TooMany)));
+        assert_eq!(values(br#"{"a": "[,\",{", "b": [1, {}]}"#), 6);
+    }
+
     proptest! {
+        #[test]
+        fn at_least_as_many_values_are_counted_as_there_are(json in any_json()) {
+            fn count(value: &Value) -> usize {
+                match value {
+                    Value::Array(items) => 1 + items.iter().map(count).sum::<usize>(),
+                    Value::Object(members) => 1 + members.values().map(count).sum::<usize>(),
+                    _ => 1,
+                }
+            }
+            prop_assert!(values(json.to_string().as_bytes()) >= count(&json));
+        }
+
         #[test]
         fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = Resource::parse(Link::root(), &bytes);

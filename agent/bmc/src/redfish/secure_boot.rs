@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::bmc::BmcError;
 
 use super::{
-    Redfish,
+    Redfish, fault,
     http::Payload,
     resource::{Node, Resource},
     service::action,
@@ -46,7 +46,7 @@ impl Redfish {
     async fn secure_boot_resource(&self) -> Result<Resource, BmcError> {
         let system = self.system().await?;
         let link = system.node().link("SecureBoot");
-        self.http.get(&link.ok_or_else(|| BmcError::Unsupported("it shows no Secure Boot".to_owned()))?).await
+        self.http.get(&link.ok_or_else(|| fault::unsupported("it shows no Secure Boot"))?).await
     }
 
     /// How Secure Boot is.

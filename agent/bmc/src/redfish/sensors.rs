@@ -14,7 +14,7 @@ use super::{
     Redfish,
     link::Link,
     resource::{Node, Resource},
-    walk::Walk,
+    walk::{Walk, keep},
 };
 
 /// Joules in a kilowatt-hour.
@@ -173,10 +173,13 @@ impl Redfish {
         let mut walk = self.walk(&service);
         let mut readings = Vec::new();
         for link in &service.chassis {
+            if readings.len() >= MAX_ITEMS {
+                walk.skip(link, "this and what follows: it has too many sensors");
+                break;
+            }
             let Some(chassis) = walk.read(link).await? else { continue };
-            readings.extend(of_chassis(&chassis, &mut walk).await?);
+            keep(&mut readings, of_chassis(&chassis, &mut walk).await?);
         }
-        readings.truncate(MAX_ITEMS);
         Ok(Sensors { readings, skipped: walk.skipped })
     }
 }
@@ -187,7 +190,7 @@ async fn of_chassis(chassis: &Resource, walk: &mut Walk<'_>) -> Result<Vec<Readi
     let mut readings = Vec::new();
     for sensor_resource in walk.members_at(node, "Sensors").await? {
         match sensor(sensor_resource.node()) {
-            Some(reading) => readings.push(reading),
+            Some(reading) => keep(&mut readings, [reading]),
             None => walk.skip(&sensor_resource.link, "a sensor without a name"),
         }
     }
@@ -195,24 +198,24 @@ async fn of_chassis(chassis: &Resource, walk: &mut Walk<'_>) -> Result<Vec<Readi
     if let Some(subsystem) = walk.follow(node, "ThermalSubsystem").await? {
         if !has(&readings, &[Fan, FanPercent]) {
             let fans = walk.members_at(subsystem.node(), "Fans").await?;
-            readings.extend(fans.iter().filter_map(|resource| fan(resource.node())));
+            keep(&mut readings, fans.iter().filter_map(|resource| fan(resource.node())));
         }
         if !has(&readings, &[Temperature])
             && let Some(found) = walk.follow(subsystem.node(), "ThermalMetrics").await?
         {
-            readings.extend(metrics(chassis.link.name(), found.node()));
+            keep(&mut readings, metrics(chassis.link.name(), found.node()));
         }
     }
     if let Some(subsystem) = walk.follow(node, "PowerSubsystem").await? {
         let supplies = walk.members_at(subsystem.node(), "PowerSupplies").await?;
-        readings.extend(supplies.iter().filter_map(|supply| discrete(supply.node(), PowerSupply)));
+        keep(&mut readings, supplies.iter().filter_map(|supply| discrete(supply.node(), PowerSupply)));
     }
     if !has(&readings, &[Power])
         && let Some(found) = walk.follow(node, "EnvironmentMetrics").await?
     {
         let known: HashSet<SensorKind> = readings.iter().map(|reading| reading.kind).collect();
         let found = metrics(chassis.link.name(), found.node());
-        readings.extend(found.into_iter().filter(|reading| !known.contains(&reading.kind)));
+        keep(&mut readings, found.into_iter().filter(|reading| !known.contains(&reading.kind)));
     }
     for (name, kinds, parse) in [
         ("Thermal", &[Temperature, Fan, FanPercent][..], thermal as fn(Node<'_>) -> Vec<Reading>),
@@ -232,7 +235,7 @@ async fn of_chassis(chassis: &Resource, walk: &mut Walk<'_>) -> Result<Vec<Readi
         } {
             let found = parse(old.node());
             let fresh: Vec<Reading> = found.into_iter().filter(|found| !is_told(found.kind, &readings)).collect();
-            readings.extend(fresh);
+            keep(&mut readings, fresh);
         }
     }
     Ok(readings)

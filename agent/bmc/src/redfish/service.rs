@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::bmc::BmcError;
 
 use super::{
+    fault,
     link::Link,
     resource::{Node, Resource},
     walk::Walk,
@@ -48,8 +49,8 @@ impl Which {
         let mut fitting = systems.into_iter().filter(|system| self.is(system));
         match (fitting.next(), fitting.next()) {
             (Some(system), None) => Ok(system),
-            (Some(_), Some(_)) => Err(BmcError::Refused(format!("it has several systems that are meant, of {there}"))),
-            (None, _) => Err(BmcError::Unsupported(format!("none of its {there} systems is the one that is meant"))),
+            (Some(_), Some(_)) => Err(fault::refused(format!("it has several systems that are meant, of {there}"))),
+            (None, _) => Err(fault::unsupported(format!("none of its {there} systems is the one that is meant"))),
         }
     }
 }
@@ -81,7 +82,7 @@ impl Service {
         if systems.is_empty()
             && let Some(skipped) = walk.skipped.first()
         {
-            return Err(BmcError::Malformed(format!("it shows no system: {}: {}", skipped.place, skipped.why)));
+            return Err(fault::malformed(format!("it shows no system: {}: {}", skipped.place, skipped.why)));
         }
         let is_alone = systems.len() == 1;
         let system = which.choose(systems)?;

@@ -48,7 +48,7 @@ pub fn task(node: Node<'_>) -> Task {
 fn why(node: Node<'_>) -> String {
     let messages: Vec<String> =
         node.items("Messages").filter_map(|message| message.first_text(&["Message", "MessageId"])).take(4).collect();
-    let words = if messages.is_empty() { fault::words(node) } else { crate::told::text(&messages.join("; ")) };
+    let words = if messages.is_empty() { fault::words(node, &[]) } else { crate::told::text(&messages.join("; ")) };
     words.or_else(|| node.text("TaskState")).unwrap_or_else(|| "no reason given".to_owned())
 }
 
@@ -76,7 +76,7 @@ impl Redfish {
     async fn update_service(&self) -> Result<Resource, BmcError> {
         let service = self.service().await?;
         let link = service.root.node().link("UpdateService");
-        self.http.get(&link.ok_or_else(|| BmcError::Unsupported("it cannot be updated".to_owned()))?).await
+        self.http.get(&link.ok_or_else(|| fault::unsupported("it cannot be updated"))?).await
     }
 
     /// Has the BMC fetch this image and update these targets, or those that the image is for.
@@ -109,7 +109,7 @@ impl Redfish {
         } else if let Some(push) = place("HttpPushUri").filter(|_| targets.is_empty()) {
             self.http.post(&push, Payload::Bytes("application/octet-stream", image)).await?
         } else {
-            return Err(BmcError::Unsupported("it takes no image".to_owned()));
+            return Err(fault::unsupported("it takes no image"));
         };
         Ok(monitor(&reply))
     }
@@ -127,13 +127,13 @@ impl Redfish {
         loop {
             let (last, pause) = match self.look(link).await {
                 Ok((Task::Done, _)) => return Ok(()),
-                Ok((Task::Failed(why), _)) => return Err(BmcError::Refused(format!("{link}: {why}"))),
+                Ok((Task::Failed(why), _)) => return Err(fault::refused(format!("{link}: {why}"))),
                 Ok((running, pause)) => (format!("{running:?}"), pause),
-                Err(BmcError::Unreachable(why)) => (why, None),
+                Err(error @ BmcError::Unreachable(_)) => (error.to_string(), None),
                 Err(error) => return Err(error),
             };
             if Instant::now() >= end {
-                return Err(BmcError::Unreachable(format!("{link} has not ended in time: {last}")));
+                return Err(fault::unreachable(format!("{link} has not ended in time: {last}")));
             }
             sleep(pause.unwrap_or(bounds.settle).min(LONGEST_LOOK)).await;
         }

@@ -2,6 +2,7 @@
 //!
 //! Invariants:
 //! - A walk ends: each link is followed once, pages and members are bounded, and so is its time.
+//! - What all its resources weigh together is bounded: whoever asks may keep them all.
 //! - What cannot be read is skipped and reported; three in a row that a BMC does not answer for
 //!   end the walk, because then it is the BMC that is ill.
 
@@ -15,9 +16,10 @@ use crate::{
 };
 
 use super::{
+    fault,
     http::Http,
     link::Link,
-    resource::{Node, Resource},
+    resource::{Node, Resource, Weight},
 };
 
 /// The most pages of one collection.
@@ -25,6 +27,9 @@ const MAX_PAGES: usize = 64;
 
 /// The most resources of one walk that are asked for: at 100 ms each, half the bound of a call.
 const MAX_READS: usize = 1500;
+
+/// What the resources of one walk may weigh. A rack server of today has 2 MiB and 60,000 values.
+const MAX_WEIGHT: Weight = Weight { bytes: 16 << 20, values: 250_000 };
 
 /// How many in a row may stay unanswered.
 const MAX_SILENT: u32 = 3;
@@ -34,9 +39,14 @@ pub struct Walk<'a> {
     http: &'a Http,
     expands: bool,
     seen: HashSet<String>,
+    reads: usize,
+    weight: Weight,
+    /// Whether it has reported that it reads no more.
+    is_over: bool,
     end: Instant,
     silent: u32,
-    /// Whether it ends with the first resource that there is and that is not shown to us.
+    /// Whether it ends with the first resource that there is and that is not shown to us, or that
+    /// there is no room for.
     pub is_strict: bool,
     /// What was not read.
     pub skipped: Vec<Skipped>,
@@ -46,14 +56,26 @@ impl<'a> Walk<'a> {
     /// Begins; `expands` when the service knows `$expand`.
     pub fn new(http: &'a Http, expands: bool) -> Self {
         let end = Instant::now() + http.bounds().call;
-        Self { http, expands, seen: HashSet::new(), end, silent: 0, is_strict: false, skipped: Vec::new() }
+        Self {
+            http,
+            expands,
+            seen: HashSet::new(),
+            reads: 0,
+            weight: Weight::default(),
+            is_over: false,
+            end,
+            silent: 0,
+            is_strict: false,
+            skipped: Vec::new(),
+        }
     }
 
     /// Reports something that was not understood.
     pub fn skip(&mut self, place: &Link, why: impl ToString) {
         if self.skipped.len() < MAX_ITEMS {
             let why = crate::told::text(&why.to_string()).unwrap_or_default();
-            self.skipped.push(Skipped { place: place.to_string(), why });
+            let place = crate::told::text(place.as_str()).unwrap_or_default();
+            self.skipped.push(Skipped { place, why });
         }
     }
 
@@ -62,20 +84,18 @@ impl<'a> Walk<'a> {
         if !self.is_new(link) {
             return Ok(None);
         }
-        match self.seen.len() {
-            ..MAX_READS => {}
-            MAX_READS => {
-                self.skip(link, "this and what follows: it has too many resources");
-                return Ok(None);
-            }
-            _ => return Ok(None),
+        if !self.has_room(link) {
+            let why = || Err(fault::malformed(format!("{link}: it has too many resources")));
+            return if self.is_strict { why() } else { Ok(None) };
         }
         if Instant::now() >= self.end {
-            return Err(BmcError::Unreachable(format!("{link}: there was no time left for it")));
+            return Err(fault::unreachable(format!("{link}: there was no time left for it")));
         }
+        self.reads += 1;
         match self.http.get(link).await {
             Ok(resource) => {
                 self.silent = 0;
+                self.weigh(&resource);
                 Ok(Some(resource))
             }
             Err(error) => self.give_up(link, error).map(|()| None),
@@ -97,7 +117,7 @@ impl<'a> Walk<'a> {
         }
         let mut members = Vec::new();
         for link in node.links(name) {
-            members.extend(self.read(&link).await?);
+            keep(&mut members, self.read(&link).await?);
         }
         Ok(members)
     }
@@ -129,15 +149,34 @@ impl<'a> Walk<'a> {
     }
 
     async fn page(&mut self, link: &Link, is_first: bool) -> Result<Option<Resource>, BmcError> {
-        if self.expands && is_first && self.is_new(link) {
+        if self.expands && is_first && self.has_room(link) && self.is_new(link) {
             // A service may announce it and not do it for every collection, or too much of it.
             match self.http.get(&link.with_query("$expand=.($levels=1)")).await {
-                Ok(page) => return Ok(Some(page)),
+                Ok(page) => {
+                    self.weigh(&page);
+                    return Ok(Some(page));
+                }
                 Err(error @ (BmcError::Changed(_) | BmcError::Denied(_))) => return Err(error),
                 Err(_) => drop(self.seen.remove(key(link))),
             }
         }
         self.read(link).await
+    }
+
+    /// Whether there may be more than was read. That there is not is reported once.
+    fn has_room(&mut self, link: &Link) -> bool {
+        let Weight { bytes, values } = self.weight;
+        let has_room = self.reads < MAX_READS && bytes < MAX_WEIGHT.bytes && values < MAX_WEIGHT.values;
+        if !has_room && !self.is_over {
+            self.is_over = true;
+            self.skip(link, "this and what follows: it has too many resources");
+        }
+        has_room
+    }
+
+    fn weigh(&mut self, resource: &Resource) {
+        self.weight.bytes += resource.weight.bytes;
+        self.weight.values += resource.weight.values;
     }
 
     fn is_new(&mut self, link: &Link) -> bool {
@@ -156,6 +195,12 @@ impl<'a> Walk<'a> {
         self.skip(link, error);
         Ok(())
     }
+}
+
+/// Adds to what is kept of a BMC, until there is too much of it.
+pub fn keep<T>(kept: &mut Vec<T>, more: impl IntoIterator<Item = T>) {
+    let room = MAX_ITEMS.saturating_sub(kept.len());
+    kept.extend(more.into_iter().take(room));
 }
 
 /// Services write the same link with a slash at its end and without.
