@@ -3,6 +3,7 @@
 //! Invariants:
 //! - One session at a time, opened when it is first needed and again when the BMC lost it.
 //! - One request at a time; every call ends by its deadline.
+//! - A call that is cancelled loses no session: the next one goes on in it.
 
 use std::{
     collections::HashSet,
@@ -137,23 +138,25 @@ impl Ipmi {
     /// Sends a request and gives the data that answers it. When the BMC lost the session, another
     /// one is opened once.
     async fn ask(&self, link: &mut Link, request: Request) -> Result<Vec<u8>, Failure> {
+        // The session stays in the link while it is waited for: a call that is cancelled leaves it
+        // to the next one, or the BMC would hold its place for a minute.
+        link.session.take_if(|open| open.session.is_over(open.now()));
         loop {
-            let mut open = match link.session.take() {
-                Some(open) if !open.session.is_over(open.now()) => open,
-                _ => self.open().await.map_err(Failure::Ended)?,
+            let is_used = link.session.is_some();
+            let open = match &mut link.session {
+                Some(open) => open,
+                none => none.insert(self.open().await.map_err(Failure::Ended)?),
             };
-            let was_open = open.session.is_open();
             self.counts.requests.fetch_add(1, Ordering::Relaxed);
             open.session.request(open.now(), request.clone());
-            let answer = self.answer(&mut open).await;
-            match answer {
-                Err(Failure::Ended(BmcError::Unreachable(_))) if was_open => {}
-                Err(Failure::Ended(_)) => return answer,
-                answer => {
-                    link.session = Some(open);
-                    return answer;
+            let answer = self.answer(open).await;
+            if let Err(Failure::Ended(why)) = &answer {
+                link.session = None;
+                if is_used && matches!(why, BmcError::Unreachable(_)) {
+                    continue;
                 }
             }
+            return answer;
         }
     }
 
@@ -827,7 +830,11 @@ impl Bmc for Ipmi {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, atomic::AtomicBool};
+    use std::{
+        future::poll_fn,
+        sync::{Arc, atomic::AtomicBool},
+        task::Poll,
+    };
 
     use super::{super::session::tests::Fake, *};
 
@@ -916,6 +923,35 @@ mod tests {
         assert_eq!(bmc.power().await, Ok(Power::On));
         forgets.store(true, Ordering::Relaxed);
         assert_eq!(bmc.power().await, Ok(Power::On));
+    }
+
+    /// Polls a call so many times at most, and then cancels it.
+    async fn cut<T>(mut polls: usize, call: impl Future<Output = T>) -> Option<T> {
+        let mut call = std::pin::pin!(call);
+        poll_fn(|context| match call.as_mut().poll(context) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending if polls == 0 => Poll::Ready(None),
+            Poll::Pending => {
+                polls -= 1;
+                Poll::Pending
+            }
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_cancelled_loses_no_session() {
+        let fake = Fake::responding(|_, _, _| (0, vec![1, 0, 0]));
+        let opened = fake.opened.clone();
+        let (bmc, _) = serve(fake).await;
+        let mut cancelled = 0;
+        for polls in (0..4).cycle().take(100) {
+            cancelled += u32::from(cut(polls, bmc.power()).await.is_none());
+            tokio::task::yield_now().await;
+        }
+        assert!(cancelled > 20, "{cancelled}");
+        assert_eq!(bmc.power().await, Ok(Power::On));
+        assert_eq!(opened.load(Ordering::Relaxed), 1);
     }
 
     #[tokio::test]

@@ -794,7 +794,13 @@ pub fn rakp4(payload: &[u8]) -> Result<Rakp<&[u8]>, Malformed> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::collections::BTreeMap;
+    use std::{
+        collections::BTreeMap,
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering},
+        },
+    };
 
     use expect_test::{Expect, expect};
     use proptest::prelude::*;
@@ -824,6 +830,8 @@ pub(super) mod tests {
         pub(in super::super) keys: Option<Keys>,
         sent: u32,
         asked: Vec<String>,
+        /// How many sessions were opened.
+        pub(in super::super) opened: Arc<AtomicU32>,
     }
 
     const BMC: u32 = 0x0b3c_0b3c;
@@ -853,6 +861,7 @@ pub(super) mod tests {
                 keys: None,
                 sent: 0,
                 asked: Vec::new(),
+                opened: Arc::default(),
             }
         }
 
@@ -926,6 +935,7 @@ pub(super) mod tests {
                     let keys = self.handshake().keys();
                     response.extend(self.handshake().rakp4(&keys));
                     self.keys = Some(keys);
+                    self.opened.fetch_add(1, Ordering::Relaxed);
                     Some(packet::plus(Kind::Rakp4, &response))
                 }
                 Kind::Ipmi => {
@@ -1229,6 +1239,21 @@ pub(super) mod tests {
         session.request(now, Request::new(0x00, 0x09, &[]));
         session.handle(now, &good);
         assert_eq!(session.answer(), None);
+    }
+
+    #[test]
+    fn a_late_answer_to_a_request_that_was_abandoned_is_not_believed() {
+        let mut fake = Fake { respond: Box::new(|_, _, data| (0, data.to_vec())), ..Fake::new() };
+        let mut session = session("secret");
+        let (_, now) = play(&mut session, &mut fake, &[], Mono::default(), ASK());
+        session.request(now, Request::new(0x00, 0x09, &[1]));
+        let late = fake.handle(&session.transmit([5; 16]).unwrap()).unwrap();
+        session.request(now, Request::new(0x00, 0x09, &[2]));
+        session.handle(now, &late);
+        assert_eq!(session.answer(), None);
+        let good = fake.handle(&session.transmit([5; 16]).unwrap()).unwrap();
+        session.handle(now, &good);
+        assert_eq!(session.answer(), Some(Ok(vec![2])));
     }
 
     #[test]
