@@ -35,8 +35,8 @@ use super::{
 use crate::{
     bmc::{Answer, Bmc, BmcError, Credentials},
     told::{
-        Account, Accounts, Boot, BootOverride, Identity, Lan, Log, MAX_ITEMS, Part, PartKind, Parts, Reading,
-        SensorKind, Sensors, Skipped,
+        Account, Accounts, Boot, BootOverride, Identity, Lan, Log, MAX_ITEMS, MAX_PASSWORD, Part, PartKind, Parts,
+        Reading, SensorKind, Sensors, Skipped,
     },
 };
 
@@ -140,7 +140,11 @@ impl Ipmi {
     async fn ask(&self, link: &mut Link, request: Request) -> Result<Vec<u8>, Failure> {
         // The session stays in the link while it is waited for: a call that is cancelled leaves it
         // to the next one, or the BMC would hold its place for a minute.
-        link.session.take_if(|open| open.session.is_over(open.now()));
+        if let Some(mut idle) = link.session.take_if(|open| open.session.is_over(open.now())) {
+            idle.session.close();
+            // The BMC ends it by itself when this is lost.
+            let _ = self.flush(&mut idle).await;
+        }
         loop {
             let is_used = link.session.is_some();
             let open = match &mut link.session {
@@ -580,8 +584,8 @@ impl Ipmi {
     }
 
     async fn write_password(&self, link: &mut Link, user: &str, password: &str) -> Result<(), BmcError> {
-        if password.len() > Form::Long.length() {
-            return Err(BmcError::Refused("IPMI takes passwords of at most 20 bytes".to_owned()));
+        if password.len() > MAX_PASSWORD {
+            return Err(BmcError::Refused(format!("IPMI takes passwords of at most {MAX_PASSWORD} bytes")));
         }
         if password.is_empty() || password.contains('\0') {
             return Err(BmcError::Refused("IPMI takes no empty password and no NUL in one".to_owned()));
