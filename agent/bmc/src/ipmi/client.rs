@@ -3,6 +3,7 @@
 //! Invariants:
 //! - One session at a time, opened when it is first needed and again when the BMC lost it.
 //! - One request at a time; every call ends by its deadline.
+//! - A call that is cancelled loses no session: the next one goes on in it.
 
 use std::{
     collections::HashSet,
@@ -34,8 +35,8 @@ use super::{
 use crate::{
     bmc::{Answer, Bmc, BmcError, Credentials},
     told::{
-        Account, Accounts, Boot, BootOverride, Identity, Lan, Log, MAX_ITEMS, Part, PartKind, Parts, Reading,
-        SensorKind, Sensors, Skipped,
+        Account, Accounts, Boot, BootOverride, Identity, Lan, Log, MAX_ITEMS, MAX_PASSWORD, Part, PartKind, Parts,
+        Reading, SensorKind, Sensors, Skipped,
     },
 };
 
@@ -45,6 +46,8 @@ const SHORT_CALL: Duration = Duration::from_secs(60);
 const LONG_CALL: Duration = Duration::from_secs(300);
 /// How long erasing the log may take.
 const ERASE_TIME: Duration = Duration::from_secs(30);
+/// How long a password that was denied is not tried again: BMCs lock an account after a few tries.
+const DENIED_TIME: Duration = Duration::from_secs(300);
 /// How often a record is asked for anew when the reservation was lost.
 const RESERVATIONS: u8 = 5;
 /// How many bytes of a record or a FRU are asked for at once: less than any BMC's buffer.
@@ -73,9 +76,16 @@ struct Counts {
 #[derive(Default)]
 struct Link {
     session: Option<Open>,
-    repository: Option<Repository>,
+    repository: Repository,
     channel: Option<u8>,
     has_no_dcmi: bool,
+    denied: Option<Denied>,
+}
+
+/// A login that was denied.
+struct Denied {
+    why: String,
+    until: Instant,
 }
 
 struct Open {
@@ -84,9 +94,19 @@ struct Open {
     began: Instant,
 }
 
-/// The SDR repository as it was read.
+/// The SDR repository as far as it was read: a call that is cancelled leaves the rest to the next.
+#[derive(Default)]
 struct Repository {
-    info: sdr::Info,
+    /// What it said of itself when the walk began.
+    info: Option<sdr::Info>,
+    /// The record to read next.
+    next: u16,
+    seen: HashSet<u16>,
+    reservation: u16,
+    /// Whether records come only in parts.
+    is_in_parts: bool,
+    /// How many sensors' thresholds were asked for.
+    asked: usize,
     sensors: Vec<Sensor>,
     frus: Vec<FruLocator>,
     skipped: Vec<Skipped>,
@@ -137,23 +157,35 @@ impl Ipmi {
     /// Sends a request and gives the data that answers it. When the BMC lost the session, another
     /// one is opened once.
     async fn ask(&self, link: &mut Link, request: Request) -> Result<Vec<u8>, Failure> {
+        // The session stays in the link while it is waited for: a call that is cancelled leaves it
+        // to the next one, or the BMC would hold its place for a minute.
+        if let Some(mut idle) = link.session.take_if(|open| open.session.is_over(open.now())) {
+            idle.session.close();
+            // The BMC ends it by itself when this is lost.
+            let _ = self.flush(&mut idle).await;
+        }
         loop {
-            let mut open = match link.session.take() {
-                Some(open) if !open.session.is_over(open.now()) => open,
-                _ => self.open().await.map_err(Failure::Ended)?,
+            let is_used = link.session.is_some();
+            if !is_used && let Some(denied) = link.denied.as_ref().and_then(Denied::still) {
+                return Err(Failure::Ended(denied));
+            }
+            let open = match &mut link.session {
+                Some(open) => open,
+                none => none.insert(self.open().await.map_err(Failure::Ended)?),
             };
-            let was_open = open.session.is_open();
             self.counts.requests.fetch_add(1, Ordering::Relaxed);
             open.session.request(open.now(), request.clone());
-            let answer = self.answer(&mut open).await;
-            match answer {
-                Err(Failure::Ended(BmcError::Unreachable(_))) if was_open => {}
-                Err(Failure::Ended(_)) => return answer,
-                answer => {
-                    link.session = Some(open);
-                    return answer;
+            let answer = self.answer(open).await;
+            if let Err(Failure::Ended(why)) = &answer {
+                link.session = None;
+                if let BmcError::Denied(why) = why {
+                    link.denied = Some(Denied { why: why.clone(), until: Instant::now() + DENIED_TIME });
+                }
+                if is_used && matches!(why, BmcError::Unreachable(_)) {
+                    continue;
                 }
             }
+            return answer;
         }
     }
 
@@ -261,49 +293,64 @@ impl Ipmi {
 
     async fn read_repository<'a>(&self, link: &'a mut Link) -> Result<&'a Repository, BmcError> {
         let info = sdr::read_info(&self.ask(link, sdr::info()).await?)?;
-        let repository = match link.repository.take() {
-            Some(known) if known.info == info => known,
-            _ => self.walk_repository(link, info).await?,
-        };
-        Ok(link.repository.insert(repository))
+        if link.repository.info != Some(info) {
+            link.repository = Repository { info: Some(info), ..Repository::default() };
+        }
+        match self.walk_repository(link).await {
+            Ok(()) => Ok(&link.repository),
+            Err(why) => {
+                // What is only late is gone on with, and what is wrong is read anew.
+                if !matches!(why, BmcError::Unreachable(_)) {
+                    link.repository = Repository::default();
+                }
+                Err(why)
+            }
+        }
     }
 
-    async fn walk_repository(&self, link: &mut Link, info: sdr::Info) -> Result<Repository, BmcError> {
-        let mut repository = Repository { info, sensors: Vec::new(), frus: Vec::new(), skipped: Vec::new() };
-        let mut reader = Records { reservation: 0, is_whole: true };
-        let (mut id, mut seen) = (sdr::FIRST, HashSet::new());
-        while id != sdr::END {
-            if !seen.insert(id) || seen.len() > MAX_ITEMS {
-                repository.skipped.push(skipped(format!("SDR {id:#06x}"), "the records have no end"));
+    async fn walk_repository(&self, link: &mut Link) -> Result<(), BmcError> {
+        while link.repository.next != sdr::END {
+            let id = link.repository.next;
+            if link.repository.seen.contains(&id) || link.repository.seen.len() >= MAX_ITEMS {
+                link.repository.skipped.push(skipped(format!("SDR {id:#06x}"), "the records have no end"));
+                link.repository.next = sdr::END;
                 break;
             }
-            let (next, bytes) = match self.read_record(link, &mut reader, id).await {
+            let (next, bytes) = match self.read_record(link, id).await {
                 Ok(read) => read,
                 // An empty repository has no first record.
-                Err(BmcError::Unsupported(_)) if id == sdr::FIRST => break,
+                Err(BmcError::Unsupported(_)) if id == sdr::FIRST => (sdr::END, Vec::new()),
                 Err(why) => return Err(why),
             };
+            let repository = &mut link.repository;
             match sdr::record(&bytes) {
+                _ if bytes.is_empty() => {}
                 Ok(Record::Sensors(sensors)) => repository.add(id, sensors),
                 Ok(Record::Fru(locator)) => repository.frus.push(locator),
                 Ok(Record::Controller { .. } | Record::Other(_)) => {}
                 Err(malformed) => repository.skipped.push(skipped(format!("SDR {id:#06x}"), malformed)),
             }
-            id = next;
+            repository.seen.insert(id);
+            repository.next = next;
         }
-        for sensor in repository.sensors.iter_mut().filter(|sensor| sensor.thresholds != sdr::Raw::default()) {
-            // The record has what they were at first; the BMC knows what they are now.
-            if let Some(data) = self.ask_optional(link, sensor::thresholds(sensor)).await?
-                && let Ok(thresholds) = sensor::read_thresholds(&data)
-            {
-                sensor.thresholds = thresholds;
+        while let Some(sensor) = link.repository.sensors.get(link.repository.asked) {
+            if sensor.thresholds != sdr::Raw::default() {
+                let request = sensor::thresholds(sensor);
+                // The record has what they were at first; the BMC knows what they are now.
+                if let Some(data) = self.ask_optional(link, request).await?
+                    && let Ok(thresholds) = sensor::read_thresholds(&data)
+                {
+                    let asked = link.repository.asked;
+                    link.repository.sensors[asked].thresholds = thresholds;
+                }
             }
+            link.repository.asked += 1;
         }
-        Ok(repository)
+        Ok(())
     }
 
-    async fn read_record(&self, link: &mut Link, reader: &mut Records, id: u16) -> Result<(u16, Vec<u8>), BmcError> {
-        if reader.is_whole {
+    async fn read_record(&self, link: &mut Link, id: u16) -> Result<(u16, Vec<u8>), BmcError> {
+        if !link.repository.is_in_parts {
             match self.ask(link, sdr::get(0, id, 0, 0xff)).await {
                 Ok(data) => {
                     let (next, bytes) = sdr::read_get(&data)?;
@@ -315,12 +362,13 @@ impl Ipmi {
                 Err(Failure::Completion(completion)) if completion != 0xcb => {}
                 Err(failure) => return Err(failure.into()),
             }
-            reader.is_whole = false;
+            link.repository.is_in_parts = true;
         }
         for _ in 0..RESERVATIONS {
-            match self.read_parts(link, reader.reservation, id).await {
+            match self.read_parts(link, link.repository.reservation, id).await {
                 Err(Failure::Completion(0xc5)) => {
-                    reader.reservation = sdr::read_reservation(&self.ask(link, sdr::reserve()).await?)?;
+                    let data = self.ask(link, sdr::reserve()).await?;
+                    link.repository.reservation = sdr::read_reservation(&data)?;
                 }
                 read => return Ok(read?),
             }
@@ -577,8 +625,8 @@ impl Ipmi {
     }
 
     async fn write_password(&self, link: &mut Link, user: &str, password: &str) -> Result<(), BmcError> {
-        if password.len() > Form::Long.length() {
-            return Err(BmcError::Refused("IPMI takes passwords of at most 20 bytes".to_owned()));
+        if password.len() > MAX_PASSWORD {
+            return Err(BmcError::Refused(format!("IPMI takes passwords of at most {MAX_PASSWORD} bytes")));
         }
         if password.is_empty() || password.contains('\0') {
             return Err(BmcError::Refused("IPMI takes no empty password and no NUL in one".to_owned()));
@@ -635,10 +683,13 @@ impl Ipmi {
     }
 }
 
-/// How records are read: at once, until the BMC cannot.
-struct Records {
-    reservation: u16,
-    is_whole: bool,
+impl Denied {
+    /// What is answered without asking the BMC, until it may be asked again.
+    fn still(&self) -> Option<BmcError> {
+        let left = self.until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
+        let advice = format!("so that the account is not locked, it is tried again in {} s", left.as_secs() + 1);
+        Some(BmcError::Denied(format!("{}; {advice}", self.why)))
+    }
 }
 
 impl Open {
@@ -827,7 +878,11 @@ impl Bmc for Ipmi {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, atomic::AtomicBool};
+    use std::{
+        future::poll_fn,
+        sync::{Arc, atomic::AtomicBool},
+        task::Poll,
+    };
 
     use super::{super::session::tests::Fake, *};
 
@@ -896,6 +951,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_walk_that_was_cancelled_is_gone_on_with() {
+        let counts: [Arc<AtomicU64>; 2] = Default::default();
+        let [records, readings] = counts.clone();
+        let respond = move |_, command, data: &[u8]| match command {
+            0x20 => (0, INFO.to_vec()),
+            0x23 => {
+                records.fetch_add(1, Ordering::Relaxed);
+                let next = if data[2] == 40 { [0xff, 0xff] } else { [data[2] + 1, 0] };
+                (0, [&next[..], &compact(data[2])].concat())
+            }
+            0x2d => {
+                readings.fetch_add(1, Ordering::Relaxed);
+                (0, vec![0, 0xc0, 1])
+            }
+            _ => (0xc1, vec![]),
+        };
+        let (bmc, _) = serve(Fake::responding(respond)).await;
+        // Long enough for a few records, and not for all of them.
+        let mut cancelled = 0;
+        while counts[1].load(Ordering::Relaxed) == 0 {
+            assert!(cancelled < 1000, "it never comes to the readings");
+            cut(20, bmc.sensors()).await;
+            cancelled += 1;
+        }
+        assert!(cancelled > 2, "{cancelled}");
+        assert_eq!(bmc.sensors().await.unwrap().readings.len(), 41);
+        // A record is asked for twice when its answer was not waited for.
+        let asked = counts[0].load(Ordering::Relaxed);
+        assert!(asked <= 41 + cancelled, "{asked} for {cancelled}");
+    }
+
+    #[tokio::test]
     async fn a_repository_without_an_end_is_left() {
         let respond = |_, command, data: &[u8]| match command {
             0x20 => (0, INFO.to_vec()),
@@ -918,6 +1005,35 @@ mod tests {
         assert_eq!(bmc.power().await, Ok(Power::On));
     }
 
+    /// Polls a call so many times at most, and then cancels it.
+    async fn cut<T>(mut polls: usize, call: impl Future<Output = T>) -> Option<T> {
+        let mut call = std::pin::pin!(call);
+        poll_fn(|context| match call.as_mut().poll(context) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending if polls == 0 => Poll::Ready(None),
+            Poll::Pending => {
+                polls -= 1;
+                Poll::Pending
+            }
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_cancelled_loses_no_session() {
+        let fake = Fake::responding(|_, _, _| (0, vec![1, 0, 0]));
+        let opened = fake.opened.clone();
+        let (bmc, _) = serve(fake).await;
+        let mut cancelled = 0;
+        for polls in (0..4).cycle().take(100) {
+            cancelled += u32::from(cut(polls, bmc.power()).await.is_none());
+            tokio::task::yield_now().await;
+        }
+        assert!(cancelled > 20, "{cancelled}");
+        assert_eq!(bmc.power().await, Ok(Power::On));
+        assert_eq!(opened.load(Ordering::Relaxed), 1);
+    }
+
     #[tokio::test]
     async fn erasing_the_log_is_waited_for() {
         let mut polls = 0;
@@ -934,6 +1050,22 @@ mod tests {
         let (bmc, _) = serve(Fake::responding(respond)).await;
         assert_eq!(bmc.clear_log(None).await, Ok(()));
         assert_eq!(bmc.sent().0, 5);
+    }
+
+    #[tokio::test]
+    async fn a_password_that_was_denied_is_not_tried_again_for_a_while() {
+        let (mut bmc, _) = serve(Fake::responding(|_, _, _| (0, vec![1, 0, 0]))).await;
+        bmc.credentials.password = "wrong".to_owned().into();
+        assert_eq!(bmc.power().await, Err(BmcError::Denied("wrong password".to_owned())));
+        let (_, before) = bmc.sent();
+        let Err(BmcError::Denied(why)) = bmc.power().await else { panic!("it was not denied") };
+        assert!(why.starts_with("wrong password; ") && why.contains("it is tried again in "), "{why}");
+        assert_eq!(bmc.sent().1, before);
+        tokio::time::pause();
+        tokio::time::advance(DENIED_TIME).await;
+        tokio::time::resume();
+        assert_eq!(bmc.power().await, Err(BmcError::Denied("wrong password".to_owned())));
+        assert!(bmc.sent().1 > before);
     }
 
     #[tokio::test]

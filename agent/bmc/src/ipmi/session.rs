@@ -5,13 +5,20 @@
 //! - Every request ends in an answer or an error by [`REQUEST_TIME`], whatever arrives.
 //! - Inside a session only what is signed, encrypted, new and asked for is believed.
 //! - One request is on its way at a time.
+//! - A session that was opened is closed by a message to the BMC, whyever it ends.
 //! - A login that failed after a repeated message, or after the BMC proved to know the password, is
 //!   tried again before anyone is called wrong: the BMC may have answered two copies of a message
 //!   with two random numbers.
+//!
+//! Deliberately not here: keep-alives (an idle session ends, and the next request opens another)
+//! and serial over LAN.
 
 use std::{collections::VecDeque, fmt, time::Duration};
 
-use rackhand_common::time::Mono;
+use rackhand_common::{
+    bmc::{MAX_PASSWORD, MAX_USER},
+    time::Mono,
+};
 use zeroize::Zeroizing;
 
 use super::{
@@ -25,9 +32,6 @@ pub const REQUEST_TIME: Duration = Duration::from_secs(20);
 
 /// How long a session lives without a request; BMCs end theirs after 60 s (§13.14).
 pub const IDLE_TIME: Duration = Duration::from_secs(50);
-
-/// When a keep-alive is sent.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// How long an answer is waited for, by repetition.
 const PATIENCE: [Duration; 4] =
@@ -67,8 +71,6 @@ pub struct Session {
     answer: Option<Result<Vec<u8>, Failure>>,
     rq_sequence: u8,
     last_heard: Mono,
-    /// Payloads that are not messages, for whoever asked for them.
-    sol: VecDeque<Vec<u8>>,
 }
 
 /// What a session may do at the BMC.
@@ -102,8 +104,8 @@ enum State {
     Confirming { bmc: u32, bmc_random: [u8; 16], guid: [u8; 16], keys: Box<Keys> },
     /// Keys are agreed upon; not ready until the privilege is set.
     Open { secure: Secure, is_ready: bool },
-    /// Over.
-    Closed(BmcError),
+    /// Over; the keys are kept for the message that says so to the BMC.
+    Closed { why: BmcError, secure: Option<Secure> },
 }
 
 struct Secure {
@@ -118,7 +120,7 @@ enum Outgoing {
     /// As it is.
     Clear(Vec<u8>),
     /// To be encrypted and signed.
-    Sealed(Kind, Vec<u8>),
+    Sealed(Vec<u8>),
 }
 
 /// What was asked and has no answer.
@@ -145,7 +147,6 @@ enum Message {
 enum Purpose {
     Privilege,
     Asked,
-    KeepAlive,
 }
 
 struct Wanted {
@@ -162,11 +163,6 @@ impl fmt::Debug for Session {
             .finish_non_exhaustive()
     }
 }
-
-/// The longest name of a user.
-pub const MAX_USER: usize = 16;
-/// The longest password.
-pub const MAX_PASSWORD: usize = 20;
 
 impl Session {
     /// A session that is not open yet. Refused when the BMC could never take name or password.
@@ -193,7 +189,6 @@ impl Session {
             answer: None,
             rq_sequence: 0,
             last_heard: now,
-            sol: VecDeque::new(),
         })
     }
 
@@ -201,7 +196,7 @@ impl Session {
     /// answer is forgotten.
     pub fn request(&mut self, now: Mono, request: Request) {
         self.answer = None;
-        if let State::Closed(why) = &self.state {
+        if let State::Closed { why, .. } = &self.state {
             self.answer = Some(Err(Failure::Ended(why.clone())));
             return;
         }
@@ -220,7 +215,7 @@ impl Session {
 
     /// Whether nothing more can be asked.
     pub fn is_over(&self, now: Mono) -> bool {
-        matches!(self.state, State::Closed(_))
+        matches!(self.state, State::Closed { .. })
             || (!matches!(self.state, State::Fresh) && self.last_heard.until(now) > IDLE_TIME)
     }
 
@@ -229,34 +224,14 @@ impl Session {
         matches!(self.state, State::Open { is_ready: true, .. })
     }
 
-    /// What it may do.
-    pub fn privilege(&self) -> Privilege {
-        self.privilege
-    }
-
     /// How it is secured.
     pub fn suite(&self) -> Suite {
         self.suite
     }
 
-    /// Asks the BMC to end the session, without waiting for an answer.
+    /// Ends the session, and tells the BMC without waiting for an answer.
     pub fn close(&mut self) {
-        if let State::Open { secure, .. } = &self.state {
-            let request = Request::new(0x06, 0x3c, &secure.bmc.to_le_bytes());
-            let message = request.message(self.next_rq());
-            self.outgoing.push_back(Outgoing::Sealed(Kind::Ipmi, message));
-        }
-        self.exchange = None;
-    }
-
-    /// Sends a payload of serial over LAN.
-    pub fn send_sol(&mut self, payload: Vec<u8>) {
-        self.outgoing.push_back(Outgoing::Sealed(Kind::Sol, payload));
-    }
-
-    /// A payload of serial over LAN that came.
-    pub fn sol(&mut self) -> Option<Vec<u8>> {
-        self.sol.pop_front()
+        self.end(BmcError::Unreachable("the session was closed".to_owned()));
     }
 
     /// A datagram to send; `vector` is random, and another one each time.
@@ -264,15 +239,18 @@ impl Session {
         loop {
             match (self.outgoing.pop_front()?, &mut self.state) {
                 (Outgoing::Clear(bytes), _) => return Some(bytes),
-                (Outgoing::Sealed(kind, payload), State::Open { secure, .. }) => {
+                (
+                    Outgoing::Sealed(payload),
+                    State::Open { secure, .. } | State::Closed { secure: Some(secure), .. },
+                ) => {
                     let sealed = secure.keys.encrypt(vector, &payload);
                     let sequence = secure.next;
                     secure.next = secure.next.wrapping_add(1).max(1);
-                    return Some(packet::secured(kind, secure.bmc, sequence, &sealed, |covered| {
+                    return Some(packet::secured(Kind::Ipmi, secure.bmc, sequence, &sealed, |covered| {
                         secure.keys.sign(covered)
                     }));
                 }
-                // It was queued before the session ended.
+                // Only who has keys queues these, and keeps them.
                 (Outgoing::Sealed(..), _) => {}
             }
         }
@@ -283,7 +261,6 @@ impl Session {
         let until = self.wanted.as_ref().map(|wanted| wanted.until);
         match &self.exchange {
             Some(exchange) => Some(until.map_or(exchange.again, |until| until.min(exchange.again))),
-            None if self.is_open() => Some(self.last_heard.plus(KEEP_ALIVE)),
             None => until,
         }
     }
@@ -293,12 +270,7 @@ impl Session {
         if self.wanted.as_ref().is_some_and(|wanted| wanted.until <= now) {
             return self.end(BmcError::Unreachable("it did not answer in time".to_owned()));
         }
-        let Some(exchange) = &mut self.exchange else {
-            if self.is_open() && self.last_heard.plus(KEEP_ALIVE) <= now {
-                self.ask(now, Request::new(0x06, 0x01, &[]), Purpose::KeepAlive);
-            }
-            return;
-        };
+        let Some(exchange) = &mut self.exchange else { return };
         if now < exchange.again {
             return;
         }
@@ -319,7 +291,7 @@ impl Session {
                     self.rq_sequence
                 });
                 *sequence = Some(number);
-                self.outgoing.push_back(Outgoing::Sealed(Kind::Ipmi, request.message(number)));
+                self.outgoing.push_back(Outgoing::Sealed(request.message(number)));
             }
         }
     }
@@ -494,10 +466,6 @@ impl Session {
         self.last_heard = now;
         match plus.kind {
             Kind::Ipmi => self.answered(now, packet::response(&payload)?),
-            Kind::Sol if self.sol.len() < MAX_SOL => {
-                self.sol.push_back(payload);
-                Ok(())
-            }
             _ => Err(Malformed("not what was asked for")),
         }
     }
@@ -524,7 +492,6 @@ impl Session {
                 exchange.sent = 0;
                 exchange.again = now.plus(BUSY_PAUSE);
             }
-            (_, Purpose::KeepAlive) => self.exchange = None,
             (0, Purpose::Privilege) => {
                 self.exchange = None;
                 if let State::Open { is_ready, .. } = &mut self.state {
@@ -539,7 +506,6 @@ impl Session {
                 self.raise(now);
             }
             (_, Purpose::Privilege) => {
-                self.close();
                 self.end(BmcError::Denied("the user is no operator: give it at least that privilege".to_owned()));
             }
             (completion, Purpose::Asked) => {
@@ -597,18 +563,28 @@ impl Session {
         }
     }
 
+    /// Whyever a session ends that was opened: the BMC, which has about four, is told.
     fn end(&mut self, why: BmcError) {
         if self.wanted.take().is_some() {
             self.answer = Some(Err(Failure::Ended(why.clone())));
         }
         self.exchange = None;
+        if matches!(self.state, State::Closed { .. }) {
+            return;
+        }
         self.outgoing.retain(|outgoing| matches!(outgoing, Outgoing::Clear(_)));
-        self.state = State::Closed(why);
+        let closed = State::Closed { why: why.clone(), secure: None };
+        if let State::Open { secure, .. } = std::mem::replace(&mut self.state, closed) {
+            let request = Request::new(0x06, 0x3c, &secure.bmc.to_le_bytes());
+            let message = request.message(self.next_rq());
+            self.outgoing.push_back(Outgoing::Sealed(message));
+            self.state = State::Closed { why, secure: Some(secure) };
+        }
     }
 
     fn ask(&mut self, now: Mono, request: Request, purpose: Purpose) {
         let sequence = self.next_rq();
-        self.outgoing.push_back(Outgoing::Sealed(Kind::Ipmi, request.message(sequence)));
+        self.outgoing.push_back(Outgoing::Sealed(request.message(sequence)));
         let message = Message::Request { request, sequence: Some(sequence), purpose };
         self.exchange = Some(Exchange { message, sent: 1, again: now.plus(PATIENCE[0]) });
     }
@@ -642,10 +618,6 @@ impl Session {
         }
     }
 }
-
-/// The most payloads of serial over LAN that wait to be read; a BMC sends the next only after an
-/// acknowledgement.
-const MAX_SOL: usize = 16;
 
 /// Why a request has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -794,7 +766,13 @@ pub fn rakp4(payload: &[u8]) -> Result<Rakp<&[u8]>, Malformed> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::collections::BTreeMap;
+    use std::{
+        collections::BTreeMap,
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering},
+        },
+    };
 
     use expect_test::{Expect, expect};
     use proptest::prelude::*;
@@ -811,6 +789,8 @@ pub(super) mod tests {
         password: &'static [u8],
         /// The most privilege its user has.
         privilege: u8,
+        /// Whether it refuses Set Session Privilege Level, whatever was agreed upon.
+        refuses_privilege: bool,
         /// How often it says that it is busy.
         busy: u32,
         /// Whether a repeated RAKP Message 1 gives another random number.
@@ -824,6 +804,8 @@ pub(super) mod tests {
         pub(in super::super) keys: Option<Keys>,
         sent: u32,
         asked: Vec<String>,
+        /// How many sessions were opened.
+        pub(in super::super) opened: Arc<AtomicU32>,
     }
 
     const BMC: u32 = 0x0b3c_0b3c;
@@ -842,6 +824,7 @@ pub(super) mod tests {
                 suites: vec![Suite::Sha256, Suite::Sha1],
                 password: b"secret",
                 privilege: 4,
+                refuses_privilege: false,
                 busy: 0,
                 is_forgetful: false,
                 suite: Suite::Sha256,
@@ -853,6 +836,7 @@ pub(super) mod tests {
                 keys: None,
                 sent: 0,
                 asked: Vec::new(),
+                opened: Arc::default(),
             }
         }
 
@@ -926,6 +910,7 @@ pub(super) mod tests {
                     let keys = self.handshake().keys();
                     response.extend(self.handshake().rakp4(&keys));
                     self.keys = Some(keys);
+                    self.opened.fetch_add(1, Ordering::Relaxed);
                     Some(packet::plus(Kind::Rakp4, &response))
                 }
                 Kind::Ipmi => {
@@ -937,7 +922,10 @@ pub(super) mod tests {
                     let (netfn, sequence, command) = (message[1] >> 2, message[4], message[5]);
                     self.asked.push(format!("{netfn:#04x}/{command:#04x} number {}", sequence >> 2));
                     let (completion, data) = if command == 0x3b {
-                        (if message[6] > self.privilege { 0x81 } else { 0x00 }, vec![message[6]])
+                        (
+                            if self.refuses_privilege || message[6] > self.privilege { 0x81 } else { 0x00 },
+                            vec![message[6]],
+                        )
                     } else if self.busy > 0 {
                         self.busy -= 1;
                         (0xc0, vec![])
@@ -1012,11 +1000,12 @@ pub(super) mod tests {
         let mut network = Network { fates: fates.to_vec(), ..Network::default() };
         session.request(now, request);
         for _ in 0..10_000 {
-            while let Some(datagram) = session.transmit([5; 16]) {
-                network.send(now, true, datagram);
-            }
+            // What an answer gave rise to is left to be sent.
             if let Some(answer) = session.answer() {
                 return (answer, now);
+            }
+            while let Some(datagram) = session.transmit([5; 16]) {
+                network.send(now, true, datagram);
             }
             let timeout = session.timeout().expect("it waits for something");
             match network.under_way.first_key_value() {
@@ -1191,22 +1180,48 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_idle_session_is_kept_alive_and_one_that_is_not_answered_is_over() {
+    fn an_idle_session_asks_nothing_and_is_over_before_the_bmc_ends_it() {
         let (mut fake, mut session) = (Fake::new(), session("secret"));
         let (_, now) = play(&mut session, &mut fake, &[], Mono::default(), ASK());
-        let idle = session.timeout().unwrap();
-        assert_eq!(now.until(idle), KEEP_ALIVE);
-        session.handle_timeout(idle);
-        let reply = fake.handle(&session.transmit([5; 16]).unwrap()).unwrap();
-        session.handle(idle, &reply);
-        assert_eq!(session.timeout(), Some(idle.plus(KEEP_ALIVE)));
-        let mut now = idle;
-        while session.is_open() {
-            now = session.timeout().unwrap();
-            session.handle_timeout(now);
-            while session.transmit([5; 16]).is_some() {}
+        assert_eq!((session.timeout(), session.transmit([5; 16])), (None, None));
+        assert!(!session.is_over(now.plus(IDLE_TIME)));
+        assert!(session.is_over(now.plus(IDLE_TIME + Duration::from_secs(1))));
+    }
+
+    /// What the session still sends, as the BMC reads it.
+    fn parting(session: &mut Session, fake: &mut Fake) -> Vec<String> {
+        fake.asked.clear();
+        while let Some(datagram) = session.transmit([5; 16]) {
+            fake.handle(&datagram);
         }
-        assert!(session.is_over(now));
+        std::mem::take(&mut fake.asked)
+    }
+
+    #[test]
+    fn a_session_whose_user_is_no_operator_is_closed() {
+        let (mut fake, mut session) = (Fake { refuses_privilege: true, ..Fake::new() }, session("secret"));
+        let (answer, _) = play(&mut session, &mut fake, &[], Mono::default(), ASK());
+        assert!(matches!(answer, Err(Failure::Ended(BmcError::Denied(_)))), "{answer:?}");
+        assert_eq!(parting(&mut session, &mut fake), ["0x06/0x3c number 3"]);
+    }
+
+    #[test]
+    fn a_session_that_is_given_up_is_closed() {
+        let (mut fake, mut session) = (Fake::new(), session("secret"));
+        let (_, now) = play(&mut session, &mut fake, &[], Mono::default(), ASK());
+        let (answer, _) = play(&mut session, &mut fake, &[Fate::Lost; 100], now, ASK());
+        assert!(matches!(answer, Err(Failure::Ended(BmcError::Unreachable(_)))), "{answer:?}");
+        assert_eq!(parting(&mut session, &mut fake), ["0x06/0x3c number 4"]);
+        session.close();
+        assert_eq!(session.transmit([5; 16]), None);
+    }
+
+    #[test]
+    fn a_session_that_is_always_busy_is_closed_at_the_deadline() {
+        let (mut fake, mut session) = (Fake { busy: u32::MAX, ..Fake::new() }, session("secret"));
+        let _ = play(&mut session, &mut fake, &[], Mono::default(), ASK());
+        let parting = parting(&mut session, &mut fake);
+        assert!(parting[0].starts_with("0x06/0x3c"), "{parting:?}");
     }
 
     #[test]
@@ -1229,6 +1244,21 @@ pub(super) mod tests {
         session.request(now, Request::new(0x00, 0x09, &[]));
         session.handle(now, &good);
         assert_eq!(session.answer(), None);
+    }
+
+    #[test]
+    fn a_late_answer_to_a_request_that_was_abandoned_is_not_believed() {
+        let mut fake = Fake { respond: Box::new(|_, _, data| (0, data.to_vec())), ..Fake::new() };
+        let mut session = session("secret");
+        let (_, now) = play(&mut session, &mut fake, &[], Mono::default(), ASK());
+        session.request(now, Request::new(0x00, 0x09, &[1]));
+        let late = fake.handle(&session.transmit([5; 16]).unwrap()).unwrap();
+        session.request(now, Request::new(0x00, 0x09, &[2]));
+        session.handle(now, &late);
+        assert_eq!(session.answer(), None);
+        let good = fake.handle(&session.transmit([5; 16]).unwrap()).unwrap();
+        session.handle(now, &good);
+        assert_eq!(session.answer(), Some(Ok(vec![2])));
     }
 
     #[test]

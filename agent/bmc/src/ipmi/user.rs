@@ -1,7 +1,7 @@
 //! Who may log in: users (IPMI 2.0 §22.26–22.30).
 
 use super::packet::{Malformed, Reader, Request};
-use crate::told::text;
+use crate::told::{MAX_PASSWORD, MAX_USER, text};
 
 /// What a user may do on a channel, and how many users there can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,17 +43,9 @@ pub fn name(user: u8) -> Request {
 
 /// Reads a user's name; absent when the place is empty.
 pub fn read_name(data: &[u8]) -> Result<Option<String>, Malformed> {
-    let bytes: [u8; 16] = Reader::new(data).array()?;
+    let bytes: [u8; MAX_USER] = Reader::new(data).array()?;
     let name = bytes.split(|byte| *byte == 0 || *byte == 0xff).next().unwrap_or_default();
     Ok(text(&String::from_utf8_lossy(name)))
-}
-
-/// Names a user; the name has at most 16 bytes.
-pub fn set_name(user: u8, name: &str) -> Request {
-    let mut data = vec![user & 0x3f];
-    data.extend(name.as_bytes());
-    data.resize(17, 0);
-    Request::new(0x06, 0x45, &data)
 }
 
 /// The forms in which a BMC keeps a password.
@@ -69,7 +61,7 @@ impl Form {
     /// The longest password that fits, in bytes.
     pub fn length(self) -> usize {
         match self {
-            Self::Long => 20,
+            Self::Long => MAX_PASSWORD,
             Self::Short => 16,
         }
     }
@@ -95,11 +87,6 @@ pub fn test_password(user: u8, form: Form, password: &str) -> Request {
     form.request(user, 0x03, password)
 }
 
-/// Lets a user log in, or not.
-pub fn enable(user: u8, is_enabled: bool) -> Request {
-    Request::new(0x06, 0x47, &[user & 0x3f, is_enabled.into()])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,7 +105,5 @@ mod tests {
         assert_eq!(access, Access { places: 10, is_enabled: Some(true), is_messaging: true, privilege: 4 });
         assert_eq!(read_name(b"admin\0\0\0\0\0\0\0\0\0\0\0").unwrap().as_deref(), Some("admin"));
         assert_eq!(read_name(&[0; 16]).unwrap(), None);
-        assert_eq!(set_name(2, "ops").data, *b"\x02ops\0\0\0\0\0\0\0\0\0\0\0\0\0");
-        assert_eq!(enable(2, true).data, [2, 1]);
     }
 }
