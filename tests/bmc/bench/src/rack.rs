@@ -8,7 +8,11 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow, ensure};
-use rackhand_bmc_sim::{Addresses, Bench, Personality, Simulator, state::PowerAct};
+use rackhand_bmc_sim::{
+    Addresses, Bench, Personality, Simulator,
+    personality::{Reading, SensorSpec},
+    state::PowerAct,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{Protocol, sweep::Told};
@@ -21,6 +25,8 @@ pub(crate) struct Subject {
     pub(crate) user: String,
     pub(crate) password: String,
     pub(crate) sensors: usize,
+    /// How many of its sensors read a value: those that Redfish has for certain.
+    pub(crate) values: usize,
     pub(crate) events: usize,
 }
 
@@ -91,6 +97,8 @@ pub(crate) async fn serve(machines: u16, personality: &str, events: usize) -> an
         let personality = Personality::preset(personality, number).context("there is no such personality")?;
         let user = personality.users.first().context("nobody may log in")?.clone();
         let sensors = personality.sensors.len();
+        let has_value = |sensor: &&SensorSpec| matches!(sensor.reading, Reading::Analog { .. });
+        let values = personality.sensors.iter().filter(has_value).count();
         let addresses = Addresses { plain: None, ..Addresses::default() };
         let one = Simulator::start(personality, Arc::new(Bench::default()), addresses).await?;
         one.bmc.set_power(PowerAct::On).map_err(|error| anyhow!("it does not start: {error:?}"))?;
@@ -102,7 +110,7 @@ pub(crate) async fn serve(machines: u16, personality: &str, events: usize) -> an
         }
         let events = one.bmc.lock().log.records().len();
         let (ipmi, redfish) = (one.ipmi, one.redfish);
-        subjects.push(Subject { ipmi, redfish, user: user.name, password: user.password, sensors, events });
+        subjects.push(Subject { ipmi, redfish, user: user.name, password: user.password, sensors, values, events });
         running.push(one);
     }
     println!("{}", serde_json::to_string(&subjects)?);

@@ -88,7 +88,11 @@ impl Asked {
     async fn read(&self) -> anyhow::Result<()> {
         let sensors = self.bmc().sensors().await?;
         ensure!(sensors.skipped.is_empty(), "{:?}", sensors.skipped);
-        let (wanted, found) = (self.subject.sensors, sensors.readings.len());
+        let wanted = match &self.client {
+            Client::Ipmi(_) => self.subject.sensors,
+            Client::Redfish(_) => self.subject.values,
+        };
+        let found = sensors.readings.len();
         ensure!(found >= wanted, "{found} sensors of {wanted}");
         let log = self.bmc().log().await?;
         let (wanted, found) = (self.subject.events, log.entries.len());
