@@ -146,6 +146,26 @@ enum Bench {
         #[arg(long, value_delimiter = ',', default_values_t = [16, 8])]
         pools: Vec<u8>,
     },
+    /// Sensors and event logs of a rack of simulated BMCs, beside ipmitool and FreeIPMI.
+    ///
+    /// Rackhand's client asks all BMCs over IPMI, and over Redfish, as a first sweep (log in, find out
+    /// what there is) and as those that follow; wall time, processor time, requests, memory. Then it
+    /// asks on and on, to show that its memory does not grow.
+    Bmc {
+        /// How many BMCs the rack has.
+        #[arg(long, default_value_t = 48)]
+        machines: u16,
+        /// How many events each has in its log.
+        #[arg(long, default_value_t = 16)]
+        events: u32,
+        /// How often everybody asks the rack.
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+        /// How often one client then asks over IPMI, its memory printed after each tenth; over
+        /// Redfish a tenth as often. 0 leaves it out.
+        #[arg(long, default_value_t = 2000)]
+        sweeps: u32,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -211,6 +231,15 @@ fn main() -> anyhow::Result<()> {
             Shell::new(&["cargo", "build", "--quiet", "--release", "--workspace", "--bins"]).run()?;
             let run = Shell::new(&[&target().join("release/rackhand-api-bench").to_string_lossy()]);
             databases.iter().fold(run, |run, database| run.arg(*database)).run()
+        }
+        Verb::Bench { what: Bench::Bmc { machines, events, rounds, sweeps } } => {
+            packages::install(&[packages::BUILD, packages::BMC], true)?;
+            let bench = "rackhand-bmc-bench";
+            Shell::new(&["cargo", "build", "--quiet", "--release", "--package", bench]).run()?;
+            Shell::new(&[&target().join("release").join(bench).to_string_lossy()])
+                .args(["--machines", &machines.to_string(), "--events", &events.to_string()])
+                .args(["--rounds", &rounds.to_string(), "--sweeps", &sweeps.to_string()])
+                .run()
         }
         Verb::Sim { seeds, minutes, seed, more } => {
             // Released: a seed takes a fraction of the time, and there are many.

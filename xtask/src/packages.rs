@@ -63,6 +63,9 @@ pub(crate) const PEERS: &[&str] = &[
     "zstd",
 ];
 
+/// What a BMC is asked with otherwise, for a bench.
+pub(crate) const BMC: &[&str] = &["freeipmi-tools", "ipmitool"];
+
 /// The server that tests of the controller's store and benches run on.
 pub(crate) const DATABASE: &[&str] = &["postgresql-15"];
 
