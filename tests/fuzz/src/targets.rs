@@ -445,7 +445,7 @@ fn redfish_resources(bytes: &[u8]) {
         redfish_readers(node);
     }
     let _ = (log::rank(&resource), media::media(&resource), certificates::certificate(&resource));
-    let _ = service::action(&resource, "ComputerSystem.Reset");
+    let _ = tree::action(&resource, "ComputerSystem.Reset");
 }
 
 fn redfish_readers(node: Node<'_>) {
@@ -476,7 +476,7 @@ fn redfish_readers(node: Node<'_>) {
     }
     let _ = (accounts::account(node), bios::attributes(node), identity::identity(node, node), lan::lan(node));
     let _ = (secure_boot::secure_boot(node), update::task(node), power::power(node), power::allowed(node, "ResetType"));
-    let _ = (service::sessions(node), service::expands(node));
+    let _ = (tree::sessions(node), tree::expands(node));
 }
 
 /// Text that is kept: bounded, and without what moves a terminal's cursor.

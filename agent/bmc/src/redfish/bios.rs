@@ -13,7 +13,7 @@ use super::{
     Redfish, fault,
     http::Payload,
     resource::{Node, Resource},
-    service::action,
+    tree::action,
 };
 
 /// The value of an attribute.

@@ -16,7 +16,7 @@ use super::{
     Redfish,
     lan::mac,
     resource::{Node, Resource},
-    service::Service,
+    tree::Service,
     walk::{Walk, keep},
 };
 

@@ -13,7 +13,7 @@ use super::{
     Redfish, fault,
     http::Payload,
     resource::{Node, Resource, severity},
-    service::action,
+    tree::action,
 };
 
 /// The first second that a BMC's clock may show when it has been set: 2000-01-01.

@@ -12,7 +12,7 @@ use super::{
     http::Payload,
     link::Link,
     resource::{Node, Resource},
-    service::action,
+    tree::action,
 };
 
 /// How often a change is read back.

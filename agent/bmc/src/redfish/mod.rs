@@ -35,7 +35,7 @@ pub mod power;
 pub mod resource;
 pub mod secure_boot;
 pub mod sensors;
-pub mod service;
+pub mod tree;
 pub mod update;
 pub mod walk;
 
@@ -52,11 +52,11 @@ use crate::{
 
 pub use http::Bounds;
 pub use pin::Fingerprint;
-pub use service::Which;
+pub use tree::Which;
 
 use http::Http;
 use resource::Resource;
-use service::Service;
+use tree::Service;
 use walk::Walk;
 
 /// How a BMC is reached.
@@ -119,7 +119,7 @@ impl Redfish {
             return Ok(service.clone());
         }
         let root = self.http.root().await?;
-        self.http.log_in_at(service::sessions(root.node())).await;
+        self.http.log_in_at(tree::sessions(root.node())).await;
         let mut walk = Walk::new(&self.http, false);
         let service = Arc::new(Service::discover(root, &self.which, &mut walk).await?);
         *known = Some(service.clone());

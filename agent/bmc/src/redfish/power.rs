@@ -8,7 +8,7 @@ use rackhand_common::machine::Power;
 
 use crate::bmc::BmcError;
 
-use super::{Redfish, fault, http::Payload, resource::Node, service::action};
+use super::{Redfish, fault, http::Payload, resource::Node, tree::action};
 
 /// Chassis power by what a system says. A machine on its way up or down has power.
 pub fn power(system: Node<'_>) -> Option<Power> {

@@ -8,7 +8,7 @@ use super::{
     Redfish, fault,
     http::Payload,
     resource::{Node, Resource},
-    service::action,
+    tree::action,
 };
 
 /// How Secure Boot is.

@@ -14,7 +14,7 @@ use super::{
     http::{Payload, Reply},
     link::Link,
     resource::{Node, Resource},
-    service::action,
+    tree::action,
 };
 
 /// The longest time between two looks at a task.
