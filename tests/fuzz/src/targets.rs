@@ -15,7 +15,7 @@ use rackhand_bmc::{
         link::Link,
         log, media, power,
         resource::{MAX_VALUES, Node, Resource},
-        secure_boot, sensors, service, update,
+        secure_boot, sensors, tree, update,
     },
     told::{MAX_TEXT, PartKind},
 };
