@@ -517,7 +517,7 @@ mod tests {
                   |
                 1 | spcket = "/x"
                   | ^^^^^^
-                unknown field `spcket`, expected one of `state`, `socket`, `metrics`, `events`, `power`, `log`"#]],
+                unknown field `spcket`, expected one of `state`, `socket`, `metrics`, `events`, `power`, `bmc`, `log`"#]],
         );
     }
 }

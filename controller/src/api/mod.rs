@@ -385,7 +385,8 @@ fn operation_id(method: &str, path: &str) -> String {
 }
 
 /// Values that are replaced as a whole, as they were read.
-const VALUES: [&str; 2] = ["/v1/claims/{claim}/grants", "/v1/addresses/{address}/name"];
+const VALUES: [&str; 3] =
+    ["/v1/claims/{claim}/grants", "/v1/addresses/{address}/name", "/v1/racks/{rack}/bmcs/{machine}"];
 
 /// Adds to every operation what is the same for all: the answer when something is wrong, the
 /// key of a POST, and the fields of a GET.

@@ -127,6 +127,13 @@ async fn what_a_reload_cannot_take_over_is_named_and_a_smaller_limit_counts_from
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_put_beside_a_running_agent_is_taken_over_and_another_nodes_is_not() {
     let rack = VirtualRack::new().await;
+    // The trust bundle comes before the intent, and is written into the same file.
+    let told = async || {
+        let agents = rack.operator.get("/v1/agents").await.map_err(|error| format!("{error:#}"))?;
+        let revision = agents["items"][0]["revision"].as_u64();
+        revision.filter(|revision| *revision > 0).ok_or_else(|| agents.to_string())
+    };
+    wait::until("the agent has its intent", PATIENCE, told).await;
     let identity = rack.path("agent/identity.json");
     let read = || serde_json::from_slice::<serde_json::Value>(&std::fs::read(&identity).unwrap()).unwrap();
     let write = |value: &serde_json::Value| std::fs::write(&identity, value.to_string()).unwrap();
