@@ -19,9 +19,9 @@ pub(crate) struct Artefacts {
     image: PathBuf,
 }
 
-/// Builds the binaries and makes the images.
-pub(crate) fn make() -> anyhow::Result<Artefacts> {
-    make_in("debug", &[])
+/// Builds the binaries and makes the images; `with` are words more for cargo.
+pub(crate) fn make(with: &[&str]) -> anyhow::Result<Artefacts> {
+    make_in("debug", with)
 }
 
 /// The same, optimised: for measuring.
@@ -29,11 +29,16 @@ pub(crate) fn make_released() -> anyhow::Result<Artefacts> {
     make_in("release", &["--release"])
 }
 
-fn make_in(directory: &str, profile: &[&str]) -> anyhow::Result<Artefacts> {
+/// What builds all binaries; `with` are words more for cargo.
+pub(crate) fn binaries(with: &[&str]) -> Shell {
+    // The whole workspace: a selection of packages has other features of its dependencies, and
+    // all of them would be compiled again.
+    Shell::new(&[&["cargo", "build", "--workspace", "--bins"], with].concat())
+}
+
+fn make_in(directory: &str, with: &[&str]) -> anyhow::Result<Artefacts> {
     println!("   building the binaries");
-    // The whole workspace, as `cargo test` builds it: a selection of packages has other features
-    // of its dependencies, and all of them would be compiled again.
-    Shell::new(&[&["cargo", "build", "--workspace", "--bins"], profile].concat()).run()?;
+    binaries(with).run()?;
     let (installer, image) = (cache().join("installer"), cache().join("debian-12.raw"));
     println!("   making the installer image");
     installer_image::build(&installer).context("making the installer image")?;

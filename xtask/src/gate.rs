@@ -5,7 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{artefacts, fuzz, packages, shell::Shell};
+use crate::{
+    artefacts, fuzz, packages,
+    shell::{self, Shell},
+};
+
+/// Binaries as the tests have them: by themselves they have other features of their
+/// dependencies, and everything would be compiled, and kept, twice.
+const WITH_TESTS: &[&str] = &["--tests"];
 
 /// Runs everything, stops at the first failure, and says what passed and where the time went.
 pub(crate) fn run(without_rack: bool) -> anyhow::Result<()> {
@@ -44,8 +51,8 @@ fn steps(clock: &mut Stopwatch, tests: &mut Tally, boots: &mut Tally, without_ra
     clock.step("licences and bans", || {
         Shell::new(&["cargo", "deny", "--log-level", "error", "check", "bans", "licenses", "sources"]).run()
     })?;
-    // The documents' commands are compared with the programs themselves.
-    clock.step("binaries", || Shell::new(&["cargo", "build", "--quiet", "--workspace", "--bins"]).run())?;
+    // Before any test: the documents' commands are compared with the programs themselves.
+    clock.step("binaries", || artefacts::binaries(WITH_TESTS).quiet().run())?;
     // Stories spend their time waiting: more of them at once than there are processors.
     clock.step("tests", || {
         let test = ["cargo", "test", "--workspace", "--no-fail-fast", "--", "--test-threads", "6"];
@@ -58,7 +65,7 @@ fn steps(clock: &mut Stopwatch, tests: &mut Tally, boots: &mut Tally, without_ra
     if without_rack {
         return Ok(());
     }
-    let made = clock.step("binaries and images", artefacts::make)?;
+    let made = clock.step("binaries and images", || artefacts::make(WITH_TESTS))?;
     clock.step("crash matrix", || made.rack("matrix").run_reading(|line| boots.read(line)))?;
     clock.step("attacks", || made.attack().run_reading(|line| boots.read(line)))?;
     clock.step("real boots", || made.rack("stories").run_reading(|line| boots.read(line)))
@@ -104,13 +111,21 @@ impl fmt::Display for Tally {
     }
 }
 
+/// What is left where things are built: a gate that ran out of it says strange things.
+fn free_space() -> Option<String> {
+    let target = shell::target();
+    let there = target.ancestors().find(|path| path.exists())?;
+    let told = Shell::new(&["df", "--human-readable", "--output=avail"]).arg(there).read().ok()?;
+    Some(told.lines().nth(1)?.trim().to_owned())
+}
+
 /// Names each step as it starts and remembers how long it took.
 #[derive(Default)]
 struct Stopwatch(Vec<(&'static str, Duration)>);
 
 impl Stopwatch {
     fn step<T>(&mut self, name: &'static str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
-        println!("== {name}");
+        println!("== {name}{}", free_space().map(|space| format!(" ({space} free)")).unwrap_or_default());
         let start = Instant::now();
         let result = work();
         self.0.push((name, start.elapsed()));

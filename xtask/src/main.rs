@@ -210,7 +210,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Demo { down: Some(DemoVerb::Down), .. } => demo::down(),
         Verb::Demo { yes, keep, down: None } => {
             packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK], yes)?;
-            let demo = artefacts::make()?.rack("demo");
+            let demo = artefacts::make(&[])?.rack("demo");
             if keep { demo.arg("--keep") } else { demo }.become_it()
         }
         Verb::Test { without_rack } => gate::run(without_rack),
@@ -255,7 +255,7 @@ fn main() -> anyhow::Result<()> {
         }
         Verb::Matrix { only } => {
             packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK, packages::PEERS], true)?;
-            let matrix = artefacts::make()?.rack("matrix");
+            let matrix = artefacts::make(&[])?.rack("matrix");
             match only {
                 Some(only) => matrix.arg("--only").arg(only),
                 None => matrix,
