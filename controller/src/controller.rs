@@ -47,6 +47,7 @@ use crate::{
     https,
     images::{self, Images},
     oidc::{self, Oidc},
+    overdue,
     passwords::Passwords,
     samples, seal_key,
     store::{Place, Store, StoreError},
@@ -526,6 +527,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         parts.add("the certificate by ACME", part);
     }
     parts.add("the addresses", hand_out);
+    parts.add("machines that are overdue", overdue::run(store.clone(), clock.clone(), shutdown.clone()));
     parts.add("the samples of pools", samples::run(store.clone(), clock.clone(), shutdown.clone()));
     parts.add("the agents' connections", fleet.clone().run(endpoint, shutdown.clone()));
     parts.add("the workflows", workflows::run(workflows, store.clone(), fleet, clock, shutdown.clone()));

@@ -19,7 +19,7 @@ use rackhand_common::{
 use rackhand_controller_core::lifecycle::Lifecycle;
 
 use crate::{
-    store::{Happened, Machine, OrderEnd, OrderResult, Store, StoreError, Tx},
+    store::{Happened, Machine, OrderEnd, OrderResult, Parameters, Store, StoreError, Tx},
     verbs,
 };
 
@@ -117,7 +117,10 @@ async fn apply(tx: &mut Tx, rack: RackId, agent: AgentId, event: Event) -> Resul
         What::Commanded { command, outcome } => {
             run = tx.command_ended(rack, *command, outcome).await?.map(|command| command.run);
         }
-        What::Stage(Stage::OrderStarted(of)) => run = Some(*of),
+        What::Stage(Stage::OrderStarted(of)) => {
+            run = Some(*of);
+            tx.run_begun(id, *of).await?;
+        }
         What::Stage(_)
         | What::Lost
         | What::TicketRefused { .. }
@@ -194,7 +197,7 @@ async fn connected(tx: &mut Tx, rack: RackId, event: &Event, connection: Connect
             let reason = format!("an installer connected from {mac} as machine {id}, which stands in another rack");
             return alert(tx, rack, event, None, reason).await;
         }
-        if machine.lifecycle == Lifecycle::Active {
+        if machine.lifecycle == Lifecycle::Active && !is_reinstalled(tx, machine).await? {
             let reason = format!("an installer connected from {mac} as {}, which is active", machine.name);
             return alert(tx, rack, event, Some(machine.clone()), reason).await;
         }
@@ -261,6 +264,7 @@ async fn connected(tx: &mut Tx, rack: RackId, event: &Event, connection: Connect
                 order: None,
                 image: None,
                 alert: None,
+                held: None,
                 created: event.at,
                 updated: event.at,
                 version: 1,
@@ -292,6 +296,13 @@ async fn alert(
         tx.update_machine(event.at, &mut machine).await?;
     }
     Ok(())
+}
+
+/// Whether an active machine may start its installer: only a reinstall has it do so, and leaves it there
+/// when it fails.
+async fn is_reinstalled(tx: &mut Tx, machine: &Machine) -> Result<bool, StoreError> {
+    let Some(run) = tx.run_in_progress(machine.id).await? else { return Ok(machine.boot == Boot::Installer) };
+    Ok(matches!(tx.run(run).await?.parameters, Parameters::Reinstall(_)))
 }
 
 async fn run_of(tx: &mut Tx, machine: Option<&Machine>) -> Result<Option<RunId>, StoreError> {

@@ -21,6 +21,7 @@ pub mod https;
 pub mod images;
 pub mod intent;
 pub mod oidc;
+pub mod overdue;
 pub mod passwords;
 pub mod restored;
 pub mod samples;

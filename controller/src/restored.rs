@@ -172,6 +172,7 @@ async fn learn(tx: &mut Tx, now: Timestamp, rack: RackId, told: &MachineIntent) 
         order: None,
         image: None,
         alert: None,
+        held: None,
         created: now,
         updated: now,
         version: 1,

@@ -24,8 +24,8 @@ use rackhand_controller_core::{
 
 use crate::{
     store::{
-        Deploy, Happened, Image, ImageVersion, Machine, Parameters, PowerChange, Release, Run, RunStatus, StoreError,
-        Tx,
+        Deploy, Happened, Hold, Image, ImageVersion, Machine, Parameters, PowerChange, Release, Run, RunStatus,
+        StoreError, Tx,
     },
     workflows,
 };
@@ -314,51 +314,61 @@ impl Tx {
     ) -> Result<Run, Denied> {
         let lifecycle = machine.lifecycle.on(Event::Deploy)?;
         self.check_idle(machine).await?;
-        check_parts(machine)?;
-        let stored = image.stored().ok_or_else(|| Denied::ImageNotReady(image.name.clone()))?;
-        if let Some(expired) = image.expires.filter(|expires| *expires <= now) {
-            return Err(Denied::ImageExpired(image.named(), expired));
-        }
-        if image.settings == Settings::Ignition
-            && request.host.user_data.as_deref().is_some_and(|own| !is_ignition(own))
-        {
-            return Err(Denied::NotForIgnition(image.named()));
-        }
-        let unsuitable = |reason: String| Denied::ImageUnsuitable { image: image.name.clone(), reason };
-        let firmware = machine.inventory.firmware;
-        if !stored.firmware.contains(&firmware) {
-            return Err(unsuitable(format!("it does not boot by {firmware}")));
-        }
-        let identities = disk_identities(machine)?;
-        let disks = &machine.inventory.disks;
-        let candidates: Vec<&Disk> = match &request.disk {
-            DiskRule::Smallest => disks.iter().collect(),
-            DiskRule::Identity(wanted) if !identities.contains(wanted) => {
-                return Err(Denied::NoSuchDisk(wanted.clone()));
-            }
-            DiskRule::Identity(wanted) => {
-                disks.iter().filter(|disk| disk.identity().as_ref() == Some(wanted)).collect()
-            }
-        };
-        if !candidates.iter().any(|disk| disk.size >= stored.size && disk.sector == stored.sector) {
-            return Err(unsuitable(format!(
-                "it needs a disk of {} bytes with sectors of {} bytes",
-                stored.size, stored.sector
-            )));
-        }
-        let parameters = Parameters::Deploy(Deploy {
-            image: image.id,
-            image_name: image.name.clone(),
-            image_version: image.version,
-            manifest: stored.manifest,
-            disk: request.disk,
-            host: request.host,
-            disks: identities,
-            mainboard: mainboard(machine),
-            user_data_forgotten: false,
-        });
+        let deploy = installation(now, machine, image, request)?;
         let machine = Machine { lifecycle, epoch: machine.epoch.next(), order: None, image: None, ..machine.clone() };
-        self.start(now, machine, parameters).await
+        self.start(now, machine, Parameters::Deploy(deploy)).await
+    }
+
+    /// Begins a run that installs a system on a machine whose system runs, which stays whose it is.
+    pub async fn start_reinstall(
+        &mut self,
+        now: Timestamp,
+        machine: &Machine,
+        image: &Image,
+        request: DeployRequest,
+    ) -> Result<Run, Denied> {
+        let lifecycle = machine.lifecycle.on(Event::Reinstall)?;
+        self.check_idle(machine).await?;
+        let deploy = installation(now, machine, image, request)?;
+        let machine = Machine { lifecycle, epoch: machine.epoch.next(), order: None, ..machine.clone() };
+        self.start(now, machine, Parameters::Reinstall(deploy)).await
+    }
+
+    /// Begins a run that starts the machine into a fresh installer, which tells what is in it.
+    pub async fn start_inspect(&mut self, now: Timestamp, machine: &Machine) -> Result<Run, Denied> {
+        let lifecycle = machine.lifecycle.on(Event::Inspect)?;
+        self.check_idle(machine).await?;
+        self.start(now, Machine { lifecycle, ..machine.clone() }, Parameters::Inspect).await
+    }
+
+    /// Takes a machine out of service, or back into it; `held` says why it is out of it.
+    pub async fn hold(
+        &mut self,
+        now: Timestamp,
+        machine: &Machine,
+        event: Event,
+        held: Option<Hold>,
+    ) -> Result<Machine, Denied> {
+        let lifecycle = machine.lifecycle.on(event)?;
+        self.check_idle(machine).await?;
+        if event == Event::Retire {
+            if machine.project.is_some() {
+                return Err(Denied::InUse(machine.name.clone()));
+            }
+            if self.has_addresses(machine.id).await? {
+                return Err(Denied::HasAddresses(machine.name.clone()));
+            }
+        }
+        let happened = match &held {
+            Some(Hold { reason, until, .. }) => Happened::Held { lifecycle, reason: reason.clone(), until: *until },
+            None => Happened::Resumed { lifecycle },
+        };
+        let was_overdue = machine.held.as_ref().is_some_and(|held| machine.alert == Some(held.overdue()));
+        let alert = machine.alert.clone().filter(|_| !was_overdue);
+        let mut machine = Machine { lifecycle, held, alert, ..machine.clone() };
+        self.update_machine(now, &mut machine).await?;
+        self.insert_event(now, machine.rack, Some(machine.id), None, &happened).await?;
+        Ok(machine)
     }
 
     /// Begins a run that takes the machine back and erases it.
@@ -397,8 +407,11 @@ impl Tx {
             return Err(Denied::Outlived(machine.name.clone()));
         }
         let deploy = match &run.parameters {
-            Parameters::Deploy(deploy) => deploy,
+            Parameters::Deploy(deploy) | Parameters::Reinstall(deploy) => deploy,
             _ if user_data.is_some() => return Err(Denied::NoUserData),
+            Parameters::Inspect => {
+                return Ok(Retried { run: self.start_inspect(now, machine).await?, deprecated: None });
+            }
             Parameters::Release(_) => {
                 return Ok(Retried { run: self.start_release(now, machine).await?, deprecated: None });
             }
@@ -420,7 +433,10 @@ impl Tx {
         };
         let host = Host { user_data, ..deploy.host.clone() };
         let request = DeployRequest { disk: deploy.disk.clone(), host };
-        let run = self.start_deploy(now, machine, &image, request).await?;
+        let run = match &run.parameters {
+            Parameters::Reinstall(_) => self.start_reinstall(now, machine, &image, request).await?,
+            _ => self.start_deploy(now, machine, &image, request).await?,
+        };
         Ok(Retried { run, deprecated: image.deprecated.then(|| image.named()) })
     }
 
@@ -473,6 +489,7 @@ impl Tx {
             cancel: false,
             done: 0,
             total: 0,
+            begun: false,
             result: None,
             phoned_home: false,
             created: now,
@@ -483,6 +500,49 @@ impl Tx {
         self.insert_event(now, run.rack, Some(run.machine), Some(run.id), &Happened::RunStarted { workflow }).await?;
         Ok(run)
     }
+}
+
+/// What a run installs, where that can be installed on this machine.
+fn installation(now: Timestamp, machine: &Machine, image: &Image, request: DeployRequest) -> Result<Deploy, Denied> {
+    check_parts(machine)?;
+    let stored = image.stored().ok_or_else(|| Denied::ImageNotReady(image.name.clone()))?;
+    if let Some(expired) = image.expires.filter(|expires| *expires <= now) {
+        return Err(Denied::ImageExpired(image.named(), expired));
+    }
+    if image.settings == Settings::Ignition && request.host.user_data.as_deref().is_some_and(|own| !is_ignition(own)) {
+        return Err(Denied::NotForIgnition(image.named()));
+    }
+    let unsuitable = |reason: String| Denied::ImageUnsuitable { image: image.name.clone(), reason };
+    let firmware = machine.inventory.firmware;
+    if !stored.firmware.contains(&firmware) {
+        return Err(unsuitable(format!("it does not boot by {firmware}")));
+    }
+    let identities = disk_identities(machine)?;
+    let disks = &machine.inventory.disks;
+    let candidates: Vec<&Disk> = match &request.disk {
+        DiskRule::Smallest => disks.iter().collect(),
+        DiskRule::Identity(wanted) if !identities.contains(wanted) => {
+            return Err(Denied::NoSuchDisk(wanted.clone()));
+        }
+        DiskRule::Identity(wanted) => disks.iter().filter(|disk| disk.identity().as_ref() == Some(wanted)).collect(),
+    };
+    if !candidates.iter().any(|disk| disk.size >= stored.size && disk.sector == stored.sector) {
+        return Err(unsuitable(format!(
+            "it needs a disk of {} bytes with sectors of {} bytes",
+            stored.size, stored.sector
+        )));
+    }
+    Ok(Deploy {
+        image: image.id,
+        image_name: image.name.clone(),
+        image_version: image.version,
+        manifest: stored.manifest,
+        disk: request.disk,
+        host: request.host,
+        disks: identities,
+        mainboard: mainboard(machine),
+        user_data_forgotten: false,
+    })
 }
 
 /// Whether it is a configuration that Ignition merges over ours, of our version or an older one.

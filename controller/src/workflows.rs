@@ -27,14 +27,17 @@ use rackhand_common::{
     time::{Clock, Now},
     wire::{Command, ControllerResponse},
 };
-use rackhand_controller_core::workflow::{self, Cause, Ended, Fault, Next, Note, Step, WaitFor, Workflow};
+use rackhand_controller_core::{
+    lifecycle::Event,
+    workflow::{self, Cause, Ended, Fault, Next, Note, Step, WaitFor, Workflow},
+};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     steps::Look,
     store::{
-        Happened, ImageVersion, Machine, OrderEnd, OrderResult, Parameters, Run, RunStatus, Store, StoreError, Tx,
+        Happened, Hold, ImageVersion, Machine, OrderEnd, OrderResult, Parameters, Run, RunStatus, Store, StoreError, Tx,
     },
 };
 
@@ -191,8 +194,8 @@ impl<C: Commands> Runner<C> {
             notes = engine.record(self.clock.now(), report);
             // What the rack told meanwhile is seen at the next step.
             let fresh = self.store.run(run.id).await?;
-            (run.done, run.total, run.result, run.phoned_home) =
-                (fresh.done, fresh.total, fresh.result, fresh.phoned_home);
+            (run.done, run.total, run.begun, run.result, run.phoned_home) =
+                (fresh.done, fresh.total, fresh.begun, fresh.result, fresh.phoned_home);
         }
         tracing::error!(run = %run.id, "a run goes on without end; it is left until the next look");
         Ok(())
@@ -298,6 +301,13 @@ async fn end(tx: &mut Tx, now: Timestamp, run: &Run, ended: &Ended) -> Result<()
     }
     let had = machine.project;
     hand_over(&mut machine, run, workflow, ended);
+    machine.held = match (event, fault_of(ended)) {
+        (Event::Broke, Some(fault)) => {
+            let reason = format!("{workflow} {}: {}", fault.cause, fault.detail);
+            Some(Hold { reason, since: now, until: None })
+        }
+        _ => None,
+    };
     if had.is_some() && machine.project.is_none() {
         tx.leave_addresses(now, &machine, RELEASE).await?;
     }
@@ -307,7 +317,7 @@ async fn end(tx: &mut Tx, now: Timestamp, run: &Run, ended: &Ended) -> Result<()
 fn hand_over(machine: &mut Machine, run: &Run, workflow: Workflow, ended: &Ended) {
     machine.order = None;
     match (&run.parameters, ended) {
-        (Parameters::Deploy(deploy), Ended::Done) => {
+        (Parameters::Deploy(deploy) | Parameters::Reinstall(deploy), Ended::Done) => {
             machine.boot = Boot::Disk;
             machine.image = Some(ImageVersion { name: deploy.image_name.clone(), version: deploy.image_version });
             machine.connected = false;
@@ -321,10 +331,18 @@ fn hand_over(machine: &mut Machine, run: &Run, workflow: Workflow, ended: &Ended
                 machine.project = None;
             }
         }
+        // Its own system runs, and is its owner's.
+        (Parameters::Reinstall(_), Ended::Undone { .. }) if !may_have_written(run) => {
+            machine.boot = Boot::Disk;
+            machine.connected = false;
+        }
         (_, Ended::Undone { fault }) => {
             machine.boot = Boot::Installer;
-            if workflow == Workflow::Release {
-                machine.alert = Some(format!("release {}: {}", fault.cause, fault.detail));
+            if workflow == Workflow::Reinstall {
+                machine.image = None;
+            }
+            if matches!(workflow, Workflow::Release | Workflow::Reinstall) {
+                machine.alert = Some(format!("{workflow} {}: {}", fault.cause, fault.detail));
             }
         }
         (_, Ended::Stuck { fault, leftovers }) => {
@@ -340,16 +358,29 @@ fn hand_over(machine: &mut Machine, run: &Run, workflow: Workflow, ended: &Ended
 fn closing(run: &Run, ended: &Ended) -> Option<String> {
     let fault = fault_of(ended)?;
     let remark = match (run.parameters.workflow(), run.step) {
-        (Workflow::Deploy, Some(Step::WriteImage | Step::StartSystem)) => match &run.result {
-            Some(OrderResult { end: OrderEnd::Done(_), .. }) => "; the disk holds a system that was never handed over",
-            // An order begun again is refused before its first write too, which was not the first.
-            _ if run.done > 0 => "; the disk holds an unfinished system",
-            Some(OrderResult { attempt: 1, end: OrderEnd::Failed { cause, .. } }) if is_refusal(*cause) => "",
-            _ => "; the disk may hold an unfinished system",
-        },
+        (Workflow::Reinstall, _) if !may_have_written(run) => "; the system that was there is untouched",
+        (Workflow::Deploy | Workflow::Reinstall, Some(Step::WriteImage | Step::StartSystem | Step::LeaveSystem)) => {
+            match &run.result {
+                Some(OrderResult { end: OrderEnd::Done(_), .. }) => {
+                    "; the disk holds a system that was never handed over"
+                }
+                // An order begun again is refused before its first write too, which was not the first.
+                _ if run.done > 0 => "; the disk holds an unfinished system",
+                Some(OrderResult { attempt: 1, end: OrderEnd::Failed { cause, .. } }) if is_refusal(*cause) => "",
+                _ => "; the disk may hold an unfinished system",
+            }
+        }
         _ => "",
     };
     Some(format!("{}{remark}", fault.detail))
+}
+
+/// Whether the machine's disks may be changed by this run.
+pub(crate) fn may_have_written(run: &Run) -> bool {
+    match &run.result {
+        Some(OrderResult { attempt: 1, end: OrderEnd::Failed { cause, .. } }) if is_refusal(*cause) => run.done > 0,
+        result => result.is_some() || run.begun,
+    }
 }
 
 /// Whether an installer says this before its first write.

@@ -195,6 +195,7 @@ fn machine(rack: RackId, number: u8, name: &str, lifecycle: Lifecycle, now: Time
         project: None,
         image: None,
         alert: None,
+        held: None,
         created: now,
         updated: now,
         version: 1,

@@ -100,6 +100,7 @@ pub const POINTS: &[Point] = &[
     point("step.start system", CONTROLLER),
     point("step.erase disks", CONTROLLER),
     point("step.switch power", CONTROLLER),
+    point("step.leave system", CONTROLLER),
     point("command.send", CONTROLLER),
     point("image.put", CONTROLLER),
     once("backup.write", CONTROLLER),

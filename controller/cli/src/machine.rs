@@ -1,8 +1,9 @@
-//! `rackhand machine`: adopt, deploy, release, power.
+//! `rackhand machine`: from adoption to retirement.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use jiff::{SignedDuration, Timestamp};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -107,6 +108,85 @@ history of web-1; what differs is shown, and wants replace-part.")]
         #[command(flatten)]
         wait: Wait,
     },
+    /// Install a system anew on a machine that keeps its owner and its addresses
+    #[command(after_help = "  rackhand machine reinstall web-1 --wait
+  rackhand machine reinstall web-1 --image debian-13 --wait
+
+What is not said is as it was: image, host name, keys and disk. What is on the system's own disk
+is lost; other disks are not touched. User data that was given before is forgotten by the
+controller: give it again, or --no-user-data.")]
+    Reinstall {
+        /// Name or id
+        machine: String,
+        /// Another image: its name, with a version or a digest when it should not be the newest, or its id
+        #[arg(long)]
+        image: Option<String>,
+        /// Another host name
+        #[arg(long, value_name = "NAME")]
+        hostname: Option<String>,
+        /// File with other public keys that may log in; may be repeated
+        #[arg(long = "ssh-key", value_name = "FILE")]
+        ssh_keys: Vec<PathBuf>,
+        /// File with user data
+        #[arg(long, value_name = "FILE", conflicts_with = "no_user_data")]
+        user_data: Option<PathBuf>,
+        /// There is no user data this time
+        #[arg(long)]
+        no_user_data: bool,
+        /// Identity of another disk to install on
+        #[arg(long, value_name = "IDENTITY")]
+        disk: Option<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Restart a machine that nobody uses into a fresh installer, which tells what is in it now
+    Inspect {
+        /// Name or id
+        machine: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Take a ready machine out of service while somebody works on it
+    #[command(after_help = "  rackhand machine maintain web-1 --reason 'fan 3 is loud' --for 4h
+  rackhand machine resume web-1
+
+It does not come back by itself: when the time is over it has an alert.")]
+    Maintain {
+        /// Name or id
+        machine: String,
+        /// Why, in a few words
+        #[arg(long)]
+        reason: String,
+        /// For how long: 4h, 2d 12h; at most 90 days
+        #[arg(long = "for", value_name = "TIME", default_value = "24h", value_parser = span)]
+        period: SignedDuration,
+    },
+    /// Put a machine back into service after maintenance
+    Resume {
+        /// Name or id
+        machine: String,
+    },
+    /// Have nobody given a machine before it is released, which erases it
+    Quarantine {
+        /// Name or id
+        machine: String,
+        /// Why, in a few words
+        #[arg(long)]
+        reason: String,
+    },
+    /// Take a machine out of service for good
+    #[command(after_help = "  rackhand machine retire web-1 --reason 'out of warranty'
+  rackhand machine forget web-1            # once it is out of its rack
+  rackhand machine quarantine web-1 --reason 'bought a new board'   # back, by way of a release
+
+It stays in the books: should it start, it is not discovered anew.")]
+    Retire {
+        /// Name or id
+        machine: String,
+        /// Why, in a few words
+        #[arg(long)]
+        reason: String,
+    },
     /// Take a machine back and erase its disks
     #[command(after_help = "  rackhand machine release web-1 --wait
 
@@ -146,7 +226,8 @@ pub(crate) struct MachineFilter {
     /// Only those of this rack
     #[arg(long)]
     rack: Option<String>,
-    /// Only those there in their life: discovered, ready, deploying, active, releasing, quarantined
+    /// Only those there in their life: discovered, ready, deploying, active, releasing, quarantined,
+    /// maintenance, retired
     #[arg(long)]
     lifecycle: Option<String>,
     /// Only those with this image on them: its name, or name@version
@@ -246,6 +327,30 @@ pub(crate) async fn run(client: &Client, command: MachineCommand, output: Output
             });
             started(client, client.post(&format!("/v1/machines/{machine}/deploy"), body).await?, &wait, output).await
         }
+        MachineCommand::Reinstall { machine, image, hostname, ssh_keys, user_data, no_user_data, disk, wait } => {
+            let user_data =
+                if no_user_data { Some(String::new()) } else { user_data.as_deref().map(read).transpose()? };
+            let ssh_keys = if ssh_keys.is_empty() { None } else { Some(keys(&ssh_keys)?) };
+            let body = json!({
+                "image": image, "hostname": hostname, "ssh_keys": ssh_keys, "user_data": user_data, "disk": disk,
+            });
+            started(client, client.post(&format!("/v1/machines/{machine}/reinstall"), body).await?, &wait, output).await
+        }
+        MachineCommand::Inspect { machine, wait } => {
+            let run = client.post(&format!("/v1/machines/{machine}/inspect"), json!({})).await?;
+            started(client, run, &wait, output).await
+        }
+        MachineCommand::Maintain { machine, reason, period } => {
+            let until = Timestamp::now().checked_add(period)?;
+            upkeep(client, &machine, "maintain", json!({"reason": reason, "until": until}), output).await
+        }
+        MachineCommand::Resume { machine } => upkeep(client, &machine, "resume", json!({}), output).await,
+        MachineCommand::Quarantine { machine, reason } => {
+            upkeep(client, &machine, "quarantine", json!({"reason": reason}), output).await
+        }
+        MachineCommand::Retire { machine, reason } => {
+            upkeep(client, &machine, "retire", json!({"reason": reason}), output).await
+        }
         MachineCommand::Release { machine, wait } => {
             let run = client.post(&format!("/v1/machines/{machine}/release"), json!({})).await?;
             started(client, run, &wait, output).await
@@ -270,6 +375,22 @@ pub(crate) async fn run(client: &Client, command: MachineCommand, output: Output
             print(output, events.into(), |events: Vec<Event>| follow::timeline(&events))
         }
     }
+}
+
+async fn upkeep(client: &Client, machine: &str, verb: &str, body: Value, output: Output) -> anyhow::Result<String> {
+    let value = client.post(&format!("/v1/machines/{machine}/{verb}"), body).await?;
+    print(output, value, |machine| page(&machine))
+}
+
+/// How long, as people write it.
+fn span(text: &str) -> Result<SignedDuration, String> {
+    let zero = Timestamp::UNIX_EPOCH;
+    let span: jiff::Span = text.parse().map_err(|_| "a time like 4h, 30m or 2d 12h".to_owned())?;
+    // A day is 24 hours here: what is meant is how long hands are in a machine.
+    span.to_duration(jiff::SpanRelativeTo::days_are_24_hours())
+        .ok()
+        .filter(|period| period.is_positive() && zero.checked_add(*period).is_ok())
+        .ok_or_else(|| "more than nothing, in days, hours or minutes".to_owned())
 }
 
 /// Public keys, one a line, as `authorized_keys` has them.
@@ -301,7 +422,14 @@ pub(crate) fn list(machines: &[Machine]) -> Table {
             or_dash(machine.power.as_deref()),
             machine.address.clone(),
             or_dash(image(machine).as_deref()),
-            or_dash(machine.alert.as_deref().or(changed(machine)).or(machine.stage.as_deref())),
+            or_dash(
+                machine
+                    .alert
+                    .as_deref()
+                    .or(machine.held.as_ref().map(|held| held.reason.as_str()))
+                    .or(changed(machine))
+                    .or(machine.stage.as_deref()),
+            ),
             machine.rack.clone(),
             machine.macs.join(" "),
             machine.id.clone(),
@@ -329,6 +457,10 @@ pub(crate) fn page(machine: &Machine) -> String {
         format!("  image      {}", or_dash(image(machine).as_deref())),
         format!("  latest     {}", or_dash(machine.stage.as_deref())),
     ];
+    if let Some(held) = &machine.held {
+        let until = held.until.map(|until| format!(", until {until:.0}")).unwrap_or_default();
+        lines.push(format!("  because    {} (since {:.0}{until})", held.reason, held.since));
+    }
     if let Some(alert) = &machine.alert {
         lines.push(format!("  ALERT      {alert}"));
     }

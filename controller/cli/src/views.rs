@@ -19,12 +19,21 @@ pub(crate) struct Machine {
     pub(crate) image: Option<String>,
     pub(crate) image_version: Option<u32>,
     pub(crate) alert: Option<String>,
+    pub(crate) held: Option<Hold>,
     pub(crate) run: Option<String>,
     #[serde(default)]
     pub(crate) verbs: Vec<String>,
     pub(crate) inventory: Option<Value>,
     #[serde(default)]
     pub(crate) changes: Vec<PartChange>,
+}
+
+/// Why a machine is out of service.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Hold {
+    pub(crate) reason: String,
+    pub(crate) since: Timestamp,
+    pub(crate) until: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

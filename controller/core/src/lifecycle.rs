@@ -4,6 +4,8 @@
 //! - [`Lifecycle::on`] is the only function that moves a lifecycle.
 //! - Only a release leads out of `active`, and only a complete one leads back to `ready`.
 //! - Doubt leads to `quarantined`, and out of there only a release leads to `ready`.
+//! - Maintenance is for what is `ready`: it is left to where it was entered from, or to
+//!   `quarantined`. What is retired comes back by way of `quarantined`.
 
 use std::{fmt, str::FromStr};
 
@@ -23,8 +25,13 @@ pub enum Lifecycle {
     Active,
     /// A run is taking it back and erasing it.
     Releasing,
-    /// Something could not be finished or undone: an operator looks, then releases it.
+    /// Something could not be finished or undone, or an operator doubts it: somebody looks, then
+    /// releases it.
     Quarantined,
+    /// Somebody works on it: nobody is given it meanwhile.
+    Maintenance,
+    /// Out of service for good; still known, so that it is not discovered anew.
+    Retired,
 }
 
 /// What moves a machine on.
@@ -44,6 +51,20 @@ pub enum Event {
     Released,
     /// A run could neither finish nor undo what it did.
     Broke,
+    /// Its owner wants another system on it, or the same anew.
+    Reinstall,
+    /// A reinstall is over, however it ended.
+    Reinstalled,
+    /// An operator wants to know what is in it now.
+    Inspect,
+    /// An operator doubts it.
+    Quarantine,
+    /// An operator works on it.
+    Maintain,
+    /// That work is over.
+    Resume,
+    /// An operator takes it out of service for good.
+    Retire,
     /// An operator switches its power.
     Power,
     /// An operator removes it from the books.
@@ -53,18 +74,32 @@ pub enum Event {
 }
 
 /// What an operator can ask for, with the word for it.
-const VERBS: [(Event, &str); 5] = [
+const VERBS: [(Event, &str); 11] = [
     (Event::Adopt, "adopt"),
     (Event::Deploy, "deploy"),
+    (Event::Reinstall, "reinstall"),
     (Event::Release, "release"),
     (Event::Power, "power"),
+    (Event::Inspect, "inspect"),
+    (Event::Maintain, "maintain"),
+    (Event::Resume, "resume"),
+    (Event::Quarantine, "quarantine"),
+    (Event::Retire, "retire"),
     (Event::Forget, "forget"),
 ];
 
 impl Lifecycle {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Discovered, Self::Ready, Self::Deploying, Self::Active, Self::Releasing, Self::Quarantined];
+    pub const ALL: [Self; 8] = [
+        Self::Discovered,
+        Self::Ready,
+        Self::Deploying,
+        Self::Active,
+        Self::Releasing,
+        Self::Quarantined,
+        Self::Maintenance,
+        Self::Retired,
+    ];
 
     /// The state after `event`, or why it cannot happen now.
     pub fn on(self, event: Event) -> Result<Self, Forbidden> {
@@ -82,14 +117,22 @@ impl Lifecycle {
             (Self::Ready, Event::Deploy) => Some(Self::Deploying),
             (Self::Deploying, Event::Deployed) => Some(Self::Active),
             (Self::Deploying, Event::Undone) => Some(Self::Ready),
-            (Self::Active | Self::Quarantined, Event::Release) => Some(Self::Releasing),
+            (Self::Active | Self::Quarantined | Self::Maintenance, Event::Release) => Some(Self::Releasing),
+            (Self::Active, Event::Reinstall | Event::Reinstalled) => Some(self),
+            (Self::Ready | Self::Quarantined | Self::Maintenance, Event::Inspect) => Some(self),
+            (Self::Ready, Event::Maintain) => Some(Self::Maintenance),
+            (Self::Maintenance, Event::Resume) => Some(Self::Ready),
+            (Self::Ready | Self::Maintenance | Self::Retired, Event::Quarantine) => Some(Self::Quarantined),
+            (Self::Ready | Self::Quarantined | Self::Maintenance, Event::Retire) => Some(Self::Retired),
             (Self::Releasing, Event::Released) => Some(Self::Ready),
             (Self::Deploying | Self::Releasing, Event::Broke) => Some(Self::Quarantined),
             // Someone's stays someone's: nothing happens to it before its release is asked for.
-            (Self::Active, Event::Doubted) => Some(self),
+            (Self::Active | Self::Retired, Event::Doubted) => Some(self),
             (_, Event::Doubted) => Some(Self::Quarantined),
-            (Self::Ready | Self::Active | Self::Quarantined, Event::Power) => Some(self),
-            (Self::Discovered | Self::Ready | Self::Quarantined, Event::Forget) => Some(self),
+            (Self::Ready | Self::Active | Self::Quarantined | Self::Maintenance | Self::Retired, Event::Power) => {
+                Some(self)
+            }
+            (Self::Discovered | Self::Ready | Self::Quarantined | Self::Retired, Event::Forget) => Some(self),
             _ => None,
         }
     }
@@ -104,6 +147,8 @@ impl fmt::Display for Lifecycle {
             Self::Active => "active",
             Self::Releasing => "releasing",
             Self::Quarantined => "quarantined",
+            Self::Maintenance => "maintenance",
+            Self::Retired => "retired",
         })
     }
 }
@@ -152,7 +197,7 @@ mod tests {
 
     use expect_test::expect;
 
-    const EVENTS: [Event; 10] = [
+    const EVENTS: [Event; 17] = [
         Event::Adopt,
         Event::Deploy,
         Event::Deployed,
@@ -160,6 +205,13 @@ mod tests {
         Event::Release,
         Event::Released,
         Event::Broke,
+        Event::Reinstall,
+        Event::Reinstalled,
+        Event::Inspect,
+        Event::Quarantine,
+        Event::Maintain,
+        Event::Resume,
+        Event::Retire,
         Event::Power,
         Event::Forget,
         Event::Doubted,

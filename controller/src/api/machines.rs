@@ -56,10 +56,12 @@ pub(super) struct Machine {
     #[schema(example = "acme:shop")]
     project: Option<String>,
     /// Where it is in its life: `discovered` (seen, not yet ours), `ready` (can be deployed),
-    /// `deploying`, `active` (its system runs), `releasing`, `quarantined` (look at it).
+    /// `deploying`, `active` (its system runs), `releasing`, `quarantined` (look at it),
+    /// `maintenance` (somebody works on it), `retired`.
     #[schema(value_type = String, example = "ready")]
     lifecycle: Lifecycle,
-    /// What can be done with it now: `adopt`, `deploy`, `release`, `power`, `forget`.
+    /// What can be done with it now: `adopt`, `deploy`, `reinstall`, `release`, `power`, `inspect`,
+    /// `maintain`, `resume`, `quarantine`, `retire`, `forget`.
     verbs: Vec<&'static str>,
     /// Counts how often it was given out or taken back; older orders are refused.
     epoch: u64,
@@ -83,6 +85,8 @@ pub(super) struct Machine {
     image_version: Option<u32>,
     /// What an operator should look at.
     alert: Option<String>,
+    /// Why it is out of service, while it is.
+    held: Option<Hold>,
     /// The run in progress on it.
     #[schema(value_type = Option<uuid::Uuid>)]
     run: Option<id::RunId>,
@@ -98,6 +102,20 @@ pub(super) struct Machine {
     /// When it last changed.
     #[schema(value_type = String, format = DateTime)]
     updated: Timestamp,
+}
+
+/// Why a machine is out of service.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Hold {
+    /// In somebody's words, or what a run failed at.
+    #[schema(example = "fan 3 is replaced")]
+    reason: String,
+    /// From when on.
+    #[schema(value_type = String, format = DateTime)]
+    since: Timestamp,
+    /// When somebody meant to be done with it.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    until: Option<Timestamp>,
 }
 
 /// A part that is not what was accepted.
@@ -148,6 +166,7 @@ impl Machine {
             image_version: row.image.as_ref().map(|image| image.version),
             image: row.image.map(|image| image.name),
             alert: row.alert,
+            held: row.held.map(|store::Hold { reason, since, until }| Hold { reason, since, until }),
             run,
             inventory: Arc::unwrap_or_clone(row.inventory),
             created: row.created,
@@ -165,7 +184,8 @@ pub(super) struct Which {
     rack: Option<String>,
     /// Only those given to this project (id, name or ORGANISATION:NAME).
     project: Option<String>,
-    /// Only those there in their life: `discovered`, `ready`, `deploying`, `active`, `releasing`, `quarantined`.
+    /// Only those there in their life: `discovered`, `ready`, `deploying`, `active`, `releasing`, `quarantined`,
+    /// `maintenance`, `retired`.
     lifecycle: Option<String>,
     /// Only those with this image on them: its name, or its name and version (`debian-12@3`).
     image: Option<String>,
@@ -283,7 +303,7 @@ async fn view(app: &App, machine: &str) -> Result<impl IntoResponse + use<>, Err
 }
 
 /// A machine as a transaction leaves it, which is then committed.
-async fn committed(mut tx: store::Tx, machine: &store::Machine) -> Result<impl IntoResponse + use<>, Error> {
+pub(super) async fn committed(mut tx: store::Tx, machine: &store::Machine) -> Result<impl IntoResponse + use<>, Error> {
     let row = tx.machine(&machine.id.to_string()).await?;
     let rack = tx.rack(&row.rack.to_string()).await?.name;
     let projects = tx.project_names(row.project).await?;
@@ -509,22 +529,22 @@ pub(super) struct Deploy {
     /// The image: a name for its newest version that is ready, a name and version (`debian-12@3`,
     /// `debian-12@sha256:…`), or an id.
     #[schema(example = "debian-12")]
-    image: String,
+    pub(super) image: String,
     /// Host name (an RFC 1123 label); the machine's name when absent.
     #[schema(example = "web-1")]
-    hostname: Option<String>,
+    pub(super) hostname: Option<String>,
     /// Public keys of those who may log in, each a line as in `authorized_keys`.
     #[serde(default)]
     #[schema(example = json!(["ssh-ed25519 AAAA… me@laptop"]))]
-    ssh_keys: Vec<String>,
+    pub(super) ssh_keys: Vec<String>,
     /// User data, at most 512 KiB: cloud-init's, or a configuration for Ignition when the image's
     /// `settings` are `ignition`.
-    user_data: Option<String>,
+    pub(super) user_data: Option<String>,
     /// Give it to this project (id, name or ORGANISATION:NAME); absent: it stays what it is.
     #[schema(example = "acme:shop")]
-    project: Option<String>,
+    pub(super) project: Option<String>,
     /// Identity of the disk to install on; when absent the smallest that holds the image.
-    disk: Option<String>,
+    pub(super) disk: Option<String>,
 }
 
 /// Deploy a machine
@@ -563,7 +583,7 @@ pub(super) async fn deploy(
     Ok(accepted(&app, run, warnings.into_iter().collect()))
 }
 
-fn request(body: Deploy, machine: &str) -> Result<DeployRequest, Error> {
+pub(super) fn request(body: Deploy, machine: &str) -> Result<DeployRequest, Error> {
     let name = body.hostname.unwrap_or_else(|| machine.into());
     check_host_name("/hostname", &name)?;
     if body.ssh_keys.len() > MAX_KEYS {

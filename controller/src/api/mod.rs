@@ -36,6 +36,7 @@ mod pools;
 mod projects;
 mod racks;
 mod rate;
+mod reinstall;
 mod reports;
 mod reverse;
 mod runs;
@@ -43,6 +44,7 @@ mod sites;
 mod systems;
 mod tokens;
 mod trace;
+mod upkeep;
 mod vrfs;
 
 use std::{sync::Arc, time::Duration};
@@ -202,6 +204,12 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(machines::deploy))
         .routes(routes!(machines::release))
         .routes(routes!(machines::power))
+        .routes(routes!(reinstall::reinstall))
+        .routes(routes!(upkeep::inspect))
+        .routes(routes!(upkeep::maintain))
+        .routes(routes!(upkeep::resume))
+        .routes(routes!(upkeep::quarantine))
+        .routes(routes!(upkeep::retire))
         .routes(routes!(runs::list))
         .routes(routes!(runs::show))
         .routes(routes!(runs::cancel))

@@ -214,7 +214,8 @@ pub(super) async fn retry(
     let stands = caller.check_in(&mut tx, Action::RunRead, Thing::Run, &run).await?;
     let run = tx.run(id(&run)?).await?;
     let action = match run.parameters {
-        store::Parameters::Deploy(_) => Action::MachineDeploy,
+        store::Parameters::Deploy(_) | store::Parameters::Reinstall(_) => Action::MachineDeploy,
+        store::Parameters::Inspect => Action::MachineMaintain,
         store::Parameters::Release(_) => Action::MachineRelease,
         store::Parameters::Power(_) => Action::MachinePower,
     };

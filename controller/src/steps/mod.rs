@@ -67,13 +67,14 @@ impl<C: Commands> Look<'_, C> {
     async fn act(&self) -> Result<Report, StoreError> {
         match (self.step, self.undo) {
             (Step::BootInstaller, false) => self.boot_installer(false).await,
-            (Step::RestartInstaller, false) => self.boot_installer(true).await,
+            (Step::RestartInstaller | Step::LeaveSystem, false) => self.boot_installer(true).await,
             (Step::WriteImage, false) => self.order(self.deploy_order()).await,
             (Step::EraseDisks, false) => self.order(self.erase_order()).await,
             (Step::StartSystem, false) => self.start_system().await,
             (Step::SwitchPower, false) => self.switch_power().await,
             (Step::WriteImage | Step::EraseDisks, true) => self.revoke_order().await,
             (Step::StartSystem, true) => self.boot_installer(false).await,
+            (Step::LeaveSystem, true) => self.return_to_system().await,
             // They leave nothing behind.
             (Step::BootInstaller | Step::RestartInstaller | Step::SwitchPower, true) => Ok(Report::Done),
         }
@@ -175,6 +176,7 @@ fn point(step: Step) -> &'static str {
         Step::StartSystem => "step.start system",
         Step::EraseDisks => "step.erase disks",
         Step::SwitchPower => "step.switch power",
+        Step::LeaveSystem => "step.leave system",
     }
 }
 

@@ -18,7 +18,7 @@ const BRING_BACK: u32 = 3;
 
 impl<C: Commands> Look<'_, C> {
     pub(super) fn deploy_order(&self) -> Option<Order> {
-        let Parameters::Deploy(deploy) = &self.run.parameters else { return None };
+        let deploy = self.run.parameters.install()?;
         Some(Order {
             run: self.run.id,
             attempt: self.attempt,

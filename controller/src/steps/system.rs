@@ -10,7 +10,10 @@ use rackhand_common::{
 use rackhand_controller_core::workflow::{Cause, Report, WaitFor, hop};
 
 use super::{LOST_MAY_ACT, Look, Sent, failed};
-use crate::{store::StoreError, workflows::Commands};
+use crate::{
+    store::StoreError,
+    workflows::{Commands, may_have_written},
+};
 
 impl<C: Commands> Look<'_, C> {
     /// Has the machine start its own disk, and waits until the system calls home. The
@@ -52,6 +55,31 @@ impl<C: Commands> Look<'_, C> {
         };
         Ok(Report::Waiting { waiting, detail: detail.to_owned(), mark })
     }
+
+    /// Has the system that was there before run again, unless its disk may be changed: then the
+    /// machine stays in its installer.
+    pub(super) async fn return_to_system(&self) -> Result<Report, StoreError> {
+        let mut tx = self.store.begin().await?;
+        let mut machine = self.machine(&mut tx).await?;
+        let changed = may_have_written(self.run);
+        machine.boot = if changed { Boot::Installer } else { Boot::Disk };
+        machine.order = None;
+        if changed || !tx.has_commands(self.run.id).await? {
+            self.commit(tx, &mut machine).await?;
+            return Ok(Report::Done);
+        }
+        let command = tx.issue(self.now.wall, self.run, &self.purpose("cycle"), Action::PowerCycle).await?;
+        self.commit(tx, &mut machine).await?;
+        match self.send(&command).await? {
+            Sent::Waiting(waiting, detail) => Ok(Report::Waiting { waiting, detail, mark: 0 }),
+            Sent::Ended(Outcome::Done) => Ok(Report::Done),
+            Sent::Ended(Outcome::Refused(reason)) => Ok(failed(Cause::CommandRefused, reason)),
+            Sent::Ended(Outcome::Failed(reason)) => Ok(failed(Cause::Power, reason)),
+            Sent::Ended(Outcome::Unknown) if machine.stage_event > command.after => Ok(Report::Done),
+            Sent::Ended(Outcome::Unknown) => self.look(&command).await,
+        }
+    }
+
     /// The system runs. It is handed over once nothing of ours can reach its power any more:
     /// an agent performs a machine's commands in the order they came, so when a look that
     /// was sent last is answered, every command before it is over or will never be begun.

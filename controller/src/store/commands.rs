@@ -99,6 +99,15 @@ impl Tx {
         Ok(command)
     }
 
+    /// Whether the run commanded anything.
+    pub async fn has_commands(&mut self, run: RunId) -> Result<bool, StoreError> {
+        let any = query("SELECT id FROM commands WHERE run = $1 LIMIT 1")
+            .bind(run.to_string())
+            .fetch_optional(&mut self.inner)
+            .await?;
+        Ok(any.is_some())
+    }
+
     /// Whether the outcome of any of the run's commands is still to come.
     pub async fn has_open_command(&mut self, run: RunId) -> Result<bool, StoreError> {
         let open = query("SELECT id FROM commands WHERE run = $1 AND outcome IS NULL LIMIT 1")

@@ -9,6 +9,7 @@ use rackhand_common::{
 use rackhand_controller_core::{
     access::Sight,
     identity::Change,
+    lifecycle::Lifecycle,
     workflow::{Cause, Step, Workflow},
 };
 use serde::{Deserialize, Serialize};
@@ -157,6 +158,20 @@ pub enum Happened {
     Assigned {
         /// The project's name at the time.
         project: Option<String>,
+    },
+    /// Somebody took the machine out of service.
+    Held {
+        /// What it is from then on.
+        lifecycle: Lifecycle,
+        /// Why.
+        reason: String,
+        /// When they meant to be done.
+        until: Option<Timestamp>,
+    },
+    /// The machine is in service again.
+    Resumed {
+        /// What it is from then on.
+        lifecycle: Lifecycle,
     },
     /// A claim of addresses moved to the machine or away from it.
     AddressesMoved {

@@ -74,12 +74,33 @@ pub struct Machine {
     pub image: Option<ImageVersion>,
     /// What an operator should look at.
     pub alert: Option<String>,
+    /// Why it is out of service; `None` while it is in service, or nobody said why.
+    pub held: Option<Hold>,
     /// When it was discovered.
     pub created: Timestamp,
     /// When it last changed.
     pub updated: Timestamp,
     /// Counts its changes.
     pub version: u64,
+}
+
+/// Why a machine is out of service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// In somebody's words, or what a run failed at.
+    pub reason: String,
+    /// From when on.
+    pub since: Timestamp,
+    /// When somebody meant to be done with it.
+    pub until: Option<Timestamp>,
+}
+
+impl Hold {
+    /// What an operator is told once its time is over.
+    pub fn overdue(&self) -> String {
+        let until = self.until.map(|until| format!("{until:.0}")).unwrap_or_default();
+        format!("out of service until {until}, and still is ({}): resume it, or say until when", self.reason)
+    }
 }
 
 impl MachineFilter {
@@ -246,15 +267,27 @@ impl Tx {
             .transpose()
     }
 
+    /// Machines that somebody meant to be done with by now, and that carry no alert, at most `limit`.
+    pub async fn overdue(&mut self, now: Timestamp, limit: u32) -> Result<Vec<Machine>, StoreError> {
+        query(AssertSqlSafe(format!("{SELECT} WHERE held_until <= $1 AND alert IS NULL ORDER BY held_until LIMIT $2")))
+            .bind(micros(now))
+            .bind(limit)
+            .fetch_all(&mut self.inner)
+            .await?
+            .iter()
+            .map(|row| read(&self.seal, row))
+            .collect()
+    }
+
     /// A row for a machine that was not known.
     pub async fn insert_machine(&mut self, machine: &Machine) -> Result<(), StoreError> {
         self.watch("machines", machine.id).await?;
         query(
             "INSERT INTO machines (id, rack, name, lifecycle, epoch, boot, address, inventory, connection, connected,
                 power, stage, stage_event, power_event, orders, image, alert, created, updated, accepted,
-                image_version, project, version)
+                image_version, project, held_reason, held_since, held_until, version)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-                $22, 1)",
+                $22, $23, $24, $25, 1)",
         )
         .bind(machine.id.to_string())
         .bind(machine.rack.to_string())
@@ -278,6 +311,9 @@ impl Tx {
         .bind(machine.accepted.as_deref().map(json))
         .bind(machine.image.as_ref().map(|image| i64::from(image.version)))
         .bind(machine.project.map(|project| project.to_string()))
+        .bind(machine.held.as_ref().map(|held| &held.reason))
+        .bind(machine.held.as_ref().map(|held| micros(held.since)))
+        .bind(machine.held.as_ref().and_then(|held| held.until).map(micros))
         .execute(&mut self.inner)
         .await
         .map_err(taken("machine name, id or address"))?;
@@ -297,7 +333,8 @@ impl Tx {
             "UPDATE machines SET name = $3, lifecycle = $4, epoch = $5, boot = $6, inventory = $7, connection = $8,
                 connected = $9, power = $10, stage = $11, stage_event = $12, power_event = $13, orders = $14,
                 image = $15, alert = $16, updated = $17, accepted = $18, rack = $19, address = $20,
-                image_version = $21, project = $22, version = version + 1
+                image_version = $21, project = $22, held_reason = $23, held_since = $24, held_until = $25,
+                version = version + 1
              WHERE id = $1 AND version = $2",
         )
         .bind(machine.id.to_string())
@@ -322,6 +359,9 @@ impl Tx {
         .bind(machine.address.to_string())
         .bind(machine.image.as_ref().map(|image| i64::from(image.version)))
         .bind(machine.project.map(|project| project.to_string()))
+        .bind(machine.held.as_ref().map(|held| &held.reason))
+        .bind(machine.held.as_ref().map(|held| micros(held.since)))
+        .bind(machine.held.as_ref().and_then(|held| held.until).map(micros))
         .execute(&mut self.inner)
         .await
         .map_err(taken("machine name or address"))?
@@ -460,6 +500,13 @@ fn read(seal: &Seal, row: &Row) -> Result<Machine, StoreError> {
             })
             .transpose()?,
         alert: row.try_get("alert")?,
+        held: match (optional("held_reason")?, row.try_get("held_since")?) {
+            (Some(reason), Some(since)) => {
+                let until = row.try_get::<Option<i64>, _>("held_until")?.map(timestamp).transpose()?;
+                Some(Hold { reason, since: timestamp(since)?, until })
+            }
+            _ => None,
+        },
         created: timestamp(row.try_get("created")?)?,
         updated: timestamp(row.try_get("updated")?)?,
         version: row.try_get::<i64, _>("version")? as u64,

@@ -73,7 +73,7 @@ pub use self::{
     error::StoreError,
     events::{EventFilter, Happened, StoredEvent},
     images::{Image, ImageState, ImageVersion, NewImage, Stored},
-    machines::{Machine, MachineFilter, MachineOrder},
+    machines::{Hold, Machine, MachineFilter, MachineOrder},
     organisations::Organisation,
     people::{Factor, Person},
     place::{NoPlace, Place},

@@ -72,6 +72,8 @@ pub struct Run {
     pub done: u64,
     /// Bytes of its order to do; zero before the installer has told.
     pub total: u64,
+    /// Whether an installer began an order of it: from then on disks may be changed.
+    pub begun: bool,
     /// What became of its latest order.
     pub result: Option<OrderResult>,
     /// Whether the system it installed called home.
@@ -94,6 +96,10 @@ pub enum Parameters {
     Release(Release),
     /// Switch its power.
     Power(PowerChange),
+    /// Install a system where another one is.
+    Reinstall(Deploy),
+    /// See what is in it.
+    Inspect,
 }
 
 /// What is installed.
@@ -168,6 +174,24 @@ impl Parameters {
             Self::Deploy(_) => Workflow::Deploy,
             Self::Release(_) => Workflow::Release,
             Self::Power(_) => Workflow::Power,
+            Self::Reinstall(_) => Workflow::Reinstall,
+            Self::Inspect => Workflow::Inspect,
+        }
+    }
+
+    /// What is installed, where something is.
+    pub fn install(&self) -> Option<&Deploy> {
+        match self {
+            Self::Deploy(deploy) | Self::Reinstall(deploy) => Some(deploy),
+            Self::Release(_) | Self::Power(_) | Self::Inspect => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn install_mut(&mut self) -> Option<&mut Deploy> {
+        match self {
+            Self::Deploy(deploy) | Self::Reinstall(deploy) => Some(deploy),
+            Self::Release(_) | Self::Power(_) | Self::Inspect => None,
         }
     }
 }
@@ -216,17 +240,18 @@ const SELECT: &str =
 
 impl Sealed for Parameters {
     fn sealed(&self, seal: &Seal, run: RunId) -> Self {
-        match self {
-            Self::Deploy(deploy) => Self::Deploy(Deploy { host: deploy.host.sealed(seal, run), ..deploy.clone() }),
-            other => other.clone(),
+        let mut sealed = self.clone();
+        if let Some(install) = sealed.install_mut() {
+            install.host = install.host.sealed(seal, run);
         }
+        sealed
     }
 
-    fn opened(self, seal: &Seal, run: RunId) -> Result<Self, NotOpened> {
-        match self {
-            Self::Deploy(deploy) => Ok(Self::Deploy(Deploy { host: deploy.host.opened(seal, run)?, ..deploy })),
-            other => Ok(other),
+    fn opened(mut self, seal: &Seal, run: RunId) -> Result<Self, NotOpened> {
+        if let Some(install) = self.install_mut() {
+            install.host = install.host.clone().opened(seal, run)?;
         }
+        Ok(self)
     }
 }
 
@@ -300,6 +325,23 @@ impl Tx {
         row.map(|row| id(row.try_get("id")?)).transpose()
     }
 
+    /// The latest run that put a system on the machine.
+    pub async fn last_install(&mut self, machine: MachineId) -> Result<Option<Run>, StoreError> {
+        // As the words of `Parameters` are stored.
+        query(AssertSqlSafe(format!(
+            "{SELECT} WHERE runs.machine = $1 AND runs.status = $2 AND
+                (runs.parameters LIKE '{{\"deploy\":%' OR runs.parameters LIKE '{{\"reinstall\":%')
+             ORDER BY runs.id DESC LIMIT 1"
+        )))
+        .bind(machine.to_string())
+        .bind(RunStatus::Done.word())
+        .fetch_optional(&mut self.inner)
+        .await?
+        .as_ref()
+        .map(|row| read(&self.seal, row))
+        .transpose()
+    }
+
     /// A row for a run that begins.
     pub async fn insert_run(&mut self, run: &Run) -> Result<(), StoreError> {
         self.watch("runs", run.id).await?;
@@ -360,7 +402,7 @@ impl Tx {
     /// Forgets what a run that is over was to tell its system in confidence: user data holds
     /// passwords and keys.
     pub async fn forget_user_data(&mut self, run: &mut Run) -> Result<(), StoreError> {
-        let Parameters::Deploy(deploy) = &mut run.parameters else { return Ok(()) };
+        let Some(deploy) = run.parameters.install_mut() else { return Ok(()) };
         if deploy.host.user_data.take().is_none() {
             return Ok(());
         }
@@ -403,6 +445,16 @@ impl Tx {
         .bind(micros(now))
         .execute(&mut self.inner)
         .await?;
+        Ok(())
+    }
+
+    /// Notes that an installer begins an order; only of a run in progress on this machine.
+    pub async fn run_begun(&mut self, machine: MachineId, run: RunId) -> Result<(), StoreError> {
+        query("UPDATE runs SET begun = 1 WHERE id = $1 AND machine = $2 AND status = 'running'")
+            .bind(run.to_string())
+            .bind(machine.to_string())
+            .execute(&mut self.inner)
+            .await?;
         Ok(())
     }
 
@@ -504,6 +556,7 @@ fn read(seal: &Seal, row: &Row) -> Result<Run, StoreError> {
         total: row.try_get::<i64, _>("total")? as u64,
         result: optional("result")?.map(|text| from_json("order result", &text)).transpose()?,
         phoned_home: row.try_get("phoned_home")?,
+        begun: row.try_get("begun")?,
         created: timestamp(row.try_get("created")?)?,
         updated: timestamp(row.try_get("updated")?)?,
         ended: time("ended")?,

@@ -216,6 +216,7 @@ impl Bench {
             order: None,
             image: None,
             alert: None,
+            held: None,
             created: at(0),
             updated: at(0),
             version: 1,

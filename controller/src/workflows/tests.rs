@@ -20,7 +20,7 @@ use rackhand_common::{
     time::Mono,
     wire::Action,
 };
-use rackhand_controller_core::lifecycle::Lifecycle;
+use rackhand_controller_core::{access::Sight, lifecycle::Lifecycle};
 
 use crate::{
     intent,
@@ -32,6 +32,7 @@ use crate::{
     verbs::{Accept, Denied, DeployRequest},
 };
 
+mod reinstall;
 mod retry;
 
 /// How the simulated rack behaves.
@@ -117,18 +118,23 @@ impl Commands for Arc<Node> {
 
 impl Node {
     /// P1: whatever changes the power of an active machine belongs to a run that its owner
-    /// asked for since it became active. There, only power runs can be in progress.
+    /// asked for since it became active. There, only power runs and reinstalls can be in progress.
     async fn check_command(&self, row: &Machine, command: &Command) {
         if row.lifecycle != Lifecycle::Active || command.action == Action::PowerStatus {
             return;
         }
         let runs = self.store.runs_in_progress().await.unwrap();
         let [run] = runs.as_slice() else { panic!("{:?} of an active machine without a run", command.action) };
-        let Parameters::Power(change) = run.parameters else { panic!("{:?} of an active machine", command.action) };
-        assert_eq!((change.action(), run.epoch), (command.action, row.epoch));
+        assert_eq!(run.epoch, row.epoch);
+        match run.parameters {
+            Parameters::Power(change) => assert_eq!(change.action(), command.action),
+            Parameters::Reinstall(_) => {}
+            _ => panic!("{:?} of an active machine", command.action),
+        }
     }
 
-    /// P1: an active machine is told nothing but to start its own disk.
+    /// P1: an active machine is told nothing but to start its own disk, unless its owner has another
+    /// system put on it, and for as long as a part of one may be on it.
     async fn check_intent(&self) {
         // At one moment: what a killed pass was committing may still be on its way.
         let mut tx = self.store.begin().await.unwrap();
@@ -136,7 +142,21 @@ impl Node {
         let Ok(row) = row else { return };
         let told = intent::machine(&row);
         match row.lifecycle {
-            Lifecycle::Active => assert_eq!((told.boot, told.order), (Boot::Disk, None)),
+            Lifecycle::Active => {
+                let latest = self.store.runs(&Sight::ALL, Some(self.machine), None, 1).await.unwrap().remove(0);
+                let is_reinstall = matches!(latest.parameters, Parameters::Reinstall(_));
+                match (told.boot, told.order) {
+                    (Boot::Disk, None) => assert!(!is_reinstall || latest.step != Some(Step::WriteImage)),
+                    (Boot::Installer, Some(order)) => {
+                        assert!(is_reinstall && latest.status == RunStatus::Running && order.run == latest.id);
+                        assert!(matches!(latest.step, Some(Step::WriteImage)) && latest.epoch == row.epoch);
+                    }
+                    (Boot::Installer, None) => {
+                        assert!(is_reinstall && (latest.status == RunStatus::Running || may_have_written(&latest)));
+                    }
+                    told => panic!("{told:?}"),
+                }
+            }
             Lifecycle::Deploying | Lifecycle::Releasing => {
                 let Some(order) = told.order else { return };
                 let run = tx.run(order.run).await.unwrap();
@@ -457,7 +477,7 @@ impl World {
         for _ in 0..3000 {
             let now = self.store.run(run.id).await.unwrap();
             if now.status != RunStatus::Running {
-                if let Parameters::Deploy(deploy) = &now.parameters {
+                if let Some(deploy) = now.parameters.install() {
                     assert_eq!(deploy.host.user_data, None);
                 }
                 assert_eq!(self.machine().await.order, None);

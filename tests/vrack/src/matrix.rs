@@ -1,5 +1,5 @@
 //! The crash matrix: every fail point of the real programs, in every way it can fail, while a
-//! computer is deployed, switched off and on, and released. After each the world is one of those
+//! computer is deployed, switched off and on, reinstalled, and released. After each the world is one of those
 //! the promises allow:
 //!
 //! - The computer arrives. Only where an error was injected, or a power command's outcome is
@@ -86,6 +86,7 @@ impl Cell {
 fn scenes(point: &str) -> &'static [(Scene, &'static [u32])] {
     const DEPLOY: Scene = Scene::Way(Way::Deploy);
     const CYCLE: Scene = Scene::Way(Way::Cycle);
+    const REINSTALL: Scene = Scene::Way(Way::Reinstall);
     const RELEASE: Scene = Scene::Way(Way::Release);
     const ENROL: Scene = Scene::Act(Act::Enrol);
     const RENEW: Scene = Scene::Act(Act::Renew);
@@ -102,6 +103,7 @@ fn scenes(point: &str) -> &'static [(Scene, &'static [u32])] {
         "step.write image" | "step.start system" => &[(DEPLOY, &[1, 3])],
         "image.write" => &[(DEPLOY, &[1, 2])],
         "image.finish" => &[(DEPLOY, &[1, 2, 3, 4])],
+        "step.leave system" => &[(REINSTALL, &[1, 3])],
         "step.switch power" => &[(CYCLE, &[1, 2])],
         "ledger.accept" | "ledger.begin" | "ledger.end" | "command.send" => &[(CYCLE, &[1]), (RELEASE, &[1])],
         "power.act" => &[(CYCLE, &[1, 2]), (RELEASE, &[1, 2])],
@@ -111,6 +113,7 @@ fn scenes(point: &str) -> &'static [(Scene, &'static [u32])] {
         "store.commit" => &[
             (DEPLOY, &[1, 2, 3, 4, 6, 8]),
             (CYCLE, &[1, 2, 4]),
+            (REINSTALL, &[2, 4]),
             (RELEASE, &[1, 2, 3, 4, 6, 8]),
             // Of the code and of what it is exchanged for; of the greeting and the renewal; of
             // the import's beginning, its progress and its end.

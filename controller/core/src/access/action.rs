@@ -81,6 +81,8 @@ actions! {
     MachineRelease     "machine.release"     [Owner Admin Operator            Collaborator];
     /// Switch machines on and off.
     MachinePower       "machine.power"       [Owner Admin Operator Technician Collaborator];
+    /// Inspect machines, take them out of service and back.
+    MachineMaintain    "machine.maintain"    [Owner Admin Operator Technician];
     /// See runs.
     RunRead            "run.read"            [Owner Admin Operator Technician Collaborator         Viewer];
     /// Cancel runs.
@@ -134,7 +136,8 @@ impl Action {
             | Self::MachineAssign
             | Self::MachineDeploy
             | Self::MachineRelease
-            | Self::MachinePower => Self::MachineRead,
+            | Self::MachinePower
+            | Self::MachineMaintain => Self::MachineRead,
             Self::RunRead | Self::RunCancel => Self::RunRead,
             Self::ImageRead | Self::ImageManage => Self::ImageRead,
             Self::AddressRead | Self::AddressClaim | Self::AddressAnnounce | Self::AddressName | Self::AddressSpace => {

@@ -117,6 +117,7 @@ fn the_table_of_roles_is_this_and_stands_in_the_documentation() {
         machine.deploy      yes          yes          yes          -            yes          -            -
         machine.release     yes          yes          yes          -            yes          -            -
         machine.power       yes          yes          yes          yes          yes          -            -
+        machine.maintain    yes          yes          yes          yes          -            -            -
         run.read            yes          yes          yes          yes          yes          -            yes
         run.cancel          yes          yes          yes          -            yes          -            -
         image.read          yes          yes          yes          yes          yes          -            yes

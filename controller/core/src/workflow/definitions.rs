@@ -19,6 +19,10 @@ pub enum Workflow {
     Release,
     /// Chassis power; moves no lifecycle.
     Power,
+    /// Another system on an active machine, or the same anew; it stays its project's throughout.
+    Reinstall,
+    /// A fresh look at what is in the machine; moves no lifecycle.
+    Inspect,
 }
 
 /// Something a workflow does. Each is safe to repeat, and so is its undo.
@@ -37,6 +41,9 @@ pub enum Step {
     EraseDisks,
     /// Switch chassis power.
     SwitchPower,
+    /// Take the machine out of its own system, into a fresh installer. Undone, its system runs
+    /// again unless something was written over it.
+    LeaveSystem,
 }
 
 /// The rules of one step.
@@ -83,6 +90,28 @@ const RESTART: Undo = Undo { patience: BOOT, limit: BOOT_LIMIT, attempts: 2 };
 const BOOT_AGAIN: &[Cause] =
     &[Cause::Overdue, Cause::Power, Cause::CommandRefused, Cause::OutcomeUnknown, Cause::StartedDisk];
 
+const WRITE_IMAGE: Rule = Rule {
+    step: Step::WriteImage,
+    // Longer than a machine that was reset in mid-write needs to come back.
+    patience: minutes(20),
+    limit: minutes(240),
+    attempts: 2,
+    again: &[Cause::Installer(Installer::Image)],
+    interruptible: false,
+    undo: Some(RESTART),
+};
+
+const START_SYSTEM: Rule = Rule {
+    step: Step::StartSystem,
+    patience: BOOT,
+    limit: BOOT_LIMIT,
+    // The second time the machine is switched off and on.
+    attempts: 2,
+    again: BOOT_AGAIN,
+    interruptible: true,
+    undo: Some(RESTART),
+};
+
 const DEPLOY: &[Rule] = &[
     Rule {
         step: Step::BootInstaller,
@@ -93,26 +122,8 @@ const DEPLOY: &[Rule] = &[
         interruptible: true,
         undo: None,
     },
-    Rule {
-        step: Step::WriteImage,
-        // Longer than a machine that was reset in mid-write needs to come back.
-        patience: minutes(20),
-        limit: minutes(240),
-        attempts: 2,
-        again: &[Cause::Installer(Installer::Image)],
-        interruptible: false,
-        undo: Some(RESTART),
-    },
-    Rule {
-        step: Step::StartSystem,
-        patience: BOOT,
-        limit: BOOT_LIMIT,
-        // The second time the machine is switched off and on.
-        attempts: 2,
-        again: BOOT_AGAIN,
-        interruptible: true,
-        undo: Some(RESTART),
-    },
+    WRITE_IMAGE,
+    START_SYSTEM,
 ];
 
 const RELEASE: &[Rule] = &[
@@ -137,6 +148,30 @@ const RELEASE: &[Rule] = &[
     },
 ];
 
+const REINSTALL: &[Rule] = &[
+    Rule {
+        step: Step::LeaveSystem,
+        patience: BOOT,
+        limit: BOOT_LIMIT,
+        attempts: 2,
+        again: BOOT_AGAIN,
+        interruptible: true,
+        undo: Some(Undo { patience: minutes(5), limit: BOOT_LIMIT, attempts: 2 }),
+    },
+    WRITE_IMAGE,
+    START_SYSTEM,
+];
+
+const INSPECT: &[Rule] = &[Rule {
+    step: Step::RestartInstaller,
+    patience: BOOT,
+    limit: BOOT_LIMIT,
+    attempts: 2,
+    again: BOOT_AGAIN,
+    interruptible: true,
+    undo: None,
+}];
+
 const POWER: &[Rule] = &[Rule {
     step: Step::SwitchPower,
     patience: minutes(5),
@@ -151,7 +186,7 @@ const POWER: &[Rule] = &[Rule {
 
 impl Workflow {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Deploy, Self::Release, Self::Power];
+    pub const ALL: [Self; 5] = [Self::Deploy, Self::Release, Self::Power, Self::Reinstall, Self::Inspect];
 
     /// Its steps, in order.
     pub fn rules(self) -> &'static [Rule] {
@@ -159,6 +194,8 @@ impl Workflow {
             Self::Deploy => DEPLOY,
             Self::Release => RELEASE,
             Self::Power => POWER,
+            Self::Reinstall => REINSTALL,
+            Self::Inspect => INSPECT,
         }
     }
 
@@ -169,7 +206,8 @@ impl Workflow {
             (Self::Deploy, Ended::Undone { .. }) => Some(Event::Undone),
             (Self::Release, Ended::Done) => Some(Event::Released),
             (Self::Deploy, Ended::Stuck { .. }) | (Self::Release, _) => Some(Event::Broke),
-            (Self::Power, _) => None,
+            (Self::Reinstall, _) => Some(Event::Reinstalled),
+            (Self::Power | Self::Inspect, _) => None,
         }
     }
 }
@@ -180,6 +218,8 @@ impl fmt::Display for Workflow {
             Self::Deploy => "deploy",
             Self::Release => "release",
             Self::Power => "power",
+            Self::Reinstall => "reinstall",
+            Self::Inspect => "inspect",
         })
     }
 }
@@ -206,6 +246,7 @@ impl fmt::Display for Step {
             Self::StartSystem => "start system",
             Self::EraseDisks => "erase disks",
             Self::SwitchPower => "switch power",
+            Self::LeaveSystem => "leave system",
         })
     }
 }

@@ -215,8 +215,13 @@ fn every_run_ends_named_and_undone_in_reverse_whatever_happens_to_any_step() {
         deploy done
         deploy stuck
         deploy undone
+        inspect done
+        inspect undone
         power done
         power undone
+        reinstall done
+        reinstall stuck
+        reinstall undone
         release done
         release stuck
         release undone"#]]

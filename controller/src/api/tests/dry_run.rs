@@ -74,6 +74,18 @@ fn id(thing: &Value) -> &str {
     thing["id"].as_str().unwrap()
 }
 
+/// Ends the machine's run, and has the machine be this.
+async fn over(trial: &Trial, machine: &str, lifecycle: Lifecycle) {
+    let mut tx = trial.bench.app.store.begin().await.unwrap();
+    let mut machine = tx.machine(machine.rsplit('/').next().unwrap()).await.unwrap();
+    let run = tx.run_in_progress(machine.id).await.unwrap().unwrap();
+    let ended = store::Run { status: store::RunStatus::Done, ..tx.run(run).await.unwrap() };
+    tx.save_run(Timestamp::UNIX_EPOCH, &ended).await.unwrap();
+    machine.lifecycle = lifecycle;
+    tx.update_machine(Timestamp::UNIX_EPOCH, &mut machine).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
 async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on: On) {
     let mut trial = Trial::new(on).await;
     let imports = trial.bench.directory.path().join("import");
@@ -124,15 +136,17 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on:
     let fourth = trial.bench.ask(Method::GET, "/v1/machines?lifecycle=discovered", "").await.1["items"][0].clone();
     let fourth = format!("/v1/machines/{}", id(&fourth));
     trial.bench.ask(Method::POST, &format!("{fourth}/adopt"), r#"{"accept_data":true}"#).await;
+    let why = json!({"reason": "a fan is loud"});
+    trial.step(Method::POST, &of("maintain"), &format!("{fourth}/maintain"), why.clone()).await;
+    trial.step(Method::POST, &of("resume"), &format!("{fourth}/resume"), json!({})).await;
+    trial.step(Method::POST, &of("retire"), &format!("{fourth}/retire"), why.clone()).await;
+    trial.step(Method::POST, &of("quarantine"), &format!("{fourth}/quarantine"), why).await;
+    trial.step(Method::POST, &of("inspect"), &format!("{fourth}/inspect"), json!({})).await;
+    over(&trial, &fourth, Lifecycle::Ready).await;
     trial.step(Method::POST, &of("power"), &format!("{fourth}/power"), json!({"action": "off"})).await;
-    let mut tx = trial.bench.app.store.begin().await.unwrap();
-    let mut fifth = tx.machine(fourth.rsplit('/').next().unwrap()).await.unwrap();
-    let run = tx.run_in_progress(fifth.id).await.unwrap().unwrap();
-    let ended = store::Run { status: store::RunStatus::Done, ..tx.run(run).await.unwrap() };
-    tx.save_run(Timestamp::UNIX_EPOCH, &ended).await.unwrap();
-    fifth.lifecycle = Lifecycle::Active;
-    tx.update_machine(Timestamp::UNIX_EPOCH, &mut fifth).await.unwrap();
-    tx.commit().await.unwrap();
+    over(&trial, &fourth, Lifecycle::Active).await;
+    trial.step(Method::POST, &of("reinstall"), &format!("{fourth}/reinstall"), json!({"image": "debian"})).await;
+    over(&trial, &fourth, Lifecycle::Active).await;
     trial.step(Method::POST, &of("release"), &format!("{fourth}/release"), json!({})).await;
 
     trial.bench.ask(Method::PUT, "/v1/images/spare?firmware=bios", vec![8u8; 8192]).await;

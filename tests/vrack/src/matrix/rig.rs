@@ -48,19 +48,21 @@ pub(crate) enum Way {
     Deploy,
     /// Off and on, staying active.
     Cycle,
+    /// A system anew, staying active.
+    Reinstall,
     /// From active to ready.
     Release,
 }
 
 impl Way {
-    pub(crate) const ALL: [Self; 3] = [Self::Deploy, Self::Cycle, Self::Release];
+    pub(crate) const ALL: [Self; 4] = [Self::Deploy, Self::Cycle, Self::Reinstall, Self::Release];
 
     fn request(self) -> (&'static str, Value) {
         match self {
-            Self::Deploy => {
+            Self::Deploy | Self::Reinstall => {
                 let keys = [rackhand_tests::operator::KEY];
                 let body = json!({ "image": IMAGE, "hostname": "web-1", "ssh_keys": keys, "user_data": USER_DATA });
-                ("deploy", body)
+                (if self == Self::Deploy { "deploy" } else { "reinstall" }, body)
             }
             Self::Cycle => ("power", json!({ "action": "cycle" })),
             Self::Release => ("release", json!({})),
@@ -229,7 +231,7 @@ impl Rig {
     pub(crate) async fn rest(&self, way: Way) -> anyhow::Result<()> {
         let wanted: &[&str] = match way {
             Way::Deploy => &["ready"],
-            Way::Cycle => &["active"],
+            Way::Cycle | Way::Reinstall => &["active"],
             Way::Release => &["active", "quarantined"],
         };
         let is = |row: &Value| wanted.iter().any(|lifecycle| row["lifecycle"] == *lifecycle) && row["run"].is_null();
@@ -296,7 +298,7 @@ impl Rig {
         // Telling a machine that is going off to go off does nothing more to it.
         done.dedup();
         match way {
-            Way::Deploy | Way::Cycle => {
+            Way::Deploy | Way::Cycle | Way::Reinstall => {
                 ensure!(self.computer.is_on()?, "it is active and off");
                 self.check_disk()?;
             }
