@@ -45,6 +45,12 @@ pub enum Denied {
     /// Parts are not those that were accepted.
     #[error("its parts changed since they were accepted: {}", listed(.0))]
     Changed(Vec<Change>),
+    /// Its health is critical, and nobody says that it is given out all the same.
+    #[error(
+        "machine {0} is critical: {1}; it is well again by itself when that is over (`rackhand machine health show \
+         {0}`), or is given out all the same for a time that you say: `rackhand machine health override {0}`"
+    )]
+    Critical(String, String),
     /// Nothing changed.
     #[error("its parts are those that were accepted")]
     Unchanged,
@@ -315,6 +321,9 @@ impl Tx {
         let lifecycle = machine.lifecycle.on(Event::Deploy)?;
         self.check_idle(machine).await?;
         check_parts(machine)?;
+        if let Some(reasons) = self.is_critical(now, machine.id).await? {
+            return Err(Denied::Critical(machine.name.clone(), reasons));
+        }
         let stored = image.stored().ok_or_else(|| Denied::ImageNotReady(image.name.clone()))?;
         if let Some(expired) = image.expires.filter(|expires| *expires <= now) {
             return Err(Denied::ImageExpired(image.named(), expired));

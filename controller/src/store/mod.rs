@@ -25,6 +25,7 @@ mod events;
 mod filled;
 mod health;
 mod images;
+mod machine_health;
 mod machines;
 mod organisations;
 mod people;
@@ -73,6 +74,7 @@ pub use self::{
     error::StoreError,
     events::{EventFilter, Happened, StoredEvent},
     images::{Image, ImageState, ImageVersion, NewImage, Stored},
+    machine_health::{HealthOverride, HealthTransition, MachineHealth},
     machines::{Machine, MachineFilter, MachineOrder},
     organisations::Organisation,
     people::{Factor, Person},
