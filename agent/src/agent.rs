@@ -287,8 +287,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let path = config.state.join("series.redb");
     let (series, kept) = tokio::task::spawn_blocking(move || Series::open(&path)).await??;
     let (spooled, of_machines) = (spool.clone(), clock.clone());
-    let machines =
-        Machines::open(database, bmcs.clone(), spooled, series, of_machines, configured_health).await?;
+    let machines = Machines::open(database, bmcs.clone(), spooled, series, of_machines, configured_health).await?;
     let socket = local::bind(&config.socket)
         .with_context(|| format!("cannot listen on {}: does its directory exist?", config.socket.display()))?;
     let listener = TcpListener::bind(config.metrics)
@@ -364,8 +363,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
         let shutdown = shutdown.clone();
         parts.spawn(async move { Ok(health::serve(listener, sources, shutdown).await.map(|()| "metrics")?) });
     }
-    let settings =
-        Settings { used: Arc::new(Mutex::new(config.clone())), exec, health: health_config, identity: None };
+    let settings = Settings { used: Arc::new(Mutex::new(config.clone())), exec, health: health_config, identity: None };
     Ok(Running { metrics: metrics_at, intent, bmcs, machines, spool, ledger, calls, settings, parts, shutdown })
 }
 

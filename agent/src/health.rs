@@ -23,8 +23,8 @@ use tokio::{net::TcpListener, sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use rackhand_common::{
-    health,
     event::{Event, NodeHealth, Outcome, What},
+    health,
     time::Clock,
 };
 

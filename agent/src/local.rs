@@ -487,11 +487,14 @@ mod tests {
             let uplink =
                 UplinkView { connected: false, words: "away".into(), certificate_until: Timestamp::UNIX_EPOCH };
             let rack = RackId::fresh();
+            let bmcs = Bmcs::open(dir.path(), rack, None).unwrap();
+            let machines = Machines::unread(bmcs.clone(), spool.clone(), dir.path());
             let node = Node {
                 agent: AgentId::fresh(),
                 rack,
                 intent: intent.clone(),
-                bmcs: Bmcs::open(dir.path(), rack, None).unwrap(),
+                bmcs,
+                machines,
                 boot_has: watch::Sender::new(0),
                 spool: spool.clone(),
                 timelines,

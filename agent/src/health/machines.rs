@@ -223,9 +223,8 @@ impl Machines {
         let now = clock.now();
         let remembered = blocking(move || remembered(&database)).await?;
         let watched: Vec<_> = remembered.into_iter().map(|(id, memory)| (id, Watched::of(memory, now))).collect();
-        let latest = |(id, watched): &(MachineId, Watched)| {
-            (*id, Latest { verdict: watched.verdict(), ..Latest::default() })
-        };
+        let latest =
+            |(id, watched): &(MachineId, Watched)| (*id, Latest { verdict: watched.verdict(), ..Latest::default() });
         let latest = watched.iter().map(latest).collect();
         let watched = watched.into_iter().map(|(id, watched)| (id, Arc::new(tokio::sync::Mutex::new(watched))));
         let watched = Mutex::new(watched.collect());
@@ -260,15 +259,16 @@ impl Machines {
                 });
             }
             tokio::select! {
-                _ = changes.changed() => {}
-                changed = config.changed() => if changed.is_ok() {
+                // Whoever says so may be gone: then nothing changes any more.
+                Ok(()) = changes.changed() => {}
+                Ok(()) = config.changed() => {
                     // Whoever is looking just now may end; all others begin with the new places.
                     places = Arc::new(Semaphore::new(config.borrow_and_update().at_once));
                     for token in std::mem::take(&mut attended).into_values() {
                         token.cancel();
                     }
-                },
-                _ = uplink.changed() => {
+                }
+                Ok(()) = uplink.changed() => {
                     let before = std::mem::replace(&mut connected, uplink.borrow_and_update().connected);
                     if connected && !before {
                         self.restate().await;
@@ -369,7 +369,9 @@ impl Machines {
                 after.has_remembered();
                 *watched = after;
             }
-            Err(error) => tracing::error!(%machine, error = chain(&error), "how a machine fares cannot be written down"),
+            Err(error) => {
+                tracing::error!(%machine, error = chain(&error), "how a machine fares cannot be written down")
+            }
         }
     }
 
@@ -427,6 +429,18 @@ impl Machines {
 
     fn latest(&self) -> MutexGuard<'_, BTreeMap<MachineId, Latest>> {
         self.0.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+impl Machines {
+    /// Those of a rack whose BMCs nobody reads.
+    pub(crate) fn unread(bmcs: Bmcs, spool: Spool, dir: &Path) -> Self {
+        let (series, _) = Series::open(&dir.join("series.redb")).unwrap();
+        let config = watch::channel(Config::try_from(HealthFile::default()).unwrap()).1;
+        let clock = Arc::new(crate::clock::SystemClock::default());
+        let inner = Inner { bmcs, spool, series, clock, config, watched: Mutex::default(), latest: Mutex::default() };
+        Self(Arc::new(inner))
     }
 }
 

@@ -186,7 +186,8 @@ impl Series {
     fn with_limit(path: &Path, limit: u64) -> Result<(Self, Writer), SpoolError> {
         let database = open_database(path).or_else(|error| {
             // Its lock is another process's: not ours to remove.
-            if matches!(&error, SpoolError::Open { source, .. } if matches!(**source, redb::Error::DatabaseAlreadyOpen)) {
+            if matches!(&error, SpoolError::Open { source, .. } if matches!(**source, redb::Error::DatabaseAlreadyOpen))
+            {
                 return Err(error);
             }
             tracing::error!(error = chain(&error), "the sensors' series cannot be read: they begin anew");

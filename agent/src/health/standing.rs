@@ -84,13 +84,7 @@ struct Finding {
 
 impl Finding {
     fn new(now: Now) -> Self {
-        Self {
-            latches: [Latch::default(); 3],
-            reading: String::new(),
-            part: None,
-            since: now.wall,
-            told: now.mono,
-        }
+        Self { latches: [Latch::default(); 3], reading: String::new(), part: None, since: now.wall, told: now.mono }
     }
 
     fn state(&self) -> State {
@@ -214,7 +208,12 @@ impl Watched {
         let remembered = |((rule, subject), finding): (&(String, String), &Finding)| Remembered {
             rule: rule.clone(),
             subject: subject.clone(),
-            on: BAD.into_iter().zip(finding.latches).filter(|(_, latch)| latch.is_on()).map(|(state, _)| state).collect(),
+            on: BAD
+                .into_iter()
+                .zip(finding.latches)
+                .filter(|(_, latch)| latch.is_on())
+                .map(|(state, _)| state)
+                .collect(),
             reading: finding.reading.clone(),
             part: finding.part.clone(),
             since: finding.since,

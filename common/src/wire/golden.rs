@@ -7,8 +7,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::*;
 use crate::{
     bmc::{Access, Bmcs, Look, Protocol},
-    health::{self, SeriesQuery, State, Verdict},
     event::{Cause, DiskWork, Event, NodeHealth, Outcome, Stage, What},
+    health::{self, SeriesQuery, State, Verdict},
     id::{AgentId, CommandId, Epoch, Incarnation, MachineId, RackId, RunId},
     image::Digest,
     intent::{Boot, Deploy, DiskRule, Host, Intent, MachineIntent, Network, Order, Work},

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     client::{Client, given_only},
     follow,
+    health::{self, HealthCommand},
     output::{Output, done, print, read},
     run::{Wait, started},
     show::{Table, bytes, or_dash, table},
@@ -133,6 +134,9 @@ Everything on its disks is overwritten and read back. There is no way to undo it
         /// The new name
         name: String,
     },
+    /// Show how a machine fares, and what its sensors read over time
+    #[command(subcommand)]
+    Health(HealthCommand),
     /// Show what happened to a machine, oldest first
     Timeline {
         /// Name or id
@@ -164,6 +168,9 @@ pub(crate) struct MachineFilter {
     /// Only those with an alert
     #[arg(long)]
     alert: bool,
+    /// Only those that fare so: ok, warning, critical, unknown
+    #[arg(long)]
+    health: Option<String>,
     /// By `name`, or in the order in which they were `discovered`
     #[arg(long, default_value = "discovered")]
     sort: String,
@@ -171,7 +178,7 @@ pub(crate) struct MachineFilter {
 
 impl MachineFilter {
     fn query(self) -> Vec<(&'static str, String)> {
-        let Self { rack, lifecycle, image, plan, name, mac, alert, sort } = self;
+        let Self { rack, lifecycle, image, plan, name, mac, alert, health, sort } = self;
         let alert = alert.then(|| "true".to_owned());
         let given = [
             ("rack", rack),
@@ -181,6 +188,7 @@ impl MachineFilter {
             ("name", name),
             ("mac", mac),
             ("alert", alert),
+            ("health", health),
             ("sort", Some(sort)),
         ];
         given_only(given)
@@ -264,6 +272,7 @@ pub(crate) async fn run(client: &Client, command: MachineCommand, output: Output
             let value = client.ask(Method::PATCH, &path, Some(json!({"name": name}))).await?;
             print(output, value, |machine| page(&machine))
         }
+        MachineCommand::Health(command) => health::run(client, command, output).await,
         MachineCommand::Timeline { machine } => {
             let found: Machine = client.get(&format!("/v1/machines/{machine}")).await?;
             let events = client.list_with("/v1/events", vec![("machine", found.id)]).await?;
@@ -302,14 +311,15 @@ pub(crate) fn list(machines: &[Machine]) -> Table {
             machine.address.clone(),
             or_dash(image(machine).as_deref()),
             or_dash(machine.alert.as_deref().or(changed(machine)).or(machine.stage.as_deref())),
+            or_dash(machine.health.as_deref()),
             machine.rack.clone(),
             machine.macs.join(" "),
             machine.id.clone(),
         ]
     });
-    table(&["NAME", "LIFECYCLE", "POWER", "ADDRESS", "IMAGE", "LATEST", "RACK", "CARDS", "ID"], rows)
+    table(&["NAME", "LIFECYCLE", "POWER", "ADDRESS", "IMAGE", "LATEST", "HEALTH", "RACK", "CARDS", "ID"], rows)
         .shorten(&["LATEST", "IMAGE"])
-        .only_wide(&["RACK", "CARDS", "ID"])
+        .only_wide(&["HEALTH", "RACK", "CARDS", "ID"])
         .or_say("no such machine; power one on in a rack, and it will be discovered")
 }
 
@@ -329,6 +339,9 @@ pub(crate) fn page(machine: &Machine) -> String {
         format!("  image      {}", or_dash(image(machine).as_deref())),
         format!("  latest     {}", or_dash(machine.stage.as_deref())),
     ];
+    if let Some(health) = &machine.health {
+        lines.push(format!("  health     {health}"));
+    }
     if let Some(alert) = &machine.alert {
         lines.push(format!("  ALERT      {alert}"));
     }

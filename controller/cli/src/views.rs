@@ -19,6 +19,8 @@ pub(crate) struct Machine {
     pub(crate) image: Option<String>,
     pub(crate) image_version: Option<u32>,
     pub(crate) alert: Option<String>,
+    #[serde(default)]
+    pub(crate) health: Option<String>,
     pub(crate) run: Option<String>,
     #[serde(default)]
     pub(crate) verbs: Vec<String>,

@@ -243,11 +243,8 @@ pub(super) async fn set(
     let machine = held(&caller, &mut tx, Action::MachineAdopt, &machine).await?;
     let wanted = store::HealthOverride { reason, by: caller.name.clone(), made: now, expires: body.expires };
     tx.set_health_override(&machine, &wanted).await?;
-    let happened = Happened::HealthOverridden {
-        reason: wanted.reason.clone(),
-        by: wanted.by.clone(),
-        expires: wanted.expires,
-    };
+    let happened =
+        Happened::HealthOverridden { reason: wanted.reason.clone(), by: wanted.by.clone(), expires: wanted.expires };
     tx.insert_event(now, machine.rack, Some(machine.id), None, &happened).await?;
     tx.commit().await?;
     Ok(axum::Json(HealthOverride::from(wanted)))
@@ -297,7 +294,9 @@ pub(super) async fn series(
         ControllerResponse::Seen(json) => json,
         ControllerResponse::Refused(reason) => return Err(Error::not_found(reason)),
         ControllerResponse::NotUnderstood(_) => {
-            return Err(Error::unavailable("the rack's agent is of an earlier version and keeps no series: upgrade it"));
+            return Err(Error::unavailable(
+                "the rack's agent is of an earlier version and keeps no series: upgrade it",
+            ));
         }
         other => {
             return Err(Error::unavailable(format!("the rack's agent gave an answer that does not fit: {other:?}")));

@@ -9,6 +9,7 @@ use axum::{
 use rackhand_common::machine::Firmware;
 use rackhand_controller_core::{
     access::Action,
+    lifecycle::Lifecycle,
     plan::{self, Kind, Mismatch},
 };
 use serde::{Deserialize, Serialize};

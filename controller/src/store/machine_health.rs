@@ -24,7 +24,7 @@ use super::{
 };
 
 /// Transitions that are kept of one machine.
-pub const TRANSITIONS: u32 = 200;
+const TRANSITIONS: u32 = 200;
 
 /// What an agent made of a machine, and when it said so last.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -208,11 +208,7 @@ impl Tx {
     }
 
     /// Has a machine given out although it is critical, in the place of what was said before.
-    pub async fn set_health_override(
-        &mut self,
-        machine: &Machine,
-        wanted: &HealthOverride,
-    ) -> Result<(), StoreError> {
+    pub async fn set_health_override(&mut self, machine: &Machine, wanted: &HealthOverride) -> Result<(), StoreError> {
         self.watch("health_overrides", machine.id).await?;
         query(
             "INSERT INTO health_overrides (id, reason, actor, made, expires) VALUES ($1, $2, $3, $4, $5)

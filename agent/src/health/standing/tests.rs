@@ -5,7 +5,10 @@ use rackhand_common::bmc::{Severity, Thresholds};
 use super::*;
 
 fn at(second: u64) -> Now {
-    Now { mono: Mono(Duration::from_secs(second)), wall: Timestamp::from_second(1_800_000_000 + second as i64).unwrap() }
+    Now {
+        mono: Mono(Duration::from_secs(second)),
+        wall: Timestamp::from_second(1_800_000_000 + second as i64).unwrap(),
+    }
 }
 
 fn rules(text: &str) -> Rules {
@@ -128,7 +131,8 @@ fn the_bmc_s_own_lines_and_opinion_count_and_ours_only_hold_longer() {
 
 #[test]
 fn states_of_a_discrete_sensor_are_found_by_their_words() {
-    let rules = rules("[[rule]]\nname = \"s\"\nreading = { kind = [\"power_supply\"], critical_states = [\"*failure*\"] }");
+    let rules =
+        rules("[[rule]]\nname = \"s\"\nreading = { kind = [\"power_supply\"], critical_states = [\"*failure*\"] }");
     let mut watched = Watched::new(at(0));
     let mut supply = reading("PSU1", SensorKind::PowerSupply, None, None);
     supply.states = vec!["presence detected".into(), "failure detected".into()];
