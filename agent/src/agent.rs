@@ -33,7 +33,7 @@ use rackhand_daemon::{Filter, Log, Signals, Taken, systemd};
 use crate::{
     bmcs::Bmcs,
     clock::{SystemClock, SystemTimer},
-    health::{self, Metrics},
+    health::{self, HealthFile, Machines, Metrics, series::Series},
     intent,
     ledger::Ledger,
     local::{self, Node, Source, UplinkView},
@@ -72,6 +72,9 @@ pub struct File {
     /// Where BMCs may be.
     #[serde(default)]
     pub bmc: BmcFile,
+    /// How machines are looked at, and decided about.
+    #[serde(default)]
+    pub health: HealthFile,
     /// What is logged; default `info`.
     #[serde(default)]
     pub log: Filter,
@@ -101,6 +104,8 @@ pub struct Config {
     pub power: Exec,
     /// The networks in which BMCs are asked.
     pub bmc_networks: Option<Vec<IpNet>>,
+    /// How machines are looked at, and decided about.
+    pub health: health::Config,
     /// What is logged.
     pub log: Filter,
 }
@@ -129,8 +134,9 @@ impl TryFrom<File> for Config {
             return Err("events must be at least 1000: a single deploy makes dozens".into());
         }
         let power = Exec::try_from(file.power)?;
+        let health = health::Config::try_from(file.health)?;
         let File { state, socket, metrics, events, bmc, log, .. } = file;
-        Ok(Self { state, socket, metrics, events, power, bmc_networks: bmc.networks, log })
+        Ok(Self { state, socket, metrics, events, power, bmc_networks: bmc.networks, health, log })
     }
 }
 
@@ -177,6 +183,7 @@ struct Link {
 pub struct Settings {
     used: Arc<Mutex<Config>>,
     exec: watch::Sender<Arc<Exec>>,
+    health: watch::Sender<health::Config>,
     /// Absent in an agent without an uplink.
     identity: Option<Arc<Identity>>,
 }
@@ -193,9 +200,12 @@ impl Settings {
             Some(Reread::Same) | None => {}
         }
         // A setting that is added is decided on here.
-        let Config { state, socket, metrics, events, power, bmc_networks, log } = fresh;
+        let Config { state, socket, metrics, events, power, bmc_networks, health, log } = fresh;
         if taken.take("power", &mut used.power, power) {
             self.exec.send_replace(Arc::new(power.clone()));
+        }
+        if taken.take("health", &mut used.health, health) {
+            self.health.send_replace(health.clone());
         }
         taken.take("log", &mut used.log, log);
         taken.keep("state", &used.state, state);
@@ -215,6 +225,8 @@ pub struct Running {
     pub intent: intent::Store,
     /// How BMCs are reached.
     pub bmcs: Bmcs,
+    /// How the machines fare.
+    pub machines: Machines,
     /// Events on their way to the controller.
     pub spool: Spool,
     /// Commands written down.
@@ -245,6 +257,7 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         identity,
         intent: running.intent.clone(),
         bmcs: running.bmcs.clone(),
+        machines: running.machines.clone(),
         spool: running.spool.clone(),
         ledger: running.ledger.clone(),
         calls: running.calls.clone(),
@@ -265,11 +278,16 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let database = tokio::task::spawn_blocking(move || spool::open_database(&path)).await??;
     let timelines = Timelines::open(&database)?;
     let spool = Spool::within(database.clone(), config.events, Some(timelines.clone()))?;
-    let ledger = Ledger::open(database, spool.clone(), clock.now().wall).await?;
+    let ledger = Ledger::open(database.clone(), spool.clone(), clock.now().wall).await?;
     let intent = intent::Store::open_for(&config.state, link.rack)
         .with_context(|| format!("cannot read the intent in {}", config.state.display()))?;
     let bmcs = Bmcs::open(&config.state, link.rack, config.bmc_networks.clone())
         .with_context(|| format!("cannot read how BMCs are reached in {}", config.state.display()))?;
+    let (health_config, configured_health) = watch::channel(config.health.clone());
+    let path = config.state.join("series.redb");
+    let (series, kept) = tokio::task::spawn_blocking(move || Series::open(&path)).await??;
+    let (spooled, of_machines) = (spool.clone(), clock.clone());
+    let machines = Machines::open(database, bmcs.clone(), spooled, series, of_machines, configured_health).await?;
     let socket = local::bind(&config.socket)
         .with_context(|| format!("cannot listen on {}: does its directory exist?", config.socket.display()))?;
     let listener = TcpListener::bind(config.metrics)
@@ -306,6 +324,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
             rack: link.rack,
             intent: intent.clone(),
             bmcs: bmcs.clone(),
+            machines: machines.clone(),
             boot_has,
             spool: spool.clone(),
             timelines,
@@ -325,13 +344,27 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
         });
     }
     {
-        let (spool, intent) = (spool.clone(), intent.clone());
-        let sources = health::Sources { metrics: counters, spool, intent, uplink: link.view, health, clock };
+        let (machines, view, shutdown) = (machines.clone(), link.view.clone(), shutdown.clone());
+        parts.spawn(async move {
+            machines.run(view, shutdown).await;
+            Ok("machines' health")
+        });
+    }
+    {
+        let shutdown = shutdown.clone();
+        parts.spawn(async move {
+            kept.run(shutdown).await;
+            Ok("sensors' series")
+        });
+    }
+    {
+        let (spool, intent, machines) = (spool.clone(), intent.clone(), machines.clone());
+        let sources = health::Sources { metrics: counters, spool, intent, uplink: link.view, health, machines, clock };
         let shutdown = shutdown.clone();
         parts.spawn(async move { Ok(health::serve(listener, sources, shutdown).await.map(|()| "metrics")?) });
     }
-    let settings = Settings { used: Arc::new(Mutex::new(config.clone())), exec, identity: None };
-    Ok(Running { metrics: metrics_at, intent, bmcs, spool, ledger, calls, settings, parts, shutdown })
+    let settings = Settings { used: Arc::new(Mutex::new(config.clone())), exec, health: health_config, identity: None };
+    Ok(Running { metrics: metrics_at, intent, bmcs, machines, spool, ledger, calls, settings, parts, shutdown })
 }
 
 impl Running {
@@ -517,7 +550,7 @@ mod tests {
                   |
                 1 | spcket = "/x"
                   | ^^^^^^
-                unknown field `spcket`, expected one of `state`, `socket`, `metrics`, `events`, `power`, `bmc`, `log`"#]],
+                unknown field `spcket`, expected one of `state`, `socket`, `metrics`, `events`, `power`, `bmc`, `health`, `log`"#]],
         );
     }
 }

@@ -10,6 +10,7 @@
 //! - The certificate that a BMC showed first is the only one that it is given its password over, as
 //!   long as it is at the same place; whoever has one is not asked by IPMI instead.
 //! - Nothing is changed by a BMC that is on another mainboard than the machine.
+//! - A person who asks goes before what is read regularly.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -28,12 +29,16 @@ use rackhand_bmc::{
     redfish::{Bounds, Fingerprint, Redfish, Target, Which},
 };
 use rackhand_common::{
-    bmc::{self, Access, Look, Protocol, Seen},
+    bmc::{self, Access, Log, Look, Protocol, Seen, Sensors},
     id::{MachineId, RackId},
+    machine::Power,
     seal::Seal,
 };
 use serde::{Deserialize, Serialize};
-use tokio::{sync::OwnedMutexGuard, time::timeout};
+use tokio::{
+    sync::{Notify, OwnedMutexGuard, watch},
+    time::timeout,
+};
 
 use crate::intent::{Refused, key, replace};
 
@@ -63,6 +68,8 @@ struct Inner {
     /// Held while the file is being replaced.
     writing: Arc<tokio::sync::Mutex<()>>,
     conversations: Mutex<HashMap<MachineId, Arc<Conversation>>>,
+    /// Of which revision they are.
+    changes: watch::Sender<u64>,
 }
 
 /// What is in the file.
@@ -92,6 +99,10 @@ struct Conversation {
     line: tokio::sync::OnceCell<Line>,
     /// One look at a time: a BMC is slow, and does one thing after another.
     look: tokio::sync::Mutex<()>,
+    /// Held by the person who asks, or waits to.
+    person: tokio::sync::Mutex<()>,
+    /// Told when a person waits: whoever reads regularly gives way.
+    wanted: Notify,
 }
 
 impl Conversation {
@@ -127,6 +138,7 @@ impl Bmcs {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Stored::default(),
             Err(error) => return Err(error),
         };
+        let changes = watch::Sender::new(stored.revision);
         Ok(Self(Arc::new(Inner {
             file,
             seal,
@@ -135,6 +147,7 @@ impl Bmcs {
             stored: Mutex::new(stored),
             writing: Arc::default(),
             conversations: Mutex::default(),
+            changes,
         })))
     }
 
@@ -161,6 +174,7 @@ impl Bmcs {
         };
         let stored = Stored { revision: wanted.revision, bmcs: wanted.bmcs.into_iter().map(known).collect() };
         let revision = self.write(stored, writing).await?;
+        self.0.changes.send_replace(revision);
         let over = self.over();
         join_all(over.iter().map(|conversation| conversation.close())).await;
         Ok(revision)
@@ -192,6 +206,8 @@ impl Bmcs {
                     access: known.access.clone(),
                     line: Default::default(),
                     look: Default::default(),
+                    person: Default::default(),
+                    wanted: Notify::new(),
                 });
                 conversations.insert(machine, fresh.clone());
                 fresh
@@ -203,13 +219,45 @@ impl Bmcs {
     /// Asks the BMC of a machine now: [`Seen`] as JSON, or why not in words.
     pub async fn look(&self, machine: MachineId, look: Look) -> Result<String, String> {
         let reached = self.of(machine).ok_or("nobody has said how its BMC is reached: `rackhand bmc set`")?;
-        let Ok(_alone) = reached.conversation.look.try_lock() else {
+        let conversation = reached.conversation.clone();
+        let Ok(_person) = conversation.person.try_lock() else {
             return Err("its BMC is being asked just now; ask again in a moment".into());
         };
-        let seen = timeout(LOOK, reached.look(look)).await;
+        let seen = timeout(LOOK, async {
+            conversation.wanted.notify_one();
+            let _alone = conversation.look.lock().await;
+            reached.look(look).await
+        })
+        .await;
         let seen = seen.map_err(|_| format!("its BMC did not answer within {} s", LOOK.as_secs()))?;
         let seen = seen.map_err(|error| format!("its BMC: {error}"))?;
         Ok(serde_json::to_string(&seen).expect("what was seen always serializes"))
+    }
+
+    /// Reads what is read of a machine regularly, unless a person asks its BMC.
+    pub async fn read(&self, machine: MachineId, with_log: bool) -> Result<Read, NotRead> {
+        let reached = self.of(machine).ok_or(NotRead::Gone)?;
+        let conversation = reached.conversation.clone();
+        if conversation.person.try_lock().is_err() {
+            return Err(NotRead::Busy);
+        }
+        let Ok(_alone) = conversation.look.try_lock() else { return Err(NotRead::Busy) };
+        let read = tokio::select! {
+            () = conversation.wanted.notified() => return Err(NotRead::Busy),
+            read = timeout(LOOK, reached.read(with_log)) => read,
+        };
+        let read = read.map_err(|_| NotRead::Failed(format!("does not answer within {} s", LOOK.as_secs())))?;
+        read.map_err(|error| NotRead::Failed(error.to_string()))
+    }
+
+    /// The machines whose BMCs are reached.
+    pub fn machines(&self) -> Vec<MachineId> {
+        self.stored().bmcs.keys().copied().collect()
+    }
+
+    /// Of which revision they are, now and whenever that changes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.changes.subscribe()
     }
 
     /// Writes on although its caller may wait no longer, and lets nobody else before that is done.
@@ -244,6 +292,28 @@ impl Bmcs {
     fn stored(&self) -> MutexGuard<'_, Stored> {
         self.0.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What is read of a machine regularly.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Read {
+    /// Chassis power, when it could be told.
+    pub power: Option<Power>,
+    /// What its sensors read.
+    pub sensors: Sensors,
+    /// The hardware's event log, when it was asked for and could be read.
+    pub log: Option<Log>,
+}
+
+/// Why a machine was not read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotRead {
+    /// Its BMC is not reached any more.
+    Gone,
+    /// A person asks its BMC.
+    Busy,
+    /// Its BMC did not answer, or not so that it could be used.
+    Failed(String),
 }
 
 /// A BMC that can be asked.
@@ -289,6 +359,20 @@ impl Reached {
             Look::Log => Seen::Log(line.bmc.log().await?),
             Look::Parts => Seen::Parts(line.bmc.parts().await?),
         })
+    }
+
+    /// Reads what is read regularly. With the log, it is looked whether it is the machine's BMC, too:
+    /// another's sensors say nothing about it.
+    async fn read(&self, with_log: bool) -> Result<Read, BmcError> {
+        let bmc = if with_log { self.of_this_machine().await? } else { self.bmc().await? };
+        let (power, sensors) = (bmc.power().await.ok(), bmc.sensors().await?);
+        let log = if with_log {
+            let log = bmc.log().await;
+            log.inspect_err(|error| tracing::debug!(bmc = %self.known.access.at, %error, "its log cannot be read")).ok()
+        } else {
+            None
+        };
+        Ok(Read { power, sensors, log })
     }
 
     async fn line(&self) -> Result<&Line, BmcError> {

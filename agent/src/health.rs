@@ -1,5 +1,11 @@
 //! The node's own health: sampled once a minute into an event, and as Prometheus metrics on
-//! a loopback port.
+//! a loopback port. What of its machines: [`machines`] reads their BMCs, [`rules`] and
+//! [`standing`] decide, [`series`] keeps what was read.
+
+mod machines;
+pub mod rules;
+pub mod series;
+pub mod standing;
 
 use std::{
     path::{Path, PathBuf},
@@ -18,9 +24,11 @@ use tokio_util::sync::CancellationToken;
 
 use rackhand_common::{
     event::{Event, NodeHealth, Outcome, What},
+    health,
     time::Clock,
 };
 
+pub use self::machines::{Config, HealthFile, Latest, Machines};
 use crate::{intent, local::UplinkView, spool::Spool};
 
 /// How often health is sampled.
@@ -81,6 +89,23 @@ pub struct Metrics {
     memory: Gauge,
     disk: Gauge,
     commands: Family<Ended, Counter>,
+    fares: Family<Fares, Gauge>,
+    sensors: Family<Sensor, Gauge<f64, AtomicU64>>,
+}
+
+/// A machine and one of the states.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Fares {
+    machine: String,
+    state: &'static str,
+}
+
+/// A machine's sensor.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Sensor {
+    machine: String,
+    sensor: String,
+    unit: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -110,7 +135,23 @@ impl Default for Metrics {
         registry.register_with_unit("memory_used", "Memory in use", Unit::Bytes, memory.clone());
         registry.register_with_unit("state_used", "Space in use where the state is kept", Unit::Bytes, disk.clone());
         registry.register("commands", "Power commands that ended, by outcome", commands.clone());
-        Self { registry, spooled, revision, machines, uplink, certificate, load, memory, disk, commands }
+        let (fares, sensors) = (Family::default(), Family::default());
+        registry.register("machine_health", "1 for the state that a machine is in, 0 for the others", fares.clone());
+        registry.register("machine_sensor", "What a machine's sensor read last, in its unit", sensors.clone());
+        Self {
+            registry,
+            spooled,
+            revision,
+            machines,
+            uplink,
+            certificate,
+            load,
+            memory,
+            disk,
+            commands,
+            fares,
+            sensors,
+        }
     }
 }
 
@@ -139,11 +180,34 @@ pub struct Sources {
     pub uplink: watch::Receiver<UplinkView>,
     /// The node's own health.
     pub health: watch::Receiver<Option<NodeHealth>>,
+    /// How the machines fare.
+    pub machines: Machines,
     /// The present.
     pub clock: Arc<dyn Clock>,
 }
 
 impl Sources {
+    /// What is known of machines whose BMCs are read, under their names.
+    fn tell_machines(&self) {
+        let metrics = &self.metrics;
+        metrics.fares.clear();
+        metrics.sensors.clear();
+        let intent = self.intent.current();
+        let named = |id| intent.as_ref()?.machines.iter().find(|machine| machine.id == id).map(|machine| &machine.name);
+        for (id, latest) in self.machines.shown() {
+            let machine = named(id).cloned().unwrap_or_else(|| id.to_string());
+            for state in health::State::ALL {
+                let is_it = latest.verdict.as_ref().is_some_and(|verdict| verdict.state == state);
+                let labels = Fares { machine: machine.clone(), state: state.word() };
+                metrics.fares.get_or_create(&labels).set(is_it.into());
+            }
+            for (sensor, kind, value) in latest.readings.into_iter().take(series::MAX_SENSORS.into()) {
+                let labels = Sensor { machine: machine.clone(), sensor, unit: kind.unit() };
+                metrics.sensors.get_or_create(&labels).set(value);
+            }
+        }
+    }
+
     /// All metrics in OpenMetrics text.
     fn text(&self) -> String {
         let metrics = &self.metrics;
@@ -161,6 +225,7 @@ impl Sources {
             metrics.memory.set(count(health.memory.0));
             metrics.disk.set(count(health.disk.0));
         }
+        self.tell_machines();
         let mut text = String::new();
         text::encode(&mut text, &metrics.registry).expect("a string takes all that is written");
         text

@@ -41,6 +41,7 @@ use rackhand_common::{
 
 use crate::{
     bmcs::Bmcs,
+    health::Machines,
     intent,
     spool::{Spool, chain},
     timeline::{History, Timelines},
@@ -101,6 +102,8 @@ pub struct Node {
     pub intent: intent::Store,
     /// How BMCs are reached.
     pub bmcs: Bmcs,
+    /// How the machines fare.
+    pub machines: Machines,
     /// The revision of it that boot has on its disk, as it last said.
     pub boot_has: watch::Sender<u64>,
     /// Where boot's events go.
@@ -227,6 +230,7 @@ impl Desk {
                 },
                 None => LocalResponse::NotFound(format!("no machine has the id, name or MAC {machine:?}")),
             },
+            LocalRequest::Health(machine) => self.health(machine.as_deref()),
             LocalRequest::Timeline(machine) => match self.find(&machine) {
                 Some(machine) => {
                     let events = self.node.timelines.events(machine.id);
@@ -235,6 +239,23 @@ impl Desk {
                 None => LocalResponse::NotFound(format!("no machine has the id, name or MAC {machine:?}")),
             },
         }
+    }
+
+    /// How one machine fares, or all whose BMCs are read.
+    fn health(&self, wanted: Option<&str>) -> LocalResponse {
+        let named = |view: MachineView| (view.id, view.name.unwrap_or_else(|| view.id.to_string()));
+        let asked = match wanted {
+            None => {
+                let read = self.node.machines.shown();
+                self.machines().into_iter().filter(|view| read.contains_key(&view.id)).map(named).collect()
+            }
+            Some(wanted) => match self.find(wanted) {
+                Some(view) => vec![named(view)],
+                None => return LocalResponse::NotFound(format!("no machine has the id, name or MAC {wanted:?}")),
+            },
+        };
+        let standings: Vec<_> = asked.into_iter().map(|(id, name)| self.node.machines.standing(id, name)).collect();
+        LocalResponse::Health(serde_json::to_string(&standings).expect("standings always serialize"))
     }
 
     fn hear_boot(&self) {
@@ -466,11 +487,14 @@ mod tests {
             let uplink =
                 UplinkView { connected: false, words: "away".into(), certificate_until: Timestamp::UNIX_EPOCH };
             let rack = RackId::fresh();
+            let bmcs = Bmcs::open(dir.path(), rack, None).unwrap();
+            let machines = Machines::unread(bmcs.clone(), spool.clone(), dir.path());
             let node = Node {
                 agent: AgentId::fresh(),
                 rack,
                 intent: intent.clone(),
-                bmcs: Bmcs::open(dir.path(), rack, None).unwrap(),
+                bmcs,
+                machines,
                 boot_has: watch::Sender::new(0),
                 spool: spool.clone(),
                 timelines,

@@ -15,6 +15,7 @@ use redb::{Database, ReadableTable, TableDefinition, WriteTransaction};
 
 use rackhand_common::{
     event::{Event, Stage, What},
+    health::Verdict,
     id::MachineId,
     machine::{Mac, Power},
 };
@@ -47,6 +48,8 @@ pub struct History {
     pub power: Option<Power>,
     /// Whether its installer is connected.
     pub installer: bool,
+    /// How it fares, as was told last.
+    pub health: Option<Verdict>,
 }
 
 /// What one transaction changes, to be known once it is committed.
@@ -107,6 +110,12 @@ impl Timelines {
                 noted.touched.insert(machine, known.unwrap_or_default());
             }
             let history = noted.touched.get_mut(&machine).expect("inserted above");
+            // Told again from time to time: it would push everything else out.
+            if let (What::Health(verdict), Some(known)) = (&event.what, &history.health)
+                && known.says_as(verdict)
+            {
+                continue;
+            }
             let (number, removed) = history.note(event);
             let bytes = serde_json::to_vec(event).expect("events always serialize");
             table.insert((machine.0.as_u128(), number), bytes.as_slice())?;
@@ -189,6 +198,7 @@ impl History {
                 self.power = Some(Power::On);
             }
             What::Stage(Stage::Installer) => self.installer = true,
+            What::Health(verdict) => self.health = Some(verdict.clone()),
             What::Stage(Stage::Rebooting | Stage::PoweredOn) | What::Lost | What::PhonedHome { .. } => {
                 self.installer = false;
             }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    health::Verdict,
     id::{CommandId, MachineId, RunId},
     machine::{Firmware, Inventory, Mac, Power},
 };
@@ -103,6 +104,8 @@ pub enum What {
         /// How many requests were not answered since this was last told.
         unanswered: u64,
     },
+    /// What the agent's rules make of a machine: when that changes, and again from time to time.
+    Health(Verdict),
 }
 
 /// Hops on a machine's way from power to a running system, in their usual order.
@@ -190,6 +193,7 @@ impl fmt::Display for What {
             Self::Power(Power::On) => f.write_str("power is on"),
             Self::Power(Power::Off) => f.write_str("power is off"),
             Self::Node(health) => write!(f, "node health: load {}.{:02}", health.load / 100, health.load % 100),
+            Self::Health(verdict) => verdict.fmt(f),
             Self::Gap { lost } => write!(f, "{lost} events were dropped here: the spool was full"),
             Self::RangeFull { unanswered } => {
                 write!(f, "no delegated address is free: {unanswered} requests of new machines were not answered")

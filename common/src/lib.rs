@@ -2,7 +2,8 @@
 //!
 //! Read in this order: [`id`] and [`machine`] are the vocabulary; [`intent`] is what the
 //! controller wants of a rack and [`event`] what happened there; [`wire`] carries both
-//! between controller, agent and boot; [`bmc`] is how BMCs are reached and what they tell;
+//! between controller, agent and boot; [`bmc`] is how BMCs are reached and what they tell,
+//! [`health`] what is made of that;
 //! [`channel`] is spoken between boot and the installer;
 //! [`image`] describes what the installer writes; [`pki`] says who may be whom; [`seal`] keeps
 //! secrets unreadable on disk; [`audit`] chains what was changed; [`places`] bounds connections; [`finding`] is how a program tells what it found when it
@@ -13,6 +14,7 @@ pub mod bmc;
 pub mod channel;
 pub mod event;
 pub mod finding;
+pub mod health;
 pub mod id;
 pub mod image;
 pub mod intent;

@@ -492,6 +492,13 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
                 Box::pin(async move { fleet.look(rack, machine, look).await })
             })
         },
+        series: {
+            let fleet = fleet.clone();
+            Arc::new(move |rack, machine, query| {
+                let fleet = fleet.clone();
+                Box::pin(async move { fleet.series(rack, machine, query).await })
+            })
+        },
         cut: {
             let fleet = fleet.clone();
             Arc::new(move |agent| fleet.cut(agent))

@@ -12,6 +12,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 use jiff::Timestamp;
 use rackhand_common::{
     event::{Event, Stage, What},
+    health::Verdict,
     id::{AgentId, Epoch, MachineId, RackId, RunId},
     intent::Boot,
     machine::{Inventory, Mac, Power},
@@ -94,6 +95,9 @@ async fn apply(tx: &mut Tx, rack: RackId, agent: AgentId, event: Event) -> Resul
         Err(StoreError::NotFound(_)) => None,
         Err(error) => return Err(error),
     };
+    if let What::Health(verdict) = &event.what {
+        return fares(tx, rack, &event, machine, verdict).await;
+    }
     let mut run = None;
     match &event.what {
         // Counted in the run's row, not kept: one every two seconds.
@@ -128,6 +132,7 @@ async fn apply(tx: &mut Tx, rack: RackId, agent: AgentId, event: Event) -> Resul
         | What::Node(_)
         | What::Gap { .. }
         | What::RangeFull { .. }
+        | What::Health(_)
         | What::Connected { .. } => {}
     }
     if run.is_none() {
@@ -138,6 +143,28 @@ async fn apply(tx: &mut Tx, rack: RackId, agent: AgentId, event: Event) -> Resul
         note(machine, number, &event.what);
         tx.update_machine(event.at, machine).await?;
     }
+    Ok(())
+}
+
+/// What an agent makes of a machine. It is told again from time to time: only what is new happened.
+async fn fares(
+    tx: &mut Tx,
+    rack: RackId,
+    event: &Event,
+    machine: Option<Machine>,
+    verdict: &Verdict,
+) -> Result<(), StoreError> {
+    // Told before the node knew that nobody reads its BMC any more, or that it is gone.
+    let Some(machine) = machine else { return Ok(()) };
+    if tx.bmc(machine.id).await?.is_none() {
+        return Ok(());
+    }
+    if !tx.set_machine_health(event.at, machine.id, verdict).await? {
+        return Ok(());
+    }
+    let told = tx.machine_health(machine.id).await?.map_or_else(|| verdict.clone(), |known| known.verdict);
+    let run = run_of(tx, Some(&machine)).await?;
+    tx.insert_event(event.at, rack, Some(machine.id), run, &Happened::Told(What::Health(told))).await?;
     Ok(())
 }
 

@@ -24,6 +24,7 @@ use aws_lc_rs::hmac;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rackhand_common::{
     bmc::Look,
+    health::SeriesQuery,
     id::{AgentId, MachineId, RackId},
     pki::{self, Identity, KeyPin, NotAPeer, Peer, Role},
     time::{Clock, Mono},
@@ -273,6 +274,28 @@ impl Fleet {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
                     tracing::warn!(%rack, error = &error as &dyn std::error::Error, "a look at a BMC was not answered")
+                }
+            }
+        }
+        Err(self.unreachable(rack).await)
+    }
+
+    /// Has the rack's agent tell what it kept of a machine's sensor.
+    pub async fn series(
+        &self,
+        rack: RackId,
+        machine: MachineId,
+        query: SeriesQuery,
+    ) -> Result<ControllerResponse, Unreachable> {
+        if let Some(live) = self.live(rack) {
+            let Ok(_place) = live.looks.try_acquire() else {
+                let reason = format!("{LOOKS} things are being asked of this rack just now; ask again in a moment");
+                return Ok(ControllerResponse::Refused(reason));
+            };
+            match ask(&live.quic, &ControllerRequest::Series(machine, query)).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    tracing::warn!(%rack, error = &error as &dyn std::error::Error, "a series was not told")
                 }
             }
         }

@@ -3,6 +3,7 @@
 //! They ask for no token, so they tell numbers only: no names of racks, machines or people.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
@@ -15,14 +16,21 @@ use axum::{
     routing::get,
 };
 use prometheus_client::{
-    encoding::text::encode,
-    metrics::{gauge::Gauge, info::Info},
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{family::Family, gauge::Gauge, info::Info},
     registry::Registry,
 };
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::{fleet::Fleet, store::Store, workflows::Workflows};
+use rackhand_common::health;
+use rackhand_controller_core::lifecycle::Lifecycle;
+
+use crate::{
+    fleet::Fleet,
+    store::{Store, StoreError},
+    workflows::Workflows,
+};
 
 /// How long the database may take to answer before it counts as not answering.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -39,6 +47,20 @@ struct Inner {
     registry: Registry,
     agents: Gauge<u64, AtomicU64>,
     runs: Gauge<u64, AtomicU64>,
+    lives: Family<Life, Gauge<u64, AtomicU64>>,
+    fares: Family<Fares, Gauge<u64, AtomicU64>>,
+}
+
+/// Where machines are in their life.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Life {
+    lifecycle: String,
+}
+
+/// How machines fare.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Fares {
+    state: String,
 }
 
 impl Telemetry {
@@ -53,9 +75,12 @@ impl Telemetry {
         );
         registry.register("rackhand_controller_agents_connected", "Agents connected now", agents.clone());
         registry.register("rackhand_runs_in_progress", "Runs that have not ended", runs.clone());
+        let (lives, fares) = (Family::default(), Family::default());
+        registry.register("rackhand_machines", "Machines, by where they are in their life", lives.clone());
+        registry.register("rackhand_machines_health", "Machines whose BMCs are read, by how they fare", fares.clone());
         workflows.register(&mut registry);
         store.register(&mut registry);
-        Self(Arc::new(Inner { store, fleet, shutdown, registry, agents, runs }))
+        Self(Arc::new(Inner { store, fleet, shutdown, registry, agents, runs, lives, fares }))
     }
 
     /// The three routes.
@@ -83,6 +108,23 @@ impl Telemetry {
     }
 }
 
+impl Inner {
+    /// Every lifecycle and state is told, also when no machine is in it.
+    async fn count_machines(&self) -> Result<(), StoreError> {
+        let lives: HashMap<_, _> = self.store.machines_by_lifecycle().await?.into_iter().collect();
+        for lifecycle in Lifecycle::ALL.map(|lifecycle| lifecycle.to_string()) {
+            let count = lives.get(&lifecycle).copied().unwrap_or_default();
+            self.lives.get_or_create(&Life { lifecycle }).set(count);
+        }
+        let fares: HashMap<_, _> = self.store.machines_by_health().await?.into_iter().collect();
+        for state in health::State::ALL.map(|state| state.word().to_owned()) {
+            let count = fares.get(&state).copied().unwrap_or_default();
+            self.fares.get_or_create(&Fares { state }).set(count);
+        }
+        Ok(())
+    }
+}
+
 async fn readyz(State(telemetry): State<Telemetry>) -> Response {
     // A disk that is full is no better after another start.
     match telemetry.unready().await.or_else(|| telemetry.0.store.unwritable()) {
@@ -99,6 +141,9 @@ async fn metrics(State(telemetry): State<Telemetry>) -> Response {
             inner.runs.set(runs.len() as u64);
         }
         _ => return (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n").into_response(),
+    }
+    if !matches!(timeout(PATIENCE, inner.count_machines()).await, Ok(Ok(()))) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n").into_response();
     }
     let mut text = String::new();
     encode(&mut text, &inner.registry).expect("a string takes everything");

@@ -45,6 +45,12 @@ pub enum Denied {
     /// Parts are not those that were accepted.
     #[error("its parts changed since they were accepted: {}", listed(.0))]
     Changed(Vec<Change>),
+    /// Its health is critical, and nobody says that it is given out all the same.
+    #[error(
+        "machine {0} is critical: {1}; it is well again by itself when that is over (`rackhand machine health show \
+         {0}`), or is given out all the same for a time that you say: `rackhand machine health override {0}`"
+    )]
+    Critical(String, String),
     /// Nothing changed.
     #[error("its parts are those that were accepted")]
     Unchanged,
@@ -314,6 +320,9 @@ impl Tx {
     ) -> Result<Run, Denied> {
         let lifecycle = machine.lifecycle.on(Event::Deploy)?;
         self.check_idle(machine).await?;
+        if let Some(reasons) = self.is_critical(now, machine.id).await? {
+            return Err(Denied::Critical(machine.name.clone(), reasons));
+        }
         let deploy = installation(now, machine, image, request)?;
         let machine = Machine { lifecycle, epoch: machine.epoch.next(), order: None, image: None, ..machine.clone() };
         self.start(now, machine, Parameters::Deploy(deploy)).await

@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use rackhand_common::{
     bmc::{Look, Seen},
     event::Event,
+    health::Standing,
     wire::{self, LocalRequest, LocalResponse, MachineView},
 };
 
@@ -33,7 +34,8 @@ Examples:
   rackhand-diag status
   rackhand-diag machines
   rackhand-diag timeline 52:54:00:12:34:56 --follow
-  rackhand-diag bmc web-1 sensors"
+  rackhand-diag bmc web-1 sensors
+  rackhand-diag health web-1"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -67,6 +69,11 @@ enum Command {
         /// What it is asked for.
         #[arg(value_enum, default_value_t = What::Sensors)]
         what: What,
+    },
+    /// How machines fare, why, and what to replace.
+    Health {
+        /// Its id, its name, or any of its network cards' addresses; all machines otherwise.
+        machine: Option<String>,
     },
     /// Writes man pages and shells' completions into a directory: for packages.
     #[command(hide = true)]
@@ -174,6 +181,19 @@ fn run(arguments: Arguments) -> Result<()> {
                 print_json(&mut out, &seen)?;
             } else {
                 write!(out, "{}", show::seen(&seen))?;
+            }
+        }
+        Command::Health { machine } => {
+            let told = match ask(&mut agent, &LocalRequest::Health(machine))? {
+                LocalResponse::Health(told) => told,
+                other => bail!(refusal(other)),
+            };
+            let standings: Vec<Standing> =
+                serde_json::from_str(&told).context("what the agent tells is not understood")?;
+            if json {
+                print_json(&mut out, &standings)?;
+            } else {
+                write!(out, "{}", show::health(&standings, Timestamp::now()))?;
             }
         }
         Command::Documentation { .. } => unreachable!("done above, without an agent"),

@@ -7,6 +7,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use rackhand_common::{
     bmc::{Seen, Skipped},
     event::{Event, Stage, What},
+    health::{Cause, Standing},
     machine::Power,
     wire::{MachineView, NodeView},
 };
@@ -80,6 +81,36 @@ pub(crate) fn seen(seen: &Seen) -> String {
     let mut text = lines(&table);
     for Skipped { place, why } in skipped {
         let _ = writeln!(text, "not understood: {place}: {why}");
+    }
+    text
+}
+
+/// How machines fare, the worst first, and why.
+pub(crate) fn health(standings: &[Standing], now: Timestamp) -> String {
+    if standings.is_empty() {
+        return "no BMC of this rack is read yet: how each is reached is said at the controller, by `rackhand bmc set`\n"
+            .into();
+    }
+    let state = |standing: &Standing| standing.verdict.as_ref().map(|verdict| verdict.state).unwrap_or_default();
+    let mut sorted: Vec<_> = standings.iter().collect();
+    sorted.sort_by_key(|standing| std::cmp::Reverse(state(standing)));
+    let mut text = String::new();
+    for standing in sorted {
+        let answered =
+            standing.answered.map_or_else(|| "not answered yet".into(), |at| format!("read {}", ago(at, now)));
+        let word = state(standing).word();
+        let word = if word == "ok" { word.to_owned() } else { word.to_uppercase() };
+        let _ = writeln!(text, "{:<20} {word:<9} {answered}", standing.machine);
+        if let Some(silent) = &standing.silent {
+            let _ = writeln!(text, "    its BMC: {silent}");
+        }
+        for cause in standing.verdict.iter().flat_map(|verdict| &verdict.causes) {
+            let Cause { rule, state, subject, reading, since, part } = cause;
+            let _ = writeln!(text, "    {state}: {subject}: {reading}, since {} (rule {rule})", ago(*since, now));
+            if let Some(part) = part {
+                let _ = writeln!(text, "        {part}");
+            }
+        }
     }
     text
 }
@@ -177,12 +208,49 @@ fn span(seconds: u64) -> String {
 mod tests {
     use expect_test::{Expect, expect};
     use rackhand_common::id::{AgentId, RackId, RunId};
-    use rackhand_common::{event::NodeHealth, id::MachineId};
+    use rackhand_common::{
+        event::NodeHealth,
+        health::{State, Verdict},
+        id::MachineId,
+    };
 
     use super::*;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(1_700_000_000 + second).unwrap()
+    }
+
+    #[test]
+    fn the_machine_that_fares_worst_comes_first_with_what_to_replace() {
+        let cause = Cause {
+            rule: "fan".into(),
+            state: State::Critical,
+            subject: "FAN2".into(),
+            reading: "0 rpm, at least 500 rpm".into(),
+            since: at(-600),
+            part: Some("replace the fan FAN2".into()),
+        };
+        let standing = |machine: &str, verdict, silent: Option<&str>| Standing {
+            machine: machine.into(),
+            verdict,
+            answered: Some(at(-30)),
+            silent: silent.map(Into::into),
+        };
+        let verdict = |state, causes| Some(Verdict { state, since: at(-600), causes });
+        let standings = [
+            standing("web-1", verdict(State::Ok, Vec::new()), None),
+            standing("web-2", verdict(State::Critical, vec![cause]), None),
+            standing("web-3", None, Some("does not answer within 12 s")),
+        ];
+        expect![[r#"
+            web-2                CRITICAL  read 30 s ago
+                critical: FAN2: 0 rpm, at least 500 rpm, since 10 min 0 s ago (rule fan)
+                    replace the fan FAN2
+            web-3                UNKNOWN   read 30 s ago
+                its BMC: does not answer within 12 s
+            web-1                ok        read 30 s ago
+        "#]]
+        .assert_eq(&health(&standings, at(0)));
     }
 
     fn machine_view() -> MachineView {

@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::{backoff::Backoff, session::Ended};
-use crate::{bmcs::Bmcs, intent, ledger::Ledger, local::UplinkView, power::Call, spool::Spool};
+use crate::{bmcs::Bmcs, health::Machines, intent, ledger::Ledger, local::UplinkView, power::Call, spool::Spool};
 
 /// A connection that lasted this long was a good one: the next attempt comes at once.
 const GOOD: Duration = Duration::from_secs(3);
@@ -42,6 +42,8 @@ pub struct Uplink {
     pub intent: intent::Store,
     /// Where it is kept how BMCs are reached.
     pub bmcs: Bmcs,
+    /// How the machines fare.
+    pub machines: Machines,
     /// Where events come from.
     pub spool: Spool,
     /// Remembers the highest connection number.

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     bmcs::Bmcs,
+    health::Machines,
     intent,
     power::Call,
     spool::{MAX_BATCH, Spool},
@@ -206,8 +207,9 @@ async fn serve(uplink: &Uplink, connection: &Connection) -> Result<()> {
         let (send, receive) = connection.accept_bi().await?;
         let (intent, bmcs) = (uplink.intent.clone(), uplink.bmcs.clone());
         let (calls, identity) = (uplink.calls.clone(), uplink.identity.clone());
+        let machines = uplink.machines.clone();
         requests.spawn(async move {
-            if let Err(error) = timeout(PATIENCE, answer(send, receive, intent, bmcs, calls, identity))
+            if let Err(error) = timeout(PATIENCE, answer(send, receive, intent, bmcs, machines, calls, identity))
                 .await
                 .map_err(Into::into)
                 .flatten()
@@ -223,6 +225,7 @@ async fn answer(
     mut receive: RecvStream,
     intent: intent::Store,
     bmcs: Bmcs,
+    machines: Machines,
     calls: tokio::sync::mpsc::Sender<Call>,
     identity: Arc<Identity>,
 ) -> Result<()> {
@@ -245,6 +248,10 @@ async fn answer(
             Err(error) => ControllerResponse::Refused(format!("{:#}", anyhow::Error::from(error))),
         },
         ControllerRequest::Look(machine, look) => match bmcs.look(machine, look).await {
+            Ok(json) => ControllerResponse::Seen(json),
+            Err(reason) => ControllerResponse::Refused(reason),
+        },
+        ControllerRequest::Series(machine, query) => match machines.series(machine, query).await {
             Ok(json) => ControllerResponse::Seen(json),
             Err(reason) => ControllerResponse::Refused(reason),
         },

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     bmc::{Bmcs, Look},
     event::Outcome,
+    health::SeriesQuery,
     id::{CommandId, Epoch, MachineId},
     intent::Intent,
 };
@@ -26,6 +27,8 @@ pub enum ControllerRequest {
     Bmcs(Bmcs),
     /// Ask the BMC of this machine now.
     Look(MachineId, Look),
+    /// Tell what you kept of a sensor of this machine.
+    Series(MachineId, SeriesQuery),
 }
 
 /// A command that changes hardware. Its id goes into the agent's ledger before it is acted
@@ -77,6 +80,7 @@ pub enum ControllerResponse {
     Reported(Option<Intent>),
     /// The request, or something in it, is of a later version than the agent: nothing was done.
     NotUnderstood(String),
-    /// To `Look`: [`Seen`](crate::bmc::Seen) as JSON.
+    /// To `Look`: [`Seen`](crate::bmc::Seen) as JSON; to `Series`: a
+    /// [`Series`](crate::health::Series).
     Seen(String),
 }

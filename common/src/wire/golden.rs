@@ -8,6 +8,7 @@ use super::*;
 use crate::{
     bmc::{Access, Bmcs, Look, Protocol},
     event::{Cause, DiskWork, Event, NodeHealth, Outcome, Stage, What},
+    health::{self, SeriesQuery, State, Verdict},
     id::{AgentId, CommandId, Epoch, Incarnation, MachineId, RackId, RunId},
     image::Digest,
     intent::{Boot, Deploy, DiskRule, Host, Intent, MachineIntent, Network, Order, Work},
@@ -119,6 +120,18 @@ fn events() -> Vec<Event> {
         What::Gap { lost: 7 },
         What::Failed { run, attempt: 1, cause: Cause::MainboardDiffers, detail: "b9".into() },
         What::RangeFull { unanswered: 9 },
+        What::Health(Verdict {
+            state: State::Critical,
+            since: jiff::Timestamp::from_second(1_700_000_000).unwrap(),
+            causes: vec![health::Cause {
+                rule: "fans".into(),
+                state: State::Warning,
+                subject: "FAN1".into(),
+                reading: "0 rpm".into(),
+                since: jiff::Timestamp::from_second(1_700_000_000).unwrap(),
+                part: Some("fan FAN1".into()),
+            }],
+        }),
     ]);
     all.into_iter().map(event).collect()
 }
@@ -233,6 +246,14 @@ fn bytes_of_the_controllers_requests() {
             ControllerRequest::Look(MachineId(uuid(1)), Look::Sensors),
             ControllerRequest::Look(MachineId(uuid(1)), Look::Log),
             ControllerRequest::Look(MachineId(uuid(1)), Look::Parts),
+            ControllerRequest::Series(
+                MachineId(uuid(1)),
+                SeriesQuery {
+                    sensor: "FAN1".into(),
+                    from: jiff::Timestamp::from_second(1_700_000_000).unwrap(),
+                    to: jiff::Timestamp::from_second(1_700_003_600).unwrap(),
+                },
+            ),
         ],
         expect![[r#"
             000910050505050505050505050505050505050272310a4d000118010a4d0001010a4d00010a4d00640a4d0096061001010101010101010101010101010101036d2d31010200000000010a4d00090301001001010101010101010101010101010101036d2d31010200000000010a4d000903000110020202020202020202020202020202020101026431011001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643100070707070707070707070707070707070707070707070707070707070707070700036d2d3101107373682d656432353531392041414141001001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643100070707070707070707070707070707070707070707070707070707070707070701026431036d2d3101107373682d656432353531392041414141001001010101010101010101010101010101036d2d31010200000000010a4d000903000110020202020202020202020202020202020101026431030262310110030303030303030303030303030303031001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643102026231011003030303030303030303030303030303070707070707070707070707070707070707070707070707070707070707070700036d2d3101107373682d65643235353139204141414100
@@ -310,6 +331,7 @@ fn what_a_later_version_has_added_is_told_from_what_is_no_message() {
         Report,
         Bmcs,
         Look,
+        Series,
         Inspect(String),
     }
     let check = |bytes: &[u8]| decode::<ControllerRequest>(bytes).unwrap_err();

@@ -41,6 +41,8 @@ pub enum LocalRequest {
     Timeline(String),
     /// By the technician: ask the BMC of a machine (by id, name or MAC) now.
     Look(String, Look),
+    /// By the technician: how one machine (by id, name or MAC) fares, or all of them.
+    Health(Option<String>),
 }
 
 /// The agent's answer.
@@ -76,6 +78,8 @@ pub enum LocalResponse {
     Unavailable(String),
     /// To `Look`: [`Seen`](crate::bmc::Seen) as JSON.
     Seen(String),
+    /// To `Health`: a list of [`Standing`](crate::health::Standing) as JSON.
+    Health(String),
 }
 
 /// The node as the technician sees it.

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     client::{Client, given_only},
     follow,
+    health::{self, HealthCommand},
     output::{Output, done, print, read},
     run::{Wait, started},
     show::{Table, bytes, or_dash, table},
@@ -213,6 +214,9 @@ Everything on its disks is overwritten and read back. There is no way to undo it
         /// The new name
         name: String,
     },
+    /// Show how a machine fares, and what its sensors read over time
+    #[command(subcommand)]
+    Health(HealthCommand),
     /// Show what happened to a machine, oldest first
     Timeline {
         /// Name or id
@@ -245,6 +249,9 @@ pub(crate) struct MachineFilter {
     /// Only those with an alert
     #[arg(long)]
     alert: bool,
+    /// Only those that fare so: ok, warning, critical, unknown
+    #[arg(long)]
+    health: Option<String>,
     /// By `name`, or in the order in which they were `discovered`
     #[arg(long, default_value = "discovered")]
     sort: String,
@@ -252,7 +259,7 @@ pub(crate) struct MachineFilter {
 
 impl MachineFilter {
     fn query(self) -> Vec<(&'static str, String)> {
-        let Self { rack, lifecycle, image, plan, name, mac, alert, sort } = self;
+        let Self { rack, lifecycle, image, plan, name, mac, alert, health, sort } = self;
         let alert = alert.then(|| "true".to_owned());
         let given = [
             ("rack", rack),
@@ -262,6 +269,7 @@ impl MachineFilter {
             ("name", name),
             ("mac", mac),
             ("alert", alert),
+            ("health", health),
             ("sort", Some(sort)),
         ];
         given_only(given)
@@ -369,6 +377,7 @@ pub(crate) async fn run(client: &Client, command: MachineCommand, output: Output
             let value = client.ask(Method::PATCH, &path, Some(json!({"name": name}))).await?;
             print(output, value, |machine| page(&machine))
         }
+        MachineCommand::Health(command) => health::run(client, command, output).await,
         MachineCommand::Timeline { machine } => {
             let found: Machine = client.get(&format!("/v1/machines/{machine}")).await?;
             let events = client.list_with("/v1/events", vec![("machine", found.id)]).await?;
@@ -430,14 +439,15 @@ pub(crate) fn list(machines: &[Machine]) -> Table {
                     .or(changed(machine))
                     .or(machine.stage.as_deref()),
             ),
+            or_dash(machine.health.as_deref()),
             machine.rack.clone(),
             machine.macs.join(" "),
             machine.id.clone(),
         ]
     });
-    table(&["NAME", "LIFECYCLE", "POWER", "ADDRESS", "IMAGE", "LATEST", "RACK", "CARDS", "ID"], rows)
+    table(&["NAME", "LIFECYCLE", "POWER", "ADDRESS", "IMAGE", "LATEST", "HEALTH", "RACK", "CARDS", "ID"], rows)
         .shorten(&["LATEST", "IMAGE"])
-        .only_wide(&["RACK", "CARDS", "ID"])
+        .only_wide(&["HEALTH", "RACK", "CARDS", "ID"])
         .or_say("no such machine; power one on in a rack, and it will be discovered")
 }
 
@@ -460,6 +470,9 @@ pub(crate) fn page(machine: &Machine) -> String {
     if let Some(held) = &machine.held {
         let until = held.until.map(|until| format!(", until {until:.0}")).unwrap_or_default();
         lines.push(format!("  because    {} (since {:.0}{until})", held.reason, held.since));
+    }
+    if let Some(health) = &machine.health {
+        lines.push(format!("  health     {health}"));
     }
     if let Some(alert) = &machine.alert {
         lines.push(format!("  ALERT      {alert}"));

@@ -16,6 +16,7 @@ mod declared;
 mod export;
 mod follow;
 mod grant;
+mod health;
 mod image;
 mod ip;
 mod live;

@@ -153,14 +153,14 @@ impl Table {
 }
 
 /// Columns that say how something is.
-const STATES: [&str; 3] = ["STATE", "STATUS", "LIFECYCLE"];
+const STATES: [&str; 4] = ["STATE", "STATUS", "LIFECYCLE", "HEALTH"];
 
 /// Green for what is well, red for what is not, yellow for what is under way.
 fn colour(word: &str) -> Option<&'static str> {
     match word {
-        "active" | "done" | "connected" | "ready" | "usable" => Some("32"),
-        "failed" | "quarantined" | "revoked" | "away" | "damaged" => Some("31"),
-        "running" | "deploying" | "releasing" | "importing" | "uploading" | "cancelled" => Some("33"),
+        "active" | "done" | "connected" | "ready" | "usable" | "ok" => Some("32"),
+        "failed" | "quarantined" | "revoked" | "away" | "damaged" | "critical" => Some("31"),
+        "running" | "deploying" | "releasing" | "importing" | "uploading" | "cancelled" | "warning" => Some("33"),
         _ => None,
     }
 }

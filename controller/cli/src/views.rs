@@ -20,6 +20,8 @@ pub(crate) struct Machine {
     pub(crate) image_version: Option<u32>,
     pub(crate) alert: Option<String>,
     pub(crate) held: Option<Hold>,
+    #[serde(default)]
+    pub(crate) health: Option<String>,
     pub(crate) run: Option<String>,
     #[serde(default)]
     pub(crate) verbs: Vec<String>,

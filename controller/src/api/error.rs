@@ -283,6 +283,7 @@ impl From<Denied> for Error {
             | Denied::ImageExpired(..)
             | Denied::ImageUnsuitable { .. }
             | Denied::Unchanged
+            | Denied::Critical(..)
             | Denied::NotNew(..)
             | Denied::Same
             | Denied::HasAddresses(_)

@@ -61,7 +61,8 @@ pub(super) struct Event {
     #[schema(value_type = Option<uuid::Uuid>)]
     run: Option<id::RunId>,
     /// The kind, for programs: `stage`, `connected`, `lost`, `progress`, `done`, `failed`,
-    /// `phoned_home`, `run_started`, `step_done`, `run_ended`, `addresses_moved`, `alert` and others.
+    /// `phoned_home`, `health`, `run_started`, `step_done`, `run_ended`, `addresses_moved`, `alert` and
+    /// others.
     #[schema(example = "stage")]
     kind: String,
     /// What happened, in words.
@@ -156,6 +157,10 @@ fn text(body: &Happened) -> String {
         Happened::NodeReplaced { agent: None, by } => {
             format!("a node is waited for; {by} made a new code, and those before are void")
         }
+        Happened::HealthOverridden { reason, by, expires } => {
+            format!("{by} has it given out although it is critical, until {expires}: {reason}")
+        }
+        Happened::HealthOverrideRemoved { by } => format!("{by} has it given out only when it is not critical"),
         Happened::CommandLost { agent, .. } => {
             format!("power command: outcome unknown: agent {agent}, which may have it, is not let in any more")
         }

@@ -10,7 +10,7 @@ use axum::{
 };
 use jiff::Timestamp;
 use rackhand_common::{
-    id,
+    health, id,
     intent::{DiskRule, Host},
     machine::{Inventory, Mac, Power},
 };
@@ -87,6 +87,9 @@ pub(super) struct Machine {
     alert: Option<String>,
     /// Why it is out of service, while it is.
     held: Option<Hold>,
+    /// How it fares: `ok`, `warning`, `critical` or `unknown`; absent while nobody has told.
+    #[schema(example = "ok")]
+    health: Option<&'static str>,
     /// The run in progress on it.
     #[schema(value_type = Option<uuid::Uuid>)]
     run: Option<id::RunId>,
@@ -144,6 +147,7 @@ impl Machine {
         rack: String,
         projects: &HashMap<id::ProjectId, String>,
         run: Option<id::RunId>,
+        health: Option<health::State>,
     ) -> Self {
         let changes = row.changes().into_iter().map(PartChange::from).collect();
         // Most are as they were accepted, and shared with that: alone, it need not be copied.
@@ -167,6 +171,7 @@ impl Machine {
             image: row.image.map(|image| image.name),
             alert: row.alert,
             held: row.held.map(|store::Hold { reason, since, until }| Hold { reason, since, until }),
+            health: health.map(health::State::word),
             run,
             inventory: Arc::unwrap_or_clone(row.inventory),
             created: row.created,
@@ -197,6 +202,8 @@ pub(super) struct Which {
     mac: Option<String>,
     /// Only those that an operator should look at (`true`), or all others (`false`).
     alert: Option<bool>,
+    /// Only those that fare so: `ok`, `warning`, `critical`, `unknown`.
+    health: Option<String>,
     /// By their `name`, or in the order in which they were `discovered`.
     #[param(default = "discovered")]
     sort: Option<Sort>,
@@ -246,6 +253,7 @@ pub(super) async fn list(
         name: which.name,
         mac: parse("mac", which.mac.as_deref())?,
         alert: which.alert,
+        health: parse("health", which.health.as_deref())?,
     };
     let sort = which.sort.unwrap_or_default();
     let order = match sort {
@@ -259,10 +267,12 @@ pub(super) async fn list(
     let names = app.store.rack_names(rows.iter().map(|row| row.rack)).await?;
     let projects = app.store.project_names(rows.iter().filter_map(|row| row.project)).await?;
     let running = app.store.running_on(rows.iter().map(|row| row.id)).await?;
+    let health = app.store.health_states(rows.iter().map(|row| row.id)).await?;
     let view = |row: store::Machine| {
+        let health = health.get(&row.id).copied();
         let run = running.get(&row.id).copied();
         let rack = names.get(&row.rack).cloned().unwrap_or_else(|| row.rack.to_string());
-        Machine::of(row, rack, &projects, run)
+        Machine::of(row, rack, &projects, run, health)
     };
     let cursor = |row: &store::Machine| match sort {
         Sort::Discovered => row.id.to_string(),
@@ -299,7 +309,8 @@ async fn view(app: &App, machine: &str) -> Result<impl IntoResponse + use<>, Err
     let projects = app.store.project_names(row.project).await?;
     let latest = app.store.runs(&Sight::ALL, Some(row.id), None, 1).await?;
     let run = latest.iter().find(|run| run.status == store::RunStatus::Running).map(|run| run.id);
-    Ok(answer(row, rack, &projects, run))
+    let health = app.store.machine_health(row.id).await?.map(|known| known.verdict.state);
+    Ok(answer(row, rack, &projects, run, health))
 }
 
 /// A machine as a transaction leaves it, which is then committed.
@@ -308,8 +319,9 @@ pub(super) async fn committed(mut tx: store::Tx, machine: &store::Machine) -> Re
     let rack = tx.rack(&row.rack.to_string()).await?.name;
     let projects = tx.project_names(row.project).await?;
     let run = tx.run_in_progress(row.id).await?;
+    let health = tx.machine_health(row.id).await?.map(|known| known.verdict.state);
     tx.commit().await?;
-    Ok(answer(row, rack, &projects, run))
+    Ok(answer(row, rack, &projects, run, health))
 }
 
 fn answer(
@@ -317,8 +329,9 @@ fn answer(
     rack: String,
     projects: &HashMap<id::ProjectId, String>,
     run: Option<id::RunId>,
+    health: Option<health::State>,
 ) -> impl IntoResponse + use<> {
-    tagged(row.version, Machine::of(row, rack, projects, run))
+    tagged(row.version, Machine::of(row, rack, projects, run, health))
 }
 
 /// What may be changed about a machine.

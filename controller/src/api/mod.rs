@@ -23,6 +23,7 @@ mod events;
 mod extract;
 mod fields;
 mod grants;
+mod health;
 mod idempotency;
 mod images;
 mod login;
@@ -60,6 +61,7 @@ use axum::{
 use futures_util::future::BoxFuture;
 use rackhand_common::{
     bmc,
+    health::SeriesQuery,
     id::{AgentId, MachineId, RackId},
     time::Clock,
     wire::ControllerResponse,
@@ -98,6 +100,10 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub type Look =
     dyn Fn(RackId, MachineId, bmc::Look) -> BoxFuture<'static, Result<ControllerResponse, Unreachable>> + Send + Sync;
 
+/// Asks a rack's agent what it kept of a machine's sensor.
+pub type SeriesOf =
+    dyn Fn(RackId, MachineId, SeriesQuery) -> BoxFuture<'static, Result<ControllerResponse, Unreachable>> + Send + Sync;
+
 /// What the handlers share.
 #[derive(Clone)]
 pub struct App {
@@ -118,6 +124,8 @@ pub struct App {
     pub changed: Arc<dyn Fn(RackId) + Send + Sync>,
     /// Has the agent of a rack ask the BMC of a machine now.
     pub look: Arc<Look>,
+    /// Has the agent of a rack tell what it kept of a machine's sensor.
+    pub series: Arc<SeriesOf>,
     /// Called while a revocation is being committed: cuts the agent's connection.
     pub cut: Arc<dyn Fn(AgentId) + Send + Sync>,
     /// Makes a fresh enrolment code: its text, and the hash to keep of it.
@@ -210,6 +218,9 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(upkeep::resume))
         .routes(routes!(upkeep::quarantine))
         .routes(routes!(upkeep::retire))
+        .routes(routes!(health::show))
+        .routes(routes!(health::set, health::remove))
+        .routes(routes!(health::series))
         .routes(routes!(runs::list))
         .routes(routes!(runs::show))
         .routes(routes!(runs::cancel))

@@ -9,6 +9,7 @@ use axum::{
 use rackhand_common::machine::Firmware;
 use rackhand_controller_core::{
     access::Action,
+    lifecycle::Lifecycle,
     plan::{self, Kind, Mismatch},
 };
 use serde::{Deserialize, Serialize};
@@ -221,8 +222,14 @@ pub(super) struct PlanMismatch {
 }
 
 impl PlanMatch {
-    fn of(plan: &store::Plan, machine: &Machine) -> Self {
-        let mismatches = plan.rules.mismatches(&machine.inventory);
+    /// `critical`: why it is that, when it is.
+    fn of(plan: &store::Plan, machine: &Machine, critical: Option<&String>) -> Self {
+        let mut mismatches = plan.rules.mismatches(&machine.inventory);
+        // Whoever has it keeps it.
+        if let Some(reasons) = critical.filter(|_| machine.lifecycle == Lifecycle::Ready) {
+            let found = format!("critical: {reasons}");
+            mismatches.push(Mismatch { rule: "health".into(), wanted: "not critical".into(), found });
+        }
         let view = |Mismatch { rule, wanted, found }| PlanMismatch { rule, wanted, found };
         Self {
             plan: plan.name.clone(),
@@ -323,7 +330,9 @@ pub(super) async fn machines(
     let order = MachineOrder::Discovered(parse("after", window.after.as_deref())?);
     let filter = MachineFilter { sight: caller.sight(Action::MachineRead)?, ..MachineFilter::default() };
     let rows = app.store.machines(&filter, order, limit + 1).await?;
-    Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), |row| PlanMatch::of(&plan, &row))))
+    let critical = app.store.critical(app.clock.now().wall, rows.iter().map(|row| row.id)).await?;
+    let view = |row: Machine| PlanMatch::of(&plan, &row, critical.get(&row.id));
+    Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), view)))
 }
 
 /// Hold a machine against all plans
@@ -338,7 +347,9 @@ pub(super) async fn of_machine(
     let limit = window.limit()?;
     let machine = app.store.machine(&machine).await?;
     let rows = app.store.plans(parse("after", window.after.as_deref())?, limit + 1).await?;
-    Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), |row| PlanMatch::of(&row, &machine))))
+    let critical = app.store.critical(app.clock.now().wall, [machine.id]).await?;
+    let view = |row| PlanMatch::of(&row, &machine, critical.get(&machine.id));
+    Ok(axum::Json(Page::of(rows, limit, |row| row.id.to_string(), view)))
 }
 
 /// Suggest a plan
@@ -371,7 +382,9 @@ pub(super) async fn matching(
                 MachineOrder::Name(_) => MachineOrder::Name(Some(last.name.clone())),
             };
         }
-        found.extend(rows.into_iter().filter(|row| plan.rules.mismatches(&row.inventory).is_empty()));
+        let critical = app.store.critical(app.clock.now().wall, rows.iter().map(|row| row.id)).await?;
+        let is_one = |row: &Machine| PlanMatch::of(&plan, row, critical.get(&row.id)).matches;
+        found.extend(rows.into_iter().filter(is_one));
         if !more || found.len() >= limit as usize {
             found.truncate(limit as usize);
             return Ok(found);

@@ -75,6 +75,7 @@ impl Bench {
             clock,
             changed: Arc::new(|_| ()),
             look: Arc::new(|_, _, _| Box::pin(async { Ok(ControllerResponse::Seen(r#"{"sensors":{}}"#.into())) })),
+            series: Arc::new(|_, _, _| Box::pin(async { Ok(ControllerResponse::Refused("no such sensor".into())) })),
             cut: Arc::new(|_| ()),
             new_code: Arc::new(|| ("RH1.secret.pin".into(), [7; 32])),
             agents_address: tokio::sync::watch::channel("controller.example:4433".into()).1,

@@ -1,7 +1,12 @@
 use super::*;
 
 use expect_test::{Expect, expect};
-use rackhand_common::{event, machine::Content};
+use rackhand_common::{
+    bmc::{Access, Protocol},
+    event,
+    health::{Cause, State},
+    machine::Content,
+};
 
 use crate::{
     store::{
@@ -139,6 +144,52 @@ async fn a_lost_installer_is_no_longer_connected_and_a_gap_is_on_record(on: On) 
         "#]],
     )
     .await;
+}
+
+async fn a_verdict_is_on_record_when_it_is_new_and_only_while_somebody_reads_the_bmc(on: On) {
+    let bench = Bench::new(on).await;
+    let machine = bench.adopted(100).await;
+    let verdict = |state, causes| What::Health(Verdict { state, since: at(1), causes });
+    let cause = Cause {
+        rule: "fan".into(),
+        state: State::Critical,
+        subject: "FAN1".into(),
+        reading: "0 rpm".into(),
+        since: at(1),
+        part: None,
+    };
+    let (ok, critical) = (verdict(State::Ok, Vec::new()), verdict(State::Critical, vec![cause]));
+    // A node that was not yet told that nobody reads it.
+    take_next(&bench, vec![of(machine.id, critical.clone()), of(MachineId::fresh(), critical.clone())]).await;
+    assert_eq!(bench.store.machine_health(machine.id).await.unwrap(), None);
+    let access = Access {
+        machine: machine.id,
+        at: "10.0.0.5".parse().unwrap(),
+        protocol: Protocol::Ipmi,
+        user: "admin".into(),
+        password: "secret".into(),
+        fingerprint: None,
+        mainboard: None,
+    };
+    let mut tx = bench.store.begin().await.unwrap();
+    tx.set_bmc(at(1), &machine, &access).await.unwrap();
+    tx.commit().await.unwrap();
+    let told = [ok.clone(), ok.clone(), critical.clone(), critical, ok.clone(), ok];
+    take_next(&bench, told.into_iter().map(|what| of(machine.id, what)).collect()).await;
+    history(
+        &bench,
+        expect![[r#"
+            1 Adopted
+            2 health is critical: FAN1: 0 rpm
+            3 health is ok
+        "#]],
+    )
+    .await;
+    assert_eq!(bench.store.machine_health(machine.id).await.unwrap().unwrap().verdict.state, State::Ok);
+    let mut tx = bench.store.begin().await.unwrap();
+    tx.delete_bmc(&machine).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(bench.store.machine_health(machine.id).await.unwrap(), None);
 }
 
 async fn a_full_range_is_an_alert_of_its_rack(on: On) {
@@ -298,6 +349,7 @@ on_both! {
     an_installer_on_an_active_machine_changes_nothing_but_raises_an_alert,
     another_racks_machine_is_not_touched,
     a_lost_installer_is_no_longer_connected_and_a_gap_is_on_record,
+    a_verdict_is_on_record_when_it_is_new_and_only_while_somebody_reads_the_bmc,
     a_full_range_is_an_alert_of_its_rack,
     what_belongs_to_another_run_or_try_is_on_record_and_changes_no_run,
     a_swapped_disk_stops_deploy_and_release_until_an_operator_has_decided,

@@ -361,6 +361,7 @@ fn kind(table: &'static str) -> &'static str {
         "enrolment_codes" => "enrolment code",
         "vrfs" => "VRF",
         "people" => "person",
+        "health_overrides" => "health override",
         "removed_people" => "removed person",
         table => table.strip_suffix('s').unwrap_or(table),
     }

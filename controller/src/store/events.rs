@@ -192,6 +192,20 @@ pub enum Happened {
         /// Which addresses.
         prefix: String,
     },
+    /// An operator has the machine given out although it is critical.
+    HealthOverridden {
+        /// Why.
+        reason: String,
+        /// Who: the name of their token.
+        by: String,
+        /// Until when.
+        expires: Timestamp,
+    },
+    /// An operator took that back before its time.
+    HealthOverrideRemoved {
+        /// Who: the name of their token.
+        by: String,
+    },
 }
 
 /// Which events are asked for.

@@ -10,6 +10,7 @@ use std::{net::Ipv4Addr, str::FromStr, sync::Arc};
 use jiff::Timestamp;
 use rackhand_common::{
     event::Stage,
+    health,
     id::{Epoch, MachineId, ProjectId, RackId},
     intent::{Boot, Order},
     machine::{Inventory, Mac, Mainboard, Power},
@@ -135,6 +136,11 @@ impl MachineFilter {
                 .push_bind(mac.to_string())
                 .push(")");
         }
+        if let Some(health) = self.health {
+            // Of those that nothing was told of, nothing is known.
+            query.push(" AND COALESCE((SELECT state FROM machine_health WHERE id = machines.id), 'unknown') = ");
+            query.push_bind(health.word());
+        }
         match self.alert {
             Some(true) => query.push(" AND machines.alert IS NOT NULL"),
             Some(false) => query.push(" AND machines.alert IS NULL"),
@@ -180,6 +186,8 @@ pub struct MachineFilter {
     pub mac: Option<Mac>,
     /// That an operator should look at, or should not.
     pub alert: Option<bool>,
+    /// That fare so.
+    pub health: Option<health::State>,
 }
 
 /// The place in a list behind which it goes on; none of it is the beginning.
@@ -426,7 +434,11 @@ impl Tx {
     pub async fn delete_machine(&mut self, machine: &Machine) -> Result<(), StoreError> {
         self.watch("machines", machine.id).await?;
         self.watch("bmcs", machine.id).await?;
+        self.watch("health_overrides", machine.id).await?;
         for statement in [
+            "DELETE FROM machine_health WHERE id = $1",
+            "DELETE FROM health_transitions WHERE machine = $1",
+            "DELETE FROM health_overrides WHERE id = $1",
             "DELETE FROM commands WHERE machine = $1",
             "DELETE FROM runs WHERE machine = $1",
             "DELETE FROM bmcs WHERE id = $1",

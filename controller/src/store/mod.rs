@@ -25,6 +25,7 @@ mod events;
 mod filled;
 mod health;
 mod images;
+mod machine_health;
 mod machines;
 mod organisations;
 mod people;
@@ -74,6 +75,8 @@ pub use self::{
     events::{EventFilter, Happened, StoredEvent},
     images::{Image, ImageState, ImageVersion, NewImage, Stored},
     machines::{Hold, Machine, MachineFilter, MachineOrder},
+    machine_health::{HealthOverride, HealthTransition, MachineHealth},
+    machines::{Machine, MachineFilter, MachineOrder},
     organisations::Organisation,
     people::{Factor, Person},
     place::{NoPlace, Place},

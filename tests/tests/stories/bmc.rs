@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 const PASSWORD: &str = "canary-b3c0";
 
 /// A machine, and how often its BMC changed its power.
-struct Behind {
+pub(super) struct Behind {
     machine: Machine,
     switched: AtomicU32,
 }
@@ -42,7 +42,7 @@ impl Chassis for Behind {
 }
 
 /// Puts a BMC in front of a machine.
-async fn bmc(machine: &Machine, mut personality: Personality) -> (Running, Arc<Behind>) {
+pub(super) async fn bmc(machine: &Machine, mut personality: Personality) -> (Running, Arc<Behind>) {
     (personality.serial, personality.uuid) = machine.mainboard();
     personality.users[0].name = "rackhand".into();
     personality.users[0].password = PASSWORD.into();
@@ -56,7 +56,7 @@ async fn path(rack: &VirtualRack, machine: &Machine) -> String {
     format!("/v1/racks/r1/bmcs/{}", row["id"].as_str().unwrap())
 }
 
-async fn reach(rack: &VirtualRack, machine: &Machine, protocol: &str, at: SocketAddr) {
+pub(super) async fn reach(rack: &VirtualRack, machine: &Machine, protocol: &str, at: SocketAddr) {
     let access = json!({
         "address": at.to_string(), "protocol": protocol, "user": "rackhand", "password": PASSWORD,
     });

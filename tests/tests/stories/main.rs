@@ -7,6 +7,7 @@ mod away;
 mod bmc;
 mod deploy;
 mod disks;
+mod health;
 mod identity;
 mod images;
 mod kills;

@@ -177,7 +177,7 @@ impl Told {
             What::Failed { cause, detail, .. } => {
                 format!("failed: {cause:?}: {}", detail.lines().next().unwrap_or_default())
             }
-            What::TicketRefused { .. } | What::Gap { .. } => what.to_string(),
+            What::TicketRefused { .. } | What::Gap { .. } | What::Health(_) => what.to_string(),
             What::Power(Power::On)
             | What::Done { .. }
             | What::Commanded { .. }

@@ -110,6 +110,10 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on:
     let bmc = json!({"address": "10.20.0.5", "user": "admin", "password": "secret"});
     trial.step(Method::PUT, "/v1/racks/{rack}/bmcs/{machine}", "/v1/racks/lab/bmcs/web-1", bmc).await;
     trial.step(Method::DELETE, "/v1/racks/{rack}/bmcs/{machine}", "/v1/racks/lab/bmcs/web-1", Value::Null).await;
+    let over = "/v1/machines/web-1/health/override";
+    let wanted = json!({"reason": "the part is ordered", "expires": "1970-01-02T00:00:00Z"});
+    trial.step(Method::PUT, &of("health/override"), over, wanted).await;
+    trial.step(Method::DELETE, &of("health/override"), over, Value::Null).await;
     let second = trial.bench.ask(Method::GET, "/v1/machines?lifecycle=discovered", "").await.1["items"][0].clone();
     trial.step(Method::POST, &of("merge"), "/v1/machines/web-1/merge", json!({"from": id(&second)})).await;
     let parts = json!({"accept_data": true, "accept_parts": true});
