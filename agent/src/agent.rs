@@ -351,9 +351,9 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
         });
     }
     {
-        let shutdown = shutdown.clone();
+        let (clock, shutdown) = (clock.clone(), shutdown.clone());
         parts.spawn(async move {
-            kept.run(shutdown).await;
+            kept.run(clock, shutdown).await;
             Ok("sensors' series")
         });
     }

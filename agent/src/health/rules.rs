@@ -564,7 +564,7 @@ mod tests {
         let rule = |rest: &str| format!("# ours\n\n[[rule]]\nname = \"hot\"\n{rest}");
         check(
             &rule("[rule.reading]\nby_bmc = treu"),
-            expect![[r#"site.toml, line 6: string values must be quoted, expected literal string"#]],
+            expect![[r#"site.toml, line 6: invalid boolean, expected `true`"#]],
         );
         check(
             &rule("colour = 1"),

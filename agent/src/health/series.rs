@@ -23,6 +23,7 @@ use rackhand_common::{
     bmc::SensorKind,
     health::{self, MAX_POINTS, Point, SeriesQuery},
     id::MachineId,
+    time::Clock,
 };
 use redb::{Database, ReadableDatabase as _, ReadableTable, TableDefinition, WriteTransaction};
 use tokio::sync::mpsc;
@@ -312,15 +313,15 @@ fn merged(points: &[Point]) -> Point {
 
 impl Writer {
     /// Writes what is offered until `shutdown`, and what waits then.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    pub async fn run(mut self, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
         let mut prune = tokio::time::interval(PRUNE);
         loop {
             let mut batch = Vec::new();
             tokio::select! {
                 received = self.samples.recv_many(&mut batch, QUEUE) => if received == 0 { return },
                 _ = prune.tick() => {
-                    let (database, limit) = (self.database.clone(), self.limit);
-                    let pruned = blocking(move || pruned(&database, Timestamp::now(), limit)).await;
+                    let (database, limit, now) = (self.database.clone(), self.limit, clock.now().wall);
+                    let pruned = blocking(move || pruned(&database, now, limit)).await;
                     if let Err(error) = pruned {
                         tracing::error!(error = chain(&error), "old readings of sensors cannot be removed");
                     }
@@ -441,6 +442,8 @@ fn pruned(database: &Database, now: Timestamp, limit: u64) -> Result<u64, SpoolE
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
+
     use super::*;
 
     fn at(second: i64) -> Timestamp {
@@ -510,6 +513,7 @@ mod tests {
         let kept = pruned(&writer.database, at(0), u64::MAX).unwrap();
         assert_eq!(kept, u64::from(MAX_SENSORS) * (READING + 2 * SPAN) as u64);
 
+        let machine = MachineId::fresh();
         let hours: Vec<_> = (1..=300 * 24).map(|hour| sample(machine, hour * 3600, 1.0)).collect();
         written(&writer.database, &hours).unwrap();
         let now = at(300 * 86400);
@@ -522,13 +526,15 @@ mod tests {
     async fn what_was_written_is_there_after_a_kill_and_a_store_that_is_none_is_made_anew() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("series.redb");
-        let machine = MachineId::fresh();
+        let (machine, now) = (MachineId::fresh(), Timestamp::now());
+        let minute = SignedDuration::from_secs(60);
+        let query = || SeriesQuery { sensor: "CPU1 Temp".into(), from: now - minute, to: now + minute };
         {
             let (series, writer) = Series::open(&path).unwrap();
-            series.offer(sample(machine, 0, 1.0));
+            series.offer(Sample { at: now, ..sample(machine, 0, 1.0) });
             let shutdown = CancellationToken::new();
             shutdown.cancel();
-            writer.run(shutdown).await;
+            writer.run(Arc::new(crate::clock::SystemClock::default()), shutdown).await;
         }
         // As it stands on the disk while the process is alive.
         let (series, _) = Series::open(&path).unwrap();
@@ -537,10 +543,10 @@ mod tests {
         std::fs::copy(&path, &copy).unwrap();
         let (killed, _) = Series::open(&copy).unwrap();
         for series in [series, killed] {
-            assert_eq!(series.read(at(60), machine, query(0, 60)).await.unwrap().points.len(), 1);
+            assert_eq!(series.read(now, machine, query()).await.unwrap().points.len(), 1);
         }
         std::fs::write(&copy, "no database").unwrap();
         let (anew, _) = Series::open(&copy).unwrap();
-        assert!(anew.read(at(60), machine, query(0, 60)).await.is_err());
+        assert!(anew.read(now, machine, query()).await.is_err());
     }
 }

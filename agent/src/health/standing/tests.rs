@@ -48,7 +48,7 @@ fn told(text: &str, steps: &[(u64, Option<f64>)], expected: Expect) {
         let now = sensors(vec![reading("CPU1", SensorKind::Temperature, *value, None)]);
         watched.sensors(&rules, at(*second), Some(Power::On), &now);
         let value = value.map_or("nothing".into(), |value| value.to_string());
-        lines += &format!("{second:4} {value:>7}: {}\n", watched.verdict().unwrap());
+        lines += &format!("at {second:3} {value:>7}: {}\n", watched.verdict().unwrap());
     }
     expected.assert_eq(&lines);
 }
@@ -81,18 +81,18 @@ fn a_line_counts_once_it_was_past_for_as_long_as_the_rule_says_and_until_it_was_
             (660, Some(76.0)),
         ],
         expect![[r#"
-               0      70: health is ok
-              60      95: health is ok
-              90      79: health is ok
-             120      95: health is ok
-             180      95: health is critical: CPU1: 95 °C, at most 90 °C (look at CPU1)
-             240      88: health is critical: CPU1: 88 °C, at most 80 °C (look at CPU1)
-             300      86: health is critical: CPU1: 86 °C, at most 80 °C (look at CPU1)
-             360 nothing: health is critical: CPU1: 86 °C, at most 80 °C (look at CPU1)
-             420      86: health is warning: CPU1: 86 °C, at most 80 °C (look at CPU1)
-             480      78: health is warning: CPU1: 78 °C (look at CPU1)
-             540      76: health is warning: CPU1: 78 °C (look at CPU1)
-             660      76: health is ok
+            at   0      70: health is ok
+            at  60      95: health is ok
+            at  90      79: health is ok
+            at 120      95: health is ok
+            at 180      95: health is critical: CPU1: 95 °C, at most 90 °C (look at CPU1)
+            at 240      88: health is critical: CPU1: 88 °C, at most 80 °C (look at CPU1)
+            at 300      86: health is critical: CPU1: 86 °C, at most 80 °C (look at CPU1)
+            at 360 nothing: health is critical: CPU1: 86 °C, at most 80 °C (look at CPU1)
+            at 420      86: health is warning: CPU1: 86 °C, at most 80 °C (look at CPU1)
+            at 480      78: health is warning: CPU1: 78 °C (look at CPU1)
+            at 540      76: health is warning: CPU1: 78 °C (look at CPU1)
+            at 660      76: health is ok
         "#]],
     );
 }
@@ -163,9 +163,9 @@ fn entries_of_the_log_count_from_the_first_look_on_by_part_and_for_a_while() {
     watched.log(&rules, at(1200), &log);
     let verdict = watched.verdict().unwrap().to_string();
     assert_eq!(verdict, "health is warning: DIMM_A1: 3 times in the log within 1 h: Correctable ECC (replace DIMM_A1)");
-    // Remembered over a restart in which 40 minutes passed.
+    // Remembered over a restart in which 55 minutes passed.
     let memory = serde_json::to_string(&watched.memory(at(1200))).unwrap();
-    let later = Now { mono: Mono(Duration::from_secs(5)), wall: at(1200 + 2400).wall };
+    let later = Now { mono: Mono(Duration::from_secs(5)), wall: at(1200 + 3300).wall };
     let mut again = Watched::of(serde_json::from_str(&memory).unwrap(), later);
     assert_eq!(again.verdict(), watched.verdict());
     again.log(&rules, later, &log);
