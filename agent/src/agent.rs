@@ -33,6 +33,7 @@ use rackhand_daemon::{Filter, Log, Signals, Taken, systemd};
 use crate::{
     bmcs::Bmcs,
     clock::{SystemClock, SystemTimer},
+    console::Consoles,
     health::{self, Metrics},
     intent,
     ledger::Ledger,
@@ -215,6 +216,8 @@ pub struct Running {
     pub intent: intent::Store,
     /// How BMCs are reached.
     pub bmcs: Bmcs,
+    /// Serial consoles.
+    pub consoles: Consoles,
     /// Events on their way to the controller.
     pub spool: Spool,
     /// Commands written down.
@@ -245,6 +248,7 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         identity,
         intent: running.intent.clone(),
         bmcs: running.bmcs.clone(),
+        consoles: running.consoles.clone(),
         spool: running.spool.clone(),
         ledger: running.ledger.clone(),
         calls: running.calls.clone(),
@@ -270,6 +274,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
         .with_context(|| format!("cannot read the intent in {}", config.state.display()))?;
     let bmcs = Bmcs::open(&config.state, link.rack, config.bmc_networks.clone())
         .with_context(|| format!("cannot read how BMCs are reached in {}", config.state.display()))?;
+    let consoles = Consoles::new(bmcs.clone(), &config.state, shutdown.clone());
     let socket = local::bind(&config.socket)
         .with_context(|| format!("cannot listen on {}: does its directory exist?", config.socket.display()))?;
     let listener = TcpListener::bind(config.metrics)
@@ -306,6 +311,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
             rack: link.rack,
             intent: intent.clone(),
             bmcs: bmcs.clone(),
+            consoles: consoles.clone(),
             boot_has,
             spool: spool.clone(),
             timelines,
@@ -316,6 +322,13 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
         };
         let shutdown = shutdown.clone();
         parts.spawn(async move { Ok(local::serve(socket, node, shutdown).await.map(|()| "local socket")?) });
+    }
+    {
+        let (consoles, intent) = (consoles.clone(), intent.subscribe());
+        parts.spawn(async move {
+            consoles.run(intent).await;
+            Ok("consoles")
+        });
     }
     {
         let (state, spool, clock, shutdown) = (config.state.clone(), spool.clone(), clock.clone(), shutdown.clone());
@@ -331,7 +344,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
         parts.spawn(async move { Ok(health::serve(listener, sources, shutdown).await.map(|()| "metrics")?) });
     }
     let settings = Settings { used: Arc::new(Mutex::new(config.clone())), exec, identity: None };
-    Ok(Running { metrics: metrics_at, intent, bmcs, spool, ledger, calls, settings, parts, shutdown })
+    Ok(Running { metrics: metrics_at, intent, bmcs, consoles, spool, ledger, calls, settings, parts, shutdown })
 }
 
 impl Running {

@@ -41,6 +41,7 @@ use rackhand_common::{
 
 use crate::{
     bmcs::Bmcs,
+    console::{self, Consoles},
     intent,
     spool::{Spool, chain},
     timeline::{History, Timelines},
@@ -101,6 +102,8 @@ pub struct Node {
     pub intent: intent::Store,
     /// How BMCs are reached.
     pub bmcs: Bmcs,
+    /// Serial consoles.
+    pub consoles: Consoles,
     /// The revision of it that boot has on its disk, as it last said.
     pub boot_has: watch::Sender<u64>,
     /// Where boot's events go.
@@ -179,6 +182,16 @@ impl Desk {
                 () = shutdown.cancelled() => return Ok(()),
             };
             let answer = match request {
+                Ok(Some(LocalRequest::Console { machine, who })) => match self.watch(&machine, &who) {
+                    Ok(watch) => {
+                        let opened = wire::frame(&LocalResponse::Console);
+                        timeout(FRAME, stream.write_all(&opened)).await.map_err(|_| LocalError::TimedOut)??;
+                        let (read, write) = stream.into_split();
+                        // It ends by itself at shutdown, and says so.
+                        return Ok(console::serve(watch, read, write).await?);
+                    }
+                    Err(refusal) => refusal,
+                },
                 Ok(Some(request)) => self.answer(request, &shutdown).await,
                 Ok(None) => return Ok(()),
                 // Boot was upgraded before this process: it asks again until this one is, too.
@@ -225,16 +238,31 @@ impl Desk {
                     Ok(json) => LocalResponse::Seen(json),
                     Err(reason) => LocalResponse::Unavailable(reason),
                 },
-                None => LocalResponse::NotFound(format!("no machine has the id, name or MAC {machine:?}")),
+                None => unknown(&machine),
             },
+            LocalRequest::Recording { machine, offset } => match self.find(&machine) {
+                Some(machine) => match self.node.consoles.recording(machine.id, None, offset).await {
+                    Ok(bytes) => LocalResponse::Recording(bytes),
+                    Err(reason) => LocalResponse::NotFound(reason),
+                },
+                None => unknown(&machine),
+            },
+            LocalRequest::Console { machine, .. } => {
+                unreachable!("the console of {machine} takes the whole connection")
+            }
             LocalRequest::Timeline(machine) => match self.find(&machine) {
                 Some(machine) => {
                     let events = self.node.timelines.events(machine.id);
                     LocalResponse::Timeline { machine, events }
                 }
-                None => LocalResponse::NotFound(format!("no machine has the id, name or MAC {machine:?}")),
+                None => unknown(&machine),
             },
         }
+    }
+
+    fn watch(&self, machine: &str, who: &str) -> Result<console::Watch, LocalResponse> {
+        let found = self.find(machine).ok_or_else(|| unknown(machine))?;
+        self.node.consoles.watch(found.id, who).map_err(LocalResponse::Unavailable)
     }
 
     fn hear_boot(&self) {
@@ -288,6 +316,10 @@ impl Desk {
                 || (mac.is_some() && machine.mac == mac)
         })
     }
+}
+
+fn unknown(machine: &str) -> LocalResponse {
+    LocalResponse::NotFound(format!("no machine has the id, name or MAC {machine:?}"))
 }
 
 impl From<FetchError> for LocalResponse {

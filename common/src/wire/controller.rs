@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     bmc::{Bmcs, Look},
     event::Outcome,
-    id::{CommandId, Epoch, MachineId},
+    id::{CommandId, Epoch, MachineId, RunId},
     intent::Intent,
 };
 
@@ -26,6 +26,17 @@ pub enum ControllerRequest {
     Bmcs(Bmcs),
     /// Ask the BMC of this machine now.
     Look(MachineId, Look),
+    /// Whether this machine has a serial console: asked before one is opened.
+    Console(MachineId),
+    /// Tell what was recorded of this machine's console.
+    Recording {
+        /// Whose.
+        machine: MachineId,
+        /// During which run; the latest recording when absent.
+        run: Option<RunId>,
+        /// How many bytes to leave out at its beginning.
+        offset: u64,
+    },
 }
 
 /// A command that changes hardware. Its id goes into the agent's ledger before it is acted
@@ -79,4 +90,8 @@ pub enum ControllerResponse {
     NotUnderstood(String),
     /// To `Look`: [`Seen`](crate::bmc::Seen) as JSON.
     Seen(String),
+    /// To `Console`: it has.
+    Console,
+    /// To `Recording`: some of it, at most 1 MiB; nothing behind its end.
+    Recording(Vec<u8>),
 }

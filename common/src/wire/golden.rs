@@ -233,6 +233,9 @@ fn bytes_of_the_controllers_requests() {
             ControllerRequest::Look(MachineId(uuid(1)), Look::Sensors),
             ControllerRequest::Look(MachineId(uuid(1)), Look::Log),
             ControllerRequest::Look(MachineId(uuid(1)), Look::Parts),
+            ControllerRequest::Console(MachineId(uuid(1))),
+            ControllerRequest::Recording { machine: MachineId(uuid(1)), run: None, offset: 5 },
+            ControllerRequest::Recording { machine: MachineId(uuid(1)), run: Some(RunId(uuid(2))), offset: 0 },
         ],
         expect![[r#"
             000910050505050505050505050505050505050272310a4d000118010a4d0001010a4d00010a4d00640a4d0096061001010101010101010101010101010101036d2d31010200000000010a4d00090301001001010101010101010101010101010101036d2d31010200000000010a4d000903000110020202020202020202020202020202020101026431011001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643100070707070707070707070707070707070707070707070707070707070707070700036d2d3101107373682d656432353531392041414141001001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643100070707070707070707070707070707070707070707070707070707070707070701026431036d2d3101107373682d656432353531392041414141001001010101010101010101010101010101036d2d31010200000000010a4d000903000110020202020202020202020202020202020101026431030262310110030303030303030303030303030303031001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643102026231011003030303030303030303030303030303070707070707070707070707070707070707070707070707070707070707070700036d2d3101107373682d65643235353139204141414100
@@ -266,6 +269,8 @@ fn bytes_of_an_agents_answers() {
             ControllerResponse::Reported(Some(Intent { machines: Vec::new(), ..intent() })),
             ControllerResponse::NotUnderstood("no".into()),
             ControllerResponse::Seen("{}".into()),
+            ControllerResponse::Console,
+            ControllerResponse::Recording(vec![1, 2]),
         ],
         expect![[r#"
             0009
@@ -280,6 +285,27 @@ fn bytes_of_an_agents_answers() {
             07027b7d
         "#]],
     );
+}
+
+#[test]
+fn bytes_of_a_console() {
+    check(&[ConsoleRequest { machine: MachineId(uuid(1)), who: "ada".into() }], expect![[r#""#]]);
+    check(
+        &[ToConsole::Typed(vec![1, 2]), ToConsole::Take, ToConsole::Give, ToConsole::Break],
+        expect![[r#""#]],
+    );
+    check(
+        &[
+            FromConsole::Printed(vec![1, 2]),
+            FromConsole::Writer { who: None, is_you: false },
+            FromConsole::Writer { who: Some("ada".into()), is_you: true },
+            FromConsole::Lost(300),
+            FromConsole::Ended("no".into()),
+        ],
+        expect![[r#""#]],
+    );
+    let most = frame(&FromConsole::Printed(vec![0; MAX_CONSOLE_BYTES]));
+    assert!(most.len() <= MAX_CONSOLE);
 }
 
 #[test]
@@ -310,6 +336,8 @@ fn what_a_later_version_has_added_is_told_from_what_is_no_message() {
         Report,
         Bmcs,
         Look,
+        Console,
+        Recording,
         Inspect(String),
     }
     let check = |bytes: &[u8]| decode::<ControllerRequest>(bytes).unwrap_err();

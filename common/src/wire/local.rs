@@ -41,6 +41,22 @@ pub enum LocalRequest {
     Timeline(String),
     /// By the technician: ask the BMC of a machine (by id, name or MAC) now.
     Look(String, Look),
+    /// By the technician: the serial console of a machine (by id, name or MAC).
+    /// [`ToConsole`](super::ToConsole) and [`FromConsole`](super::FromConsole) follow, until the
+    /// connection ends.
+    Console {
+        /// Whose.
+        machine: String,
+        /// Who watches.
+        who: String,
+    },
+    /// By the technician: what was recorded of a machine's console (by id, name or MAC) last.
+    Recording {
+        /// Whose.
+        machine: String,
+        /// How many bytes to leave out at its beginning.
+        offset: u64,
+    },
 }
 
 /// The agent's answer.
@@ -76,6 +92,10 @@ pub enum LocalResponse {
     Unavailable(String),
     /// To `Look`: [`Seen`](crate::bmc::Seen) as JSON.
     Seen(String),
+    /// To `Console`: it is open.
+    Console,
+    /// To `Recording`: some of it, at most 1 MiB; nothing behind its end.
+    Recording(Vec<u8>),
 }
 
 /// The node as the technician sees it.
