@@ -498,11 +498,14 @@ mod tests {
             let uplink =
                 UplinkView { connected: false, words: "away".into(), certificate_until: Timestamp::UNIX_EPOCH };
             let rack = RackId::fresh();
+            let shutdown = CancellationToken::new();
+            let bmcs = Bmcs::open(dir.path(), rack, None).unwrap();
             let node = Node {
                 agent: AgentId::fresh(),
                 rack,
                 intent: intent.clone(),
-                bmcs: Bmcs::open(dir.path(), rack, None).unwrap(),
+                bmcs: bmcs.clone(),
+                consoles: Consoles::new(bmcs, dir.path(), shutdown.clone()),
                 boot_has: watch::Sender::new(0),
                 spool: spool.clone(),
                 timelines,
@@ -511,7 +514,6 @@ mod tests {
                 health: watch::channel(None).1,
                 clock: Arc::new(SystemClock::default()),
             };
-            let shutdown = CancellationToken::new();
             let listener = bind(&dir.path().join("sock")).unwrap();
             let served = tokio::spawn(serve(listener, node, shutdown.clone()));
             Self { dir, intent, spool, shutdown, served }

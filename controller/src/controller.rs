@@ -491,6 +491,8 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
                 Box::pin(async move { fleet.look(rack, machine, look).await })
             })
         },
+        agents: Arc::new(fleet.clone()),
+        seats: api::Seats::default(),
         cut: {
             let fleet = fleet.clone();
             Arc::new(move |agent| fleet.cut(agent))

@@ -118,6 +118,9 @@ pub const TABLE: Table = &[
     (Method::POST, "/v1/machines/{machine}/deploy", May(MachineDeploy, Named(Thing::Machine))),
     (Method::POST, "/v1/machines/{machine}/release", May(MachineRelease, Named(Thing::Machine))),
     (Method::POST, "/v1/machines/{machine}/power", May(MachinePower, Named(Thing::Machine))),
+    // Of a machine that is in use only its project's people; the verb looks.
+    (Method::GET, "/v1/machines/{machine}/console", May(MachinePower, Named(Thing::Machine))),
+    (Method::GET, "/v1/machines/{machine}/console/log", May(MachinePower, Named(Thing::Machine))),
     (Method::GET, "/v1/images", May(ImageRead, Anywhere)),
     (Method::POST, "/v1/images", May(ImageManage, Everything)),
     (Method::GET, "/v1/images/{image}", May(ImageRead, Anywhere)),

@@ -17,6 +17,7 @@ mod audit;
 mod bindings;
 mod bmcs;
 mod claims;
+mod consoles;
 mod dry_run;
 mod error;
 mod events;
@@ -74,6 +75,7 @@ use uuid::Uuid;
 
 pub use self::{
     access::{Caller, fresh_token},
+    consoles::{Agents, Opened, Seats},
     error::Error,
     rate::{Rate, USUAL},
 };
@@ -116,6 +118,10 @@ pub struct App {
     pub changed: Arc<dyn Fn(RackId) + Send + Sync>,
     /// Has the agent of a rack ask the BMC of a machine now.
     pub look: Arc<Look>,
+    /// The racks' agents, for consoles.
+    pub agents: Arc<dyn Agents>,
+    /// Who has how many consoles open.
+    pub seats: Seats,
     /// Called while a revocation is being committed: cuts the agent's connection.
     pub cut: Arc<dyn Fn(AgentId) + Send + Sync>,
     /// Makes a fresh enrolment code: its text, and the hash to keep of it.
@@ -202,6 +208,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(machines::deploy))
         .routes(routes!(machines::release))
         .routes(routes!(machines::power))
+        .routes(routes!(consoles::log))
         .routes(routes!(runs::list))
         .routes(routes!(runs::show))
         .routes(routes!(runs::cancel))
@@ -250,6 +257,7 @@ fn operations() -> OpenApiRouter<App> {
     let long = OpenApiRouter::new()
         .routes(routes!(images::upload))
         .routes(routes!(events::follow))
+        .routes(routes!(consoles::open))
         .layer(DefaultBodyLimit::disable());
     quick.merge(long)
 }

@@ -370,6 +370,8 @@ fn each_operation_is_this_action_at_this_place() {
         POST   /v1/machines/{machine}/deploy: machine.deploy where the machine is
         POST   /v1/machines/{machine}/release: machine.release where the machine is
         POST   /v1/machines/{machine}/power: machine.power where the machine is
+        GET    /v1/machines/{machine}/console: machine.power where the machine is
+        GET    /v1/machines/{machine}/console/log: machine.power where the machine is
         GET    /v1/images: image.read anywhere
         POST   /v1/images: image.manage everything
         GET    /v1/images/{image}: image.read anywhere
