@@ -1,6 +1,8 @@
 //! `rackhand-diag`: how the rack and its machines stand, told by the agent on this node,
 //! also while the controller cannot be reached.
 
+mod console;
+mod raw;
 mod show;
 
 use std::{
@@ -33,7 +35,8 @@ Examples:
   rackhand-diag status
   rackhand-diag machines
   rackhand-diag timeline 52:54:00:12:34:56 --follow
-  rackhand-diag bmc web-1 sensors"
+  rackhand-diag bmc web-1 sensors
+  rackhand-diag console web-1"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -67,6 +70,20 @@ enum Command {
         /// What it is asked for.
         #[arg(value_enum, default_value_t = What::Sensors)]
         what: What,
+    },
+    /// A machine's serial console: at the beginning of a line `~.` leaves, `~?` tells more.
+    Console {
+        /// Its id, its name, or any of its network cards' addresses.
+        machine: String,
+        /// Only watch: nothing is typed.
+        #[arg(long, conflicts_with = "take")]
+        watch: bool,
+        /// Take the keyboard, whoever has it, and the console, when another session at the BMC has it.
+        #[arg(long)]
+        take: bool,
+        /// Print what was recorded during the latest run.
+        #[arg(long, conflicts_with_all = ["watch", "take"])]
+        log: bool,
     },
     /// Writes man pages and shells' completions into a directory: for packages.
     #[command(hide = true)]
@@ -175,6 +192,11 @@ fn run(arguments: Arguments) -> Result<()> {
             } else {
                 write!(out, "{}", show::seen(&seen))?;
             }
+        }
+        Command::Console { machine, log: true, .. } => console::recorded(&mut agent, &machine, &mut out)?,
+        Command::Console { machine, watch, take, .. } => {
+            drop(out);
+            console::show(agent, machine, watch, take)?;
         }
         Command::Documentation { .. } => unreachable!("done above, without an agent"),
     }

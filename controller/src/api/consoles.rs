@@ -398,7 +398,8 @@ impl Console {
                     Err(error) => return self.end(socket, error.detail().to_owned(), "no longer permitted").await,
                 },
                 _ = ping.tick() => {
-                    if heard.elapsed() > GONE {
+                    // While it is typed faster than the line takes it, the client is not listened to.
+                    if heard.elapsed() > GONE && typing.capacity() > 0 {
                         return "the client is gone";
                     }
                     Message::Ping(Default::default())
