@@ -15,7 +15,11 @@ use tempfile::TempDir;
 
 use rackhand_bmc::{
     Bmc, BmcError, Credentials,
-    ipmi::{Console, Ipmi, console::{ConsoleError, Told}, packet},
+    ipmi::{
+        Console, Ipmi,
+        console::{ConsoleError, Told},
+        packet,
+    },
     told::{BootOverride, BootSource, PartKind, SensorKind, Severity},
 };
 use rackhand_common::machine::Power;

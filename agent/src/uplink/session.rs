@@ -293,12 +293,10 @@ async fn answer(mut send: SendStream, mut receive: RecvStream, first: u8, desk: 
             Ok(()) => ControllerResponse::Console,
             Err(reason) => ControllerResponse::Refused(reason),
         },
-        ControllerRequest::Recording { machine, run, offset } => {
-            match consoles.recording(machine, run, offset).await {
-                Ok(bytes) => ControllerResponse::Recording(bytes),
-                Err(reason) => ControllerResponse::Refused(reason),
-            }
-        }
+        ControllerRequest::Recording { machine, run, offset } => match consoles.recording(machine, run, offset).await {
+            Ok(bytes) => ControllerResponse::Recording(bytes),
+            Err(reason) => ControllerResponse::Refused(reason),
+        },
         ControllerRequest::Report => {
             let on_disk = intent.subscribe().borrow().clone();
             ControllerResponse::Reported(on_disk.map(|intent| intent.as_ref().clone()))

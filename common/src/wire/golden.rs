@@ -251,6 +251,9 @@ fn bytes_of_the_controllers_requests() {
             05100101010101010101010101010101010101
             05100101010101010101010101010101010102
             05100101010101010101010101010101010103
+            061001010101010101010101010101010101
+            0710010101010101010101010101010101010005
+            07100101010101010101010101010101010101100202020202020202020202020202020200
         "#]],
     );
 }
@@ -283,17 +286,23 @@ fn bytes_of_an_agents_answers() {
             05010910050505050505050505050505050505050272310a4d000118010a4d0001010a4d00010a4d00640a4d009600
             06026e6f
             07027b7d
+            08
+            09020102
         "#]],
     );
 }
 
 #[test]
 fn bytes_of_a_console() {
-    check(&[ConsoleRequest { machine: MachineId(uuid(1)), who: "ada".into() }], expect![[r#""#]]);
-    check(
-        &[ToConsole::Typed(vec![1, 2]), ToConsole::Take, ToConsole::Give, ToConsole::Break],
-        expect![[r#""#]],
-    );
+    check(&[ConsoleRequest { machine: MachineId(uuid(1)), who: "ada".into() }], expect![[r#"
+        100101010101010101010101010101010103616461
+    "#]]);
+    check(&[ToConsole::Typed(vec![1, 2]), ToConsole::Take, ToConsole::Give, ToConsole::Break], expect![[r#"
+        00020102
+        01
+        02
+        03
+    "#]]);
     check(
         &[
             FromConsole::Printed(vec![1, 2]),
@@ -302,7 +311,13 @@ fn bytes_of_a_console() {
             FromConsole::Lost(300),
             FromConsole::Ended("no".into()),
         ],
-        expect![[r#""#]],
+        expect![[r#"
+            00020102
+            010000
+            01010361646101
+            02fb2c01
+            03026e6f
+        "#]],
     );
     let most = frame(&FromConsole::Printed(vec![0; MAX_CONSOLE_BYTES]));
     assert!(most.len() <= MAX_CONSOLE);

@@ -16,9 +16,7 @@ mod controller;
 mod local;
 
 pub use agent::{AgentRequest, AgentResponse, Hello, Welcome};
-pub use console::{
-    CONSOLE_STREAM, ConsoleRequest, FromConsole, MAX_CONSOLE, MAX_CONSOLE_BYTES, ToConsole,
-};
+pub use console::{CONSOLE_STREAM, ConsoleRequest, FromConsole, MAX_CONSOLE, MAX_CONSOLE_BYTES, ToConsole};
 pub use controller::{Action, Command, ControllerRequest, ControllerResponse};
 pub use local::{LocalRequest, LocalResponse, MachineView, NodeView};
 

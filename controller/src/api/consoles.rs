@@ -217,9 +217,9 @@ pub(super) async fn open(
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Error> {
+    let machine = allowed(&app, &caller, &machine).await?;
     let upgrade =
         upgrade.map_err(|_| Error::malformed("a console is a websocket: ask with `Upgrade: websocket` (RFC 6455)"))?;
-    let machine = allowed(&app, &caller, &machine).await?;
     let seat = app.seats.take(&caller.name, &machine.rack.to_string())?;
     match app.store.bmc(machine.id).await {
         Err(StoreError::NotFound(_)) => {
@@ -526,7 +526,9 @@ impl Queue {
         waiting.told.push_back(told);
         while waiting.bytes > WAITING {
             let oldest = waiting.told.iter().position(|told| matches!(told, FromConsole::Printed(_)));
-            let Some(FromConsole::Printed(bytes)) = oldest.and_then(|oldest| waiting.told.remove(oldest)) else { break };
+            let Some(FromConsole::Printed(bytes)) = oldest.and_then(|oldest| waiting.told.remove(oldest)) else {
+                break;
+            };
             waiting.bytes -= bytes.len();
             waiting.lost += bytes.len() as u64;
         }

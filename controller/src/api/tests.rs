@@ -22,6 +22,7 @@ use super::{access::Access, *};
 use crate::store::tests::{Ground, On, on_both};
 
 mod addresses;
+mod consoles;
 mod dry_run;
 mod matches;
 mod plans;
@@ -40,7 +41,11 @@ impl Clock for Still {
 struct Nodes;
 
 impl Agents for Nodes {
-    fn ask(&self, _: RackId, request: ControllerRequest) -> BoxFuture<'static, Result<ControllerResponse, Unreachable>> {
+    fn ask(
+        &self,
+        _: RackId,
+        request: ControllerRequest,
+    ) -> BoxFuture<'static, Result<ControllerResponse, Unreachable>> {
         let recording = |run: Option<_>, offset| match (run, offset) {
             (Some(run), 0) => format!("recorded in {run}").into_bytes(),
             _ => Vec::new(),

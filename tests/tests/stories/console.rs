@@ -101,7 +101,8 @@ async fn many_watch_a_console_one_writes_and_an_agent_that_starts_anew_has_it_ba
 
     let recorded = async || {
         let records = rack.operator.get(&format!("/v1/audit?about={id}&limit=200")).await.unwrap().to_string();
-        let is_there = ["(opened)", "(has the keyboard)", "(left, 4 bytes typed)"].iter().all(|what| records.contains(what));
+        let is_there =
+            ["(opened)", "(has the keyboard)", "(left, 4 bytes typed)"].iter().all(|what| records.contains(what));
         is_there.then_some(records.clone()).ok_or(records)
     };
     let records = wait::until("all of it is in the record", PATIENCE, recorded).await;

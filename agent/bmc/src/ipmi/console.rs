@@ -286,7 +286,9 @@ fn refused(completion: u8) -> ConsoleError {
         0x80 => ConsoleError::InUse,
         0x81 | 0xc1 => BmcError::Unsupported("it has no serial over LAN, or it is disabled".to_owned()).into(),
         0x82 => BmcError::Refused("it has no more consoles to give".to_owned()).into(),
-        0x83 | 0x84 => BmcError::Refused(format!("it wants its console otherwise encrypted ({completion:#04x})")).into(),
+        0x83 | 0x84 => {
+            BmcError::Refused(format!("it wants its console otherwise encrypted ({completion:#04x})")).into()
+        }
         other => BmcError::from(Failure::Completion(other)).into(),
     }
 }
