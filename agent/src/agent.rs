@@ -33,6 +33,7 @@ use rackhand_daemon::{Filter, Log, Signals, Taken, systemd};
 use crate::{
     bmcs::Bmcs,
     clock::{SystemClock, SystemTimer},
+    console::Consoles,
     health::{self, HealthFile, Machines, Metrics, series::Series},
     intent,
     ledger::Ledger,
@@ -227,6 +228,8 @@ pub struct Running {
     pub bmcs: Bmcs,
     /// How the machines fare.
     pub machines: Machines,
+    /// Serial consoles.
+    pub consoles: Consoles,
     /// Events on their way to the controller.
     pub spool: Spool,
     /// Commands written down.
@@ -258,6 +261,7 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         intent: running.intent.clone(),
         bmcs: running.bmcs.clone(),
         machines: running.machines.clone(),
+        consoles: running.consoles.clone(),
         spool: running.spool.clone(),
         ledger: running.ledger.clone(),
         calls: running.calls.clone(),
@@ -288,6 +292,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let (series, kept) = tokio::task::spawn_blocking(move || Series::open(&path)).await??;
     let (spooled, of_machines) = (spool.clone(), clock.clone());
     let machines = Machines::open(database, bmcs.clone(), spooled, series, of_machines, configured_health).await?;
+    let consoles = Consoles::new(bmcs.clone(), &config.state, shutdown.clone());
     let socket = local::bind(&config.socket)
         .with_context(|| format!("cannot listen on {}: does its directory exist?", config.socket.display()))?;
     let listener = TcpListener::bind(config.metrics)
@@ -325,6 +330,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
             intent: intent.clone(),
             bmcs: bmcs.clone(),
             machines: machines.clone(),
+            consoles: consoles.clone(),
             boot_has,
             spool: spool.clone(),
             timelines,
@@ -335,6 +341,13 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
         };
         let shutdown = shutdown.clone();
         parts.spawn(async move { Ok(local::serve(socket, node, shutdown).await.map(|()| "local socket")?) });
+    }
+    {
+        let (consoles, intent) = (consoles.clone(), intent.subscribe());
+        parts.spawn(async move {
+            consoles.run(intent).await;
+            Ok("consoles")
+        });
     }
     {
         let (state, spool, clock, shutdown) = (config.state.clone(), spool.clone(), clock.clone(), shutdown.clone());
@@ -364,7 +377,19 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
         parts.spawn(async move { Ok(health::serve(listener, sources, shutdown).await.map(|()| "metrics")?) });
     }
     let settings = Settings { used: Arc::new(Mutex::new(config.clone())), exec, health: health_config, identity: None };
-    Ok(Running { metrics: metrics_at, intent, bmcs, machines, spool, ledger, calls, settings, parts, shutdown })
+    Ok(Running {
+        metrics: metrics_at,
+        intent,
+        bmcs,
+        machines,
+        consoles,
+        spool,
+        ledger,
+        calls,
+        settings,
+        parts,
+        shutdown,
+    })
 }
 
 impl Running {

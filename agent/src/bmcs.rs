@@ -8,14 +8,15 @@
 //! - A machine's BMC is asked in one conversation, as most have few sessions to give; what is not
 //!   asked any more is closed.
 //! - The certificate that a BMC showed first is the only one that it is given its password over, as
-//!   long as it is at the same place; whoever has one is not asked by IPMI instead.
+//!   long as it is at the same place; whoever has one is not asked by IPMI instead. A serial console
+//!   is in IPMI alone: who does not want it asked for that either, says `redfish`.
 //! - Nothing is changed by a BMC that is on another mainboard than the machine.
 //! - A person who asks goes before what is read regularly.
 
 use std::{
     collections::{BTreeMap, HashMap},
     fs, io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -25,7 +26,7 @@ use futures_util::future::join_all;
 use ipnet::IpNet;
 use rackhand_bmc::{
     Bmc, BmcError, Credentials,
-    ipmi::Ipmi,
+    ipmi::{Console, Ipmi},
     redfish::{Bounds, Fingerprint, Redfish, Target, Which},
 };
 use rackhand_common::{
@@ -90,6 +91,20 @@ struct Known {
 impl Known {
     fn believed(&self) -> Option<&str> {
         self.access.fingerprint.as_deref().or(self.shown.as_deref())
+    }
+
+    /// Where its serial console is.
+    fn console_at(&self) -> Result<SocketAddr, BmcError> {
+        let Access { at, protocol, .. } = &self.access;
+        match protocol {
+            Protocol::Ipmi => Ok(at.or(IPMI)),
+            Protocol::Either => Ok((at.address, IPMI).into()),
+            Protocol::Redfish => Err(BmcError::Unsupported(
+                "a serial console is in IPMI only, and its BMC is to be asked by Redfish alone: \
+                 `rackhand bmc set` with --protocol either"
+                    .to_owned(),
+            )),
+        }
     }
 }
 
@@ -214,6 +229,13 @@ impl Bmcs {
             }
         };
         Some(Reached { bmcs: self.clone(), conversation, known })
+    }
+
+    /// Whether a machine has a serial console that we can open, or why not in words.
+    pub fn has_console(&self, machine: MachineId) -> Result<(), String> {
+        let stored = self.stored();
+        let known = stored.bmcs.get(&machine).ok_or("nobody has said how its BMC is reached: `rackhand bmc set`")?;
+        known.console_at().map(drop).map_err(|error| error.to_string())
     }
 
     /// Asks the BMC of a machine now: [`Seen`] as JSON, or why not in words.
@@ -343,6 +365,20 @@ impl Reached {
             )));
         }
         Ok(bmc)
+    }
+
+    /// Begins to open the machine's serial console, from its present holder if it `takes_over`; in a
+    /// session of its own.
+    pub async fn console(&self, takes_over: bool) -> Result<Console, BmcError> {
+        let Access { at, user, password, mainboard, .. } = &self.known.access;
+        let console = self.known.console_at()?;
+        check_place(at.address, self.bmcs.0.networks.as_deref())?;
+        // Whoever types changes something.
+        if mainboard.is_some() {
+            self.of_this_machine().await?;
+        }
+        let credentials = Credentials { user: user.clone(), password: password.clone().into() };
+        Console::open(console, &credentials, takes_over).await
     }
 
     /// Asks it now.

@@ -6,9 +6,11 @@
 //! credentials. They talk over the node's unix socket ([`local`]).
 
 pub mod agent;
+mod backoff;
 pub mod bmcs;
 pub mod boot;
 pub mod clock;
+pub mod console;
 pub mod doctor;
 pub mod health;
 pub mod intent;

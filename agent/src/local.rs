@@ -41,6 +41,7 @@ use rackhand_common::{
 
 use crate::{
     bmcs::Bmcs,
+    console::{self, Consoles},
     health::Machines,
     intent,
     spool::{Spool, chain},
@@ -104,6 +105,8 @@ pub struct Node {
     pub bmcs: Bmcs,
     /// How the machines fare.
     pub machines: Machines,
+    /// Serial consoles.
+    pub consoles: Consoles,
     /// The revision of it that boot has on its disk, as it last said.
     pub boot_has: watch::Sender<u64>,
     /// Where boot's events go.
@@ -182,6 +185,16 @@ impl Desk {
                 () = shutdown.cancelled() => return Ok(()),
             };
             let answer = match request {
+                Ok(Some(LocalRequest::Console { machine, who })) => match self.watch(&machine, &who) {
+                    Ok(watch) => {
+                        let opened = wire::frame(&LocalResponse::Console);
+                        timeout(FRAME, stream.write_all(&opened)).await.map_err(|_| LocalError::TimedOut)??;
+                        let (read, write) = stream.into_split();
+                        // It ends by itself at shutdown, and says so.
+                        return Ok(console::serve(watch, read, write).await?);
+                    }
+                    Err(refusal) => refusal,
+                },
                 Ok(Some(request)) => self.answer(request, &shutdown).await,
                 Ok(None) => return Ok(()),
                 // Boot was upgraded before this process: it asks again until this one is, too.
@@ -228,15 +241,25 @@ impl Desk {
                     Ok(json) => LocalResponse::Seen(json),
                     Err(reason) => LocalResponse::Unavailable(reason),
                 },
-                None => LocalResponse::NotFound(format!("no machine has the id, name or MAC {machine:?}")),
+                None => unknown(&machine),
             },
             LocalRequest::Health(machine) => self.health(machine.as_deref()),
+            LocalRequest::Recording { machine, offset } => match self.find(&machine) {
+                Some(machine) => match self.node.consoles.recording(machine.id, None, offset).await {
+                    Ok(bytes) => LocalResponse::Recording(bytes),
+                    Err(reason) => LocalResponse::NotFound(reason),
+                },
+                None => unknown(&machine),
+            },
+            LocalRequest::Console { machine, .. } => {
+                unreachable!("the console of {machine} takes the whole connection")
+            }
             LocalRequest::Timeline(machine) => match self.find(&machine) {
                 Some(machine) => {
                     let events = self.node.timelines.events(machine.id);
                     LocalResponse::Timeline { machine, events }
                 }
-                None => LocalResponse::NotFound(format!("no machine has the id, name or MAC {machine:?}")),
+                None => unknown(&machine),
             },
         }
     }
@@ -251,11 +274,16 @@ impl Desk {
             }
             Some(wanted) => match self.find(wanted) {
                 Some(view) => vec![named(view)],
-                None => return LocalResponse::NotFound(format!("no machine has the id, name or MAC {wanted:?}")),
+                None => return unknown(wanted),
             },
         };
         let standings: Vec<_> = asked.into_iter().map(|(id, name)| self.node.machines.standing(id, name)).collect();
         LocalResponse::Health(serde_json::to_string(&standings).expect("standings always serialize"))
+    }
+
+    fn watch(&self, machine: &str, who: &str) -> Result<console::Watch, LocalResponse> {
+        let found = self.find(machine).ok_or_else(|| unknown(machine))?;
+        self.node.consoles.watch(found.id, who).map_err(LocalResponse::Unavailable)
     }
 
     fn hear_boot(&self) {
@@ -309,6 +337,10 @@ impl Desk {
                 || (mac.is_some() && machine.mac == mac)
         })
     }
+}
+
+fn unknown(machine: &str) -> LocalResponse {
+    LocalResponse::NotFound(format!("no machine has the id, name or MAC {machine:?}"))
 }
 
 impl From<FetchError> for LocalResponse {
@@ -489,12 +521,14 @@ mod tests {
             let rack = RackId::fresh();
             let bmcs = Bmcs::open(dir.path(), rack, None).unwrap();
             let machines = Machines::unread(bmcs.clone(), spool.clone(), dir.path());
+            let shutdown = CancellationToken::new();
             let node = Node {
                 agent: AgentId::fresh(),
                 rack,
                 intent: intent.clone(),
-                bmcs,
                 machines,
+                bmcs: bmcs.clone(),
+                consoles: Consoles::new(bmcs, dir.path(), shutdown.clone()),
                 boot_has: watch::Sender::new(0),
                 spool: spool.clone(),
                 timelines,
@@ -503,7 +537,6 @@ mod tests {
                 health: watch::channel(None).1,
                 clock: Arc::new(SystemClock::default()),
             };
-            let shutdown = CancellationToken::new();
             let listener = bind(&dir.path().join("sock")).unwrap();
             let served = tokio::spawn(serve(listener, node, shutdown.clone()));
             Self { dir, intent, spool, shutdown, served }

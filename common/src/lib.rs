@@ -7,7 +7,7 @@
 //! [`channel`] is spoken between boot and the installer;
 //! [`image`] describes what the installer writes; [`pki`] says who may be whom; [`seal`] keeps
 //! secrets unreadable on disk; [`audit`] chains what was changed; [`places`] bounds connections; [`finding`] is how a program tells what it found when it
-//! examined itself.
+//! examined itself; [`terminal`] tells what is typed to a machine from what is meant for us.
 
 pub mod audit;
 pub mod bmc;
@@ -22,5 +22,6 @@ pub mod machine;
 pub mod pki;
 pub mod places;
 pub mod seal;
+pub mod terminal;
 pub mod time;
 pub mod wire;

@@ -499,6 +499,8 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
                 Box::pin(async move { fleet.series(rack, machine, query).await })
             })
         },
+        agents: Arc::new(fleet.clone()),
+        seats: api::Seats::default(),
         cut: {
             let fleet = fleet.clone();
             Arc::new(move |agent| fleet.cut(agent))

@@ -21,6 +21,7 @@ use std::{
 };
 
 use aws_lc_rs::hmac;
+use futures_util::future::BoxFuture;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rackhand_common::{
     bmc::Look,
@@ -28,7 +29,10 @@ use rackhand_common::{
     id::{AgentId, MachineId, RackId},
     pki::{self, Identity, KeyPin, NotAPeer, Peer, Role},
     time::{Clock, Mono},
-    wire::{self, AgentRequest, AgentResponse, Closing, Command, ControllerRequest, ControllerResponse, Welcome},
+    wire::{
+        self, AgentRequest, AgentResponse, CONSOLE_STREAM, Closing, Command, ConsoleRequest, ControllerRequest,
+        ControllerResponse, Welcome,
+    },
 };
 use rustls_pki_types::CertificateDer;
 use serde::{Serialize, de::DeserializeOwned};
@@ -39,6 +43,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    api::{Agents, Opened},
     authority::{AGENT_TTL, Authority, Issued},
     enrol::{self, Limits},
     events, intent, restored,
@@ -296,6 +301,44 @@ impl Fleet {
                 Ok(answer) => return Ok(answer),
                 Err(error) => {
                     tracing::warn!(%rack, error = &error as &dyn std::error::Error, "a series was not told")
+                }
+            }
+        }
+        Err(self.unreachable(rack).await)
+    }
+
+    /// Asks the rack's agent about a console.
+    async fn ask_of_console(
+        &self,
+        rack: RackId,
+        request: ControllerRequest,
+    ) -> Result<ControllerResponse, Unreachable> {
+        if let Some(live) = self.live(rack) {
+            match ask(&live.quic, &request).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    tracing::warn!(%rack, error = &error as &dyn std::error::Error, "about a console nothing was answered")
+                }
+            }
+        }
+        Err(self.unreachable(rack).await)
+    }
+
+    /// Opens a console at the rack's agent.
+    async fn open_console(&self, rack: RackId, request: ConsoleRequest) -> Result<Opened, Unreachable> {
+        if let Some(live) = self.live(rack) {
+            let opened: Result<_, Dropped> = timeout(PATIENCE, async {
+                let (mut send, recv) = live.quic.open_bi().await?;
+                send.write_all(&[&[CONSOLE_STREAM], &wire::frame(&request)[..]].concat()).await?;
+                Ok(Opened { say: Box::new(send), told: Box::new(recv) })
+            })
+            .await
+            .map_err(Dropped::from)
+            .flatten();
+            match opened {
+                Ok(opened) => return Ok(opened),
+                Err(error) => {
+                    tracing::warn!(%rack, error = &error as &dyn std::error::Error, "a console was not opened")
                 }
             }
         }
@@ -687,6 +730,22 @@ impl Fleet {
 
     fn racks(&self) -> std::sync::MutexGuard<'_, HashMap<RackId, Live>> {
         self.0.racks.lock().expect("nothing panics while it is held")
+    }
+}
+
+impl Agents for Fleet {
+    fn ask(
+        &self,
+        rack: RackId,
+        request: ControllerRequest,
+    ) -> BoxFuture<'static, Result<ControllerResponse, Unreachable>> {
+        let fleet = self.clone();
+        Box::pin(async move { fleet.ask_of_console(rack, request).await })
+    }
+
+    fn open(&self, rack: RackId, request: ConsoleRequest) -> BoxFuture<'static, Result<Opened, Unreachable>> {
+        let fleet = self.clone();
+        Box::pin(async move { fleet.open_console(rack, request).await })
     }
 }
 

@@ -10,6 +10,7 @@
 //! tenths of a second where real firmware takes seconds.
 
 pub mod clock;
+pub mod console;
 pub mod dhcp;
 pub mod disk;
 pub mod image;
@@ -23,6 +24,7 @@ pub mod system;
 pub mod tftp;
 pub mod wait;
 
+pub use console::Console;
 pub use machine::{Machine, Model};
 pub use operator::Operator;
 pub use rack::{Service, VirtualRack};

@@ -13,7 +13,7 @@ use rackhand_controller::controller::{self, Config, Seams};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::wait;
+use crate::{console::Console, wait};
 
 /// How long anything here may take. Nothing takes a tenth of it but on a machine that is busy
 /// with other things.
@@ -85,6 +85,29 @@ impl Operator {
     pub async fn metrics(&self) -> Result<String> {
         let answer = self.http.get(format!("{}/metrics", self.url)).send().await?;
         Ok(answer.error_for_status()?.text().await?)
+    }
+
+    /// Reads what is no JSON.
+    pub async fn text(&self, path: &str) -> Result<String> {
+        let answer = self.http.get(format!("{}{path}", self.url)).bearer_auth(&self.token).send().await?;
+        let (status, text) = (answer.status(), answer.text().await?);
+        anyhow::ensure!(status.is_success(), "{status}: {text}");
+        Ok(text)
+    }
+
+    /// Opens the console of a machine, by its id.
+    pub async fn console(&self, machine: &str) -> Result<Console> {
+        let request = self.http.get(format!("{}/v1/machines/{machine}/console", self.url)).bearer_auth(&self.token);
+        let request = request.header("connection", "upgrade").header("upgrade", "websocket");
+        let answer = request
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+            .send()
+            .await?;
+        if answer.status() != reqwest::StatusCode::SWITCHING_PROTOCOLS {
+            bail!("{}: {}", answer.status(), answer.text().await?);
+        }
+        Ok(Console::new(answer.upgrade().await?).await)
     }
 
     /// Acts.

@@ -15,7 +15,11 @@ use tempfile::TempDir;
 
 use rackhand_bmc::{
     Bmc, BmcError, Credentials,
-    ipmi::{Ipmi, packet},
+    ipmi::{
+        Console, Ipmi,
+        console::{ConsoleError, Told},
+        packet,
+    },
     told::{BootOverride, BootSource, PartKind, SensorKind, Severity},
 };
 use rackhand_common::machine::Power;
@@ -52,6 +56,11 @@ done
 
 impl Simulator {
     fn start(commands: &str) -> Self {
+        Self::with(commands, "")
+    }
+
+    /// One with these lines in its configuration, too.
+    fn with(commands: &str, lines: &str) -> Self {
         let dir = TempDir::new().unwrap();
         let path = |name: &str| dir.path().join(name);
         let address = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -75,6 +84,7 @@ set_working_mc 0x20
     guid a123456789abcdefa123456789abcdef
   endlan
   chassis_control "{chassis} 0x20"
+  {lines}
   user 1 true "" "test" user 10 none md2 md5 straight
   user 2 true "admin" "secret" admin 10 none md2 md5 straight
   user 3 true "operator" "opsecret" operator 10 none md2 md5 straight
@@ -483,4 +493,67 @@ async fn a_bmc_that_is_gone_is_unreachable_within_its_bound() {
     let began = Instant::now();
     assert!(matches!(bmc.power().await, Err(BmcError::Unreachable(_))));
     assert!(began.elapsed() < Duration::from_secs(25));
+}
+
+/// Reads until this was printed; what came before it, too.
+async fn printed(console: &mut Console, wanted: &str) -> String {
+    let mut shown = Vec::new();
+    let all = async {
+        while !String::from_utf8_lossy(&shown).contains(wanted) {
+            if let Told::Printed(bytes) = console.next().await.unwrap() {
+                shown.extend(bytes);
+            }
+        }
+    };
+    let in_time = tokio::time::timeout(Duration::from_secs(30), all).await;
+    let shown = String::from_utf8_lossy(&shown).into_owned();
+    assert!(in_time.is_ok(), "no {wanted} in {shown:?}");
+    shown
+}
+
+#[tokio::test]
+async fn a_serial_console_is_typed_to_read_taken_over_and_left() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let line = format!("sol \"tcp:{}\" 115200", listener.local_addr().unwrap());
+    // A machine that prints what it is sent in capitals, after a greeting.
+    let machine = tokio::spawn(async move {
+        loop {
+            let (mut line, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let _ = line.write_all(b"login: ").await;
+                let mut buffer = [0; 256];
+                while let Ok(length @ 1..) = line.read(&mut buffer).await {
+                    let answer = buffer[..length].to_ascii_uppercase();
+                    if line.write_all(&answer).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    let simulator = Simulator::with("", &line);
+    let credentials = || Credentials { user: "admin".to_owned(), password: "secret".to_owned().into() };
+    let mut console = Console::open(simulator.address, &credentials(), false).await.unwrap();
+    assert_eq!(console.next().await.unwrap(), Told::Opened);
+    // Longer than one packet.
+    let typed = "abcdefghij".repeat(50) + "!";
+    assert_eq!(console.type_in(typed.as_bytes()), typed.len());
+    let shown = printed(&mut console, "!").await;
+    assert!(shown.ends_with(&typed.to_uppercase()), "{shown:?}");
+
+    let mut other = Console::open(simulator.address, &credentials(), false).await.unwrap();
+    assert_eq!(other.next().await, Err(ConsoleError::InUse));
+    other.close().await;
+    let mut other = Console::open(simulator.address, &credentials(), true).await.unwrap();
+    assert_eq!(other.next().await.unwrap(), Told::Opened);
+    other.type_in(b"mine");
+    printed(&mut other, "MINE").await;
+    other.close().await;
+
+    // It was left: nobody has to be driven out.
+    let mut again = Console::open(simulator.address, &credentials(), false).await.unwrap();
+    assert_eq!(again.next().await.unwrap(), Told::Opened);
+    again.close().await;
+    machine.abort();
 }

@@ -1,6 +1,8 @@
 //! `rackhand-diag`: how the rack and its machines stand, told by the agent on this node,
 //! also while the controller cannot be reached.
 
+mod console;
+mod raw;
 mod show;
 
 use std::{
@@ -35,7 +37,8 @@ Examples:
   rackhand-diag machines
   rackhand-diag timeline 52:54:00:12:34:56 --follow
   rackhand-diag bmc web-1 sensors
-  rackhand-diag health web-1"
+  rackhand-diag health web-1
+  rackhand-diag console web-1"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -74,6 +77,20 @@ enum Command {
     Health {
         /// Its id, its name, or any of its network cards' addresses; all machines otherwise.
         machine: Option<String>,
+    },
+    /// A machine's serial console: at the beginning of a line `~.` leaves, `~?` tells more.
+    Console {
+        /// Its id, its name, or any of its network cards' addresses.
+        machine: String,
+        /// Only watch: nothing is typed.
+        #[arg(long, conflicts_with = "take")]
+        watch: bool,
+        /// Take the keyboard, whoever has it, and the console, when another session at the BMC has it.
+        #[arg(long)]
+        take: bool,
+        /// Print what was recorded during the latest run.
+        #[arg(long, conflicts_with_all = ["watch", "take"])]
+        log: bool,
     },
     /// Writes man pages and shells' completions into a directory: for packages.
     #[command(hide = true)]
@@ -195,6 +212,11 @@ fn run(arguments: Arguments) -> Result<()> {
             } else {
                 write!(out, "{}", show::health(&standings, Timestamp::now()))?;
             }
+        }
+        Command::Console { machine, log: true, .. } => console::recorded(&mut agent, &machine, &mut out)?,
+        Command::Console { machine, watch, take, .. } => {
+            drop(out);
+            console::show(agent, machine, watch, take)?;
         }
         Command::Documentation { .. } => unreachable!("done above, without an agent"),
     }

@@ -11,7 +11,6 @@
 //!   dials again.
 //! - A node that is not let in goes on serving its rack, says why, and asks again.
 
-mod backoff;
 mod enrol;
 mod fetch;
 mod identity;
@@ -28,8 +27,11 @@ use rackhand_common::{id::Incarnation, time::Clock};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use self::{backoff::Backoff, session::Ended};
-use crate::{bmcs::Bmcs, health::Machines, intent, ledger::Ledger, local::UplinkView, power::Call, spool::Spool};
+use self::session::Ended;
+use crate::{
+    backoff::Backoff, bmcs::Bmcs, console::Consoles, health::Machines, intent, ledger::Ledger, local::UplinkView,
+    power::Call, spool::Spool,
+};
 
 /// A connection that lasted this long was a good one: the next attempt comes at once.
 const GOOD: Duration = Duration::from_secs(3);
@@ -44,6 +46,8 @@ pub struct Uplink {
     pub bmcs: Bmcs,
     /// How the machines fare.
     pub machines: Machines,
+    /// Serial consoles.
+    pub consoles: Consoles,
     /// Where events come from.
     pub spool: Spool,
     /// Remembers the highest connection number.

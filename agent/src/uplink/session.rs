@@ -3,13 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use quinn::{Connection, ConnectionError, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
 use rackhand_common::{
     event::{Event, What},
     id::Incarnation,
     pki::{self, CONTROLLER_NAME},
     time::Mono,
-    wire::{self, ALPN, AgentRequest, AgentResponse, Closing, ControllerRequest, ControllerResponse, Hello, Welcome},
+    wire::{
+        self, ALPN, AgentRequest, AgentResponse, CONSOLE_STREAM, Closing, ConsoleRequest, ControllerRequest,
+        ControllerResponse, FromConsole, Hello, Welcome,
+    },
 };
 use rcgen::{CertificateParams, KeyPair};
 use tokio::{sync::oneshot, time::timeout};
@@ -22,6 +25,7 @@ use super::{
 };
 use crate::{
     bmcs::Bmcs,
+    console::{self, Consoles},
     health::Machines,
     intent,
     power::Call,
@@ -205,31 +209,68 @@ async fn serve(uplink: &Uplink, connection: &Connection) -> Result<()> {
     let requests = TaskTracker::new();
     loop {
         let (send, receive) = connection.accept_bi().await?;
-        let (intent, bmcs) = (uplink.intent.clone(), uplink.bmcs.clone());
-        let (calls, identity) = (uplink.calls.clone(), uplink.identity.clone());
-        let machines = uplink.machines.clone();
+        let desk = Desk {
+            intent: uplink.intent.clone(),
+            bmcs: uplink.bmcs.clone(),
+            machines: uplink.machines.clone(),
+            consoles: uplink.consoles.clone(),
+            calls: uplink.calls.clone(),
+            identity: uplink.identity.clone(),
+        };
         requests.spawn(async move {
-            if let Err(error) = timeout(PATIENCE, answer(send, receive, intent, bmcs, machines, calls, identity))
-                .await
-                .map_err(Into::into)
-                .flatten()
-            {
+            if let Err(error) = converse(send, receive, desk).await {
                 tracing::warn!(error = format!("{error:#}"), "a request of the controller was not answered");
             }
         });
     }
 }
 
-async fn answer(
-    mut send: SendStream,
-    mut receive: RecvStream,
+/// What the controller's requests are answered from.
+struct Desk {
     intent: intent::Store,
     bmcs: Bmcs,
     machines: Machines,
+    consoles: Consoles,
     calls: tokio::sync::mpsc::Sender<Call>,
     identity: Arc<Identity>,
-) -> Result<()> {
-    let request = match wire::decode(&receive.read_to_end(wire::MAX_LEN).await?) {
+}
+
+/// Tells a console, which lasts, from requests, which are answered in time.
+async fn converse(send: SendStream, mut receive: RecvStream, desk: Desk) -> Result<()> {
+    let mut first = [0];
+    timeout(PATIENCE, receive.read_exact(&mut first)).await??;
+    if first[0] == CONSOLE_STREAM {
+        return console(send, receive, desk.consoles).await;
+    }
+    timeout(PATIENCE, answer(send, receive, first[0], desk)).await?
+}
+
+/// Carries a console until the controller or the console ends it.
+async fn console(mut send: SendStream, mut receive: RecvStream, consoles: Consoles) -> Result<()> {
+    let request = timeout(PATIENCE, console::receive::<ConsoleRequest>(&mut receive)).await??;
+    let ConsoleRequest { machine, who } = request.context("a console without a machine")?;
+    let watch = match consoles.watch(machine, &who) {
+        Ok(watch) => watch,
+        Err(reason) => {
+            send.write_all(&wire::frame(&FromConsole::Ended(reason))).await?;
+            send.finish()?;
+            return Ok(());
+        }
+    };
+    if let Err(error) = console::serve(watch, &mut receive, &mut send).await {
+        // Its watcher, or the connection, is gone.
+        tracing::debug!(%machine, %error, "a console ended");
+    }
+    let _ = receive.stop(VarInt::from_u32(0));
+    let _ = send.finish();
+    Ok(())
+}
+
+/// Answers a request, whose first byte was read already.
+async fn answer(mut send: SendStream, mut receive: RecvStream, first: u8, desk: Desk) -> Result<()> {
+    let Desk { intent, bmcs, machines, consoles, calls, identity } = desk;
+    let rest = receive.read_to_end(wire::MAX_LEN - 1).await?;
+    let request = match wire::decode(&[&[first], &rest[..]].concat()) {
         Err(unknown @ wire::Malformed::Unknown(_)) => {
             tracing::warn!("a request of a later version of the controller is not understood");
             send.write_all(&wire::encode(&ControllerResponse::NotUnderstood(unknown.to_string()))).await?;
@@ -253,6 +294,14 @@ async fn answer(
         },
         ControllerRequest::Series(machine, query) => match machines.series(machine, query).await {
             Ok(json) => ControllerResponse::Seen(json),
+            Err(reason) => ControllerResponse::Refused(reason),
+        },
+        ControllerRequest::Console(machine) => match consoles.check(machine) {
+            Ok(()) => ControllerResponse::Console,
+            Err(reason) => ControllerResponse::Refused(reason),
+        },
+        ControllerRequest::Recording { machine, run, offset } => match consoles.recording(machine, run, offset).await {
+            Ok(bytes) => ControllerResponse::Recording(bytes),
             Err(reason) => ControllerResponse::Refused(reason),
         },
         ControllerRequest::Report => {

@@ -8,7 +8,7 @@ use crate::{
     bmc::{Bmcs, Look},
     event::Outcome,
     health::SeriesQuery,
-    id::{CommandId, Epoch, MachineId},
+    id::{CommandId, Epoch, MachineId, RunId},
     intent::Intent,
 };
 
@@ -29,6 +29,17 @@ pub enum ControllerRequest {
     Look(MachineId, Look),
     /// Tell what you kept of a sensor of this machine.
     Series(MachineId, SeriesQuery),
+    /// Whether this machine has a serial console: asked before one is opened.
+    Console(MachineId),
+    /// Tell what was recorded of this machine's console.
+    Recording {
+        /// Whose.
+        machine: MachineId,
+        /// During which run; the latest recording when absent.
+        run: Option<RunId>,
+        /// How many bytes to leave out at its beginning.
+        offset: u64,
+    },
 }
 
 /// A command that changes hardware. Its id goes into the agent's ledger before it is acted
@@ -83,4 +94,8 @@ pub enum ControllerResponse {
     /// To `Look`: [`Seen`](crate::bmc::Seen) as JSON; to `Series`: a
     /// [`Series`](crate::health::Series).
     Seen(String),
+    /// To `Console`: it has.
+    Console,
+    /// To `Recording`: some of it, at most 1 MiB; nothing behind its end.
+    Recording(Vec<u8>),
 }

@@ -254,6 +254,9 @@ fn bytes_of_the_controllers_requests() {
                     to: jiff::Timestamp::from_second(1_700_003_600).unwrap(),
                 },
             ),
+            ControllerRequest::Console(MachineId(uuid(1))),
+            ControllerRequest::Recording { machine: MachineId(uuid(1)), run: None, offset: 5 },
+            ControllerRequest::Recording { machine: MachineId(uuid(1)), run: Some(RunId(uuid(2))), offset: 0 },
         ],
         expect![[r#"
             000910050505050505050505050505050505050272310a4d000118010a4d0001010a4d00010a4d00640a4d0096061001010101010101010101010101010101036d2d31010200000000010a4d00090301001001010101010101010101010101010101036d2d31010200000000010a4d000903000110020202020202020202020202020202020101026431011001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643100070707070707070707070707070707070707070707070707070707070707070700036d2d3101107373682d656432353531392041414141001001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643100070707070707070707070707070707070707070707070707070707070707070701026431036d2d3101107373682d656432353531392041414141001001010101010101010101010101010101036d2d31010200000000010a4d000903000110020202020202020202020202020202020101026431030262310110030303030303030303030303030303031001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643102026231011003030303030303030303030303030303070707070707070707070707070707070707070707070707070707070707070700036d2d3101107373682d65643235353139204141414100
@@ -270,6 +273,9 @@ fn bytes_of_the_controllers_requests() {
             05100101010101010101010101010101010102
             05100101010101010101010101010101010103
             0610010101010101010101010101010101010446414e3114323032332d31312d31345432323a31333a32305a14323032332d31312d31345432333a31333a32305a
+            061001010101010101010101010101010101
+            0710010101010101010101010101010101010005
+            07100101010101010101010101010101010101100202020202020202020202020202020200
         "#]],
     );
 }
@@ -288,6 +294,8 @@ fn bytes_of_an_agents_answers() {
             ControllerResponse::Reported(Some(Intent { machines: Vec::new(), ..intent() })),
             ControllerResponse::NotUnderstood("no".into()),
             ControllerResponse::Seen("{}".into()),
+            ControllerResponse::Console,
+            ControllerResponse::Recording(vec![1, 2]),
         ],
         expect![[r#"
             0009
@@ -300,8 +308,47 @@ fn bytes_of_an_agents_answers() {
             05010910050505050505050505050505050505050272310a4d000118010a4d0001010a4d00010a4d00640a4d009600
             06026e6f
             07027b7d
+            08
+            09020102
         "#]],
     );
+}
+
+#[test]
+fn bytes_of_a_console() {
+    check(
+        &[ConsoleRequest { machine: MachineId(uuid(1)), who: "ada".into() }],
+        expect![[r#"
+        100101010101010101010101010101010103616461
+    "#]],
+    );
+    check(
+        &[ToConsole::Typed(vec![1, 2]), ToConsole::Take, ToConsole::Give, ToConsole::Break],
+        expect![[r#"
+        00020102
+        01
+        02
+        03
+    "#]],
+    );
+    check(
+        &[
+            FromConsole::Printed(vec![1, 2]),
+            FromConsole::Writer { who: None, is_you: false },
+            FromConsole::Writer { who: Some("ada".into()), is_you: true },
+            FromConsole::Lost(300),
+            FromConsole::Ended("no".into()),
+        ],
+        expect![[r#"
+            00020102
+            010000
+            01010361646101
+            02fb2c01
+            03026e6f
+        "#]],
+    );
+    let most = frame(&FromConsole::Printed(vec![0; MAX_CONSOLE_BYTES]));
+    assert!(most.len() <= MAX_CONSOLE);
 }
 
 #[test]
@@ -333,6 +380,8 @@ fn what_a_later_version_has_added_is_told_from_what_is_no_message() {
         Bmcs,
         Look,
         Series,
+        Console,
+        Recording,
         Inspect(String),
     }
     let check = |bytes: &[u8]| decode::<ControllerRequest>(bytes).unwrap_err();

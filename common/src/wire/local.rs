@@ -43,6 +43,22 @@ pub enum LocalRequest {
     Look(String, Look),
     /// By the technician: how one machine (by id, name or MAC) fares, or all of them.
     Health(Option<String>),
+    /// By the technician: the serial console of a machine (by id, name or MAC).
+    /// [`ToConsole`](super::ToConsole) and [`FromConsole`](super::FromConsole) follow, until the
+    /// connection ends.
+    Console {
+        /// Whose.
+        machine: String,
+        /// Who watches.
+        who: String,
+    },
+    /// By the technician: what was recorded of a machine's console (by id, name or MAC) last.
+    Recording {
+        /// Whose.
+        machine: String,
+        /// How many bytes to leave out at its beginning.
+        offset: u64,
+    },
 }
 
 /// The agent's answer.
@@ -80,6 +96,10 @@ pub enum LocalResponse {
     Seen(String),
     /// To `Health`: a list of [`Standing`](crate::health::Standing) as JSON.
     Health(String),
+    /// To `Console`: it is open.
+    Console,
+    /// To `Recording`: some of it, at most 1 MiB; nothing behind its end.
+    Recording(Vec<u8>),
 }
 
 /// The node as the technician sees it.

@@ -7,13 +7,16 @@
 //! Over QUIC a message is the whole of a stream's one direction, a request and its response
 //! one bidirectional stream. What a peer of a later version says and this one does not know is
 //! answered `NotUnderstood`, and the connection stays. Over the unix socket a message is preceded by its length as
-//! four bytes, big-endian ([`frame_len`]).
+//! four bytes, big-endian ([`frame_len`]). A console is a stream of such messages both ways
+//! ([`ConsoleRequest`]).
 
 mod agent;
+mod console;
 mod controller;
 mod local;
 
 pub use agent::{AgentRequest, AgentResponse, Hello, Welcome};
+pub use console::{CONSOLE_STREAM, ConsoleRequest, FromConsole, MAX_CONSOLE, MAX_CONSOLE_BYTES, ToConsole};
 pub use controller::{Action, Command, ControllerRequest, ControllerResponse};
 pub use local::{LocalRequest, LocalResponse, MachineView, NodeView};
 

@@ -175,6 +175,7 @@ fn list(records: &[Linked]) -> Table {
     let rows = records.iter().map(|Linked { number, record, .. }| {
         let changes = record.changes.iter().map(|change| {
             let what = match (&change.before, &change.after) {
+                (None, None) => "used",
                 (None, _) => "made",
                 (_, None) => "removed",
                 _ => "altered",

@@ -293,6 +293,22 @@ impl Client {
         Ok(Events { stream: Box::pin(stream), buffer: Vec::new() })
     }
 
+    /// A websocket (RFC 6455), when the controller opens one here.
+    pub(crate) async fn websocket(&self, path: &str) -> anyhow::Result<reqwest::Upgraded> {
+        let request = self
+            .request(Method::GET, path)
+            .header("connection", "upgrade")
+            .header("upgrade", "websocket")
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-key", tokio_tungstenite::tungstenite::handshake::client::generate_key());
+        let response = self.send(request).await?;
+        ensure!(
+            response.status() == StatusCode::SWITCHING_PROTOCOLS,
+            "the controller does not open a websocket: is there a proxy in between?"
+        );
+        response.upgrade().await.context("the connection was not kept")
+    }
+
     fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.context.controller));
         // Whoever logs in has none yet.

@@ -11,6 +11,7 @@ mod bmc;
 mod browser;
 mod client;
 mod complete;
+mod console;
 mod context;
 mod declared;
 mod export;
@@ -31,6 +32,7 @@ mod plan;
 mod pool;
 mod project;
 mod rack;
+mod raw;
 #[cfg(test)]
 mod reference;
 mod report;
@@ -157,6 +159,17 @@ A token that was made by hand is forgotten here and good still. The controller's
     /// BMCs: how machines' management controllers are reached, and what they tell
     #[command(subcommand)]
     Bmc(bmc::BmcCommand),
+    /// Console: a machine's serial line, and what was recorded of it
+    #[command(after_help = "  rackhand console web-1
+  rackhand console web-1 --watch            # types nothing
+  rackhand console web-1 --take             # takes the keyboard, whoever has it
+  rackhand console web-1 --log | less -R    # what was recorded during its latest run
+  rackhand console web-1 --log --run RUN
+
+What was printed lately comes first. Whoever types while nobody has the keyboard gets it. At the
+beginning of a line `~.` leaves, `~w` takes the keyboard, `~g` gives it up, `~B` sends a break,
+`~?` tells these. It is recorded who opened a console and who had the keyboard, not what was typed.")]
+    Console(console::Console),
     /// Addresses: claim, release, who has what and who had it
     #[command(subcommand)]
     Ip(ip::IpCommand),
@@ -313,6 +326,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<String> {
         Command::Pool(command) => pool::run(&client, command, output).await,
         Command::Report(command) => report::run(&client, command, output).await,
         Command::Bmc(command) => bmc::run(&client, command, output).await,
+        Command::Console(command) => console::run(&client, command).await,
         Command::Aggregate(command) => aggregate::run(&client, command, output).await,
         Command::Vrf(command) => vrf::run(&client, command, output).await,
         Command::Organisation(command) => organisation::run(&client, command, output).await,

@@ -128,6 +128,9 @@ pub const TABLE: Table = &[
     (Method::PUT, "/v1/machines/{machine}/health/override", May(MachineAdopt, Named(Thing::Machine))),
     (Method::DELETE, "/v1/machines/{machine}/health/override", May(MachineAdopt, Named(Thing::Machine))),
     (Method::GET, "/v1/machines/{machine}/health/series", May(MachineRead, Named(Thing::Machine))),
+    // Of a machine that is in use only its project's people; the verb looks.
+    (Method::GET, "/v1/machines/{machine}/console", May(MachinePower, Named(Thing::Machine))),
+    (Method::GET, "/v1/machines/{machine}/console/log", May(MachinePower, Named(Thing::Machine))),
     (Method::GET, "/v1/images", May(ImageRead, Anywhere)),
     (Method::POST, "/v1/images", May(ImageManage, Everything)),
     (Method::GET, "/v1/images/{image}", May(ImageRead, Anywhere)),

@@ -110,7 +110,7 @@ pub(super) struct AuditRecord {
 #[derive(Debug, Serialize, ToSchema)]
 struct Change {
     /// Which kind of thing: `machine`, `run`, `rack`, `agent`, `image`, `enrolment code`, `claim`, `pool`,
-    /// `aggregate`, `VRF`, `organisation`, `project`, `site`, `person`, `binding`, `token`.
+    /// `aggregate`, `VRF`, `console`, `organisation`, `project`, `site`, `person`, `binding`, `token`.
     #[schema(example = "machine")]
     kind: String,
     /// Its id.

@@ -17,6 +17,7 @@ mod audit;
 mod bindings;
 mod bmcs;
 mod claims;
+mod consoles;
 mod dry_run;
 mod error;
 mod events;
@@ -78,6 +79,7 @@ use uuid::Uuid;
 
 pub use self::{
     access::{Caller, fresh_token},
+    consoles::{Agents, Opened, Seats},
     error::Error,
     rate::{Rate, USUAL},
 };
@@ -126,6 +128,10 @@ pub struct App {
     pub look: Arc<Look>,
     /// Has the agent of a rack tell what it kept of a machine's sensor.
     pub series: Arc<SeriesOf>,
+    /// The racks' agents, for consoles.
+    pub agents: Arc<dyn Agents>,
+    /// Who has how many consoles open.
+    pub seats: Seats,
     /// Called while a revocation is being committed: cuts the agent's connection.
     pub cut: Arc<dyn Fn(AgentId) + Send + Sync>,
     /// Makes a fresh enrolment code: its text, and the hash to keep of it.
@@ -221,6 +227,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(health::show))
         .routes(routes!(health::set, health::remove))
         .routes(routes!(health::series))
+        .routes(routes!(consoles::log))
         .routes(routes!(runs::list))
         .routes(routes!(runs::show))
         .routes(routes!(runs::cancel))
@@ -269,6 +276,7 @@ fn operations() -> OpenApiRouter<App> {
     let long = OpenApiRouter::new()
         .routes(routes!(images::upload))
         .routes(routes!(events::follow))
+        .routes(routes!(consoles::open))
         .layer(DefaultBodyLimit::disable());
     quick.merge(long)
 }

@@ -13,6 +13,7 @@ use rackhand_common::{
     machine::{Content, Cpu, Disk, Firmware, Inventory, Mac, System},
     pki::KeyPin,
     time::{Mono, Now},
+    wire::{ConsoleRequest, ControllerRequest},
 };
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -21,6 +22,7 @@ use super::{access::Access, *};
 use crate::store::tests::{Ground, On, on_both};
 
 mod addresses;
+mod consoles;
 mod dry_run;
 mod matches;
 mod plans;
@@ -32,6 +34,31 @@ struct Still;
 impl Clock for Still {
     fn now(&self) -> Now {
         Now { mono: Mono(Duration::ZERO), wall: Timestamp::UNIX_EPOCH }
+    }
+}
+
+/// Agents that have recorded the runs of every machine, and open no console.
+struct Nodes;
+
+impl Agents for Nodes {
+    fn ask(
+        &self,
+        _: RackId,
+        request: ControllerRequest,
+    ) -> BoxFuture<'static, Result<ControllerResponse, Unreachable>> {
+        let recording = |run: Option<_>, offset| match (run, offset) {
+            (Some(run), 0) => format!("recorded in {run}").into_bytes(),
+            _ => Vec::new(),
+        };
+        let answer = match request {
+            ControllerRequest::Recording { run, offset, .. } => ControllerResponse::Recording(recording(run, offset)),
+            _ => ControllerResponse::Refused("no".into()),
+        };
+        Box::pin(async { Ok(answer) })
+    }
+
+    fn open(&self, _: RackId, _: ConsoleRequest) -> BoxFuture<'static, Result<Opened, Unreachable>> {
+        Box::pin(async { Err(Unreachable { rack: "lab".into() }) })
     }
 }
 
@@ -76,6 +103,8 @@ impl Bench {
             changed: Arc::new(|_| ()),
             look: Arc::new(|_, _, _| Box::pin(async { Ok(ControllerResponse::Seen(r#"{"sensors":{}}"#.into())) })),
             series: Arc::new(|_, _, _| Box::pin(async { Ok(ControllerResponse::Refused("no such sensor".into())) })),
+            agents: Arc::new(Nodes),
+            seats: Seats::default(),
             cut: Arc::new(|_| ()),
             new_code: Arc::new(|| ("RH1.secret.pin".into(), [7; 32])),
             agents_address: tokio::sync::watch::channel("controller.example:4433".into()).1,

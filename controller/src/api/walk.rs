@@ -380,6 +380,8 @@ fn each_operation_is_this_action_at_this_place() {
         PUT    /v1/machines/{machine}/health/override: machine.adopt where the machine is
         DELETE /v1/machines/{machine}/health/override: machine.adopt where the machine is
         GET    /v1/machines/{machine}/health/series: machine.read where the machine is
+        GET    /v1/machines/{machine}/console: machine.power where the machine is
+        GET    /v1/machines/{machine}/console/log: machine.power where the machine is
         GET    /v1/images: image.read anywhere
         POST   /v1/images: image.manage everything
         GET    /v1/images/{image}: image.read anywhere

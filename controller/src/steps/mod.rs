@@ -161,7 +161,9 @@ impl<C: Commands> Look<'_, C> {
                 ControllerResponse::Stored(_)
                 | ControllerResponse::Trusted
                 | ControllerResponse::Reported(_)
-                | ControllerResponse::Seen(_),
+                | ControllerResponse::Seen(_)
+                | ControllerResponse::Console
+                | ControllerResponse::Recording(_),
             ) => Ok(Sent::Waiting(WaitFor::Agent, "agent answered another question".to_owned())),
         }
     }

@@ -178,6 +178,11 @@ impl Tx {
         row.map(|row| digest(&row)).transpose()
     }
 
+    /// Writes this down with the commit: for what is worth a record and changes nothing.
+    pub fn note(&mut self, record: Record) {
+        self.records.push(record);
+    }
+
     /// Makes the record of what the present request changes in this transaction.
     pub(super) async fn make_record(&mut self) -> Result<(), StoreError> {
         let Some(asked) = Asked::present() else { return Ok(()) };

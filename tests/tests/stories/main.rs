@@ -5,6 +5,7 @@
 
 mod away;
 mod bmc;
+mod console;
 mod deploy;
 mod disks;
 mod health;

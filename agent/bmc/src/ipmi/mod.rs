@@ -4,7 +4,8 @@
 //! [`session`] is the sans-IO core of one session; [`device`] (§20), [`chassis`] (§28), [`sdr`]
 //! (§33, §43), [`sensor`] (§35, §36), [`states`] (§42), [`sel`] (§31, §32), [`fru`] (§34 and the
 //! FRU storage definition), [`dcmi`], [`lan`] (§23) and [`user`] (§22.26) are what is said inside
-//! one; [`client`] sends it.
+//! one; [`client`] sends it. [`sol`] (§15, §24, §26) is the bytes of a
+//! serial console, [`console`] the session of its own in which it is held.
 //!
 //! Invariants:
 //! - Every parser takes any bytes and never panics; those for a fuzzer are in [`PARSERS`].
@@ -16,6 +17,7 @@
 
 pub mod chassis;
 pub mod client;
+pub mod console;
 pub mod crypto;
 pub mod dcmi;
 pub mod device;
@@ -26,22 +28,25 @@ pub mod sdr;
 pub mod sel;
 pub mod sensor;
 pub mod session;
+pub mod sol;
 pub mod states;
 pub mod text;
 pub mod user;
 
 pub use client::Ipmi;
+pub use console::Console;
 
 /// A parser, which says whether the bytes have a meaning.
 pub type Parser = fn(&[u8]) -> bool;
 
 /// Every parser of a BMC's bytes, by name, for a fuzzer.
-pub const PARSERS: [(&str, Parser); 8] = [
+pub const PARSERS: [(&str, Parser); 9] = [
     ("packet", |bytes| packet::datagram(bytes).is_ok()),
     ("message", |bytes| packet::response(bytes).is_ok()),
     ("open", |bytes| session::open_response(bytes).is_ok()),
     ("rakp2", |bytes| session::rakp2(bytes).is_ok()),
     ("rakp4", |bytes| session::rakp4(bytes).is_ok()),
+    ("sol", |bytes| sol::packet(bytes).is_ok()),
     ("sdr", |bytes| sdr::record(bytes).is_ok()),
     ("sel", |bytes| sel::record(bytes).is_ok()),
     ("fru", |bytes| fru::parse(bytes).is_ok()),

@@ -17,6 +17,8 @@ pub struct Malformed(pub &'static str);
 pub enum Kind {
     /// A message.
     Ipmi,
+    /// Serial over LAN.
+    Sol,
     /// RMCP+ Open Session Request.
     OpenRequest,
     /// RMCP+ Open Session Response.
@@ -36,6 +38,7 @@ impl Kind {
     pub fn code(self) -> u8 {
         match self {
             Self::Ipmi => 0x00,
+            Self::Sol => 0x01,
             Self::OpenRequest => 0x10,
             Self::OpenResponse => 0x11,
             Self::Rakp1 => 0x12,
@@ -48,6 +51,7 @@ impl Kind {
     fn of(code: u8) -> Result<Self, Malformed> {
         Ok(match code {
             0x00 => Self::Ipmi,
+            0x01 => Self::Sol,
             0x10 => Self::OpenRequest,
             0x11 => Self::OpenResponse,
             0x12 => Self::Rakp1,

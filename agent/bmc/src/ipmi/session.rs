@@ -10,8 +10,9 @@
 //!   tried again before anyone is called wrong: the BMC may have answered two copies of a message
 //!   with two random numbers.
 //!
-//! Deliberately not here: keep-alives (an idle session ends, and the next request opens another)
-//! and serial over LAN.
+//! Deliberately not here: keep-alives (an idle session ends, and the next request opens another; who
+//! has a console open asks something now and then), and what serial over LAN means: its packets are
+//! carried.
 
 use std::{collections::VecDeque, fmt, time::Duration};
 
@@ -39,6 +40,10 @@ const PATIENCE: [Duration; 4] =
 
 /// How long a busy BMC is left alone.
 const BUSY_PAUSE: Duration = Duration::from_millis(300);
+
+/// How many packets of serial over LAN may wait to be taken; the BMC sends one after another, and
+/// again what was not acknowledged.
+const CARRIED: usize = 16;
 
 /// How often a login is begun anew.
 const LOGINS: u8 = 4;
@@ -69,6 +74,8 @@ pub struct Session {
     exchange: Option<Exchange>,
     wanted: Option<Wanted>,
     answer: Option<Result<Vec<u8>, Failure>>,
+    /// Packets of serial over LAN that came.
+    carried: VecDeque<Vec<u8>>,
     rq_sequence: u8,
     last_heard: Mono,
 }
@@ -120,7 +127,7 @@ enum Outgoing {
     /// As it is.
     Clear(Vec<u8>),
     /// To be encrypted and signed.
-    Sealed(Vec<u8>),
+    Sealed(Kind, Vec<u8>),
 }
 
 /// What was asked and has no answer.
@@ -187,6 +194,7 @@ impl Session {
             exchange: None,
             wanted: None,
             answer: None,
+            carried: VecDeque::new(),
             rq_sequence: 0,
             last_heard: now,
         })
@@ -234,19 +242,31 @@ impl Session {
         self.end(BmcError::Unreachable("the session was closed".to_owned()));
     }
 
+    /// Sends a packet of serial over LAN (§15.9), when the session is open.
+    pub fn carry(&mut self, packet: Vec<u8>) {
+        if self.is_open() {
+            self.outgoing.push_back(Outgoing::Sealed(Kind::Sol, packet));
+        }
+    }
+
+    /// A packet of serial over LAN that has come. Taken once.
+    pub fn carried(&mut self) -> Option<Vec<u8>> {
+        self.carried.pop_front()
+    }
+
     /// A datagram to send; `vector` is random, and another one each time.
     pub fn transmit(&mut self, vector: [u8; 16]) -> Option<Vec<u8>> {
         loop {
             match (self.outgoing.pop_front()?, &mut self.state) {
                 (Outgoing::Clear(bytes), _) => return Some(bytes),
                 (
-                    Outgoing::Sealed(payload),
+                    Outgoing::Sealed(kind, payload),
                     State::Open { secure, .. } | State::Closed { secure: Some(secure), .. },
                 ) => {
                     let sealed = secure.keys.encrypt(vector, &payload);
                     let sequence = secure.next;
                     secure.next = secure.next.wrapping_add(1).max(1);
-                    return Some(packet::secured(Kind::Ipmi, secure.bmc, sequence, &sealed, |covered| {
+                    return Some(packet::secured(kind, secure.bmc, sequence, &sealed, |covered| {
                         secure.keys.sign(covered)
                     }));
                 }
@@ -291,7 +311,7 @@ impl Session {
                     self.rq_sequence
                 });
                 *sequence = Some(number);
-                self.outgoing.push_back(Outgoing::Sealed(request.message(number)));
+                self.outgoing.push_back(Outgoing::Sealed(Kind::Ipmi, request.message(number)));
             }
         }
     }
@@ -466,6 +486,10 @@ impl Session {
         self.last_heard = now;
         match plus.kind {
             Kind::Ipmi => self.answered(now, packet::response(&payload)?),
+            Kind::Sol if self.carried.len() < CARRIED => {
+                self.carried.push_back(payload);
+                Ok(())
+            }
             _ => Err(Malformed("not what was asked for")),
         }
     }
@@ -577,14 +601,14 @@ impl Session {
         if let State::Open { secure, .. } = std::mem::replace(&mut self.state, closed) {
             let request = Request::new(0x06, 0x3c, &secure.bmc.to_le_bytes());
             let message = request.message(self.next_rq());
-            self.outgoing.push_back(Outgoing::Sealed(message));
+            self.outgoing.push_back(Outgoing::Sealed(Kind::Ipmi, message));
             self.state = State::Closed { why, secure: Some(secure) };
         }
     }
 
     fn ask(&mut self, now: Mono, request: Request, purpose: Purpose) {
         let sequence = self.next_rq();
-        self.outgoing.push_back(Outgoing::Sealed(request.message(sequence)));
+        self.outgoing.push_back(Outgoing::Sealed(Kind::Ipmi, request.message(sequence)));
         let message = Message::Request { request, sequence: Some(sequence), purpose };
         self.exchange = Some(Exchange { message, sent: 1, again: now.plus(PATIENCE[0]) });
     }

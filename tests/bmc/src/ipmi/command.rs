@@ -348,8 +348,9 @@ fn activate_payload(context: &mut Context<'_>, data: &[u8]) -> Answer {
 
 fn deactivate_payload(context: &mut Context<'_>, data: &[u8]) -> Answer {
     byte(data, 0)?;
-    let session = context.session.as_mut().ok_or(NO_PRIVILEGE)?;
-    if !std::mem::take(&mut session.has_console) {
+    context.session.as_ref().ok_or(NO_PRIVILEGE)?;
+    // Of whichever session has it: that is how a console is taken over (§24.2).
+    if !context.is_console_taken {
         return Err(No::Code(0x80));
     }
     Ok(Vec::new())

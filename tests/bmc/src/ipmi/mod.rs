@@ -39,6 +39,8 @@ pub struct Server {
     sessions: Sessions,
     memory: Memory,
     line: Line,
+    /// The session whose console was taken away, which is to be told.
+    deprived: Option<u32>,
     typed: Vec<u8>,
     restarts: u64,
     datagrams: u64,
@@ -97,6 +99,10 @@ impl Server {
 
     /// What to send to the console now, and where. `random` is used once.
     pub fn transmit(&mut self, now: Timestamp, random: [u8; 16]) -> Option<(SocketAddr, Vec<u8>)> {
+        let deprived = self.deprived.take();
+        if let Some(session) = self.sessions.open.iter_mut().find(|session| Some(session.id) == deprived) {
+            return Some((session.peer?, session.seal(1, random, &sol::DEACTIVATED)?));
+        }
         let session = self.sessions.open.iter_mut().find(|session| session.has_console)?;
         let packet = self.line.transmit(now)?;
         Some((session.peer?, session.seal(1, random, &packet)?))
@@ -178,6 +184,7 @@ impl Server {
     ) -> Option<Vec<u8>> {
         let open = self.sessions.open.iter().filter(|session| session.is_open()).count() as u8;
         let taken = self.sessions.open.iter().any(|session| session.has_console);
+        let asking = session;
         let session = session.and_then(|id| self.sessions.open.iter_mut().find(|session| session.id == id));
         let mut context = Context {
             now,
@@ -193,6 +200,13 @@ impl Server {
             Ok(data) => {
                 if (request.net_fn, request.command) == (0x06, 0x48) {
                     self.line = Line::default();
+                }
+                if (request.net_fn, request.command) == (0x06, 0x49) {
+                    let holder = self.sessions.open.iter_mut().find(|session| session.has_console);
+                    if let Some(holder) = holder {
+                        holder.has_console = false;
+                        self.deprived = (asking != Some(holder.id)).then_some(holder.id);
+                    }
                 }
                 Some(request.answer(&[&[0][..], &data].concat()))
             }

@@ -15,6 +15,9 @@ const LONGEST: usize = 200;
 /// How much printed text may wait; a console that is slower slows the machine's line down.
 pub(crate) const ROOM: usize = 4096;
 
+/// A packet that says that the console is deactivated.
+pub(crate) const DEACTIVATED: [u8; 4] = [0, 0, 0, 0x10];
+
 /// NACK, among the bits of the fourth byte.
 const NACK: u8 = 0x40;
 

@@ -8,13 +8,13 @@ const LONGEST: Duration = Duration::from_secs(30);
 
 /// The waits of one spell of failures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
     /// The next wait: between half of its bound and all of it, as `chance` (any number) has it.
-    pub(super) fn next(&mut self, chance: u32) -> Duration {
+    pub(crate) fn next(&mut self, chance: u32) -> Duration {
         let bound = FIRST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
         bound / 2 + (bound / 2).mul_f64(f64::from(chance) / f64::from(u32::MAX))
