@@ -268,7 +268,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let ledger = Ledger::open(database, spool.clone(), clock.now().wall).await?;
     let intent = intent::Store::open_for(&config.state, link.rack)
         .with_context(|| format!("cannot read the intent in {}", config.state.display()))?;
-    let bmcs = Bmcs::open(&config.state, link.rack, config.bmc_networks.clone())
+    let bmcs = Bmcs::open(&config.state, link.rack, config.bmc_networks.clone(), clock.clone())
         .with_context(|| format!("cannot read how BMCs are reached in {}", config.state.display()))?;
     let socket = local::bind(&config.socket)
         .with_context(|| format!("cannot listen on {}: does its directory exist?", config.socket.display()))?;

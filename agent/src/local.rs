@@ -470,7 +470,7 @@ mod tests {
                 agent: AgentId::fresh(),
                 rack,
                 intent: intent.clone(),
-                bmcs: Bmcs::open(dir.path(), rack, None).unwrap(),
+                bmcs: Bmcs::open(dir.path(), rack, None, Arc::new(crate::clock::SystemClock::default())).unwrap(),
                 boot_has: watch::Sender::new(0),
                 spool: spool.clone(),
                 timelines,

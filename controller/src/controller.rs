@@ -48,6 +48,7 @@ use crate::{
     images::{self, Images},
     oidc::{self, Oidc},
     passwords::Passwords,
+    rotations::{self, Rotations},
     samples, seal_key,
     store::{Place, Store, StoreError},
     telemetry::Telemetry,
@@ -466,10 +467,12 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     let tls = https::tls(authority.bundle(), identity, certificates.clone())?;
     let (address, agents_address) = watch::channel(config.told_to_agents(agents_at.port()));
     let root_pin = authority.root_pin();
+    let rotations = Rotations::default();
     let changed = {
-        let (workflows, fleet) = (workflows.clone(), fleet.clone());
+        let (workflows, fleet, rotations) = (workflows.clone(), fleet.clone(), rotations.clone());
         Arc::new(move |rack| {
             workflows.wake();
+            rotations.wake();
             fleet.wake(rack);
         })
     };
@@ -489,6 +492,13 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
             Arc::new(move |rack, machine, look| {
                 let fleet = fleet.clone();
                 Box::pin(async move { fleet.look(rack, machine, look).await })
+            })
+        },
+        standings: {
+            let fleet = fleet.clone();
+            Arc::new(move |rack| {
+                let fleet = fleet.clone();
+                Box::pin(async move { fleet.standings(rack).await })
             })
         },
         cut: {
@@ -528,6 +538,8 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     parts.add("the addresses", hand_out);
     parts.add("the samples of pools", samples::run(store.clone(), clock.clone(), shutdown.clone()));
     parts.add("the agents' connections", fleet.clone().run(endpoint, shutdown.clone()));
+    let run = rotations::run(rotations, store.clone(), fleet.clone(), clock.clone(), shutdown.clone());
+    parts.add("the passwords of BMCs", run);
     parts.add("the workflows", workflows::run(workflows, store.clone(), fleet, clock, shutdown.clone()));
     parts.add("the audit record", audit::run(store.clone(), shutdown.clone()));
     parts.add("the images", {

@@ -23,6 +23,7 @@ pub mod intent;
 pub mod oidc;
 pub mod passwords;
 pub mod restored;
+pub mod rotations;
 pub mod samples;
 pub mod seal_key;
 pub mod steps;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    bmc::{Bmcs, Look},
+    bmc::{Beside, Bmcs, Look},
     event::Outcome,
     id::{CommandId, Epoch, MachineId},
     intent::Intent,
@@ -26,6 +26,13 @@ pub enum ControllerRequest {
     Bmcs(Bmcs),
     /// Ask the BMC of this machine now.
     Look(MachineId, Look),
+    /// As `Bmcs`, with what there is beside each.
+    BmcsBeside(Bmcs, Vec<Beside>),
+    /// Give the BMC of this machine its next password, as it is in the BMCs of this revision or a
+    /// newer one; asked again and again until that is done.
+    Rotate(MachineId, u64),
+    /// Tell what is known of the rack's BMCs without asking them.
+    Standings,
 }
 
 /// A command that changes hardware. Its id goes into the agent's ledger before it is acted
@@ -63,7 +70,7 @@ pub enum Action {
 /// An agent's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControllerResponse {
-    /// To `Intent` and `Bmcs`: this revision, or a newer one, is on disk.
+    /// To `Intent`, `Bmcs` and `BmcsBeside`: this revision, or a newer one, is on disk.
     Stored(u64),
     /// To `Command`: it is in the ledger; its outcome follows as an event.
     Accepted,
@@ -79,4 +86,8 @@ pub enum ControllerResponse {
     NotUnderstood(String),
     /// To `Look`: [`Seen`](crate::bmc::Seen) as JSON.
     Seen(String),
+    /// To `Rotate`: [`Rotated`](crate::bmc::Rotated) as JSON.
+    Rotated(String),
+    /// To `Standings`: a list of [`Standing`](crate::bmc::Standing) as JSON.
+    Standings(String),
 }

@@ -104,6 +104,7 @@ pub const TABLE: Table = &[
     (Method::PUT, "/v1/racks/{rack}/bmcs/{machine}", May(RackManage, Named(Thing::Rack))),
     (Method::DELETE, "/v1/racks/{rack}/bmcs/{machine}", May(RackManage, Named(Thing::Rack))),
     (Method::GET, "/v1/racks/{rack}/bmcs/{machine}/{what}", May(RackRead, Named(Thing::Rack))),
+    (Method::POST, "/v1/racks/{rack}/bmcs/{machine}/rotate", May(RackManage, Named(Thing::Rack))),
     (Method::GET, "/v1/agents", May(AgentRead, Anywhere)),
     (Method::POST, "/v1/agents/{agent}/revoke", May(AgentRevoke, Named(Thing::Agent))),
     (Method::POST, "/v1/agents/{agent}/replace", May(AgentRevoke, Named(Thing::Agent))),

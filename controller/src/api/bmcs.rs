@@ -11,8 +11,11 @@ use axum::{
 };
 use jiff::Timestamp;
 use rackhand_common::{
-    bmc::{Access, At, Look, MAX_PASSWORD, MAX_USER, NoProtocol, Protocol, Seen},
+    bmc::{
+        Access, At, FRESH, Identity, Look, MAX_PASSWORD, MAX_USER, NoProtocol, Protocol, Seen, Standing, fresh_password,
+    },
     id,
+    machine::Mainboard,
     wire::ControllerResponse,
 };
 use rackhand_controller_core::access::Action;
@@ -48,6 +51,37 @@ pub(super) struct BmcAccess {
     /// Since when it is so.
     #[schema(value_type = String, format = DateTime)]
     changed: Timestamp,
+    /// When it got another password last.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    rotated: Option<Timestamp>,
+    /// The change of its password that was asked for, as long as it is not done.
+    rotation: Option<BmcRotation>,
+    /// Logins that were denied since one was taken, as far as the rack's agent says.
+    denied: Option<u32>,
+    /// Until when it is not logged in to, so that its account is not locked.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    rests_until: Option<Timestamp>,
+    /// What it told of itself last, when that is another mainboard than the machine's: nothing is
+    /// changed by it. The other side is `mainboard`.
+    #[schema(value_type = Option<Object>)]
+    other: Option<Identity>,
+    /// The mainboard that it has to be on.
+    #[schema(value_type = Option<Object>)]
+    mainboard: Option<Mainboard>,
+}
+
+/// A change of a BMC's password that is not done.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct BmcRotation {
+    /// Since when it is asked for.
+    #[schema(value_type = String, format = DateTime)]
+    since: Timestamp,
+    /// What it waits for.
+    detail: Option<String>,
+    /// Why it was given up: it goes on when it is asked for again.
+    failed: Option<String>,
+    /// Whether the BMC may have the new password already. The rack's agent finds that out.
+    is_begun: bool,
 }
 
 /// How the BMC of a machine is to be reached.
@@ -73,7 +107,8 @@ pub(super) struct NewBmcAccess {
 
 impl BmcAccess {
     fn of(row: store::StoredBmc) -> Self {
-        let store::StoredBmc { access, changed, .. } = row;
+        let store::StoredBmc { access, changed, rotated, rotation, next, .. } = row;
+        let is_begun = next.is_some_and(|next| next.is_begun);
         Self {
             machine: access.machine,
             address: access.at.to_string(),
@@ -81,7 +116,25 @@ impl BmcAccess {
             user: access.user,
             fingerprint: access.fingerprint,
             changed,
+            rotated,
+            rotation: rotation.map(|store::Rotation { since, detail, failed }| BmcRotation {
+                since,
+                detail,
+                failed,
+                is_begun,
+            }),
+            denied: None,
+            rests_until: None,
+            other: None,
+            mainboard: access.mainboard,
         }
+    }
+
+    /// With what the rack's agent knows of it.
+    fn standing(self, standings: &[Standing]) -> Self {
+        let Some(standing) = standings.iter().find(|standing| standing.machine == self.machine) else { return self };
+        let Standing { denied, rests_until, other, .. } = standing.clone();
+        Self { denied: Some(denied), rests_until, other, ..self }
     }
 }
 
@@ -160,8 +213,9 @@ pub(super) async fn list(
     let rack = caller.rack(&app, &rack).await?;
     let after = parse("after", window.after.as_deref())?;
     let rows = app.store.bmcs(rack, after, limit + 1).await?;
+    let standings = if rows.is_empty() { Vec::new() } else { (app.standings)(rack).await };
     let cursor = |row: &store::StoredBmc| row.access.machine.to_string();
-    Ok(axum::Json(Page::of(rows, limit, cursor, BmcAccess::of)))
+    Ok(axum::Json(Page::of(rows, limit, cursor, |row| BmcAccess::of(row).standing(&standings))))
 }
 
 /// Show how a machine's BMC is reached
@@ -175,7 +229,8 @@ pub(super) async fn show(
 ) -> Result<impl IntoResponse, Error> {
     let machine = of_rack(&app, &caller, &rack, &machine).await?;
     let row = app.store.bmc(machine.id).await?;
-    Ok(tagged(row.version, BmcAccess::of(row)))
+    let standings = (app.standings)(machine.rack).await;
+    Ok(tagged(row.version, BmcAccess::of(row).standing(&standings)))
 }
 
 /// Say how a machine's BMC is reached
@@ -197,11 +252,36 @@ pub(super) async fn set(
     let access = body.access(&machine)?;
     let known = tx.bmc(machine.id).await?;
     expected.check(known.map_or(0, |known| known.version))?;
-    tx.set_bmc(app.clock.now().wall, &machine, &access).await?;
+    tx.reach_bmc(app.clock.now().wall, &machine, &access).await?;
     let row = tx.bmc(machine.id).await?.ok_or(store::StoreError::NotFound("BMC of this machine"))?;
     tx.commit().await?;
     (app.changed)(machine.rack);
     Ok(tagged(row.version, BmcAccess::of(row)))
+}
+
+/// Give a machine's BMC another password
+///
+/// A random one, which nobody sees. The rack's agent sets it in the account that it logs in with,
+/// logs in anew to prove it, and only then the one before is forgotten: interrupted anywhere, one of
+/// both is known to work, and the next request goes on. `rotation` of the BMC tells how far it is;
+/// it is absent when it is done.
+#[utoipa::path(post, path = "/v1/racks/{rack}/bmcs/{machine}/rotate", tag = "bmcs",
+    params(("rack" = String, Path, description = "Id or name."), ("machine" = String, Path, description = "Id or name.")),
+    responses((status = 202, body = BmcAccess)))]
+pub(super) async fn rotate(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path((rack, machine)): Path<(String, String)>,
+) -> Result<impl IntoResponse, Error> {
+    let mut tx = app.store.begin().await?;
+    let machine = held(&caller, &mut tx, Action::RackManage, &rack, &machine).await?;
+    let mut random = [0; 2 * FRESH];
+    aws_lc_rs::rand::fill(&mut random).map_err(|_| Error::unavailable("the system has no random bytes"))?;
+    tx.begin_rotation(app.clock.now().wall, &machine, &fresh_password(&random)).await?;
+    let row = tx.bmc(machine.id).await?.ok_or(store::StoreError::NotFound("BMC of this machine"))?;
+    tx.commit().await?;
+    (app.changed)(machine.rack);
+    Ok((StatusCode::ACCEPTED, tagged(row.version, BmcAccess::of(row))))
 }
 
 /// Forget how a machine's BMC is reached

@@ -96,6 +96,9 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub type Look =
     dyn Fn(RackId, MachineId, bmc::Look) -> BoxFuture<'static, Result<ControllerResponse, Unreachable>> + Send + Sync;
 
+/// Asks a rack's agent what it knows of its BMCs.
+pub type Standings = dyn Fn(RackId) -> BoxFuture<'static, Vec<bmc::Standing>> + Send + Sync;
+
 /// What the handlers share.
 #[derive(Clone)]
 pub struct App {
@@ -116,6 +119,8 @@ pub struct App {
     pub changed: Arc<dyn Fn(RackId) + Send + Sync>,
     /// Has the agent of a rack ask the BMC of a machine now.
     pub look: Arc<Look>,
+    /// What the agent of a rack knows of its BMCs.
+    pub standings: Arc<Standings>,
     /// Called while a revocation is being committed: cuts the agent's connection.
     pub cut: Arc<dyn Fn(AgentId) + Send + Sync>,
     /// Makes a fresh enrolment code: its text, and the hash to keep of it.
@@ -190,6 +195,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(bmcs::list))
         .routes(routes!(bmcs::show, bmcs::set, bmcs::remove))
         .routes(routes!(bmcs::look))
+        .routes(routes!(bmcs::rotate))
         .routes(routes!(racks::agents))
         .routes(routes!(racks::revoke))
         .routes(routes!(racks::replace))

@@ -74,6 +74,7 @@ impl Bench {
             oidc: Oidc::new(None).unwrap(),
             clock,
             changed: Arc::new(|_| ()),
+            standings: Arc::new(|_| Box::pin(async { Vec::new() })),
             look: Arc::new(|_, _, _| Box::pin(async { Ok(ControllerResponse::Seen(r#"{"sensors":{}}"#.into())) })),
             cut: Arc::new(|_| ()),
             new_code: Arc::new(|| ("RH1.secret.pin".into(), [7; 32])),

@@ -160,7 +160,9 @@ impl<C: Commands> Look<'_, C> {
                 ControllerResponse::Stored(_)
                 | ControllerResponse::Trusted
                 | ControllerResponse::Reported(_)
-                | ControllerResponse::Seen(_),
+                | ControllerResponse::Seen(_)
+                | ControllerResponse::Rotated(_)
+                | ControllerResponse::Standings(_),
             ) => Ok(Sent::Waiting(WaitFor::Agent, "agent answered another question".to_owned())),
         }
     }

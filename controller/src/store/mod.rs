@@ -66,7 +66,7 @@ pub use self::{
     audit::{Asked, AuditFilter, ChainEnd},
     backup::{Contents, Examined, examine, fill, is_occupied, is_sealed_with, read_backup, write_backup, write_copy},
     bindings::{Binding, BindingFilter},
-    bmcs::StoredBmc,
+    bmcs::{Next, Rotation, StoredBmc},
     claims::{Claim, ClaimFilter, Holder},
     commands::StoredCommand,
     dry_run::{dry_run, is_dry_run},

@@ -117,15 +117,19 @@ impl Tx {
 
     async fn reseal_bmcs(&mut self, newest: &Seal) -> Result<usize, StoreError> {
         let mut changed = 0;
-        for row in query("SELECT id, password FROM bmcs").fetch_all(&mut self.inner).await? {
+        for row in query("SELECT id, password, next FROM bmcs").fetch_all(&mut self.inner).await? {
             let machine: MachineId = id(row.try_get("id")?)?;
             let damaged = |error: NotOpened| StoreError::Damaged("password of a BMC", error.into());
-            let sealed = text_anew(&self.seal, newest, &Access::place_of(machine), row.try_get("password")?);
-            if let Some(sealed) = sealed.map_err(damaged)? {
+            let present = text_anew(&self.seal, newest, &Access::place_of(machine), row.try_get("password")?);
+            let next = row.try_get::<Option<&str>, _>("next")?;
+            let next = next.map(|next| text_anew(&self.seal, newest, &Access::place_of_next(machine), next));
+            let (present, next) = (present.map_err(damaged)?, next.transpose().map_err(damaged)?.flatten());
+            if present.is_some() || next.is_some() {
                 self.watch("bmcs", machine).await?;
-                query("UPDATE bmcs SET password = $2 WHERE id = $1")
+                query("UPDATE bmcs SET password = COALESCE($2, password), next = COALESCE($3, next) WHERE id = $1")
                     .bind(machine.to_string())
-                    .bind(sealed)
+                    .bind(present)
+                    .bind(next)
                     .execute(&mut self.inner)
                     .await?;
                 changed += 1;
@@ -262,6 +266,7 @@ pub(crate) mod tests {
                 mainboard: None,
             };
             tx.set_bmc(at(3), &machine, &access).await.unwrap();
+            tx.begin_rotation(at(3), &machine, "next of a BMC").await.unwrap();
             tx.commit().await.unwrap();
             let asked = KeyedRequest { token, key: "k".into(), request: [7; 32] };
             let Known::No(_under_way) = bench.store.begin_request(at(4), &asked).await.unwrap() else {
@@ -279,7 +284,11 @@ pub(crate) mod tests {
             let person = store.person(&self.person.to_string()).await.unwrap();
             assert_eq!(person.totp.unwrap().secret, b"twenty bytes of chance");
             let machine = store.machine(&self.machine).await.unwrap().id;
-            assert_eq!(store.bmc(machine).await.unwrap().access.password, "of a BMC");
+            let bmc = store.bmc(machine).await.unwrap();
+            assert_eq!(
+                (bmc.access.password.as_str(), bmc.next.unwrap().password.as_str()),
+                ("of a BMC", "next of a BMC")
+            );
             let Known::Answered(answer) = store.begin_request(at(5), &self.asked).await.unwrap() else {
                 panic!("lost")
             };
@@ -324,6 +333,7 @@ pub(crate) mod tests {
         assert_eq!(
             kinds,
             [
+                "bmcs.next",
                 "bmcs.password",
                 "keyed_requests.answer",
                 "machines.orders",
@@ -367,7 +377,7 @@ pub(crate) mod tests {
         let failed = both.reseal(&Seal::new(&[8; 32])).await;
         assert!(matches!(failed, Err(StoreError::Damaged("answer", _))), "{failed:?}");
         let after = sealed(&place, bench.ground.dir()).await;
-        for kind in ["bmcs.password", "machines.orders", "people.totp", "runs.parameters", "seal.probe"] {
+        for kind in ["bmcs.next", "bmcs.password", "machines.orders", "people.totp", "runs.parameters", "seal.probe"] {
             assert_eq!(before[kind], after[kind], "{kind}");
         }
     }

@@ -12,3 +12,4 @@ mod images;
 mod kills;
 mod reload;
 mod replaced;
+mod rotation;

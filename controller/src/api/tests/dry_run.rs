@@ -97,6 +97,8 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on:
     appears(&trial.bench, rack, 2).await;
     let bmc = json!({"address": "10.20.0.5", "user": "admin", "password": "secret"});
     trial.step(Method::PUT, "/v1/racks/{rack}/bmcs/{machine}", "/v1/racks/lab/bmcs/web-1", bmc).await;
+    let rotate = "/v1/racks/{rack}/bmcs/{machine}/rotate";
+    trial.step(Method::POST, rotate, "/v1/racks/lab/bmcs/web-1/rotate", Value::Null).await;
     trial.step(Method::DELETE, "/v1/racks/{rack}/bmcs/{machine}", "/v1/racks/lab/bmcs/web-1", Value::Null).await;
     let second = trial.bench.ask(Method::GET, "/v1/machines?lifecycle=discovered", "").await.1["items"][0].clone();
     trial.step(Method::POST, &of("merge"), "/v1/machines/web-1/merge", json!({"from": id(&second)})).await;
