@@ -501,7 +501,8 @@ impl Bmcs {
         let Access { machine, at, protocol, user, .. } = &known.access;
         check_place(at.address, self.0.networks.as_deref())?;
         let credentials = || Credentials { user: user.clone(), password: password.to_owned().into() };
-        let logins = Arc::new(Counted { bmcs: self.clone(), machine: *machine });
+        let is_next = known.doubt().map(|next| next == password);
+        let logins = Arc::new(Counted { bmcs: self.clone(), machine: *machine, is_next });
         let ipmi = || {
             let bmc: Arc<dyn Bmc> = Arc::new(Ipmi::new(at.or(IPMI), credentials()).counted(logins.clone()));
             Line { protocol: Protocol::Ipmi, bmc, fingerprint: None }
@@ -546,6 +547,8 @@ impl Bmcs {
 struct Counted {
     bmcs: Bmcs,
     machine: MachineId,
+    /// Whether it is with the next password, while it is not known which of both it has.
+    is_next: Option<bool>,
 }
 
 impl Logins for Counted {
@@ -556,7 +559,14 @@ impl Logins for Counted {
     fn ended(&self, is_taken: bool) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         let now = self.bmcs.0.clock.now().wall;
         Box::pin(async move {
-            let count = |known: &mut Known| if is_taken { known.guard.taken() } else { known.guard.denied(now) };
+            let count = |known: &mut Known| {
+                if is_taken {
+                    return known.guard.taken();
+                }
+                known.guard.denied(now);
+                // In one with the count: whoever is killed here does not try the same one again.
+                known.is_present_first = self.is_next.unwrap_or(known.is_present_first);
+            };
             if let Err(error) = self.bmcs.note(self.machine, count).await {
                 let error = format!("{:#}", anyhow::Error::from(error));
                 tracing::error!(machine = %self.machine, error, "a login at a BMC cannot be written down");

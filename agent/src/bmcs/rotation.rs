@@ -124,8 +124,8 @@ impl Bmcs {
         .map_err(unwritten)?;
         match line.bmc.set_password(&known.access.user, next).await {
             Ok(()) => Ok(None),
-            // Silence may mean either.
-            Err(BmcError::Unreachable(_) | BmcError::Malformed(_)) => Ok(None),
+            // Silence may mean either; and whoever logged in again meanwhile is denied when it is done.
+            Err(BmcError::Unreachable(_) | BmcError::Malformed(_) | BmcError::Denied(_)) => Ok(None),
             Err(said) => Ok(Some(said)),
         }
     }
@@ -166,11 +166,8 @@ impl Bmcs {
                     self.note(machine, proven).await.map_err(unwritten)?;
                     return Ok((line, is_next));
                 }
-                Err(error @ BmcError::Denied(_)) => {
-                    // When no other may be tried now, the other comes first later.
-                    self.note(machine, |known| known.is_present_first = is_next).await.map_err(unwritten)?;
-                    denied = Some(error);
-                }
+                // When the other may not be tried now, it comes first later: that is counted with the denial.
+                Err(error @ BmcError::Denied(_)) => denied = Some(error),
                 Err(error) => return Err(error),
             }
         }
