@@ -11,7 +11,11 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
-use rackhand_common::{bmc::Rotated, id::RackId, time::Clock};
+use rackhand_common::{
+    bmc::{FRESH, Rotated, fresh_password},
+    id::RackId,
+    time::Clock,
+};
 use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -26,8 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// How often agents are asked while there is something to do.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// How often it is looked when nobody says that there is.
-const RECHECK: Duration = Duration::from_secs(30);
+/// How often it is looked when nobody says that there is: a machine may have been joined to a BMC that
+/// waited for it.
+const RECHECK: Duration = Duration::from_secs(5);
 
 /// So many agents are asked at once; a rack's own bound is the fleet's.
 const AT_ONCE: usize = 16;
@@ -43,6 +48,13 @@ impl Rotations {
     pub fn wake(&self) {
         self.changed.notify_one();
     }
+}
+
+/// A password for one BMC alone.
+pub fn fresh() -> String {
+    let mut random = [0; 2 * FRESH];
+    aws_lc_rs::rand::fill(&mut random).expect("the system has random bytes");
+    fresh_password(&random)
 }
 
 /// Moves rotations on until shutdown.

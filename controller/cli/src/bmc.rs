@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use crate::{
     client::Client,
     login::unseen,
+    manifest,
     output::{self, Output, done, print},
     show::{Table, or_dash, table},
     views::Machine,
@@ -76,6 +77,39 @@ What is interrupted goes on by itself; what failed goes on when it is asked for 
         #[arg(long, requires = "rack")]
         keep_going: bool,
     },
+    /// Say how BMCs are reached as a manifest does, also those of machines that nobody has seen yet
+    #[command(after_help = "  rackhand bmc import delivery.csv --rack r1 --rotate
+
+A CSV file has a line of names and then a line for each BMC; a JSON file is a list of objects with
+the same names:
+
+  serial,machine,address,protocol,user,password,fingerprint
+  7G00001,,10.20.0.5,,root,calvin,
+
+`address`, `user` and `password` are needed, and `serial` (of the mainboard) or `machine` (id or
+name). A BMC whose machine is not known waits for it. Nothing is taken when a line is wrong. The same
+file again changes nothing, also when BMCs have other passwords by then.")]
+    Import {
+        /// CSV or JSON
+        file: PathBuf,
+        /// The rack they are in
+        #[arg(long)]
+        rack: String,
+        /// Take what is right although other lines are wrong
+        #[arg(long)]
+        partial: bool,
+        /// Give each another password as soon as it can be
+        #[arg(long)]
+        rotate: bool,
+    },
+    /// List a rack's BMCs that wait for their machines
+    Expected {
+        /// Name or id
+        rack: String,
+        /// Forget them all
+        #[arg(long)]
+        forget: bool,
+    },
     /// Forget how a machine's BMC is reached
     Remove {
         /// Name or id
@@ -118,6 +152,28 @@ struct Access {
     rests_until: Option<Timestamp>,
     other: Option<Identity>,
     mainboard: Option<Mainboard>,
+}
+
+#[derive(Deserialize)]
+struct Imported {
+    set: u32,
+    waiting: u32,
+    unchanged: u32,
+    refused: Vec<RefusedRow>,
+}
+
+#[derive(Deserialize)]
+struct RefusedRow {
+    line: u32,
+    detail: String,
+}
+
+#[derive(Deserialize)]
+struct Expected {
+    serial: String,
+    address: String,
+    user: String,
+    rotate: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -206,6 +262,35 @@ pub(crate) async fn run(client: &Client, command: BmcCommand, output: Output) ->
             }
             anyhow::ensure!(failed == 0, "{failed} of {} BMCs of {rack} have no other password", all.len());
             Ok(output::done(output, format!("{done} BMCs of {rack} have another password")))
+        }
+        BmcCommand::Import { file, rack, partial, rotate } => {
+            let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            let rows = manifest::rows(&text).with_context(|| format!("{} is no manifest", file.display()))?;
+            let body = json!({ "bmcs": rows, "partial": partial, "rotate": rotate });
+            let made = client.ask(Method::POST, &format!("/v1/racks/{rack}/expected-bmcs"), Some(body)).await?;
+            print(output, made, |made: Imported| {
+                let Imported { set, waiting, unchanged, refused } = made;
+                let mut text =
+                    format!("{set} are reached, {waiting} wait for their machines, {unchanged} are as they were");
+                for row in refused {
+                    text += &format!("\nline {} is not taken: {}", row.line, row.detail);
+                }
+                text
+            })
+        }
+        BmcCommand::Expected { rack, forget: true } => {
+            client.ask(Method::DELETE, &format!("/v1/racks/{rack}/expected-bmcs"), None).await?;
+            Ok(done(output, format!("no BMC waits for its machine in {rack}")))
+        }
+        BmcCommand::Expected { rack, .. } => {
+            let all: Value = client.list(&format!("/v1/racks/{rack}/expected-bmcs")).await?.into();
+            print(output, all, |all: Vec<Expected>| {
+                let rows = all.iter().map(|bmc| {
+                    let rotate = if bmc.rotate { "gets another" } else { "stays" };
+                    vec![bmc.serial.clone(), bmc.address.clone(), bmc.user.clone(), rotate.to_owned()]
+                });
+                table(&["SERIAL", "ADDRESS", "USER", "PASSWORD"], rows).or_say("no BMC waits for its machine")
+            })
         }
         BmcCommand::Remove { machine } => {
             client.ask(Method::DELETE, &path(client, &machine).await?, None).await?;

@@ -11,9 +11,7 @@ use axum::{
 };
 use jiff::Timestamp;
 use rackhand_common::{
-    bmc::{
-        Access, At, FRESH, Identity, Look, MAX_PASSWORD, MAX_USER, NoProtocol, Protocol, Seen, Standing, fresh_password,
-    },
+    bmc::{Access, At, Identity, Look, MAX_PASSWORD, MAX_USER, NoProtocol, Protocol, Seen, Standing},
     id,
     machine::Mainboard,
     wire::ControllerResponse,
@@ -26,7 +24,10 @@ use super::{
     App, Caller, Error,
     extract::{Expected, Json, Page, Query, Window, parse, tagged},
 };
-use crate::store::{self, Thing, Tx};
+use crate::{
+    rotations,
+    store::{self, Thing, Tx},
+};
 
 /// Digits of a fingerprint.
 const FINGERPRINT: usize = 64;
@@ -90,19 +91,19 @@ pub(super) struct BmcRotation {
 pub(super) struct NewBmcAccess {
     /// Its address, with a port when it is not its protocol's own.
     #[schema(example = "10.20.0.5")]
-    address: String,
+    pub(super) address: String,
     /// What it is asked in: `redfish`, `ipmi`, or `either` of them, Redfish when it answers to it.
     #[schema(example = "either", default = "either")]
-    protocol: Option<String>,
+    pub(super) protocol: Option<String>,
     /// Who logs in: at most 16 letters.
     #[schema(example = "rackhand")]
-    user: String,
+    pub(super) user: String,
     /// The password, at most 20 letters; it is never shown again.
     #[schema(example = "correct horse")]
-    password: String,
+    pub(super) password: String,
     /// SHA-256 of the certificate it has to show, in hexadecimal, with or without colons; when
     /// absent the one it shows first is the only one from then on.
-    fingerprint: Option<String>,
+    pub(super) fingerprint: Option<String>,
 }
 
 impl BmcAccess {
@@ -139,7 +140,8 @@ impl BmcAccess {
 }
 
 impl NewBmcAccess {
-    fn access(self, machine: &store::Machine) -> Result<Access, Error> {
+    /// The same checked, for a machine with this mainboard.
+    pub(super) fn access(self, machine: id::MachineId, mainboard: Option<Mainboard>) -> Result<Access, Error> {
         let at: At = self.address.parse().map_err(|error| Error::invalid("/address", error))?;
         if at.address.is_unspecified() || at.address.is_multicast() {
             return Err(Error::invalid("/address", "is not one that a BMC can have"));
@@ -154,8 +156,8 @@ impl NewBmcAccess {
         check_word("/user", &self.user, MAX_USER)?;
         check_word("/password", &self.password, MAX_PASSWORD)?;
         let fingerprint = self.fingerprint.map(|text| digits(&text)).transpose()?;
-        let (user, password, mainboard) = (self.user, self.password, machine.mainboard());
-        Ok(Access { machine: machine.id, at, protocol, user, password, fingerprint, mainboard })
+        let (user, password) = (self.user, self.password);
+        Ok(Access { machine, at, protocol, user, password, fingerprint, mainboard })
     }
 }
 
@@ -249,7 +251,7 @@ pub(super) async fn set(
 ) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
     let machine = held(&caller, &mut tx, Action::RackManage, &rack, &machine).await?;
-    let access = body.access(&machine)?;
+    let access = body.access(machine.id, machine.mainboard())?;
     let known = tx.bmc(machine.id).await?;
     expected.check(known.map_or(0, |known| known.version))?;
     tx.reach_bmc(app.clock.now().wall, &machine, &access).await?;
@@ -275,9 +277,7 @@ pub(super) async fn rotate(
 ) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
     let machine = held(&caller, &mut tx, Action::RackManage, &rack, &machine).await?;
-    let mut random = [0; 2 * FRESH];
-    aws_lc_rs::rand::fill(&mut random).map_err(|_| Error::unavailable("the system has no random bytes"))?;
-    tx.begin_rotation(app.clock.now().wall, &machine, &fresh_password(&random)).await?;
+    tx.begin_rotation(app.clock.now().wall, &machine, &rotations::fresh()).await?;
     let row = tx.bmc(machine.id).await?.ok_or(store::StoreError::NotFound("BMC of this machine"))?;
     tx.commit().await?;
     (app.changed)(machine.rack);

@@ -20,6 +20,7 @@ mod claims;
 mod dry_run;
 mod error;
 mod events;
+mod expected_bmcs;
 mod extract;
 mod fields;
 mod grants;
@@ -196,6 +197,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(bmcs::show, bmcs::set, bmcs::remove))
         .routes(routes!(bmcs::look))
         .routes(routes!(bmcs::rotate))
+        .routes(routes!(expected_bmcs::list, expected_bmcs::import, expected_bmcs::forget))
         .routes(routes!(racks::agents))
         .routes(routes!(racks::revoke))
         .routes(routes!(racks::replace))

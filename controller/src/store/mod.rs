@@ -22,6 +22,7 @@ mod database;
 mod dry_run;
 mod error;
 mod events;
+mod expected_bmcs;
 mod filled;
 mod health;
 mod images;
@@ -72,6 +73,7 @@ pub use self::{
     dry_run::{dry_run, is_dry_run},
     error::StoreError,
     events::{EventFilter, Happened, StoredEvent},
+    expected_bmcs::ExpectedBmc,
     images::{Image, ImageState, ImageVersion, NewImage, Stored},
     machines::{Machine, MachineFilter, MachineOrder},
     organisations::Organisation,
