@@ -231,18 +231,26 @@ async fn a_rotation_goes_on_when_agent_and_controller_are_killed_in_it() {
     reach(&rack, &machine, "redfish", running.redfish).await;
     look(&rack, &machine, "identity").await;
     running.bmc.set_faults(Faults { locks_after: 3, ..Faults::default() });
-    let rotate = format!("{}/rotate", path(&rack, &machine).await);
+    let of_machine = path(&rack, &machine).await;
+    let rotate = format!("{of_machine}/rotate");
     let mut before = PASSWORD.to_owned();
     for (round, service) in
         [Service::Agent, Service::Controller, Service::Agent, Service::Controller].iter().enumerate()
     {
         // So slow that it is killed somewhere in between.
-        running.bmc.set_faults(Faults { locks_after: 3, slow_ms: 150, ..Faults::default() });
+        running.bmc.set_faults(Faults { locks_after: 3, slow_ms: 200, ..Faults::default() });
         rack.operator.ask(Method::POST, &rotate, None).await.unwrap();
-        tokio::time::sleep(std::time::Duration::from_millis(400 + 350 * round as u64)).await;
+        // Between the phases: it is set, and not yet proved; or at its beginning.
+        let is_reached = async || {
+            let is_set = running.bmc.lock().users[1].password != before.as_bytes();
+            let told = rack.operator.get(&of_machine).await.map_err(|error| format!("{error:#}"))?;
+            let is_begun = round >= 2 && told["rotation"]["is_begun"] == json!(true);
+            (is_set || is_begun).then_some(()).ok_or_else(|| told.to_string())
+        };
+        wait::until("the rotation is under way", PATIENCE, is_reached).await;
         rack.kill(*service).await;
         running.bmc.set_faults(Faults { locks_after: 3, ..Faults::default() });
-        rack.restart(*service).await;
+        rack.start(*service).await;
         bmc_becomes(&rack, &machine, "the BMC has another password", |told| told["rotation"].is_null()).await;
         let now = String::from_utf8(running.bmc.lock().users[1].password.clone()).unwrap();
         assert_ne!(now, before, "round {round}");
