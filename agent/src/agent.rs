@@ -285,7 +285,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let ledger = Ledger::open(database.clone(), spool.clone(), clock.now().wall).await?;
     let intent = intent::Store::open_for(&config.state, link.rack)
         .with_context(|| format!("cannot read the intent in {}", config.state.display()))?;
-    let bmcs = Bmcs::open(&config.state, link.rack, config.bmc_networks.clone())
+    let bmcs = Bmcs::open(&config.state, link.rack, config.bmc_networks.clone(), clock.clone())
         .with_context(|| format!("cannot read how BMCs are reached in {}", config.state.display()))?;
     let (health_config, configured_health) = watch::channel(config.health.clone());
     let path = config.state.join("series.redb");

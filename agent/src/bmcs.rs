@@ -12,12 +12,18 @@
 //!   is in IPMI alone: who does not want it asked for that either, says `redfish`.
 //! - Nothing is changed by a BMC that is on another mainboard than the machine.
 //! - A person who asks goes before what is read regularly.
+//! - Logins that were denied are counted on disk, and none is tried that could lock an account
+//!   ([`guard`]).
+
+mod guard;
+mod rotation;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs, io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -25,21 +31,24 @@ use std::{
 use futures_util::future::join_all;
 use ipnet::IpNet;
 use rackhand_bmc::{
-    Bmc, BmcError, Credentials,
+    Bmc, BmcError, Credentials, Logins,
     ipmi::{Console, Ipmi},
     redfish::{Bounds, Fingerprint, Redfish, Target, Which},
 };
 use rackhand_common::{
-    bmc::{self, Access, Log, Look, Protocol, Seen, Sensors},
+    bmc::{self, Access, Beside, Identity, Log, Look, Protocol, Seen, Sensors, Standing},
     id::{MachineId, RackId},
     machine::Power,
-    seal::Seal,
+    seal::{NotOpened, Seal},
+    time::Clock,
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Notify, OwnedMutexGuard, watch},
     time::timeout,
 };
+
+use guard::Guard;
 
 use crate::intent::{Refused, key, replace};
 
@@ -65,12 +74,25 @@ struct Inner {
     seal: Seal,
     rack: RackId,
     networks: Option<Vec<IpNet>>,
+    clock: Arc<dyn Clock>,
     stored: Mutex<Stored>,
     /// Held while the file is being replaced.
     writing: Arc<tokio::sync::Mutex<()>>,
     conversations: Mutex<HashMap<MachineId, Arc<Conversation>>>,
     /// Of which revision they are.
     changes: watch::Sender<u64>,
+    turns: Mutex<HashMap<MachineId, Turns>>,
+    /// What BMCs told of themselves that are on another mainboard than the machine's.
+    others: Mutex<HashMap<MachineId, Identity>>,
+}
+
+/// Whose turn it is at one BMC.
+#[derive(Clone, Default)]
+struct Turns {
+    /// Held by whoever finds out, or changes, which password it has.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// Its rotation.
+    under: Arc<tokio::sync::Mutex<rotation::Under>>,
 }
 
 /// What is in the file.
@@ -81,11 +103,36 @@ struct Stored {
 }
 
 /// A BMC, in the file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Known {
     access: Access,
     /// SHA-256 of the certificate that it showed first, in hexadecimal.
     shown: Option<String>,
+    /// Counts how often an operator has said how it is reached.
+    #[serde(default)]
+    set: u64,
+    /// The password that it is to have from now on.
+    #[serde(default)]
+    next: Option<String>,
+    /// Whether it may have been given that.
+    #[serde(default)]
+    is_begun: bool,
+    /// Whether it did not take the next one when that was tried last.
+    #[serde(default)]
+    is_present_first: bool,
+    /// The password that it was logged in to with after a rotation, until the controller says it, too.
+    #[serde(default)]
+    proved: Option<String>,
+    /// Its logins that were denied.
+    #[serde(default)]
+    guard: Guard,
+}
+
+// No password in a log line.
+impl std::fmt::Debug for Known {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Known").field("access", &self.access).field("guard", &self.guard).finish_non_exhaustive()
+    }
 }
 
 impl Known {
@@ -106,11 +153,55 @@ impl Known {
             )),
         }
     }
+
+    /// As the controller says now, with what is kept of what was here before.
+    fn told(access: Access, beside: Option<Beside>, here: Option<&Self>) -> Self {
+        let same_place = here.filter(|known| known.access.at == access.at);
+        let before = here.map(|known| (known.set, known.next.clone(), known.is_begun));
+        let (set, next, is_begun) = match (beside, before) {
+            (Some(beside), _) => (beside.set, beside.next, beside.is_begun),
+            // A controller of an earlier version says nothing of it.
+            (None, before) => before.unwrap_or_default(),
+        };
+        let same = same_place.filter(|known| known.set == set);
+        let next = next.filter(|next| *next != access.password);
+        let was = here.filter(|known| next.is_some() && known.next == next);
+        Self {
+            shown: same_place.and_then(|known| known.shown.clone()),
+            set,
+            is_begun: next.is_some() && (is_begun || was.is_some_and(|known| known.is_begun)),
+            is_present_first: was.is_some_and(|known| known.is_present_first),
+            next,
+            proved: same.and_then(|known| known.proved.clone()).filter(|proved| *proved != access.password),
+            guard: same.map(|known| known.guard.clone()).unwrap_or_default(),
+            access,
+        }
+    }
+
+    fn sealed(&self, seal: &Seal) -> Self {
+        let place = Access::place_of_next(self.access.machine);
+        let secret = |text: &Option<String>| text.as_ref().map(|text| seal.seal(&place, text));
+        Self {
+            access: self.access.sealed(seal),
+            next: secret(&self.next),
+            proved: secret(&self.proved),
+            ..self.clone()
+        }
+    }
+
+    fn opened(self, seal: &Seal) -> Result<Self, NotOpened> {
+        let place = Access::place_of_next(self.access.machine);
+        let secret = |text: &Option<String>| text.as_ref().map(|text| seal.open(&place, text)).transpose();
+        let (next, proved) = (secret(&self.next)?, secret(&self.proved)?);
+        Ok(Self { access: self.access.opened(seal)?, next, proved, ..self })
+    }
 }
 
 /// What is kept of a BMC as long as it is reached in the same way.
 struct Conversation {
     access: Access,
+    /// The password that it may have as well.
+    doubt: Option<String>,
     line: tokio::sync::OnceCell<Line>,
     /// One look at a time: a BMC is slow, and does one thing after another.
     look: tokio::sync::Mutex<()>,
@@ -121,6 +212,19 @@ struct Conversation {
 }
 
 impl Conversation {
+    fn with(known: &Known, line: Option<Line>) -> Self {
+        let (access, doubt) = known.way();
+        let line = tokio::sync::OnceCell::new_with(line);
+        let (look, person, wanted) = (Default::default(), Default::default(), Notify::new());
+        Self { access, doubt, line, look, person, wanted }
+    }
+
+    /// Whether it is with this BMC as it is reached now.
+    fn goes_by(&self, known: &Known) -> bool {
+        let (access, doubt) = known.way();
+        (&self.access, &self.doubt) == (&access, &doubt)
+    }
+
     /// Ends its session, when there is one.
     async fn close(&self) {
         let Some(line) = self.line.get() else { return };
@@ -133,6 +237,7 @@ impl Conversation {
 }
 
 /// What a BMC turned out to speak.
+#[derive(Clone)]
 struct Line {
     protocol: Protocol,
     bmc: Arc<dyn Bmc>,
@@ -142,7 +247,7 @@ struct Line {
 
 impl Bmcs {
     /// Those in this directory of a node that serves `rack`, asked in these networks only.
-    pub fn open(dir: &Path, rack: RackId, networks: Option<Vec<IpNet>>) -> io::Result<Self> {
+    pub fn open(dir: &Path, rack: RackId, networks: Option<Vec<IpNet>>, clock: Arc<dyn Clock>) -> io::Result<Self> {
         let file = dir.join(FILE);
         let seal = Seal::new(&key(dir)?);
         let stored = match fs::read(&file) {
@@ -159,10 +264,13 @@ impl Bmcs {
             seal,
             rack,
             networks,
+            clock,
             stored: Mutex::new(stored),
             writing: Arc::default(),
             conversations: Mutex::default(),
             changes,
+            turns: Mutex::default(),
+            others: Mutex::default(),
         })))
     }
 
@@ -173,7 +281,7 @@ impl Bmcs {
 
     /// Stores how the BMCs are reached, unless that is newer here already; gives the revision that
     /// is now on disk.
-    pub async fn store(&self, wanted: bmc::Bmcs) -> Result<u64, Refused> {
+    pub async fn store(&self, wanted: bmc::Bmcs, beside: Vec<Beside>) -> Result<u64, Refused> {
         if wanted.rack != self.0.rack {
             return Err(Refused::OtherRack { wanted: wanted.rack, ours: self.0.rack });
         }
@@ -182,14 +290,23 @@ impl Bmcs {
         if before.revision >= wanted.revision {
             return Ok(before.revision);
         }
+        let mut beside: HashMap<_, _> = beside.into_iter().map(|beside| (beside.machine, beside)).collect();
         let known = |access: Access| {
-            let here = before.bmcs.get(&access.machine).filter(|known| known.access.at == access.at);
-            let shown = here.and_then(|known| known.shown.clone());
-            (access.machine, Known { access, shown })
+            let machine = access.machine;
+            (machine, Known::told(access, beside.remove(&machine), before.bmcs.get(&machine)))
         };
         let stored = Stored { revision: wanted.revision, bmcs: wanted.bmcs.into_iter().map(known).collect() };
+        let is_same = |known: &Known| {
+            let here = before.bmcs.get(&known.access.machine);
+            here.is_some_and(|here| {
+                (here.access.at, &here.access.mainboard) == (known.access.at, &known.access.mainboard)
+            })
+        };
+        let same = stored.bmcs.values().filter(|known| is_same(known)).map(|known| known.access.machine);
+        let same: BTreeSet<_> = same.collect();
         let revision = self.write(stored, writing).await?;
         self.0.changes.send_replace(revision);
+        self.others().retain(|machine, _| same.contains(machine));
         let over = self.over();
         join_all(over.iter().map(|conversation| conversation.close())).await;
         Ok(revision)
@@ -205,25 +322,19 @@ impl Bmcs {
     fn over(&self) -> Vec<Arc<Conversation>> {
         let stored = self.stored();
         let is_over = |machine: &MachineId, conversation: &mut Arc<Conversation>| {
-            stored.bmcs.get(machine).is_none_or(|known| known.access != conversation.access)
+            stored.bmcs.get(machine).is_none_or(|known| !conversation.goes_by(known))
         };
         self.conversations().extract_if(is_over).map(|(_, conversation)| conversation).collect()
     }
 
     /// The BMC of a machine, when it is said how it is reached.
     pub fn of(&self, machine: MachineId) -> Option<Reached> {
-        let known = self.stored().bmcs.get(&machine).cloned()?;
+        let known = self.known(machine)?;
         let mut conversations = self.conversations();
         let conversation = match conversations.get(&machine) {
-            Some(conversation) if conversation.access == known.access => conversation.clone(),
+            Some(conversation) if conversation.goes_by(&known) => conversation.clone(),
             _ => {
-                let fresh = Arc::new(Conversation {
-                    access: known.access.clone(),
-                    line: Default::default(),
-                    look: Default::default(),
-                    person: Default::default(),
-                    wanted: Notify::new(),
-                });
+                let fresh = Arc::new(Conversation::with(&known, None));
                 conversations.insert(machine, fresh.clone());
                 fresh
             }
@@ -296,6 +407,83 @@ impl Bmcs {
         written.flatten().map_err(|source| Refused::Disk { path: self.0.file.clone(), source })
     }
 
+    /// What is known of the BMCs without asking them.
+    pub fn standings(&self) -> Vec<Standing> {
+        let (now, others) = (self.0.clock.now().wall, self.others().clone());
+        let standing = |(machine, known): (&MachineId, &Known)| Standing {
+            machine: *machine,
+            denied: known.guard.denied,
+            rests_until: known.guard.rests_until(now),
+            other: others.get(machine).cloned(),
+        };
+        self.stored().bmcs.iter().map(standing).collect()
+    }
+
+    fn known(&self, machine: MachineId) -> Option<Known> {
+        self.stored().bmcs.get(&machine).cloned()
+    }
+
+    /// Writes down a change of what is known of a BMC.
+    async fn note(&self, machine: MachineId, change: impl FnOnce(&mut Known)) -> Result<(), Refused> {
+        let writing = self.0.writing.clone().lock_owned().await;
+        let mut stored = self.stored().clone();
+        let Some(known) = stored.bmcs.get_mut(&machine) else { return Ok(()) };
+        let before = known.clone();
+        change(known);
+        if *known == before {
+            return Ok(());
+        }
+        self.write(stored, writing).await.map(drop)
+    }
+
+    /// Whether a login may be tried now.
+    fn may_log_in(&self, machine: MachineId) -> Result<(), String> {
+        let Some(known) = self.known(machine) else { return Ok(()) };
+        let Some(until) = known.guard.rests_until(self.0.clock.now().wall) else { return Ok(()) };
+        Err(format!(
+            "{} logins were denied, and so that the account is not locked none is tried before {}; when the password is \
+             known, `rackhand bmc set` has it tried at once",
+            known.guard.denied,
+            until.strftime("%Y-%m-%d %H:%M UTC")
+        ))
+    }
+
+    /// Whose turn it is at a machine's BMC. There are as many as machines ever had one.
+    fn turns(&self, machine: MachineId) -> Turns {
+        self.0.turns.lock().unwrap_or_else(PoisonError::into_inner).entry(machine).or_default().clone()
+    }
+
+    fn others(&self) -> MutexGuard<'_, HashMap<MachineId, Identity>> {
+        self.0.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fails when a BMC tells another mainboard than the machine's.
+    async fn check_mainboard(&self, access: &Access, bmc: &dyn Bmc) -> Result<(), BmcError> {
+        let Some(mainboard) = &access.mainboard else { return Ok(()) };
+        let told = bmc.identity().await?;
+        if !self.compare(access, &told) {
+            return Ok(());
+        }
+        let serial = told.serial.as_deref().unwrap_or("unknown");
+        Err(BmcError::Refused(format!(
+            "the BMC at {} is of the machine with serial number {serial}, and not of the one with {mainboard}; is its \
+             address right? (`rackhand bmc set`)",
+            access.at
+        )))
+    }
+
+    /// Whether a BMC is on another mainboard than the machine's, by what it told; kept for whoever
+    /// asks how it stands.
+    fn compare(&self, access: &Access, told: &Identity) -> bool {
+        let is_other = access.mainboard.as_ref().is_some_and(|mainboard| told.is_other(mainboard));
+        if is_other {
+            self.others().insert(access.machine, told.clone());
+        } else {
+            self.others().remove(&access.machine);
+        }
+        is_other
+    }
+
     /// Keeps the certificate that a BMC showed first.
     async fn keep(&self, access: &Access, fingerprint: &str) -> Result<(), Refused> {
         let writing = self.0.writing.clone().lock_owned().await;
@@ -354,16 +542,7 @@ impl Reached {
     /// The same, when it is on the machine's mainboard: for whoever changes something by it.
     pub async fn of_this_machine(&self) -> Result<Arc<dyn Bmc>, BmcError> {
         let bmc = self.bmc().await?;
-        let Some(mainboard) = &self.known.access.mainboard else { return Ok(bmc) };
-        let told = bmc.identity().await?;
-        if told.is_other(mainboard) {
-            let serial = told.serial.as_deref().unwrap_or("unknown");
-            return Err(BmcError::Refused(format!(
-                "the BMC at {} is of the machine with serial number {serial}, and not of the one with {mainboard}; \
-                 is its address right? (`rackhand bmc set`)",
-                self.known.access.at
-            )));
-        }
+        self.bmcs.check_mainboard(&self.known.access, &*bmc).await?;
         Ok(bmc)
     }
 
@@ -385,12 +564,12 @@ impl Reached {
     async fn look(&self, look: Look) -> Result<Seen, BmcError> {
         let line = self.line().await?;
         Ok(match look {
-            Look::Identity => Seen::Identity {
-                identity: line.bmc.identity().await?,
-                power: line.bmc.power().await.ok(),
-                protocol: line.protocol,
-                fingerprint: line.fingerprint.clone(),
-            },
+            Look::Identity => {
+                let identity = line.bmc.identity().await?;
+                self.bmcs.compare(&self.known.access, &identity);
+                let (power, protocol) = (line.bmc.power().await.ok(), line.protocol);
+                Seen::Identity { identity, power, protocol, fingerprint: line.fingerprint.clone() }
+            }
             Look::Sensors => Seen::Sensors(line.bmc.sensors().await?),
             Look::Log => Seen::Log(line.bmc.log().await?),
             Look::Parts => Seen::Parts(line.bmc.parts().await?),
@@ -416,11 +595,35 @@ impl Reached {
     }
 
     async fn begin(&self) -> Result<Line, BmcError> {
-        let Access { at, protocol, user, password, .. } = &self.known.access;
-        check_place(at.address, self.bmcs.0.networks.as_deref())?;
-        let credentials = || Credentials { user: user.clone(), password: password.clone().into() };
+        let machine = self.known.access.machine;
+        let turn = self.bmcs.turns(machine).turn;
+        let _alone = turn.lock().await;
+        // What was in doubt may be settled by now.
+        let known = self.bmcs.known(machine).filter(|known| known.access.at == self.known.access.at);
+        let known = known.unwrap_or_else(|| self.known.clone());
+        if known.doubt().is_none() {
+            return self.bmcs.connect(&known, known.present()).await;
+        }
+        let (line, _) = self.bmcs.settle(&known).await?;
+        // Others go on in the same conversation.
+        if let Some(settled) = self.bmcs.known(machine) {
+            let conversation = Arc::new(Conversation::with(&settled, Some(line.clone())));
+            self.bmcs.conversations().insert(machine, conversation);
+        }
+        Ok(line)
+    }
+}
+
+impl Bmcs {
+    /// Finds out what a BMC speaks; whether it takes this password is not asked yet.
+    async fn connect(&self, known: &Known, password: &str) -> Result<Line, BmcError> {
+        let Access { machine, at, protocol, user, .. } = &known.access;
+        check_place(at.address, self.0.networks.as_deref())?;
+        let credentials = || Credentials { user: user.clone(), password: password.to_owned().into() };
+        let is_next = known.doubt().map(|next| next == password);
+        let logins = Arc::new(Counted { bmcs: self.clone(), machine: *machine, is_next });
         let ipmi = || {
-            let bmc: Arc<dyn Bmc> = Arc::new(Ipmi::new(at.or(IPMI), credentials()));
+            let bmc: Arc<dyn Bmc> = Arc::new(Ipmi::new(at.or(IPMI), credentials()).counted(logins.clone()));
             Line { protocol: Protocol::Ipmi, bmc, fingerprint: None }
         };
         if *protocol == Protocol::Ipmi {
@@ -429,16 +632,14 @@ impl Reached {
         let redfish = Redfish::new(Target {
             url: format!("https://{}", at.or(HTTPS)),
             credentials: credentials(),
-            fingerprint: self.known.believed().map(fingerprint).transpose()?,
+            fingerprint: known.believed().map(fingerprint).transpose()?,
             system: Which::Only,
             bounds: Bounds::default(),
-        })?;
+        })?
+        .counted(logins.clone());
         if let Err(error) = redfish.greet().await {
             // Whoever was met by a certificate is not given the password in another way.
-            if *protocol == Protocol::Redfish
-                || self.known.believed().is_some()
-                || matches!(error, BmcError::Changed(_))
-            {
+            if *protocol == Protocol::Redfish || known.believed().is_some() || matches!(error, BmcError::Changed(_)) {
                 return Err(error);
             }
             // It may only be starting: what it speaks is what it has answered in.
@@ -454,16 +655,47 @@ impl Reached {
             };
         }
         let fingerprint = redfish.fingerprint().map(|fingerprint| fingerprint.to_string());
-        if let Some(fingerprint) = fingerprint.as_deref().filter(|_| self.known.believed().is_none()) {
-            self.bmcs.keep(&self.known.access, fingerprint).await.map_err(|error| {
-                BmcError::Refused(format!(
-                    "its certificate could not be written down: {:#}",
-                    anyhow::Error::from(error)
-                ))
-            })?;
+        if let Some(fingerprint) = fingerprint.as_deref().filter(|_| known.believed().is_none()) {
+            self.keep(&known.access, fingerprint).await.map_err(unwritten)?;
         }
         Ok(Line { protocol: Protocol::Redfish, bmc: Arc::new(redfish), fingerprint })
     }
+}
+
+/// Counts the logins of one BMC on disk.
+struct Counted {
+    bmcs: Bmcs,
+    machine: MachineId,
+    /// Whether it is with the next password, while it is not known which of both it has.
+    is_next: Option<bool>,
+}
+
+impl Logins for Counted {
+    fn may(&self) -> Result<(), String> {
+        self.bmcs.may_log_in(self.machine)
+    }
+
+    fn ended(&self, is_taken: bool) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        let now = self.bmcs.0.clock.now().wall;
+        Box::pin(async move {
+            let count = |known: &mut Known| {
+                if is_taken {
+                    return known.guard.taken();
+                }
+                known.guard.denied(now);
+                // In one with the count: whoever is killed here does not try the same one again.
+                known.is_present_first = self.is_next.unwrap_or(known.is_present_first);
+            };
+            if let Err(error) = self.bmcs.note(self.machine, count).await {
+                let error = format!("{:#}", anyhow::Error::from(error));
+                tracing::error!(machine = %self.machine, error, "a login at a BMC cannot be written down");
+            }
+        })
+    }
+}
+
+fn unwritten(error: Refused) -> BmcError {
+    BmcError::Refused(format!("this cannot be written down: {:#}", anyhow::Error::from(error)))
 }
 
 /// That a BMC can be at this address: what the controller says must not make the node talk to
@@ -501,19 +733,15 @@ fn fingerprint(digits: &str) -> Result<Fingerprint, BmcError> {
 }
 
 fn sealed(stored: &Stored, seal: &Seal) -> Vec<u8> {
-    let seal = |(machine, known): (&MachineId, &Known)| {
-        (*machine, Known { access: known.access.sealed(seal), shown: known.shown.clone() })
-    };
+    let seal = |(machine, known): (&MachineId, &Known)| (*machine, known.sealed(seal));
     let stored = Stored { revision: stored.revision, bmcs: stored.bmcs.iter().map(seal).collect() };
     serde_json::to_vec_pretty(&stored).expect("what is stored always serializes")
 }
 
 fn opened(bytes: &[u8], seal: &Seal) -> Result<Stored, String> {
     let stored: Stored = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let open = |(machine, known): (MachineId, Known)| {
-        let access = known.access.opened(seal).map_err(|error| error.to_string())?;
-        Ok((machine, Known { access, ..known }))
-    };
+    let open =
+        |(machine, known): (MachineId, Known)| Ok((machine, known.opened(seal).map_err(|error| error.to_string())?));
     let bmcs = stored.bmcs.into_iter().map(open).collect::<Result<_, String>>()?;
     Ok(Stored { bmcs, ..stored })
 }
@@ -534,6 +762,10 @@ mod tests {
         }
     }
 
+    fn open(dir: &Path, rack: RackId) -> io::Result<Bmcs> {
+        Bmcs::open(dir, rack, None, Arc::new(crate::clock::SystemClock::default()))
+    }
+
     fn wanted(rack: RackId, revision: u64, bmcs: Vec<Access>) -> bmc::Bmcs {
         bmc::Bmcs { revision, rack, bmcs }
     }
@@ -542,17 +774,17 @@ mod tests {
     async fn bmcs_survive_a_restart_with_their_passwords_sealed_and_revisions_only_move_forward() {
         let dir = tempfile::tempdir().unwrap();
         let (rack, machine) = (RackId::fresh(), MachineId::fresh());
-        let bmcs = Bmcs::open(dir.path(), rack, None).unwrap();
+        let bmcs = open(dir.path(), rack).unwrap();
         assert_eq!(bmcs.revision(), 0);
-        assert_eq!(bmcs.store(wanted(rack, 3, vec![access(machine, "10.0.0.5")])).await.unwrap(), 3);
-        assert_eq!(bmcs.store(wanted(rack, 2, Vec::new())).await.unwrap(), 3);
+        assert_eq!(bmcs.store(wanted(rack, 3, vec![access(machine, "10.0.0.5")]), Vec::new()).await.unwrap(), 3);
+        assert_eq!(bmcs.store(wanted(rack, 2, Vec::new()), Vec::new()).await.unwrap(), 3);
         let text = fs::read_to_string(dir.path().join(FILE)).unwrap();
         assert!(!text.contains("canary") && text.contains("10.0.0.5"), "{text}");
-        let again = Bmcs::open(dir.path(), rack, None).unwrap();
+        let again = open(dir.path(), rack).unwrap();
         assert_eq!(again.revision(), 3);
         assert_eq!(again.of(machine).unwrap().known.access, access(machine, "10.0.0.5"));
         assert!(again.of(MachineId::fresh()).is_none());
-        let refused = again.store(wanted(RackId::fresh(), 9, Vec::new())).await;
+        let refused = again.store(wanted(RackId::fresh(), 9, Vec::new()), Vec::new()).await;
         assert!(matches!(refused, Err(Refused::OtherRack { .. })), "{refused:?}");
     }
 
@@ -560,22 +792,22 @@ mod tests {
     async fn a_certificate_is_kept_as_long_as_the_bmc_is_at_the_same_place() {
         let dir = tempfile::tempdir().unwrap();
         let (rack, machine) = (RackId::fresh(), MachineId::fresh());
-        let bmcs = Bmcs::open(dir.path(), rack, None).unwrap();
+        let bmcs = open(dir.path(), rack).unwrap();
         let here = access(machine, "10.0.0.5");
-        bmcs.store(wanted(rack, 1, vec![here.clone()])).await.unwrap();
+        bmcs.store(wanted(rack, 1, vec![here.clone()]), Vec::new()).await.unwrap();
         bmcs.keep(&here, "aa").await.unwrap();
         bmcs.keep(&here, "bb").await.unwrap();
-        bmcs.store(wanted(rack, 2, vec![here.clone()])).await.unwrap();
-        let again = Bmcs::open(dir.path(), rack, None).unwrap();
+        bmcs.store(wanted(rack, 2, vec![here.clone()]), Vec::new()).await.unwrap();
+        let again = open(dir.path(), rack).unwrap();
         assert_eq!(again.of(machine).unwrap().known.believed(), Some("aa"));
         // Another password is given to the same BMC alone.
         let changed = Access { password: "another".into(), ..here.clone() };
-        again.store(wanted(rack, 3, vec![changed])).await.unwrap();
+        again.store(wanted(rack, 3, vec![changed]), Vec::new()).await.unwrap();
         assert_eq!(again.of(machine).unwrap().known.believed(), Some("aa"));
-        again.store(wanted(rack, 4, vec![access(machine, "10.0.0.6")])).await.unwrap();
+        again.store(wanted(rack, 4, vec![access(machine, "10.0.0.6")]), Vec::new()).await.unwrap();
         assert_eq!(again.of(machine).unwrap().known.believed(), None);
         let told = Access { fingerprint: Some("cc".into()), ..here };
-        again.store(wanted(rack, 5, vec![told])).await.unwrap();
+        again.store(wanted(rack, 5, vec![told]), Vec::new()).await.unwrap();
         assert_eq!(again.of(machine).unwrap().known.believed(), Some("cc"));
     }
 
@@ -583,11 +815,11 @@ mod tests {
     async fn a_conversation_is_kept_as_long_as_the_bmc_is_reached_in_the_same_way() {
         let dir = tempfile::tempdir().unwrap();
         let (rack, machine) = (RackId::fresh(), MachineId::fresh());
-        let bmcs = Bmcs::open(dir.path(), rack, None).unwrap();
-        bmcs.store(wanted(rack, 1, vec![access(machine, "10.0.0.5")])).await.unwrap();
+        let bmcs = open(dir.path(), rack).unwrap();
+        bmcs.store(wanted(rack, 1, vec![access(machine, "10.0.0.5")]), Vec::new()).await.unwrap();
         let first = bmcs.of(machine).unwrap().conversation;
         assert!(Arc::ptr_eq(&first, &bmcs.of(machine).unwrap().conversation));
-        bmcs.store(wanted(rack, 2, vec![access(machine, "10.0.0.6")])).await.unwrap();
+        bmcs.store(wanted(rack, 2, vec![access(machine, "10.0.0.6")]), Vec::new()).await.unwrap();
         assert!(bmcs.conversations().is_empty(), "the one before is kept, with its password");
         assert!(!Arc::ptr_eq(&first, &bmcs.of(machine).unwrap().conversation));
     }
@@ -611,7 +843,7 @@ mod tests {
     async fn a_damaged_file_is_no_reason_not_to_start() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(FILE), "{").unwrap();
-        let bmcs = Bmcs::open(dir.path(), RackId::fresh(), None).unwrap();
+        let bmcs = open(dir.path(), RackId::fresh()).unwrap();
         assert_eq!(bmcs.revision(), 0);
     }
 }

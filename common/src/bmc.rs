@@ -2,6 +2,7 @@
 //! Every field that a BMC may leave out is optional; text is as the BMC gave it, cut to
 //! [`MAX_TEXT`].
 
+mod rotation;
 mod shown;
 
 use std::{
@@ -14,6 +15,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use rotation::{Beside, FRESH, Rotated, Standing, fresh_password};
 pub use shown::Rows;
 
 use crate::{
@@ -79,6 +81,11 @@ impl Access {
     /// What the password of a machine's BMC is sealed for.
     pub fn place_of(machine: MachineId) -> String {
         format!("BMC of {machine}")
+    }
+
+    /// What the password is sealed for that a machine's BMC is to have next.
+    pub fn place_of_next(machine: MachineId) -> String {
+        format!("BMC of {machine}, next")
     }
 }
 

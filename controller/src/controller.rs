@@ -49,6 +49,7 @@ use crate::{
     oidc::{self, Oidc},
     overdue,
     passwords::Passwords,
+    rotations::{self, Rotations},
     samples, seal_key,
     store::{Place, Store, StoreError},
     telemetry::Telemetry,
@@ -467,10 +468,12 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     let tls = https::tls(authority.bundle(), identity, certificates.clone())?;
     let (address, agents_address) = watch::channel(config.told_to_agents(agents_at.port()));
     let root_pin = authority.root_pin();
+    let rotations = Rotations::default();
     let changed = {
-        let (workflows, fleet) = (workflows.clone(), fleet.clone());
+        let (workflows, fleet, rotations) = (workflows.clone(), fleet.clone(), rotations.clone());
         Arc::new(move |rack| {
             workflows.wake();
+            rotations.wake();
             fleet.wake(rack);
         })
     };
@@ -501,6 +504,13 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         },
         agents: Arc::new(fleet.clone()),
         seats: api::Seats::default(),
+        standings: {
+            let fleet = fleet.clone();
+            Arc::new(move |rack| {
+                let fleet = fleet.clone();
+                Box::pin(async move { fleet.standings(rack).await })
+            })
+        },
         cut: {
             let fleet = fleet.clone();
             Arc::new(move |agent| fleet.cut(agent))
@@ -539,6 +549,8 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     parts.add("machines that are overdue", overdue::run(store.clone(), clock.clone(), shutdown.clone()));
     parts.add("the samples of pools", samples::run(store.clone(), clock.clone(), shutdown.clone()));
     parts.add("the agents' connections", fleet.clone().run(endpoint, shutdown.clone()));
+    let run = rotations::run(rotations, store.clone(), fleet.clone(), clock.clone(), shutdown.clone());
+    parts.add("the passwords of BMCs", run);
     parts.add("the workflows", workflows::run(workflows, store.clone(), fleet, clock, shutdown.clone()));
     parts.add("the audit record", audit::run(store.clone(), shutdown.clone()));
     parts.add("the images", {

@@ -20,6 +20,7 @@ use rackhand_common::{
 use rackhand_controller_core::lifecycle::Lifecycle;
 
 use crate::{
+    rotations,
     store::{Happened, Machine, OrderEnd, OrderResult, Parameters, Store, StoreError, Tx},
     verbs,
 };
@@ -262,6 +263,7 @@ async fn connected(tx: &mut Tx, rack: RackId, event: &Event, connection: Connect
             machine.connected = true;
             machine.connection = number;
             tx.update_machine(event.at, &mut machine).await?;
+            tx.join_expected_bmc(event.at, &machine, &rotations::fresh()).await?;
             if renamed {
                 // The node goes by its own tables until it is told again.
                 tx.touch_rack(rack).await?;
@@ -299,6 +301,7 @@ async fn connected(tx: &mut Tx, rack: RackId, event: &Event, connection: Connect
             tx.insert_machine(&machine).await?;
             tx.touch_rack(rack).await?;
             tx.insert_event(event.at, rack, Some(id), None, &Happened::Discovered { name }).await?;
+            tx.join_expected_bmc(event.at, &machine, &rotations::fresh()).await?;
             let parts = tx.parts_of_others(&machine).await?;
             if !parts.is_empty() {
                 return alert(tx, rack, event, Some(machine), verbs::elsewhere(&parts)).await;

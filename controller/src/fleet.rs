@@ -24,7 +24,7 @@ use aws_lc_rs::hmac;
 use futures_util::future::BoxFuture;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rackhand_common::{
-    bmc::Look,
+    bmc::{Look, Rotated, Standing},
     health::SeriesQuery,
     id::{AgentId, MachineId, RackId},
     pki::{self, Identity, KeyPin, NotAPeer, Peer, Role},
@@ -343,6 +343,38 @@ impl Fleet {
             }
         }
         Err(self.unreachable(rack).await)
+    }
+
+    /// Has the rack's agent give the BMC of a machine its next password, once it has been told that.
+    pub async fn rotate(&self, rack: RackId, machine: MachineId, revision: u64) -> Result<Rotated, Unreachable> {
+        let Some(live) = self.live(rack) else { return Err(self.unreachable(rack).await) };
+        let Ok(_place) = live.looks.acquire().await else { return Err(self.unreachable(rack).await) };
+        let failed = |reason: &str| Rotated::Failed { reason: reason.to_owned(), is_begun: false };
+        match ask(&live.quic, &ControllerRequest::Rotate(machine, revision)).await {
+            Ok(ControllerResponse::Rotated(json)) => Ok(serde_json::from_str(&json).unwrap_or_else(|_| {
+                failed("the rack's agent gave an answer that is not understood: upgrade the controller")
+            })),
+            Ok(ControllerResponse::NotUnderstood(_)) => {
+                Ok(failed("the rack's agent is of an earlier version and cannot change passwords: upgrade it"))
+            }
+            Ok(other) => Ok(Rotated::Later(format!("the rack's agent gave an answer that does not fit: {other:?}"))),
+            Err(error) => {
+                tracing::warn!(%rack, error = &error as &dyn std::error::Error, "a rotation was not answered");
+                Err(self.unreachable(rack).await)
+            }
+        }
+    }
+
+    /// What the rack's agent knows of its BMCs; nothing when it is away or of an earlier version.
+    pub async fn standings(&self, rack: RackId) -> Vec<Standing> {
+        let Some(live) = self.live(rack) else { return Vec::new() };
+        match timeout(ALIVE, ask(&live.quic, &ControllerRequest::Standings)).await {
+            Ok(Ok(ControllerResponse::Standings(json))) => serde_json::from_str(&json).unwrap_or_default(),
+            other => {
+                tracing::debug!(%rack, ?other, "the agent does not say how its BMCs stand");
+                Vec::new()
+            }
+        }
     }
 
     async fn unreachable(&self, rack: RackId) -> Unreachable {
@@ -670,9 +702,14 @@ impl Fleet {
                 tracing::error!(%rack, revision, on_disk, "the node has a newer intent than this database: was an older copy restored?");
             }
             if revision > on_disk {
-                let (wanted, bmcs) = intent::of(&self.0.store, rack).await?;
+                let (wanted, bmcs, beside) = intent::of(&self.0.store, rack).await?;
                 // First: an agent says that it has this revision when it has both.
-                match ask(&live.quic, &ControllerRequest::Bmcs(bmcs)).await? {
+                let whole = ControllerRequest::BmcsBeside(bmcs.clone(), beside);
+                let told = match ask(&live.quic, &whole).await? {
+                    ControllerResponse::NotUnderstood(_) => ask(&live.quic, &ControllerRequest::Bmcs(bmcs)).await?,
+                    told => told,
+                };
+                match told {
                     ControllerResponse::Stored(_) => {}
                     ControllerResponse::NotUnderstood(_) => {
                         tracing::debug!(%rack, "the agent is of an earlier version and takes no BMCs");

@@ -5,22 +5,25 @@
 //! installer, but has never an order.
 
 use rackhand_common::{
-    bmc::Bmcs,
+    bmc::{Beside, Bmcs},
     id::RackId,
     intent::{Boot, Intent, MachineIntent, Network},
 };
 use rackhand_controller_core::lifecycle::Lifecycle;
 
-use crate::store::{Machine, Store, StoreError};
+use crate::store::{Machine, Store, StoreError, StoredBmc};
 
-/// The rack's intent, and how its BMCs are reached.
-pub async fn of(store: &Store, rack: RackId) -> Result<(Intent, Bmcs), StoreError> {
+/// The rack's intent, how its BMCs are reached, and what there is beside each.
+pub async fn of(store: &Store, rack: RackId) -> Result<(Intent, Bmcs, Vec<Beside>), StoreError> {
     // One transaction: the revision belongs to exactly these machines.
     let mut tx = store.begin().await?;
     let rack = tx.rack(&rack.to_string()).await?;
     let machines = tx.machines_of(rack.id).await?;
-    let bmcs = Bmcs { revision: rack.revision, rack: rack.id, bmcs: tx.bmcs_of(rack.id).await? };
-    Ok((intent(rack.revision, rack.id, &rack.name, rack.network, &machines), bmcs))
+    let stored = tx.bmcs_of(rack.id).await?;
+    let beside = stored.iter().map(StoredBmc::beside).collect();
+    let bmcs = stored.into_iter().map(|bmc| bmc.access).collect();
+    let bmcs = Bmcs { revision: rack.revision, rack: rack.id, bmcs };
+    Ok((intent(rack.revision, rack.id, &rack.name, rack.network, &machines), bmcs, beside))
 }
 
 /// The intent of a rack with these machines.

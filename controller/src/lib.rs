@@ -24,6 +24,7 @@ pub mod oidc;
 pub mod overdue;
 pub mod passwords;
 pub mod restored;
+pub mod rotations;
 pub mod samples;
 pub mod seal_key;
 pub mod steps;

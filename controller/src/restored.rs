@@ -243,7 +243,7 @@ mod tests {
         let bench = Bench::new(on).await;
         let known = bench.adopted(100).await;
         freeze(&bench.store, at(5)).await.unwrap();
-        let (intent, _) = crate::intent::of(&bench.store, bench.rack).await.unwrap();
+        let (intent, ..) = crate::intent::of(&bench.store, bench.rack).await.unwrap();
         let mut newcomer = crate::intent::machine(&bench.machine(101));
         (newcomer.epoch, newcomer.boot, newcomer.name) = (Epoch(7), Boot::Disk, known.name.clone());
         let mut told = intent.clone();
@@ -260,7 +260,7 @@ mod tests {
         assert_eq!((learnt.lifecycle, learnt.epoch), (Lifecycle::Quarantined, Epoch(1007)));
         assert_ne!(learnt.name, known.name);
         assert!(learnt.alert.unwrap().contains("another machine"));
-        let (after, _) = crate::intent::of(&bench.store, bench.rack).await.unwrap();
+        let (after, ..) = crate::intent::of(&bench.store, bench.rack).await.unwrap();
         assert_eq!(after.machines.len(), 2);
     }
 

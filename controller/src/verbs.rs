@@ -253,7 +253,10 @@ impl Tx {
         };
         self.update_machine(now, &mut merged).await?;
         match bmc {
-            Some(bmc) => self.set_bmc(now, &merged, &Access { machine: merged.id, ..bmc.access }).await?,
+            Some(bmc) => {
+                self.set_bmc(now, &merged, &Access { machine: merged.id, ..bmc.access }).await?;
+                self.put_next(merged.id, bmc.next.as_ref()).await?;
+            }
             // A BMC is its mainboard's, and its address its rack's: with another of either, the old
             // one may answer for another machine by now.
             None if from.rack != into.rack || another_mainboard(from, into) => self.delete_bmc(&merged).await?,

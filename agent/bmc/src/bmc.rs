@@ -57,6 +57,16 @@ pub trait Bmc: Send + Sync {
     fn close(&self) -> Answer<'_, ()>;
 }
 
+/// Who keeps count of logins, so that no account is locked: asked before a password is shown to a
+/// BMC, and told how that went before anything else is done.
+pub trait Logins: Send + Sync {
+    /// Whether a login may be tried now; why not, when not.
+    fn may(&self) -> Result<(), String>;
+
+    /// The BMC took the password, or did not.
+    fn ended(&self, is_taken: bool) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+}
+
 /// Why a BMC did not do what it was asked. `Display` names no secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BmcError {

@@ -17,4 +17,4 @@ pub mod redfish;
 /// What a BMC tells.
 pub use rackhand_common::bmc as told;
 
-pub use bmc::{Answer, Bmc, BmcError, Credentials};
+pub use bmc::{Answer, Bmc, BmcError, Credentials, Logins};

@@ -280,14 +280,14 @@ async fn answer(mut send: SendStream, mut receive: RecvStream, first: u8, desk: 
         request => request?,
     };
     let response = match request {
-        ControllerRequest::Intent(wanted) => match intent.store(wanted).await {
-            Ok(revision) => ControllerResponse::Stored(revision),
-            Err(error) => ControllerResponse::Refused(format!("{:#}", anyhow::Error::from(error))),
-        },
-        ControllerRequest::Bmcs(wanted) => match bmcs.store(wanted).await {
-            Ok(revision) => ControllerResponse::Stored(revision),
-            Err(error) => ControllerResponse::Refused(format!("{:#}", anyhow::Error::from(error))),
-        },
+        ControllerRequest::Intent(wanted) => stored(intent.store(wanted).await),
+        ControllerRequest::Bmcs(wanted) => stored(bmcs.store(wanted, Vec::new()).await),
+        ControllerRequest::BmcsBeside(wanted, beside) => stored(bmcs.store(wanted, beside).await),
+        ControllerRequest::Rotate(machine, revision) => {
+            let rotated = bmcs.rotate(machine, revision).await;
+            ControllerResponse::Rotated(serde_json::to_string(&rotated)?)
+        }
+        ControllerRequest::Standings => ControllerResponse::Standings(serde_json::to_string(&bmcs.standings())?),
         ControllerRequest::Look(machine, look) => match bmcs.look(machine, look).await {
             Ok(json) => ControllerResponse::Seen(json),
             Err(reason) => ControllerResponse::Refused(reason),
@@ -324,6 +324,14 @@ async fn answer(mut send: SendStream, mut receive: RecvStream, first: u8, desk: 
     send.write_all(&wire::encode(&response)).await?;
     send.finish()?;
     Ok(())
+}
+
+/// What is said of what was to be kept.
+fn stored(kept: std::result::Result<u64, intent::Refused>) -> ControllerResponse {
+    match kept {
+        Ok(revision) => ControllerResponse::Stored(revision),
+        Err(error) => ControllerResponse::Refused(format!("{:#}", anyhow::Error::from(error))),
+    }
 }
 
 /// Renews the certificate at half of its life.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    bmc::{Bmcs, Look},
+    bmc::{Beside, Bmcs, Look},
     event::Outcome,
     health::SeriesQuery,
     id::{CommandId, Epoch, MachineId, RunId},
@@ -40,6 +40,13 @@ pub enum ControllerRequest {
         /// How many bytes to leave out at its beginning.
         offset: u64,
     },
+    /// As `Bmcs`, with what there is beside each.
+    BmcsBeside(Bmcs, Vec<Beside>),
+    /// Give the BMC of this machine its next password, as it is in the BMCs of this revision or a
+    /// newer one; asked again and again until that is done.
+    Rotate(MachineId, u64),
+    /// Tell what is known of the rack's BMCs without asking them.
+    Standings,
 }
 
 /// A command that changes hardware. Its id goes into the agent's ledger before it is acted
@@ -77,7 +84,7 @@ pub enum Action {
 /// An agent's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControllerResponse {
-    /// To `Intent` and `Bmcs`: this revision, or a newer one, is on disk.
+    /// To `Intent`, `Bmcs` and `BmcsBeside`: this revision, or a newer one, is on disk.
     Stored(u64),
     /// To `Command`: it is in the ledger; its outcome follows as an event.
     Accepted,
@@ -98,4 +105,8 @@ pub enum ControllerResponse {
     Console,
     /// To `Recording`: some of it, at most 1 MiB; nothing behind its end.
     Recording(Vec<u8>),
+    /// To `Rotate`: [`Rotated`](crate::bmc::Rotated) as JSON.
+    Rotated(String),
+    /// To `Standings`: a list of [`Standing`](crate::bmc::Standing) as JSON.
+    Standings(String),
 }

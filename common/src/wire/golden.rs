@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::*;
 use crate::{
-    bmc::{Access, Bmcs, Look, Protocol},
+    bmc::{Access, Beside, Bmcs, Look, Protocol},
     event::{Cause, DiskWork, Event, NodeHealth, Outcome, Stage, What},
     health::{self, SeriesQuery, State, Verdict},
     id::{AgentId, CommandId, Epoch, Incarnation, MachineId, RackId, RunId},
@@ -257,6 +257,15 @@ fn bytes_of_the_controllers_requests() {
             ControllerRequest::Console(MachineId(uuid(1))),
             ControllerRequest::Recording { machine: MachineId(uuid(1)), run: None, offset: 5 },
             ControllerRequest::Recording { machine: MachineId(uuid(1)), run: Some(RunId(uuid(2))), offset: 0 },
+            ControllerRequest::BmcsBeside(
+                bmcs(),
+                vec![
+                    Beside { machine: MachineId(uuid(1)), set: 2, next: None, is_begun: false },
+                    Beside { machine: MachineId(uuid(1)), set: 2, next: Some("next".into()), is_begun: true },
+                ],
+            ),
+            ControllerRequest::Rotate(MachineId(uuid(1)), 9),
+            ControllerRequest::Standings,
         ],
         expect![[r#"
             000910050505050505050505050505050505050272310a4d000118010a4d0001010a4d00010a4d00640a4d0096061001010101010101010101010101010101036d2d31010200000000010a4d00090301001001010101010101010101010101010101036d2d31010200000000010a4d000903000110020202020202020202020202020202020101026431011001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643100070707070707070707070707070707070707070707070707070707070707070700036d2d3101107373682d656432353531392041414141001001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643100070707070707070707070707070707070707070707070707070707070707070701026431036d2d3101107373682d656432353531392041414141001001010101010101010101010101010101036d2d31010200000000010a4d000903000110020202020202020202020202020202020101026431030262310110030303030303030303030303030303031001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643102026231011003030303030303030303030303030303070707070707070707070707070707070707070707070707070707070707070700036d2d3101107373682d65643235353139204141414100
@@ -296,6 +305,8 @@ fn bytes_of_an_agents_answers() {
             ControllerResponse::Seen("{}".into()),
             ControllerResponse::Console,
             ControllerResponse::Recording(vec![1, 2]),
+            ControllerResponse::Rotated("{}".into()),
+            ControllerResponse::Standings("[]".into()),
         ],
         expect![[r#"
             0009
@@ -382,6 +393,9 @@ fn what_a_later_version_has_added_is_told_from_what_is_no_message() {
         Series,
         Console,
         Recording,
+        BmcsBeside,
+        Rotate,
+        Standings,
         Inspect(String),
     }
     let check = |bytes: &[u8]| decode::<ControllerRequest>(bytes).unwrap_err();

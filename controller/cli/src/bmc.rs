@@ -1,10 +1,14 @@
 //! `rackhand bmc`: how machines' management controllers are reached, and what they tell.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::Subcommand;
-use rackhand_common::bmc::Seen;
+use jiff::Timestamp;
+use rackhand_common::{
+    bmc::{Identity, Seen},
+    machine::Mainboard,
+};
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -12,7 +16,8 @@ use serde_json::{Value, json};
 use crate::{
     client::Client,
     login::unseen,
-    output::{Output, done, print},
+    manifest,
+    output::{self, Output, done, print},
     show::{Table, or_dash, table},
     views::Machine,
     watch::{self, Told, Watch},
@@ -54,6 +59,57 @@ first it shows.")]
         #[command(flatten)]
         watch: Watch,
     },
+    /// Give a machine's BMC another password: a random one, which nobody sees
+    #[command(after_help = "  rackhand bmc rotate web-1
+  rackhand bmc rotate --rack r1            # one after the other, until one fails
+  rackhand bmc rotate --rack r1 --keep-going
+
+The rack's agent sets it, logs in with it to prove it, and only then the one before is forgotten.
+What is interrupted goes on by itself; what failed goes on when it is asked for again.")]
+    Rotate {
+        /// Name or id
+        #[arg(required_unless_present = "rack")]
+        machine: Option<String>,
+        /// Those of all machines of this rack, one after the other
+        #[arg(long, value_name = "RACK", conflicts_with = "machine")]
+        rack: Option<String>,
+        /// Go on with the next one when one fails
+        #[arg(long, requires = "rack")]
+        keep_going: bool,
+    },
+    /// Say how BMCs are reached as a manifest does, also those of machines that nobody has seen yet
+    #[command(after_help = "  rackhand bmc import delivery.csv --rack r1 --rotate
+
+A CSV file has a line of names and then a line for each BMC; a JSON file is a list of objects with
+the same names:
+
+  serial,machine,address,protocol,user,password,fingerprint
+  7G00001,,10.20.0.5,,root,calvin,
+
+`address`, `user` and `password` are needed, and `serial` (of the mainboard) or `machine` (id or
+name). A BMC whose machine is not known waits for it. Nothing is taken when a line is wrong. The same
+file again changes nothing, also when BMCs have other passwords by then.")]
+    Import {
+        /// CSV or JSON
+        file: PathBuf,
+        /// The rack they are in
+        #[arg(long)]
+        rack: String,
+        /// Take what is right although other lines are wrong
+        #[arg(long)]
+        partial: bool,
+        /// Give each another password as soon as it can be
+        #[arg(long)]
+        rotate: bool,
+    },
+    /// List a rack's BMCs that wait for their machines
+    Expected {
+        /// Name or id
+        rack: String,
+        /// Forget them all
+        #[arg(long)]
+        forget: bool,
+    },
     /// Forget how a machine's BMC is reached
     Remove {
         /// Name or id
@@ -90,7 +146,71 @@ struct Access {
     protocol: String,
     user: String,
     fingerprint: Option<String>,
+    rotated: Option<Timestamp>,
+    rotation: Option<Rotation>,
+    denied: Option<u32>,
+    rests_until: Option<Timestamp>,
+    other: Option<Identity>,
+    mainboard: Option<Mainboard>,
 }
+
+#[derive(Deserialize)]
+struct Imported {
+    set: u32,
+    waiting: u32,
+    unchanged: u32,
+    refused: Vec<RefusedRow>,
+}
+
+#[derive(Deserialize)]
+struct RefusedRow {
+    line: u32,
+    detail: String,
+}
+
+#[derive(Deserialize)]
+struct Expected {
+    serial: String,
+    address: String,
+    user: String,
+    rotate: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Rotation {
+    detail: Option<String>,
+    failed: Option<String>,
+}
+
+impl Access {
+    /// What there is to say of it, the most urgent first.
+    fn state(&self) -> String {
+        let rotation = self.rotation.as_ref();
+        if let Some(other) = &self.other {
+            let wanted = self.mainboard.as_ref().map_or_else(|| "another".to_owned(), ToString::to_string);
+            let serial = other.serial.as_deref().unwrap_or("none");
+            return format!("is on mainboard {serial}, and not on {wanted}: switches nothing");
+        }
+        if let Some(until) = self.rests_until {
+            let denied = self.denied.unwrap_or_default();
+            return format!("{denied} logins denied, none is tried before {}", until.strftime("%Y-%m-%d %H:%M UTC"));
+        }
+        if let Some(failed) = rotation.and_then(|rotation| rotation.failed.as_deref()) {
+            return format!("new password: FAILED: {failed}");
+        }
+        if let Some(rotation) = rotation {
+            return format!("new password: {}", rotation.detail.as_deref().unwrap_or("under way"));
+        }
+        match (self.denied, self.rotated) {
+            (Some(denied @ 1..), _) => format!("{denied} login denied"),
+            (_, Some(rotated)) => format!("password of {}", rotated.strftime("%Y-%m-%d")),
+            _ => "-".to_owned(),
+        }
+    }
+}
+
+/// How often it is asked whether a BMC has its password.
+const AGAIN: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(client: &Client, command: BmcCommand, output: Output) -> anyhow::Result<String> {
     match command {
@@ -117,6 +237,61 @@ pub(crate) async fn run(client: &Client, command: BmcCommand, output: Output) ->
             let fetch = async || Ok(client.list(&list).await?.into());
             watch::show(client, output, watch, Told::ByNobody, fetch, |all: Vec<Access>| rows(&all)).await
         }
+        BmcCommand::Rotate { machine: Some(machine), .. } => {
+            let made = rotate(client, &path(client, &machine).await?, &machine).await?;
+            print(output, made, |_: Access| format!("the BMC of {machine} has another password"))
+        }
+        BmcCommand::Rotate { rack, keep_going, .. } => {
+            let rack = rack.context("a machine or --rack is needed")?;
+            let path = format!("/v1/racks/{rack}/bmcs");
+            let all: Vec<Access> = serde_json::from_value(client.list(&path).await?.into())?;
+            let (mut done, mut failed) = (0, 0);
+            for bmc in &all {
+                match rotate(client, &format!("{path}/{}", bmc.machine), &bmc.machine).await {
+                    Ok(_) => done += 1,
+                    Err(error) if keep_going => {
+                        failed += 1;
+                        eprintln!("{error:#}");
+                    }
+                    Err(error) => {
+                        let left = all.len() - done - 1;
+                        return Err(error
+                            .context(format!("{done} BMCs of {rack} have another password, {left} were not tried")));
+                    }
+                }
+            }
+            anyhow::ensure!(failed == 0, "{failed} of {} BMCs of {rack} have no other password", all.len());
+            Ok(output::done(output, format!("{done} BMCs of {rack} have another password")))
+        }
+        BmcCommand::Import { file, rack, partial, rotate } => {
+            let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            let rows = manifest::rows(&text).with_context(|| format!("{} is no manifest", file.display()))?;
+            let body = json!({ "bmcs": rows, "partial": partial, "rotate": rotate });
+            let made = client.ask(Method::POST, &format!("/v1/racks/{rack}/expected-bmcs"), Some(body)).await?;
+            print(output, made, |made: Imported| {
+                let Imported { set, waiting, unchanged, refused } = made;
+                let mut text =
+                    format!("{set} are reached, {waiting} wait for their machines, {unchanged} are as they were");
+                for row in refused {
+                    text += &format!("\nline {} is not taken: {}", row.line, row.detail);
+                }
+                text
+            })
+        }
+        BmcCommand::Expected { rack, forget: true } => {
+            client.ask(Method::DELETE, &format!("/v1/racks/{rack}/expected-bmcs"), None).await?;
+            Ok(done(output, format!("no BMC waits for its machine in {rack}")))
+        }
+        BmcCommand::Expected { rack, .. } => {
+            let all: Value = client.list(&format!("/v1/racks/{rack}/expected-bmcs")).await?.into();
+            print(output, all, |all: Vec<Expected>| {
+                let rows = all.iter().map(|bmc| {
+                    let rotate = if bmc.rotate { "gets another" } else { "stays" };
+                    vec![bmc.serial.clone(), bmc.address.clone(), bmc.user.clone(), rotate.to_owned()]
+                });
+                table(&["SERIAL", "ADDRESS", "USER", "PASSWORD"], rows).or_say("no BMC waits for its machine")
+            })
+        }
         BmcCommand::Remove { machine } => {
             client.ask(Method::DELETE, &path(client, &machine).await?, None).await?;
             Ok(done(output, format!("the BMC of {machine} is forgotten")))
@@ -125,6 +300,25 @@ pub(crate) async fn run(client: &Client, command: BmcCommand, output: Output) ->
         BmcCommand::Sensors { machine } => look(client, &machine, "sensors", output).await,
         BmcCommand::Log { machine } => look(client, &machine, "log", output).await,
         BmcCommand::Parts { machine } => look(client, &machine, "parts", output).await,
+    }
+}
+
+/// Has a BMC get another password and waits for that.
+async fn rotate(client: &Client, path: &str, machine: &str) -> anyhow::Result<Value> {
+    client.ask(Method::POST, &format!("{path}/rotate"), None).await?;
+    let mut said = None;
+    loop {
+        tokio::time::sleep(AGAIN).await;
+        let now: Value = client.get(path).await?;
+        let bmc: Access = serde_json::from_value(now.clone())?;
+        let Some(rotation) = bmc.rotation else { return Ok(now) };
+        if let Some(failed) = rotation.failed {
+            anyhow::bail!("the BMC of {machine} has no other password: {failed}");
+        }
+        if rotation.detail.is_some() && said != rotation.detail {
+            eprintln!("{machine}: {}", rotation.detail.as_deref().unwrap_or_default());
+            said = rotation.detail;
+        }
     }
 }
 
@@ -154,9 +348,10 @@ fn rows(all: &[Access]) -> Table {
             access.protocol.clone(),
             access.user.clone(),
             or_dash(access.fingerprint.as_deref()),
+            access.state(),
         ]
     });
-    table(&["MACHINE", "ADDRESS", "PROTOCOL", "USER", "CERTIFICATE"], rows)
+    table(&["MACHINE", "ADDRESS", "PROTOCOL", "USER", "CERTIFICATE", "STATE"], rows)
         .shorten(&["CERTIFICATE"])
         .or_say("no BMCs here yet: rackhand bmc set MACHINE --address ADDRESS --user USER")
 }

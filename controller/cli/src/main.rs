@@ -23,6 +23,7 @@ mod ip;
 mod live;
 mod login;
 mod machine;
+mod manifest;
 mod nearest;
 mod organisation;
 mod os;

@@ -11,8 +11,9 @@ use axum::{
 };
 use jiff::Timestamp;
 use rackhand_common::{
-    bmc::{Access, At, Look, MAX_PASSWORD, MAX_USER, NoProtocol, Protocol, Seen},
+    bmc::{Access, At, Identity, Look, MAX_PASSWORD, MAX_USER, NoProtocol, Protocol, Seen, Standing},
     id,
+    machine::Mainboard,
     wire::ControllerResponse,
 };
 use rackhand_controller_core::access::Action;
@@ -23,7 +24,10 @@ use super::{
     App, Caller, Error,
     extract::{Expected, Json, Page, Query, Window, parse, tagged},
 };
-use crate::store::{self, Thing, Tx};
+use crate::{
+    rotations,
+    store::{self, Thing, Tx},
+};
 
 /// Digits of a fingerprint.
 const FINGERPRINT: usize = 64;
@@ -48,6 +52,37 @@ pub(super) struct BmcAccess {
     /// Since when it is so.
     #[schema(value_type = String, format = DateTime)]
     changed: Timestamp,
+    /// When it got another password last.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    rotated: Option<Timestamp>,
+    /// The change of its password that was asked for, as long as it is not done.
+    rotation: Option<BmcRotation>,
+    /// Logins that were denied since one was taken, as far as the rack's agent says.
+    denied: Option<u32>,
+    /// Until when it is not logged in to, so that its account is not locked.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    rests_until: Option<Timestamp>,
+    /// What it told of itself last, when that is another mainboard than the machine's: nothing is
+    /// changed by it. The other side is `mainboard`.
+    #[schema(value_type = Option<Object>)]
+    other: Option<Identity>,
+    /// The mainboard that it has to be on.
+    #[schema(value_type = Option<Object>)]
+    mainboard: Option<Mainboard>,
+}
+
+/// A change of a BMC's password that is not done.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct BmcRotation {
+    /// Since when it is asked for.
+    #[schema(value_type = String, format = DateTime)]
+    since: Timestamp,
+    /// What it waits for.
+    detail: Option<String>,
+    /// Why it was given up: it goes on when it is asked for again.
+    failed: Option<String>,
+    /// Whether the BMC may have the new password already. The rack's agent finds that out.
+    is_begun: bool,
 }
 
 /// How the BMC of a machine is to be reached.
@@ -56,24 +91,25 @@ pub(super) struct BmcAccess {
 pub(super) struct NewBmcAccess {
     /// Its address, with a port when it is not its protocol's own.
     #[schema(example = "10.20.0.5")]
-    address: String,
+    pub(super) address: String,
     /// What it is asked in: `redfish`, `ipmi`, or `either` of them, Redfish when it answers to it.
     #[schema(example = "either", default = "either")]
-    protocol: Option<String>,
+    pub(super) protocol: Option<String>,
     /// Who logs in: at most 16 letters.
     #[schema(example = "rackhand")]
-    user: String,
+    pub(super) user: String,
     /// The password, at most 20 letters; it is never shown again.
     #[schema(example = "correct horse")]
-    password: String,
+    pub(super) password: String,
     /// SHA-256 of the certificate it has to show, in hexadecimal, with or without colons; when
     /// absent the one it shows first is the only one from then on.
-    fingerprint: Option<String>,
+    pub(super) fingerprint: Option<String>,
 }
 
 impl BmcAccess {
     fn of(row: store::StoredBmc) -> Self {
-        let store::StoredBmc { access, changed, .. } = row;
+        let store::StoredBmc { access, changed, rotated, rotation, next, .. } = row;
+        let is_begun = next.is_some_and(|next| next.is_begun);
         Self {
             machine: access.machine,
             address: access.at.to_string(),
@@ -81,12 +117,31 @@ impl BmcAccess {
             user: access.user,
             fingerprint: access.fingerprint,
             changed,
+            rotated,
+            rotation: rotation.map(|store::Rotation { since, detail, failed }| BmcRotation {
+                since,
+                detail,
+                failed,
+                is_begun,
+            }),
+            denied: None,
+            rests_until: None,
+            other: None,
+            mainboard: access.mainboard,
         }
+    }
+
+    /// With what the rack's agent knows of it.
+    fn standing(self, standings: &[Standing]) -> Self {
+        let Some(standing) = standings.iter().find(|standing| standing.machine == self.machine) else { return self };
+        let Standing { denied, rests_until, other, .. } = standing.clone();
+        Self { denied: Some(denied), rests_until, other, ..self }
     }
 }
 
 impl NewBmcAccess {
-    fn access(self, machine: &store::Machine) -> Result<Access, Error> {
+    /// The same checked, for a machine with this mainboard.
+    pub(super) fn access(self, machine: id::MachineId, mainboard: Option<Mainboard>) -> Result<Access, Error> {
         let at: At = self.address.parse().map_err(|error| Error::invalid("/address", error))?;
         if at.address.is_unspecified() || at.address.is_multicast() {
             return Err(Error::invalid("/address", "is not one that a BMC can have"));
@@ -101,8 +156,8 @@ impl NewBmcAccess {
         check_word("/user", &self.user, MAX_USER)?;
         check_word("/password", &self.password, MAX_PASSWORD)?;
         let fingerprint = self.fingerprint.map(|text| digits(&text)).transpose()?;
-        let (user, password, mainboard) = (self.user, self.password, machine.mainboard());
-        Ok(Access { machine: machine.id, at, protocol, user, password, fingerprint, mainboard })
+        let (user, password) = (self.user, self.password);
+        Ok(Access { machine, at, protocol, user, password, fingerprint, mainboard })
     }
 }
 
@@ -160,8 +215,9 @@ pub(super) async fn list(
     let rack = caller.rack(&app, &rack).await?;
     let after = parse("after", window.after.as_deref())?;
     let rows = app.store.bmcs(rack, after, limit + 1).await?;
+    let standings = if rows.is_empty() { Vec::new() } else { (app.standings)(rack).await };
     let cursor = |row: &store::StoredBmc| row.access.machine.to_string();
-    Ok(axum::Json(Page::of(rows, limit, cursor, BmcAccess::of)))
+    Ok(axum::Json(Page::of(rows, limit, cursor, |row| BmcAccess::of(row).standing(&standings))))
 }
 
 /// Show how a machine's BMC is reached
@@ -175,7 +231,8 @@ pub(super) async fn show(
 ) -> Result<impl IntoResponse, Error> {
     let machine = of_rack(&app, &caller, &rack, &machine).await?;
     let row = app.store.bmc(machine.id).await?;
-    Ok(tagged(row.version, BmcAccess::of(row)))
+    let standings = (app.standings)(machine.rack).await;
+    Ok(tagged(row.version, BmcAccess::of(row).standing(&standings)))
 }
 
 /// Say how a machine's BMC is reached
@@ -194,14 +251,37 @@ pub(super) async fn set(
 ) -> Result<impl IntoResponse, Error> {
     let mut tx = app.store.begin().await?;
     let machine = held(&caller, &mut tx, Action::RackManage, &rack, &machine).await?;
-    let access = body.access(&machine)?;
+    let access = body.access(machine.id, machine.mainboard())?;
     let known = tx.bmc(machine.id).await?;
     expected.check(known.map_or(0, |known| known.version))?;
-    tx.set_bmc(app.clock.now().wall, &machine, &access).await?;
+    tx.reach_bmc(app.clock.now().wall, &machine, &access).await?;
     let row = tx.bmc(machine.id).await?.ok_or(store::StoreError::NotFound("BMC of this machine"))?;
     tx.commit().await?;
     (app.changed)(machine.rack);
     Ok(tagged(row.version, BmcAccess::of(row)))
+}
+
+/// Give a machine's BMC another password
+///
+/// A random one, which nobody sees. The rack's agent sets it in the account that it logs in with,
+/// logs in anew to prove it, and only then the one before is forgotten: interrupted anywhere, one of
+/// both is known to work, and the next request goes on. `rotation` of the BMC tells how far it is;
+/// it is absent when it is done.
+#[utoipa::path(post, path = "/v1/racks/{rack}/bmcs/{machine}/rotate", tag = "bmcs",
+    params(("rack" = String, Path, description = "Id or name."), ("machine" = String, Path, description = "Id or name.")),
+    responses((status = 202, body = BmcAccess)))]
+pub(super) async fn rotate(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path((rack, machine)): Path<(String, String)>,
+) -> Result<impl IntoResponse, Error> {
+    let mut tx = app.store.begin().await?;
+    let machine = held(&caller, &mut tx, Action::RackManage, &rack, &machine).await?;
+    tx.begin_rotation(app.clock.now().wall, &machine, &rotations::fresh()).await?;
+    let row = tx.bmc(machine.id).await?.ok_or(store::StoreError::NotFound("BMC of this machine"))?;
+    tx.commit().await?;
+    (app.changed)(machine.rack);
+    Ok((StatusCode::ACCEPTED, tagged(row.version, BmcAccess::of(row))))
 }
 
 /// Forget how a machine's BMC is reached

@@ -161,6 +161,16 @@ impl Error {
         Self { errors: vec![invalid], ..Self::new(Kind::Invalid, format!("{field}: {detail}")) }
     }
 
+    /// What was wrong, for people.
+    pub(super) fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// Whether it is the caller who can do something about it.
+    pub(super) fn is_callers(&self) -> bool {
+        matches!(self.kind, Kind::Invalid | Kind::Conflict | Kind::NotFound)
+    }
+
     /// More of these were tried than may be; one more may be after `wait`.
     pub fn too_many(what: &str, wait: Duration) -> Self {
         let seconds = wait.as_secs() + 1;

@@ -21,6 +21,7 @@ mod consoles;
 mod dry_run;
 mod error;
 mod events;
+mod expected_bmcs;
 mod extract;
 mod fields;
 mod grants;
@@ -105,6 +106,8 @@ pub type Look =
 /// Asks a rack's agent what it kept of a machine's sensor.
 pub type SeriesOf =
     dyn Fn(RackId, MachineId, SeriesQuery) -> BoxFuture<'static, Result<ControllerResponse, Unreachable>> + Send + Sync;
+/// Asks a rack's agent what it knows of its BMCs.
+pub type Standings = dyn Fn(RackId) -> BoxFuture<'static, Vec<bmc::Standing>> + Send + Sync;
 
 /// What the handlers share.
 #[derive(Clone)]
@@ -132,6 +135,8 @@ pub struct App {
     pub agents: Arc<dyn Agents>,
     /// Who has how many consoles open.
     pub seats: Seats,
+    /// What the agent of a rack knows of its BMCs.
+    pub standings: Arc<Standings>,
     /// Called while a revocation is being committed: cuts the agent's connection.
     pub cut: Arc<dyn Fn(AgentId) + Send + Sync>,
     /// Makes a fresh enrolment code: its text, and the hash to keep of it.
@@ -206,6 +211,8 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(bmcs::list))
         .routes(routes!(bmcs::show, bmcs::set, bmcs::remove))
         .routes(routes!(bmcs::look))
+        .routes(routes!(bmcs::rotate))
+        .routes(routes!(expected_bmcs::list, expected_bmcs::import, expected_bmcs::forget))
         .routes(routes!(racks::agents))
         .routes(routes!(racks::revoke))
         .routes(routes!(racks::replace))

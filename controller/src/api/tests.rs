@@ -101,6 +101,7 @@ impl Bench {
             oidc: Oidc::new(None).unwrap(),
             clock,
             changed: Arc::new(|_| ()),
+            standings: Arc::new(|_| Box::pin(async { Vec::new() })),
             look: Arc::new(|_, _, _| Box::pin(async { Ok(ControllerResponse::Seen(r#"{"sensors":{}}"#.into())) })),
             series: Arc::new(|_, _, _| Box::pin(async { Ok(ControllerResponse::Refused("no such sensor".into())) })),
             agents: Arc::new(Nodes),

@@ -356,6 +356,10 @@ fn each_operation_is_this_action_at_this_place() {
         PUT    /v1/racks/{rack}/bmcs/{machine}: rack.manage where the rack is
         DELETE /v1/racks/{rack}/bmcs/{machine}: rack.manage where the rack is
         GET    /v1/racks/{rack}/bmcs/{machine}/{what}: rack.read where the rack is
+        POST   /v1/racks/{rack}/bmcs/{machine}/rotate: rack.manage where the rack is
+        GET    /v1/racks/{rack}/expected-bmcs: rack.read where the rack is
+        POST   /v1/racks/{rack}/expected-bmcs: rack.manage where the rack is
+        DELETE /v1/racks/{rack}/expected-bmcs: rack.manage where the rack is
         GET    /v1/agents: agent.read anywhere
         POST   /v1/agents/{agent}/revoke: agent.revoke where the agent is
         POST   /v1/agents/{agent}/replace: agent.revoke where the agent is

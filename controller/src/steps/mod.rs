@@ -163,7 +163,9 @@ impl<C: Commands> Look<'_, C> {
                 | ControllerResponse::Reported(_)
                 | ControllerResponse::Seen(_)
                 | ControllerResponse::Console
-                | ControllerResponse::Recording(_),
+                | ControllerResponse::Recording(_)
+                | ControllerResponse::Rotated(_)
+                | ControllerResponse::Standings(_),
             ) => Ok(Sent::Waiting(WaitFor::Agent, "agent answered another question".to_owned())),
         }
     }

@@ -22,6 +22,7 @@ mod database;
 mod dry_run;
 mod error;
 mod events;
+mod expected_bmcs;
 mod filled;
 mod health;
 mod images;
@@ -67,12 +68,13 @@ pub use self::{
     audit::{Asked, AuditFilter, ChainEnd},
     backup::{Contents, Examined, examine, fill, is_occupied, is_sealed_with, read_backup, write_backup, write_copy},
     bindings::{Binding, BindingFilter},
-    bmcs::StoredBmc,
+    bmcs::{Next, Rotation, StoredBmc},
     claims::{Claim, ClaimFilter, Holder},
     commands::StoredCommand,
     dry_run::{dry_run, is_dry_run},
     error::StoreError,
     events::{EventFilter, Happened, StoredEvent},
+    expected_bmcs::ExpectedBmc,
     images::{Image, ImageState, ImageVersion, NewImage, Stored},
     machine_health::{HealthOverride, HealthTransition, MachineHealth},
     machines::{Hold, Machine, MachineFilter, MachineOrder},

@@ -12,7 +12,7 @@ use rackhand_common::{
 };
 
 use super::{
-    KeyedRequest, Parameters, Store, StoreError, Tx,
+    ExpectedBmc, KeyedRequest, Parameters, Store, StoreError, Tx,
     database::{Database, query, query_scalar},
     from_json, id, json, people,
 };
@@ -90,6 +90,7 @@ impl Store {
             }
         }
         changed += tx.reseal_bmcs(newest).await?;
+        changed += tx.reseal_expected_bmcs(newest).await?;
         changed += tx.reseal_answers(newest).await?;
         if let Some(probe) = tx.probe().await?
             && newest.open(PROBE, &probe).is_err()
@@ -117,14 +118,37 @@ impl Tx {
 
     async fn reseal_bmcs(&mut self, newest: &Seal) -> Result<usize, StoreError> {
         let mut changed = 0;
-        for row in query("SELECT id, password FROM bmcs").fetch_all(&mut self.inner).await? {
+        for row in query("SELECT id, password, next FROM bmcs").fetch_all(&mut self.inner).await? {
             let machine: MachineId = id(row.try_get("id")?)?;
             let damaged = |error: NotOpened| StoreError::Damaged("password of a BMC", error.into());
-            let sealed = text_anew(&self.seal, newest, &Access::place_of(machine), row.try_get("password")?);
-            if let Some(sealed) = sealed.map_err(damaged)? {
+            let present = text_anew(&self.seal, newest, &Access::place_of(machine), row.try_get("password")?);
+            let next = row.try_get::<Option<&str>, _>("next")?;
+            let next = next.map(|next| text_anew(&self.seal, newest, &Access::place_of_next(machine), next));
+            let (present, next) = (present.map_err(damaged)?, next.transpose().map_err(damaged)?.flatten());
+            if present.is_some() || next.is_some() {
                 self.watch("bmcs", machine).await?;
-                query("UPDATE bmcs SET password = $2 WHERE id = $1")
+                query("UPDATE bmcs SET password = COALESCE($2, password), next = COALESCE($3, next) WHERE id = $1")
                     .bind(machine.to_string())
+                    .bind(present)
+                    .bind(next)
+                    .execute(&mut self.inner)
+                    .await?;
+                changed += 1;
+            }
+        }
+        Ok(changed)
+    }
+
+    async fn reseal_expected_bmcs(&mut self, newest: &Seal) -> Result<usize, StoreError> {
+        let mut changed = 0;
+        for row in query("SELECT id, password FROM expected_bmcs").fetch_all(&mut self.inner).await? {
+            let key: &str = row.try_get("id")?;
+            let damaged = |error: NotOpened| StoreError::Damaged("password of a BMC", error.into());
+            let sealed = text_anew(&self.seal, newest, &ExpectedBmc::place_of(key), row.try_get("password")?);
+            if let Some(sealed) = sealed.map_err(damaged)? {
+                self.watch("expected_bmcs", key).await?;
+                query("UPDATE expected_bmcs SET password = $2 WHERE id = $1")
+                    .bind(key)
                     .bind(sealed)
                     .execute(&mut self.inner)
                     .await?;
@@ -262,6 +286,19 @@ pub(crate) mod tests {
                 mainboard: None,
             };
             tx.set_bmc(at(3), &machine, &access).await.unwrap();
+            tx.begin_rotation(at(3), &machine, "next of a BMC").await.unwrap();
+            let expected = ExpectedBmc {
+                rack: machine.rack,
+                serial: "S9".into(),
+                at: "10.0.0.9".parse().unwrap(),
+                protocol: Protocol::Ipmi,
+                user: "admin".into(),
+                password: "expected".into(),
+                fingerprint: None,
+                rotate: false,
+                since: at(3),
+            };
+            tx.expect_bmc(&expected).await.unwrap();
             tx.commit().await.unwrap();
             let asked = KeyedRequest { token, key: "k".into(), request: [7; 32] };
             let Known::No(_under_way) = bench.store.begin_request(at(4), &asked).await.unwrap() else {
@@ -279,7 +316,13 @@ pub(crate) mod tests {
             let person = store.person(&self.person.to_string()).await.unwrap();
             assert_eq!(person.totp.unwrap().secret, b"twenty bytes of chance");
             let machine = store.machine(&self.machine).await.unwrap().id;
-            assert_eq!(store.bmc(machine).await.unwrap().access.password, "of a BMC");
+            let rack = store.machine(&self.machine).await.unwrap().rack;
+            assert_eq!(store.expected_bmcs(rack, None, 1).await.unwrap()[0].password, "expected");
+            let bmc = store.bmc(machine).await.unwrap();
+            assert_eq!(
+                (bmc.access.password.as_str(), bmc.next.unwrap().password.as_str()),
+                ("of a BMC", "next of a BMC")
+            );
             let Known::Answered(answer) = store.begin_request(at(5), &self.asked).await.unwrap() else {
                 panic!("lost")
             };
@@ -324,7 +367,9 @@ pub(crate) mod tests {
         assert_eq!(
             kinds,
             [
+                "bmcs.next",
                 "bmcs.password",
+                "expected_bmcs.password",
                 "keyed_requests.answer",
                 "machines.orders",
                 "people.totp",
@@ -367,7 +412,15 @@ pub(crate) mod tests {
         let failed = both.reseal(&Seal::new(&[8; 32])).await;
         assert!(matches!(failed, Err(StoreError::Damaged("answer", _))), "{failed:?}");
         let after = sealed(&place, bench.ground.dir()).await;
-        for kind in ["bmcs.password", "machines.orders", "people.totp", "runs.parameters", "seal.probe"] {
+        for kind in [
+            "bmcs.next",
+            "bmcs.password",
+            "expected_bmcs.password",
+            "machines.orders",
+            "people.totp",
+            "runs.parameters",
+            "seal.probe",
+        ] {
             assert_eq!(before[kind], after[kind], "{kind}");
         }
     }
@@ -393,7 +446,10 @@ pub(crate) mod tests {
         let [one] = &records[..] else { panic!("{records:?}") };
         let mut kinds: Vec<_> = one.record.changes.iter().map(|change| change.kind.as_str()).collect();
         kinds.sort_unstable();
-        assert_eq!((one.record.action.as_str(), &kinds[..]), ("seal rotate", &["bmc", "machine", "person", "run"][..]));
+        assert_eq!(
+            (one.record.action.as_str(), &kinds[..]),
+            ("seal rotate", &["bmc", "expected_bmc", "machine", "person", "run"][..])
+        );
     }
 
     on_both! {

@@ -194,7 +194,7 @@ impl Node {
     /// Tells what happened, then lets the machine do what its intent says.
     async fn settle(&self) {
         self.perform().await;
-        let (intent, _) = intent::of(&self.store, self.rack).await.unwrap();
+        let (intent, ..) = intent::of(&self.store, self.rack).await.unwrap();
         let wanted = intent.machines.iter().find(|machine| machine.id == self.machine).cloned();
         let (first, events) = {
             let mut state = self.state.lock().unwrap();

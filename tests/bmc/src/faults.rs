@@ -14,6 +14,8 @@ pub struct Faults {
     pub lying: bool,
     /// How the next changes of a password go wrong.
     pub password: Rotation,
+    /// Locks its accounts for good after so many logins in a row that were denied; 0 never does.
+    pub locks_after: u32,
     /// Answers everything with "busy": 0xC0, 503.
     pub busy: bool,
     /// Has no room for another session.

@@ -1,7 +1,7 @@
 //! The one state behind both protocols, without sockets, tasks or a clock of its own. The machine
 //! is given to the calls that concern it.
 
-use std::collections::BTreeMap;
+use std::{cell::Cell, collections::BTreeMap};
 
 use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
@@ -68,6 +68,8 @@ pub struct State {
     pub media: Option<String>,
     /// Who wants to be told of events: where, and their word for it.
     pub subscriptions: Vec<(u32, String, String)>,
+    /// Counts logins that were denied since one was taken, and in all.
+    pub denied: (Cell<u32>, Cell<u32>),
     /// Counts restarts: sessions of an earlier one are lost.
     pub restarts: u64,
     silent_until: Option<Timestamp>,
@@ -173,6 +175,7 @@ impl State {
             secure_boot: (false, false),
             media: None,
             subscriptions: Vec::new(),
+            denied: Default::default(),
             restarts: 0,
             silent_until: None,
             changes: 0,
@@ -342,9 +345,28 @@ impl State {
 
     /// Who logs in with this name and password, and what they may do.
     pub fn log_in(&self, name: &str, password: &[u8]) -> Option<Role> {
-        let (_, user) = self.user(name)?;
-        let is_let_in = user.is_enabled && user.password == password;
-        user.role.filter(|role| is_let_in && *role > Role::None)
+        let known = self.user(name).and_then(|(_, user)| {
+            let is_let_in = user.is_enabled && user.password == password && !self.is_locked();
+            user.role.filter(|role| is_let_in && *role > Role::None)
+        });
+        self.note_login(known.is_some());
+        known
+    }
+
+    /// Whether its accounts are locked, as too many logins were denied.
+    pub fn is_locked(&self) -> bool {
+        self.faults.locks_after != 0 && self.denied.0.get() >= self.faults.locks_after
+    }
+
+    /// Counts a login that was taken, or denied.
+    pub fn note_login(&self, is_taken: bool) {
+        let (in_a_row, in_all) = &self.denied;
+        if is_taken {
+            in_a_row.set(0);
+        } else {
+            in_a_row.set(in_a_row.get() + 1);
+            in_all.set(in_all.get() + 1);
+        }
     }
 
     /// Changes a password, as far as the faults let it. The caller has checked its length.

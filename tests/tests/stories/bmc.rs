@@ -169,3 +169,94 @@ async fn a_bmc_of_another_machine_switches_nothing_and_is_named() {
     assert_eq!(behind.switched.load(Ordering::Relaxed), 0, "another machine was switched");
     rack.stop().await.unwrap();
 }
+
+/// What the API says of a machine's BMC, once it is as wanted.
+async fn bmc_becomes(rack: &VirtualRack, machine: &Machine, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+    let look = async || {
+        let path = path(rack, machine).await;
+        let told = rack.operator.get(&path).await.map_err(|error| format!("{error:#}"))?;
+        if is_so(&told) { Ok(told) } else { Err(told.to_string()) }
+    };
+    wait::until(what, PATIENCE, look).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bmc_of_a_manifest_is_joined_to_its_machine_when_that_is_discovered_and_gets_a_password_of_its_own() {
+    let mut rack = VirtualRack::new().await;
+    let machine = rack.machine(Model::default());
+    let (running, behind) = bmc(&machine, Personality::generic(1)).await;
+    let row = |serial: &str, at: &str| json!({"serial": serial, "address": at, "protocol": "redfish", "user": "rackhand", "password": PASSWORD});
+    let (ours, at) = (machine.mainboard().0, running.redfish.to_string());
+    let import = async |rows: Value| {
+        let body = json!({"bmcs": rows, "rotate": true});
+        rack.operator.ask(Method::POST, "/v1/racks/r1/expected-bmcs", Some(body)).await
+    };
+    let refused = import(json!([row(&ours, &at), row("OTHER", "nowhere")])).await.unwrap_err();
+    assert!(format!("{refused:#}").contains("line 2: /address"), "{refused:#}");
+    let made = import(json!([row(&ours, &at), row("OTHER", "127.0.0.1:9")])).await.unwrap();
+    assert_eq!((&made["waiting"], &made["set"]), (&json!(2), &json!(0)), "{made}");
+
+    rack.ready(&machine).await;
+    let told = bmc_becomes(&rack, &machine, "the BMC has another password", |told| told["rotated"].is_string()).await;
+    assert!(told["rotation"].is_null() && !told.to_string().contains(PASSWORD), "{told}");
+    let now = String::from_utf8(running.bmc.lock().users[1].password.clone()).unwrap();
+    assert!(now != PASSWORD && now.len() == 16, "{now}");
+    let identity = look(&rack, &machine, "identity").await;
+    assert_eq!(identity["identity"]["identity"]["serial"], json!(ours));
+    assert_eq!(running.bmc.lock().denied.1.get(), 0, "a login was denied");
+
+    // The same manifest again is of no effect; the other one goes on waiting.
+    let made = import(json!([row(&ours, &at), row("OTHER", "127.0.0.1:9")])).await.unwrap();
+    assert_eq!((&made["unchanged"], &made["waiting"]), (&json!(1), &json!(1)), "{made}");
+    look(&rack, &machine, "identity").await;
+    rack.operator.act(machine.mac(), "power", json!({"action": "cycle"})).await.unwrap();
+    let is_switched = async || match behind.switched.load(Ordering::Relaxed) {
+        0 | 1 => Err("not yet".to_owned()),
+        _ => Ok(()),
+    };
+    wait::until("it is switched by its BMC", PATIENCE, is_switched).await;
+    for file in ["agent/bmcs.json", "agent/bmcs.new"] {
+        let text = std::fs::read_to_string(rack.path(file)).unwrap_or_default();
+        assert!(!text.contains(&now) && !text.contains(PASSWORD), "a password is in {file}");
+    }
+    rack.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotation_goes_on_when_agent_and_controller_are_killed_in_it() {
+    let mut rack = VirtualRack::new().await;
+    let machine = rack.machine(Model::default());
+    rack.ready(&machine).await;
+    let (running, _behind) = bmc(&machine, Personality::generic(1)).await;
+    reach(&rack, &machine, "redfish", running.redfish).await;
+    look(&rack, &machine, "identity").await;
+    running.bmc.set_faults(Faults { locks_after: 3, ..Faults::default() });
+    let of_machine = path(&rack, &machine).await;
+    let rotate = format!("{of_machine}/rotate");
+    let mut before = PASSWORD.to_owned();
+    for (round, service) in
+        [Service::Agent, Service::Controller, Service::Agent, Service::Controller].iter().enumerate()
+    {
+        // So slow that it is killed somewhere in between.
+        running.bmc.set_faults(Faults { locks_after: 3, slow_ms: 200, ..Faults::default() });
+        rack.operator.ask(Method::POST, &rotate, None).await.unwrap();
+        // Between the phases: it is set, and not yet proved; or at its beginning.
+        let is_reached = async || {
+            let is_set = running.bmc.lock().users[1].password != before.as_bytes();
+            let told = rack.operator.get(&of_machine).await.map_err(|error| format!("{error:#}"))?;
+            let is_begun = round >= 2 && told["rotation"]["is_begun"] == json!(true);
+            (is_set || is_begun).then_some(()).ok_or_else(|| told.to_string())
+        };
+        wait::until("the rotation is under way", PATIENCE, is_reached).await;
+        rack.kill(*service).await;
+        running.bmc.set_faults(Faults { locks_after: 3, ..Faults::default() });
+        rack.start(*service).await;
+        bmc_becomes(&rack, &machine, "the BMC has another password", |told| told["rotation"].is_null()).await;
+        let now = String::from_utf8(running.bmc.lock().users[1].password.clone()).unwrap();
+        assert_ne!(now, before, "round {round}");
+        look(&rack, &machine, "identity").await;
+        assert!(!running.bmc.lock().is_locked(), "round {round}");
+        before = now;
+    }
+    rack.stop().await.unwrap();
+}

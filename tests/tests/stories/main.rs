@@ -14,4 +14,5 @@ mod images;
 mod kills;
 mod reload;
 mod replaced;
+mod rotation;
 mod upkeep;

@@ -10,7 +10,10 @@ use std::{
     fmt,
     future::Future,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -33,7 +36,7 @@ use super::{
     user::{self, Form},
 };
 use crate::{
-    bmc::{Answer, Bmc, BmcError, Credentials},
+    bmc::{Answer, Bmc, BmcError, Credentials, Logins},
     told::{
         Account, Accounts, Boot, BootOverride, Identity, Lan, Log, MAX_ITEMS, MAX_PASSWORD, Part, PartKind, Parts,
         Reading, SensorKind, Sensors, Skipped,
@@ -61,6 +64,7 @@ const MAX_DATAGRAM: usize = 2048;
 pub struct Ipmi {
     address: SocketAddr,
     credentials: Credentials,
+    logins: Option<Arc<dyn Logins>>,
     link: Mutex<Link>,
     counts: Counts,
 }
@@ -125,7 +129,12 @@ impl fmt::Debug for Ipmi {
 impl Ipmi {
     /// The BMC at this address, usually port 623. Nothing is sent yet.
     pub fn new(address: SocketAddr, credentials: Credentials) -> Self {
-        Self { address, credentials, link: Mutex::default(), counts: Counts::default() }
+        Self { address, credentials, logins: None, link: Mutex::default(), counts: Counts::default() }
+    }
+
+    /// Asked and told of every login.
+    pub fn counted(self, logins: Arc<dyn Logins>) -> Self {
+        Self { logins: Some(logins), ..self }
     }
 
     /// How many requests and how many datagrams were sent so far.
@@ -169,6 +178,9 @@ impl Ipmi {
             if !is_used && let Some(denied) = link.denied.as_ref().and_then(Denied::still) {
                 return Err(Failure::Ended(denied));
             }
+            if !is_used && let Some(logins) = &self.logins {
+                logins.may().map_err(|why| Failure::Ended(BmcError::Denied(why)))?;
+            }
             let open = match &mut link.session {
                 Some(open) => open,
                 none => none.insert(self.open().await.map_err(Failure::Ended)?),
@@ -176,6 +188,13 @@ impl Ipmi {
             self.counts.requests.fetch_add(1, Ordering::Relaxed);
             open.session.request(open.now(), request.clone());
             let answer = self.answer(open).await;
+            if !is_used && let Some(logins) = &self.logins {
+                match &answer {
+                    Ok(_) | Err(Failure::Completion(_)) => logins.ended(true).await,
+                    Err(Failure::Ended(BmcError::Denied(_))) => logins.ended(false).await,
+                    Err(Failure::Ended(_)) => {}
+                }
+            }
             if let Err(Failure::Ended(why)) = &answer {
                 link.session = None;
                 if let BmcError::Denied(why) = why {

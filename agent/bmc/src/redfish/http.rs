@@ -13,7 +13,10 @@
 
 use std::{
     fmt, iter,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -29,7 +32,7 @@ use tokio::{
 };
 use zeroize::Zeroizing;
 
-use crate::bmc::{BmcError, Credentials};
+use crate::bmc::{BmcError, Credentials, Logins};
 
 use super::{
     fault,
@@ -202,6 +205,7 @@ pub struct Http {
     base: Url,
     pin: Pin,
     bounds: Bounds,
+    logins: Option<Arc<dyn Logins>>,
     state: Mutex<State>,
     requests: AtomicU64,
 }
@@ -245,7 +249,19 @@ impl Http {
             .map_err(|error| unfit(&format!("cannot be reached: {error}")))?;
         let pace = Pace::new(bounds.shortest, bounds.longest);
         let state = State { credentials, login: Login::None, sessions: None, denial: None, pace };
-        Ok(Self { client, base, pin, bounds, state: Mutex::new(state), requests: AtomicU64::new(0) })
+        let (state, requests) = (Mutex::new(state), AtomicU64::new(0));
+        Ok(Self { client, base, pin, bounds, logins: None, state, requests })
+    }
+
+    /// Asked and told of every login.
+    pub fn counted(self, logins: Arc<dyn Logins>) -> Self {
+        Self { logins: Some(logins), ..self }
+    }
+
+    async fn logged_in(&self, is_taken: bool) {
+        if let Some(logins) = &self.logins {
+            logins.ended(is_taken).await;
+        }
     }
 
     /// The certificate that is believed: given, or the first that was met.
@@ -390,12 +406,16 @@ impl Http {
             Login::Basic { is_believed } if is_unauthorized => {
                 // What was taken a moment ago may be good, and not enough for this.
                 if !std::mem::take(is_believed) {
+                    self.logged_in(false).await;
                     state.deny(fault::of_status(answer.status, link, Node(Some(&answer.body)), &secrets));
                 }
                 Ok((answer, secrets))
             }
             Login::Basic { is_believed } => {
-                *is_believed |= answer.status.is_success();
+                if !*is_believed && answer.status.is_success() {
+                    *is_believed = true;
+                    self.logged_in(true).await;
+                }
                 Ok((answer, secrets))
             }
             _ => Ok((answer, secrets)),
@@ -405,6 +425,12 @@ impl Http {
     /// Makes a session, or falls back to basic authentication where there are none.
     async fn log_in(&self, state: &mut State) -> Result<(), BmcError> {
         state.may_log_in()?;
+        if !matches!(state.login, Login::None | Login::Basic { is_believed: false }) {
+            return Ok(());
+        }
+        if let Some(logins) = &self.logins {
+            logins.may().map_err(fault::denied)?;
+        }
         if !matches!(state.login, Login::None) {
             return Ok(());
         }
@@ -422,7 +448,11 @@ impl Http {
         if answer.is_login_denied() {
             let why = fault::of_status(StatusCode::UNAUTHORIZED, &sessions, body, &state.secrets());
             state.deny(why.clone());
+            self.logged_in(false).await;
             return Err(why);
+        }
+        if matches!(state.login, Login::Session { .. }) {
+            self.logged_in(true).await;
         }
         match &mut state.login {
             Login::Session { link, .. } => *link = link.take().or_else(|| body.target()),

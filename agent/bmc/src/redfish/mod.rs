@@ -46,7 +46,7 @@ use tokio::{sync::Mutex, time::timeout};
 use rackhand_common::machine::Power;
 
 use crate::{
-    bmc::{Answer, Bmc, BmcError, Credentials},
+    bmc::{Answer, Bmc, BmcError, Credentials, Logins},
     told::{Accounts, Boot, BootOverride, Identity, Lan, Log, Parts, Sensors},
 };
 
@@ -88,6 +88,11 @@ impl Redfish {
         let Target { url, credentials, fingerprint, system, bounds } = target;
         let http = Http::new(&url, credentials, fingerprint, bounds)?;
         Ok(Self { http, which: system, service: Mutex::new(None) })
+    }
+
+    /// Asked and told of every login.
+    pub fn counted(self, logins: Arc<dyn Logins>) -> Self {
+        Self { http: self.http.counted(logins), ..self }
     }
 
     /// The certificate that is believed: given, or the one that was met first.

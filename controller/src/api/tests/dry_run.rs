@@ -109,6 +109,13 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on:
     appears(&trial.bench, rack, 2).await;
     let bmc = json!({"address": "10.20.0.5", "user": "admin", "password": "secret"});
     trial.step(Method::PUT, "/v1/racks/{rack}/bmcs/{machine}", "/v1/racks/lab/bmcs/web-1", bmc).await;
+    let rows = json!([{"serial": "S9", "address": "10.20.0.9", "user": "root", "password": "calvin"}]);
+    let manifest = json!({"bmcs": rows});
+    let expected = "/v1/racks/{rack}/expected-bmcs";
+    trial.step(Method::POST, expected, "/v1/racks/lab/expected-bmcs", manifest).await;
+    trial.step(Method::DELETE, expected, "/v1/racks/lab/expected-bmcs", Value::Null).await;
+    let rotate = "/v1/racks/{rack}/bmcs/{machine}/rotate";
+    trial.step(Method::POST, rotate, "/v1/racks/lab/bmcs/web-1/rotate", Value::Null).await;
     trial.step(Method::DELETE, "/v1/racks/{rack}/bmcs/{machine}", "/v1/racks/lab/bmcs/web-1", Value::Null).await;
     let over = "/v1/machines/web-1/health/override";
     let wanted = json!({"reason": "the part is ordered", "expires": "1970-01-02T00:00:00Z"});

@@ -48,6 +48,9 @@ pub struct Server {
     pub port: u16,
 }
 
+/// Where a RAKP message has its status, behind the headers of RMCP and of an unsealed packet.
+const STATUS: usize = 17;
+
 impl Server {
     /// Answers one datagram, or stays silent. `random` is used once.
     pub fn answer(
@@ -127,7 +130,7 @@ impl Server {
             return Some(packet::v2(0, 0, 0, &message));
         }
         let user = |name: &str| {
-            let (id, user) = state.user(name).filter(|(_, user)| user.is_enabled)?;
+            let (id, user) = state.user(name).filter(|(_, user)| user.is_enabled && !state.is_locked())?;
             Some((id, user.password.clone(), user.role.unwrap_or(Role::None)))
         };
         let gate = Gate {
@@ -139,7 +142,19 @@ impl Server {
         match packet.payload_type {
             0x10 => self.sessions.open(now, &gate, packet.payload),
             0x12 => self.sessions.rakp1(&gate, random, packet.payload),
-            0x14 => self.sessions.rakp3(packet.payload),
+            0x14 => {
+                let answer = self.sessions.rakp3(packet.payload);
+                // A console that finds the password wrong by RAKP 2 says so, which is a login that was
+                // denied as well.
+                let is_wrong = packet.payload.get(1) != Some(&0);
+                match answer.as_ref().and_then(|answer| answer.get(STATUS)) {
+                    Some(0) => state.note_login(true),
+                    Some(0x0f) => state.note_login(false),
+                    _ if is_wrong => state.note_login(false),
+                    _ => {}
+                }
+                answer
+            }
             _ => None,
         }
     }

@@ -147,7 +147,7 @@ impl World {
             return;
         }
         let store = self.controller.store.clone();
-        let Some(Ok((wanted, _))) = self.controlled(async move { intent::of(&store, id).await }).await else { return };
+        let Some(Ok((wanted, ..))) = self.controlled(async move { intent::of(&store, id).await }).await else { return };
         self.controller.pushes[rack].1 = true;
         let again = Message::Intent(Box::new(wanted.clone()));
         self.send(rack, connection, Message::Intent(Box::new(wanted)), Some(again));
