@@ -192,7 +192,7 @@ impl Series {
                 return Err(error);
             }
             tracing::error!(error = chain(&error), "the sensors' series cannot be read: they begin anew");
-            std::fs::remove_file(path).map_err(|error| redb::Error::Io(error))?;
+            std::fs::remove_file(path).map_err(redb::Error::Io)?;
             open_database(path)
         })?;
         let tx = database.begin_write()?;
