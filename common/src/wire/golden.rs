@@ -294,15 +294,21 @@ fn bytes_of_an_agents_answers() {
 
 #[test]
 fn bytes_of_a_console() {
-    check(&[ConsoleRequest { machine: MachineId(uuid(1)), who: "ada".into() }], expect![[r#"
+    check(
+        &[ConsoleRequest { machine: MachineId(uuid(1)), who: "ada".into() }],
+        expect![[r#"
         100101010101010101010101010101010103616461
-    "#]]);
-    check(&[ToConsole::Typed(vec![1, 2]), ToConsole::Take, ToConsole::Give, ToConsole::Break], expect![[r#"
+    "#]],
+    );
+    check(
+        &[ToConsole::Typed(vec![1, 2]), ToConsole::Take, ToConsole::Give, ToConsole::Break],
+        expect![[r#"
         00020102
         01
         02
         03
-    "#]]);
+    "#]],
+    );
     check(
         &[
             FromConsole::Printed(vec![1, 2]),
