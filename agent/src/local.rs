@@ -193,7 +193,7 @@ impl Desk {
                         // It ends by itself at shutdown, and says so.
                         return Ok(console::serve(watch, read, write).await?);
                     }
-                    Err(refusal) => refusal,
+                    Err(refusal) => *refusal,
                 },
                 Ok(Some(request)) => self.answer(request, &shutdown).await,
                 Ok(None) => return Ok(()),
@@ -281,9 +281,9 @@ impl Desk {
         LocalResponse::Health(serde_json::to_string(&standings).expect("standings always serialize"))
     }
 
-    fn watch(&self, machine: &str, who: &str) -> Result<console::Watch, LocalResponse> {
+    fn watch(&self, machine: &str, who: &str) -> Result<console::Watch, Box<LocalResponse>> {
         let found = self.find(machine).ok_or_else(|| unknown(machine))?;
-        self.node.consoles.watch(found.id, who).map_err(LocalResponse::Unavailable)
+        self.node.consoles.watch(found.id, who).map_err(|reason| LocalResponse::Unavailable(reason).into())
     }
 
     fn hear_boot(&self) {
