@@ -189,7 +189,8 @@ mod tests {
         let bench = Bench::new(on).await;
         let mut machine = bench.adopted(100).await;
         let serial = "7G1".to_owned();
-        machine.accepted.as_mut().unwrap_or(&mut machine.inventory).system.serial = serial.clone();
+        let parts = machine.accepted.as_mut().unwrap_or(&mut machine.inventory);
+        std::sync::Arc::make_mut(parts).system.serial = serial.clone();
         let bmc = |serial: &str, host: &str| ExpectedBmc {
             rack: bench.rack,
             serial: serial.into(),
