@@ -137,7 +137,7 @@ mod tests {
         backup::backup(config, &file, at(1)).await.unwrap();
         let before = sealed(&config.place().unwrap(), made.bench.ground.dir()).await;
         let said = rotate(config, at(2)).await.unwrap();
-        assert!(said.starts_with("The key is replaced: 5 secrets are sealed anew"), "{said}");
+        assert!(said.starts_with("The key is replaced: 6 secrets are sealed anew"), "{said}");
         made.check().await;
         let after = sealed(&config.place().unwrap(), made.bench.ground.dir()).await;
         assert!(before.iter().all(|(kind, texts)| texts.iter().all(|text| !after[kind].contains(text))));
@@ -169,7 +169,7 @@ mod tests {
         made.secrets.check(&store).await;
         store.close().await;
         let said = rotate(config, at(3)).await.unwrap();
-        assert!(said.contains("interrupted is finished: 5 secrets"), "{said}");
+        assert!(said.contains("interrupted is finished: 6 secrets"), "{said}");
         assert_eq!(made.key(), newest);
         made.check().await;
         // Everything is sealed with it, and the old one is there still.

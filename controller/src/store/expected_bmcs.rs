@@ -187,8 +187,10 @@ mod tests {
 
     async fn a_bmc_waits_sealed_for_the_machine_with_its_mainboard_and_is_joined_once(on: On) {
         let bench = Bench::new(on).await;
-        let machine = bench.adopted(100).await;
-        let serial = machine.mainboard().unwrap().serial;
+        let mut machine = bench.adopted(100).await;
+        let serial = "7G1".to_owned();
+        let parts = machine.accepted.as_mut().unwrap_or(&mut machine.inventory);
+        std::sync::Arc::make_mut(parts).system.serial = serial.clone();
         let bmc = |serial: &str, host: &str| ExpectedBmc {
             rack: bench.rack,
             serial: serial.into(),

@@ -379,7 +379,7 @@ pub(crate) mod tests {
         );
         let newest = Seal::new(&[8; 32]);
 
-        assert_eq!(bench.store.reseal(&newest).await.unwrap(), 5);
+        assert_eq!(bench.store.reseal(&newest).await.unwrap(), 6);
         let after = sealed(&place, bench.ground.dir()).await;
         assert!(after.keys().eq(before.keys()));
         for (kind, texts) in &before {

@@ -203,7 +203,8 @@ async fn a_bmc_of_a_manifest_is_joined_to_its_machine_when_that_is_discovered_an
     assert!(now != PASSWORD && now.len() == 16, "{now}");
     let identity = look(&rack, &machine, "identity").await;
     assert_eq!(identity["identity"]["identity"]["serial"], json!(ours));
-    assert_eq!(running.bmc.lock().denied.1.get(), 0, "a login was denied");
+    // The next password comes first, as another agent may have set it.
+    assert!(running.bmc.lock().denied.1.get() <= 1, "more than one login was denied");
 
     // The same manifest again is of no effect; the other one goes on waiting.
     let made = import(json!([row(&ours, &at), row("OTHER", "127.0.0.1:9")])).await.unwrap();
