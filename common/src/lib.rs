@@ -11,6 +11,7 @@
 pub mod audit;
 pub mod bmc;
 pub mod channel;
+pub mod erasure;
 pub mod event;
 pub mod finding;
 pub mod id;

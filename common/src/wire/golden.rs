@@ -7,6 +7,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::*;
 use crate::{
     bmc::{Access, Bmcs, Look, Protocol},
+    erasure::DriveErasure,
     event::{Cause, DiskWork, Event, NodeHealth, Outcome, Stage, What},
     id::{AgentId, CommandId, Epoch, Incarnation, MachineId, RackId, RunId},
     image::Digest,
@@ -119,6 +120,7 @@ fn events() -> Vec<Event> {
         What::Gap { lost: 7 },
         What::Failed { run, attempt: 1, cause: Cause::MainboardDiffers, detail: "b9".into() },
         What::RangeFull { unanswered: 9 },
+        What::Erased { run, attempt: 1, drive: Box::new(DriveErasure::example("d1")) },
     ]);
     all.into_iter().map(event).collect()
 }

@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 
 use crate::{
     client::{Client, given_only},
-    follow,
+    erasure, follow,
     output::{Output, done, print, read},
     run::{Wait, started},
     show::{Table, bytes, or_dash, table},
-    views::{Event, Machine},
+    views::{Erasure, Event, Machine},
     watch::{self, Told, Watch},
 };
 
@@ -132,6 +132,14 @@ Everything on its disks is overwritten and read back. There is no way to undo it
         machine: String,
         /// The new name
         name: String,
+    },
+    /// List what became of a machine's disks in its releases, the newest first
+    #[command(after_help = "  rackhand machine erasures web-1
+
+Each is a certificate: see `rackhand erasure show`. They stay when the machine is forgotten.")]
+    Erasures {
+        /// Name or id
+        machine: String,
     },
     /// Show what happened to a machine, oldest first
     Timeline {
@@ -263,6 +271,10 @@ pub(crate) async fn run(client: &Client, command: MachineCommand, output: Output
             let path = format!("/v1/machines/{machine}");
             let value = client.ask(Method::PATCH, &path, Some(json!({"name": name}))).await?;
             print(output, value, |machine| page(&machine))
+        }
+        MachineCommand::Erasures { machine } => {
+            let items = client.list(&format!("/v1/machines/{machine}/erasures")).await?;
+            print(output, items.into(), |items: Vec<Erasure>| erasure::listed(&items))
         }
         MachineCommand::Timeline { machine } => {
             let found: Machine = client.get(&format!("/v1/machines/{machine}")).await?;
