@@ -546,7 +546,7 @@ enum Joined {
 }
 
 fn percent(part: u16) -> u32 {
-    u32::from(part) * 100 >> 16
+    (u32::from(part) * 100) >> 16
 }
 
 /// Reads every sample and looks at it.

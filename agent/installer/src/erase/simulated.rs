@@ -28,7 +28,6 @@ pub(super) const TENANT: &[u8; 16] = b"a tenant's data!";
 
 /// What a drive can do and what is wrong with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "each is one thing that can be wrong, in any combination")]
 pub(super) struct Ways {
     pub(super) speaks: Option<Speaks>,
     /// Bits: crypto, block, overwrite.
@@ -108,7 +107,7 @@ struct State {
     /// Status questions so far; the machine is reset at one of them.
     asked: u32,
     noise: u64,
-    pub(super) begun: u32,
+    begun: u32,
 }
 
 /// A drive.
