@@ -162,7 +162,29 @@ mod tests {
         std::fs::write(&ca, root_pem).unwrap();
         let verified = |file: &Path| verify(file, Some(&ca), Overrides::default());
         expect_test::expect![[r#"
-        "#]]
+            CERTIFICATE OF ERASURE
+
+            Certificate    00000000-0000-0000-0000-000000000001
+            Signed         2026-12-01T10:00:00Z
+            Machine        web-1 (00000000-0000-0000-0000-000000000003)
+            Rack           lab
+            Run            00000000-0000-0000-0000-000000000002
+
+            Model          with?[2Jcolours
+            Serial number  S1
+            WWN            none told
+            Capacity       1073741824 bytes, sectors of 512
+            Interface      no administrative commands
+
+            Begun          1970-01-01T00:00:00Z
+            Ended          1970-01-01T00:00:00Z
+            Method         overwriting with zeros: proven
+            Result         erased, NIST SP 800-88 clear
+            Samples        1 places, 1048576 bytes
+            Shown by       a pattern written before is gone from every sample
+            Shown by       every sample reads zeros
+
+            The signature is good: this is what the controller signed."#]]
         .assert_eq(&verified(&file).unwrap());
         let check = |text: &str, wanted: &str| {
             std::fs::write(&file, text).unwrap();

@@ -78,7 +78,8 @@ impl World {
         let run = post(&format!("/v1/machines/{machine}/power"), json!({"action": "on"})).await;
         let erasure = {
             let mut tx = bench.app.store.begin().await.unwrap();
-            let (run, machine) = (run["id"].as_str().unwrap().parse().unwrap(), machine.parse().unwrap());
+            let machine = tx.machine(&machine).await.unwrap().id;
+            let run = run["id"].as_str().unwrap().parse().unwrap();
             let certificate = store::tests::erasure(run, machine, DriveErasure::example("d1"));
             let signed = crate::events::unsigned(certificate.clone());
             tx.insert_erasure(id(&lab), &certificate, &signed).await.unwrap();
