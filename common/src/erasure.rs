@@ -566,7 +566,7 @@ impl SignedCertificate {
         if !is_issued || !signed_by(&root, leaf.tbs_certificate.as_ref(), &leaf.signature_value.data) {
             return Err(NotCertified::Chain);
         }
-        if !names(&leaf).is_some_and(|names| names == [SIGNER]) {
+        if names(&leaf).is_none_or(|names| names != [SIGNER]) {
             return Err(NotCertified::Purpose);
         }
         let second = said.signed.as_second();
