@@ -26,6 +26,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    erasure::{DriveErasure, Method},
     event::{Cause, DiskWork},
     id::{Epoch, MachineId, RunId},
     image::Digest,
@@ -125,11 +126,37 @@ pub struct DeployTask {
 /// The files of a config drive, by their paths in it.
 pub type Drive = BTreeMap<String, String>;
 
-/// Overwrite all disks of the warrant and read back.
+/// Erase all disks of the warrant and read back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EraseTask {
     /// The right to do it.
     pub warrant: Warrant,
+    /// Disks that an earlier installer proved clean in the same run and try.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub done: Vec<Kept>,
+    /// What one began on others and did not end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub begun: Vec<Begun>,
+}
+
+/// A disk that was proven clean.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Its identity.
+    pub disk: String,
+    /// How it was erased.
+    pub method: Method,
+    /// [`Samples::digest`](crate::erasure::Samples) of what was read back: it still has to be so.
+    pub digest: String,
+}
+
+/// A method that was begun on a disk, after a pattern was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// Its identity.
+    pub disk: String,
+    /// Which.
+    pub method: Method,
 }
 
 /// How the work goes. Reports of one run come in order; a repeated one changes nothing.
@@ -170,4 +197,8 @@ pub enum News {
         /// Why, for people, with the last lines of the log.
         detail: String,
     },
+    /// A method is begun on a disk that the drive goes on with when this machine is reset.
+    Begun(Begun),
+    /// A disk is erased, or not: the record of it.
+    Erased(Box<DriveErasure>),
 }

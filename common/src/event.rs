@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    erasure::DriveErasure,
     health::Verdict,
     id::{CommandId, MachineId, RunId},
     machine::{Firmware, Inventory, Mac, Power},
@@ -106,6 +107,15 @@ pub enum What {
     },
     /// What the agent's rules make of a machine: when that changes, and again from time to time.
     Health(Verdict),
+    /// A disk was erased in a release, or not: the record of it.
+    Erased {
+        /// Whose order.
+        run: RunId,
+        /// Which try.
+        attempt: u32,
+        /// What was done.
+        drive: Box<DriveErasure>,
+    },
 }
 
 /// Hops on a machine's way from power to a running system, in their usual order.
@@ -198,6 +208,12 @@ impl fmt::Display for What {
             Self::RangeFull { unanswered } => {
                 write!(f, "no delegated address is free: {unanswered} requests of new machines were not answered")
             }
+            Self::Erased { drive, .. } => match (&drive.method, &drive.reason) {
+                (Some(method), None) => write!(f, "disk {} erased by {method} ({})", drive.disk, drive.class),
+                (_, reason) => {
+                    write!(f, "disk {} is not erased: {}", drive.disk, reason.as_deref().unwrap_or("no reason is told"))
+                }
+            },
         }
     }
 }
@@ -207,7 +223,7 @@ impl fmt::Display for What {
 pub struct DiskWork {
     /// [`Disk::identity`](crate::machine::Disk::identity).
     pub disk: String,
-    /// `image`, `overwrite`, `discard`: the method used.
+    /// `image`, or the word of an [erasure's method](crate::erasure::Method::word).
     pub method: String,
     /// Bytes written or discarded.
     pub bytes: u64,

@@ -12,6 +12,7 @@
 pub mod audit;
 pub mod bmc;
 pub mod channel;
+pub mod erasure;
 pub mod event;
 pub mod finding;
 pub mod health;

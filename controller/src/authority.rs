@@ -21,7 +21,10 @@ use std::{
 };
 
 use jiff::Timestamp;
-use rackhand_common::pki::{CONTROLLER_NAME, Identity, KeyPin, Role, TrustBundle, Unusable};
+use rackhand_common::{
+    erasure::{Certificate, SIGNER, SignedCertificate},
+    pki::{CONTROLLER_NAME, Identity, KeyPin, Role, TrustBundle, Unusable},
+};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SigningKey,
@@ -50,6 +53,9 @@ const STATE: &str = "ca.json";
 
 /// The controller's own key and certificate.
 const CONTROLLER: &str = "controller.pem";
+
+/// The key of certificates of erasure, and its certificate.
+const ERASURES: &str = "erasures.pem";
 
 /// Certificates begin this long ago: the clocks of nodes differ.
 const SKEW: Duration = Duration::from_secs(3600);
@@ -98,6 +104,21 @@ pub struct Issued {
     pub key: KeyPin,
     /// Its end.
     pub until: Timestamp,
+}
+
+/// The key that signs certificates of erasure, with what vouches for it.
+#[derive(Debug)]
+pub struct Certifier {
+    key: KeyPair,
+    chain: Vec<String>,
+}
+
+impl Certifier {
+    /// Signs a certificate.
+    pub fn certify(&self, certificate: &Certificate) -> SignedCertificate {
+        let sign = |bytes: &[u8]| self.key.sign(bytes).expect("a P-256 key that was read signs");
+        SignedCertificate::sign(certificate, self.chain.clone(), sign)
+    }
 }
 
 /// Which roots count: `ca.json`. Absent in a directory that has never been rotated.
@@ -335,6 +356,37 @@ impl Authority {
         Ok(Identity { chain: issued.chain, key })
     }
 
+    /// What signs certificates of erasure: its key and certificate, made anew when there are none,
+    /// when their end is near or when another root issues.
+    pub fn certifier(&self, now: Timestamp) -> Result<Certifier, AuthorityError> {
+        let read = || {
+            let text = fs::read_to_string(self.dir.join(ERASURES)).ok()?;
+            let identity = identity(&text)?;
+            let lasts = ends(&identity.chain[0]).is_some_and(|end| until(now, CONTROLLER_MARGIN) < end);
+            let is_ours = identity.chain.last() == Some(&self.root) && lasts;
+            let key = KeyPair::from_pem(&text).ok().filter(|_| is_ours)?;
+            Some(Certifier { key, chain: identity.chain.iter().map(|certificate| pem(certificate)).collect() })
+        };
+        if let Some(certifier) = read() {
+            return Ok(certifier);
+        }
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "Rackhand certificates of erasure");
+        params.not_before = offset_date_time!(back(now));
+        params.not_after = offset_date_time!(until(now, CONTROLLER_TTL));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // Signing documents (RFC 9336 §3): no TLS takes it.
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(vec![1, 3, 6, 1, 5, 5, 7, 3, 36])];
+        params.subject_alt_names.push(SanType::URI(SIGNER.try_into()?));
+        let issuer = Issuer::from_ca_cert_der(&self.root, &self.root_key)?;
+        let certificate = params.signed_by(&key, &issuer)?;
+        let chain = vec![pem(certificate.der()), pem(&self.root)];
+        replace(&self.dir, ERASURES, (key.serialize_pem() + &chain.concat()).as_bytes())?;
+        Ok(Certifier { key, chain })
+    }
+
     fn certify(
         &self,
         key: &impl PublicKeyData,
@@ -492,6 +544,63 @@ mod tests {
         let numbers: Vec<_> = authority.roots().iter().map(|root| (root.number, root.issues)).collect();
         assert_eq!(numbers, [(2, true), (3, false)]);
         assert!(authority.add_root(now).is_err() && authority.retire_oldest().is_err());
+    }
+
+    #[test]
+    fn a_certificate_of_erasure_is_verified_by_the_root_alone_until_one_letter_is_another() {
+        use rackhand_common::{
+            erasure::{DriveErasure, FORMAT, NotCertified},
+            id::{MachineId, RunId},
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let init = |name: &str| Authority::init(&dir.path().join(name), now).unwrap();
+        let (authority, other) = (init("pki"), init("other"));
+        let certificate = |signed| Certificate {
+            format: FORMAT.into(),
+            erasure: uuid::Uuid::from_u128(1),
+            run: RunId(uuid::Uuid::from_u128(2)),
+            machine: MachineId(uuid::Uuid::from_u128(3)),
+            machine_name: "web-1".into(),
+            rack_name: "lab".into(),
+            signed,
+            drive: DriveErasure::example("d1"),
+        };
+        let signed = authority.certifier(now).unwrap().certify(&certificate(now));
+        // As it comes out of a file, in which fields stand in any order.
+        let file = serde_json::to_vec_pretty(&signed).unwrap();
+        let read = SignedCertificate::parse(&file).unwrap();
+        assert_eq!(read.verify(&authority.certificates), Ok(certificate(now)));
+        // The key is kept.
+        let again = Authority::open(&dir.path().join("pki")).unwrap().certifier(now).unwrap();
+        assert_eq!(again.chain, signed.chain);
+
+        let changed = |change: &dyn Fn(&mut SignedCertificate)| {
+            let mut changed = read.clone();
+            change(&mut changed);
+            changed.verify(&authority.certificates).unwrap_err()
+        };
+        let serial = |signed: &mut SignedCertificate| signed.certificate["drive"]["serial"] = "S2".into();
+        assert_eq!(changed(&serial), NotCertified::Signature);
+        let more = |signed: &mut SignedCertificate| signed.certificate["more"] = 1.into();
+        assert_eq!(changed(&more), NotCertified::Signature);
+        let digit = |signed: &mut SignedCertificate| signed.signature.replace_range(20..21, "x");
+        assert_eq!(changed(&digit), NotCertified::Signature);
+        assert_eq!(read.verify(&other.certificates), Err(NotCertified::OtherRoot));
+        assert_eq!(read.verify(&[]), Err(NotCertified::OtherRoot));
+        let anothers = other.certifier(now).unwrap().certify(&certificate(now));
+        let leaf = |signed: &mut SignedCertificate| signed.chain[0].clone_from(&anothers.chain[0]);
+        assert_eq!(changed(&leaf), NotCertified::Chain);
+        let late = Timestamp::from_second(1_800_000_000 + 900 * 24 * 3600).unwrap();
+        let backdated = authority.certifier(now).unwrap().certify(&certificate(late));
+        assert_eq!(backdated.verify(&authority.certificates), Err(NotCertified::Dates(late)));
+        // Another key of ours, for something else.
+        let identity = authority.controller(&[], now).unwrap();
+        let text = fs::read_to_string(dir.path().join("pki/controller.pem")).unwrap();
+        let chain = identity.chain.iter().map(|certificate| pem(certificate)).collect();
+        let stranger = Certifier { key: KeyPair::from_pem(&text).unwrap(), chain };
+        let stranger = stranger.certify(&certificate(now)).verify(&authority.certificates);
+        assert_eq!(stranger, Err(NotCertified::Purpose));
     }
 
     #[test]

@@ -28,7 +28,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rackhand_common::{pki::KeyPin, time::Clock};
+use rackhand_common::{erasure::Certificate, pki::KeyPin, time::Clock};
 use rackhand_daemon::{Filter, Log, Signals, systemd};
 use rustls_pki_types::ServerName;
 use serde::Deserialize;
@@ -42,7 +42,7 @@ use crate::{
     authority::Authority,
     certificates::Certificates,
     clock::SystemClock,
-    enrol,
+    enrol, events,
     fleet::{self, Fleet},
     https,
     images::{self, Images},
@@ -453,7 +453,12 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         .await
         .context("cannot use the image store")?;
     let workflows = Workflows::new();
-    let fleet = Fleet::new(store.clone(), authority.clone(), clock.clone(), workflows.clone());
+    let certifier = authority.certifier(now).context("cannot make the key of certificates of erasure")?;
+    let certify: Arc<events::Certify> = {
+        let clock = clock.clone();
+        Arc::new(move |certificate| certifier.certify(&Certificate { signed: clock.now().wall, ..certificate }))
+    };
+    let fleet = Fleet::new(store.clone(), authority.clone(), certify, clock.clone(), workflows.clone());
     let telemetry = Telemetry::new(store.clone(), fleet.clone(), &workflows, shutdown.clone());
 
     let certificate = identity.chain.first().cloned().context("a chain has a certificate")?;

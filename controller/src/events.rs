@@ -11,6 +11,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use jiff::Timestamp;
 use rackhand_common::{
+    erasure::{Certificate, DriveErasure, FORMAT, SignedCertificate},
     event::{Event, Stage, What},
     health::Verdict,
     id::{AgentId, Epoch, MachineId, RackId, RunId},
@@ -21,25 +22,30 @@ use rackhand_controller_core::lifecycle::Lifecycle;
 
 use crate::{
     rotations,
-    store::{Happened, Machine, OrderEnd, OrderResult, Parameters, Store, StoreError, Tx},
+    store::{Happened, Machine, OrderEnd, OrderResult, Parameters, RunStatus, Store, StoreError, Tx},
     verbs,
 };
+
+/// Says when a certificate of erasure is signed, by this controller's clock, and signs it.
+pub type Certify = dyn Fn(Certificate) -> SignedCertificate + Send + Sync;
 
 /// Takes events of an agent's spool, numbered from `first`; the number of the next one. The
 /// rack's intent and its runs may have changed afterwards: wake both.
 pub async fn take(
     store: &Store,
+    certify: &Certify,
     rack: RackId,
     agent: AgentId,
     first: u64,
     events: Vec<Event>,
 ) -> Result<u64, StoreError> {
-    let taken = take_all(store, rack, agent, first, events).await;
+    let taken = take_all(store, certify, rack, agent, first, events).await;
     taken.inspect_err(|error| store.note(error))
 }
 
 async fn take_all(
     store: &Store,
+    certify: &Certify,
     rack: RackId,
     agent: AgentId,
     first: u64,
@@ -63,7 +69,7 @@ async fn take_all(
     }
     for (event, number) in events.into_iter().zip(first..) {
         if number >= expected {
-            apply(&mut tx, rack, agent, event).await?;
+            apply(&mut tx, certify, rack, agent, event).await?;
         }
     }
     tx.set_next_event(agent, after).await?;
@@ -71,7 +77,7 @@ async fn take_all(
     Ok(after)
 }
 
-async fn apply(tx: &mut Tx, rack: RackId, agent: AgentId, event: Event) -> Result<(), StoreError> {
+async fn apply(tx: &mut Tx, certify: &Certify, rack: RackId, agent: AgentId, event: Event) -> Result<(), StoreError> {
     let Some(id) = event.machine else {
         if let What::Node(reading) = &event.what {
             return tx.set_node_health(event.at, agent, reading).await;
@@ -114,6 +120,12 @@ async fn apply(tx: &mut Tx, rack: RackId, agent: AgentId, event: Event) -> Resul
             run = Some(*of);
             let end = OrderEnd::Failed { cause: *cause, detail: detail.clone() };
             tx.run_result(event.at, id, *of, &OrderResult { attempt: *attempt, end }).await?;
+        }
+        What::Erased { run: of, drive, .. } => {
+            run = Some(*of);
+            if let Some(machine) = &machine {
+                certify_erasure(tx, certify, event.at, machine, *of, drive).await?;
+            }
         }
         What::PhonedHome { run: of } => {
             run = Some(*of);
@@ -169,6 +181,42 @@ async fn fares(
     Ok(())
 }
 
+/// Keeps the record of a disk that a release of this machine erased, or did not, and signs it. One
+/// that is no disk of a release in progress stays an event.
+async fn certify_erasure(
+    tx: &mut Tx,
+    certify: &Certify,
+    now: Timestamp,
+    machine: &Machine,
+    run: RunId,
+    drive: &DriveErasure,
+) -> Result<(), StoreError> {
+    let run = match tx.run(run).await {
+        Ok(run) => run,
+        Err(StoreError::NotFound(_)) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let Parameters::Release(release) = &run.parameters else { return Ok(()) };
+    let is_its = run.machine == machine.id && run.status == RunStatus::Running && release.disks.contains(&drive.disk);
+    if !is_its || !drive.is_sound() || tx.erasures_in(run.id).await? >= MAX_ERASURES {
+        tracing::warn!(machine = %machine.id, run = %run.id, disk = drive.disk, "a record of an erasure is not kept");
+        return Ok(());
+    }
+    let rack_name = tx.rack(&machine.rack.to_string()).await?.name;
+    let certificate = Certificate {
+        format: FORMAT.to_owned(),
+        erasure: uuid::Uuid::now_v7(),
+        run: run.id,
+        machine: machine.id,
+        machine_name: machine.name.clone(),
+        rack_name,
+        signed: now,
+        drive: drive.clone(),
+    };
+    let signed = certify(certificate.clone());
+    tx.insert_erasure(machine.rack, &certificate, &signed).await
+}
+
 /// What an event tells of the machine itself.
 fn note(machine: &mut Machine, number: u64, what: &What) {
     match what {
@@ -204,6 +252,9 @@ fn note(machine: &mut Machine, number: u64, what: &What) {
         _ => {}
     }
 }
+
+/// The most records of one release that are kept: several of each disk of the largest machine.
+const MAX_ERASURES: u64 = 512;
 
 struct Connection {
     id: MachineId,
@@ -355,6 +406,12 @@ async fn free_name(tx: &mut Tx, mac: Mac) -> Result<String, StoreError> {
     }
     // The same MAC in two racks.
     Ok(format!("m-{digits}-{}", &MachineId::fresh().to_string()[24..]))
+}
+
+/// Signs nothing.
+#[cfg(test)]
+pub(crate) fn unsigned(certificate: Certificate) -> SignedCertificate {
+    SignedCertificate::sign(&certificate, Vec::new(), |_| Vec::new())
 }
 
 #[cfg(test)]

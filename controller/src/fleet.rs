@@ -99,6 +99,7 @@ pub struct Fleet(Arc<Inner>);
 struct Inner {
     store: Store,
     authority: Arc<Authority>,
+    certify: Arc<events::Certify>,
     clock: Arc<dyn Clock>,
     workflows: Workflows,
     racks: Mutex<HashMap<RackId, Live>>,
@@ -217,10 +218,16 @@ pub fn server(authority: &Authority, identity: Identity) -> anyhow::Result<quinn
 
 impl Fleet {
     /// A fleet nobody has joined yet.
-    pub fn new(store: Store, authority: Arc<Authority>, clock: Arc<dyn Clock>, workflows: Workflows) -> Self {
+    pub fn new(
+        store: Store,
+        authority: Arc<Authority>,
+        certify: Arc<events::Certify>,
+        clock: Arc<dyn Clock>,
+        workflows: Workflows,
+    ) -> Self {
         let (racks, limits, alerts) = (Mutex::default(), Mutex::default(), Mutex::default());
         let enrolling = Semaphore::new(ENROLMENTS);
-        Self(Arc::new(Inner { store, authority, clock, workflows, racks, limits, enrolling, alerts }))
+        Self(Arc::new(Inner { store, authority, certify, clock, workflows, racks, limits, enrolling, alerts }))
     }
 
     /// The rack's intent may have changed: its agent is told, if it is connected.
@@ -647,7 +654,7 @@ impl Fleet {
             };
             let response = match request {
                 AgentRequest::Events { first, events } => {
-                    let next = match events::take(&self.0.store, rack, agent, first, events).await {
+                    let next = match events::take(&self.0.store, &*self.0.certify, rack, agent, first, events).await {
                         // Nothing was taken, and the agent keeps it. Dropping the connection would cut
                         // off commands too, and have the agent come again at once.
                         Err(error) if error.is_passing() => {

@@ -13,8 +13,14 @@ use std::{
         fd::AsRawFd,
         unix::fs::{FileExt, OpenOptionsExt},
     },
-    path::Path,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
+
+use crate::admin::{Admin, Passthrough};
 
 /// Sectors at offsets.
 pub trait Disk: Send + Sync + 'static {
@@ -33,6 +39,19 @@ pub trait Disk: Send + Sync + 'static {
     fn discard(&self, at: u64, len: u64);
     /// Returns once everything written is on stable storage.
     fn flush(&self) -> io::Result<()>;
+    /// Its administrative commands, when it takes any.
+    fn admin(&self) -> Option<&dyn Admin> {
+        None
+    }
+    /// Looks at its size anew, after hidden areas of it were opened.
+    fn rescan(&self) -> io::Result<()> {
+        Ok(())
+    }
+    /// What it shares with other disks so that they can only be erased one after another: the
+    /// controller of NVMe namespaces.
+    fn shared(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Memory at an address that O_DIRECT takes: a multiple of 4096.
@@ -82,9 +101,11 @@ impl DerefMut for Buffer {
 
 /// A whole disk of this machine, opened past the page cache and for nobody else.
 pub struct BlockDevice {
-    file: File,
-    size: u64,
+    name: String,
+    file: Arc<File>,
+    size: AtomicU64,
     sector: u32,
+    admin: Option<Passthrough>,
 }
 
 mod ioctl {
@@ -108,7 +129,15 @@ impl BlockDevice {
             ioctl::get_sector(file.as_raw_fd(), &mut sector)?;
         }
         let sector = u32::try_from(sector).map_err(io::Error::other)?;
-        Ok(Self { file, size, sector })
+        let name = name.to_owned();
+        Ok(Self { name, file: Arc::new(file), size: AtomicU64::new(size), sector, admin: None })
+    }
+
+    /// Opens `/dev/NAME` with its administrative commands.
+    pub fn open_with_admin(name: &str) -> io::Result<Self> {
+        let mut device = Self::open(name)?;
+        device.admin = Passthrough::find(name, device.file.clone());
+        Ok(device)
     }
 
     fn write_zeros(&self, at: u64, len: u64) -> io::Result<()> {
@@ -125,7 +154,7 @@ impl BlockDevice {
 
 impl Disk for BlockDevice {
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Relaxed)
     }
 
     fn sector(&self) -> u32 {
@@ -158,6 +187,30 @@ impl Disk for BlockDevice {
 
     fn flush(&self) -> io::Result<()> {
         self.file.sync_all()
+    }
+
+    fn admin(&self) -> Option<&dyn Admin> {
+        self.admin.as_ref().map(|admin| -> &dyn Admin { admin })
+    }
+
+    fn rescan(&self) -> io::Result<()> {
+        let device: PathBuf = Path::new("/sys/block").join(&self.name).join("device/rescan");
+        if !device.exists() {
+            return Ok(());
+        }
+        fs::write(&device, "1")?;
+        let mut size = 0u64;
+        // SAFETY: the call writes one integer of the type behind the pointer.
+        unsafe { ioctl::get_size(self.file.as_raw_fd(), &mut size)? };
+        self.size.store(size, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// `nvme0` of `nvme0n1`.
+    fn shared(&self) -> Option<String> {
+        let rest = self.name.strip_prefix("nvme")?;
+        let digits = rest.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(rest.len());
+        Some(format!("nvme{}", &rest[..digits]))
     }
 }
 

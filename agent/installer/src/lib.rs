@@ -2,13 +2,14 @@
 //! the machine is made of, waits, and writes or erases disks when ordered.
 //!
 //! Read in this order: [`session`] is the whole story; [`task`] carries out one order by means
-//! of [`image`], [`gpt`], [`config_drive`], [`boot_order`] and [`erase`]; [`machine`] and
-//! [`disk`] are the seams to the hardware, which [`inventory`] looks at; [`channel`] and
+//! of [`image`], [`gpt`], [`config_drive`], [`boot_order`] and [`erase`]; [`machine`],
+//! [`disk`] and [`admin`] are the seams to the hardware, which [`inventory`] looks at; [`channel`] and
 //! [`cmdline`] lead to boot; [`pid1`], [`modules`], [`network`] and [`log`] make a system of a
 //! kernel. The installer never mounts a file system that a tenant wrote.
 
-#![expect(unsafe_code, reason = "ioctls of block devices have no safe form")]
+#![expect(unsafe_code, reason = "ioctls of block devices and drives have no safe form")]
 
+pub mod admin;
 pub mod boot_order;
 pub mod channel;
 pub mod cmdline;

@@ -57,7 +57,7 @@ impl Machine for Hardware {
     }
 
     fn open(&self, disk: &Disk) -> io::Result<Arc<dyn disk::Disk>> {
-        Ok(Arc::new(BlockDevice::open(&disk.name)?))
+        Ok(Arc::new(BlockDevice::open_with_admin(&disk.name)?))
     }
 
     fn boot_from(&self, table: &Table) -> Result<(), BootOrderError> {

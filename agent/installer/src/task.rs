@@ -8,16 +8,18 @@
 //! - Whatever goes wrong has a [`Cause`]; nothing here ends the installer.
 
 use std::{
+    collections::BTreeMap,
     io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rackhand_common::{
-    channel::{DeployTask, Drive, EraseTask, News, Warrant},
+    channel::{Begun, DeployTask, Drive, EraseTask, Kept, News, Warrant},
+    erasure::{Method, Outcome},
     event::{Cause, DiskWork},
     id::{Epoch, MachineId},
     image::Manifest,
@@ -25,14 +27,17 @@ use rackhand_common::{
     machine::{Disk, Inventory, Mainboard},
 };
 use rackhand_fail_points::fail_point;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::{JoinSet, spawn_blocking},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     channel::Failure,
     config_drive::{self, Label},
     disk::{self, Buffer},
-    erase::{self, EraseError},
+    erase::{self, Job, Meter, RealPace},
     gpt::{self, BASIC_DATA, Guid, Table},
     image::{self, Head, ImageError, Source},
     machine::{BootOrderError, Machine},
@@ -71,8 +76,8 @@ pub enum TaskError {
     },
     #[error("disk {0}: {1} does not read back as written")]
     Verify(String, &'static str),
-    #[error("disk {0} could not be erased")]
-    Erase(String, #[source] EraseError),
+    #[error("{}", not_erased(.0))]
+    NotErased(Vec<NotErased>),
     #[error("the settings could not be written: {0}")]
     Settings(String),
     #[error("the boot order could not be set")]
@@ -92,8 +97,9 @@ impl TaskError {
             Self::Unsuitable(_) => Cause::ImageUnsuitable,
             Self::Image(ImageError::Disk { .. }) | Self::Disk { .. } => Cause::DiskError,
             Self::Manifest(_) | Self::Image(_) => Cause::Image,
-            Self::Verify(..) | Self::Erase(_, EraseError::NotZeros(_)) => Cause::Verify,
-            Self::Erase(..) => Cause::DiskError,
+            Self::Verify(..) => Cause::Verify,
+            Self::NotErased(disks) if disks.iter().any(|disk| disk.lied) => Cause::Verify,
+            Self::NotErased(_) => Cause::DiskError,
             Self::BootOrder(_) => Cause::BootOrder,
             Self::Drive(_) | Self::Settings(_) | Self::Withdrawn => Cause::Internal,
         }
@@ -168,42 +174,66 @@ impl<R: Reporter, S: Source> Work<'_, R, S> {
         Ok(vec![DiskWork { disk: identity, method: "image".to_owned(), bytes: size, verified: 0 }])
     }
 
-    /// Overwrites every disk, all at once, and reads back.
+    /// Erases every disk, all at once but for those that share a controller, and reads back. Those
+    /// that an earlier installer of the same order proved clean, and that are still as it left them,
+    /// are not erased again.
     pub async fn erase(&self, task: &EraseTask) -> Result<Vec<DiskWork>, TaskError> {
         let inventory = self.inventory().await;
         fail_point!(crash "order.check", check(&task.warrant, self.admission, &inventory))?;
-        let mut disks = Vec::new();
+        let mut groups: BTreeMap<String, Vec<Target>> = BTreeMap::new();
         for found in &inventory.disks {
             // Those without an identity are not in the warrant.
             if let Some(identity) = found.identity() {
                 let disk = self.open(found, &identity).await?;
-                disks.push((identity, disk));
+                let kept = task.done.iter().find(|kept| kept.disk == identity).cloned();
+                let begun = task.begun.iter().rev().find(|begun| begun.disk == identity).map(|begun| begun.method);
+                let group = disk.shared().unwrap_or_else(|| identity.clone());
+                let target = Target {
+                    seed: erase::seed(task.warrant.run, &identity),
+                    found: found.clone(),
+                    identity,
+                    disk,
+                    kept,
+                    begun,
+                };
+                groups.entry(group).or_default().push(target);
             }
         }
-        tracing::info!(disks = disks.len(), "erasing");
+        tracing::info!(disks = groups.values().map(Vec::len).sum::<usize>(), "erasing");
         self.reporter.tell(News::Started).await;
 
         let done = Arc::new(AtomicU64::new(0));
-        let total = disks.iter().map(|(_, disk)| disk.size()).sum();
+        let total = groups.values().flatten().map(|target| target.disk.size()).sum();
+        // Whoever tells something waits until it is told: each disk tells one thing at a time.
+        let (tell, mut told) = mpsc::channel::<(News, oneshot::Sender<()>)>(1);
         let mut erasing = JoinSet::new();
-        for (identity, disk) in disks {
-            let (done, withdrawn) = (done.clone(), self.withdrawn.clone());
-            let seed = uuid::Uuid::new_v4().as_u64_pair().1;
+        for group in groups.into_values() {
+            let (done, withdrawn, tell) = (done.clone(), self.withdrawn.clone(), tell.clone());
             erasing.spawn_blocking(move || {
-                let verified = erase::erase(&*disk, seed, &done, &withdrawn).map_err(|error| match error {
-                    EraseError::Withdrawn => TaskError::Withdrawn,
-                    error => TaskError::Erase(identity.clone(), error),
-                })?;
-                Ok(DiskWork { disk: identity, method: "overwrite".to_owned(), bytes: disk.size(), verified })
+                group.into_iter().map(|target| target.erase(&done, &withdrawn, &tell)).collect::<Vec<_>>()
             });
         }
+        drop(tell);
+        let telling = async {
+            while let Some((news, answer)) = told.recv().await {
+                self.reporter.tell(news).await;
+                let _ = answer.send(());
+            }
+        };
         // One that fails does not stop the others: what can be erased is.
-        let mut erased = self.with_progress(erasing.join_all(), done, total).await;
-        erased.sort_by(|a, b| match (a, b) {
-            (Ok(a), Ok(b)) => a.disk.cmp(&b.disk),
-            _ => std::cmp::Ordering::Equal,
-        });
-        erased.into_iter().collect()
+        let work = async { tokio::join!(erasing.join_all(), telling).0 };
+        let erased = self.with_progress(work, done, total).await;
+        let mut works = Vec::new();
+        let mut failures = Vec::new();
+        for ended in erased.into_iter().flatten() {
+            match ended.map_err(|erase::Withdrawn| TaskError::Withdrawn)? {
+                Ok(work) => works.push(work),
+                Err(failure) => failures.push(failure),
+            }
+        }
+        works.sort_by(|a, b| a.disk.cmp(&b.disk));
+        failures.sort();
+        if failures.is_empty() { Ok(works) } else { Err(TaskError::NotErased(failures)) }
     }
 
     async fn inventory(&self) -> Inventory {
@@ -246,6 +276,79 @@ impl<R: Reporter, S: Source> Work<'_, R, S> {
         };
         tokio::join!(work, telling).0
     }
+}
+
+/// A disk to erase.
+struct Target {
+    identity: String,
+    found: Disk,
+    disk: Arc<dyn disk::Disk>,
+    seed: u64,
+    kept: Option<Kept>,
+    begun: Option<Method>,
+}
+
+type Telling = mpsc::Sender<(News, oneshot::Sender<()>)>;
+
+impl Target {
+    fn erase(
+        self,
+        done: &Arc<AtomicU64>,
+        withdrawn: &CancellationToken,
+        telling: &Telling,
+    ) -> Result<Result<DiskWork, NotErased>, erase::Withdrawn> {
+        let Self { identity, found, disk, seed, kept, begun } = self;
+        let meter = Meter::new(done.clone(), disk.size());
+        if let Some(kept) = kept {
+            if erase::is_as_left(&*disk, seed, &kept) {
+                tracing::info!(disk = identity, "erased before this machine was restarted, and as it was left");
+                meter.full();
+                let method = kept.method.word().to_owned();
+                return Ok(Ok(DiskWork { disk: identity, method, bytes: disk.size(), verified: 0 }));
+            }
+            tracing::warn!(disk = identity, "was erased before this machine was restarted, and has changed since");
+        }
+        let tell = |news| {
+            let (answer, answered) = oneshot::channel();
+            // Nobody listens when the order is withdrawn.
+            if telling.blocking_send((news, answer)).is_ok() {
+                let _ = answered.blocking_recv();
+            }
+        };
+        let note = |method| tell(News::Begun(Begun { disk: identity.clone(), method }));
+        let pace = RealPace(Instant::now());
+        let job = Job { disk: &*disk, found: &found, seed, begun, pace: &pace, meter: &meter, withdrawn, note: &note };
+        let record = erase::erase(&job)?;
+        tell(News::Erased(Box::new(record.clone())));
+        Ok(match (record.method, record.reason) {
+            (Some(method), None) => Ok(DiskWork {
+                disk: identity,
+                method: method.word().to_owned(),
+                bytes: record.size,
+                verified: record.samples.bytes,
+            }),
+            (_, reason) => {
+                let lied = record.tried.last().is_some_and(|tried| tried.outcome == Outcome::Lied);
+                Err(NotErased { disk: identity, reason: reason.unwrap_or_default(), lied })
+            }
+        })
+    }
+}
+
+/// A disk that is not known to be clean.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NotErased {
+    /// Its identity.
+    pub disk: String,
+    /// Why not, for people.
+    pub reason: String,
+    /// Whether the last method said it was done and was not.
+    pub lied: bool,
+}
+
+fn not_erased(disks: &[NotErased]) -> String {
+    let told: Vec<_> = disks.iter().map(|NotErased { disk, reason, .. }| format!("disk {disk}: {reason}")).collect();
+    format!("not every disk is known to be erased: {}", told.join("; "))
 }
 
 /// Whether the machine may be written at all: it is the one that is meant, in the latest epoch

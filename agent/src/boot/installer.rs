@@ -19,6 +19,7 @@ use rackhand_common::{
         Admitted, Assignment, DeployTask, Drive, EraseTask, HOLD, MAX_BODY, News, Present, Report, Task, Warrant,
     },
     event::{MAX_TEXT, Stage, What},
+    id::{MachineId, RunId},
     image::{Digest, Settings, SignedManifest},
     intent::{Deploy, Intent, MachineIntent, Order},
     machine::Inventory,
@@ -106,7 +107,11 @@ impl Channel {
             mainboard: order.work.mainboard().cloned(),
         };
         match order.work.deploy() {
-            None => Task::Erase(EraseTask { warrant }),
+            None => {
+                let known = self.sessions.erasing(machine.id, order.run, order.attempt);
+                let (done, begun) = known.map(|known| (known.done, known.begun)).unwrap_or_default();
+                Task::Erase(EraseTask { warrant, done, begun })
+            }
             Some(deploy) => Task::Deploy(DeployTask {
                 disk: deploy.disk.clone(),
                 manifest: deploy.manifest,
@@ -114,6 +119,18 @@ impl Channel {
                 warrant,
             }),
         }
+    }
+
+    /// Whether this is a disk of the machine's present order to erase.
+    fn check_erasure(&self, machine: MachineId, run: RunId, attempt: u32, disk: &str) -> Result<(), Refusal> {
+        let intent = self.intent.borrow();
+        let mut known = intent.iter().flat_map(|intent| &intent.machines);
+        let order = known.find(|known| known.id == machine).and_then(|machine| machine.order.as_ref());
+        let is_its = order.is_some_and(|order| {
+            let erases = order.work.deploy().is_none() && (order.run, order.attempt) == (run, attempt);
+            erases && order.disks.iter().any(|listed| listed == disk)
+        });
+        is_its.then_some(()).ok_or(Refusal::NoErasure)
     }
 
     /// What the system is told that this order installs on the session's machine.
@@ -138,6 +155,8 @@ enum Refusal {
     NoAddress,
     #[error("nothing is to be installed")]
     NoDeploy,
+    #[error("no disk of an order to erase, or no sound record of one")]
+    NoErasure,
     #[error("longer than that of any machine")]
     TooLong,
     #[error("too often; try again")]
@@ -155,7 +174,7 @@ impl IntoResponse for Refusal {
         let status = match &self {
             Self::NoSession => StatusCode::UNAUTHORIZED,
             Self::Ticket => StatusCode::FORBIDDEN,
-            Self::NoAddress => StatusCode::CONFLICT,
+            Self::NoAddress | Self::NoErasure => StatusCode::CONFLICT,
             Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooOften => StatusCode::TOO_MANY_REQUESTS,
             Self::NoDeploy | Self::Chunk(ChunkError::NotListed(_)) => StatusCode::NOT_FOUND,
@@ -307,6 +326,17 @@ async fn report(
             let erased = disks.iter().all(|disk| disk.method != "image");
             let stage = What::Stage(if erased { Stage::Erased } else { Stage::SettingsWritten });
             sessions.ended_order(machine, run, attempt, vec![stage, What::Done { run, attempt, disks }]).await?;
+        }
+        News::Begun(begun) => {
+            channel.check_erasure(machine, run, attempt, &begun.disk)?;
+            sessions.erasure_begun(machine, run, attempt, begun).await?;
+        }
+        News::Erased(drive) => {
+            channel.check_erasure(machine, run, attempt, &drive.disk)?;
+            if !drive.is_sound() {
+                return Err(Refusal::NoErasure);
+            }
+            sessions.erased(machine, run, attempt, drive).await?;
         }
         News::Failed { cause, detail } => {
             let failed = What::Failed { run, attempt, cause, detail: cut(detail) };

@@ -10,7 +10,7 @@ use std::{
 
 use rackhand_common::{id::MachineId, time::Mono};
 
-/// An order makes about four reports beside its progress.
+/// An order makes about four reports beside its progress, and two for each disk that is erased.
 const AT_ONCE: u32 = 16;
 
 /// Orders follow each other by minutes.

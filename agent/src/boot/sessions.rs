@@ -15,7 +15,8 @@ use std::{
 };
 
 use rackhand_common::{
-    channel::HOLD,
+    channel::{Begun, HOLD, Kept},
+    erasure::DriveErasure,
     event::{Event, Stage, What},
     id::{MachineId, RunId},
     intent::{Boot, MachineIntent, Order},
@@ -78,6 +79,36 @@ struct Record {
     connected: bool,
     /// Run and attempt of the last order that was reported done or failed.
     ended: Option<(RunId, u32)>,
+    /// How far an order to erase is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    erasing: Option<Erasing>,
+}
+
+/// How far an order to erase is, disk by disk: what the next installer does not begin again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Erasing {
+    run: RunId,
+    attempt: u32,
+    /// Those that are proven clean.
+    pub done: Vec<Kept>,
+    /// What was begun on others.
+    pub begun: Vec<Begun>,
+}
+
+impl Erasing {
+    fn of(run: RunId, attempt: u32) -> Self {
+        Self { run, attempt, done: Vec::new(), begun: Vec::new() }
+    }
+
+    fn is_of(&self, run: RunId, attempt: u32) -> bool {
+        (self.run, self.attempt) == (run, attempt)
+    }
+
+    /// Only the latest of each disk counts: there are no more entries than disks in the order.
+    fn forget(&mut self, disk: &str) {
+        self.done.retain(|kept| kept.disk != disk);
+        self.begun.retain(|begun| begun.disk != disk);
+    }
 }
 
 #[derive(Debug)]
@@ -181,8 +212,12 @@ impl Sessions {
             *last = heard;
             return Ok(());
         }
-        let ended = self.ended(machine);
-        let record = Record { mac, address, inventory: Some(inventory.clone()), connected: true, ended };
+        let (ended, erasing) = {
+            let entries = self.lock();
+            let record = entries.get(&machine).map(|entry| &entry.record);
+            (record.and_then(|record| record.ended), record.and_then(|record| record.erasing.clone()))
+        };
+        let record = Record { mac, address, inventory: Some(inventory.clone()), connected: true, ended, erasing };
         self.spool
             .append(vec![
                 self.event(machine, What::Stage(Stage::Inventoried)),
@@ -238,6 +273,65 @@ impl Sessions {
         }
         self.changes.send_modify(|changes| *changes += 1);
         Ok(())
+    }
+
+    /// How far the machine's installers are with this order to erase.
+    pub fn erasing(&self, machine: MachineId, run: RunId, attempt: u32) -> Option<Erasing> {
+        let erasing = self.lock().get(&machine)?.record.erasing.clone()?;
+        erasing.is_of(run, attempt).then_some(erasing)
+    }
+
+    /// A method was begun on a disk of an order's. On disk on return.
+    pub async fn erasure_begun(
+        &self,
+        machine: MachineId,
+        run: RunId,
+        attempt: u32,
+        begun: Begun,
+    ) -> Result<(), NotKept> {
+        self.note_erasure(machine, run, attempt, |erasing| {
+            erasing.forget(&begun.disk);
+            erasing.begun.push(begun);
+        })
+        .await
+    }
+
+    /// A disk of an order's was erased, or not. On disk on return.
+    pub async fn erased(
+        &self,
+        machine: MachineId,
+        run: RunId,
+        attempt: u32,
+        drive: Box<DriveErasure>,
+    ) -> Result<(), NotKept> {
+        // Told before it is noted: a crash in between has the disk looked at, or erased, again.
+        let told = What::Erased { run, attempt, drive: drive.clone() };
+        self.spool.append(vec![self.event(machine, told)]).await?;
+        self.note_erasure(machine, run, attempt, |erasing| {
+            erasing.forget(&drive.disk);
+            if let Some(method) = drive.method {
+                erasing.done.push(Kept { disk: drive.disk, method, digest: drive.samples.digest });
+            }
+        })
+        .await
+    }
+
+    async fn note_erasure(
+        &self,
+        machine: MachineId,
+        run: RunId,
+        attempt: u32,
+        change: impl FnOnce(&mut Erasing),
+    ) -> Result<(), NotKept> {
+        let record = {
+            let mut entries = self.lock();
+            let Some(entry) = entries.get_mut(&machine) else { return Ok(()) };
+            let mut erasing = entry.record.erasing.take().filter(|erasing| erasing.is_of(run, attempt));
+            change(erasing.get_or_insert_with(|| Erasing::of(run, attempt)));
+            entry.record.erasing = erasing;
+            entry.record.clone()
+        };
+        self.write(machine, record).await
     }
 
     /// Progress goes on now and then only.
@@ -396,6 +490,33 @@ mod tests {
         spool.append(vec![]).await.unwrap();
         // Inventory, connected, restarting, progress.
         assert_eq!(spool.waiting(), 4);
+    }
+
+    #[tokio::test]
+    async fn what_was_erased_is_known_to_the_next_installer_of_the_order_and_to_no_other() {
+        use rackhand_common::erasure::Method;
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(&dir.path().join("events.redb"), 1000).unwrap();
+        let open = || {
+            let db = crate::spool::open_database(&dir.path().join("boot.redb")).unwrap();
+            Sessions::open(db, Arc::new(crate::clock::SystemClock::default()), spool.clone()).unwrap()
+        };
+        let sessions = open();
+        let (machine, run) = (MachineId::fresh(), RunId::fresh());
+        sessions.connected(machine, Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::LOCALHOST, None, inventory(1)).await.unwrap();
+        let begun = |disk: &str| Begun { disk: disk.into(), method: Method::NvmeSanitizeCrypto };
+        sessions.erasure_begun(machine, run, 1, begun("d1")).await.unwrap();
+        sessions.erasure_begun(machine, run, 1, begun("d2")).await.unwrap();
+        let drive = rackhand_common::erasure::DriveErasure::example("d1");
+        sessions.erased(machine, run, 1, Box::new(drive.clone())).await.unwrap();
+        drop(sessions);
+        // The node and the machine were restarted.
+        let sessions = open();
+        sessions.connected(machine, Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::LOCALHOST, None, inventory(2)).await.unwrap();
+        let known = sessions.erasing(machine, run, 1).unwrap();
+        let kept = Kept { disk: "d1".into(), method: drive.method.unwrap(), digest: drive.samples.digest };
+        assert_eq!((known.done, known.begun), (vec![kept], vec![begun("d2")]));
+        assert!(sessions.erasing(machine, run, 2).is_none() && sessions.erasing(machine, RunId::fresh(), 1).is_none());
     }
 
     #[test]

@@ -125,6 +125,7 @@ pub const POINTS: &[Point] = &[
     point("image.flush", INSTALLER),
     point("image.finish", INSTALLER),
     point("boot-order.set", INSTALLER),
+    point("erase.pattern", INSTALLER),
     point("erase.overwrite", INSTALLER),
     point("erase.verify", INSTALLER),
     point("channel.ask", INSTALLER),

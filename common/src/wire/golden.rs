@@ -7,6 +7,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::*;
 use crate::{
     bmc::{Access, Beside, Bmcs, Look, Protocol},
+    erasure::DriveErasure,
     event::{Cause, DiskWork, Event, NodeHealth, Outcome, Stage, What},
     health::{self, SeriesQuery, State, Verdict},
     id::{AgentId, CommandId, Epoch, Incarnation, MachineId, RackId, RunId},
@@ -132,6 +133,7 @@ fn events() -> Vec<Event> {
                 part: Some("fan FAN1".into()),
             }],
         }),
+        What::Erased { run, attempt: 1, drive: Box::new(DriveErasure::example("d1")) },
     ]);
     all.into_iter().map(event).collect()
 }

@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 
 use crate::{
     client::{Client, given_only},
-    follow,
+    erasure, follow,
     health::{self, HealthCommand},
     output::{Output, done, print, read},
     run::{Wait, started},
     show::{Table, bytes, or_dash, table},
-    views::{Event, Machine},
+    views::{Erasure, Event, Machine},
     watch::{self, Told, Watch},
 };
 
@@ -217,6 +217,14 @@ Everything on its disks is overwritten and read back. There is no way to undo it
     /// Show how a machine fares, and what its sensors read over time
     #[command(subcommand)]
     Health(HealthCommand),
+    /// List what became of a machine's disks in its releases, the newest first
+    #[command(after_help = "  rackhand machine erasures web-1
+
+Each is a certificate: see `rackhand erasure show`. They stay when the machine is forgotten.")]
+    Erasures {
+        /// Name or id
+        machine: String,
+    },
     /// Show what happened to a machine, oldest first
     Timeline {
         /// Name or id
@@ -378,6 +386,10 @@ pub(crate) async fn run(client: &Client, command: MachineCommand, output: Output
             print(output, value, |machine| page(&machine))
         }
         MachineCommand::Health(command) => health::run(client, command, output).await,
+        MachineCommand::Erasures { machine } => {
+            let items = client.list(&format!("/v1/machines/{machine}/erasures")).await?;
+            print(output, items.into(), |items: Vec<Erasure>| erasure::listed(&items))
+        }
         MachineCommand::Timeline { machine } => {
             let found: Machine = client.get(&format!("/v1/machines/{machine}")).await?;
             let events = client.list_with("/v1/events", vec![("machine", found.id)]).await?;

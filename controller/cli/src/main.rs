@@ -14,6 +14,7 @@ mod complete;
 mod console;
 mod context;
 mod declared;
+mod erasure;
 mod export;
 mod follow;
 mod grant;
@@ -56,6 +57,7 @@ use crate::{
     audit::AuditCommand,
     client::Client,
     context::{Context, Overrides, Saved},
+    erasure::ErasureCommand,
     output::Output,
 };
 
@@ -154,6 +156,9 @@ A token that was made by hand is forgotten here and good still. The controller's
     /// Runs: work in progress on machines, and work that has ended
     #[command(subcommand)]
     Run(run::RunCommand),
+    /// Erasures: what became of disks when machines were taken back, and certificates of it
+    #[command(subcommand)]
+    Erasure(erasure::ErasureCommand),
     /// Audit: who changed what, and whether the record of it is whole
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -292,6 +297,9 @@ async fn dispatch(cli: Cli) -> anyhow::Result<String> {
     if let Command::Audit(AuditCommand::Verify { anchor, file: Some(file) }) = &cli.command {
         return audit::verify_file(file, *anchor);
     }
+    if let Command::Erasure(ErasureCommand::Verify { file, root }) = &cli.command {
+        return erasure::verify(file, root.as_deref(), Overrides { context, controller, token, ca });
+    }
     ensure!(
         !dry_run || !matches!(cli.command, Command::Login(_) | Command::Logout | Command::Context(_)),
         "this cannot be tried: it changes nothing at a controller, only what is saved here"
@@ -322,6 +330,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<String> {
         Command::Plan(command) => plan::run(&client, command, output).await,
         Command::Os(command) => os::run(&client, command, output).await,
         Command::Run(command) => run::run(&client, command, output).await,
+        Command::Erasure(command) => erasure::run(&client, command, output).await,
         Command::Audit(command) => audit::run(&client, command, output).await,
         Command::Ip(command) => ip::run(&client, command, output).await,
         Command::Pool(command) => pool::run(&client, command, output).await,

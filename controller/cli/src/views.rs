@@ -45,6 +45,19 @@ pub(crate) struct PartChange {
     pub(crate) is: Option<String>,
 }
 
+/// What became of a disk in a release.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Erasure {
+    pub(crate) id: String,
+    pub(crate) machine_name: String,
+    pub(crate) disk: String,
+    pub(crate) serial: String,
+    pub(crate) method: Option<String>,
+    pub(crate) class: String,
+    pub(crate) reason: Option<String>,
+    pub(crate) ended: Timestamp,
+}
+
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Run {
     pub(crate) id: String,

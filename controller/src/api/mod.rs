@@ -19,6 +19,7 @@ mod bmcs;
 mod claims;
 mod consoles;
 mod dry_run;
+mod erasures;
 mod error;
 mod events;
 mod expected_bmcs;
@@ -235,6 +236,9 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(health::set, health::remove))
         .routes(routes!(health::series))
         .routes(routes!(consoles::log))
+        .routes(routes!(erasures::of_machine))
+        .routes(routes!(erasures::list))
+        .routes(routes!(erasures::show))
         .routes(routes!(runs::list))
         .routes(routes!(runs::show))
         .routes(routes!(runs::cancel))
@@ -380,6 +384,7 @@ impl From<crate::store::Binding> for Held {
         (name = "machines", description = "Servers: discovered by booting in a rack, adopted by an operator, deployed, released."),
         (name = "images", description = "Operating systems to deploy."),
         (name = "plans", description = "Classes of machines by what is in them."),
+        (name = "erasures", description = "What became of disks when machines were taken back: signed certificates."),
         (name = "runs", description = "Work in progress on machines, and work that has ended."),
         (name = "addresses", description = "IP addresses: aggregates, pools made of them, claims, and who had what when."),
         (name = "events", description = "What happened, in order."),

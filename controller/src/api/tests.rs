@@ -359,7 +359,7 @@ async fn appears(bench: &Bench, rack: RackId, number: u8) {
         inventory,
     };
     let event = Event { at: Timestamp::UNIX_EPOCH, machine: Some(MachineId::fresh()), what };
-    crate::events::take(&bench.app.store, rack, agent, 1, vec![event]).await.unwrap();
+    crate::events::take(&bench.app.store, &crate::events::unsigned, rack, agent, 1, vec![event]).await.unwrap();
 }
 
 async fn a_machine_is_adopted_deployed_and_the_deploy_cancelled(on: On) {

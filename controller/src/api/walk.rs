@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use axum::http::{Method, StatusCode};
 use expect_test::expect;
 use jiff::Timestamp;
-use rackhand_common::id::{OrganisationId, PersonId, ProjectId, RackId, SiteId};
+use rackhand_common::{
+    erasure::DriveErasure,
+    id::{OrganisationId, PersonId, ProjectId, RackId, SiteId},
+};
 use rackhand_controller_core::access::{Action, Binding, Place, Role, Scope};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
@@ -16,7 +19,7 @@ use super::{
     tests::{Bench, discovered},
     *,
 };
-use crate::store::{NewToken, Thing, tests::On};
+use crate::store::{self, NewToken, Thing, tests::On};
 
 /// A machine, a claim and whatever else there is, in rack `lab` of site `here` and given to project
 /// `acme:shop`; beside them another organisation, project, site and rack.
@@ -73,6 +76,16 @@ impl World {
         assert_eq!(reached.0, StatusCode::OK, "{}", reached.1);
         let claim = post("/v1/claims", json!({"pool": "p4", "machine": machine, "project": "shop"})).await;
         let run = post(&format!("/v1/machines/{machine}/power"), json!({"action": "on"})).await;
+        let erasure = {
+            let mut tx = bench.app.store.begin().await.unwrap();
+            let machine = tx.machine(&machine).await.unwrap().id;
+            let run = run["id"].as_str().unwrap().parse().unwrap();
+            let certificate = store::tests::erasure(run, machine, DriveErasure::example("d1"));
+            let signed = crate::events::unsigned(certificate.clone());
+            tx.insert_erasure(id(&lab), &certificate, &signed).await.unwrap();
+            tx.commit().await.unwrap();
+            certificate.erasure.to_string()
+        };
         let bob = post("/v1/people", json!({"name": "bob"})).await;
         let (_, agents) = bench.ask(Method::GET, "/v1/agents", "").await;
         let place = Place {
@@ -101,6 +114,7 @@ impl World {
             ("machine", machine),
             ("claim", text(&claim)),
             ("run", text(&run)),
+            ("erasure", erasure),
             ("agent", text(&agents["items"][0])),
             ("address", "10.9.0.0".to_owned()),
             ("what", "sensors".to_owned()),
@@ -132,7 +146,7 @@ impl World {
             Thing::Project | Thing::Binding => Place { organisation, project, ..Place::EVERYTHING },
             Thing::Site => Place { site, ..Place::EVERYTHING },
             Thing::Rack | Thing::Agent => Place { site, rack, ..Place::EVERYTHING },
-            Thing::Machine | Thing::Run | Thing::Claim => self.place,
+            Thing::Machine | Thing::Run | Thing::Claim | Thing::Erasure => self.place,
             Thing::Pool | Thing::Token => Place::EVERYTHING,
         }
     }
@@ -404,6 +418,9 @@ fn each_operation_is_this_action_at_this_place() {
         GET    /v1/operating-systems: image.read anywhere
         GET    /v1/operating-systems/{os}: image.read anywhere
         GET    /v1/operating-systems/{os}/kickstart: image.read anywhere
+        GET    /v1/machines/{machine}/erasures: machine.read where the machine is
+        GET    /v1/erasures: machine.read anywhere
+        GET    /v1/erasures/{erasure}: machine.read where the erasure is
         GET    /v1/runs: run.read anywhere
         GET    /v1/runs/{run}: run.read where the run is
         POST   /v1/runs/{run}/cancel: run.cancel where the run is

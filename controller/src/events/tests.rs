@@ -3,14 +3,16 @@ use super::*;
 use expect_test::{Expect, expect};
 use rackhand_common::{
     bmc::{Access, Protocol},
+    erasure::Class,
     event,
     health::{Cause, State},
     machine::Content,
 };
+use rackhand_controller_core::access::Sight;
 
 use crate::{
     store::{
-        EventFilter, MachineFilter, MachineOrder, Run,
+        EventFilter, MachineFilter, MachineOrder, Run, Thing,
         tests::{Bench, On, address, at, inventory, mac, on_both},
     },
     verbs::{Accept, Denied},
@@ -31,7 +33,7 @@ async fn take_next(bench: &Bench, events: Vec<Event>) {
     drop(tx);
     let next = first + events.len() as u64;
     for _ in 0..2 {
-        assert_eq!(take(&bench.store, bench.rack, bench.agent, first, events.clone()).await.unwrap(), next);
+        assert_eq!(take(&bench.store, &unsigned, bench.rack, bench.agent, first, events.clone()).await.unwrap(), next);
     }
 }
 
@@ -54,7 +56,7 @@ async fn an_event_is_taken_once_however_batches_overlap(on: On) {
         .into_iter()
         .map(|stage| of(id, What::Stage(stage)))
         .collect();
-    let take = |first, events| take(&bench.store, bench.rack, bench.agent, first, events);
+    let take = |first, events| take(&bench.store, &unsigned, bench.rack, bench.agent, first, events);
     assert_eq!(take(1, events[..2].to_vec()).await.unwrap(), 3);
     assert_eq!(take(1, events.clone()).await.unwrap(), 4);
     assert_eq!(take(2, events[1..].to_vec()).await.unwrap(), 4);
@@ -123,7 +125,7 @@ async fn another_racks_machine_is_not_touched(on: On) {
     let rack = other.rack;
     for what in [connection(100, 100), What::Lost, What::Power(Power::Off)] {
         let mut tx = bench.store.begin().await.unwrap();
-        apply(&mut tx, rack, bench.agent, of(machine.id, what)).await.unwrap();
+        apply(&mut tx, &unsigned, rack, bench.agent, of(machine.id, what)).await.unwrap();
         tx.commit().await.unwrap();
     }
     assert_eq!(bench.store.machine("m100").await.unwrap(), machine);
@@ -314,7 +316,7 @@ async fn a_machine_moved_to_another_rack_is_found_by_its_parts_and_goes_there_by
     let machine = bench.adopted(100).await;
     let (rack, agent) = bench.another_rack().await;
     let stranger = MachineId::fresh();
-    take(&bench.store, rack, agent, 1, vec![of(stranger, connection(100, 7))]).await.unwrap();
+    take(&bench.store, &unsigned, rack, agent, 1, vec![of(stranger, connection(100, 7))]).await.unwrap();
     let stranger = bench.store.machine(&stranger.to_string()).await.unwrap();
     assert_eq!((stranger.rack, stranger.alert.as_deref()), (rack, Some("disk disk/S100 is m100's")));
     let mut tx = bench.store.begin().await.unwrap();
@@ -342,7 +344,58 @@ async fn a_machine_that_is_forgotten_is_discovered_anew_and_somebodys_is_not_for
     assert_eq!((again.lifecycle, again.alert), (Lifecycle::Discovered, None));
 }
 
+async fn what_became_of_a_disk_is_signed_kept_and_outlives_its_machine(on: On) {
+    let bench = Bench::new(on).await;
+    let machine = bench.adopted(100).await;
+    let mut tx = bench.store.begin().await.unwrap();
+    let mut quarantined = Machine { lifecycle: Lifecycle::Quarantined, ..machine.clone() };
+    tx.update_machine(at(9), &mut quarantined).await.unwrap();
+    let release = tx.start_release(at(9), &quarantined).await.unwrap().id;
+    tx.commit().await.unwrap();
+    let told = |run, drive| of(machine.id, What::Erased { run, attempt: 1, drive: Box::new(drive) });
+    let clean = DriveErasure::example("disk/S100");
+    let dirty = DriveErasure { method: None, class: Class::None, reason: Some("it is locked".into()), ..clean.clone() };
+    let unproven = async || bench.store.begin().await.unwrap().unproven_in(release).await.unwrap();
+    take_next(&bench, vec![told(release, dirty.clone())]).await;
+    assert_eq!(unproven().await, ["disk/S100"]);
+    take_next(
+        &bench,
+        vec![
+            told(release, clean.clone()),
+            // Of another disk, of no run, and one that claims what it does not show.
+            told(release, DriveErasure::example("another")),
+            told(RunId::fresh(), clean.clone()),
+            told(release, DriveErasure { tried: Vec::new(), ..clean.clone() }),
+        ],
+    )
+    .await;
+    assert_eq!(unproven().await, Vec::<String>::new());
+    let all = async |machine, serial: Option<&str>| {
+        let found = bench.store.erasures(&Sight::ALL, machine, serial, None, 10).await.unwrap();
+        found.into_iter().map(|signed| signed.unverified().unwrap().drive).collect::<Vec<_>>()
+    };
+    let kept = vec![clean, dirty];
+    assert_eq!(all(Some(machine.id), None).await, kept);
+    let mut tx = bench.store.begin().await.unwrap();
+    let ended = Run { status: RunStatus::Done, ..tx.run(release).await.unwrap() };
+    tx.save_run(at(9), &ended).await.unwrap();
+    tx.commit().await.unwrap();
+    // The run is over: nothing more of it is kept.
+    take_next(&bench, vec![told(release, DriveErasure::example("disk/S100"))]).await;
+    let mut tx = bench.store.begin().await.unwrap();
+    let mut ready = Machine { lifecycle: Lifecycle::Ready, ..tx.machine("m100").await.unwrap() };
+    tx.update_machine(at(9), &mut ready).await.unwrap();
+    tx.forget(at(9), &ready).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(all(None, Some("S1")).await, kept);
+    let standing = bench.store.erasures(&Sight::ALL, None, None, None, 1).await.unwrap();
+    let id = standing[0].unverified().unwrap().erasure.to_string();
+    let standing = bench.store.standing(Thing::Erasure, &id).await.unwrap();
+    assert_eq!((standing.id, standing.place.rack), (id, Some(bench.rack)));
+}
+
 on_both! {
+    what_became_of_a_disk_is_signed_kept_and_outlives_its_machine,
     an_event_is_taken_once_however_batches_overlap,
     an_unknown_machine_is_discovered_and_a_known_one_recognised_by_its_mac,
     a_stranger_at_a_machines_address_changes_nothing_but_raises_an_alert,

@@ -1,7 +1,7 @@
 //! Orders for the installer: given, waited for, and taken back.
 
 use rackhand_common::{
-    event::Stage,
+    event::{self, Stage},
     intent::{self, Boot, Order, Work},
     wire::Action,
 };
@@ -41,7 +41,7 @@ impl<C: Commands> Look<'_, C> {
         let Some(order) = order else { return Ok(failed(Cause::Internal, "the run's parameters fit no order")) };
         if let Some(result) = self.run.result.as_ref().filter(|result| result.attempt == self.attempt) {
             return Ok(match &result.end {
-                OrderEnd::Done(_) => Report::Done,
+                OrderEnd::Done(_) => self.proven().await?,
                 OrderEnd::Failed { cause, detail } => failed(Cause::Installer(*cause), detail),
             });
         }
@@ -69,6 +69,17 @@ impl<C: Commands> Look<'_, C> {
             }),
             None => Ok(failed(Cause::InstallerLost, format!("the installer was lost {BRING_BACK} times"))),
         }
+    }
+
+    /// An order that was reported done is, unless what was told of one of its disks says otherwise.
+    async fn proven(&self) -> Result<Report, StoreError> {
+        let mut tx = self.store.begin().await?;
+        let unproven = tx.unproven_in(self.run.id).await?;
+        if unproven.is_empty() {
+            return Ok(Report::Done);
+        }
+        let detail = format!("not every disk is known to be erased: {}", unproven.join(", "));
+        Ok(failed(Cause::Installer(event::Cause::Verify), detail))
     }
 
     /// The command that brings back a machine whose installer was lost: the latest one that

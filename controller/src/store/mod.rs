@@ -20,6 +20,7 @@ mod claims;
 mod commands;
 mod database;
 mod dry_run;
+mod erasures;
 mod error;
 mod events;
 mod expected_bmcs;

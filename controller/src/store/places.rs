@@ -29,6 +29,8 @@ pub enum Thing {
     Machine,
     /// A run, where its machine was when it began.
     Run,
+    /// A certificate of erasure, where its machine was.
+    Erasure,
     /// A claim.
     Claim,
     /// A pool.
@@ -121,6 +123,13 @@ impl Thing {
                  FROM runs JOIN racks ON racks.id = runs.rack LEFT JOIN projects ON projects.id = runs.project
                  WHERE runs.id = $1"
             }
+            Self::Erasure => {
+                "SELECT erasures.id AS id, projects.organisation AS organisation, erasures.project AS project,
+                    racks.site AS site, erasures.rack AS rack
+                 FROM erasures JOIN racks ON racks.id = erasures.rack
+                    LEFT JOIN projects ON projects.id = erasures.project
+                 WHERE erasures.id = $1"
+            }
             Self::Claim => {
                 "SELECT claims.id AS id, projects.organisation AS organisation, claims.project AS project,
                     COALESCE(racks.site, claims.site) AS site, claims.rack AS rack
@@ -162,6 +171,7 @@ impl Thing {
             Self::Agent => "agent",
             Self::Machine => "machine",
             Self::Run => "run",
+            Self::Erasure => "erasure",
             Self::Claim => "claim",
             Self::Pool => "pool",
             Self::Binding => "binding",

@@ -5,6 +5,7 @@ use super::*;
 use std::net::Ipv4Addr;
 
 use rackhand_common::{
+    erasure::{Certificate, DriveErasure, FORMAT},
     event::{Cause, Event, NodeHealth, Outcome, What},
     id::{AgentId, Epoch, MachineId, RackId, RunId},
     image::{Digest, Settings},
@@ -120,6 +121,20 @@ pub(crate) struct Bench {
     pub(crate) store: Store,
     pub(crate) rack: RackId,
     pub(crate) agent: AgentId,
+}
+
+/// A certificate of erasure.
+pub(crate) fn erasure(run: RunId, machine: MachineId, drive: DriveErasure) -> Certificate {
+    Certificate {
+        format: FORMAT.into(),
+        erasure: uuid::Uuid::now_v7(),
+        run,
+        machine,
+        machine_name: "m100".into(),
+        rack_name: "lab".into(),
+        signed: at(9),
+        drive,
+    }
 }
 
 pub(crate) fn at(second: i64) -> Timestamp {
@@ -463,7 +478,16 @@ async fn a_nodes_newest_health_replaces_the_one_before(on: On) {
     for load in [1, 2] {
         let health = NodeHealth { load, memory: (1, 2), disk: (1, 2), uptime: 1 };
         let event = rackhand_common::event::Event { at: at(1), machine: None, what: What::Node(health.clone()) };
-        crate::events::take(&bench.store, bench.rack, bench.agent, u64::from(load), vec![event]).await.unwrap();
+        crate::events::take(
+            &bench.store,
+            &crate::events::unsigned,
+            bench.rack,
+            bench.agent,
+            u64::from(load),
+            vec![event],
+        )
+        .await
+        .unwrap();
         assert_eq!(bench.store.node_health(bench.agent).await.unwrap(), Some((at(1), health)));
     }
     assert_eq!(bench.store.newest_event().await.unwrap(), 0);
@@ -621,7 +645,9 @@ async fn a_full_disk_is_named_takes_nothing_and_is_as_before_once_there_is_room(
         };
         (from..from + 20).map(told).collect::<Vec<_>>()
     };
-    let take = async |first| crate::events::take(&store, bench.rack, bench.agent, first, events(first)).await;
+    let take = async |first| {
+        crate::events::take(&store, &crate::events::unsigned, bench.rack, bench.agent, first, events(first)).await
+    };
     let next = take(1).await.unwrap();
     let kept = store.newest_event().await.unwrap();
 

@@ -11,6 +11,7 @@ use std::{
 
 use expect_test::{Expect, expect};
 use rackhand_common::{
+    erasure::{Class, DriveErasure},
     event::{DiskWork, Event, Outcome, Stage, What},
     id::{AgentId, CommandId, Epoch, MachineId},
     image::{Digest, Settings},
@@ -56,6 +57,8 @@ struct Behaviour {
     resets: bool,
     /// The installer falls silent in the middle of its first order.
     vanishes: bool,
+    /// A disk is told not to be erased, and the order to be done all the same.
+    remnant: bool,
 }
 
 struct Node {
@@ -229,7 +232,9 @@ impl Node {
         let agent = *self.agent.lock().unwrap();
         // Sent twice, as after a lost acknowledgement.
         for _ in 0..2 {
-            crate::events::take(&self.store, self.rack, agent, first, events.clone()).await.unwrap();
+            crate::events::take(&self.store, &crate::events::unsigned, self.rack, agent, first, events.clone())
+                .await
+                .unwrap();
         }
     }
 }
@@ -286,6 +291,15 @@ impl State {
                 self.written = Some(run).filter(|_| work == "image");
                 let disk = DiskWork { disk: order.disks[0].clone(), method: work.to_owned(), bytes: 1, verified: 1 };
                 self.events.push(What::Progress { run, done: 1, total: 1 });
+                if self.behaviour.remnant {
+                    let drive = DriveErasure {
+                        method: None,
+                        class: Class::None,
+                        reason: Some("it lies".to_owned()),
+                        ..DriveErasure::example(&order.disks[0])
+                    };
+                    self.events.push(What::Erased { run, attempt, drive: Box::new(drive) });
+                }
                 self.events.push(What::Done { run, attempt, disks: vec![disk] });
             }
             None if machine.boot == Boot::Disk => {
@@ -542,6 +556,18 @@ async fn a_release_that_fails_ends_in_quarantine_and_names_why(on: On) {
     let machine = world.machine().await;
     assert_eq!((machine.lifecycle, machine.order), (Lifecycle::Quarantined, None));
     assert!(machine.alert.unwrap().contains("verify"));
+}
+
+async fn a_machine_of_which_a_disk_is_not_known_to_be_clean_is_not_ready_whatever_else_was_told(on: On) {
+    let mut world = World::new(on, Behaviour::default()).await;
+    let run = world.deploy().await;
+    world.finish(&run).await;
+    world.node.state.lock().unwrap().behaviour.remnant = true;
+    let run = world.release().await;
+    let run = world.finish(&run).await;
+    assert_eq!((run.status, run.cause.as_deref()), (RunStatus::Failed, Some("verify")));
+    assert_eq!(run.detail.as_deref(), Some("not every disk is known to be erased: disk/S1"));
+    assert_eq!(world.machine().await.lifecycle, Lifecycle::Quarantined);
 }
 
 async fn an_installer_that_hangs_is_restarted_before_the_machine_is_ready_again(on: On) {
@@ -957,6 +983,7 @@ on_both! {
     a_machine_is_deployed_and_released_also_when_the_runner_restarts_at_every_pass,
     an_order_that_fails_for_its_image_is_given_once_more,
     a_release_that_fails_ends_in_quarantine_and_names_why,
+    a_machine_of_which_a_disk_is_not_known_to_be_clean_is_not_ready_whatever_else_was_told,
     an_installer_that_hangs_is_restarted_before_the_machine_is_ready_again,
     a_system_that_never_calls_home_leaves_the_machine_ready_and_in_its_installer,
     a_cancel_waits_for_the_installer_and_leaves_the_machine_ready,

@@ -410,7 +410,7 @@ impl World {
                 self.machine_starts(at);
             }
             Task::Deploy(DeployTask { ref warrant, .. })
-            | Task::Erase(rackhand_common::channel::EraseTask { ref warrant }) => {
+            | Task::Erase(rackhand_common::channel::EraseTask { ref warrant, .. }) => {
                 let order = (warrant.run, warrant.attempt);
                 if installer.work.as_ref().is_some_and(|work| work.order == order) {
                     return;

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use rackhand_common::{
+    erasure::{Certificate, SignedCertificate},
     event::{Event, What},
     intent::Intent,
     time::Clock as _,
@@ -271,7 +272,7 @@ impl World {
                 self.say("controller", format!("hears {machine}{}", event.what));
             }
         }
-        let taken = self.controlled(async move { events::take(&store, id, agent, first, events).await });
+        let taken = self.controlled(async move { events::take(&store, &unsigned, id, agent, first, events).await });
         match taken.await {
             Some(Ok(next)) => {
                 self.send(rack, connection, Message::Next(next), Some(Message::Next(next)));
@@ -288,4 +289,9 @@ impl World {
             None => {}
         }
     }
+}
+
+/// Nobody here looks at signatures.
+fn unsigned(certificate: Certificate) -> SignedCertificate {
+    SignedCertificate::sign(&certificate, Vec::new(), |_| Vec::new())
 }
