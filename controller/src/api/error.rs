@@ -188,11 +188,6 @@ impl Error {
         Self::new(Kind::Internal, chain)
     }
 
-    /// What it says, for people.
-    pub(super) fn detail(&self) -> &str {
-        &self.detail
-    }
-
     /// Not now.
     pub fn unavailable(detail: impl fmt::Display) -> Self {
         Self::new(Kind::Unavailable, detail)

@@ -79,7 +79,6 @@ pub use self::{
     images::{Image, ImageState, ImageVersion, NewImage, Stored},
     machine_health::{HealthOverride, HealthTransition, MachineHealth},
     machines::{Hold, Machine, MachineFilter, MachineOrder},
-    machines::{Machine, MachineFilter, MachineOrder},
     organisations::Organisation,
     people::{Factor, Person},
     place::{NoPlace, Place},
