@@ -216,6 +216,7 @@ async fn fill_controller(path: &Path) {
         order: None,
         image: None,
         alert: Some("look".into()),
+        held: None,
         created: at(4),
         updated: at(4),
         version: 1,

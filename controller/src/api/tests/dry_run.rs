@@ -75,7 +75,7 @@ fn id(thing: &Value) -> &str {
 }
 
 /// Ends the machine's run, and has the machine be this.
-async fn over(trial: &Trial, machine: &str, lifecycle: Lifecycle) {
+async fn run_is_over(trial: &Trial, machine: &str, lifecycle: Lifecycle) {
     let mut tx = trial.bench.app.store.begin().await.unwrap();
     let mut machine = tx.machine(machine.rsplit('/').next().unwrap()).await.unwrap();
     let run = tx.run_in_progress(machine.id).await.unwrap().unwrap();
@@ -153,11 +153,11 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on:
     trial.step(Method::POST, &of("retire"), &format!("{fourth}/retire"), why.clone()).await;
     trial.step(Method::POST, &of("quarantine"), &format!("{fourth}/quarantine"), why).await;
     trial.step(Method::POST, &of("inspect"), &format!("{fourth}/inspect"), json!({})).await;
-    over(&trial, &fourth, Lifecycle::Ready).await;
+    run_is_over(&trial, &fourth, Lifecycle::Ready).await;
     trial.step(Method::POST, &of("power"), &format!("{fourth}/power"), json!({"action": "off"})).await;
-    over(&trial, &fourth, Lifecycle::Active).await;
+    run_is_over(&trial, &fourth, Lifecycle::Active).await;
     trial.step(Method::POST, &of("reinstall"), &format!("{fourth}/reinstall"), json!({"image": "debian"})).await;
-    over(&trial, &fourth, Lifecycle::Active).await;
+    run_is_over(&trial, &fourth, Lifecycle::Active).await;
     trial.step(Method::POST, &of("release"), &format!("{fourth}/release"), json!({})).await;
 
     trial.bench.ask(Method::PUT, "/v1/images/spare?firmware=bios", vec![8u8; 8192]).await;
