@@ -32,7 +32,10 @@ use futures_util::future::join_all;
 use ipnet::IpNet;
 use rackhand_bmc::{
     Bmc, BmcError, Credentials, Logins,
-    ipmi::{Console, Ipmi},
+    ipmi::{
+        Console, Ipmi,
+        console::{ConsoleError, Told},
+    },
     redfish::{Bounds, Fingerprint, Redfish, Target, Which},
 };
 use rackhand_common::{
@@ -546,18 +549,42 @@ impl Reached {
         Ok(bmc)
     }
 
-    /// Begins to open the machine's serial console, from its present holder if it `takes_over`; in a
-    /// session of its own.
-    pub async fn console(&self, takes_over: bool) -> Result<Console, BmcError> {
-        let Access { at, user, password, mainboard, .. } = &self.known.access;
+    /// Opens the machine's serial console, from its present holder if it `takes_over`; in a session
+    /// of its own, whose login counts as any other.
+    pub async fn console(&self, takes_over: bool) -> Result<Console, ConsoleError> {
+        let (Access { machine, at, user, password, mainboard, .. }, doubt) = self.known.way();
+        if doubt.is_some() {
+            return Err(BmcError::Unreachable("its password is being changed just now".to_owned()).into());
+        }
         let console = self.known.console_at()?;
         check_place(at.address, self.bmcs.0.networks.as_deref())?;
         // Whoever types changes something.
         if mainboard.is_some() {
             self.of_this_machine().await?;
         }
-        let credentials = Credentials { user: user.clone(), password: password.clone().into() };
-        Console::open(console, &credentials, takes_over).await
+        let logins = Counted { bmcs: self.bmcs.clone(), machine, is_next: None };
+        logins.may().map_err(BmcError::Denied)?;
+        let credentials = Credentials { user, password: password.into() };
+        let mut console = Console::open(console, &credentials, takes_over).await?;
+        let ended = loop {
+            match console.next().await {
+                Ok(Told::Opened) => break Ok(()),
+                Ok(_) => {}
+                Err(error) => break Err(error),
+            }
+        };
+        match &ended {
+            Ok(()) | Err(ConsoleError::InUse) => logins.ended(true).await,
+            Err(ConsoleError::Bmc(BmcError::Denied(_))) => logins.ended(false).await,
+            Err(_) => {}
+        }
+        match ended {
+            Ok(()) => Ok(console),
+            Err(error) => {
+                console.close().await;
+                Err(error)
+            }
+        }
     }
 
     /// Asks it now.

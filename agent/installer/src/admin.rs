@@ -409,7 +409,7 @@ mod tests {
     fn registers_are_found_among_descriptors_of_sense_data() {
         let mut sense = vec![0x72, 1, 0, 0x1d, 0, 0, 0, 18, 0x00, 0x02, 7, 7];
         sense.extend([0x09, 0x0c, 1, 0x04, 0x12, 0x34, 4, 1, 5, 2, 6, 3, 0xe0, 0x51]);
-        let answer = AtaAnswer { error: 4, count: 0x1234, lba: 0x0006_0504_0302_01, status: 0x51 };
+        let answer = AtaAnswer { error: 4, count: 0x1234, lba: 0x0000_0605_0403_0201, status: 0x51 };
         assert_eq!(registers(&sense), Some(answer));
         // Cut anywhere, it is no answer and no panic.
         for len in 0..sense.len() {

@@ -138,17 +138,7 @@ async fn open(consoles: &Consoles, line: &Line, takes_over: bool) -> Result<Cons
     let bmc = consoles.0.bmcs.of(line.machine).ok_or_else(|| {
         ConsoleError::Bmc(BmcError::Unreachable("its BMC is not set any more: `rackhand bmc set`".to_owned()))
     })?;
-    let mut console = bmc.console(takes_over).await?;
-    loop {
-        match console.next().await {
-            Ok(Told::Opened) => return Ok(console),
-            Ok(_) => {}
-            Err(error) => {
-                console.close().await;
-                return Err(error);
-            }
-        }
-    }
+    bmc.console(takes_over).await
 }
 
 /// Carries both ways until the session breaks or nobody wants it.

@@ -375,7 +375,8 @@ async fn a_machine_is_adopted_deployed_and_the_deploy_cancelled(on: On) {
         (status, &adopted["name"], &adopted["lifecycle"], &adopted["rack"]),
         (StatusCode::OK, &json!("web-1"), &json!("ready"), &json!("lab"))
     );
-    assert_eq!(adopted["verbs"], json!(["deploy", "power", "forget"]));
+    let verbs = json!(["deploy", "power", "inspect", "maintain", "quarantine", "retire", "forget"]);
+    assert_eq!(adopted["verbs"], verbs);
 
     bench.ask(Method::PUT, "/v1/images/debian?firmware=bios", vec![7u8; 8192]).await;
     bench.app.images.closed().await;
