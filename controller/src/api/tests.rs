@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use axum::{
     body::Body,
@@ -67,6 +67,8 @@ pub(super) struct Bench {
     directory: tempfile::TempDir,
     _ground: Ground,
     pub(super) app: App,
+    /// Of `app`: making one describes the whole API.
+    router: OnceLock<Router>,
     pub(super) token: String,
 }
 
@@ -112,7 +114,17 @@ impl Bench {
             rate: Rate::new(USUAL),
             shutdown,
         };
-        Self { directory, _ground: ground, app, token }
+        Self { directory, _ground: ground, app, router: OnceLock::new(), token }
+    }
+
+    /// For changing what the handlers share.
+    fn app_mut(&mut self) -> &mut App {
+        self.router.take();
+        &mut self.app
+    }
+
+    fn router(&self) -> Router {
+        self.router.get_or_init(|| router(self.app.clone())).clone()
     }
 
     pub(super) async fn ask(&self, method: Method, uri: &str, body: impl Into<Body>) -> (StatusCode, Value) {
@@ -131,7 +143,7 @@ impl Bench {
 
     /// The answer as it is.
     async fn text(&self, request: Request<Body>) -> (StatusCode, String) {
-        let response = router(self.app.clone()).oneshot(request).await.unwrap();
+        let response = self.router().oneshot(request).await.unwrap();
         let status = response.status();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(body.to_vec()).unwrap())
@@ -432,7 +444,7 @@ async fn a_stream_goes_on_after_the_last_event_seen_and_ends_at_shutdown(on: On)
         .header("last-event-id", "0")
         .body(Body::empty())
         .unwrap();
-    let response = router(bench.app.clone()).oneshot(request).await.unwrap();
+    let response = bench.router().oneshot(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     bench.app.shutdown.cancel();
     let body = response.into_body().collect().await.unwrap().to_bytes();
@@ -495,7 +507,7 @@ async fn keyed(bench: &Bench, uri: &str, key: &str, body: &str) -> (StatusCode, 
         .header("idempotency-key", key)
         .body(Body::from(body.to_owned()))
         .unwrap();
-    let response = router(bench.app.clone()).oneshot(request).await.unwrap();
+    let response = bench.router().oneshot(request).await.unwrap();
     let (status, replayed) = (response.status(), response.headers().contains_key("idempotency-replayed"));
     let body = response.into_body().collect().await.unwrap().to_bytes();
     (status, serde_json::from_slice(&body).unwrap(), replayed)
@@ -547,7 +559,7 @@ async fn a_request_that_panics_is_carried_out_when_it_is_asked_again(on: On) {
     let mut bench = Bench::new(on).await;
     keyed(&bench, "/v1/racks", "rack", RACK).await;
     let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
-    bench.app.new_code = Arc::new(move || {
+    bench.app_mut().new_code = Arc::new(move || {
         assert!(!broken.swap(false, std::sync::atomic::Ordering::Relaxed), "as it should");
         ("RH1.secret.pin".into(), [7; 32])
     });
@@ -703,7 +715,7 @@ async fn what_changed_since_it_was_read_is_not_changed(on: On) {
             request = request.header("if-match", tag);
         }
         let request = request.body(Body::from(body)).unwrap();
-        let response = router(bench.app.clone()).oneshot(request).await.unwrap();
+        let response = bench.router().oneshot(request).await.unwrap();
         let tag = response.headers().get("etag").map(|tag| tag.to_str().unwrap().to_owned());
         (response.status(), tag)
     };
@@ -779,7 +791,7 @@ async fn addresses_are_claimed_listed_released_and_remembered(on: On) {
         .header("authorization", format!("Bearer {}", bench.token))
         .body(Body::empty())
         .unwrap();
-    let csv = router(bench.app.clone()).oneshot(csv).await.unwrap();
+    let csv = bench.router().oneshot(csv).await.unwrap();
     assert_eq!(csv.headers()["content-type"], "text/csv; charset=utf-8; header=present");
     let csv = csv.into_body().collect().await.unwrap().to_bytes();
     expect![[r#"
@@ -969,7 +981,7 @@ async fn a_request_has_a_name_everywhere_and_its_clients_trace_beside_it(on: On)
             .header("traceparent", format!("00-{trace}-00f067aa0ba902b7-01"))
             .body(Body::empty())
             .unwrap();
-        let response = router(bench.app.clone()).oneshot(request).await.unwrap();
+        let response = bench.router().oneshot(request).await.unwrap();
         assert_eq!(response.status(), status);
         let name = response.headers()["x-request-id"].to_str().unwrap().to_owned();
         let problem: Value = serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap();
@@ -977,7 +989,8 @@ async fn a_request_has_a_name_everywhere_and_its_clients_trace_beside_it(on: On)
         assert_eq!(problem["trace_id"], trace);
     }
     // Work on a task of its own, which a key makes it, has the same name in the record.
-    let response = router(bench.app.clone())
+    let response = bench
+        .router()
         .oneshot(
             Request::post("/v1/vrfs")
                 .header("authorization", format!("Bearer {}", bench.token))
@@ -997,12 +1010,12 @@ async fn a_request_has_a_name_everywhere_and_its_clients_trace_beside_it(on: On)
 
 async fn a_token_that_asks_too_often_is_told_to_wait(on: On) {
     let mut bench = Bench::new(on).await;
-    bench.app.rate = Rate::new(std::num::NonZeroU32::MIN);
+    bench.app_mut().rate = Rate::new(std::num::NonZeroU32::MIN);
     // Five at once, and one more each second: however slow this machine is, forty at once are too many.
     let asked = (0..40).map(|_| {
         let request =
             Request::get("/v1/whoami").header("authorization", format!("Bearer {}", bench.token)).body(Body::empty());
-        router(bench.app.clone()).oneshot(request.unwrap())
+        bench.router().oneshot(request.unwrap())
     });
     let answers: Vec<_> = futures_util::future::join_all(asked).await.into_iter().map(Result::unwrap).collect();
     let (ok, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status() == StatusCode::OK);
@@ -1016,7 +1029,7 @@ async fn a_token_that_asks_too_often_is_told_to_wait(on: On) {
 async fn the_reference_is_there_for_a_browser_and_needs_nothing_from_elsewhere(on: On) {
     let bench = Bench::new(on).await;
     let page = async |uri: &str| {
-        let response = router(bench.app.clone()).oneshot(Request::get(uri).body(Body::empty()).unwrap()).await.unwrap();
+        let response = bench.router().oneshot(Request::get(uri).body(Body::empty()).unwrap()).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK, "{uri}");
         String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
     };

@@ -115,7 +115,7 @@ async fn a_project_uses_what_it_is_granted_and_does_not_see_anothers_blocks(on: 
         let mut request = request(&ours, method, uri, body.to_owned());
         request.headers_mut().insert("if-match", tag.parse().unwrap());
         request.headers_mut().insert("content-type", "application/json".parse().unwrap());
-        let answer = router(world.bench.app.clone()).oneshot(request).await.unwrap();
+        let answer = world.bench.router().oneshot(request).await.unwrap();
         let tag = answer.headers().get("etag").map(|tag| tag.to_str().unwrap().to_owned());
         (answer.status(), tag.unwrap_or_default())
     };

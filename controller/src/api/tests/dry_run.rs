@@ -22,10 +22,11 @@ impl Trial {
         let mut bench = Bench::new(on).await;
         let woken = Arc::new(AtomicUsize::new(0));
         let (changed, cut) = (woken.clone(), woken.clone());
-        bench.app.changed = Arc::new(move |_| _ = changed.fetch_add(1, Ordering::Relaxed));
-        bench.app.cut = Arc::new(move |_| _ = cut.fetch_add(1, Ordering::Relaxed));
+        bench.app_mut().changed = Arc::new(move |_| _ = changed.fetch_add(1, Ordering::Relaxed));
+        bench.app_mut().cut = Arc::new(move |_| _ = cut.fetch_add(1, Ordering::Relaxed));
         let codes = AtomicU8::new(0);
-        bench.app.new_code = Arc::new(move || ("RH1.secret.pin".into(), [codes.fetch_add(1, Ordering::Relaxed); 32]));
+        bench.app_mut().new_code =
+            Arc::new(move || ("RH1.secret.pin".into(), [codes.fetch_add(1, Ordering::Relaxed); 32]));
         // When a token was used last is kept of whatever is asked with it.
         bench.ask(Method::GET, "/v1/whoami", "").await;
         Self { bench, woken, tried: BTreeSet::new() }
@@ -42,7 +43,7 @@ impl Trial {
             .header("dry-run", "true")
             .body(Body::from(body.to_owned()))
             .unwrap();
-        let response = router(self.bench.app.clone()).oneshot(request).await.unwrap();
+        let response = self.bench.router().oneshot(request).await.unwrap();
         let status = response.status();
         let told = response.headers().get("dry-run").map(|value| value.to_str().unwrap().to_owned());
         assert_eq!(told.as_deref(), Some("true"), "{method} {uri}: {status}");

@@ -14,7 +14,7 @@ async fn ask(bench: &Bench, method: &str, uri: &str, tag: &str, body: &Value) ->
         .header("if-match", tag)
         .body(Body::from(body.to_string()))
         .unwrap();
-    let response = router(bench.app.clone()).oneshot(request).await.unwrap();
+    let response = bench.router().oneshot(request).await.unwrap();
     let (status, tag) = (response.status(), response.headers().get("etag").cloned());
     let body = response.into_body().collect().await.unwrap().to_bytes();
     let tag = tag.map(|tag| tag.to_str().unwrap().to_owned()).unwrap_or_default();

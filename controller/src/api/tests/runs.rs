@@ -120,7 +120,7 @@ async fn what_is_known_of_a_run_is_its_steps_and_what_happened_meanwhile(on: On)
         .header("authorization", format!("Bearer {}", bench.token))
         .body(Body::empty())
         .unwrap();
-    let response = router(bench.app.clone()).oneshot(request).await.unwrap();
+    let response = bench.router().oneshot(request).await.unwrap();
     assert_eq!(response.headers()["content-type"], "text/plain; charset=utf-8");
     assert!(response.headers().contains_key("rackhand-next"));
     let text = response.into_body().collect().await.unwrap().to_bytes();

@@ -63,7 +63,7 @@ async fn an_image_that_changed_since_it_was_read_is_not_changed(on: On) {
             .header("if-match", tag)
             .body(Body::from(body))
             .unwrap();
-        let response = router(bench.app.clone()).oneshot(request).await.unwrap();
+        let response = bench.router().oneshot(request).await.unwrap();
         let tag = response.headers().get("etag").map(|tag| tag.to_str().unwrap().to_owned());
         (response.status(), tag)
     };
