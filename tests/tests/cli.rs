@@ -87,7 +87,7 @@ async fn the_operators_program_prints_tries_and_watches() {
     let (yaml, _) = cli.run("machine list --output yaml").await;
     assert!(yaml.contains(&format!("name: {name}")), "{yaml}");
     let (csv, _) = cli.run("machine list --output csv").await;
-    assert!(csv.starts_with("name,lifecycle,power,address,image,latest,rack,cards,id\n"), "{csv}");
+    assert!(csv.starts_with("name,lifecycle,power,address,image,latest,health,rack,cards,id\n"), "{csv}");
     let typo = cli.refused(&format!("machine show {name}x")).await;
     assert!(typo.contains(&format!("did you mean `{name}`?")), "{typo}");
 

@@ -176,6 +176,11 @@ fn every_configuration_that_is_shown_is_accepted() {
                 Some("controller") => toml::from_str::<rackhand_controller::controller::File>(block)
                     .map_err(|error| error.to_string())
                     .and_then(|file| rackhand_controller::controller::Config::try_from(file).map(drop)),
+                Some(rules) if rules.starts_with("health/") => {
+                    rackhand_agent::health::rules::Rules::read([(rules, block)])
+                        .map(drop)
+                        .map_err(|error| error.to_string())
+                }
                 other => Err(format!("the text before it names no file of ours in /etc/rackhand, but {other:?}")),
             };
             checked += 1;

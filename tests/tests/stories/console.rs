@@ -156,11 +156,12 @@ async fn a_run_is_recorded_and_the_session_is_given_back_when_the_bmc_loses_it()
     let (running, id) = bmc(&rack, &machine).await;
     let mut line = running.bmc.serial_line().unwrap();
     tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(Duration::from_millis(50));
         for number in 0_u32.. {
+            ticks.tick().await;
             if line.write_all(format!("tick {number}\r\n").as_bytes()).await.is_err() {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     });
     let mut watcher = open(&rack, &id).await;
