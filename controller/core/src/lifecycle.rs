@@ -232,6 +232,10 @@ mod tests {
             discovered Forget: discovered
             discovered Doubted: quarantined
             ready Deploy: deploying
+            ready Inspect: ready
+            ready Quarantine: quarantined
+            ready Maintain: maintenance
+            ready Retire: retired
             ready Power: ready
             ready Forget: ready
             ready Doubted: quarantined
@@ -240,15 +244,30 @@ mod tests {
             deploying Broke: quarantined
             deploying Doubted: quarantined
             active Release: releasing
+            active Reinstall: active
+            active Reinstalled: active
             active Power: active
             active Doubted: active
             releasing Released: ready
             releasing Broke: quarantined
             releasing Doubted: quarantined
             quarantined Release: releasing
+            quarantined Inspect: quarantined
+            quarantined Retire: retired
             quarantined Power: quarantined
             quarantined Forget: quarantined
             quarantined Doubted: quarantined
+            maintenance Release: releasing
+            maintenance Inspect: maintenance
+            maintenance Quarantine: quarantined
+            maintenance Resume: ready
+            maintenance Retire: retired
+            maintenance Power: maintenance
+            maintenance Doubted: quarantined
+            retired Quarantine: quarantined
+            retired Power: retired
+            retired Forget: retired
+            retired Doubted: retired
         "#]]
         .assert_eq(&table);
     }
@@ -256,7 +275,7 @@ mod tests {
     #[test]
     fn a_refusal_says_what_is_possible() {
         let refusal = |lifecycle: Lifecycle, event| lifecycle.on(event).unwrap_err().to_string();
-        expect!["cannot deploy a machine that is active; possible now: release, power"]
+        expect!["cannot deploy a machine that is active; possible now: reinstall, release, power"]
             .assert_eq(&refusal(Lifecycle::Active, Event::Deploy));
         expect!["cannot release a machine that is deploying; its run has to end first"]
             .assert_eq(&refusal(Lifecycle::Deploying, Event::Release));
