@@ -90,6 +90,16 @@ const RESTART: Undo = Undo { patience: BOOT, limit: BOOT_LIMIT, attempts: 2 };
 const BOOT_AGAIN: &[Cause] =
     &[Cause::Overdue, Cause::Power, Cause::CommandRefused, Cause::OutcomeUnknown, Cause::StartedDisk];
 
+const RESTART_INSTALLER: Rule = Rule {
+    step: Step::RestartInstaller,
+    patience: BOOT,
+    limit: BOOT_LIMIT,
+    attempts: 2,
+    again: BOOT_AGAIN,
+    interruptible: true,
+    undo: None,
+};
+
 const WRITE_IMAGE: Rule = Rule {
     step: Step::WriteImage,
     // Longer than a machine that was reset in mid-write needs to come back.
@@ -127,15 +137,7 @@ const DEPLOY: &[Rule] = &[
 ];
 
 const RELEASE: &[Rule] = &[
-    Rule {
-        step: Step::RestartInstaller,
-        patience: BOOT,
-        limit: BOOT_LIMIT,
-        attempts: 2,
-        again: BOOT_AGAIN,
-        interruptible: true,
-        undo: None,
-    },
+    RESTART_INSTALLER,
     Rule {
         step: Step::EraseDisks,
         patience: minutes(20),
@@ -162,15 +164,7 @@ const REINSTALL: &[Rule] = &[
     START_SYSTEM,
 ];
 
-const INSPECT: &[Rule] = &[Rule {
-    step: Step::RestartInstaller,
-    patience: BOOT,
-    limit: BOOT_LIMIT,
-    attempts: 2,
-    again: BOOT_AGAIN,
-    interruptible: true,
-    undo: None,
-}];
+const INSPECT: &[Rule] = &[RESTART_INSTALLER];
 
 const POWER: &[Rule] = &[Rule {
     step: Step::SwitchPower,
