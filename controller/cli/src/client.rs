@@ -381,7 +381,7 @@ impl Client {
             let again = request.try_clone();
             let response = request.send().await.map_err(|error| unreachable(error, &self.context.controller))?;
             let status = response.status();
-            if status.is_success() {
+            if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
                 return Ok(response);
             }
             let busy = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&status);

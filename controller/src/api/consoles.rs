@@ -329,7 +329,8 @@ async fn allowed(app: &App, caller: &Caller, machine: &str) -> Result<Machine, E
 
 fn refusal(response: ControllerResponse) -> Error {
     match response {
-        ControllerResponse::Refused(reason) => Error::unavailable(reason),
+        // Asking again is of no use.
+        ControllerResponse::Refused(reason) => Error::conflict(reason),
         ControllerResponse::NotUnderstood(_) => {
             Error::unavailable("the rack's agent is of an earlier version and knows no consoles: upgrade it")
         }

@@ -60,6 +60,29 @@ async fn open(rack: &VirtualRack, id: &str) -> Console {
     wait::until("the console is opened", PATIENCE, open).await
 }
 
+/// The operator's program shows what was printed, too.
+async fn shown_by_the_program(rack: &VirtualRack, machine: &str, wanted: &str) {
+    let test = std::env::current_exe().unwrap();
+    let mut program = tokio::process::Command::new(test.parent().unwrap().parent().unwrap().join("rackhand"))
+        .args(["console", machine, "--watch"])
+        .env("RACKHAND_CONTROLLER", rack.operator.url())
+        .env("RACKHAND_TOKEN", rack.operator.token())
+        .env("RACKHAND_CA", rack.path("controller/pki/ca.pem"))
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("`cargo build --workspace --bins` was run before");
+    let mut printed = program.stdout.take().unwrap();
+    let mut shown = Vec::new();
+    let look = async {
+        while !String::from_utf8_lossy(&shown).contains(wanted) {
+            assert!(printed.read_buf(&mut shown).await.unwrap() > 0, "it ended: {}", String::from_utf8_lossy(&shown));
+        }
+    };
+    tokio::time::timeout(PATIENCE, look).await.expect("the program shows the console");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_watch_a_console_one_writes_and_an_agent_that_starts_anew_has_it_back() {
     let mut rack = VirtualRack::new().await;
@@ -98,6 +121,7 @@ async fn many_watch_a_console_one_writes_and_an_agent_that_starts_anew_has_it_ba
     ada.keyboard(None, false).await;
     ada.type_in("again").await;
     ada.shows("AGAIN").await;
+    shown_by_the_program(&rack, &id, "AGAIN").await;
 
     let recorded = async || {
         let records = rack.operator.get(&format!("/v1/audit?about={id}&limit=200")).await.unwrap().to_string();
