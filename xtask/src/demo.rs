@@ -2,7 +2,7 @@
 //! built, so that it also works when the build is what failed.
 //!
 //! What a demo consists of is said by `tests/vrack`: processes named `rackhand-vrack` on this
-//! machine, everything in three network namespaces, a link, a directory and a lock.
+//! machine, everything in five network namespaces, a link, a directory and a lock.
 
 use std::{fs, thread, time::Duration};
 
@@ -10,8 +10,13 @@ use anyhow::ensure;
 
 use crate::shell::Shell;
 
-const NAMESPACES: &[&str] =
-    &["rackhand-demo-client", "rackhand-demo-controller", "rackhand-demo-node", "rackhand-demo-lan"];
+const NAMESPACES: &[&str] = &[
+    "rackhand-demo-client",
+    "rackhand-demo-controller",
+    "rackhand-demo-node",
+    "rackhand-demo-management",
+    "rackhand-demo-lan",
+];
 const LINK: &str = "rh-demo";
 const DIRECTORY: &str = "/var/tmp/rackhand-demo";
 const LOCK: &str = "/run/rackhand-demo.lock";
