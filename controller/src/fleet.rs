@@ -264,32 +264,17 @@ impl Fleet {
     /// Gives a command to the rack's agent. Whether it arrived is not known when this fails:
     /// the same command may be given again.
     pub async fn command(&self, rack: RackId, command: Command) -> Result<ControllerResponse, Unreachable> {
-        if let Some(live) = self.live(rack) {
-            match ask(&live.quic, &ControllerRequest::Command(command)).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    tracing::warn!(%rack, error = &error as &dyn std::error::Error, "a command was not answered")
-                }
-            }
-        }
-        Err(self.unreachable(rack).await)
+        self.answer(rack, self.live(rack).as_ref(), &ControllerRequest::Command(command), "a command").await
     }
 
     /// Has the rack's agent ask the BMC of a machine now.
     pub async fn look(&self, rack: RackId, machine: MachineId, look: Look) -> Result<ControllerResponse, Unreachable> {
-        if let Some(live) = self.live(rack) {
-            let Ok(_place) = live.looks.try_acquire() else {
-                let reason = format!("{LOOKS} BMCs of this rack are being asked just now; ask again in a moment");
-                return Ok(ControllerResponse::Refused(reason));
-            };
-            match ask(&live.quic, &ControllerRequest::Look(machine, look)).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    tracing::warn!(%rack, error = &error as &dyn std::error::Error, "a look at a BMC was not answered")
-                }
-            }
-        }
-        Err(self.unreachable(rack).await)
+        let Some(live) = self.live(rack) else { return Err(self.unreachable(rack).await) };
+        let Ok(_place) = live.looks.try_acquire() else {
+            let reason = format!("{LOOKS} BMCs of this rack are being asked just now; ask again in a moment");
+            return Ok(ControllerResponse::Refused(reason));
+        };
+        self.answer(rack, Some(&live), &ControllerRequest::Look(machine, look), "a look at a BMC").await
     }
 
     /// Has the rack's agent tell what it kept of a machine's sensor.
@@ -299,36 +284,12 @@ impl Fleet {
         machine: MachineId,
         query: SeriesQuery,
     ) -> Result<ControllerResponse, Unreachable> {
-        if let Some(live) = self.live(rack) {
-            let Ok(_place) = live.looks.try_acquire() else {
-                let reason = format!("{LOOKS} things are being asked of this rack just now; ask again in a moment");
-                return Ok(ControllerResponse::Refused(reason));
-            };
-            match ask(&live.quic, &ControllerRequest::Series(machine, query)).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    tracing::warn!(%rack, error = &error as &dyn std::error::Error, "a series was not told")
-                }
-            }
-        }
-        Err(self.unreachable(rack).await)
-    }
-
-    /// Asks the rack's agent about a console.
-    async fn ask_of_console(
-        &self,
-        rack: RackId,
-        request: ControllerRequest,
-    ) -> Result<ControllerResponse, Unreachable> {
-        if let Some(live) = self.live(rack) {
-            match ask(&live.quic, &request).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => {
-                    tracing::warn!(%rack, error = &error as &dyn std::error::Error, "about a console nothing was answered")
-                }
-            }
-        }
-        Err(self.unreachable(rack).await)
+        let Some(live) = self.live(rack) else { return Err(self.unreachable(rack).await) };
+        let Ok(_place) = live.looks.try_acquire() else {
+            let reason = format!("{LOOKS} things are being asked of this rack just now; ask again in a moment");
+            return Ok(ControllerResponse::Refused(reason));
+        };
+        self.answer(rack, Some(&live), &ControllerRequest::Series(machine, query), "a question about a series").await
     }
 
     /// Opens a console at the rack's agent.
@@ -382,6 +343,25 @@ impl Fleet {
                 Vec::new()
             }
         }
+    }
+
+    /// What the rack's agent answers, if one is connected and does.
+    async fn answer(
+        &self,
+        rack: RackId,
+        live: Option<&Live>,
+        request: &ControllerRequest,
+        what: &str,
+    ) -> Result<ControllerResponse, Unreachable> {
+        if let Some(live) = live {
+            match ask(&live.quic, request).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => {
+                    tracing::warn!(%rack, error = &error as &dyn std::error::Error, "{what} was not answered")
+                }
+            }
+        }
+        Err(self.unreachable(rack).await)
     }
 
     async fn unreachable(&self, rack: RackId) -> Unreachable {
@@ -784,7 +764,9 @@ impl Agents for Fleet {
         request: ControllerRequest,
     ) -> BoxFuture<'static, Result<ControllerResponse, Unreachable>> {
         let fleet = self.clone();
-        Box::pin(async move { fleet.ask_of_console(rack, request).await })
+        Box::pin(
+            async move { fleet.answer(rack, fleet.live(rack).as_ref(), &request, "a question about a console").await },
+        )
     }
 
     fn open(&self, rack: RackId, request: ConsoleRequest) -> BoxFuture<'static, Result<Opened, Unreachable>> {
