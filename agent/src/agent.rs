@@ -37,6 +37,7 @@ use crate::{
     health::{self, HealthFile, Machines, Metrics, series::Series},
     intent,
     ledger::Ledger,
+    lights::Lights,
     local::{self, Node, Source, UplinkView},
     power::{Call, Configured, Drivers, Exec, ExecFile, Executor, Power},
     spool::{self, Spool, written},
@@ -293,6 +294,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let (spooled, of_machines) = (spool.clone(), clock.clone());
     let machines = Machines::open(database, bmcs.clone(), spooled, series, of_machines, configured_health).await?;
     let consoles = Consoles::new(bmcs.clone(), &config.state, shutdown.clone());
+    let lights = Lights::new(bmcs.clone(), shutdown.clone());
     let socket = local::bind(&config.socket)
         .with_context(|| format!("cannot listen on {}: does its directory exist?", config.socket.display()))?;
     let listener = TcpListener::bind(config.metrics)
@@ -331,6 +333,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
             bmcs: bmcs.clone(),
             machines: machines.clone(),
             consoles: consoles.clone(),
+            lights: lights.clone(),
             boot_has,
             spool: spool.clone(),
             timelines,
@@ -349,6 +352,10 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
             Ok("consoles")
         });
     }
+    parts.spawn(async move {
+        lights.run().await;
+        Ok("identification lights")
+    });
     {
         let (state, spool, clock, shutdown) = (config.state.clone(), spool.clone(), clock.clone(), shutdown.clone());
         parts.spawn(async move {

@@ -354,20 +354,34 @@ impl Bmcs {
 
     /// Asks the BMC of a machine now: [`Seen`] as JSON, or why not in words.
     pub async fn look(&self, machine: MachineId, look: Look) -> Result<String, String> {
+        let seen = self.for_a_person(machine, async |reached| reached.look(look).await).await?;
+        Ok(serde_json::to_string(&seen).expect("what was seen always serializes"))
+    }
+
+    /// Has a machine's identification light on for so long, or off when there is no time left.
+    pub async fn identify(&self, machine: MachineId, lit: Duration) -> Result<(), String> {
+        self.for_a_person(machine, async |reached| reached.of_this_machine().await?.identify(lit).await).await
+    }
+
+    /// Asks a machine's BMC before whatever is read of it regularly; says why not in words.
+    async fn for_a_person<T>(
+        &self,
+        machine: MachineId,
+        ask: impl AsyncFnOnce(&Reached) -> Result<T, BmcError>,
+    ) -> Result<T, String> {
         let reached = self.of(machine).ok_or("nobody has said how its BMC is reached: `rackhand bmc set`")?;
         let conversation = reached.conversation.clone();
         let Ok(_person) = conversation.person.try_lock() else {
             return Err("its BMC is being asked just now; ask again in a moment".into());
         };
-        let seen = timeout(LOOK, async {
+        let answered = timeout(LOOK, async {
             conversation.wanted.notify_one();
             let _alone = conversation.look.lock().await;
-            reached.look(look).await
+            ask(&reached).await
         })
         .await;
-        let seen = seen.map_err(|_| format!("its BMC did not answer within {} s", LOOK.as_secs()))?;
-        let seen = seen.map_err(|error| format!("its BMC: {error}"))?;
-        Ok(serde_json::to_string(&seen).expect("what was seen always serializes"))
+        let answered = answered.map_err(|_| format!("its BMC did not answer within {} s", LOOK.as_secs()))?;
+        answered.map_err(|error| format!("its BMC: {error}"))
     }
 
     /// Reads what is read of a machine regularly, unless a person asks its BMC.

@@ -2,7 +2,8 @@
 //! technician's tool asks how things stand.
 //!
 //! Whoever may open the socket is trusted with what is answered here, which is the file's
-//! mode and group: 0660 and `rackhand`. Nothing here changes hardware.
+//! mode and group: 0660 and `rackhand`. Nothing here changes hardware, but for a console's keys and a
+//! machine's identification light.
 //!
 //! Invariants:
 //! - Boot's events are on stable storage before they are acknowledged, each once, in order.
@@ -44,8 +45,10 @@ use crate::{
     console::{self, Consoles},
     health::Machines,
     intent,
+    lights::Lights,
     spool::{Spool, chain},
     timeline::{History, Timelines},
+    why::{self, Evidence},
 };
 
 /// Connections at a time: boot keeps a handful, a technician one per tool.
@@ -107,6 +110,8 @@ pub struct Node {
     pub machines: Machines,
     /// Serial consoles.
     pub consoles: Consoles,
+    /// Identification lights.
+    pub lights: Lights,
     /// The revision of it that boot has on its disk, as it last said.
     pub boot_has: watch::Sender<u64>,
     /// Where boot's events go.
@@ -244,6 +249,16 @@ impl Desk {
                 None => unknown(&machine),
             },
             LocalRequest::Health(machine) => self.health(machine.as_deref()),
+            LocalRequest::Why(machine) => self.why(&machine),
+            LocalRequest::Identify(machine, seconds) => match self.find(&machine) {
+                Some(machine) => {
+                    match self.node.lights.identify(machine.id, Duration::from_secs(seconds.into())).await {
+                        Ok(()) => LocalResponse::Identified,
+                        Err(reason) => LocalResponse::Unavailable(reason),
+                    }
+                }
+                None => unknown(&machine),
+            },
             LocalRequest::Recording { machine, offset } => match self.find(&machine) {
                 Some(machine) => match self.node.consoles.recording(machine.id, None, offset).await {
                     Ok(bytes) => LocalResponse::Recording(bytes),
@@ -266,7 +281,7 @@ impl Desk {
 
     /// How one machine fares, or all whose BMCs are read.
     fn health(&self, wanted: Option<&str>) -> LocalResponse {
-        let named = |view: MachineView| (view.id, view.name.unwrap_or_else(|| view.id.to_string()));
+        let named = |view: MachineView| (view.id, called(&view));
         let asked = match wanted {
             None => {
                 let read = self.node.machines.shown();
@@ -281,6 +296,26 @@ impl Desk {
         LocalResponse::Health(serde_json::to_string(&standings).expect("standings always serialize"))
     }
 
+    /// Why a machine is as it is, from all that is known here.
+    fn why(&self, wanted: &str) -> LocalResponse {
+        let Some(found) = self.find(wanted) else { return unknown(wanted) };
+        let node = &self.node;
+        let name = called(&found);
+        let (intent, events) = (node.intent.current(), node.timelines.events(found.id));
+        let (uplink, health, now) = (node.uplink.borrow().clone(), node.health.borrow().clone(), node.clock.now());
+        let explanation = why::explain(&Evidence {
+            machine: &name,
+            wanted: intent.as_ref().and_then(|intent| intent.machines.iter().find(|machine| machine.id == found.id)),
+            events: &events,
+            standing: node.machines.standing(found.id, name.clone()),
+            away: (!uplink.connected).then_some(uplink.words.as_str()),
+            boot_heard: self.boot_heard().map(|heard| heard.until(now.mono)),
+            node: health.as_ref(),
+            now: now.wall,
+        });
+        LocalResponse::Why(serde_json::to_string(&explanation).expect("explanations always serialize"))
+    }
+
     fn watch(&self, machine: &str, who: &str) -> Result<console::Watch, Box<LocalResponse>> {
         let found = self.find(machine).ok_or_else(|| unknown(machine))?;
         self.node.consoles.watch(found.id, who).map_err(|reason| LocalResponse::Unavailable(reason).into())
@@ -288,6 +323,10 @@ impl Desk {
 
     fn hear_boot(&self) {
         *self.boot_heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.node.clock.now().mono);
+    }
+
+    fn boot_heard(&self) -> Option<Mono> {
+        *self.boot_heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn newer_intent(&self, after: u64, shutdown: &CancellationToken) -> Option<Intent> {
@@ -302,7 +341,6 @@ impl Desk {
     fn status(&self) -> NodeView {
         let node = &self.node;
         let uplink = node.uplink.borrow().clone();
-        let heard = *self.boot_heard.lock().unwrap_or_else(PoisonError::into_inner);
         NodeView {
             version: env!("CARGO_PKG_VERSION").into(),
             agent: node.agent,
@@ -312,7 +350,7 @@ impl Desk {
             revision: node.intent.revision(),
             spooled: node.spool.waiting(),
             certificate_until: uplink.certificate_until,
-            boot_heard: heard.map(|heard| heard.until(node.clock.now().mono).as_secs()),
+            boot_heard: self.boot_heard().map(|heard| heard.until(node.clock.now().mono).as_secs()),
             health: node.health.borrow().clone(),
         }
     }
@@ -337,6 +375,11 @@ impl Desk {
                 || (mac.is_some() && machine.mac == mac)
         })
     }
+}
+
+/// What people call a machine.
+fn called(view: &MachineView) -> String {
+    view.name.clone().unwrap_or_else(|| view.id.to_string())
 }
 
 fn unknown(machine: &str) -> LocalResponse {
@@ -528,7 +571,8 @@ mod tests {
                 intent: intent.clone(),
                 machines,
                 bmcs: bmcs.clone(),
-                consoles: Consoles::new(bmcs, dir.path(), shutdown.clone()),
+                consoles: Consoles::new(bmcs.clone(), dir.path(), shutdown.clone()),
+                lights: Lights::new(bmcs, shutdown.clone()),
                 boot_has: watch::Sender::new(0),
                 spool: spool.clone(),
                 timelines,

@@ -154,6 +154,27 @@ pub enum Stage {
     Erased,
 }
 
+impl Stage {
+    /// What a machine has not done yet whose latest hop this is, in words.
+    pub fn not_yet(&self) -> &'static str {
+        match self {
+            Self::PoweredOn => "powered on, has not asked for an address",
+            Self::RomDhcp(_) => "got an offer, never asked for its loader",
+            Self::Loader(_) => "fetched its loader, which has not asked for an address",
+            Self::IpxeDhcp => "iPXE has its address, has not fetched its boot script",
+            Self::Script(_) => "fetched its boot script, has not fetched the kernel",
+            Self::Kernel => "fetched the kernel, has not fetched the initial RAM disk",
+            Self::Initramfs => "fetched the initial RAM disk, its installer has not connected",
+            Self::Installer | Self::Inventoried => "installer connected, its inventory has not arrived",
+            Self::OrderStarted(_) | Self::ImageWritten | Self::SettingsWritten | Self::Erased => {
+                "installer is at work, has not asked what is next"
+            }
+            Self::Rebooting => "restarts into its own disk, system has not asked for an address",
+            Self::OsDhcp => "system has its address, has not called home",
+        }
+    }
+}
+
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -3,6 +3,7 @@
 
 mod console;
 mod raw;
+mod report;
 mod show;
 
 use std::{
@@ -20,6 +21,7 @@ use jiff::Timestamp;
 use rackhand_common::{
     bmc::{Look, Seen},
     event::Event,
+    explanation::Explanation,
     health::Standing,
     wire::{self, LocalRequest, LocalResponse, MachineView},
 };
@@ -35,6 +37,9 @@ use rackhand_common::{
 Examples:
   rackhand-diag status
   rackhand-diag machines
+  rackhand-diag why web-1
+  rackhand-diag identify web-1
+  rackhand-diag report web-1 > web-1.txt
   rackhand-diag timeline 52:54:00:12:34:56 --follow
   rackhand-diag bmc web-1 sensors
   rackhand-diag health web-1
@@ -57,6 +62,30 @@ enum Command {
     Status,
     /// All machines of the rack: power, installer, and what was last heard of each.
     Machines,
+    /// Why a machine is as it is, which part is to blame, and what to do.
+    ///
+    /// One verdict from all that this node knows: the machine's way from power to a running system, its
+    /// orders, sensors and event log, its BMC, and the node itself.
+    Why {
+        /// Its id, its name, or any of its network cards' addresses.
+        machine: String,
+    },
+    /// Lights a machine's identification lamp, so that you open the right one.
+    Identify {
+        /// Its id, its name, or any of its network cards' addresses.
+        machine: String,
+        /// How many minutes; it is put out by itself then.
+        #[arg(long = "for", value_name = "MINUTES", default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1440))]
+        minutes: u32,
+        /// Put it out.
+        #[arg(long, conflicts_with = "minutes")]
+        off: bool,
+    },
+    /// One page about a machine, to print or to send: verdict, parts, latest start, event log, console.
+    Report {
+        /// Its id, its name, or any of its network cards' addresses.
+        machine: String,
+    },
     /// One machine's latest events, oldest first.
     Timeline {
         /// Its id, its name, or any of its network cards' addresses.
@@ -158,6 +187,35 @@ fn run(arguments: Arguments) -> Result<()> {
             LocalResponse::Machines(views) => write!(out, "{}", show::machines(&views, Timestamp::now()))?,
             other => bail!(refusal(other)),
         },
+        Command::Why { machine } => {
+            let explanation = why(&mut agent, machine)?;
+            if json {
+                print_json(&mut out, &explanation)?;
+            } else {
+                write!(out, "{}", show::explanation(&explanation, Timestamp::now()))?;
+            }
+        }
+        Command::Identify { machine, minutes, off } => {
+            let seconds = if off { 0 } else { minutes * 60 };
+            match ask(&mut agent, &LocalRequest::Identify(machine.clone(), seconds))? {
+                LocalResponse::Identified if json => {
+                    print_json(&mut out, &serde_json::json!({ "lit_seconds": seconds }))?
+                }
+                LocalResponse::Identified if off => writeln!(out, "the lamp of {machine} is off")?,
+                LocalResponse::Identified => {
+                    writeln!(out, "the lamp of {machine} is lit for {minutes} min; --off puts it out")?;
+                }
+                other => bail!(refusal(other)),
+            }
+        }
+        Command::Report { machine } => {
+            let report = report::gather(&mut agent, &machine)?;
+            if json {
+                print_json(&mut out, &report)?;
+            } else {
+                write!(out, "{}", report.page(Timestamp::now()))?;
+            }
+        }
         Command::Timeline { machine, follow } => {
             let (view, events) = timeline(&mut agent, &machine)?;
             if json && !follow {
@@ -246,6 +304,17 @@ fn timeline(agent: &mut UnixStream, machine: &str) -> Result<(MachineView, Vec<E
         LocalResponse::NotFound(reason) => {
             bail!("{reason}\n`rackhand-diag machines` lists what this node knows")
         }
+        other => bail!(refusal(other)),
+    }
+}
+
+fn why(agent: &mut UnixStream, machine: String) -> Result<Explanation> {
+    match ask(agent, &LocalRequest::Why(machine))? {
+        LocalResponse::Why(told) => serde_json::from_str(&told).context("what the agent tells is not understood"),
+        LocalResponse::NotFound(reason) => bail!(
+            "{reason}\n`rackhand-diag machines` lists what this node knows. One that is new appears there once it asks the \
+             network for a boot program: is it on, is the network its first boot device, is that card cabled to this rack?"
+        ),
         other => bail!(refusal(other)),
     }
 }

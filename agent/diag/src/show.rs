@@ -7,6 +7,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use rackhand_common::{
     bmc::{Seen, Skipped},
     event::{Event, Stage, What},
+    explanation::Explanation,
     health::{Cause, Standing},
     machine::Power,
     wire::{MachineView, NodeView},
@@ -115,6 +116,25 @@ pub(crate) fn health(standings: &[Standing], now: Timestamp) -> String {
     text
 }
 
+/// The verdict on a machine, what to do, and what speaks for it.
+pub(crate) fn explanation(explanation: &Explanation, now: Timestamp) -> String {
+    let Explanation { machine, stands, verdict, since, part, next, because, also } = explanation;
+    let since = since.map_or_else(String::new, |since| format!(", since {}", ago(since, now)));
+    let mut text = format!("{machine} is {}{since}\n\n  {verdict}\n", stands.word().to_uppercase());
+    if let Some(part) = part {
+        let _ = writeln!(text, "\n  Part: {part}");
+    }
+    for (title, lines) in [("What to do", next), ("Because", because), ("Also", also)] {
+        if !lines.is_empty() {
+            let _ = writeln!(text, "\n{title}:");
+        }
+        for line in lines {
+            let _ = writeln!(text, "  - {line}");
+        }
+    }
+    text
+}
+
 fn plain() -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -178,7 +198,8 @@ fn or_dash<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| "-".into(), |value| value.to_string())
 }
 
-fn local(at: Timestamp) -> String {
+/// A time of day for people, in the node's zone.
+pub(crate) fn local(at: Timestamp) -> String {
     at.to_zoned_datetime(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 

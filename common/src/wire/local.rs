@@ -59,6 +59,11 @@ pub enum LocalRequest {
         /// How many bytes to leave out at its beginning.
         offset: u64,
     },
+    /// By the technician: why a machine (by id, name or MAC) is as it is.
+    Why(String),
+    /// By the technician: light the lamp of a machine (by id, name or MAC) for so many seconds, zero
+    /// puts it out.
+    Identify(String, u32),
 }
 
 /// The agent's answer.
@@ -100,6 +105,10 @@ pub enum LocalResponse {
     Console,
     /// To `Recording`: some of it, at most 1 MiB; nothing behind its end.
     Recording(Vec<u8>),
+    /// To `Why`: an [`Explanation`](crate::explanation::Explanation) as JSON.
+    Why(String),
+    /// To `Identify`: its BMC has done it.
+    Identified,
 }
 
 /// The node as the technician sees it.

@@ -86,6 +86,11 @@ impl Bmc {
         self.lock().inject(Timestamp::now(), sensor, value)
     }
 
+    /// Whether the machine's identification light is on.
+    pub fn is_identified(&self) -> bool {
+        self.lock().identify(Timestamp::now()).is_some()
+    }
+
     /// Changes what is wrong with it.
     pub fn set_faults(&self, faults: Faults) {
         self.lock().faults = faults;

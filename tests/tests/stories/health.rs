@@ -6,6 +6,7 @@ use jiff::SignedDuration;
 use rackhand_agent::health::{Config, rules::Rules};
 use rackhand_bmc_sim::Personality;
 use rackhand_common::{
+    explanation::{Explanation, Stands},
     health::{Standing, State},
     time::Clock as _,
     wire::{LocalRequest, LocalResponse},
@@ -179,4 +180,52 @@ async fn what_is_found_while_the_controller_is_away_outlives_a_kill_and_is_told_
     let refused = format!("{:#}", rack.operator.get(&other).await.unwrap_err());
     assert!(refused.contains("there are:") && refused.contains("Fan1"), "{refused}");
     rack.stop().await.unwrap();
+}
+
+/// What the node concludes of a machine.
+async fn explained(rack: &VirtualRack, machine: &Machine) -> Explanation {
+    let mut agent = rackhand_agent::local::Client::connect(&rack.path("agent.sock")).await.unwrap();
+    let answer = agent.ask(&LocalRequest::Why(machine.mac().to_string())).await.unwrap();
+    let LocalResponse::Why(told) = answer else { panic!("{answer:?}") };
+    serde_json::from_str(&told).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_technician_is_told_what_is_wrong_and_the_right_lamp_is_lit_with_the_controller_away() {
+    let mut rack = VirtualRack::new().await;
+    let machine = rack.machine(Model::default());
+    rack.ready(&machine).await;
+    let (running, _behind) = bmc(&machine, Personality::generic(1)).await;
+    look_often(&rack);
+    reach(&rack, &machine, "ipmi", running.ipmi).await;
+    fares(&rack, &machine, "ok").await;
+    let well = explained(&rack, &machine).await;
+    assert_eq!((well.stands, well.part), (Stands::Well, None), "{}", well.verdict);
+
+    rack.kill(Service::Controller).await;
+    assert!(running.bmc.inject("Fan1", STANDS));
+    let told = wait::until("the fan is to blame", PATIENCE, async || {
+        let told = explained(&rack, &machine).await;
+        if told.stands == Stands::Faulty { Ok(told) } else { Err(format!("{told:?}")) }
+    })
+    .await;
+    assert_eq!(told.part.as_deref(), Some("replace the fan Fan1"), "{told:?}");
+    assert!(told.also.iter().any(|also| also.contains("controller is out of reach")), "{told:?}");
+
+    let mut agent = rackhand_agent::local::Client::connect(&rack.path("agent.sock")).await.unwrap();
+    let mut light = async |seconds| {
+        let answer = agent.ask(&LocalRequest::Identify(machine.mac().to_string(), seconds)).await.unwrap();
+        assert_eq!(answer, LocalResponse::Identified);
+    };
+    let is_lit = || running.bmc.is_identified();
+    light(3600).await;
+    assert!(is_lit());
+    light(0).await;
+    assert!(!is_lit());
+    light(1).await;
+    let dark = async || if is_lit() { Err("lit".to_owned()) } else { Ok(()) };
+    wait::until("the lamp goes out by itself", PATIENCE, dark).await;
+    light(3600).await;
+    rack.stop().await.unwrap();
+    assert!(!is_lit(), "an agent that ends leaves a lamp lit");
 }

@@ -64,24 +64,13 @@ impl fmt::Display for WaitFor {
 
 /// What a machine has not done yet after `stage`, its latest hop since it was started.
 pub fn hop(stage: Option<&Stage>) -> (WaitFor, &'static str) {
-    match stage {
-        None => (WaitFor::Dhcp, "restarted, has not asked for an address"),
-        Some(Stage::PoweredOn) => (WaitFor::Dhcp, "powered on, has not asked for an address"),
-        Some(Stage::RomDhcp(_)) => (WaitFor::Installer, "got an offer, never asked for its loader"),
-        Some(Stage::Loader(_)) => (WaitFor::Installer, "fetched its loader, which has not asked for an address"),
-        Some(Stage::IpxeDhcp) => (WaitFor::Installer, "iPXE has its address, has not fetched its boot script"),
-        Some(Stage::Script(_)) => (WaitFor::Installer, "fetched its boot script, has not fetched the kernel"),
-        Some(Stage::Kernel) => (WaitFor::Installer, "fetched the kernel, has not fetched the initial RAM disk"),
-        Some(Stage::Initramfs) => (WaitFor::Installer, "fetched the initial RAM disk, its installer has not connected"),
-        Some(Stage::Installer | Stage::Inventoried) => {
-            (WaitFor::Installer, "installer connected, its inventory has not arrived")
-        }
-        Some(Stage::OrderStarted(_) | Stage::ImageWritten | Stage::SettingsWritten | Stage::Erased) => {
-            (WaitFor::Installer, "installer is at work, has not asked what is next")
-        }
-        Some(Stage::Rebooting) => (WaitFor::System, "restarts into its own disk, system has not asked for an address"),
-        Some(Stage::OsDhcp) => (WaitFor::System, "system has its address, has not called home"),
-    }
+    let Some(stage) = stage else { return (WaitFor::Dhcp, "restarted, has not asked for an address") };
+    let waits = match stage {
+        Stage::PoweredOn => WaitFor::Dhcp,
+        Stage::Rebooting | Stage::OsDhcp => WaitFor::System,
+        _ => WaitFor::Installer,
+    };
+    (waits, stage.not_yet())
 }
 
 #[cfg(test)]
