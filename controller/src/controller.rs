@@ -53,6 +53,7 @@ use crate::{
     samples, seal_key,
     store::{Place, Store, StoreError},
     telemetry::Telemetry,
+    webhooks::{self, Webhooks},
     workflows::{self, Workflows},
 };
 
@@ -82,6 +83,9 @@ pub struct File {
     pub images: ImagesFile,
     /// Who vouches for people, beside their passwords here.
     pub oidc: Option<oidc::File>,
+    /// Programs that are told what happens.
+    #[serde(default)]
+    pub webhooks: Vec<webhooks::File>,
     /// What is logged; default `info`.
     #[serde(default)]
     pub log: Filter,
@@ -183,6 +187,8 @@ pub struct Config {
     pub images: images::Config,
     /// Who vouches for people.
     pub oidc: Option<oidc::Config>,
+    /// Programs that are told what happens.
+    pub webhooks: Vec<webhooks::Config>,
     /// What is logged.
     pub log: Filter,
 }
@@ -245,6 +251,7 @@ impl TryFrom<File> for Config {
             agents_address: file.agents.address,
             images,
             oidc: file.oidc.map(TryInto::try_into).transpose()?,
+            webhooks: webhooks::Config::all(file.webhooks)?,
             log: file.log,
         })
     }
@@ -485,6 +492,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     let (addresses, hand_out) = Addresses::new(store.clone(), clock.clone(), shutdown.clone());
     let rate = api::Rate::new(config.requests_per_second);
     let oidc = Oidc::new(config.oidc.as_ref())?;
+    let webhooks = Webhooks::new(&config.webhooks)?;
     let app = api::App {
         store: store.clone(),
         images: images.clone(),
@@ -543,6 +551,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         images: images.clone(),
         rate,
         oidc,
+        webhooks: webhooks.clone(),
     });
     let mut parts = Parts::default();
     parts.add("the API", https::serve(listener, tls, router, clock.clone(), shutdown.clone()));
@@ -553,6 +562,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     parts.add("the addresses", hand_out);
     parts.add("machines that are overdue", overdue::run(store.clone(), clock.clone(), shutdown.clone()));
     parts.add("the samples of pools", samples::run(store.clone(), clock.clone(), shutdown.clone()));
+    parts.add("the webhooks", webhooks.run(store.clone(), clock.clone(), shutdown.clone()));
     parts.add("the agents' connections", fleet.clone().run(endpoint, shutdown.clone()));
     let run = rotations::run(rotations, store.clone(), fleet.clone(), clock.clone(), shutdown.clone());
     parts.add("the passwords of BMCs", run);

@@ -2,7 +2,7 @@
 //!
 //! [`fleet`] holds the agents' connections, [`workflows`] moves runs on, [`api`] answers
 //! operators, [`oidc`] knows people by who vouches for them, [`addresses`] hands addresses out, [`samples`]
-//! notes daily how much of pools is used, [`images`] imports and serves images; all of them share one [`store`].
+//! notes daily how much of pools is used, [`webhooks`] tells other programs what happens, [`images`] imports and serves images; all of them share one [`store`].
 
 pub mod acme;
 pub mod addresses;
@@ -33,4 +33,5 @@ pub mod succession;
 pub mod telemetry;
 pub mod totp;
 pub mod verbs;
+pub mod webhooks;
 pub mod workflows;

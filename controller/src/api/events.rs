@@ -45,12 +45,12 @@ const BATCH: u32 = 100;
 
 /// Something that happened.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Event {
+pub(crate) struct Event {
     /// Its number; later ones are higher.
-    id: u64,
+    pub(crate) id: u64,
     /// When: by the node's clock for what happened in a rack.
     #[schema(value_type = String, format = DateTime)]
-    at: Timestamp,
+    pub(crate) at: Timestamp,
     /// Where.
     #[schema(value_type = uuid::Uuid)]
     rack: id::RackId,
@@ -64,7 +64,7 @@ pub(super) struct Event {
     /// `phoned_home`, `health`, `run_started`, `step_done`, `run_ended`, `addresses_moved`, `alert` and
     /// others.
     #[schema(example = "stage")]
-    kind: String,
+    pub(crate) kind: String,
     /// What happened, in words.
     #[schema(example = "BIOS boot ROM asked for an address")]
     text: String,

@@ -79,6 +79,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 use uuid::Uuid;
 
+pub(crate) use self::events::Event;
 pub use self::{
     access::{Caller, fresh_token},
     consoles::{Agents, Opened, Seats},

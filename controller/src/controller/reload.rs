@@ -21,6 +21,7 @@ use crate::{
     fleet,
     images::{self, Images},
     oidc::Oidc,
+    webhooks::Webhooks,
 };
 
 /// The configuration in use; clones are the same.
@@ -41,6 +42,7 @@ pub(super) struct Parts {
     pub(super) images: Images,
     pub(super) rate: Rate,
     pub(super) oidc: Oidc,
+    pub(super) webhooks: Webhooks,
 }
 
 impl std::fmt::Debug for Settings {
@@ -67,6 +69,7 @@ impl Settings {
         let public = public(fresh)?;
         let server = fleet::server(&parts.authority, identity)?;
         let vouch = parts.oidc.take_over(fresh.oidc.as_ref())?;
+        let tell = parts.webhooks.take_over(&fresh.webhooks)?;
 
         // A setting that is added is decided on here.
         let Config {
@@ -80,6 +83,7 @@ impl Settings {
             agents_address,
             images,
             oidc,
+            webhooks,
             log,
         } = fresh;
         // The other two lie below `data`.
@@ -111,6 +115,9 @@ impl Settings {
         parts.images.admit(used.images.limit, &used.images.import, &used.images.sources);
         taken.take("oidc", &mut used.oidc, oidc);
         vouch();
+        // With secrets and certificates as they are now, though their files are called as before.
+        taken.take("webhooks", &mut used.webhooks, webhooks);
+        tell();
         taken.take("log", &mut used.log, log);
         taken.keep("data", &used.data, data);
         taken.keep("database", &used.server, database);

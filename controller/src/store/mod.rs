@@ -48,6 +48,7 @@ pub(crate) mod seal;
 mod sites;
 mod tokens;
 mod transfer;
+mod webhooks;
 
 use std::{
     fmt,

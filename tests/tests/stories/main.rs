@@ -16,3 +16,4 @@ mod reload;
 mod replaced;
 mod rotation;
 mod upkeep;
+mod webhooks;

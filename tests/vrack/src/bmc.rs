@@ -14,7 +14,7 @@ use crate::{
     machine::Machine,
     network::{Cabling, Place},
     rack::Rack,
-    run::is_ending,
+    run::{is_ending, output},
     services::Files,
 };
 
@@ -45,6 +45,7 @@ pub(crate) fn install(files: &Files, cabling: &Cabling, machine: &Machine) -> an
     let log = File::create(machine.directory().join("bmc.log"))?;
     let mut command = cabling.command(Place::Management, &files.binary("rackhand-bmc-sim").to_string_lossy());
     command.args(["--listen", &cabling.bmc(machine.slot()), "--personality", kind(machine).personality]);
+    command.args(["--control", &control(machine)]);
     command.args(["--serial", &machine.label.serial, "--uuid", &machine.uuid().to_string(), "--user", USER]);
     command.arg("--machine-command").arg(std::env::current_exe()?);
     command.args(["power", "--machines"]).arg(files.machines());
@@ -60,6 +61,19 @@ pub(crate) fn install(files: &Files, cabling: &Cabling, machine: &Machine) -> an
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+/// Where the BMC of a machine is told what its sensors read, on the management network's loopback.
+fn control(machine: &Machine) -> String {
+    format!("127.0.0.1:{}", 9000 + machine.slot())
+}
+
+/// Has a sensor of a machine read this.
+pub(crate) fn reads(rack: &Rack, machine: &Machine, sensor: &str, value: f64) -> anyhow::Result<()> {
+    let program = rack.files.binary("rackhand-bmc-sim");
+    let mut command = rack.cabling.command(Place::Management, &program.to_string_lossy());
+    command.args(["ctl", "--control", &control(machine), "sensor", sensor, &value.to_string()]);
+    output(&mut command).map(drop)
 }
 
 /// Starts the BMC of a machine again when it was killed; whether it was.

@@ -24,7 +24,7 @@ use crate::{
     network::{Cabling, Place},
     operator::{Operator, prompt},
     rack::{self, Care, Parts, Rack},
-    run::{end, is_ending},
+    run::{end, is_ending, output},
     services::{Service, Services},
     story::{address, name},
     supervisor::look_after,
@@ -213,17 +213,42 @@ fn show(parts: &Parts) -> anyhow::Result<Rack> {
         print!("{}", rack.ssh(&login, command, PATIENCE)?);
     }
 
+    narrator.chapter("A fan of the second stops: its rack's node says what to do");
+    break_a_fan(&rack, &mut narrator, &machines[1..])?;
+
     narrator.chapter("Two projects share the rack: each has a machine and addresses of its own");
     share(&rack, &machines)?;
 
-    narrator.chapter("The first is given back: every disk is overwritten and read back");
+    narrator.chapter("The first is given back: every disk is erased, proven clean, and certified");
     let first = &machines[..1];
     let released = known(&rack, &first[0])?;
     accepted(&rack, &first[0], &["machine", "release", name(&released)?], &["releasing", "ready"])?;
     narrator.until(&rack, first, PATIENCE, |operator| all(operator, first, "ready"))?;
     println!();
+    rack.operator.type_in(&["machine", "erasures", name(&released)?])?;
     rack.operator.type_in(&["machine", "list"])?;
     Ok(rack)
+}
+
+/// Has a fan of a machine stand, and turn again once the technician was told to replace it.
+fn break_a_fan(rack: &Rack, narrator: &mut Narrator, sick: &[Machine]) -> anyhow::Result<()> {
+    const FAN: &str = "Fan1";
+    let machine = &sick[0];
+    let known = known(rack, machine)?;
+    let fares = |state: &'static str| {
+        move |operator: &Operator| {
+            Ok(operator.machine(machine.label.mac)?.is_some_and(|machine| machine["health"] == state))
+        }
+    };
+    bmc::reads(rack, machine, FAN, 0.0)?;
+    narrator.until(rack, sick, PATIENCE, fares("critical"))?;
+    for words in [["why", name(&known)?], ["identify", name(&known)?]] {
+        println!("{}", prompt(&[&["rackhand-diag"][..], &words].concat()));
+        print!("{}", output(&mut rack.technician(&words))?);
+    }
+    println!("\nThe technician replaces it:");
+    bmc::reads(rack, machine, FAN, 8400.0)?;
+    narrator.until(rack, sick, PATIENCE, fares("ok"))
 }
 
 /// Gives each machine to a project, and claims addresses for it.
@@ -330,6 +355,7 @@ fn where_to_look(rack: &Rack) -> anyhow::Result<()> {
     println!("  rackhand machine list                       also: run list, image list, --help");
     println!("  rackhand machine timeline {name}            what the controller knows of it");
     println!("  rackhand-diag timeline {name}               what the node knows, without the controller");
+    println!("  rackhand-diag why {name}                    why it is as it is; also: report");
     println!("  rackhand-diag status                        how the node fares");
     println!("  curl --cacert $RACKHAND_CA $RACKHAND_CONTROLLER/v1/openapi.json     the API's reference");
     println!("  ip netns exec {node} ssh -i {} root@{address}", rack.ssh_key()?.display());

@@ -15,7 +15,6 @@ use rackhand_common::{
 
 use crate::{
     machine::Machine,
-    network::Place,
     operator::{COLUMNS, Operator},
     rack::Rack,
     run::output,
@@ -192,12 +191,7 @@ impl Told {
 
 /// What the node knows of a machine: the technician's view, without the controller.
 pub(crate) fn node_timeline(rack: &Rack, machine: &Machine) -> anyhow::Result<Vec<Event>> {
-    let diag = rack.files.binary("rackhand-diag");
-    let text = output(
-        rack.cabling
-            .command(Place::Node, &diag.to_string_lossy())
-            .args(["timeline", &machine.label.mac.to_string(), "--output", "json", "--socket"])
-            .arg(rack.files.socket()),
-    )?;
+    let mac = machine.label.mac.to_string();
+    let text = output(&mut rack.technician(&["timeline", &mac, "--output", "json"]))?;
     Ok(serde_json::from_str(&text)?)
 }

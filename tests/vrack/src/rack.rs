@@ -240,6 +240,13 @@ impl Rack {
         }
     }
 
+    /// The technician's tool on the node, with these words.
+    pub(crate) fn technician(&self, words: &[&str]) -> Command {
+        let mut command = self.cabling.command(Place::Node, &self.files.binary("rackhand-diag").to_string_lossy());
+        command.args(words).arg("--socket").arg(self.files.socket());
+        command
+    }
+
     /// Ends everything and removes it.
     pub(crate) fn tear_down(self) {
         drop(self.supervisor);

@@ -110,14 +110,18 @@ impl Files {
                 cabling.controller_from_node(),
             ),
         )?;
+        let rules = self.directory.join("health");
+        fs::create_dir_all(&rules)?;
+        fs::write(rules.join("rack.toml"), RULES)?;
         fs::write(
             self.config(Service::Agent),
             format!(
-                "state = {}\nsocket = {}\n\n[power]\ncommand = [{}, \"power\", \"--machines\", {}]\n",
+                "state = {}\nsocket = {}\n\n[power]\ncommand = [{}, \"power\", \"--machines\", {}]\n\n[health]\nsensors = 5\nrules = {}\n",
                 path(&self.state(Service::Agent)),
                 path(&self.socket()),
                 path(&std::env::current_exe()?),
                 path(&self.machines()),
+                path(&rules),
             ),
         )?;
         fs::write(
@@ -133,6 +137,16 @@ impl Files {
         Ok(())
     }
 }
+
+/// Nobody watches a fan that stands for two minutes.
+const RULES: &str = r#"[[rule]]
+name = "fan"
+for = "5s"
+clear = "5s"
+while_on = true
+part = "replace the fan {subject}"
+reading = { kind = ["fan", "fan_percent"], by_bmc = true }
+"#;
 
 /// A process of the product. Whoever started it reaps it; another process knows it by the
 /// number in its file.
