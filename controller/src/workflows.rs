@@ -410,7 +410,7 @@ fn status(ended: &Ended) -> RunStatus {
 }
 
 /// An error with its sources, for the log.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

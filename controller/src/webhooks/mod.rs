@@ -9,13 +9,7 @@
 
 mod signature;
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use jiff::{SignedDuration, Timestamp};
@@ -30,6 +24,7 @@ pub use signature::{NoSecret, Secret};
 use crate::{
     api::Event,
     store::{EventFilter, Store, StoreError, StoredEvent},
+    workflows::chain,
 };
 
 /// The most receivers.
@@ -209,7 +204,8 @@ impl Receiver {
         if let Some(path) = &config.ca {
             let pem = fs::read(path).with_context(|| format!("cannot read {} (`webhooks.ca`)", path.display()))?;
             let certificates = Certificate::from_pem_bundle(&pem);
-            let certificates = certificates.with_context(|| format!("cannot use {} (`webhooks.ca`)", path.display()))?;
+            let certificates =
+                certificates.with_context(|| format!("cannot use {} (`webhooks.ca`)", path.display()))?;
             builder = builder.tls_certs_only(certificates);
         }
         let http = builder.build().with_context(|| format!("cannot reach webhook `{}`", config.name))?;
@@ -234,8 +230,8 @@ impl Receiver {
                     if let NotTaken::Store(error) = &error {
                         store.note(error);
                     }
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(webhook = name, error, "an event was not taken; again in {} s", wait.as_secs());
+                    let again = wait.as_secs();
+                    tracing::warn!(webhook = name, error = chain(&error), again, "an event was not taken");
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(AGAIN.1);
                 }

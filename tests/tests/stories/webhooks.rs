@@ -91,7 +91,10 @@ impl Pager {
     /// The texts of what it was told, in order.
     fn texts(&self) -> Vec<String> {
         let had = self.had.lock().unwrap();
-        had.iter().map(|message| serde_json::from_str::<Value>(&message.body).unwrap()["data"]["text"].clone()).map(|text| text.as_str().unwrap().to_owned()).collect()
+        had.iter()
+            .map(|message| serde_json::from_str::<Value>(&message.body).unwrap()["data"]["text"].clone())
+            .map(|text| text.as_str().unwrap().to_owned())
+            .collect()
     }
 
     async fn is_told(&self, words: &str) {
