@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::Context;
 
 use crate::{
-    installer_image, os_image,
+    installer_image::{self, Flavour},
+    os_image,
     shell::{Shell, cache, target},
 };
 
@@ -41,7 +42,7 @@ fn make_in(directory: &str, with: &[&str]) -> anyhow::Result<Artefacts> {
     binaries(with).run()?;
     let (installer, image) = (cache().join("installer"), cache().join("debian-12.raw"));
     println!("   making the installer image");
-    installer_image::build(&installer).context("making the installer image")?;
+    installer_image::build(Flavour::Cloud, false, &installer).context("making the installer image")?;
     println!("   making a Debian 12 image (a minute or two the first time)");
     os_image::build(&image, &cache()).context("making the Debian 12 image")?;
     Ok(Artefacts { binaries: target().join(directory), installer, image })

@@ -14,6 +14,7 @@ mod packages;
 mod shell;
 
 use clap::{Parser, Subcommand};
+use installer_image::Flavour;
 use shell::{Shell, cache, target};
 
 #[derive(Debug, Parser)]
@@ -85,7 +86,15 @@ enum Verb {
         target: Option<String>,
     },
     /// Makes the installer's kernel and initial RAM disk.
-    InstallerImage,
+    InstallerImage {
+        /// For which machines.
+        #[arg(default_value = "cloud")]
+        flavour: Flavour,
+        /// Leaves out the firmware that some servers' network cards need, where apt has no
+        /// non-free-firmware.
+        #[arg(long)]
+        without_firmware: bool,
+    },
     /// Makes a Debian 12 disk image.
     OsImage,
     /// Makes Debian packages in target/dist.
@@ -197,7 +206,7 @@ fn dist(version: &str, debug: bool) -> anyhow::Result<Vec<std::path::PathBuf>> {
     if debug { build } else { build.arg("--release") }.run()?;
     let installer = cache().join("installer");
     if !debug || !installer.join("manifest.json").exists() {
-        installer_image::build(&installer)?;
+        installer_image::build(Flavour::Cloud, false, &installer)?;
     }
     if !debug {
         dist::released(&binaries(debug))?;
@@ -266,9 +275,9 @@ fn main() -> anyhow::Result<()> {
             packages::install(&[packages::BUILD, packages::FUZZ], true)?;
             fuzz::run(minutes, target.as_deref())
         }
-        Verb::InstallerImage => {
+        Verb::InstallerImage { flavour, without_firmware } => {
             packages::install(&[packages::BUILD, packages::IMAGES], true)?;
-            installer_image::build(&cache().join("installer"))
+            installer_image::build(flavour, without_firmware, &cache().join(flavour.directory()))
         }
         Verb::OsImage => {
             packages::install(&[packages::IMAGES], true)?;
