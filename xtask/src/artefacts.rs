@@ -1,6 +1,6 @@
 //! Everything a virtual rack needs, built or taken from the cache.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
@@ -53,6 +53,19 @@ impl Artefacts {
     pub(crate) fn attack(&self) -> Shell {
         let vrack = self.binaries.join("rackhand-vrack");
         Shell::as_root(&[&vrack.to_string_lossy(), "attack"]).arg("--binaries").arg(&self.binaries)
+    }
+
+    /// The metal installer image, made now, on a virtual machine of servers' parts, beside the cloud one.
+    pub(crate) fn metal(&self, without_firmware: bool) -> anyhow::Result<Shell> {
+        let metal = cache().join(Flavour::Metal.directory());
+        println!("   making the installer image for servers");
+        installer_image::build(Flavour::Metal, without_firmware, &metal).context("making the metal installer image")?;
+        let Self { binaries, installer: cloud, image } = self;
+        let vrack = binaries.join("rackhand-vrack");
+        let shell = Shell::as_root(&[&vrack.to_string_lossy(), "metal"]);
+        let words: [(&str, &Path); 4] =
+            [("--binaries", binaries), ("--installer", &metal), ("--image", image), ("--cloud", cloud)];
+        Ok(words.into_iter().fold(shell, |shell, (word, path)| shell.arg(word).arg(path)))
     }
 
     /// A command of the virtual rack.

@@ -169,7 +169,6 @@ const METAL: &[&str] = &[
     "mlx4_en",
     "mlx5_core",
     "qede",
-    "ionic",
     "sfc",
     "be2net",
     "cxgb4",

@@ -138,6 +138,15 @@ enum Bench {
         #[arg(long, default_value_t = 3)]
         repeat: u32,
     },
+    /// From power-on to a connected installer, of the metal image on servers' parts beside the cloud one.
+    Metal {
+        /// How often each is booted.
+        #[arg(long, default_value_t = 3)]
+        repeat: u32,
+        /// As for `installer-image`.
+        #[arg(long)]
+        without_firmware: bool,
+    },
     /// The API over 1,000 racks, 40,000 machines, a million addresses and five million events.
     ///
     /// Needs some 5 GB in the directory for temporary files.
@@ -226,6 +235,10 @@ fn main() -> anyhow::Result<()> {
         Verb::Bench { what: Bench::Boot { repeat } } => {
             packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK], true)?;
             artefacts::make_released()?.rack("bench").arg("--repeat").arg(repeat.to_string()).run()
+        }
+        Verb::Bench { what: Bench::Metal { repeat, without_firmware } } => {
+            packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK], true)?;
+            artefacts::make_released()?.metal(without_firmware)?.arg("--repeat").arg(repeat.to_string()).run()
         }
         Verb::Bench { what: Bench::Ipam { database, pools } } => {
             let databases = databases(database)?;

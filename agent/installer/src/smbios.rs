@@ -271,7 +271,7 @@ mod tests {
     use super::*;
 
     /// A structure: its kind, its area behind the header, and its strings.
-    pub(super) fn structure(kind: u8, area: &[u8], strings: &[&str]) -> Vec<u8> {
+    fn structure(kind: u8, area: &[u8], strings: &[&str]) -> Vec<u8> {
         let mut bytes = vec![kind, area.len() as u8 + 4, 0, 0];
         bytes.extend(area);
         for text in strings {
@@ -318,6 +318,30 @@ mod tests {
             A4: 512 KiB RAM 2933 x
         "#]]
         .assert_eq(&lines.collect::<String>());
+    }
+
+    /// QEMU 7.2's table for `-m 20G -smp 4,sockets=2` with `-smbios` of types 0, 2, 3, 4 and 17, and what
+    /// dmidecode 3.4 says of it.
+    #[test]
+    fn a_table_is_read_as_dmidecode_reads_it() {
+        let told = parse(&include_bytes!("../../../tests/fuzz/corpus/hardware/smbios_qemu")[1..]);
+        let bios = Bios { vendor: "rackhand".into(), version: "2.10.2".into(), date: "02/24/2021".into() };
+        assert_eq!(told.bios, bios);
+        let board = ["Boards", "B1", "A02", "BS-1"].map(str::to_owned);
+        assert_eq!([told.board.vendor, told.board.product, told.board.version, told.board.serial], board);
+        assert_eq!((&*told.chassis.vendor, &*told.chassis.product, &*told.chassis.serial), ("Chassis", "other", "C-1"));
+        let sockets: Vec<_> = told.processors.iter().map(|cpu| (&*cpu.slot, &*cpu.model, cpu.cores, cpu.threads)).collect();
+        assert_eq!(sockets, [("CPU 0", "Xeon", 2, 2), ("CPU 1", "Xeon", 2, 2)]);
+        let dimm = |slot: &str, gib: u64| Dimm {
+            slot: slot.into(),
+            size: gib << 30,
+            kind: "RAM".into(),
+            speed: 3200,
+            vendor: "Mem".into(),
+            part: "PN17".into(),
+            serial: "M1".into(),
+        };
+        assert_eq!(told.memory, [dimm("DIMM_A 0", 16), dimm("DIMM_A 1", 4)]);
     }
 
     #[test]
