@@ -330,7 +330,8 @@ mod tests {
         let board = ["Boards", "B1", "A02", "BS-1"].map(str::to_owned);
         assert_eq!([told.board.vendor, told.board.product, told.board.version, told.board.serial], board);
         assert_eq!((&*told.chassis.vendor, &*told.chassis.product, &*told.chassis.serial), ("Chassis", "other", "C-1"));
-        let sockets: Vec<_> = told.processors.iter().map(|cpu| (&*cpu.slot, &*cpu.model, cpu.cores, cpu.threads)).collect();
+        let sockets: Vec<_> =
+            told.processors.iter().map(|cpu| (&*cpu.slot, &*cpu.model, cpu.cores, cpu.threads)).collect();
         assert_eq!(sockets, [("CPU 0", "Xeon", 2, 2), ("CPU 1", "Xeon", 2, 2)]);
         let dimm = |slot: &str, gib: u64| Dimm {
             slot: slot.into(),

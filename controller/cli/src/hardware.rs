@@ -185,8 +185,9 @@ mod tests {
     #[test]
     fn a_machines_slots_are_told_in_lines() {
         let known = known();
-        let text = [findings(&known), lines(&known)].concat().join("\n");
+        let text = [vec!["web-1".to_owned()], findings(&known), lines(&known)].concat().join("\n");
         expect![[r#"
+            web-1
               FINDING    DIMM A3 is missing: 2 of 3
               board      Dell Inc. 08D89F
               bios       Dell Inc. 2.10.2 02/24/2021
