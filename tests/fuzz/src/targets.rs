@@ -281,7 +281,7 @@ fn hardware_told(bytes: &[u8]) {
             let len = rest.len().min(page.len());
             page[..len].copy_from_slice(&rest[..len]);
             drive_health::nvme(&page);
-            drive_health::ata(Some(&page), len % 2 == 0);
+            drive_health::ata(Some(&page), len > 256);
             drive_health::scsi(page.first_chunk().expect("it is longer"));
         }
     }
