@@ -4,7 +4,7 @@
 //! | request | body | answer |
 //! |---|---|---|
 //! | `POST /v1/ticket` | [`Present`] | [`Admitted`], 403 when refused |
-//! | `PUT /v1/inventory` | [`Inventory`](crate::machine::Inventory) | 204 |
+//! | `PUT /v1/inventory` | [`Found`] | 204 |
 //! | `GET /v1/assignment?after=N` | | [`Assignment`]; held open up to [`HOLD`] while its serial is N |
 //! | `GET /v1/manifests/{digest}` | | [`SignedManifest`](crate::image::SignedManifest) |
 //! | `GET /v1/drives/{settings}` | | [`Drive`] |
@@ -28,10 +28,11 @@ use serde::{Deserialize, Serialize};
 use crate::{
     erasure::{DriveErasure, Method},
     event::{Cause, DiskWork},
+    hardware::Hardware,
     id::{Epoch, MachineId, RunId},
     image::Digest,
     intent::DiskRule,
-    machine::{Mac, Mainboard},
+    machine::{Inventory, Mac, Mainboard},
 };
 
 /// How long boot holds a request for an assignment that has not changed. An installer that
@@ -65,6 +66,17 @@ pub struct Admitted {
     pub machine: MachineId,
     /// What time it is: the machine's own clock may say 1970.
     pub time: Timestamp,
+}
+
+/// What an installer found in its machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// What the machine is.
+    #[serde(flatten)]
+    pub inventory: Inventory,
+    /// What is in it in detail; earlier installers do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hardware: Option<Hardware>,
 }
 
 /// What the installer is to do now. The serial changes whenever the work does, also across

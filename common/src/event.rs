@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     erasure::DriveErasure,
+    hardware::{self, Hardware},
     health::Verdict,
     id::{CommandId, MachineId, RunId},
     machine::{Firmware, Inventory, Mac, Power},
@@ -115,6 +116,14 @@ pub enum What {
         attempt: u32,
         /// What was done.
         drive: Box<DriveErasure>,
+    },
+    /// What an installer found in detail, after it connected.
+    Hardware {
+        /// The card it booted from.
+        mac: Mac,
+        /// What is in the machine.
+        #[serde(with = "hardware::readable")]
+        hardware: Box<Hardware>,
     },
 }
 
@@ -228,6 +237,11 @@ impl fmt::Display for What {
             Self::Gap { lost } => write!(f, "{lost} events were dropped here: the spool was full"),
             Self::RangeFull { unanswered } => {
                 write!(f, "no delegated address is free: {unanswered} requests of new machines were not answered")
+            }
+            Self::Hardware { hardware, .. } => {
+                let populated = hardware.memory.iter().filter(|dimm| dimm.size > 0).count();
+                let (devices, drives) = (hardware.devices.len(), hardware.drives.len());
+                write!(f, "hardware told: {populated} memory modules, {devices} devices, {drives} disks")
             }
             Self::Erased { drive, .. } => match (&drive.method, &drive.reason) {
                 (Some(method), None) => write!(f, "disk {} erased by {method} ({})", drive.disk, drive.class),

@@ -1,6 +1,6 @@
 //! What every Rackhand binary must agree on. No IO, no tokio.
 //!
-//! Read in this order: [`id`] and [`machine`] are the vocabulary; [`intent`] is what the
+//! Read in this order: [`id`], [`machine`] and [`hardware`] are the vocabulary; [`intent`] is what the
 //! controller wants of a rack and [`event`] what happened there; [`wire`] carries both
 //! between controller, agent and boot; [`bmc`] is how BMCs are reached and what they tell,
 //! [`health`] what is made of that, and [`explanation`] of all that is known of a machine;
@@ -16,6 +16,7 @@ pub mod erasure;
 pub mod event;
 pub mod explanation;
 pub mod finding;
+pub mod hardware;
 pub mod health;
 pub mod id;
 pub mod image;

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use rackhand_common::{
     erasure::{Certificate, DriveErasure, FORMAT, SignedCertificate},
     event::{Event, Stage, What},
+    hardware::Hardware,
     health::Verdict,
     id::{AgentId, Epoch, MachineId, RackId, RunId},
     intent::Boot,
@@ -105,6 +106,9 @@ async fn apply(tx: &mut Tx, certify: &Certify, rack: RackId, agent: AgentId, eve
     if let What::Health(verdict) = &event.what {
         return fares(tx, rack, &event, machine, verdict).await;
     }
+    if let What::Hardware { mac, hardware } = &event.what {
+        return told_hardware(tx, rack, &event, machine, *mac, hardware).await;
+    }
     let mut run = None;
     match &event.what {
         // Counted in the run's row, not kept: one every two seconds.
@@ -146,6 +150,7 @@ async fn apply(tx: &mut Tx, certify: &Certify, rack: RackId, agent: AgentId, eve
         | What::Gap { .. }
         | What::RangeFull { .. }
         | What::Health(_)
+        | What::Hardware { .. }
         | What::Connected { .. } => {}
     }
     if run.is_none() {
@@ -179,6 +184,28 @@ async fn fares(
     let run = run_of(tx, Some(&machine)).await?;
     tx.insert_event(event.at, rack, Some(machine.id), run, &Happened::Told(What::Health(told))).await?;
     Ok(())
+}
+
+/// What an installer found in detail. A state and no history: it is not among the events.
+async fn told_hardware(
+    tx: &mut Tx,
+    rack: RackId,
+    event: &Event,
+    machine: Option<Machine>,
+    mac: Mac,
+    hardware: &Hardware,
+) -> Result<(), StoreError> {
+    let machine = match machine {
+        Some(machine) => Some(machine),
+        // A node that lost its tables gives a machine we know a new id.
+        None => tx.machine_by_macs(rack, &[mac]).await?,
+    };
+    let Some(machine) = machine else { return Ok(()) };
+    // Whatever says that it runs there while the machine is active was told of when it connected.
+    if machine.lifecycle == Lifecycle::Active && !is_reinstalled(tx, &machine).await? {
+        return Ok(());
+    }
+    tx.set_hardware(event.at, machine.id, hardware).await
 }
 
 /// Keeps the record of a disk that a release of this machine erased, or did not, and signs it. One

@@ -51,6 +51,19 @@ pub enum Denied {
          {0}`), or is given out all the same for a time that you say: `rackhand machine health override {0}`"
     )]
     Critical(String, String),
+    /// It is not as its plan, which is strict, expects.
+    #[error(
+        "machine {machine} is not as plan {plan} expects: {}; put that right and have it looked at \
+         (`rackhand machine inspect {machine}`), or change the plan, which is strict", findings.join("; ")
+    )]
+    Unexpected {
+        /// Its name.
+        machine: String,
+        /// The plan's.
+        plan: String,
+        /// What is not as it should be.
+        findings: Vec<String>,
+    },
     /// Nothing changed.
     #[error("its parts are those that were accepted")]
     Unchanged,
@@ -239,6 +252,7 @@ impl Tx {
         }
         self.check_addresses(from, into.project).await?;
         let bmc = self.bmc(from.id).await?;
+        let known = self.hardware(from.id).await?;
         self.delete_machine(from).await?;
         self.move_events(from.id, into.id).await?;
         self.move_claims(from.id, into.id, from.rack).await?;
@@ -252,6 +266,9 @@ impl Tx {
             ..into.clone()
         };
         self.update_machine(now, &mut merged).await?;
+        if let Some(known) = known {
+            self.set_hardware(known.taken, merged.id, &known.hardware).await?;
+        }
         match bmc {
             Some(bmc) => {
                 self.set_bmc(now, &merged, &Access { machine: merged.id, ..bmc.access }).await?;
@@ -325,6 +342,11 @@ impl Tx {
         self.check_idle(machine).await?;
         if let Some(reasons) = self.is_critical(now, machine.id).await? {
             return Err(Denied::Critical(machine.name.clone(), reasons));
+        }
+        let examined = self.examined(machine).await?;
+        if let Some(plan) = examined.plan.filter(|_| examined.strict && !examined.findings.is_empty()) {
+            let findings = examined.findings.iter().map(ToString::to_string).collect();
+            return Err(Denied::Unexpected { machine: machine.name.clone(), plan, findings });
         }
         let deploy = installation(now, machine, image, request)?;
         let machine = Machine { lifecycle, epoch: machine.epoch.next(), order: None, image: None, ..machine.clone() };

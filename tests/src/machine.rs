@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
 use rackhand_agent::power::{Answer, Power, PowerError, Target};
-use rackhand_common::machine::{self, Cpu, Firmware, Inventory, Mac, Nic, Power as State};
+use rackhand_common::{
+    hardware,
+    machine::{self, Cpu, Firmware, Inventory, Mac, Nic, Power as State},
+};
 use rackhand_installer::{
     boot_order, cmdline, disk,
     gpt::Table,
@@ -87,6 +90,8 @@ struct Inside {
     uuid: Uuid,
     serial: String,
     drives: Vec<Drive>,
+    /// What is in its slots.
+    hardware: hardware::Hardware,
     running: Option<Running>,
     network_once: bool,
     /// UEFI's boot variables.
@@ -127,6 +132,11 @@ impl Machine {
     /// Its card's address.
     pub fn mac(&self) -> Mac {
         self.0.mac
+    }
+
+    /// Has this in its slots from now on.
+    pub fn fit(&self, hardware: hardware::Hardware) {
+        self.lock().hardware = hardware;
     }
 
     /// UEFI's boot variables.
@@ -377,6 +387,10 @@ impl Hardware for Powered {
             nics: vec![Nic { name: "eth0".into(), mac: *mac, driver: "sim".into(), link: true }],
             disks: drives.iter().zip(["vda", "vdb", "vdc"]).map(|(drive, name)| drive.facts(name)).collect(),
         }
+    }
+
+    fn details(&self, _: &Inventory) -> hardware::Hardware {
+        self.machine.lock().hardware.clone()
     }
 
     fn open(&self, disk: &machine::Disk) -> io::Result<Arc<dyn disk::Disk>> {

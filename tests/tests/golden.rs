@@ -393,7 +393,7 @@ async fn fill_node(dir: &Path) {
     let ticket = tickets.mint(clock.now(), MachineId(uuid(1)), mac(1)).await.unwrap().unwrap();
     tickets.present(clock.now(), hex(&ticket), mac(1), KeyPin([6; 32])).await.unwrap();
     let sessions = Sessions::open(database, clock, spool.clone()).unwrap();
-    sessions.connected(MachineId(uuid(1)), mac(1), [10, 77, 0, 101].into(), None, inventory(1)).await.unwrap();
+    sessions.connected(MachineId(uuid(1)), mac(1), [10, 77, 0, 101].into(), None, inventory(1), None).await.unwrap();
     let done = What::Failed { run: RunId(uuid(5)), attempt: 1, cause: Cause::Image, detail: "x".into() };
     sessions.ended_order(MachineId(uuid(1)), RunId(uuid(5)), 1, vec![done]).await.unwrap();
 }

@@ -1,11 +1,12 @@
 //! Everything a virtual rack needs, built or taken from the cache.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
 use crate::{
-    installer_image, os_image,
+    installer_image::{self, Flavour},
+    os_image,
     shell::{Shell, cache, target},
 };
 
@@ -41,7 +42,7 @@ fn make_in(directory: &str, with: &[&str]) -> anyhow::Result<Artefacts> {
     binaries(with).run()?;
     let (installer, image) = (cache().join("installer"), cache().join("debian-12.raw"));
     println!("   making the installer image");
-    installer_image::build(&installer).context("making the installer image")?;
+    installer_image::build(Flavour::Cloud, false, &installer).context("making the installer image")?;
     println!("   making a Debian 12 image (a minute or two the first time)");
     os_image::build(&image, &cache()).context("making the Debian 12 image")?;
     Ok(Artefacts { binaries: target().join(directory), installer, image })
@@ -52,6 +53,19 @@ impl Artefacts {
     pub(crate) fn attack(&self) -> Shell {
         let vrack = self.binaries.join("rackhand-vrack");
         Shell::as_root(&[&vrack.to_string_lossy(), "attack"]).arg("--binaries").arg(&self.binaries)
+    }
+
+    /// The metal installer image, made now, on a virtual machine of servers' parts, beside the cloud one.
+    pub(crate) fn metal(&self, without_firmware: bool) -> anyhow::Result<Shell> {
+        let metal = cache().join(Flavour::Metal.directory());
+        println!("   making the installer image for servers");
+        installer_image::build(Flavour::Metal, without_firmware, &metal).context("making the metal installer image")?;
+        let Self { binaries, installer: cloud, image } = self;
+        let vrack = binaries.join("rackhand-vrack");
+        let shell = Shell::as_root(&[&vrack.to_string_lossy(), "metal"]);
+        let words: [(&str, &Path); 4] =
+            [("--binaries", binaries), ("--installer", &metal), ("--image", image), ("--cloud", cloud)];
+        Ok(words.into_iter().fold(shell, |shell, (word, path)| shell.arg(word).arg(path)))
     }
 
     /// A command of the virtual rack.

@@ -1,5 +1,6 @@
-//! The installer's image: Debian's cloud kernel, and an initramfs with nothing in it but
-//! `rackhand-installer` as `/init` and the kernel modules that it may have to load.
+//! The installer's image: a kernel of Debian's, and an initramfs with nothing in it but
+//! `rackhand-installer` as `/init`, the kernel modules that it may have to load and the firmware
+//! that these may ask for. There is one for virtual machines and one for servers: a [`Flavour`].
 //!
 //! The initramfs is a newc archive (kernel documentation, `early-userspace/buffer-format`),
 //! compressed with zstd, and depends on its contents only: no times, no inode numbers of the
@@ -23,6 +24,50 @@ use crate::{
     shell::{output, run},
 };
 
+/// For which machines an image is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Flavour {
+    /// Debian's cloud kernel: virtual machines, and NVMe.
+    #[default]
+    Cloud,
+    /// Debian's full kernel with the drivers of servers' disks, network cards, BMCs and watchdogs.
+    Metal,
+}
+
+impl Flavour {
+    /// Where its image lies in the cache.
+    pub(crate) fn directory(self) -> &'static str {
+        match self {
+            Self::Cloud => "installer",
+            Self::Metal => "installer-metal",
+        }
+    }
+
+    /// The package that depends on the newest kernel.
+    fn kernel(self) -> &'static str {
+        match self {
+            Self::Cloud => "linux-image-cloud-amd64",
+            Self::Metal => "linux-image-amd64",
+        }
+    }
+
+    fn modules(self) -> impl Iterator<Item = &'static str> {
+        let more: &[_] = match self {
+            Self::Cloud => &[],
+            Self::Metal => METAL,
+        };
+        MODULES.iter().chain(more).copied()
+    }
+
+    /// Packages of firmware that its modules ask for.
+    fn firmware(self) -> &'static [&'static str] {
+        match self {
+            Self::Cloud => &[],
+            Self::Metal => FIRMWARE,
+        }
+    }
+}
+
 /// What an installer image consists of; written beside it as `manifest.json`.
 #[derive(Serialize)]
 struct Manifest {
@@ -32,13 +77,17 @@ struct Manifest {
     package: String,
     /// Modules in the initramfs.
     modules: Vec<String>,
+    /// Firmware for them in the initramfs, by its path there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    firmware: Vec<String>,
     /// SHA-256 of `kernel`, `initramfs`, and the `init` inside.
     sha256: BTreeMap<&'static str, String>,
 }
 
 /// Makes `kernel`, `initramfs` and `manifest.json` in `out`; what is downloaded stays
-/// beside it. Files are replaced whole, so that a server of the directory never sees half of one.
-pub(crate) fn build(out: &Path) -> Result<()> {
+/// beside it. Fails where apt does not know the flavour's packages of firmware, unless it is to be
+/// `without_firmware`. Files are replaced whole, so that a server of the directory never sees half of one.
+pub(crate) fn build(flavour: Flavour, without_firmware: bool, out: &Path) -> Result<()> {
     let work = out.with_extension("work");
     fs::create_dir_all(&work).with_context(|| format!("cannot make {}", work.display()))?;
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
@@ -46,8 +95,10 @@ pub(crate) fn build(out: &Path) -> Result<()> {
     let built = build_installer()?;
     let init = fs::read(&built).context("cannot read the installer just built")?;
     without_fail_points(&built, &init)?;
-    let kernel = debian_kernel(&work)?;
-    let modules = reduced_modules(&kernel, &work.join("reduced"))?;
+    let kernel = debian_kernel(flavour, &work)?;
+    let modules = reduced_modules(flavour, &kernel, &work.join("reduced"))?;
+    let packages = if without_firmware { &[] } else { flavour.firmware() };
+    let firmware = firmware(packages, &work, &work.join("reduced"))?;
 
     let mut archive = Archive::default();
     for directory in ["dev", "proc", "sys", "run", "lib"] {
@@ -55,7 +106,7 @@ pub(crate) fn build(out: &Path) -> Result<()> {
     }
     archive.device("dev/console", 5, 1);
     archive.file("init", 0o755, &init);
-    for (path, bytes) in &modules {
+    for (path, bytes) in modules.iter().chain(&firmware) {
         archive.file(path, 0o644, bytes);
     }
     let initramfs = zstd::encode_all(&archive.finish()[..], 19)?;
@@ -66,6 +117,7 @@ pub(crate) fn build(out: &Path) -> Result<()> {
         kernel: kernel.version,
         package: kernel.package,
         modules: modules.keys().filter_map(|path| Some(Path::new(path).file_name()?.to_str()?.to_owned())).collect(),
+        firmware: firmware.into_keys().collect(),
         sha256: [("kernel", sha256(&vmlinuz)), ("initramfs", sha256(&initramfs)), ("init", sha256(&init))].into(),
     };
     replace(&out.join("kernel"), &vmlinuz)?;
@@ -89,6 +141,60 @@ const MODULES: &[&str] = &[
     "crc32_pclmul",
     "crct10dif_pclmul",
 ];
+
+/// What servers need beside that: disks and the controllers they hang off, network cards, BMCs,
+/// watchdogs, TPMs, and what counts memory errors.
+const METAL: &[&str] = &[
+    "ahci",
+    "ata_piix",
+    "vmd",
+    "isci",
+    "megaraid_sas",
+    "mpt3sas",
+    "hpsa",
+    "aacraid",
+    "smartpqi",
+    "e1000",
+    "e1000e",
+    "igb",
+    "igc",
+    "ixgbe",
+    "i40e",
+    "ice",
+    "bnx2",
+    "bnx2x",
+    "bnxt_en",
+    "tg3",
+    "mlx4_core",
+    "mlx4_en",
+    "mlx5_core",
+    "qede",
+    "sfc",
+    "be2net",
+    "cxgb4",
+    "enic",
+    "atlantic",
+    "ipmi_si",
+    "ipmi_devintf",
+    "ipmi_watchdog",
+    "lpc_ich",
+    "i2c_i801",
+    "iTCO_wdt",
+    "wdat_wdt",
+    "sp5100_tco",
+    "hpwdt",
+    "tpm_tis",
+    "tpm_crb",
+    "sb_edac",
+    "skx_edac",
+    "i10nm_edac",
+    "ie31200_edac",
+    "amd64_edac",
+];
+
+/// Debian packages (component non-free-firmware) with what [`METAL`]'s modules load: the programs
+/// of Broadcom's, QLogic's and Intel's network cards.
+const FIRMWARE: &[&str] = &["firmware-bnx2", "firmware-bnx2x", "firmware-misc-nonfree", "firmware-qlogic"];
 
 /// Builds the static binary and says where it is.
 fn build_installer() -> Result<PathBuf> {
@@ -121,21 +227,30 @@ struct Kernel {
     tree: PathBuf,
 }
 
-/// Debian's newest cloud kernel, as far as apt on this machine knows.
-fn debian_kernel(work: &Path) -> Result<Kernel> {
-    let depends = output(Command::new("apt-cache").args(["depends", "linux-image-cloud-amd64"]))?;
+/// Debian's newest kernel of this flavour, as far as apt on this machine knows.
+fn debian_kernel(flavour: Flavour, work: &Path) -> Result<Kernel> {
+    let newest = flavour.kernel();
+    let depends = output(Command::new("apt-cache").args(["depends", newest]))?;
     let name = depends
         .lines()
         .find_map(|line| line.trim().strip_prefix("Depends: ").filter(|name| name.starts_with("linux-image-")))
-        .context("apt on this machine knows no linux-image-cloud-amd64: run `apt-get update` first")?;
+        .with_context(|| format!("apt on this machine knows no {newest}: run `apt-get update` first"))?;
     let version = name
         .strip_prefix("linux-image-")
         .map(|version| version.trim_end_matches("-unsigned").to_owned())
         .context("the kernel package has a strange name")?;
+    let tree = work.join("kernel");
+    let package = unpacked(name, work, &tree)?;
+    let image = tree.join("boot").join(format!("vmlinuz-{version}"));
+    Ok(Kernel { version, package, image, tree })
+}
+
+/// Downloads a Debian package, unless it is there, and unpacks it into an empty `tree`, without
+/// installing it. Its name with its version.
+fn unpacked(name: &str, work: &Path, tree: &Path) -> Result<String> {
     // One line: 'URI' FILE SIZE HASH.
     let uris = output(Command::new("apt-get").args(["download", "--print-uris", name]))?;
     let file = uris.split_whitespace().nth(1).context("apt does not say which file it would download")?;
-
     let package = work.join(file);
     if !package.exists() {
         run(Command::new("apt-get")
@@ -143,18 +258,66 @@ fn debian_kernel(work: &Path) -> Result<Kernel> {
             .stdout(Stdio::null())
             .current_dir(work))?;
     }
-    let tree = work.join("kernel");
     if tree.exists() {
-        fs::remove_dir_all(&tree)?;
+        fs::remove_dir_all(tree)?;
     }
-    run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(&tree))?;
-    let image = tree.join("boot").join(format!("vmlinuz-{version}"));
-    Ok(Kernel { version, package: file.trim_end_matches(".deb").to_owned(), image, tree })
+    run(Command::new("dpkg-deb").arg("-x").arg(&package).arg(tree))?;
+    Ok(file.trim_end_matches(".deb").to_owned())
+}
+
+/// Of the firmware in these packages, what the modules in `reduced` say that they may load, by its
+/// path in the archive. Modules name several versions of one: those that Debian has are taken.
+fn firmware(packages: &[&str], work: &Path, reduced: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut trees = Vec::new();
+    for name in packages {
+        let known = output(Command::new("apt-cache").args(["show", "--no-all-versions", name]));
+        if !known.is_ok_and(|text| text.contains("Package: ")) {
+            bail!(
+                "apt on this machine knows no {name}: add the component non-free-firmware to its sources and run \
+                 `apt-get update`, or say --without-firmware for machines whose network cards need none"
+            );
+        }
+        let tree = work.join(name);
+        unpacked(name, work, &tree)?;
+        trees.extend(["lib/firmware", "usr/lib/firmware"].map(|place| tree.join(place)));
+    }
+    let mut files = BTreeMap::new();
+    if trees.is_empty() {
+        return Ok(files);
+    }
+    for module in modules_in(reduced)? {
+        let wanted = output(Command::new("modinfo").args(["--field", "firmware"]).arg(&module))?;
+        for name in wanted.lines().map(str::trim).filter(|name| !name.is_empty()) {
+            let found = trees.iter().map(|tree| tree.join(name)).find(|path| path.is_file());
+            if let Some(found) = found {
+                files.insert(format!("lib/firmware/{name}"), fs::read(found)?);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Modules below a directory.
+fn modules_in(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut pending = vec![directory.to_owned()];
+    let mut modules = Vec::new();
+    while let Some(next) = pending.pop() {
+        for entry in fs::read_dir(next)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                pending.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "ko") {
+                modules.push(path);
+            }
+        }
+    }
+    modules.sort();
+    Ok(modules)
 }
 
 /// The modules wanted and what they depend on, with depmod's tables for them, by their paths
 /// in the archive.
-fn reduced_modules(kernel: &Kernel, reduced: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
+fn reduced_modules(flavour: Flavour, kernel: &Kernel, reduced: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     let directory = Path::new("lib/modules").join(&kernel.version);
     let depmod = |tree: &Path| run(Command::new("depmod").arg("-b").arg(tree).arg(&kernel.version));
     depmod(&kernel.tree)?;
@@ -172,9 +335,9 @@ fn reduced_modules(kernel: &Kernel, reduced: &Path) -> Result<BTreeMap<String, V
         fs::remove_dir_all(reduced)?;
     }
     fs::create_dir_all(reduced.join(&directory))?;
-    for wanted in MODULES {
-        let Some((path, needs)) = dependencies.get(*wanted) else {
-            if builtin.lines().any(|path| module_name(path) == *wanted) {
+    for wanted in flavour.modules() {
+        let Some((path, needs)) = dependencies.get(wanted) else {
+            if builtin.lines().any(|path| module_name(path) == wanted) {
                 continue;
             }
             bail!("kernel {} has no module {wanted}", kernel.version);
@@ -190,20 +353,12 @@ fn reduced_modules(kernel: &Kernel, reduced: &Path) -> Result<BTreeMap<String, V
     }
     depmod(reduced)?;
 
-    let mut files = BTreeMap::new();
-    let mut pending = vec![reduced.join(&directory)];
-    while let Some(next) = pending.pop() {
-        for entry in fs::read_dir(next)? {
-            let path = entry?.path();
-            let name = path.strip_prefix(reduced)?.to_str().context("a module's name is not UTF-8")?;
-            if path.is_dir() {
-                pending.push(path);
-            } else if name.ends_with(".ko") || name.ends_with("/modules.dep") || name.ends_with("/modules.alias") {
-                files.insert(name.to_owned(), fs::read(&path)?);
-            }
-        }
-    }
-    Ok(files)
+    let tables = ["modules.dep", "modules.alias"].map(|table| reduced.join(&directory).join(table));
+    let named = |path: PathBuf| {
+        let name = path.strip_prefix(reduced)?.to_str().context("a module's name is not UTF-8")?;
+        Ok((name.to_owned(), fs::read(&path)?))
+    };
+    modules_in(reduced)?.into_iter().chain(tables).map(named).collect()
 }
 
 /// What the kernel calls the module in this file: underscores, no path, no suffix.

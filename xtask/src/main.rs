@@ -14,6 +14,7 @@ mod packages;
 mod shell;
 
 use clap::{Parser, Subcommand};
+use installer_image::Flavour;
 use shell::{Shell, cache, target};
 
 #[derive(Debug, Parser)]
@@ -85,7 +86,15 @@ enum Verb {
         target: Option<String>,
     },
     /// Makes the installer's kernel and initial RAM disk.
-    InstallerImage,
+    InstallerImage {
+        /// For which machines.
+        #[arg(default_value = "cloud")]
+        flavour: Flavour,
+        /// Leaves out the firmware that some servers' network cards need, where apt has no
+        /// non-free-firmware.
+        #[arg(long)]
+        without_firmware: bool,
+    },
     /// Makes a Debian 12 disk image.
     OsImage,
     /// Makes Debian packages in target/dist.
@@ -128,6 +137,15 @@ enum Bench {
         /// How often each is measured.
         #[arg(long, default_value_t = 3)]
         repeat: u32,
+    },
+    /// From power-on to a connected installer, of the metal image on servers' parts beside the cloud one.
+    Metal {
+        /// How often each is booted.
+        #[arg(long, default_value_t = 3)]
+        repeat: u32,
+        /// As for `installer-image`.
+        #[arg(long)]
+        without_firmware: bool,
     },
     /// The API over 1,000 racks, 40,000 machines, a million addresses and five million events.
     ///
@@ -197,7 +215,7 @@ fn dist(version: &str, debug: bool) -> anyhow::Result<Vec<std::path::PathBuf>> {
     if debug { build } else { build.arg("--release") }.run()?;
     let installer = cache().join("installer");
     if !debug || !installer.join("manifest.json").exists() {
-        installer_image::build(&installer)?;
+        installer_image::build(Flavour::Cloud, false, &installer)?;
     }
     if !debug {
         dist::released(&binaries(debug))?;
@@ -217,6 +235,10 @@ fn main() -> anyhow::Result<()> {
         Verb::Bench { what: Bench::Boot { repeat } } => {
             packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK], true)?;
             artefacts::make_released()?.rack("bench").arg("--repeat").arg(repeat.to_string()).run()
+        }
+        Verb::Bench { what: Bench::Metal { repeat, without_firmware } } => {
+            packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK], true)?;
+            artefacts::make_released()?.metal(without_firmware)?.arg("--repeat").arg(repeat.to_string()).run()
         }
         Verb::Bench { what: Bench::Ipam { database, pools } } => {
             let databases = databases(database)?;
@@ -266,9 +288,9 @@ fn main() -> anyhow::Result<()> {
             packages::install(&[packages::BUILD, packages::FUZZ], true)?;
             fuzz::run(minutes, target.as_deref())
         }
-        Verb::InstallerImage => {
+        Verb::InstallerImage { flavour, without_firmware } => {
             packages::install(&[packages::BUILD, packages::IMAGES], true)?;
-            installer_image::build(&cache().join("installer"))
+            installer_image::build(flavour, without_firmware, &cache().join(flavour.directory()))
         }
         Verb::OsImage => {
             packages::install(&[packages::IMAGES], true)?;

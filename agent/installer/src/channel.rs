@@ -10,9 +10,8 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1::SendRequest};
 use hyper_util::rt::TokioIo;
 use rackhand_common::{
-    channel::{Admitted, Assignment, Drive, HOLD, MAX_BODY, MAX_DRIVE, MAX_MANIFEST, Present, Report},
+    channel::{Admitted, Assignment, Drive, Found, HOLD, MAX_BODY, MAX_DRIVE, MAX_MANIFEST, Present, Report},
     image::{Digest, Manifest, Settings, SignedManifest},
-    machine::Inventory,
     pki,
 };
 use rackhand_fail_points::fail_point;
@@ -231,9 +230,9 @@ impl Channel {
         }
     }
 
-    /// Sends the inventory.
-    pub async fn send_inventory(&self, lane: &mut Lane, inventory: &Inventory) -> Result<(), Failure> {
-        let body = serde_json::to_vec(inventory).expect("messages always serialize").into();
+    /// Sends what was found in the machine.
+    pub async fn send_inventory(&self, lane: &mut Lane, found: &Found) -> Result<(), Failure> {
+        let body = serde_json::to_vec(found).expect("messages always serialize").into();
         self.call(lane, Method::PUT, "/v1/inventory", Some(body), MAX_BODY, ANSWER).await.map(drop)
     }
 

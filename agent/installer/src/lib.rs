@@ -3,11 +3,11 @@
 //!
 //! Read in this order: [`session`] is the whole story; [`task`] carries out one order by means
 //! of [`image`], [`gpt`], [`config_drive`], [`boot_order`] and [`erase`]; [`machine`],
-//! [`disk`] and [`admin`] are the seams to the hardware, which [`inventory`] looks at; [`channel`] and
-//! [`cmdline`] lead to boot; [`pid1`], [`modules`], [`network`] and [`log`] make a system of a
+//! [`disk`] and [`admin`] are the seams to the hardware, which [`inventory`] looks at, and [`hardware`] in detail, by
+//! [`smbios`], [`pci`], [`ethtool`] and [`drive_health`]; [`channel`] and [`cmdline`] lead to boot; [`pid1`], [`modules`], [`network`] and [`log`] make a system of a
 //! kernel. The installer never mounts a file system that a tenant wrote.
 
-#![expect(unsafe_code, reason = "ioctls of block devices and drives have no safe form")]
+#![expect(unsafe_code, reason = "ioctls of block devices, drives and network cards have no safe form")]
 
 pub mod admin;
 pub mod boot_order;
@@ -15,14 +15,19 @@ pub mod channel;
 pub mod cmdline;
 pub mod config_drive;
 pub mod disk;
+pub mod drive_health;
 pub mod erase;
+pub mod ethtool;
 pub mod gpt;
+pub mod hardware;
 pub mod image;
 pub mod inventory;
 pub mod log;
 pub mod machine;
 pub mod modules;
 pub mod network;
+pub mod pci;
 pub mod pid1;
 pub mod session;
+pub mod smbios;
 pub mod task;

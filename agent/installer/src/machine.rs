@@ -7,7 +7,10 @@ use std::{io, sync::Arc};
 
 use jiff::Timestamp;
 use nix::{sys::time::TimeSpec, time::ClockId};
-use rackhand_common::machine::{Disk, Firmware, Inventory};
+use rackhand_common::{
+    hardware,
+    machine::{Disk, Firmware, Inventory},
+};
 
 use crate::{
     boot_order,
@@ -20,6 +23,8 @@ use crate::{
 pub trait Machine: Send + Sync + 'static {
     /// What it is made of, now.
     fn inventory(&self) -> Inventory;
+    /// What is in it in detail, beside what the inventory tells.
+    fn details(&self, inventory: &Inventory) -> hardware::Hardware;
     /// Opens one of its disks for writing, for nobody else.
     fn open(&self, disk: &Disk) -> io::Result<Arc<dyn disk::Disk>>;
     /// Makes the disk with this partition table the first that its firmware boots.
@@ -54,6 +59,10 @@ pub struct Hardware;
 impl Machine for Hardware {
     fn inventory(&self) -> Inventory {
         inventory::take()
+    }
+
+    fn details(&self, inventory: &Inventory) -> hardware::Hardware {
+        crate::hardware::take(inventory)
     }
 
     fn open(&self, disk: &Disk) -> io::Result<Arc<dyn disk::Disk>> {

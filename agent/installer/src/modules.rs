@@ -72,6 +72,9 @@ impl Modules {
             let wanted: Vec<_> = fresh.iter().flat_map(|modalias| self.wanting(modalias)).collect();
             for name in wanted {
                 self.load(&name);
+                for (_, follower) in FOLLOWERS.iter().filter(|(first, _)| *first == name) {
+                    self.load(follower);
+                }
             }
         }
     }
@@ -98,6 +101,9 @@ impl Modules {
         }
     }
 }
+
+/// Modules that the first of each asks modprobe for, which is not here: no device names them.
+const FOLLOWERS: [(&str, &str); 1] = [("mlx4_core", "mlx4_en")];
 
 fn modaliases(directory: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();

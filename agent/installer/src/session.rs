@@ -16,11 +16,10 @@ use std::{
 
 use futures_util::future::{Fuse, FusedFuture, FutureExt};
 use rackhand_common::{
-    channel::{Assignment, Drive, News, Report, Task},
+    channel::{Assignment, Drive, Found, News, Report, Task},
     event::{Cause, MAX_TEXT},
     id::{Epoch, RunId},
     image::Settings,
-    machine::Inventory,
     pki,
 };
 use tokio::{sync::Mutex, task::spawn_blocking};
@@ -52,32 +51,36 @@ pub enum NoSession {
 /// Works for boot until it says to restart, however long that takes.
 pub async fn run(parameters: Parameters, machine: Arc<dyn Machine>, log: Log) -> Result<(), NoSession> {
     let key = rcgen::KeyPair::generate().map_err(NoSession::Key)?;
-    let inventory = take_inventory(&machine).await;
-    let channel = Channel::new(parameters, key.into(), inventory.system.uuid).map_err(NoSession::Tls)?;
+    let found = look(&machine).await;
+    let channel = Channel::new(parameters, key.into(), found.inventory.system.uuid).map_err(NoSession::Tls)?;
     tokio::select! {
-        () = serve(&channel, inventory, machine, log) => Ok(()),
+        () = serve(&channel, found, machine, log) => Ok(()),
         () = channel.given_up() => Err(NoSession::Ticket),
     }
 }
 
-async fn serve(channel: &Channel, inventory: Inventory, machine: Arc<dyn Machine>, log: Log) {
+async fn serve(channel: &Channel, found: Found, machine: Arc<dyn Machine>, log: Log) {
     let mut lane = channel.lane();
     tracing::info!(boot = %channel.place(), "connecting");
     let admitted = channel.present(&mut lane).await;
     machine.set_clock(admitted.time);
-    tracing::info!(machine = %admitted.machine, disks = inventory.disks.len(), "admitted");
+    tracing::info!(machine = %admitted.machine, disks = found.inventory.disks.len(), "admitted");
     // Only boot can refuse it, and then the machine is of no use until boot changes its mind.
     let mut backoff = Backoff::new();
-    while let Err(failure) = channel.send_inventory(&mut lane, &inventory).await {
+    while let Err(failure) = channel.send_inventory(&mut lane, &found).await {
         tracing::error!("inventory: boot {failure}");
         backoff.wait().await;
     }
     Session { channel, machine, log, reports: Mutex::default(), machine_id: admitted.machine }.serve(lane).await;
 }
 
-async fn take_inventory(machine: &Arc<dyn Machine>) -> Inventory {
+async fn look(machine: &Arc<dyn Machine>) -> Found {
     let machine = machine.clone();
-    spawn_blocking(move || machine.inventory()).await.expect("taking the inventory does not panic")
+    let look = move || {
+        let inventory = machine.inventory();
+        Found { hardware: Some(machine.details(&inventory)), inventory }
+    };
+    spawn_blocking(look).await.expect("taking the inventory does not panic")
 }
 
 type Order = (RunId, u32);

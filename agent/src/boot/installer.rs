@@ -16,13 +16,13 @@ use axum::{
 };
 use rackhand_common::{
     channel::{
-        Admitted, Assignment, DeployTask, Drive, EraseTask, HOLD, MAX_BODY, News, Present, Report, Task, Warrant,
+        Admitted, Assignment, DeployTask, Drive, EraseTask, Found, HOLD, MAX_BODY, News, Present, Report, Task, Warrant,
     },
     event::{MAX_TEXT, Stage, What},
+    hardware::Hardware,
     id::{MachineId, RunId},
     image::{Digest, Settings, SignedManifest},
     intent::{Deploy, Intent, MachineIntent, Order},
-    machine::Inventory,
     pki::{KeyPin, Peer},
     time::Clock,
 };
@@ -229,7 +229,7 @@ fn is_kept(told: &impl Serialize) -> Result<(), Refusal> {
 async fn inventory(
     State(channel): State<Channel>,
     Extension(client): Extension<Client>,
-    Json(inventory): Json<Inventory>,
+    Json(Found { inventory, hardware }): Json<Found>,
 ) -> Result<StatusCode, Refusal> {
     let session = channel.tickets.session(Channel::key(client)?).ok_or(Refusal::NoSession)?;
     let holder = channel.leases.holder(session.mac).ok_or(Refusal::NoAddress)?;
@@ -240,7 +240,9 @@ async fn inventory(
         return Err(Refusal::TooOften);
     }
     let Session { machine, mac, key } = session;
-    channel.sessions.connected(machine, mac, holder.address, Some(key), inventory).await?;
+    // It is within bounds of its own, so that it never keeps an installer from connecting.
+    let hardware = hardware.map(Hardware::sound);
+    channel.sessions.connected(machine, mac, holder.address, Some(key), inventory, hardware).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

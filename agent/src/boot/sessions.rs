@@ -18,6 +18,7 @@ use rackhand_common::{
     channel::{Begun, HOLD, Kept},
     erasure::DriveErasure,
     event::{Event, Stage, What},
+    hardware::Hardware,
     id::{MachineId, RunId},
     intent::{Boot, MachineIntent, Order},
     machine::{Inventory, Mac},
@@ -201,6 +202,7 @@ impl Sessions {
         address: Ipv4Addr,
         key: Option<KeyPin>,
         inventory: Inventory,
+        hardware: Option<Hardware>,
     ) -> Result<(), NotKept> {
         let heard = self.clock.now().mono;
         if let Some(Entry { record, heard: last, .. }) = self.lock().get_mut(&machine).filter(|entry| {
@@ -218,12 +220,10 @@ impl Sessions {
             (record.and_then(|record| record.ended), record.and_then(|record| record.erasing.clone()))
         };
         let record = Record { mac, address, inventory: Some(inventory.clone()), connected: true, ended, erasing };
-        self.spool
-            .append(vec![
-                self.event(machine, What::Stage(Stage::Inventoried)),
-                self.event(machine, What::Connected { mac, address, inventory }),
-            ])
-            .await?;
+        let mut whats = vec![What::Stage(Stage::Inventoried), What::Connected { mac, address, inventory }];
+        // Behind the connection, by which the controller comes to know a new machine.
+        whats.extend(hardware.map(|hardware| What::Hardware { mac, hardware: hardware.into() }));
+        self.spool.append(whats.into_iter().map(|what| self.event(machine, what)).collect()).await?;
         self.lock().insert(machine, Entry { record: record.clone(), key, heard, told: Some(heard), progress: None });
         self.write(machine, record).await
     }
@@ -240,7 +240,7 @@ impl Sessions {
         };
         match back {
             Some((key, Record { mac, address, inventory: Some(inventory), .. })) => {
-                self.connected(machine, mac, address, key, inventory).await
+                self.connected(machine, mac, address, key, inventory, None).await
             }
             _ => Ok(()),
         }
@@ -464,12 +464,12 @@ mod tests {
         let (machine, mac, at) = (MachineId::fresh(), Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::new(10, 0, 0, 9));
         let key = |n| Some(KeyPin([n; 32]));
         for (installer, memory) in [(1, 1), (1, 1), (1, 1), (1, 2), (2, 2), (2, 2)] {
-            sessions.connected(machine, mac, at, key(installer), inventory(memory)).await.unwrap();
+            sessions.connected(machine, mac, at, key(installer), inventory(memory), None).await.unwrap();
         }
         // Another inventory, and another installer, each with two events.
         assert_eq!(spool.waiting(), 6);
         sessions.rebooting(machine).await.unwrap();
-        sessions.connected(machine, mac, at, key(2), inventory(2)).await.unwrap();
+        sessions.connected(machine, mac, at, key(2), inventory(2), None).await.unwrap();
         assert_eq!(spool.waiting(), 9);
     }
 
@@ -481,7 +481,7 @@ mod tests {
         let sessions = Sessions::open(db, Arc::new(crate::clock::SystemClock::default()), spool.clone()).unwrap();
         let (machine, run) = (MachineId::fresh(), RunId::fresh());
         let inventory = inventory(1);
-        sessions.connected(machine, Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::LOCALHOST, None, inventory).await.unwrap();
+        sessions.connected(machine, Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::LOCALHOST, None, inventory, None).await.unwrap();
         for _ in 0..100 {
             sessions.heard(machine).await.unwrap();
             sessions.rebooting(machine).await.unwrap();
@@ -503,7 +503,10 @@ mod tests {
         };
         let sessions = open();
         let (machine, run) = (MachineId::fresh(), RunId::fresh());
-        sessions.connected(machine, Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::LOCALHOST, None, inventory(1)).await.unwrap();
+        sessions
+            .connected(machine, Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::LOCALHOST, None, inventory(1), None)
+            .await
+            .unwrap();
         let begun = |disk: &str| Begun { disk: disk.into(), method: Method::NvmeSanitizeCrypto };
         sessions.erasure_begun(machine, run, 1, begun("d1")).await.unwrap();
         sessions.erasure_begun(machine, run, 1, begun("d2")).await.unwrap();
@@ -512,7 +515,10 @@ mod tests {
         drop(sessions);
         // The node and the machine were restarted.
         let sessions = open();
-        sessions.connected(machine, Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::LOCALHOST, None, inventory(2)).await.unwrap();
+        sessions
+            .connected(machine, Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::LOCALHOST, None, inventory(2), None)
+            .await
+            .unwrap();
         let known = sessions.erasing(machine, run, 1).unwrap();
         let kept = Kept { disk: "d1".into(), method: drive.method.unwrap(), digest: drive.samples.digest };
         assert_eq!((known.done, known.begun), (vec![kept], vec![begun("d2")]));

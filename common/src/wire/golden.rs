@@ -9,6 +9,7 @@ use crate::{
     bmc::{Access, Beside, Bmcs, Look, Protocol},
     erasure::DriveErasure,
     event::{Cause, DiskWork, Event, NodeHealth, Outcome, Stage, What},
+    hardware::{Dimm, Hardware},
     health::{self, SeriesQuery, State, Verdict},
     id::{AgentId, CommandId, Epoch, Incarnation, MachineId, RackId, RunId},
     image::Digest,
@@ -134,6 +135,13 @@ fn events() -> Vec<Event> {
             }],
         }),
         What::Erased { run, attempt: 1, drive: Box::new(DriveErasure::example("d1")) },
+        What::Hardware {
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            hardware: Box::new(Hardware {
+                memory: vec![Dimm { slot: "A1".into(), size: 1 << 34, ..Dimm::default() }],
+                ..Hardware::default()
+            }),
+        },
     ]);
     all.into_iter().map(event).collect()
 }

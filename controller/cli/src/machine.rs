@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     client::{Client, given_only},
-    erasure, follow,
+    erasure, follow, hardware,
     health::{self, HealthCommand},
     output::{Output, done, print, read},
     run::{Wait, started},
@@ -139,6 +139,17 @@ controller: give it again, or --no-user-data.")]
         disk: Option<String>,
         #[command(flatten)]
         wait: Wait,
+    },
+    /// Show what in a machine is not as its plan expects, slot by slot
+    #[command(after_help = "  rackhand machine findings web-1
+  rackhand plan suggest web-1              # what a plan could expect of machines like this one
+  rackhand machine inspect web-1 --wait    # has a fresh installer look again
+
+A machine is held against the plan it comes nearest to, of those of its make. Links with fewer
+lanes than they could have, memory errors and failing disks are findings without a plan too.")]
+    Findings {
+        /// Name or id
+        machine: String,
     },
     /// Restart a machine that nobody uses into a fresh installer, which tells what is in it now
     Inspect {
@@ -309,8 +320,19 @@ pub(crate) async fn run(client: &Client, command: MachineCommand, output: Output
             watch::show(client, output, watch, Told::ByEvents, fetch, |machines: Vec<_>| list(&machines)).await
         }
         MachineCommand::Show { machine, watch } => {
-            let fetch = async || client.get(&format!("/v1/machines/{machine}")).await;
+            let fetch = async || {
+                let mut value: Value = client.get(&format!("/v1/machines/{machine}")).await?;
+                // A controller of an earlier version knows nothing of slots.
+                if let Ok(slots) = client.get::<Value>(&format!("/v1/machines/{machine}/hardware")).await {
+                    value["slots"] = slots;
+                }
+                Ok(value)
+            };
             watch::show(client, output, watch, Told::ByEvents, fetch, |machine| page(&machine)).await
+        }
+        MachineCommand::Findings { machine } => {
+            let value = client.get(&format!("/v1/machines/{machine}/hardware")).await?;
+            print(output, value, |known| hardware::table_of(&known))
         }
         MachineCommand::Adopt { machine, rename, accept } => {
             let body = json!({
@@ -489,6 +511,7 @@ pub(crate) fn page(machine: &Machine) -> String {
     if let Some(alert) = &machine.alert {
         lines.push(format!("  ALERT      {alert}"));
     }
+    lines.extend(machine.slots.iter().flat_map(hardware::findings));
     for change in &machine.changes {
         let side = |side: &Option<String>| side.clone().unwrap_or_else(|| "nothing".into());
         let (was, is) = (side(&change.was), side(&change.is));
@@ -514,8 +537,10 @@ pub(crate) fn page(machine: &Machine) -> String {
             };
             let size = disk.get("size").and_then(Value::as_u64).unwrap_or_default();
             let name = [of("model"), of("serial")].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>();
-            lines.push(format!("  disk       {} {} {} ({content})", of("name"), bytes(size), name.join(" ")));
+            let health = machine.slots.as_ref().map(|slots| hardware::health_of(slots, of("name"))).unwrap_or_default();
+            lines.push(format!("  disk       {} {} {} ({content}){health}", of("name"), bytes(size), name.join(" ")));
         }
+        lines.extend(machine.slots.iter().flat_map(hardware::lines));
     }
     if !machine.changes.is_empty() {
         lines.push(format!("If the parts are right: rackhand machine replace-part {}", machine.name));

@@ -18,6 +18,7 @@ mod erasure;
 mod export;
 mod follow;
 mod grant;
+mod hardware;
 mod health;
 mod image;
 mod ip;

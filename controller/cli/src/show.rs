@@ -219,7 +219,7 @@ fn page(text: &str, surface: &Surface) -> String {
         let mut words = line.split_whitespace();
         match (line.starts_with("  "), words.next(), words.next()) {
             (true, Some("ALERT"), _) => surface.paint(line, Some("31")),
-            (true, Some("CHANGED"), _) => surface.paint(line, Some("33")),
+            (true, Some("CHANGED" | "FINDING"), _) => surface.paint(line, Some("33")),
             (true, Some("lifecycle" | "state" | "status"), Some(word)) => {
                 line.replacen(word, &surface.paint(word, colour(word)), 1)
             }

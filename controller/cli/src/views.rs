@@ -5,6 +5,8 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::hardware::MachineHardware;
+
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Machine {
     pub(crate) id: String,
@@ -28,6 +30,9 @@ pub(crate) struct Machine {
     pub(crate) inventory: Option<Value>,
     #[serde(default)]
     pub(crate) changes: Vec<PartChange>,
+    /// What is in its slots; put beside it by whoever asked for both.
+    #[serde(default)]
+    pub(crate) slots: Option<MachineHardware>,
 }
 
 /// Why a machine is out of service.

@@ -4,6 +4,7 @@
 //! Nothing here reads a clock, a database or a socket.
 
 pub mod access;
+pub mod expects;
 pub mod identity;
 pub mod ipam;
 pub mod lifecycle;

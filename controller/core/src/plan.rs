@@ -6,12 +6,15 @@
 //! - A plan that was suggested from a machine matches it, and no longer when a disk or a network
 //!   card is taken out of it.
 //!
-//! Speeds of network cards are not in an inventory; a rule names their driver instead.
+//! A rule names a network card's driver, which tells its family. Slots, links and speeds are what a
+//! plan [expects](crate::expects) of its machines.
 
 use std::{collections::BTreeMap, fmt};
 
 use rackhand_common::machine::{Disk, Firmware, Inventory, Nic};
 use serde::{Deserialize, Serialize};
+
+use crate::expects::Expects;
 
 /// What a machine must have. What is left out is not looked at.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +36,9 @@ pub struct Rules {
     pub disks: Vec<DiskRule>,
     /// Network cards, each for one of these.
     pub nics: Vec<NicRule>,
+    /// What each of its machines must have to be whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expects: Option<Expects>,
 }
 
 /// So many disks.
@@ -147,6 +153,13 @@ impl Rules {
         all
     }
 
+    /// Whether the machine is of the make that this names: firmware, maker, model and processor, which no
+    /// part that is missing changes.
+    pub fn names(&self, machine: &Inventory) -> bool {
+        const MAKE: [&str; 4] = ["firmware", "vendor", "product", "cpu"];
+        self.mismatches(machine).iter().all(|mismatch| !MAKE.contains(&mismatch.rule.as_str()))
+    }
+
     /// A plan that the machine matches, and those that have at least as much of the same: sizes
     /// leave room for what makers call the same size and for what firmware takes of the memory.
     pub fn suggest(machine: &Inventory) -> Self {
@@ -171,6 +184,7 @@ impl Rules {
                 .map(|((kind, size), count)| DiskRule { count, kind: Some(kind), size: Some(size) })
                 .collect(),
             nics: nics.into_iter().map(|(driver, count)| NicRule { count, driver: told(&driver) }).collect(),
+            expects: None,
         }
     }
 }
@@ -323,6 +337,7 @@ mod tests {
             memory: Some(270_000_000_001),
             disks: vec![DiskRule { count: 1, kind: Some(Kind::Ssd), size: None }],
             nics: vec![NicRule { count: 3, driver: Some("mlx5_core".into()) }, NicRule { count: 1, driver: None }],
+            expects: None,
         };
         assert_eq!(unmet_rules(&wrong), ["firmware", "vendor", "cpu", "threads", "memory", "disks/0", "nics/0"]);
         let found = &wrong.mismatches(&server())[5];

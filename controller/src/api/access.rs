@@ -128,6 +128,7 @@ pub const TABLE: Table = &[
     (Method::POST, "/v1/machines/{machine}/resume", May(MachineMaintain, Named(Thing::Machine))),
     (Method::POST, "/v1/machines/{machine}/quarantine", May(MachineMaintain, Named(Thing::Machine))),
     (Method::POST, "/v1/machines/{machine}/retire", May(MachineMaintain, Named(Thing::Machine))),
+    (Method::GET, "/v1/machines/{machine}/hardware", May(MachineRead, Named(Thing::Machine))),
     (Method::GET, "/v1/machines/{machine}/health", May(MachineRead, Named(Thing::Machine))),
     (Method::PUT, "/v1/machines/{machine}/health/override", May(MachineAdopt, Named(Thing::Machine))),
     (Method::DELETE, "/v1/machines/{machine}/health/override", May(MachineAdopt, Named(Thing::Machine))),

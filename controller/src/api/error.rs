@@ -294,6 +294,7 @@ impl From<Denied> for Error {
             | Denied::ImageUnsuitable { .. }
             | Denied::Unchanged
             | Denied::Critical(..)
+            | Denied::Unexpected { .. }
             | Denied::NotNew(..)
             | Denied::Same
             | Denied::HasAddresses(_)

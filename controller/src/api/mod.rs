@@ -26,6 +26,7 @@ mod expected_bmcs;
 mod extract;
 mod fields;
 mod grants;
+mod hardware;
 mod health;
 mod idempotency;
 mod images;
@@ -233,6 +234,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(upkeep::resume))
         .routes(routes!(upkeep::quarantine))
         .routes(routes!(upkeep::retire))
+        .routes(routes!(hardware::show))
         .routes(routes!(health::show))
         .routes(routes!(health::set, health::remove))
         .routes(routes!(health::series))

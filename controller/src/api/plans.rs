@@ -9,6 +9,7 @@ use axum::{
 use rackhand_common::machine::Firmware;
 use rackhand_controller_core::{
     access::Action,
+    expects::Expects,
     lifecycle::Lifecycle,
     plan::{self, Kind, Mismatch},
 };
@@ -80,6 +81,11 @@ pub(super) struct PlanRules {
     /// Its network cards; each counts for one of these.
     #[serde(default)]
     nics: Vec<NicsRule>,
+    /// What each of its machines must have to be whole: memory by slots, processors, disks, ports, devices with
+    /// the lanes of their links, versions of firmware; `strict` refuses deploys with a finding.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>, example = json!({"strict": true, "memory": {"slots": ["A1", "A2"]}}))]
+    expects: Option<Expects>,
 }
 
 /// So many disks.
@@ -124,6 +130,7 @@ impl From<plan::Rules> for PlanRules {
             memory: rules.memory,
             disks: rules.disks.into_iter().map(disk).collect(),
             nics: rules.nics.into_iter().map(nic).collect(),
+            expects: rules.expects,
         }
     }
 }
@@ -144,6 +151,9 @@ impl TryFrom<PlanRules> for plan::Rules {
         if counts.into_iter().any(|count| count == 0) {
             return Err(Error::invalid("/rules", "a `count` is at least 1; leave out what is not looked at"));
         }
+        if let Some(wrong) = rules.expects.as_ref().and_then(Expects::unsound) {
+            return Err(Error::invalid("/rules/expects", wrong));
+        }
         for rule in &rules.nics {
             check_text("/rules/nics", rule.driver.as_deref().unwrap_or_default(), MAX_TEXT)?;
         }
@@ -160,6 +170,7 @@ impl TryFrom<PlanRules> for plan::Rules {
                 .map(|DisksRule { count, kind, size }| plan::DiskRule { count, kind, size })
                 .collect(),
             nics: rules.nics.into_iter().map(|NicsRule { count, driver }| plan::NicRule { count, driver }).collect(),
+            expects: rules.expects,
         })
     }
 }
@@ -355,12 +366,15 @@ pub(super) async fn of_machine(
 /// Suggest a plan
 ///
 /// The rules of a plan that this machine matches, and those with at least as much of the same: sizes
-/// are a twentieth less, since makers call different sizes the same. Nothing is kept.
+/// are a twentieth less, since makers call different sizes the same. When its installer told its hardware in
+/// detail, with that as what is expected of each. Nothing is kept.
 #[utoipa::path(get, path = "/v1/machines/{machine}/suggested-plan", tag = "plans",
     params(("machine" = String, Path, description = "Id or name.")), responses((status = 200, body = PlanRules)))]
 pub(super) async fn suggest(State(app): State<App>, Path(machine): Path<String>) -> Result<impl IntoResponse, Error> {
     let machine = app.store.machine(&machine).await?;
-    Ok(axum::Json(PlanRules::from(plan::Rules::suggest(&machine.inventory))))
+    let known = app.store.hardware(machine.id).await?;
+    let expects = known.map(|known| Expects::suggest(&machine.inventory, &known.hardware));
+    Ok(axum::Json(PlanRules::from(plan::Rules { expects, ..plan::Rules::suggest(&machine.inventory) })))
 }
 
 /// Machines of a plan that `filter` is true of, behind `order`: more of them are read until so many match.

@@ -25,6 +25,7 @@ mod error;
 mod events;
 mod expected_bmcs;
 mod filled;
+mod hardware;
 mod health;
 mod images;
 mod machine_health;
@@ -77,6 +78,7 @@ pub use self::{
     error::StoreError,
     events::{EventFilter, Happened, StoredEvent},
     expected_bmcs::ExpectedBmc,
+    hardware::KnownHardware,
     images::{Image, ImageState, ImageVersion, NewImage, Stored},
     machine_health::{HealthOverride, HealthTransition, MachineHealth},
     machines::{Hold, Machine, MachineFilter, MachineOrder},

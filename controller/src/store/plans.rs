@@ -99,6 +99,11 @@ impl Tx {
     }
 }
 
+/// All plans: an operator makes few.
+pub(super) async fn all(executor: impl Into<Executor<'_>>) -> Result<Vec<Plan>, StoreError> {
+    query("SELECT * FROM plans ORDER BY id").fetch_all(executor).await?.iter().map(read).collect()
+}
+
 async fn plan(executor: impl Into<Executor<'_>>, id_or_name: &str) -> Result<Plan, StoreError> {
     let row = query("SELECT * FROM plans WHERE id = $1 OR name = $1")
         .bind(id_or_name)

@@ -22,6 +22,7 @@ use rackhand_bmc::{
 use rackhand_common::{
     channel::{Admitted, Assignment, Present, Report},
     event::Event,
+    hardware::{Hardware, MAX_ITEMS, MAX_JSON},
     id::{Epoch, MachineId, RackId},
     image::{Digest, SignedManifest},
     intent::{Boot, Intent, MachineIntent, Network},
@@ -32,9 +33,10 @@ use rackhand_common::{
 };
 use rackhand_installer::{
     boot_order::{self, Change, Variables},
-    cmdline,
+    cmdline, drive_health, ethtool,
     gpt::{Guid, Table},
     modules::Modules,
+    smbios,
 };
 use rackhand_netboot::{
     dhcp::{Request, Server, Settings},
@@ -69,6 +71,7 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("texts", texts),
     ("ipmi", ipmi_answers),
     ("redfish", redfish_resources),
+    ("hardware", hardware_told),
 ];
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -246,6 +249,51 @@ fn channel_messages(bytes: &[u8]) {
         5 => json::<SignedManifest>(rest),
         _ => json::<Event>(rest),
     }
+}
+
+/// What firmware, disks, transceivers and whole installers tell of a machine: any bytes are read, and what is
+/// made of them is within its bounds.
+fn hardware_told(bytes: &[u8]) {
+    let Some((which, rest)) = bytes.split_first() else { return };
+    match which % 4 {
+        0 => {
+            let told = smbios::parse(rest);
+            let hardware = Hardware {
+                board: told.board,
+                bios: told.bios,
+                chassis: told.chassis,
+                processors: told.processors,
+                memory: told.memory,
+                slots: told.slots,
+                tpm: told.tpm,
+                ..Hardware::default()
+            };
+            hardware_is_bounded(hardware);
+        }
+        1 => {
+            if let Ok(hardware) = serde_json::from_slice(rest) {
+                hardware_is_bounded(hardware);
+            }
+        }
+        2 => drop(ethtool::optics(rest)),
+        _ => {
+            let mut page = [0; 512];
+            let len = rest.len().min(page.len());
+            page[..len].copy_from_slice(&rest[..len]);
+            drive_health::nvme(&page);
+            drive_health::ata(Some(&page), len > 256);
+            drive_health::scsi(page.first_chunk().expect("it is longer"));
+        }
+    }
+}
+
+fn hardware_is_bounded(hardware: Hardware) {
+    let sound = hardware.sound();
+    let json = serde_json::to_vec(&sound).expect("it always serializes");
+    assert!(json.len() <= MAX_JSON);
+    assert!(sound.memory.len() <= MAX_ITEMS && sound.devices.len() <= MAX_ITEMS);
+    assert_eq!(serde_json::from_slice::<Hardware>(&json).expect("what we write can be read"), sound);
+    assert_eq!(sound.clone().sound(), sound);
 }
 
 /// The chunks of a manifest that is believed are the image.

@@ -8,6 +8,7 @@ mod bmc;
 mod console;
 mod deploy;
 mod disks;
+mod hardware;
 mod health;
 mod identity;
 mod images;

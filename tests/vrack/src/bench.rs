@@ -31,13 +31,13 @@ enum Owner {
 }
 
 /// A stretch of a machine's way: it ends with the first event that fits.
-struct Stretch {
+pub(crate) struct Stretch {
     name: &'static str,
     owner: Owner,
     ends: fn(&What) -> bool,
 }
 
-const TO_INSTALLER: &[Stretch] = &[
+pub(crate) const TO_INSTALLER: &[Stretch] = &[
     Stretch {
         name: "firmware until its first DHCP",
         owner: Owner::Theirs,
@@ -161,7 +161,7 @@ fn deploy(
 
 /// Figures by title and stretch, in the order they were first put.
 #[derive(Default)]
-struct Table(Vec<Row>);
+pub(crate) struct Table(Vec<Row>);
 
 struct Row {
     title: &'static str,
@@ -171,7 +171,7 @@ struct Row {
 }
 
 impl Table {
-    fn add(&mut self, title: &'static str, stretches: &[Stretch], start: Timestamp, events: &[Event]) {
+    pub(crate) fn add(&mut self, title: &'static str, stretches: &[Stretch], start: Timestamp, events: &[Event]) {
         self.add_all(title, stretches.iter(), start, events);
     }
 
@@ -204,7 +204,7 @@ impl Table {
         self.0.iter().find(|row| row.title == title && row.name == name).map(|row| median(&row.times))
     }
 
-    fn print(&self) {
+    pub(crate) fn print(&self) {
         let mut titles: Vec<&str> = self.0.iter().map(|row| row.title).collect();
         titles.dedup();
         for title in titles {

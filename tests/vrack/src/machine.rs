@@ -38,7 +38,21 @@ pub(crate) struct Label {
     slot: usize,
     /// The namespace of the provisioning network.
     namespace: String,
+    /// What its parts are.
+    body: Body,
 }
+
+/// What a machine is built of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Body {
+    /// Card and disk of virtual machines.
+    Virtual,
+    /// Card and disks that servers have: e1000, SATA at AHCI, NVMe; SMBIOS tells of its memory.
+    Metal,
+}
+
+/// What the memory slots of a machine of metal are called, with their numbers behind.
+pub(crate) const DIMM: &str = "DIMM_A";
 
 /// A machine and the directory it lives in.
 #[derive(Clone, Debug)]
@@ -62,6 +76,7 @@ impl Machine {
             firmware,
             slot,
             namespace: namespace.to_owned(),
+            body: Body::Virtual,
         };
         let directory = parent.join(&label.serial);
         fs::create_dir_all(&directory)?;
@@ -129,6 +144,14 @@ impl Machine {
         if self.pid().is_some() { Power::On } else { Power::Off }
     }
 
+    /// The same machine, which is off, of other parts.
+    pub(crate) fn of(mut self, body: Body) -> anyhow::Result<Self> {
+        self.label.body = body;
+        fs::write(self.directory.join("label.json"), serde_json::to_vec_pretty(&self.label)?)?;
+        File::create(self.directory.join("nvme.raw"))?.set_len(1 << 30)?;
+        Ok(self)
+    }
+
     /// Presses the power button of a machine that is off.
     pub(crate) fn power_on(&self) -> anyhow::Result<()> {
         let _alone = self.lock()?;
@@ -154,9 +177,27 @@ impl Machine {
             "if=none,id=disk,file={},format=raw,cache=writeback,discard=unmap,detect-zeroes=unmap",
             self.disk().display()
         ));
-        command.arg("-device").arg(format!("virtio-blk-pci,drive=disk,serial={}-D1", self.label.serial));
+        let serial = &self.label.serial;
+        match self.label.body {
+            Body::Virtual => {
+                command.arg("-device").arg(format!("virtio-blk-pci,drive=disk,serial={serial}-D1"));
+            }
+            Body::Metal => {
+                command.arg("-device").arg(format!("ide-hd,bus=ide.0,drive=disk,serial={serial}-D1"));
+                let fast = self.directory.join("nvme.raw");
+                command.arg("-drive").arg(format!("if=none,id=fast,file={},format=raw", fast.display()));
+                command.arg("-device").arg(format!("nvme,drive=fast,serial={serial}-N1"));
+                command.args(["-smbios", "type=0,vendor=rackhand,version=rackhand-metal"]);
+                let memory = format!("type=17,loc_pfx={DIMM},manufacturer=Makers,part=PART-17,serial=M-1,speed=3200");
+                command.arg("-smbios").arg(memory);
+            }
+        }
         command.arg("-netdev").arg(format!("tap,id=net,ifname={},script=no,downscript=no", tap(self.label.slot)));
-        let nic = format!("virtio-net-pci,netdev=net,mac={}", self.label.mac);
+        let card = match self.label.body {
+            Body::Virtual => "virtio-net-pci",
+            Body::Metal => "e1000",
+        };
+        let nic = format!("{card},netdev=net,mac={}", self.label.mac);
         command.args(["-device", "virtio-rng-pci"]);
         match self.label.firmware {
             Firmware::Bios => {

@@ -10,6 +10,7 @@ mod demo;
 mod facts;
 mod machine;
 mod matrix;
+mod metal;
 mod narrator;
 mod network;
 mod operator;
@@ -68,6 +69,18 @@ enum Verb {
         #[command(flatten)]
         parts: Parts,
         /// How often each is measured.
+        #[arg(long, default_value_t = 3)]
+        repeat: usize,
+    },
+    /// Boots the metal installer image on a machine with servers' card and disks, and measures it beside
+    /// the cloud one.
+    Metal {
+        #[command(flatten)]
+        parts: Parts,
+        /// The directory of the cloud image's kernel and initial RAM disk.
+        #[arg(long)]
+        cloud: PathBuf,
+        /// How often each is booted.
         #[arg(long, default_value_t = 3)]
         repeat: usize,
     },
@@ -140,6 +153,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Demo { parts, keep } => demo::run(&parts, keep),
         Verb::Tend { parts } => demo::tend(&parts),
         Verb::Bench { parts, repeat } => bench::run(&parts, repeat),
+        Verb::Metal { parts, cloud, repeat } => metal::run(&parts, &cloud, repeat),
         Verb::Stories { parts, only } => story::tell(&parts, &only),
         Verb::Packages { tried } => packages::tell(&tried),
         Verb::Matrix { parts, only, racks, every } => matrix::tell(&parts, only.as_deref(), racks, every),

@@ -182,6 +182,7 @@ impl Told {
             | What::Done { .. }
             | What::Commanded { .. }
             | What::Node(_)
+            | What::Hardware { .. }
             | What::RangeFull { .. } => {
                 return None;
             }

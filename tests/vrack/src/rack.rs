@@ -200,7 +200,7 @@ impl Rack {
         }
     }
 
-    fn wait_for(&self, what: &str, attempt: impl Fn(&Self) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    pub(crate) fn wait_for(&self, what: &str, attempt: impl Fn(&Self) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let end = Instant::now() + START;
         loop {
             let Err(error) = attempt(self) else { return Ok(()) };

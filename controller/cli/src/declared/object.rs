@@ -302,6 +302,9 @@ pub(crate) struct Rules {
     disks: Vec<Disks>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     nics: Vec<Nics>,
+    /// As the controller has it: which parts and slots there are is its to say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expects: Option<serde_json::Value>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,0 +1,153 @@
+//! What is in machines in detail, as their installers told last, and how that is to what plans expect.
+//!
+//! Invariant: what is kept is within its bounds, and is never what a destructive order goes by. What is
+//! found in it is not kept: it is asked of the core each time, of the plans as they are then.
+
+use jiff::Timestamp;
+use rackhand_common::{hardware::Hardware, id::MachineId};
+use rackhand_controller_core::expects::{Examined, examine};
+
+use super::{
+    Machine, Plan, Store, StoreError, Tx,
+    database::{Executor, query},
+    from_json, json, micros,
+    plans::all,
+    timestamp,
+};
+
+/// What an installer told of its machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownHardware {
+    /// When, by the node's clock.
+    pub taken: Timestamp,
+    /// What.
+    pub hardware: Hardware,
+}
+
+impl Store {
+    /// What is in a machine, when its installer ever told.
+    pub async fn hardware(&self, machine: MachineId) -> Result<Option<KnownHardware>, StoreError> {
+        one(&self.pool, machine).await
+    }
+
+    /// What is not as it should be in a machine, and by which plan.
+    pub async fn examined(&self, machine: &Machine) -> Result<Examined, StoreError> {
+        let known = one(&self.pool, machine.id).await?;
+        Ok(held_against(&all(&self.pool).await?, machine, known.as_ref()))
+    }
+}
+
+impl Tx {
+    /// What is in a machine, when its installer ever told.
+    pub async fn hardware(&mut self, machine: MachineId) -> Result<Option<KnownHardware>, StoreError> {
+        one(&mut self.inner, machine).await
+    }
+
+    /// Takes what an installer told of its machine, in the place of what one told before.
+    pub async fn set_hardware(
+        &mut self,
+        taken: Timestamp,
+        machine: MachineId,
+        hardware: &Hardware,
+    ) -> Result<(), StoreError> {
+        query(
+            "INSERT INTO machine_hardware (id, taken, hardware) VALUES ($1, $2, $3)
+             ON CONFLICT (id) DO UPDATE SET taken = $2, hardware = $3",
+        )
+        .bind(machine.to_string())
+        .bind(micros(taken))
+        .bind(json(&hardware.clone().sound()))
+        .execute(&mut self.inner)
+        .await?;
+        Ok(())
+    }
+
+    /// What is not as it should be in a machine, and by which plan.
+    pub async fn examined(&mut self, machine: &Machine) -> Result<Examined, StoreError> {
+        let known = one(&mut self.inner, machine.id).await?;
+        Ok(held_against(&all(&mut self.inner).await?, machine, known.as_ref()))
+    }
+}
+
+fn held_against(plans: &[Plan], machine: &Machine, known: Option<&KnownHardware>) -> Examined {
+    let plans = plans.iter().map(|plan| (plan.name.as_str(), &plan.rules));
+    examine(plans, &machine.inventory, known.map(|known| &known.hardware))
+}
+
+async fn one(executor: impl Into<Executor<'_>>, machine: MachineId) -> Result<Option<KnownHardware>, StoreError> {
+    let row = query("SELECT taken, hardware FROM machine_hardware WHERE id = $1")
+        .bind(machine.to_string())
+        .fetch_optional(executor)
+        .await?;
+    row.map(|row| {
+        Ok(KnownHardware {
+            taken: timestamp(row.try_get("taken")?)?,
+            hardware: from_json("hardware", row.try_get("hardware")?)?,
+        })
+    })
+    .transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use rackhand_common::hardware::{Board, Dimm};
+    use rackhand_controller_core::{expects::Expects, plan::Rules};
+
+    use super::*;
+    use crate::store::tests::{Bench, On, at, on_both};
+
+    fn with_dimms(slots: &[&str]) -> Hardware {
+        let dimm = |slot: &&str| Dimm { slot: (*slot).into(), size: 16 << 30, ..Dimm::default() };
+        Hardware { memory: slots.iter().map(dimm).collect(), ..Hardware::default() }
+    }
+
+    async fn findings_follow_the_machine_and_the_plan(on: On) {
+        let bench = Bench::new(on).await;
+        let machine = bench.adopted(100).await;
+        let examined = async || bench.store.examined(&machine).await.unwrap();
+        assert_eq!(examined().await, Examined::default());
+
+        let mut tx = bench.store.begin().await.unwrap();
+        tx.set_hardware(at(1), machine.id, &with_dimms(&["A1", "A2"])).await.unwrap();
+        let known = tx.hardware(machine.id).await.unwrap().unwrap();
+        let expects = Some(Expects::suggest(&machine.inventory, &known.hardware));
+        let rules = Rules { expects, ..Rules::suggest(&machine.inventory) };
+        let plan = tx.insert_plan(at(1), "large", "", &rules).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(examined().await, Examined { plan: Some("large".into()), ..Examined::default() });
+
+        let mut tx = bench.store.begin().await.unwrap();
+        tx.set_hardware(at(2), machine.id, &with_dimms(&["A1"])).await.unwrap();
+        assert_eq!(tx.examined(&machine).await.unwrap().findings[0].text, "DIMM A2 is missing: 1 of 2");
+        tx.commit().await.unwrap();
+        assert_eq!(bench.store.hardware(machine.id).await.unwrap().unwrap().taken, at(2));
+
+        let mut tx = bench.store.begin().await.unwrap();
+        let mut plan = tx.plan(&plan.to_string()).await.unwrap();
+        plan.rules.expects = None;
+        tx.update_plan(&plan).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(examined().await, Examined::default());
+    }
+
+    async fn what_an_installer_tells_is_bounded_and_goes_with_its_machine(on: On) {
+        let bench = Bench::new(on).await;
+        let machine = bench.adopted(100).await;
+        let hostile = Hardware {
+            board: Board { vendor: format!("\u{1b}[2J{}", "x".repeat(9999)), ..Board::default() },
+            ..with_dimms(&["A1"; 5000])
+        };
+        let mut tx = bench.store.begin().await.unwrap();
+        tx.set_hardware(at(1), machine.id, &hostile).await.unwrap();
+        let kept = tx.hardware(machine.id).await.unwrap().unwrap().hardware;
+        assert_eq!(kept, hostile.sound());
+        tx.delete_machine(&machine).await.unwrap();
+        assert_eq!(tx.hardware(machine.id).await.unwrap(), None);
+        tx.commit().await.unwrap();
+    }
+
+    on_both! {
+        findings_follow_the_machine_and_the_plan,
+        what_an_installer_tells_is_bounded_and_goes_with_its_machine,
+    }
+}
