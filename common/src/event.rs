@@ -1,12 +1,16 @@
 //! What happened in a rack. Events travel from boot to agent to controller through on-disk
 //! spools: at least once, in order, acknowledged. A spool that must drop says how many.
 
-use std::{fmt, net::Ipv4Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    bmc::Found,
     erasure::DriveErasure,
     health::Verdict,
     id::{CommandId, MachineId, RunId},
@@ -116,6 +120,14 @@ pub enum What {
         /// What was done.
         drive: Box<DriveErasure>,
     },
+    /// A BMC answers on the management network: when it is new or says something else of itself, and
+    /// again from time to time.
+    BmcFound(Box<Found>),
+    /// A BMC that was found is not heard of any more.
+    BmcGone {
+        /// Where it was.
+        address: IpAddr,
+    },
 }
 
 /// Hops on a machine's way from power to a running system, in their usual order.
@@ -208,6 +220,8 @@ impl fmt::Display for What {
             Self::RangeFull { unanswered } => {
                 write!(f, "no delegated address is free: {unanswered} requests of new machines were not answered")
             }
+            Self::BmcFound(found) => found.fmt(f),
+            Self::BmcGone { address } => write!(f, "no BMC answers at {address} any more"),
             Self::Erased { drive, .. } => match (&drive.method, &drive.reason) {
                 (Some(method), None) => write!(f, "disk {} erased by {method} ({})", drive.disk, drive.class),
                 (_, reason) => {

@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::*;
 use crate::{
-    bmc::{Access, Beside, Bmcs, Look, Protocol},
+    bmc::{Access, Beside, Bmcs, Found, Look, Protocol, Stranger},
     erasure::DriveErasure,
     event::{Cause, DiskWork, Event, NodeHealth, Outcome, Stage, What},
     health::{self, SeriesQuery, State, Verdict},
@@ -134,6 +134,16 @@ fn events() -> Vec<Event> {
             }],
         }),
         What::Erased { run, attempt: 1, drive: Box::new(DriveErasure::example("d1")) },
+        What::BmcFound(Box::new(Found {
+            ipmi: Some(623),
+            redfish: Some(443),
+            vendor: Some("Acme".into()),
+            model: Some("BMC".into()),
+            uuid: Some(uuid(3)),
+            fingerprint: Some("ab".into()),
+            ..Found::at([10, 0, 0, 5].into())
+        })),
+        What::BmcGone { address: [10, 0, 0, 5].into() },
     ]);
     all.into_iter().map(event).collect()
 }
@@ -268,6 +278,13 @@ fn bytes_of_the_controllers_requests() {
             ),
             ControllerRequest::Rotate(MachineId(uuid(1)), 9),
             ControllerRequest::Standings,
+            ControllerRequest::Meet(Stranger {
+                at: "10.0.0.5:443".parse().unwrap(),
+                protocol: Protocol::Redfish,
+                user: "root".into(),
+                password: "secret".into(),
+                fingerprint: Some("ab".into()),
+            }),
         ],
         expect![[r#"
             000910050505050505050505050505050505050272310a4d000118010a4d0001010a4d00010a4d00640a4d0096061001010101010101010101010101010101036d2d31010200000000010a4d00090301001001010101010101010101010101010101036d2d31010200000000010a4d000903000110020202020202020202020202020202020101026431011001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643100070707070707070707070707070707070707070707070707070707070707070700036d2d3101107373682d656432353531392041414141001001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643100070707070707070707070707070707070707070707070707070707070707070701026431036d2d3101107373682d656432353531392041414141001001010101010101010101010101010101036d2d31010200000000010a4d000903000110020202020202020202020202020202020101026431030262310110030303030303030303030303030303031001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643102026231011003030303030303030303030303030303070707070707070707070707070707070707070707070707070707070707070700036d2d3101107373682d65643235353139204141414100
@@ -312,6 +329,7 @@ fn bytes_of_an_agents_answers() {
             ControllerResponse::Recording(vec![1, 2]),
             ControllerResponse::Rotated("{}".into()),
             ControllerResponse::Standings("[]".into()),
+            ControllerResponse::Met("{}".into()),
         ],
         expect![[r#"
             0009
@@ -403,6 +421,7 @@ fn what_a_later_version_has_added_is_told_from_what_is_no_message() {
         BmcsBeside,
         Rotate,
         Standings,
+        Meet,
         Inspect(String),
     }
     let check = |bytes: &[u8]| decode::<ControllerRequest>(bytes).unwrap_err();

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod identity;
+pub mod intake;
 pub mod ipam;
 pub mod lifecycle;
 pub mod os;

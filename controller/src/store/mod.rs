@@ -25,6 +25,7 @@ mod error;
 mod events;
 mod expected_bmcs;
 mod filled;
+mod found_bmcs;
 mod health;
 mod images;
 mod machine_health;
@@ -76,6 +77,7 @@ pub use self::{
     error::StoreError,
     events::{EventFilter, Happened, StoredEvent},
     expected_bmcs::ExpectedBmc,
+    found_bmcs::{FoundBmc, Intake, MetBmc},
     images::{Image, ImageState, ImageVersion, NewImage, Stored},
     machine_health::{HealthOverride, HealthTransition, MachineHealth},
     machines::{Hold, Machine, MachineFilter, MachineOrder},

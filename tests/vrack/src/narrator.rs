@@ -183,7 +183,9 @@ impl Told {
             | What::Done { .. }
             | What::Commanded { .. }
             | What::Node(_)
-            | What::RangeFull { .. } => {
+            | What::RangeFull { .. }
+            | What::BmcFound(_)
+            | What::BmcGone { .. } => {
                 return None;
             }
         })
