@@ -5,6 +5,8 @@
 //! Invariants:
 //! - A password is tried once; again only when an operator says so, or the agent did not get to it.
 //! - Whose a BMC is, is decided by [`rackhand_controller_core::intake`]; who does not agree is shown.
+//! - None is joined while another one of its rack is being logged in to: two that say they are of one
+//!   machine are both shown.
 //! - One that took its factory password is given another as soon as it is its machine's.
 //! - A row is all there is to an intake: it is gone on with by whoever starts next.
 
@@ -73,6 +75,8 @@ struct There {
     expected: Vec<ExpectedBmc>,
     machines: Vec<Known>,
     told: Vec<Told>,
+    /// Whether a BMC is being logged in to: it may say that it is of the same machine as another.
+    is_meeting: bool,
 }
 
 impl Runner {
@@ -80,9 +84,11 @@ impl Runner {
         for (rack, tries_factory) in self.store.racks_with_found_bmcs().await? {
             let found = self.store.found_bmcs(rack, None, u32::MAX).await?;
             let bmcs = self.store.bmcs(rack, None, u32::MAX).await?;
-            let there = self.there(rack, tries_factory, &found, &bmcs).await?;
+            let mut there = self.there(rack, tries_factory, &found, &bmcs).await?;
             let is_open = |found: &FoundBmc| !is_anyones(&bmcs, found.found.address);
             let open: Vec<_> = found.into_iter().filter(is_open).collect();
+            let now = self.clock.now().wall;
+            there.is_meeting = open.iter().any(|found| is_due(found, now) && there.way(found).is_ok());
             let there = &there;
             let moved = stream::iter(open).map(|found| async move { self.move_on(there, &found).await });
             let moved: Vec<_> = moved.buffer_unordered(AT_ONCE).collect().await;
@@ -116,19 +122,21 @@ impl Runner {
             expected: self.store.expected_bmcs(rack, None, u32::MAX).await?,
             machines: machines.into_iter().map(known).collect(),
             told: found.iter().filter_map(told).collect(),
+            is_meeting: false,
         })
     }
 
     async fn move_on(&self, there: &There, found: &FoundBmc) -> Result<(), StoreError> {
         let address = found.found.address;
         let Some(met) = &found.met else {
-            let is_due = found.intake == Intake::Found && found.again <= self.clock.now().wall;
+            let is_due = is_due(found, self.clock.now().wall);
             return if is_due { self.log_in(there, found).await } else { Ok(()) };
         };
         let told = Told { address, identity: met.identity.clone() };
         let row = |row: &ExpectedBmc| intake::Expected { serial: row.serial.clone(), address: row.at.address };
         let expected: Vec<_> = there.expected.iter().map(row).collect();
         match intake::owner(&told, &there.told, &expected, &there.machines) {
+            Owner::Machine(_) if there.is_meeting => Ok(()),
             Owner::Machine(machine) => self.join(there, found, met, machine).await,
             Owner::Unknown(words) => self.note(found, Intake::Met, Some(words), found.again).await,
             Owner::Disputed(words) => {
@@ -256,6 +264,11 @@ impl There {
         let fingerprint = found.found.fingerprint.clone();
         Ok((Stranger { at, protocol, user, password, fingerprint }, true))
     }
+}
+
+/// Whether a BMC is to be logged in to now.
+fn is_due(found: &FoundBmc, now: Timestamp) -> bool {
+    found.met.is_none() && found.intake == Intake::Found && found.again <= now
 }
 
 /// Whether this is the address of a machine's BMC.
