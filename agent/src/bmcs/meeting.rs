@@ -88,7 +88,8 @@ impl Bmcs {
         Some(task)
     }
 
-    async fn first_login(&self, stranger: Stranger) -> Met {
+    /// The login itself; may be given up anywhere, and begun again.
+    pub async fn first_login(&self, stranger: Stranger) -> Met {
         let at = stranger.at.address;
         if let Some(until) = self.stranger_rests(at) {
             let (denied, until_words) = (self.stranger(at).denied, until.strftime("%Y-%m-%d %H:%M UTC"));

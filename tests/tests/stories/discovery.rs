@@ -3,12 +3,17 @@
 
 use std::time::Duration;
 
+use rackhand_agent::bmcs::Bmcs;
 use rackhand_bmc_sim::{Addresses, Faults, Personality, Running};
+use rackhand_common::bmc::{Met, Protocol, Stranger};
 use rackhand_tests::{Machine, Model, VirtualRack, operator::PATIENCE, rack::Service, wait};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::bmc::{bmc_at, bmc_becomes, path};
+use super::{
+    bmc::{bmc_at, bmc_becomes, path},
+    rotation::{Bench, FIRST},
+};
 
 /// Where all BMCs of this rack speak.
 const IPMI: u16 = 6230;
@@ -211,4 +216,52 @@ async fn whose_bmc_it_is_is_disputed_with_both_sides_shown_and_nobody_is_joined(
     let bmcs = rack.operator.get("/v1/racks/r1/bmcs").await.unwrap();
     assert_eq!(bmcs["items"], json!([]), "one of two was chosen");
     rack.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_killed_anywhere_in_a_first_login_locks_no_account_and_gets_in_with_the_right_password() {
+    for protocol in [Protocol::Ipmi, Protocol::Redfish] {
+        let mut kills = 0;
+        for turns in 1.. {
+            // Another node each time: nothing was denied yet.
+            let bench = Bench::new(protocol, Personality::generic(1)).await;
+            let stranger = |password: &str| Stranger {
+                at: bench.at().to_string().parse().unwrap(),
+                protocol,
+                user: "rackhand".into(),
+                password: password.into(),
+                fingerprint: None,
+            };
+            let mut is_killed = false;
+            for _ in 0..4 {
+                let wrong = stranger("wrong");
+                let login = async move |agent: Bmcs| drop(agent.first_login(wrong).await);
+                let is_now = bench.killed_in(turns, login).await;
+                kills += usize::from(is_now);
+                is_killed |= is_now;
+            }
+            let (denied, is_locked) = bench.denied();
+            assert!(denied <= 2 && !is_locked, "after {turns} turns {denied} logins were denied");
+            if !is_killed {
+                let met = bench.agent().first_login(stranger(FIRST)).await;
+                assert!(matches!(met, Met::Rests { .. }), "{met:?}");
+                break;
+            }
+        }
+        assert!(kills > 8, "it was killed {kills} times only");
+        let bench = Bench::new(protocol, Personality::generic(1)).await;
+        let stranger = Stranger {
+            at: bench.at().to_string().parse().unwrap(),
+            protocol,
+            user: "rackhand".into(),
+            password: FIRST.into(),
+            fingerprint: None,
+        };
+        // A login that was taken is no denied one, however often it is made.
+        for _ in 0..4 {
+            let met = bench.agent().meet(stranger.clone()).await;
+            let Met::In { identity, .. } = met else { panic!("{met:?}") };
+            assert_eq!(identity.serial.as_deref(), Some("SN000001"));
+        }
+    }
 }
