@@ -34,6 +34,7 @@ use crate::{
     bmcs::Bmcs,
     clock::{SystemClock, SystemTimer},
     console::Consoles,
+    discovery::{self, Discovery, DiscoveryFile},
     health::{self, HealthFile, Machines, Metrics, series::Series},
     intent,
     ledger::Ledger,
@@ -74,6 +75,9 @@ pub struct File {
     /// Where BMCs may be.
     #[serde(default)]
     pub bmc: BmcFile,
+    /// Where BMCs are looked for.
+    #[serde(default)]
+    pub discovery: DiscoveryFile,
     /// How machines are looked at, and decided about.
     #[serde(default)]
     pub health: HealthFile,
@@ -106,6 +110,8 @@ pub struct Config {
     pub power: Exec,
     /// The networks in which BMCs are asked.
     pub bmc_networks: Option<Vec<IpNet>>,
+    /// Where BMCs are looked for.
+    pub discovery: discovery::Config,
     /// How machines are looked at, and decided about.
     pub health: health::Config,
     /// What is logged.
@@ -137,8 +143,9 @@ impl TryFrom<File> for Config {
         }
         let power = Exec::try_from(file.power)?;
         let health = health::Config::try_from(file.health)?;
+        let discovery = discovery::Config::new(file.discovery, file.bmc.networks.as_deref())?;
         let File { state, socket, metrics, events, bmc, log, .. } = file;
-        Ok(Self { state, socket, metrics, events, power, bmc_networks: bmc.networks, health, log })
+        Ok(Self { state, socket, metrics, events, power, bmc_networks: bmc.networks, discovery, health, log })
     }
 }
 
@@ -186,6 +193,7 @@ pub struct Settings {
     used: Arc<Mutex<Config>>,
     exec: watch::Sender<Arc<Exec>>,
     health: watch::Sender<health::Config>,
+    discovery: watch::Sender<discovery::Config>,
     /// Absent in an agent without an uplink.
     identity: Option<Arc<Identity>>,
 }
@@ -202,12 +210,15 @@ impl Settings {
             Some(Reread::Same) | None => {}
         }
         // A setting that is added is decided on here.
-        let Config { state, socket, metrics, events, power, bmc_networks, health, log } = fresh;
+        let Config { state, socket, metrics, events, power, bmc_networks, discovery, health, log } = fresh;
         if taken.take("power", &mut used.power, power) {
             self.exec.send_replace(Arc::new(power.clone()));
         }
         if taken.take("health", &mut used.health, health) {
             self.health.send_replace(health.clone());
+        }
+        if taken.take("discovery", &mut used.discovery, discovery) {
+            self.discovery.send_replace(discovery.clone());
         }
         taken.take("log", &mut used.log, log);
         taken.keep("state", &used.state, state);
@@ -370,6 +381,15 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
             Ok("machines' health")
         });
     }
+    let (discovery, configured) = watch::channel(config.discovery.clone());
+    {
+        let (state, spool, clock) = (config.state.clone(), spool.clone(), clock.clone());
+        let (looking, shutdown) = (Discovery { state, spool, clock, config: configured }, shutdown.clone());
+        parts.spawn(async move {
+            looking.run(shutdown).await;
+            Ok("discovery")
+        });
+    }
     {
         let (clock, shutdown) = (clock.clone(), shutdown.clone());
         parts.spawn(async move {
@@ -383,7 +403,8 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
         let shutdown = shutdown.clone();
         parts.spawn(async move { Ok(health::serve(listener, sources, shutdown).await.map(|()| "metrics")?) });
     }
-    let settings = Settings { used: Arc::new(Mutex::new(config.clone())), exec, health: health_config, identity: None };
+    let used = Arc::new(Mutex::new(config.clone()));
+    let settings = Settings { used, exec, health: health_config, discovery, identity: None };
     Ok(Running {
         metrics: metrics_at,
         intent,
@@ -582,7 +603,7 @@ mod tests {
                   |
                 1 | spcket = "/x"
                   | ^^^^^^
-                unknown field `spcket`, expected one of `state`, `socket`, `metrics`, `events`, `power`, `bmc`, `health`, `log`"#]],
+                unknown field `spcket`, expected one of `state`, `socket`, `metrics`, `events`, `power`, `bmc`, `discovery`, `health`, `log`"#]],
         );
     }
 }

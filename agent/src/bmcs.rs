@@ -13,9 +13,10 @@
 //! - Nothing is changed by a BMC that is on another mainboard than the machine.
 //! - A person who asks goes before what is read regularly.
 //! - Logins that were denied are counted on disk, and none is tried that could lock an account
-//!   ([`guard`]).
+//!   ([`guard`]), whether it is a machine's BMC or one that is met for the first time ([`meeting`]).
 
 mod guard;
+mod meeting;
 mod rotation;
 
 use std::{
@@ -39,7 +40,7 @@ use rackhand_bmc::{
     redfish::{Bounds, Fingerprint, Redfish, Target, Which},
 };
 use rackhand_common::{
-    bmc::{self, Access, Beside, Identity, Log, Look, Protocol, Seen, Sensors, Standing},
+    bmc::{self, Access, At, Beside, Identity, Log, Look, Protocol, Seen, Sensors, Standing},
     id::{MachineId, RackId},
     machine::Power,
     seal::{NotOpened, Seal},
@@ -87,6 +88,8 @@ struct Inner {
     turns: Mutex<HashMap<MachineId, Turns>>,
     /// What BMCs told of themselves that are on another mainboard than the machine's.
     others: Mutex<HashMap<MachineId, Identity>>,
+    /// First logins under way, or whose end nobody was told.
+    meetings: Mutex<HashMap<IpAddr, meeting::Meeting>>,
 }
 
 /// Whose turn it is at one BMC.
@@ -103,6 +106,9 @@ struct Turns {
 struct Stored {
     revision: u64,
     bmcs: BTreeMap<MachineId, Known>,
+    /// Denied logins at BMCs that belong to no machine.
+    #[serde(default)]
+    strangers: BTreeMap<IpAddr, Guard>,
 }
 
 /// A BMC, in the file.
@@ -274,6 +280,7 @@ impl Bmcs {
             changes,
             turns: Mutex::default(),
             others: Mutex::default(),
+            meetings: Mutex::default(),
         })))
     }
 
@@ -296,9 +303,17 @@ impl Bmcs {
         let mut beside: HashMap<_, _> = beside.into_iter().map(|beside| (beside.machine, beside)).collect();
         let known = |access: Access| {
             let machine = access.machine;
-            (machine, Known::told(access, beside.remove(&machine), before.bmcs.get(&machine)))
+            let here = before.bmcs.get(&machine);
+            let stranger = before.strangers.get(&access.at.address).filter(|_| here.is_none());
+            let mut known = Known::told(access, beside.remove(&machine), here);
+            // What was denied while it was nobody's counts on.
+            if let Some(guard) = stranger {
+                known.guard = guard.clone();
+            }
+            (machine, known)
         };
-        let stored = Stored { revision: wanted.revision, bmcs: wanted.bmcs.into_iter().map(known).collect() };
+        let bmcs = wanted.bmcs.into_iter().map(known).collect();
+        let stored = Stored { revision: wanted.revision, bmcs, strangers: before.strangers.clone() };
         let is_same = |known: &Known| {
             let here = before.bmcs.get(&known.access.machine);
             here.is_some_and(|here| {
@@ -659,28 +674,44 @@ impl Bmcs {
     /// Finds out what a BMC speaks; whether it takes this password is not asked yet.
     async fn connect(&self, known: &Known, password: &str) -> Result<Line, BmcError> {
         let Access { machine, at, protocol, user, .. } = &known.access;
-        check_place(at.address, self.0.networks.as_deref())?;
-        let credentials = || Credentials { user: user.clone(), password: password.to_owned().into() };
+        let credentials = Credentials { user: user.clone(), password: password.to_owned().into() };
         let is_next = known.doubt().map(|next| next == password);
         let logins = Arc::new(Counted { bmcs: self.clone(), machine: *machine, is_next });
+        let line = self.line(*at, *protocol, credentials, known.believed(), logins).await?;
+        if let Some(fingerprint) = line.fingerprint.as_deref().filter(|_| known.believed().is_none()) {
+            self.keep(&known.access, fingerprint).await.map_err(unwritten)?;
+        }
+        Ok(line)
+    }
+
+    /// The same of a BMC at a place; of one that is `believed`, only with that certificate.
+    async fn line(
+        &self,
+        at: At,
+        protocol: Protocol,
+        credentials: Credentials,
+        believed: Option<&str>,
+        logins: Arc<dyn Logins>,
+    ) -> Result<Line, BmcError> {
+        check_place(at.address, self.0.networks.as_deref())?;
         let ipmi = || {
-            let bmc: Arc<dyn Bmc> = Arc::new(Ipmi::new(at.or(IPMI), credentials()).counted(logins.clone()));
+            let bmc: Arc<dyn Bmc> = Arc::new(Ipmi::new(at.or(IPMI), credentials.clone()).counted(logins.clone()));
             Line { protocol: Protocol::Ipmi, bmc, fingerprint: None }
         };
-        if *protocol == Protocol::Ipmi {
+        if protocol == Protocol::Ipmi {
             return Ok(ipmi());
         }
         let redfish = Redfish::new(Target {
             url: format!("https://{}", at.or(HTTPS)),
-            credentials: credentials(),
-            fingerprint: known.believed().map(fingerprint).transpose()?,
+            credentials: credentials.clone(),
+            fingerprint: believed.map(fingerprint).transpose()?,
             system: Which::Only,
             bounds: Bounds::default(),
         })?
         .counted(logins.clone());
         if let Err(error) = redfish.greet().await {
             // Whoever was met by a certificate is not given the password in another way.
-            if *protocol == Protocol::Redfish || known.believed().is_some() || matches!(error, BmcError::Changed(_)) {
+            if protocol == Protocol::Redfish || believed.is_some() || matches!(error, BmcError::Changed(_)) {
                 return Err(error);
             }
             // It may only be starting: what it speaks is what it has answered in.
@@ -696,9 +727,6 @@ impl Bmcs {
             };
         }
         let fingerprint = redfish.fingerprint().map(|fingerprint| fingerprint.to_string());
-        if let Some(fingerprint) = fingerprint.as_deref().filter(|_| known.believed().is_none()) {
-            self.keep(&known.access, fingerprint).await.map_err(unwritten)?;
-        }
         Ok(Line { protocol: Protocol::Redfish, bmc: Arc::new(redfish), fingerprint })
     }
 }
@@ -741,7 +769,7 @@ fn unwritten(error: Refused) -> BmcError {
 
 /// That a BMC can be at this address: what the controller says must not make the node talk to
 /// itself.
-fn check_place(address: IpAddr, networks: Option<&[IpNet]>) -> Result<(), BmcError> {
+pub(crate) fn check_place(address: IpAddr, networks: Option<&[IpNet]>) -> Result<(), BmcError> {
     let is_there = match networks {
         // Inward only where that is meant: everything is no such network.
         Some(networks) => networks.iter().any(|network| {
@@ -775,7 +803,7 @@ fn fingerprint(digits: &str) -> Result<Fingerprint, BmcError> {
 
 fn sealed(stored: &Stored, seal: &Seal) -> Vec<u8> {
     let seal = |(machine, known): (&MachineId, &Known)| (*machine, known.sealed(seal));
-    let stored = Stored { revision: stored.revision, bmcs: stored.bmcs.iter().map(seal).collect() };
+    let stored = Stored { bmcs: stored.bmcs.iter().map(seal).collect(), ..stored.clone() };
     serde_json::to_vec_pretty(&stored).expect("what is stored always serializes")
 }
 

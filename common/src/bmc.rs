@@ -2,6 +2,7 @@
 //! Every field that a BMC may leave out is optional; text is as the BMC gave it, cut to
 //! [`MAX_TEXT`].
 
+mod found;
 mod rotation;
 mod shown;
 
@@ -15,6 +16,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use found::{Found, MAX_FOUND, Met, Stranger};
 pub use rotation::{Beside, FRESH, Rotated, Standing, fresh_password};
 pub use shown::Rows;
 

@@ -1,12 +1,16 @@
 //! What happened in a rack. Events travel from boot to agent to controller through on-disk
 //! spools: at least once, in order, acknowledged. A spool that must drop says how many.
 
-use std::{fmt, net::Ipv4Addr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    bmc::Found,
     erasure::DriveErasure,
     hardware::{self, Hardware},
     health::Verdict,
@@ -124,6 +128,14 @@ pub enum What {
         /// What is in the machine.
         #[serde(with = "hardware::readable")]
         hardware: Box<Hardware>,
+    },
+    /// A BMC answers on the management network: when it is new or says something else of itself, and
+    /// again from time to time.
+    BmcFound(Box<Found>),
+    /// A BMC that was found is not heard of any more.
+    BmcGone {
+        /// Where it was.
+        address: IpAddr,
     },
 }
 
@@ -243,6 +255,8 @@ impl fmt::Display for What {
                 let (devices, drives) = (hardware.devices.len(), hardware.drives.len());
                 write!(f, "hardware told: {populated} memory modules, {devices} devices, {drives} disks")
             }
+            Self::BmcFound(found) => found.fmt(f),
+            Self::BmcGone { address } => write!(f, "no BMC answers at {address} any more"),
             Self::Erased { drive, .. } => match (&drive.method, &drive.reason) {
                 (Some(method), None) => write!(f, "disk {} erased by {method} ({})", drive.disk, drive.class),
                 (_, reason) => {

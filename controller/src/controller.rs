@@ -46,6 +46,7 @@ use crate::{
     fleet::{self, Fleet},
     https,
     images::{self, Images},
+    intakes,
     oidc::{self, Oidc},
     overdue,
     passwords::Passwords,
@@ -564,6 +565,8 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     parts.add("the samples of pools", samples::run(store.clone(), clock.clone(), shutdown.clone()));
     parts.add("the webhooks", webhooks.run(store.clone(), clock.clone(), shutdown.clone()));
     parts.add("the agents' connections", fleet.clone().run(endpoint, shutdown.clone()));
+    let run = intakes::run(store.clone(), fleet.clone(), rotations.clone(), clock.clone(), shutdown.clone());
+    parts.add("the BMCs that were found", run);
     let run = rotations::run(rotations, store.clone(), fleet.clone(), clock.clone(), shutdown.clone());
     parts.add("the passwords of BMCs", run);
     parts.add("the workflows", workflows::run(workflows, store.clone(), fleet, clock, shutdown.clone()));

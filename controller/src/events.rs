@@ -87,7 +87,15 @@ async fn apply(tx: &mut Tx, certify: &Certify, rack: RackId, agent: AgentId, eve
             let reason = format!("{}; enlarge the rack's range, or look for cards nobody knows", event.what);
             return alert(tx, rack, &event, None, reason).await;
         }
-        tx.insert_event(event.at, rack, None, None, &Happened::Told(event.what)).await?;
+        let is_new = match &event.what {
+            // Told again from time to time: only what is new happened.
+            What::BmcFound(found) => tx.bmc_is_found(event.at, rack, found).await?,
+            What::BmcGone { address } => tx.bmc_is_gone(rack, *address).await?,
+            _ => true,
+        };
+        if is_new {
+            tx.insert_event(event.at, rack, None, None, &Happened::Told(event.what)).await?;
+        }
         return Ok(());
     };
     if let What::Connected { mac, address, inventory } = &event.what {
@@ -151,6 +159,8 @@ async fn apply(tx: &mut Tx, certify: &Certify, rack: RackId, agent: AgentId, eve
         | What::RangeFull { .. }
         | What::Health(_)
         | What::Hardware { .. }
+        | What::BmcFound(_)
+        | What::BmcGone { .. }
         | What::Connected { .. } => {}
     }
     if run.is_none() {

@@ -24,7 +24,7 @@ use aws_lc_rs::hmac;
 use futures_util::future::BoxFuture;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rackhand_common::{
-    bmc::{Look, Rotated, Standing},
+    bmc::{Look, Met, Rotated, Standing, Stranger},
     health::SeriesQuery,
     id::{AgentId, MachineId, RackId},
     pki::{self, Identity, KeyPin, NotAPeer, Peer, Role},
@@ -328,6 +328,25 @@ impl Fleet {
             Ok(other) => Ok(Rotated::Later(format!("the rack's agent gave an answer that does not fit: {other:?}"))),
             Err(error) => {
                 tracing::warn!(%rack, error = &error as &dyn std::error::Error, "a rotation was not answered");
+                Err(self.unreachable(rack).await)
+            }
+        }
+    }
+
+    /// Has the rack's agent log in to a BMC that belongs to no machine yet.
+    pub async fn meet(&self, rack: RackId, stranger: Stranger) -> Result<Met, Unreachable> {
+        let Some(live) = self.live(rack) else { return Err(self.unreachable(rack).await) };
+        let Ok(_place) = live.looks.acquire().await else { return Err(self.unreachable(rack).await) };
+        match ask(&live.quic, &ControllerRequest::Meet(stranger)).await {
+            Ok(ControllerResponse::Met(json)) => Ok(serde_json::from_str(&json).unwrap_or_else(|_| {
+                Met::Failed("the rack's agent gave an answer that is not understood: upgrade the controller".to_owned())
+            })),
+            Ok(ControllerResponse::NotUnderstood(_)) => {
+                Ok(Met::Failed("the rack's agent is of an earlier version and meets no BMCs: upgrade it".to_owned()))
+            }
+            Ok(other) => Ok(Met::Failed(format!("the rack's agent gave an answer that does not fit: {other:?}"))),
+            Err(error) => {
+                tracing::warn!(%rack, error = &error as &dyn std::error::Error, "a first login was not answered");
                 Err(self.unreachable(rack).await)
             }
         }

@@ -19,6 +19,7 @@ pub mod events;
 pub mod fleet;
 pub mod https;
 pub mod images;
+pub mod intakes;
 pub mod intent;
 pub mod oidc;
 pub mod overdue;

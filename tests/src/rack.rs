@@ -327,6 +327,11 @@ impl VirtualRack {
         Ok(())
     }
 
+    /// An address in the rack's network, which is this host's.
+    pub fn host(&self, last: u8) -> Ipv4Addr {
+        self.subnet.host(last)
+    }
+
     /// A new machine with a blank disk, off.
     pub fn machine(&mut self, model: Model) -> Machine {
         let number = u8::try_from(self.machines.len() + 1).expect("a rack here has few machines");

@@ -1,7 +1,7 @@
 //! Baseboard management controllers: IPMI 2.0 over RMCP+ and Redfish (DSP0266), behind one trait.
 //!
 //! Read in this order: [`bmc`] says what a BMC is asked, [`told`] what it answers; [`ipmi`] and
-//! [`redfish`] are the two ways to ask.
+//! [`redfish`] are the two ways to ask; [`probe`] finds out whether there is a BMC at all.
 //!
 //! Invariants:
 //! - Every byte of a BMC is hostile: no answer panics, grows memory without bound or is waited for
@@ -12,6 +12,7 @@
 
 pub mod bmc;
 pub mod ipmi;
+pub mod probe;
 pub mod redfish;
 
 /// What a BMC tells.

@@ -40,6 +40,11 @@ impl Guard {
         *self = Self::default();
     }
 
+    /// When a login was denied last.
+    pub(super) fn last(&self) -> Option<Timestamp> {
+        self.last
+    }
+
     /// Until when no login may be tried, when it rests.
     pub(super) fn rests_until(&self, now: Timestamp) -> Option<Timestamp> {
         let again = self.denied.checked_sub(DENIED)?;

@@ -287,6 +287,9 @@ async fn answer(mut send: SendStream, mut receive: RecvStream, first: u8, desk: 
             let rotated = bmcs.rotate(machine, revision).await;
             ControllerResponse::Rotated(serde_json::to_string(&rotated)?)
         }
+        ControllerRequest::Meet(stranger) => {
+            ControllerResponse::Met(serde_json::to_string(&bmcs.meet(stranger).await)?)
+        }
         ControllerRequest::Standings => ControllerResponse::Standings(serde_json::to_string(&bmcs.standings())?),
         ControllerRequest::Look(machine, look) => match bmcs.look(machine, look).await {
             Ok(json) => ControllerResponse::Seen(json),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    bmc::{Beside, Bmcs, Look},
+    bmc::{Beside, Bmcs, Look, Stranger},
     event::Outcome,
     health::SeriesQuery,
     id::{CommandId, Epoch, MachineId, RunId},
@@ -47,6 +47,9 @@ pub enum ControllerRequest {
     Rotate(MachineId, u64),
     /// Tell what is known of the rack's BMCs without asking them.
     Standings,
+    /// Log in to a BMC that belongs to no machine yet, and say whose it is; asked again until that is
+    /// done.
+    Meet(Stranger),
 }
 
 /// A command that changes hardware. Its id goes into the agent's ledger before it is acted
@@ -109,4 +112,6 @@ pub enum ControllerResponse {
     Rotated(String),
     /// To `Standings`: a list of [`Standing`](crate::bmc::Standing) as JSON.
     Standings(String),
+    /// To `Meet`: [`Met`](crate::bmc::Met) as JSON.
+    Met(String),
 }

@@ -88,10 +88,16 @@ the same names:
 
 `address`, `user` and `password` are needed, and `serial` (of the mainboard) or `machine` (id or
 name). A BMC whose machine is not known waits for it. Nothing is taken when a line is wrong. The same
-file again changes nothing, also when BMCs have other passwords by then.")]
+file again changes nothing, also when BMCs have other passwords by then.
+
+  rackhand bmc import --rack r1 --try-factory yes
+
+BMCs that the rack's node finds and no manifest tells of are then logged in to with what their vendor
+gives them in the factory, and get another password once it is known whose they are.")]
     Import {
         /// CSV or JSON
-        file: PathBuf,
+        #[arg(required_unless_present = "try_factory")]
+        file: Option<PathBuf>,
         /// The rack they are in
         #[arg(long)]
         rack: String,
@@ -101,6 +107,22 @@ file again changes nothing, also when BMCs have other passwords by then.")]
         /// Give each another password as soon as it can be
         #[arg(long)]
         rotate: bool,
+        /// Whether found BMCs that no manifest tells of are tried with their factory passwords
+        #[arg(long, value_name = "yes|no", value_parser = ["yes", "no"])]
+        try_factory: Option<String>,
+    },
+    /// List the BMCs that answer on a rack's management network, and whose they are
+    #[command(after_help = "  rackhand bmc found r1
+  rackhand bmc found r1 --output json | jq '.[] | select(.state == \"disputed\") | .detail'
+
+`joined`: it is a machine's. `found`: it was not logged in to. `denied`: it did not take the password.
+`met`: its machine was not seen yet. `disputed`: who says whose it is do not agree. Which networks are
+looked in is said in agent.toml on the rack's node.")]
+    Found {
+        /// Name or id
+        rack: String,
+        #[command(flatten)]
+        watch: Watch,
     },
     /// List a rack's BMCs that wait for their machines
     Expected {
@@ -174,6 +196,20 @@ struct Expected {
     address: String,
     user: String,
     rotate: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Found {
+    address: String,
+    ipmi: Option<u16>,
+    redfish: Option<u16>,
+    vendor: Option<String>,
+    model: Option<String>,
+    last_seen: Timestamp,
+    state: String,
+    detail: Option<String>,
+    machine: Option<String>,
+    identity: Option<Identity>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -263,10 +299,17 @@ pub(crate) async fn run(client: &Client, command: BmcCommand, output: Output) ->
             anyhow::ensure!(failed == 0, "{failed} of {} BMCs of {rack} have no other password", all.len());
             Ok(output::done(output, format!("{done} BMCs of {rack} have another password")))
         }
-        BmcCommand::Import { file, rack, partial, rotate } => {
-            let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            let rows = manifest::rows(&text).with_context(|| format!("{} is no manifest", file.display()))?;
-            let body = json!({ "bmcs": rows, "partial": partial, "rotate": rotate });
+        BmcCommand::Import { file, rack, partial, rotate, try_factory } => {
+            let rows = match &file {
+                Some(file) => {
+                    let text = std::fs::read_to_string(file);
+                    let text = text.with_context(|| format!("cannot read {}", file.display()))?;
+                    manifest::rows(&text).with_context(|| format!("{} is no manifest", file.display()))?
+                }
+                None => Vec::new(),
+            };
+            let tries = try_factory.map(|word| word == "yes");
+            let body = json!({ "bmcs": rows, "partial": partial, "rotate": rotate, "try_factory": tries });
             let made = client.ask(Method::POST, &format!("/v1/racks/{rack}/expected-bmcs"), Some(body)).await?;
             print(output, made, |made: Imported| {
                 let Imported { set, waiting, unchanged, refused } = made;
@@ -277,6 +320,11 @@ pub(crate) async fn run(client: &Client, command: BmcCommand, output: Output) ->
                 }
                 text
             })
+        }
+        BmcCommand::Found { rack, watch } => {
+            let list = format!("/v1/racks/{rack}/found-bmcs");
+            let fetch = async || Ok(client.list(&list).await?.into());
+            watch::show(client, output, watch, Told::ByNobody, fetch, |all: Vec<Found>| found(&all)).await
         }
         BmcCommand::Expected { rack, forget: true } => {
             client.ask(Method::DELETE, &format!("/v1/racks/{rack}/expected-bmcs"), None).await?;
@@ -354,4 +402,27 @@ fn rows(all: &[Access]) -> Table {
     table(&["MACHINE", "ADDRESS", "PROTOCOL", "USER", "CERTIFICATE", "STATE"], rows)
         .shorten(&["CERTIFICATE"])
         .or_say("no BMCs here yet: rackhand bmc set MACHINE --address ADDRESS --user USER")
+}
+
+fn found(all: &[Found]) -> Table {
+    let rows = all.iter().map(|bmc| {
+        let speaks = match (bmc.redfish, bmc.ipmi) {
+            (Some(_), Some(_)) => "redfish, ipmi",
+            (Some(_), None) => "redfish",
+            (None, _) => "ipmi",
+        };
+        let told: Vec<_> = [&bmc.vendor, &bmc.model].into_iter().flatten().map(String::as_str).collect();
+        let serial = bmc.identity.as_ref().and_then(|identity| identity.serial.as_deref());
+        vec![
+            bmc.address.clone(),
+            speaks.to_owned(),
+            or_dash(Some(told.join(" ").as_str()).filter(|told| !told.is_empty())),
+            or_dash(serial),
+            bmc.last_seen.strftime("%Y-%m-%d %H:%M UTC").to_string(),
+            bmc.state.clone(),
+            or_dash(bmc.detail.as_deref().or(bmc.machine.as_deref())),
+        ]
+    });
+    table(&["ADDRESS", "SPEAKS", "BMC", "SERIAL", "SEEN", "STATE", "DETAIL"], rows)
+        .or_say("no BMC was found here: which networks are looked in is said in agent.toml (discovery.networks)")
 }

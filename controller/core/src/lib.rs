@@ -6,6 +6,7 @@
 pub mod access;
 pub mod expects;
 pub mod identity;
+pub mod intake;
 pub mod ipam;
 pub mod lifecycle;
 pub mod os;

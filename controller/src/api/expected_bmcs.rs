@@ -67,6 +67,10 @@ pub(super) struct Manifest {
     /// Take what is right although other rows are wrong.
     #[serde(default)]
     partial: bool,
+    /// From now on, log in to BMCs that are found in this rack and that no manifest tells of with what
+    /// their vendor gives them in the factory, and give each another password once it is known whose it
+    /// is; or do not. As it was when absent.
+    try_factory: Option<bool>,
 }
 
 /// What a manifest says of one BMC.
@@ -266,6 +270,9 @@ pub(super) async fn import(
     if !imported.refused.is_empty() && !body.partial {
         let rows = imported.refused.iter().map(|row| format!("line {}: {}", row.line, row.detail));
         return Err(Error::invalid("/bmcs", rows.collect::<Vec<_>>().join("; ")));
+    }
+    if let Some(tries) = body.try_factory {
+        tx.set_try_factory(rack, tries).await?;
     }
     tx.commit().await?;
     (app.changed)(rack);

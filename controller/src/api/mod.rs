@@ -25,6 +25,7 @@ mod events;
 mod expected_bmcs;
 mod extract;
 mod fields;
+mod found_bmcs;
 mod grants;
 mod hardware;
 mod health;
@@ -215,6 +216,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(bmcs::show, bmcs::set, bmcs::remove))
         .routes(routes!(bmcs::look))
         .routes(routes!(bmcs::rotate))
+        .routes(routes!(found_bmcs::list))
         .routes(routes!(expected_bmcs::list, expected_bmcs::import, expected_bmcs::forget))
         .routes(routes!(racks::agents))
         .routes(routes!(racks::revoke))

@@ -165,7 +165,8 @@ impl<C: Commands> Look<'_, C> {
                 | ControllerResponse::Console
                 | ControllerResponse::Recording(_)
                 | ControllerResponse::Rotated(_)
-                | ControllerResponse::Standings(_),
+                | ControllerResponse::Standings(_)
+                | ControllerResponse::Met(_),
             ) => Ok(Sent::Waiting(WaitFor::Agent, "agent answered another question".to_owned())),
         }
     }

@@ -103,7 +103,7 @@ impl Tx {
         .bind(micros(bmc.since))
         .execute(&mut self.inner)
         .await?;
-        Ok(())
+        self.expect_at(bmc.rack, bmc.at.address).await
     }
 
     /// Says how a machine's BMC is reached when one waited for its mainboard; `fresh` is the password
@@ -115,11 +115,12 @@ impl Tx {
         fresh: &str,
     ) -> Result<bool, StoreError> {
         let mainboard = machine.mainboard();
-        let Some(serial) = mainboard.as_ref().map(|mainboard| &mainboard.serial).filter(|serial| !serial.is_empty())
+        let Some(serial) =
+            mainboard.as_ref().map(|mainboard| mainboard.serial.clone()).filter(|serial| !serial.is_empty())
         else {
             return Ok(false);
         };
-        let key = ExpectedBmc::key(machine.rack, serial);
+        let key = ExpectedBmc::key(machine.rack, &serial);
         let row = query("SELECT * FROM expected_bmcs WHERE id = $1").bind(&key).fetch_optional(&mut self.inner).await?;
         let Some(row) = row else { return Ok(false) };
         if self.bmc(machine.id).await?.is_some() {
@@ -127,6 +128,13 @@ impl Tx {
         }
         let seal = self.seal.clone();
         let ExpectedBmc { at, protocol, user, password, fingerprint, rotate, .. } = read(&seal, &row)?;
+        // Two sides: the BMC there has said whose it is.
+        let found = self.found_bmc(machine.rack, at.address).await?.and_then(|found| found.met);
+        let told = found.and_then(|met| met.identity.serial);
+        if let Some(told) = told.filter(|told| *told != serial) {
+            tracing::warn!(machine = %machine.id, %at, told, "the BMC that waited for it says that it is another's");
+            return Ok(false);
+        }
         let access = Access { machine: machine.id, at, protocol, user, password, fingerprint, mainboard };
         match self.reach_bmc(now, machine, &access).await {
             // Two sides: an operator decides.

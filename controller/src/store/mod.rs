@@ -26,6 +26,7 @@ mod events;
 mod expected_bmcs;
 mod filled;
 mod hardware;
+mod found_bmcs;
 mod health;
 mod images;
 mod machine_health;
@@ -79,6 +80,7 @@ pub use self::{
     events::{EventFilter, Happened, StoredEvent},
     expected_bmcs::ExpectedBmc,
     hardware::KnownHardware,
+    found_bmcs::{FoundBmc, Intake, MetBmc},
     images::{Image, ImageState, ImageVersion, NewImage, Stored},
     machine_health::{HealthOverride, HealthTransition, MachineHealth},
     machines::{Hold, Machine, MachineFilter, MachineOrder},

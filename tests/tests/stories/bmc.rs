@@ -26,6 +26,13 @@ pub(super) struct Behind {
     switched: AtomicU32,
 }
 
+impl Behind {
+    /// How often its BMC changed its power.
+    pub(super) fn switched(&self) -> u32 {
+        self.switched.load(Ordering::Relaxed)
+    }
+}
+
 impl Chassis for Behind {
     fn power(&self) -> bool {
         Chassis::power(&self.machine)
@@ -46,12 +53,17 @@ pub(super) async fn bmc(machine: &Machine, mut personality: Personality) -> (Run
     (personality.serial, personality.uuid) = machine.mainboard();
     personality.users[0].name = "rackhand".into();
     personality.users[0].password = PASSWORD.into();
+    bmc_at(machine, personality, Addresses::default()).await
+}
+
+/// The same of this personality, there.
+pub(super) async fn bmc_at(machine: &Machine, personality: Personality, there: Addresses) -> (Running, Arc<Behind>) {
     let behind = Arc::new(Behind { machine: machine.clone(), switched: AtomicU32::new(0) });
-    (Simulator::start(personality, behind.clone(), Addresses::default()).await.unwrap(), behind)
+    (Simulator::start(personality, behind.clone(), there).await.unwrap(), behind)
 }
 
 /// The path of a machine's BMC.
-async fn path(rack: &VirtualRack, machine: &Machine) -> String {
+pub(super) async fn path(rack: &VirtualRack, machine: &Machine) -> String {
     let row = rack.operator.machine(machine.mac()).await.unwrap().unwrap();
     format!("/v1/racks/r1/bmcs/{}", row["id"].as_str().unwrap())
 }
@@ -171,7 +183,12 @@ async fn a_bmc_of_another_machine_switches_nothing_and_is_named() {
 }
 
 /// What the API says of a machine's BMC, once it is as wanted.
-async fn bmc_becomes(rack: &VirtualRack, machine: &Machine, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+pub(super) async fn bmc_becomes(
+    rack: &VirtualRack,
+    machine: &Machine,
+    what: &str,
+    is_so: impl Fn(&Value) -> bool,
+) -> Value {
     let look = async || {
         let path = path(rack, machine).await;
         let told = rack.operator.get(&path).await.map_err(|error| format!("{error:#}"))?;

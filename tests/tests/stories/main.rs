@@ -7,6 +7,7 @@ mod away;
 mod bmc;
 mod console;
 mod deploy;
+mod discovery;
 mod disks;
 mod hardware;
 mod health;

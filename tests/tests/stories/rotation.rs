@@ -20,7 +20,7 @@ use rackhand_common::{
 };
 use tempfile::TempDir;
 
-const FIRST: &str = "canary-first";
+pub(super) const FIRST: &str = "canary-first";
 
 /// A machine that is on and takes anything.
 struct Still;
@@ -50,7 +50,7 @@ impl Clock for Hand {
 }
 
 /// A node's state on disk, and a BMC.
-struct Bench {
+pub(super) struct Bench {
     dir: TempDir,
     rack: RackId,
     machine: MachineId,
@@ -62,7 +62,7 @@ struct Bench {
 }
 
 impl Bench {
-    async fn new(protocol: Protocol, mut personality: Personality) -> Self {
+    pub(super) async fn new(protocol: Protocol, mut personality: Personality) -> Self {
         personality.users[0].name = "rackhand".into();
         personality.users[0].password = FIRST.into();
         let running = Simulator::start(personality, Arc::new(Still), Addresses::default()).await.unwrap();
@@ -79,7 +79,7 @@ impl Bench {
         }
     }
 
-    fn at(&self) -> SocketAddr {
+    pub(super) fn at(&self) -> SocketAddr {
         if self.protocol == Protocol::Ipmi { self.running.ipmi } else { self.running.redfish }
     }
 
@@ -87,7 +87,7 @@ impl Bench {
         Node { dir: self.dir.path().to_owned(), rack: self.rack, clock: self.clock.clone() }
     }
 
-    fn agent(&self) -> Bmcs {
+    pub(super) fn agent(&self) -> Bmcs {
         self.node().start()
     }
 
@@ -117,26 +117,31 @@ impl Bench {
     }
 
     /// Logins that were denied in all, and whether the account is locked.
-    fn denied(&self) -> (u32, bool) {
+    pub(super) fn denied(&self) -> (u32, bool) {
         let state = self.running.bmc.lock();
         (state.denied.1.get(), state.is_locked())
     }
 
     /// A process of the agent that is killed after so many turns of its rotation; whether it was.
     async fn killed_after(&self, turns: usize) -> bool {
-        let (node, machine) = (self.node(), self.machine);
+        let machine = self.machine;
+        self.killed_in(turns, async move |agent: Bmcs| drop(agent.turn(machine).await)).await
+    }
+
+    /// The same of other work.
+    pub(super) async fn killed_in(&self, turns: usize, work: impl AsyncFnOnce(Bmcs) + Send + 'static) -> bool {
+        let node = self.node();
         tokio::task::spawn_blocking(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let agent = node.start();
-                let mut rotation = pin!(agent.turn(machine));
+                let mut work = pin!(work(node.start()));
                 let mut left = turns;
                 std::future::poll_fn(|context| {
                     if left == 0 {
                         return Poll::Ready(true);
                     }
                     left -= 1;
-                    rotation.as_mut().poll(context).map(|_| false)
+                    work.as_mut().poll(context).map(|()| false)
                 })
                 .await
             })

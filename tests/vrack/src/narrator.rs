@@ -183,7 +183,9 @@ impl Told {
             | What::Commanded { .. }
             | What::Node(_)
             | What::Hardware { .. }
-            | What::RangeFull { .. } => {
+            | What::RangeFull { .. }
+            | What::BmcFound(_)
+            | What::BmcGone { .. } => {
                 return None;
             }
         })

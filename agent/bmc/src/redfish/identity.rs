@@ -20,7 +20,7 @@ pub fn identity(system: Node<'_>, manager: Node<'_>) -> Identity {
 }
 
 /// A UUID that names one machine: neither all zeros nor all ones.
-fn uuid(word: &str) -> Option<Uuid> {
+pub(super) fn uuid(word: &str) -> Option<Uuid> {
     word.trim().parse().ok().filter(|uuid: &Uuid| !uuid.is_nil() && !uuid.is_max())
 }
 

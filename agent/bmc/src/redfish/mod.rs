@@ -42,12 +42,13 @@ pub mod walk;
 use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Mutex, time::timeout};
+use uuid::Uuid;
 
 use rackhand_common::machine::Power;
 
 use crate::{
     bmc::{Answer, Bmc, BmcError, Credentials, Logins},
-    told::{Accounts, Boot, BootOverride, Identity, Lan, Log, Parts, Sensors},
+    told::{Accounts, Boot, BootOverride, Identity, Lan, Log, Parts, Sensors, text},
 };
 
 pub use http::Bounds;
@@ -55,7 +56,7 @@ pub use pin::Fingerprint;
 pub use tree::Which;
 
 use http::Http;
-use resource::Resource;
+use resource::{Node, Resource};
 use tree::Service;
 use walk::Walk;
 
@@ -72,6 +73,29 @@ pub struct Target {
     pub system: Which,
     /// How long things may take.
     pub bounds: Bounds,
+}
+
+/// What a service says of itself to anybody.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Introduction {
+    /// Who made it.
+    pub vendor: Option<String>,
+    /// What it is called.
+    pub product: Option<String>,
+    /// The service's UUID: often that of the BMC, and not of the machine.
+    pub uuid: Option<Uuid>,
+}
+
+/// What a service root says; `None` when it is no service root.
+fn introduction(root: Node<'_>) -> Option<Introduction> {
+    let is_root = root.word("RedfishVersion").is_some() || root.link("Systems").is_some();
+    // Whoever leaves the vendor out has at least an extension under its name.
+    let extension = || root.at("Oem").members().next().and_then(|(name, _)| text(name));
+    is_root.then(|| Introduction {
+        vendor: root.text("Vendor").or_else(extension),
+        product: root.text("Product"),
+        uuid: root.word("UUID").and_then(identity::uuid),
+    })
 }
 
 /// A BMC that speaks Redfish.
@@ -110,6 +134,12 @@ impl Redfish {
     pub async fn greet(&self) -> Result<Option<Fingerprint>, BmcError> {
         self.http.root().await?;
         Ok(self.fingerprint())
+    }
+
+    /// What the service says of itself to anybody (DSP0268 ServiceRoot); an error when it is none.
+    pub async fn introduce(&self) -> Result<Introduction, BmcError> {
+        let root = self.http.root().await?;
+        introduction(root.node()).ok_or_else(|| fault::malformed("no service root of Redfish"))
     }
 
     /// Ends the session. What is asked afterwards begins another.
