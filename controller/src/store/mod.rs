@@ -25,8 +25,8 @@ mod error;
 mod events;
 mod expected_bmcs;
 mod filled;
-mod hardware;
 mod found_bmcs;
+mod hardware;
 mod health;
 mod images;
 mod machine_health;
@@ -79,8 +79,8 @@ pub use self::{
     error::StoreError,
     events::{EventFilter, Happened, StoredEvent},
     expected_bmcs::ExpectedBmc,
-    hardware::KnownHardware,
     found_bmcs::{FoundBmc, Intake, MetBmc},
+    hardware::KnownHardware,
     images::{Image, ImageState, ImageVersion, NewImage, Stored},
     machine_health::{HealthOverride, HealthTransition, MachineHealth},
     machines::{Hold, Machine, MachineFilter, MachineOrder},
