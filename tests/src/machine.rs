@@ -4,6 +4,7 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddrV4},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -18,6 +19,7 @@ use rackhand_installer::{
     log::Log,
     machine::{BootOrderError, Machine as Hardware},
     session,
+    toolbox::{Toolbox, ToolboxError, Tools},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -100,6 +102,8 @@ struct Inside {
     effects: Vec<Effect>,
     screen: Vec<String>,
     starts: u32,
+    /// What its installers keep files in.
+    memory: Option<tempfile::TempDir>,
 }
 
 /// A machine that is on: a thread of its own.
@@ -403,6 +407,28 @@ impl Hardware for Powered {
     }
 
     fn set_clock(&self, _: Timestamp) {}
+
+    fn room_for_toolbox(&self, _: u64) -> Result<PathBuf, ToolboxError> {
+        let mut inside = self.machine.lock();
+        if inside.memory.is_none() {
+            inside.memory = Some(tempfile::tempdir().map_err(|error| ToolboxError::Mount("making room", error))?);
+        }
+        Ok(inside.memory.as_ref().expect("it was made").path().join("toolbox"))
+    }
+
+    fn open_toolbox(&self, file: &Path) -> Result<Arc<dyn Tools>, ToolboxError> {
+        std::fs::read(file).map_err(|error| ToolboxError::Mount("reading it", error))?;
+        Ok(Arc::new(SimulatedTools))
+    }
+}
+
+/// What a simulated machine has for programs.
+struct SimulatedTools;
+
+impl Tools for SimulatedTools {
+    fn toolbox(&self) -> Option<&Toolbox> {
+        None
+    }
 }
 
 /// The power driver of a rack of simulated machines; every effect is noted at the machine.

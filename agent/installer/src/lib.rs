@@ -26,3 +26,4 @@ pub mod network;
 pub mod pid1;
 pub mod session;
 pub mod task;
+pub mod toolbox;
