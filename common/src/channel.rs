@@ -28,6 +28,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    commission::Tested,
     erasure::{DriveErasure, Method},
     event::{Cause, DiskWork},
     id::{Epoch, MachineId, RunId},
@@ -91,6 +92,20 @@ pub enum Task {
     Erase(EraseTask),
     /// Restart: into the disk after a deploy, or into a newer installer.
     Reboot,
+    /// Run tests.
+    Test(TestTask),
+}
+
+impl Task {
+    /// The right to do it, where it is an order.
+    pub fn warrant(&self) -> Option<&Warrant> {
+        match self {
+            Self::Deploy(deploy) => Some(&deploy.warrant),
+            Self::Erase(erase) => Some(&erase.warrant),
+            Self::Test(test) => Some(&test.warrant),
+            Self::Wait | Self::Reboot => None,
+        }
+    }
 }
 
 /// What every destructive task is checked against before the first write.
@@ -148,6 +163,21 @@ pub struct EraseTask {
     /// What one began on others and did not end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub begun: Vec<Begun>,
+}
+
+/// Run tests in the toolbox and tell what each shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TestTask {
+    /// The right to do it.
+    pub warrant: Warrant,
+    /// [Names](crate::commission::Script::name) of the tests.
+    pub scripts: Vec<String>,
+    /// Those that an earlier installer told the outcome of, in the same run and try.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub done: Vec<String>,
+    /// Those that one began and told nothing of: the machine restarted meanwhile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub begun: Vec<String>,
 }
 
 /// A disk that was proven clean.
@@ -212,4 +242,8 @@ pub enum News {
     Begun(Begun),
     /// A disk is erased, or not: the record of it.
     Erased(Box<DriveErasure>),
+    /// The test with this name begins.
+    TestBegun(String),
+    /// A test is over.
+    Tested(Box<Tested>),
 }

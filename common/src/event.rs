@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    commission::Tested,
     erasure::DriveErasure,
     health::Verdict,
     id::{CommandId, MachineId, RunId},
@@ -116,6 +117,15 @@ pub enum What {
         /// What was done.
         drive: Box<DriveErasure>,
     },
+    /// A test of a machine is over.
+    Tested {
+        /// Whose order.
+        run: RunId,
+        /// Which try.
+        attempt: u32,
+        /// What it showed.
+        tested: Box<Tested>,
+    },
 }
 
 /// Hops on a machine's way from power to a running system, in their usual order.
@@ -152,6 +162,8 @@ pub enum Stage {
     OsDhcp,
     /// Every disk was overwritten and read back.
     Erased,
+    /// Every test that was asked for is over.
+    Tested,
 }
 
 impl fmt::Display for Stage {
@@ -172,6 +184,7 @@ impl fmt::Display for Stage {
             Self::Rebooting => f.write_str("restarting into its own disk"),
             Self::OsDhcp => f.write_str("installed system has its address"),
             Self::Erased => f.write_str("disks erased and read back"),
+            Self::Tested => f.write_str("tests are over"),
         }
     }
 }
@@ -187,7 +200,10 @@ impl fmt::Display for What {
                 write!(f, "{percent} % ({} of {} MiB)", done >> 20, total >> 20)
             }
             Self::Done { attempt, disks, .. } => {
-                write!(f, "order done (attempt {attempt}): ")?;
+                write!(f, "order done (attempt {attempt})")?;
+                if !disks.is_empty() {
+                    f.write_str(": ")?;
+                }
                 for (index, work) in disks.iter().enumerate() {
                     let comma = if index == 0 { "" } else { ", " };
                     write!(f, "{comma}{} {}, {} MiB", work.method, work.disk, work.bytes >> 20)?;
@@ -208,6 +224,7 @@ impl fmt::Display for What {
             Self::RangeFull { unanswered } => {
                 write!(f, "no delegated address is free: {unanswered} requests of new machines were not answered")
             }
+            Self::Tested { tested, .. } => tested.fmt(f),
             Self::Erased { drive, .. } => match (&drive.method, &drive.reason) {
                 (Some(method), None) => write!(f, "disk {} erased by {method} ({})", drive.disk, drive.class),
                 (_, reason) => {

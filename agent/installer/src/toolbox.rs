@@ -28,11 +28,16 @@ use nix::{
     libc,
     mount::{MntFlags, MsFlags, mount, umount2},
 };
-use rackhand_common::image::Digest;
+use rackhand_common::{
+    commission::{Ran, Script},
+    image::Digest,
+};
 use tokio::{io::AsyncWriteExt, task::spawn_blocking};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     channel::{Backoff, Channel, Failure, Lane},
+    commission,
     machine::Machine,
 };
 
@@ -71,6 +76,10 @@ pub enum ToolboxError {
 pub trait Tools: Send + Sync {
     /// The toolbox as it is mounted; `None` on a machine that is simulated.
     fn toolbox(&self) -> Option<&Toolbox>;
+    /// Whether there is this program.
+    fn has(&self, program: &str) -> bool;
+    /// Runs a test to its end, its limit, or until `withdrawn`.
+    fn run(&self, script: &Script, withdrawn: &CancellationToken) -> Ran;
 }
 
 /// Room that has to stay beside the file: for what programs change, and for them.
@@ -267,6 +276,14 @@ impl Toolbox {
 impl Tools for Toolbox {
     fn toolbox(&self) -> Option<&Toolbox> {
         Some(self)
+    }
+
+    fn has(&self, program: &str) -> bool {
+        self.has(program)
+    }
+
+    fn run(&self, script: &Script, withdrawn: &CancellationToken) -> Ran {
+        commission::run(self, script, withdrawn)
     }
 }
 

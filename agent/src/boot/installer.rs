@@ -16,8 +16,8 @@ use axum::{
 };
 use rackhand_common::{
     channel::{
-        Admitted, Assignment, DeployTask, Drive, EraseTask, HOLD, MAX_BODY, News, Present, Report, Task, ToolboxFile,
-        Warrant,
+        Admitted, Assignment, DeployTask, Drive, EraseTask, HOLD, MAX_BODY, News, Present, Report, Task, TestTask,
+        ToolboxFile, Warrant,
     },
     event::{MAX_TEXT, Stage, What},
     id::{MachineId, RunId},
@@ -110,6 +110,11 @@ impl Channel {
             disks: order.disks.clone(),
             mainboard: order.work.mainboard().cloned(),
         };
+        if let Some(test) = order.work.test() {
+            let known = self.sessions.testing(machine.id, order.run, order.attempt);
+            let (done, begun) = known.map(|known| (known.done, known.begun)).unwrap_or_default();
+            return Task::Test(TestTask { warrant, scripts: test.scripts.clone(), done, begun });
+        }
         match order.work.deploy() {
             None => {
                 let known = self.sessions.erasing(machine.id, order.run, order.attempt);
@@ -127,14 +132,22 @@ impl Channel {
 
     /// Whether this is a disk of the machine's present order to erase.
     fn check_erasure(&self, machine: MachineId, run: RunId, attempt: u32, disk: &str) -> Result<(), Refusal> {
+        let listed = |order: &Order| order.work.erases() && order.disks.iter().any(|listed| listed == disk);
+        self.order_is(machine, run, attempt, listed).then_some(()).ok_or(Refusal::NoErasure)
+    }
+
+    /// Whether this is a test of the machine's present order.
+    fn check_test(&self, machine: MachineId, run: RunId, attempt: u32, script: &str) -> Result<(), Refusal> {
+        let listed =
+            |order: &Order| order.work.test().is_some_and(|test| test.scripts.iter().any(|listed| listed == script));
+        self.order_is(machine, run, attempt, listed).then_some(()).ok_or(Refusal::NoTest)
+    }
+
+    fn order_is(&self, machine: MachineId, run: RunId, attempt: u32, is_so: impl Fn(&Order) -> bool) -> bool {
         let intent = self.intent.borrow();
         let mut known = intent.iter().flat_map(|intent| &intent.machines);
         let order = known.find(|known| known.id == machine).and_then(|machine| machine.order.as_ref());
-        let is_its = order.is_some_and(|order| {
-            let erases = order.work.deploy().is_none() && (order.run, order.attempt) == (run, attempt);
-            erases && order.disks.iter().any(|listed| listed == disk)
-        });
-        is_its.then_some(()).ok_or(Refusal::NoErasure)
+        order.is_some_and(|order| (order.run, order.attempt) == (run, attempt) && is_so(order))
     }
 
     /// What the system is told that this order installs on the session's machine.
@@ -165,6 +178,8 @@ enum Refusal {
     NoDeploy,
     #[error("no disk of an order to erase, or no sound record of one")]
     NoErasure,
+    #[error("no test of an order, or no sound word of one")]
+    NoTest,
     #[error("longer than that of any machine")]
     TooLong,
     #[error("too often; try again")]
@@ -182,7 +197,7 @@ impl IntoResponse for Refusal {
         let status = match &self {
             Self::NoSession => StatusCode::UNAUTHORIZED,
             Self::Ticket => StatusCode::FORBIDDEN,
-            Self::NoAddress | Self::NoErasure => StatusCode::CONFLICT,
+            Self::NoAddress | Self::NoErasure | Self::NoTest => StatusCode::CONFLICT,
             Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooOften => StatusCode::TOO_MANY_REQUESTS,
             Self::NoDeploy | Self::NoToolbox | Self::Chunk(ChunkError::NotListed(_)) => StatusCode::NOT_FOUND,
@@ -340,8 +355,12 @@ async fn report(
         News::ImageWritten => sessions.tell(machine, What::Stage(Stage::ImageWritten)),
         News::Done { disks } => {
             is_kept(&disks)?;
-            let erased = disks.iter().all(|disk| disk.method != "image");
-            let stage = What::Stage(if erased { Stage::Erased } else { Stage::SettingsWritten });
+            let stage = match disks.first() {
+                _ if channel.order_is(machine, run, attempt, |order| order.work.test().is_some()) => Stage::Tested,
+                Some(disk) if disk.method == "image" => Stage::SettingsWritten,
+                _ => Stage::Erased,
+            };
+            let stage = What::Stage(stage);
             sessions.ended_order(machine, run, attempt, vec![stage, What::Done { run, attempt, disks }]).await?;
         }
         News::Begun(begun) => {
@@ -354,6 +373,17 @@ async fn report(
                 return Err(Refusal::NoErasure);
             }
             sessions.erased(machine, run, attempt, drive).await?;
+        }
+        News::TestBegun(script) => {
+            channel.check_test(machine, run, attempt, &script)?;
+            sessions.test_begun(machine, run, attempt, script).await?;
+        }
+        News::Tested(tested) => {
+            channel.check_test(machine, run, attempt, &tested.script)?;
+            if !tested.is_sound() {
+                return Err(Refusal::NoTest);
+            }
+            sessions.tested(machine, run, attempt, tested).await?;
         }
         News::Failed { cause, detail } => {
             let failed = What::Failed { run, attempt, cause, detail: cut(detail) };

@@ -7,12 +7,13 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::*;
 use crate::{
     bmc::{Access, Beside, Bmcs, Look, Protocol},
+    commission,
     erasure::DriveErasure,
     event::{Cause, DiskWork, Event, NodeHealth, Outcome, Stage, What},
     health::{self, SeriesQuery, State, Verdict},
     id::{AgentId, CommandId, Epoch, Incarnation, MachineId, RackId, RunId},
     image::Digest,
-    intent::{Boot, Deploy, DiskRule, Host, Intent, MachineIntent, Network, Order, Work},
+    intent::{Boot, Deploy, DiskRule, Host, Intent, MachineIntent, Network, Order, Test, Work},
     machine::{Content, Cpu, Disk, Firmware, Inventory, Mac, Mainboard, Nic, Power, System},
 };
 
@@ -70,6 +71,7 @@ fn events() -> Vec<Event> {
         Stage::Rebooting,
         Stage::OsDhcp,
         Stage::Erased,
+        Stage::Tested,
     ];
     let inventory = Inventory {
         firmware: Firmware::Uefi,
@@ -134,6 +136,20 @@ fn events() -> Vec<Event> {
             }],
         }),
         What::Erased { run, attempt: 1, drive: Box::new(DriveErasure::example("d1")) },
+        What::Tested {
+            run,
+            attempt: 1,
+            tested: Box::new(commission::Tested {
+                script: "memory".into(),
+                outcome: commission::Outcome::Failed,
+                reason: "DIMM A1: two errors".into(),
+                part: "a memory module".into(),
+                output: "said".into(),
+                result: r#"{"errors":2}"#.into(),
+                started: jiff::Timestamp::from_second(1_700_000_000).unwrap(),
+                milliseconds: 1500,
+            }),
+        },
     ]);
     all.into_iter().map(event).collect()
 }
@@ -171,7 +187,11 @@ fn intent() -> Intent {
             machine(Boot::Installer, Some(order(Work::Deploy(deploy(DiskRule::Smallest))))),
             machine(Boot::Installer, Some(order(Work::Deploy(deploy(DiskRule::Identity("d1".into())))))),
             machine(Boot::Installer, Some(order(Work::EraseOn(board.clone())))),
-            machine(Boot::Installer, Some(order(Work::DeployOn(board, deploy(DiskRule::Smallest))))),
+            machine(Boot::Installer, Some(order(Work::DeployOn(board.clone(), deploy(DiskRule::Smallest))))),
+            machine(
+                Boot::Installer,
+                Some(order(Work::Test(Test { scripts: vec!["memory".into()], mainboard: Some(board) }))),
+            ),
         ],
     }
 }

@@ -15,4 +15,5 @@ mod kills;
 mod reload;
 mod replaced;
 mod rotation;
+mod testing;
 mod upkeep;
