@@ -23,9 +23,14 @@ fi
 errors() { cat /sys/devices/system/edac/mc/mc*/"$1"_count 2>/dev/null | awk '{ n += $1 } END { print n + 0 }'; }
 corrected=$(errors ce) uncorrected=$(errors ue)
 workers=$(nproc)
-stress-ng --vm "$workers" --vm-bytes "$((tested / workers))M" --vm-keep --vm-method all --verify \
-    --timeout "${seconds}s" --metrics-brief
+report=$(stress-ng --vm "$workers" --vm-bytes "$((tested / workers))M" --vm-keep --vm-method all --verify \
+    --timeout "${seconds}s" --metrics-brief 2>&1)
 status=$?
+echo "$report"
+if [ "$status" -eq 0 ] && [ "$(awk '$2 == "metrc:" && $4 == "vm" { print $5 }' <<< "$report")" -eq 0 ]; then
+    echo "no part of memory was written and read back within $seconds seconds"
+    exit 2
+fi
 corrected=$(($(errors ce) - corrected)) uncorrected=$(($(errors ue) - uncorrected))
 findings=()
 if [ "$status" -ne 0 ]; then

@@ -203,6 +203,7 @@ fn dist(version: &str, debug: bool) -> anyhow::Result<Vec<std::path::PathBuf>> {
         installer_image::build(&installer)?;
     }
     if !debug {
+        toolbox::build(&installer, &cache())?;
         dist::released(&binaries(debug))?;
     }
     dist::packages(&binaries(debug), &installer, &target().join("dist"), version)

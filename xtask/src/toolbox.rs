@@ -69,7 +69,8 @@ const TIME: &str = "1735689600";
 /// The file's name, beside the installer's.
 pub(crate) const FILE: &str = "toolbox.squashfs";
 
-const MANIFEST: &str = "toolbox.json";
+/// What names the packages in it.
+pub(crate) const MANIFEST: &str = "toolbox.json";
 
 /// What `toolbox.json` tells.
 #[derive(Debug, Serialize)]

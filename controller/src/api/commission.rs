@@ -122,7 +122,7 @@ fn chosen(only: Option<Vec<String>>) -> Result<Vec<String>, Error> {
     }
     if let Some(at) = only.iter().position(|name| commission::script(name).is_none()) {
         let known: Vec<_> = all.iter().map(|Script { name, .. }| name.as_str()).collect();
-        return Err(Error::invalid(format!("/only/{at}"), format!("is no test; there are {}", known.join(", "))));
+        return Err(Error::invalid(&format!("/only/{at}"), format!("is no test; there are {}", known.join(", "))));
     }
     only.sort();
     only.dedup();
