@@ -8,9 +8,11 @@
 //! | `GET /v1/assignment?after=N` | | [`Assignment`]; held open up to [`HOLD`] while its serial is N |
 //! | `GET /v1/manifests/{digest}` | | [`SignedManifest`](crate::image::SignedManifest) |
 //! | `GET /v1/drives/{settings}` | | [`Drive`] |
+//! | `GET /v1/toolbox` | | [`ToolboxFile`], 404 when the node has none |
 //! | `POST /v1/report` | [`Report`] | 204 once it is on the node's disk |
 //!
-//! Chunks come by plain HTTP from `GET /chunks/{digest}` and are checked against the manifest.
+//! Chunks come by plain HTTP from `GET /chunks/{digest}` and are checked against the manifest; the
+//! toolbox comes from `GET /toolbox` and is checked against what this channel says it is.
 //! The installer's key is fresh at every start; a ticket binds to the first key that presents
 //! it. A session is that key: the same key again, also after boot restarted, is a retry.
 //!
@@ -26,6 +28,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    commission::Tested,
     erasure::{DriveErasure, Method},
     event::{Cause, DiskWork},
     hardware::Hardware,
@@ -101,6 +104,20 @@ pub enum Task {
     Erase(EraseTask),
     /// Restart: into the disk after a deploy, or into a newer installer.
     Reboot,
+    /// Run tests.
+    Test(TestTask),
+}
+
+impl Task {
+    /// The right to do it, where it is an order.
+    pub fn warrant(&self) -> Option<&Warrant> {
+        match self {
+            Self::Deploy(deploy) => Some(&deploy.warrant),
+            Self::Erase(erase) => Some(&erase.warrant),
+            Self::Test(test) => Some(&test.warrant),
+            Self::Wait | Self::Reboot => None,
+        }
+    }
 }
 
 /// What every destructive task is checked against before the first write.
@@ -138,6 +155,15 @@ pub struct DeployTask {
 /// The files of a config drive, by their paths in it.
 pub type Drive = BTreeMap<String, String>;
 
+/// The toolbox that a node has: programs that the installer runs, as one squashfs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolboxFile {
+    /// BLAKE3 of the file: of all of it, before any of it is mounted.
+    pub digest: Digest,
+    /// Its bytes.
+    pub size: u64,
+}
+
 /// Erase all disks of the warrant and read back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EraseTask {
@@ -149,6 +175,21 @@ pub struct EraseTask {
     /// What one began on others and did not end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub begun: Vec<Begun>,
+}
+
+/// Run tests in the toolbox and tell what each shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TestTask {
+    /// The right to do it.
+    pub warrant: Warrant,
+    /// [Names](crate::commission::Script::name) of the tests.
+    pub scripts: Vec<String>,
+    /// Those that an earlier installer told the outcome of, in the same run and try.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub done: Vec<String>,
+    /// Those that one began and told nothing of: the machine restarted meanwhile.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub begun: Vec<String>,
 }
 
 /// A disk that was proven clean.
@@ -213,4 +254,8 @@ pub enum News {
     Begun(Begun),
     /// A disk is erased, or not: the record of it.
     Erased(Box<DriveErasure>),
+    /// The test with this name begins.
+    TestBegun(String),
+    /// A test is over.
+    Tested(Box<Tested>),
 }

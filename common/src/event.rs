@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     bmc::Found,
+    commission::Tested,
     erasure::DriveErasure,
     hardware::{self, Hardware},
     health::Verdict,
@@ -137,6 +138,15 @@ pub enum What {
         /// Where it was.
         address: IpAddr,
     },
+    /// A test of a machine is over.
+    Tested {
+        /// Whose order.
+        run: RunId,
+        /// Which try.
+        attempt: u32,
+        /// What it showed.
+        tested: Box<Tested>,
+    },
 }
 
 /// Hops on a machine's way from power to a running system, in their usual order.
@@ -173,6 +183,8 @@ pub enum Stage {
     OsDhcp,
     /// Every disk was overwritten and read back.
     Erased,
+    /// Every test that was asked for is over.
+    Tested,
 }
 
 impl Stage {
@@ -187,7 +199,7 @@ impl Stage {
             Self::Kernel => "fetched the kernel, has not fetched the initial RAM disk",
             Self::Initramfs => "fetched the initial RAM disk, its installer has not connected",
             Self::Installer | Self::Inventoried => "installer connected, its inventory has not arrived",
-            Self::OrderStarted(_) | Self::ImageWritten | Self::SettingsWritten | Self::Erased => {
+            Self::OrderStarted(_) | Self::ImageWritten | Self::SettingsWritten | Self::Erased | Self::Tested => {
                 "installer is at work, has not asked what is next"
             }
             Self::Rebooting => "restarts into its own disk, system has not asked for an address",
@@ -214,6 +226,7 @@ impl fmt::Display for Stage {
             Self::Rebooting => f.write_str("restarting into its own disk"),
             Self::OsDhcp => f.write_str("installed system has its address"),
             Self::Erased => f.write_str("disks erased and read back"),
+            Self::Tested => f.write_str("tests are over"),
         }
     }
 }
@@ -229,7 +242,10 @@ impl fmt::Display for What {
                 write!(f, "{percent} % ({} of {} MiB)", done >> 20, total >> 20)
             }
             Self::Done { attempt, disks, .. } => {
-                write!(f, "order done (attempt {attempt}): ")?;
+                write!(f, "order done (attempt {attempt})")?;
+                if !disks.is_empty() {
+                    f.write_str(": ")?;
+                }
                 for (index, work) in disks.iter().enumerate() {
                     let comma = if index == 0 { "" } else { ", " };
                     write!(f, "{comma}{} {}, {} MiB", work.method, work.disk, work.bytes >> 20)?;
@@ -257,6 +273,7 @@ impl fmt::Display for What {
             }
             Self::BmcFound(found) => found.fmt(f),
             Self::BmcGone { address } => write!(f, "no BMC answers at {address} any more"),
+            Self::Tested { tested, .. } => tested.fmt(f),
             Self::Erased { drive, .. } => match (&drive.method, &drive.reason) {
                 (Some(method), None) => write!(f, "disk {} erased by {method} ({})", drive.disk, drive.class),
                 (_, reason) => {

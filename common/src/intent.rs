@@ -101,6 +101,17 @@ pub enum Work {
     DeployOn(Mainboard, Deploy),
     /// [`Work::Erase`], on a machine with this mainboard only.
     EraseOn(Mainboard),
+    /// Run tests.
+    Test(Test),
+}
+
+/// Which tests are run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Test {
+    /// Their [names](crate::commission::Script::name).
+    pub scripts: Vec<String>,
+    /// The mainboard of the machine that is meant, as far as it is known.
+    pub mainboard: Option<Mainboard>,
 }
 
 impl Work {
@@ -117,18 +128,32 @@ impl Work {
         mainboard.map_or(Self::Erase, Self::EraseOn)
     }
 
-    /// The deploy; `None` when it is an erasure.
+    /// The deploy; `None` when it is something else.
     pub fn deploy(&self) -> Option<&Deploy> {
         match self {
             Self::Deploy(deploy) | Self::DeployOn(_, deploy) => Some(deploy),
-            Self::Erase | Self::EraseOn(_) => None,
+            Self::Erase | Self::EraseOn(_) | Self::Test(_) => None,
         }
+    }
+
+    /// The tests; `None` when it is something else.
+    pub fn test(&self) -> Option<&Test> {
+        match self {
+            Self::Test(test) => Some(test),
+            Self::Deploy(_) | Self::DeployOn(..) | Self::Erase | Self::EraseOn(_) => None,
+        }
+    }
+
+    /// Whether it is an erasure.
+    pub fn erases(&self) -> bool {
+        matches!(self, Self::Erase | Self::EraseOn(_))
     }
 
     /// The mainboard of the machine that is meant, as far as it is known.
     pub fn mainboard(&self) -> Option<&Mainboard> {
         match self {
             Self::DeployOn(mainboard, _) | Self::EraseOn(mainboard) => Some(mainboard),
+            Self::Test(test) => test.mainboard.as_ref(),
             Self::Deploy(_) | Self::Erase => None,
         }
     }

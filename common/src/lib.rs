@@ -5,13 +5,14 @@
 //! between controller, agent and boot; [`bmc`] is how BMCs are reached and what they tell,
 //! [`health`] what is made of that, and [`explanation`] of all that is known of a machine;
 //! [`channel`] is spoken between boot and the installer;
-//! [`image`] describes what the installer writes; [`pki`] says who may be whom; [`seal`] keeps
+//! [`image`] describes what the installer writes, [`commission`] what it tests a machine with; [`pki`] says who may be whom; [`seal`] keeps
 //! secrets unreadable on disk; [`audit`] chains what was changed; [`places`] bounds connections; [`finding`] is how a program tells what it found when it
 //! examined itself; [`terminal`] tells what is typed to a machine from what is meant for us.
 
 pub mod audit;
 pub mod bmc;
 pub mod channel;
+pub mod commission;
 pub mod erasure;
 pub mod event;
 pub mod explanation;

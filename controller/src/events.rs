@@ -11,6 +11,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use jiff::Timestamp;
 use rackhand_common::{
+    commission::Tested,
     erasure::{Certificate, DriveErasure, FORMAT, SignedCertificate},
     event::{Event, Stage, What},
     hardware::Hardware,
@@ -139,6 +140,12 @@ async fn apply(tx: &mut Tx, certify: &Certify, rack: RackId, agent: AgentId, eve
                 certify_erasure(tx, certify, event.at, machine, *of, drive).await?;
             }
         }
+        What::Tested { run: of, attempt, tested } => {
+            run = Some(*of);
+            if let Some(machine) = &machine {
+                keep_test(tx, event.at, machine, *of, *attempt, tested).await?;
+            }
+        }
         What::PhonedHome { run: of } => {
             run = Some(*of);
             tx.run_phoned_home(event.at, id, *of).await?;
@@ -252,6 +259,30 @@ async fn certify_erasure(
     };
     let signed = certify(certificate.clone());
     tx.insert_erasure(machine.rack, &certificate, &signed).await
+}
+
+/// Keeps what a test showed that a run in progress of this machine asked for. What is told of another stays
+/// an event.
+async fn keep_test(
+    tx: &mut Tx,
+    now: Timestamp,
+    machine: &Machine,
+    run: RunId,
+    attempt: u32,
+    tested: &Tested,
+) -> Result<(), StoreError> {
+    let run = match tx.run(run).await {
+        Ok(run) => run,
+        Err(StoreError::NotFound(_)) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let Parameters::Test(tests) = &run.parameters else { return Ok(()) };
+    let is_its = run.machine == machine.id && run.status == RunStatus::Running;
+    if !is_its || !tests.scripts.contains(&tested.script) || !tested.is_sound() {
+        tracing::warn!(machine = %machine.id, run = %run.id, test = tested.script, "what a test showed is not kept");
+        return Ok(());
+    }
+    tx.insert_test(now, machine, run.id, attempt, tested).await
 }
 
 /// What an event tells of the machine itself.

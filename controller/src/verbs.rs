@@ -11,6 +11,7 @@
 use jiff::Timestamp;
 use rackhand_common::{
     bmc::Access,
+    commission,
     id::{ProjectId, RunId},
     image::Settings,
     intent::{Boot, DiskRule, Host},
@@ -25,7 +26,7 @@ use rackhand_controller_core::{
 use crate::{
     store::{
         Deploy, Happened, Hold, Image, ImageVersion, Machine, Parameters, PowerChange, Release, Run, RunStatus,
-        StoreError, Tx,
+        StoreError, Tests, Tx,
     },
     workflows,
 };
@@ -64,6 +65,9 @@ pub enum Denied {
         /// What is not as it should be.
         findings: Vec<String>,
     },
+    /// Tests destroy what is on disks, and the operator has not said that it may be lost.
+    #[error("what is on its disks is lost by these tests: {}; say `accept_data_loss` to run them", .0.join(", "))]
+    Destructive(Vec<String>),
     /// Nothing changed.
     #[error("its parts are those that were accepted")]
     Unchanged,
@@ -375,6 +379,33 @@ impl Tx {
         self.start(now, Machine { lifecycle, ..machine.clone() }, Parameters::Inspect).await
     }
 
+    /// Begins a run that tests the machine. No destructive test is run unless that is `accepted`.
+    pub async fn start_test(
+        &mut self,
+        now: Timestamp,
+        machine: &Machine,
+        scripts: Vec<String>,
+        accepted: bool,
+    ) -> Result<Run, Denied> {
+        let lifecycle = machine.lifecycle.on(Event::Test)?;
+        self.check_idle(machine).await?;
+        let known = scripts.iter().filter_map(|name| commission::script(name));
+        let destructive = known.filter(|script| script.destructive).map(|script| script.name.clone());
+        let destructive: Vec<_> = destructive.collect();
+        let disks = if destructive.is_empty() {
+            machine.inventory.disks.iter().filter_map(Disk::identity).collect()
+        } else {
+            if !accepted {
+                return Err(Denied::Destructive(destructive));
+            }
+            check_parts(machine)?;
+            disk_identities(machine)?
+        };
+        let destructive = !destructive.is_empty();
+        let tests = Tests { scripts, destructive, disks, mainboard: mainboard(machine) };
+        self.start(now, Machine { lifecycle, order: None, ..machine.clone() }, Parameters::Test(tests)).await
+    }
+
     /// Takes a machine out of service, or back into it; `held` says why it is out of it.
     pub async fn hold(
         &mut self,
@@ -445,6 +476,11 @@ impl Tx {
             _ if user_data.is_some() => return Err(Denied::NoUserData),
             Parameters::Inspect => {
                 return Ok(Retried { run: self.start_inspect(now, machine).await?, deprecated: None });
+            }
+            // What it may destroy was accepted when it was asked for first.
+            Parameters::Test(Tests { scripts, destructive, .. }) => {
+                let run = self.start_test(now, machine, scripts.clone(), *destructive).await?;
+                return Ok(Retried { run, deprecated: None });
             }
             Parameters::Release(_) => {
                 return Ok(Retried { run: self.start_release(now, machine).await?, deprecated: None });

@@ -21,6 +21,7 @@ use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use rackhand_common::{
+    commission::Tested,
     event,
     id::{RackId, RunId},
     intent::Boot,
@@ -299,6 +300,10 @@ async fn end(tx: &mut Tx, now: Timestamp, run: &Run, ended: &Ended) -> Result<()
         // Only this run moves the machine while it is in progress.
         Err(forbidden) => return Err(StoreError::Damaged("lifecycle", forbidden.into())),
     }
+    if event == Event::Tested {
+        machine.order = None;
+        return tested(tx, now, run, machine, ended).await;
+    }
     let had = machine.project;
     hand_over(&mut machine, run, workflow, ended);
     machine.held = match (event, fault_of(ended)) {
@@ -311,6 +316,34 @@ async fn end(tx: &mut Tx, now: Timestamp, run: &Run, ended: &Ended) -> Result<()
     if had.is_some() && machine.project.is_none() {
         tx.leave_addresses(now, &machine, RELEASE).await?;
     }
+    tx.update_machine(now, &mut machine).await
+}
+
+/// What begins the alert of a machine that did not pass its tests.
+pub(crate) const NOT_PASSED: &str = "tests not passed: ";
+
+/// Has a machine's alert say what its tests found; what earlier ones found is said until these tests pass.
+async fn tested(tx: &mut Tx, now: Timestamp, run: &Run, mut machine: Machine, ended: &Ended) -> Result<(), StoreError> {
+    if matches!(ended, Ended::Stuck { .. }) {
+        hand_over(&mut machine, run, Workflow::Test, ended);
+        return tx.update_machine(now, &mut machine).await;
+    }
+    let found = tx.not_passed(machine.id).await?;
+    let reasons: Vec<_> = found
+        .iter()
+        .map(|Tested { script, reason, part, .. }| match part.is_empty() {
+            true => format!("{script} ({reason})"),
+            false => format!("{script} ({reason}; look at {part})"),
+        })
+        .collect();
+    let alert = (!reasons.is_empty()).then(|| format!("{NOT_PASSED}{}", reasons.join(", ")));
+    if let Some(reason) = alert.clone().filter(|_| machine.alert != alert) {
+        insert(tx, now, run, Happened::Alert { reason }).await?;
+    }
+    machine.alert = match machine.alert {
+        Some(other) if !other.starts_with(NOT_PASSED) => alert.or(Some(other)),
+        _ => alert,
+    };
     tx.update_machine(now, &mut machine).await
 }
 

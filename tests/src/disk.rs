@@ -147,7 +147,8 @@ impl Supply {
         self.cuts.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn check(&self) -> io::Result<()> {
+    /// Whether it still is on; an error when it was cut.
+    pub fn check(&self) -> io::Result<()> {
         if self.cuts.load(Ordering::SeqCst) == self.since { Ok(()) } else { Err(io::Error::other("no power")) }
     }
 }

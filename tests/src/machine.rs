@@ -2,8 +2,10 @@
 //! real installer, and the system it installed.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::{Ipv4Addr, SocketAddrV4},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -12,6 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
 use rackhand_agent::power::{Answer, Power, PowerError, Target};
 use rackhand_common::{
+    commission::{Exit, Kind, Ran, Script},
     hardware,
     machine::{self, Cpu, Firmware, Inventory, Mac, Nic, Power as State},
 };
@@ -21,6 +24,7 @@ use rackhand_installer::{
     log::Log,
     machine::{BootOrderError, Machine as Hardware},
     session,
+    toolbox::{Toolbox, ToolboxError, Tools},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -105,6 +109,14 @@ struct Inside {
     effects: Vec<Effect>,
     screen: Vec<String>,
     starts: u32,
+    /// What its installers keep files in.
+    memory: Option<tempfile::TempDir>,
+    /// Tests that fail, and what each finds.
+    fails: BTreeMap<String, String>,
+    /// The test that does not end the next time it is run.
+    hangs_in: Option<String>,
+    /// Tests that were run, in order.
+    tested: Vec<String>,
 }
 
 /// A machine that is on: a thread of its own.
@@ -187,6 +199,23 @@ impl Machine {
     /// The kernel command line of its latest installer.
     pub fn installer_line(&self) -> Option<String> {
         self.lock().line.clone()
+    }
+
+    /// Has this test find something from now on, or nothing any more.
+    pub fn fail_test(&self, test: &str, finding: Option<&str>) {
+        let mut inside = self.lock();
+        inside.fails.remove(test);
+        inside.fails.extend(finding.map(|finding| (test.to_owned(), finding.to_owned())));
+    }
+
+    /// Has this test not end the next time it is run, as on a machine that hangs.
+    pub fn hang_in_test(&self, test: &str) {
+        self.lock().hangs_in = Some(test.to_owned());
+    }
+
+    /// The tests that were run on it, in order.
+    pub fn tested(&self) -> Vec<String> {
+        self.lock().tested.clone()
     }
 
     /// What was done to its power by a driver, in order.
@@ -417,6 +446,68 @@ impl Hardware for Powered {
     }
 
     fn set_clock(&self, _: Timestamp) {}
+
+    fn room_for_toolbox(&self, _: u64) -> Result<PathBuf, ToolboxError> {
+        let mut inside = self.machine.lock();
+        if inside.memory.is_none() {
+            inside.memory = Some(tempfile::tempdir().map_err(|error| ToolboxError::Mount("making room", error))?);
+        }
+        Ok(inside.memory.as_ref().expect("it was made").path().join("toolbox"))
+    }
+
+    fn open_toolbox(&self, file: &Path) -> Result<Arc<dyn Tools>, ToolboxError> {
+        std::fs::read(file).map_err(|error| ToolboxError::Mount("reading it", error))?;
+        Ok(Arc::new(SimulatedTools { machine: self.machine.clone(), supply: self.supply.clone() }))
+    }
+}
+
+/// What a simulated machine has for programs: its tests pass but for those that it was told to fail, and those
+/// that it was told to hang in go on until its power does.
+struct SimulatedTools {
+    machine: Machine,
+    supply: Supply,
+}
+
+impl Tools for SimulatedTools {
+    fn toolbox(&self) -> Option<&Toolbox> {
+        None
+    }
+
+    fn has(&self, _: &str) -> bool {
+        true
+    }
+
+    fn run(&self, script: &Script, withdrawn: &CancellationToken) -> Ran {
+        let hangs = {
+            let mut inside = self.machine.lock();
+            inside.tested.push(script.name.clone());
+            inside.hangs_in.take_if(|hangs_in| *hangs_in == script.name).is_some()
+        };
+        while hangs && !withdrawn.is_cancelled() && self.supply.check().is_ok() {
+            std::thread::park_timeout(RETRY);
+        }
+        let fails = self.machine.lock().fails.get(&script.name).cloned();
+        let mut result: serde_json::Map<String, serde_json::Value> = script
+            .results
+            .iter()
+            .map(|(name, kind)| {
+                let value = match kind {
+                    Kind::Integer | Kind::Number => 0.into(),
+                    Kind::Boolean => true.into(),
+                    Kind::Text => "simulated".into(),
+                    Kind::Texts => serde_json::Value::Array(Vec::new()),
+                };
+                (name.clone(), value)
+            })
+            .collect();
+        result.insert("findings".to_owned(), fails.iter().cloned().collect::<Vec<_>>().into());
+        Ran {
+            exit: Exit::Code(i32::from(fails.is_some())),
+            output: format!("{} of a simulated machine\n", script.name).into_bytes(),
+            result: serde_json::to_vec(&result).expect("maps of JSON serialize"),
+            took: Duration::from_millis(10),
+        }
+    }
 }
 
 /// The power driver of a rack of simulated machines; every effect is noted at the machine.

@@ -8,13 +8,14 @@ use crate::{
     installer_image::{self, Flavour},
     os_image,
     shell::{Shell, cache, target},
+    toolbox,
 };
 
 /// What was built, and where it lies.
 pub(crate) struct Artefacts {
     /// The product's binaries.
     binaries: PathBuf,
-    /// Kernel and initial RAM disk of the installer.
+    /// Kernel and initial RAM disk of the installer, and the toolbox.
     installer: PathBuf,
     /// A Debian 12 disk image.
     image: PathBuf,
@@ -43,6 +44,8 @@ fn make_in(directory: &str, with: &[&str]) -> anyhow::Result<Artefacts> {
     let (installer, image) = (cache().join("installer"), cache().join("debian-12.raw"));
     println!("   making the installer image");
     installer_image::build(Flavour::Cloud, false, &installer).context("making the installer image")?;
+    println!("   making the toolbox (some minutes the first time)");
+    toolbox::build(&installer, &cache()).context("making the toolbox")?;
     println!("   making a Debian 12 image (a minute or two the first time)");
     os_image::build(&image, &cache()).context("making the Debian 12 image")?;
     Ok(Artefacts { binaries: target().join(directory), installer, image })
@@ -66,6 +69,14 @@ impl Artefacts {
         let words: [(&str, &Path); 4] =
             [("--binaries", binaries), ("--installer", &metal), ("--image", image), ("--cloud", cloud)];
         Ok(words.into_iter().fold(shell, |shell, (word, path)| shell.arg(word).arg(path)))
+    }
+
+    /// The tests that run programs of the toolbox: they mount it.
+    pub(crate) fn in_the_toolbox(&self) -> Shell {
+        let path = format!("PATH={}", std::env::var("PATH").unwrap_or_default());
+        let place = format!("RACKHAND_TOOLBOX={}", self.installer.join(toolbox::FILE).display());
+        let test = ["cargo", "test", "--workspace", "--lib", "real_toolbox", "--", "--ignored"];
+        Shell::as_root(&[&["env", &path, &place], &test[..]].concat())
     }
 
     /// A command of the virtual rack.

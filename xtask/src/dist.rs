@@ -6,6 +6,7 @@
 //! | `rackhand-agent` | the rack node: agent, boot, the technician's tool, their units and configuration |
 //! | `rackhand-cli` | the operator's tool |
 //! | `rackhand-installer-image` | kernel and initial RAM disk that machines are installed with |
+//! | `rackhand-toolbox` | programs that machines are tested and rescued with |
 //!
 //! Invariants:
 //! - The same binaries and times make the same bytes: all times are `SOURCE_DATE_EPOCH`, the
@@ -22,13 +23,18 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::shell::{Shell, root, run};
+use crate::{
+    shell::{Shell, root, run},
+    toolbox,
+};
 
 /// Packages go to `out`, those that were there of other versions stay.
 pub(crate) fn packages(binaries: &Path, installer: &Path, out: &Path, version: &str) -> Result<Vec<PathBuf>> {
     let source = Source { binaries: binaries.to_owned(), installer: installer.to_owned(), time: source_time()? };
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    PACKAGES.iter().map(|package| package.build(&source, out, version)).collect()
+    // One that is only tried may go without a toolbox.
+    let is_there = |package: &&Package| package.name != TOOLBOX || source.installer.join(toolbox::FILE).exists();
+    PACKAGES.iter().filter(is_there).map(|package| package.build(&source, out, version)).collect()
 }
 
 /// Refuses programs that a test can make fail: those built without `--release`.
@@ -79,8 +85,8 @@ struct Package {
     /// What a purge removes.
     state: &'static str,
     configuration: &'static str,
-    /// Whether it carries the installer instead of programs.
-    installer: bool,
+    /// What it carries of what machines run, instead of programs of a node.
+    images: &'static [&'static str],
 }
 
 const NOTHING: Package = Package {
@@ -95,7 +101,7 @@ const NOTHING: Package = Package {
     units: &[],
     state: "",
     configuration: "",
-    installer: false,
+    images: &[],
 };
 
 const PACKAGES: &[Package] = &[
@@ -152,14 +158,23 @@ const PACKAGES: &[Package] = &[
         name: "rackhand-installer-image",
         description: "Rackhand bare-metal provisioning: the installer machines boot",
         long: "A kernel and an initial RAM disk with one static program in it.",
-        installer: true,
+        images: &["kernel", "initramfs", "manifest.json"],
+        ..NOTHING
+    },
+    Package {
+        name: TOOLBOX,
+        description: "Rackhand bare-metal provisioning: programs that machines are tested and rescued with",
+        long: "A Debian userland in one file, which the installer fetches into memory.",
+        images: &[toolbox::FILE, toolbox::MANIFEST],
         ..NOTHING
     },
 ];
 
+const TOOLBOX: &str = "rackhand-toolbox";
+
 impl Package {
     fn build(&self, source: &Source, out: &Path, version: &str) -> Result<PathBuf> {
-        let architecture = if self.installer { "all" } else { "amd64" };
+        let architecture = if self.images.is_empty() { "amd64" } else { "all" };
         let tree = out.join(format!(".{}", self.name));
         if tree.exists() {
             fs::remove_dir_all(&tree)?;
@@ -175,11 +190,9 @@ impl Package {
             run(Command::new("strip").arg("--strip-unneeded").arg(&to))?;
             self.documentation(source, program, &tree)?;
         }
-        if self.installer {
-            for file in ["kernel", "initramfs", "manifest.json"] {
-                let bytes = fs::read(source.installer.join(file)).with_context(|| file.to_owned())?;
-                put(&tree.join("usr/lib/rackhand/installer").join(file), &bytes, 0o644)?;
-            }
+        for file in self.images {
+            let bytes = fs::read(source.installer.join(file)).with_context(|| (*file).to_owned())?;
+            put(&tree.join("usr/lib/rackhand/installer").join(file), &bytes, 0o644)?;
         }
 
         let control = tree.join("DEBIAN");
@@ -291,7 +304,13 @@ impl Package {
 
     fn copyright(&self, source: &Source) -> Result<Vec<u8>> {
         let mut text = fs::read_to_string(root().join("xtask/packages/copyright"))?;
-        if self.installer {
+        if self.name == TOOLBOX {
+            text += "\nFiles: usr/lib/rackhand/installer/toolbox.squashfs\n\
+                     Copyright: the authors of the Debian packages that toolbox.json beside it lists\n\
+                     License: as each of them says\n \
+                     Each package's licence is in the file system, as /usr/share/doc/PACKAGE/copyright;\n \
+                     Debian keeps the source of each.\n";
+        } else if !self.images.is_empty() {
             let manifest = fs::read(source.installer.join("manifest.json")).context("there is no installer image")?;
             let manifest: serde_json::Value = serde_json::from_slice(&manifest)?;
             let package = manifest["package"].as_str().context("the installer's manifest names no kernel package")?;
@@ -383,6 +402,9 @@ mod tests {
         fs::write(installer.join("kernel"), b"kernel").unwrap();
         fs::write(installer.join("initramfs"), b"initramfs").unwrap();
         fs::write(installer.join("manifest.json"), br#"{"package":"linux-image_6.1"}"#).unwrap();
+        for file in [toolbox::FILE, toolbox::MANIFEST] {
+            fs::write(installer.join(file), file).unwrap();
+        }
         Source { binaries, installer, time: 1_700_000_000 }
     }
 

@@ -22,7 +22,10 @@ use rackhand_common::{
     image::Settings,
     pki,
 };
-use tokio::{sync::Mutex, task::spawn_blocking};
+use tokio::{
+    sync::{Mutex, OnceCell},
+    task::spawn_blocking,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -32,6 +35,7 @@ use crate::{
     log::Log,
     machine::Machine,
     task::{Admission, Reporter, TaskError, Work},
+    toolbox::{self, ToolboxError, Tools},
 };
 
 /// Why there is no session.
@@ -71,7 +75,9 @@ async fn serve(channel: &Channel, found: Found, machine: Arc<dyn Machine>, log: 
         tracing::error!("inventory: boot {failure}");
         backoff.wait().await;
     }
-    Session { channel, machine, log, reports: Mutex::default(), machine_id: admitted.machine }.serve(lane).await;
+    let machine_id = admitted.machine;
+    let session = Session { channel, machine, log, reports: Mutex::default(), machine_id, tools: OnceCell::new() };
+    session.serve(lane).await;
 }
 
 async fn look(machine: &Arc<dyn Machine>) -> Found {
@@ -92,6 +98,7 @@ struct Session<'a> {
     /// Beside the lane that waits for assignments.
     reports: Mutex<Option<Lane>>,
     machine_id: rackhand_common::id::MachineId,
+    tools: OnceCell<Arc<dyn Tools>>,
 }
 
 impl Session<'_> {
@@ -113,8 +120,8 @@ impl Session<'_> {
                         tracing::info!("restarting, as told");
                         return;
                     }
-                    Task::Deploy(_) | Task::Erase(_) => {
-                        let warrant = warrant(&assignment.task).expect("both kinds have one");
+                    Task::Deploy(_) | Task::Erase(_) | Task::Test(_) => {
+                        let warrant = assignment.task.warrant().expect("all kinds of orders have one");
                         let order = (warrant.run, warrant.attempt);
                         let admission = Admission { machine: self.machine_id, epoch };
                         epoch = epoch.max(warrant.epoch);
@@ -132,7 +139,7 @@ impl Session<'_> {
                     assignment = &mut poll => {
                         serial = Some(assignment.serial);
                         let same = |(order, _): &(Order, CancellationToken)| {
-                            warrant(&assignment.task).is_some_and(|warrant| (warrant.run, warrant.attempt) == *order)
+                            assignment.task.warrant().is_some_and(|warrant| (warrant.run, warrant.attempt) == *order)
                         };
                         match &running {
                             // The same order under another serial goes on.
@@ -232,8 +239,19 @@ impl Session<'_> {
                 work.deploy(deploy, manifest, drive).await
             }
             Task::Erase(erase) => work.erase(erase).await,
+            Task::Test(test) => {
+                let toolbox = reporter.withdrawn.run_until_cancelled(self.toolbox());
+                let tools = toolbox.await.ok_or(TaskError::Withdrawn)?.map_err(TaskError::Toolbox)?;
+                work.test(test, tools).await.map(|()| Vec::new())
+            }
             Task::Wait | Task::Reboot => Ok(Vec::new()),
         }
+    }
+
+    /// The toolbox, fetched when it is needed for the first time.
+    async fn toolbox(&self) -> Result<Arc<dyn Tools>, ToolboxError> {
+        let tools = self.tools.get_or_try_init(|| toolbox::fetch(self.channel, self.machine.clone())).await?;
+        Ok(tools.clone())
     }
 
     fn failed(&self, error: &TaskError) -> News {
@@ -250,14 +268,6 @@ impl Session<'_> {
         let room = MAX_TEXT.saturating_sub(detail.len());
         detail.push_str(&self.log.tail(room));
         News::Failed { cause, detail }
-    }
-}
-
-fn warrant(task: &Task) -> Option<&rackhand_common::channel::Warrant> {
-    match task {
-        Task::Deploy(deploy) => Some(&deploy.warrant),
-        Task::Erase(erase) => Some(&erase.warrant),
-        Task::Wait | Task::Reboot => None,
     }
 }
 

@@ -41,6 +41,7 @@ use crate::{
     gpt::{self, BASIC_DATA, Guid, Table},
     image::{self, Head, ImageError, Source},
     machine::{BootOrderError, Machine},
+    toolbox::ToolboxError,
 };
 
 /// Why an order was not carried out, for people; [`TaskError::cause`] is for programs.
@@ -82,6 +83,8 @@ pub enum TaskError {
     Settings(String),
     #[error("the boot order could not be set")]
     BootOrder(#[source] BootOrderError),
+    #[error("tests cannot be run")]
+    Toolbox(#[source] ToolboxError),
     #[error("the order was withdrawn")]
     Withdrawn,
 }
@@ -101,7 +104,7 @@ impl TaskError {
             Self::NotErased(disks) if disks.iter().any(|disk| disk.lied) => Cause::Verify,
             Self::NotErased(_) => Cause::DiskError,
             Self::BootOrder(_) => Cause::BootOrder,
-            Self::Drive(_) | Self::Settings(_) | Self::Withdrawn => Cause::Internal,
+            Self::Drive(_) | Self::Settings(_) | Self::Toolbox(_) | Self::Withdrawn => Cause::Internal,
         }
     }
 }
@@ -236,7 +239,7 @@ impl<R: Reporter, S: Source> Work<'_, R, S> {
         if failures.is_empty() { Ok(works) } else { Err(TaskError::NotErased(failures)) }
     }
 
-    async fn inventory(&self) -> Inventory {
+    pub(crate) async fn inventory(&self) -> Inventory {
         let machine = self.machine.clone();
         spawn_blocking(move || machine.inventory()).await.expect("taking the inventory does not panic")
     }
@@ -351,9 +354,9 @@ fn not_erased(disks: &[NotErased]) -> String {
     format!("not every disk is known to be erased: {}", told.join("; "))
 }
 
-/// Whether the machine may be written at all: it is the one that is meant, in the latest epoch
-/// it has heard of, on the mainboard that is meant, with exactly the disks that are listed.
-pub fn check(warrant: &Warrant, admission: Admission, inventory: &Inventory) -> Result<(), TaskError> {
+/// Whether the machine is the one that is meant, in the latest epoch it has heard of, on the mainboard
+/// that is meant.
+pub fn check_machine(warrant: &Warrant, admission: Admission, inventory: &Inventory) -> Result<(), TaskError> {
     if warrant.machine != admission.machine {
         return Err(TaskError::WrongMachine { wanted: warrant.machine, found: admission.machine });
     }
@@ -365,6 +368,13 @@ pub fn check(warrant: &Warrant, admission: Admission, inventory: &Inventory) -> 
     {
         return Err(TaskError::OtherMainboard { wanted, found });
     }
+    Ok(())
+}
+
+/// Whether the machine may be written at all: [it](check_machine) is the one that is meant, with exactly
+/// the disks that are listed.
+pub fn check(warrant: &Warrant, admission: Admission, inventory: &Inventory) -> Result<(), TaskError> {
+    check_machine(warrant, admission, inventory)?;
     let mut wanted = warrant.disks.clone();
     let mut found: Vec<_> = inventory.disks.iter().filter_map(Disk::identity).collect();
     wanted.sort();

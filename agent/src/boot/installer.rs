@@ -16,7 +16,8 @@ use axum::{
 };
 use rackhand_common::{
     channel::{
-        Admitted, Assignment, DeployTask, Drive, EraseTask, Found, HOLD, MAX_BODY, News, Present, Report, Task, Warrant,
+        Admitted, Assignment, DeployTask, Drive, EraseTask, Found, HOLD, MAX_BODY, News, Present, Report, Task,
+        TestTask, ToolboxFile, Warrant,
     },
     event::{MAX_TEXT, Stage, What},
     hardware::Hardware,
@@ -39,6 +40,7 @@ use super::{
     sessions::{Duty, NotKept, Sessions, duty},
     settings::Told,
     ticket::{NotAdmitted, Session, Tickets},
+    toolbox::Toolbox,
 };
 
 /// What the channel's handlers share.
@@ -50,6 +52,7 @@ pub(super) struct Channel {
     pub(super) tickets: Tickets,
     pub(super) sessions: Sessions,
     pub(super) chunks: Chunks,
+    pub(super) toolbox: Toolbox,
     pub(super) phone_home: PhoneHome,
     pub(super) seldom: Seldom,
     pub(super) rations: Rations,
@@ -63,6 +66,7 @@ impl Channel {
             .route("/v1/assignment", get(assignment))
             .route("/v1/manifests/{digest}", get(manifest))
             .route("/v1/drives/{settings}", get(drive))
+            .route("/v1/toolbox", get(toolbox))
             .route("/v1/report", post(report))
             .layer(DefaultBodyLimit::max(MAX_BODY))
             .with_state(self)
@@ -106,6 +110,11 @@ impl Channel {
             disks: order.disks.clone(),
             mainboard: order.work.mainboard().cloned(),
         };
+        if let Some(test) = order.work.test() {
+            let known = self.sessions.testing(machine.id, order.run, order.attempt);
+            let (done, begun) = known.map(|known| (known.done, known.begun)).unwrap_or_default();
+            return Task::Test(TestTask { warrant, scripts: test.scripts.clone(), done, begun });
+        }
         match order.work.deploy() {
             None => {
                 let known = self.sessions.erasing(machine.id, order.run, order.attempt);
@@ -123,14 +132,22 @@ impl Channel {
 
     /// Whether this is a disk of the machine's present order to erase.
     fn check_erasure(&self, machine: MachineId, run: RunId, attempt: u32, disk: &str) -> Result<(), Refusal> {
+        let listed = |order: &Order| order.work.erases() && order.disks.iter().any(|listed| listed == disk);
+        self.order_is(machine, run, attempt, listed).then_some(()).ok_or(Refusal::NoErasure)
+    }
+
+    /// Whether this is a test of the machine's present order.
+    fn check_test(&self, machine: MachineId, run: RunId, attempt: u32, script: &str) -> Result<(), Refusal> {
+        let listed =
+            |order: &Order| order.work.test().is_some_and(|test| test.scripts.iter().any(|listed| listed == script));
+        self.order_is(machine, run, attempt, listed).then_some(()).ok_or(Refusal::NoTest)
+    }
+
+    fn order_is(&self, machine: MachineId, run: RunId, attempt: u32, is_so: impl Fn(&Order) -> bool) -> bool {
         let intent = self.intent.borrow();
         let mut known = intent.iter().flat_map(|intent| &intent.machines);
         let order = known.find(|known| known.id == machine).and_then(|machine| machine.order.as_ref());
-        let is_its = order.is_some_and(|order| {
-            let erases = order.work.deploy().is_none() && (order.run, order.attempt) == (run, attempt);
-            erases && order.disks.iter().any(|listed| listed == disk)
-        });
-        is_its.then_some(()).ok_or(Refusal::NoErasure)
+        order.is_some_and(|order| (order.run, order.attempt) == (run, attempt) && is_so(order))
     }
 
     /// What the system is told that this order installs on the session's machine.
@@ -153,10 +170,16 @@ enum Refusal {
     Ticket,
     #[error("this card has no address from this node")]
     NoAddress,
+    #[error("this node has no toolbox")]
+    NoToolbox,
+    #[error("the toolbox cannot be read")]
+    Toolbox(#[source] std::io::Error),
     #[error("nothing is to be installed")]
     NoDeploy,
     #[error("no disk of an order to erase, or no sound record of one")]
     NoErasure,
+    #[error("no test of an order, or no sound word of one")]
+    NoTest,
     #[error("longer than that of any machine")]
     TooLong,
     #[error("too often; try again")]
@@ -174,12 +197,12 @@ impl IntoResponse for Refusal {
         let status = match &self {
             Self::NoSession => StatusCode::UNAUTHORIZED,
             Self::Ticket => StatusCode::FORBIDDEN,
-            Self::NoAddress | Self::NoErasure => StatusCode::CONFLICT,
+            Self::NoAddress | Self::NoErasure | Self::NoTest => StatusCode::CONFLICT,
             Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooOften => StatusCode::TOO_MANY_REQUESTS,
-            Self::NoDeploy | Self::Chunk(ChunkError::NotListed(_)) => StatusCode::NOT_FOUND,
+            Self::NoDeploy | Self::NoToolbox | Self::Chunk(ChunkError::NotListed(_)) => StatusCode::NOT_FOUND,
             Self::Chunk(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::NotKept(_) | Self::Tickets(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::NotKept(_) | Self::Tickets(_) | Self::Toolbox(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status.is_server_error() {
             tracing::warn!(error = format!("{:#}", anyhow::Error::from(self)), "an installer's request failed");
@@ -308,6 +331,15 @@ async fn drive(
     Ok(Json(channel.told(&session, order, deploy).files(settings)))
 }
 
+async fn toolbox(
+    State(channel): State<Channel>,
+    Extension(client): Extension<Client>,
+) -> Result<Json<ToolboxFile>, Refusal> {
+    channel.session(client).await?;
+    let file = channel.toolbox.file().await.map_err(Refusal::Toolbox)?;
+    file.map(Json).ok_or(Refusal::NoToolbox)
+}
+
 async fn report(
     State(channel): State<Channel>,
     Extension(client): Extension<Client>,
@@ -325,8 +357,12 @@ async fn report(
         News::ImageWritten => sessions.tell(machine, What::Stage(Stage::ImageWritten)),
         News::Done { disks } => {
             is_kept(&disks)?;
-            let erased = disks.iter().all(|disk| disk.method != "image");
-            let stage = What::Stage(if erased { Stage::Erased } else { Stage::SettingsWritten });
+            let stage = match disks.first() {
+                _ if channel.order_is(machine, run, attempt, |order| order.work.test().is_some()) => Stage::Tested,
+                Some(disk) if disk.method == "image" => Stage::SettingsWritten,
+                _ => Stage::Erased,
+            };
+            let stage = What::Stage(stage);
             sessions.ended_order(machine, run, attempt, vec![stage, What::Done { run, attempt, disks }]).await?;
         }
         News::Begun(begun) => {
@@ -339,6 +375,17 @@ async fn report(
                 return Err(Refusal::NoErasure);
             }
             sessions.erased(machine, run, attempt, drive).await?;
+        }
+        News::TestBegun(script) => {
+            channel.check_test(machine, run, attempt, &script)?;
+            sessions.test_begun(machine, run, attempt, script).await?;
+        }
+        News::Tested(tested) => {
+            channel.check_test(machine, run, attempt, &tested.script)?;
+            if !tested.is_sound() {
+                return Err(Refusal::NoTest);
+            }
+            sessions.tested(machine, run, attempt, tested).await?;
         }
         News::Failed { cause, detail } => {
             let failed = What::Failed { run, attempt, cause, detail: cut(detail) };

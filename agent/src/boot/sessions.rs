@@ -16,6 +16,7 @@ use std::{
 
 use rackhand_common::{
     channel::{Begun, HOLD, Kept},
+    commission::Tested,
     erasure::DriveErasure,
     event::{Event, Stage, What},
     hardware::Hardware,
@@ -83,6 +84,32 @@ struct Record {
     /// How far an order to erase is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     erasing: Option<Erasing>,
+    /// How far an order to test is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    testing: Option<Testing>,
+}
+
+/// How far an order to test is: what the next installer does not begin again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Testing {
+    run: RunId,
+    attempt: u32,
+    /// Those that are over.
+    pub done: Vec<String>,
+    /// Those that were begun, and are not over.
+    pub begun: Vec<String>,
+}
+
+impl Testing {
+    fn is_of(&self, run: RunId, attempt: u32) -> bool {
+        (self.run, self.attempt) == (run, attempt)
+    }
+
+    /// There are no more entries than tests in the order.
+    fn forget(&mut self, script: &str) {
+        self.done.retain(|done| done != script);
+        self.begun.retain(|begun| begun != script);
+    }
 }
 
 /// How far an order to erase is, disk by disk: what the next installer does not begin again.
@@ -214,12 +241,11 @@ impl Sessions {
             *last = heard;
             return Ok(());
         }
-        let (ended, erasing) = {
-            let entries = self.lock();
-            let record = entries.get(&machine).map(|entry| &entry.record);
-            (record.and_then(|record| record.ended), record.and_then(|record| record.erasing.clone()))
-        };
-        let record = Record { mac, address, inventory: Some(inventory.clone()), connected: true, ended, erasing };
+        let before = self.lock().get(&machine).map(|entry| entry.record.clone());
+        let (ended, erasing, testing) =
+            before.map(|record| (record.ended, record.erasing, record.testing)).unwrap_or_default();
+        let inventoried = Some(inventory.clone());
+        let record = Record { mac, address, inventory: inventoried, connected: true, ended, erasing, testing };
         let mut whats = vec![What::Stage(Stage::Inventoried), What::Connected { mac, address, inventory }];
         // Behind the connection, by which the controller comes to know a new machine.
         whats.extend(hardware.map(|hardware| What::Hardware { mac, hardware: hardware.into() }));
@@ -329,6 +355,64 @@ impl Sessions {
             let mut erasing = entry.record.erasing.take().filter(|erasing| erasing.is_of(run, attempt));
             change(erasing.get_or_insert_with(|| Erasing::of(run, attempt)));
             entry.record.erasing = erasing;
+            entry.record.clone()
+        };
+        self.write(machine, record).await
+    }
+
+    /// How far the machine's installers are with this order to test.
+    pub fn testing(&self, machine: MachineId, run: RunId, attempt: u32) -> Option<Testing> {
+        let testing = self.lock().get(&machine)?.record.testing.clone()?;
+        testing.is_of(run, attempt).then_some(testing)
+    }
+
+    /// A test of an order's begins. On disk on return.
+    pub async fn test_begun(
+        &self,
+        machine: MachineId,
+        run: RunId,
+        attempt: u32,
+        script: String,
+    ) -> Result<(), NotKept> {
+        self.note_test(machine, run, attempt, |testing| {
+            testing.forget(&script);
+            testing.begun.push(script);
+        })
+        .await
+    }
+
+    /// A test of an order's is over. On disk on return.
+    pub async fn tested(
+        &self,
+        machine: MachineId,
+        run: RunId,
+        attempt: u32,
+        tested: Box<Tested>,
+    ) -> Result<(), NotKept> {
+        // Told before it is noted: a crash in between has the installer tell it again.
+        let told = What::Tested { run, attempt, tested: tested.clone() };
+        self.spool.append(vec![self.event(machine, told)]).await?;
+        self.note_test(machine, run, attempt, |testing| {
+            testing.forget(&tested.script);
+            testing.done.push(tested.script);
+        })
+        .await
+    }
+
+    async fn note_test(
+        &self,
+        machine: MachineId,
+        run: RunId,
+        attempt: u32,
+        change: impl FnOnce(&mut Testing),
+    ) -> Result<(), NotKept> {
+        let record = {
+            let mut entries = self.lock();
+            let Some(entry) = entries.get_mut(&machine) else { return Ok(()) };
+            let testing = entry.record.testing.take().filter(|testing| testing.is_of(run, attempt));
+            let mut testing = testing.unwrap_or_else(|| Testing { run, attempt, done: Vec::new(), begun: Vec::new() });
+            change(&mut testing);
+            entry.record.testing = Some(testing);
             entry.record.clone()
         };
         self.write(machine, record).await
@@ -523,6 +607,33 @@ mod tests {
         let kept = Kept { disk: "d1".into(), method: drive.method.unwrap(), digest: drive.samples.digest };
         assert_eq!((known.done, known.begun), (vec![kept], vec![begun("d2")]));
         assert!(sessions.erasing(machine, run, 2).is_none() && sessions.erasing(machine, RunId::fresh(), 1).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_test_that_was_begun_and_not_told_of_is_known_to_the_next_installer_of_the_order() {
+        use rackhand_common::commission::{Outcome, script};
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(&dir.path().join("events.redb"), 1000).unwrap();
+        let open = || {
+            let db = crate::spool::open_database(&dir.path().join("boot.redb")).unwrap();
+            Sessions::open(db, Arc::new(crate::clock::SystemClock::default()), spool.clone()).unwrap()
+        };
+        let sessions = open();
+        let (machine, run) = (MachineId::fresh(), RunId::fresh());
+        sessions.connected(machine, Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::LOCALHOST, None, inventory(1)).await.unwrap();
+        for name in ["memory", "smart"] {
+            sessions.test_begun(machine, run, 1, name.into()).await.unwrap();
+        }
+        let now = jiff::Timestamp::UNIX_EPOCH;
+        let tested = script("smart").unwrap().not_run(Outcome::Skipped, "no disk", now);
+        sessions.tested(machine, run, 1, Box::new(tested)).await.unwrap();
+        drop(sessions);
+        // The node and the machine were restarted.
+        let sessions = open();
+        sessions.connected(machine, Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::LOCALHOST, None, inventory(2)).await.unwrap();
+        let known = sessions.testing(machine, run, 1).unwrap();
+        assert_eq!((known.done, known.begun), (vec!["smart".to_owned()], vec!["memory".to_owned()]));
+        assert!(sessions.testing(machine, run, 2).is_none() && sessions.testing(machine, RunId::fresh(), 1).is_none());
     }
 
     #[test]

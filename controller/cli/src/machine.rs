@@ -13,8 +13,8 @@ use crate::{
     health::{self, HealthCommand},
     output::{Output, done, print, read},
     run::{Wait, started},
-    show::{Table, bytes, or_dash, table},
-    views::{Erasure, Event, Machine},
+    show::{Table, bytes, or_dash, second, table},
+    views::{Erasure, Event, Machine, TestResult},
     watch::{self, Told, Watch},
 };
 
@@ -157,6 +157,40 @@ lanes than they could have, memory errors and failing disks are findings without
         machine: String,
         #[command(flatten)]
         wait: Wait,
+    },
+    /// Test a machine that nobody uses: memory, processors, disks, network cards, clock
+    #[command(after_help = "  rackhand machine test web-1 --wait
+  rackhand machine test web-1 --only memory --only cpu
+  rackhand machine tests web-1
+
+Its installer runs the tests, which takes an hour or so when all are. The run is done when they are
+over; what they showed is listed by `rackhand machine tests`, and a machine that did not pass has an
+alert. Tests that write to disks are run only when they are named, with --accept-data-loss.")]
+    Test {
+        /// Name or id
+        machine: String,
+        /// Only this test; may be repeated
+        #[arg(long, value_name = "TEST")]
+        only: Vec<String>,
+        /// What is on its disks may be lost
+        #[arg(long, requires = "only")]
+        accept_data_loss: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// List what tests of a machine showed: the latest of each
+    #[command(after_help = "  rackhand machine tests web-1
+  rackhand machine tests web-1 --all --only memory
+  rackhand machine tests web-1 --output json       # with what each said and measured")]
+    Tests {
+        /// Name or id
+        machine: String,
+        /// Earlier ones too, the newest first
+        #[arg(long)]
+        all: bool,
+        /// Only of this test
+        #[arg(long, value_name = "TEST")]
+        only: Option<String>,
     },
     /// Take a ready machine out of service while somebody works on it
     #[command(after_help = "  rackhand machine maintain web-1 --reason 'fan 3 is loud' --for 4h
@@ -378,6 +412,18 @@ pub(crate) async fn run(client: &Client, command: MachineCommand, output: Output
             let run = client.post(&format!("/v1/machines/{machine}/inspect"), json!({})).await?;
             started(client, run, &wait, output).await
         }
+        MachineCommand::Test { machine, only, accept_data_loss, wait } => {
+            let only = Some(only).filter(|only| !only.is_empty());
+            let body = json!({"only": only, "accept_data_loss": accept_data_loss});
+            let run = client.post(&format!("/v1/machines/{machine}/test"), body).await?;
+            started(client, run, &wait, output).await
+        }
+        MachineCommand::Tests { machine, all, only } => {
+            let latest = Some("true".to_owned()).filter(|_| !all);
+            let query = given_only([("test", only), ("latest", latest)]);
+            let items = client.list_with(&format!("/v1/machines/{machine}/tests"), query).await?;
+            print(output, items.into(), |items: Vec<TestResult>| tested(&items))
+        }
         MachineCommand::Maintain { machine, reason, period } => {
             let until = Timestamp::now().checked_add(period)?;
             upkeep(client, &machine, "maintain", json!({"reason": reason, "until": until}), output).await
@@ -418,6 +464,20 @@ pub(crate) async fn run(client: &Client, command: MachineCommand, output: Output
             print(output, events.into(), |events: Vec<Event>| follow::timeline(&events))
         }
     }
+}
+
+/// What tests showed.
+fn tested(items: &[TestResult]) -> Table {
+    let row = |result: &TestResult| {
+        let shown = match (&result.reason, result.outcome.as_str()) {
+            (Some(reason), "failed") if !result.part.is_empty() => format!("{reason}; look at {}", result.part),
+            (reason, _) => or_dash(reason.as_deref()),
+        };
+        let took = format!("{}.{} s", result.milliseconds / 1000, result.milliseconds % 1000 / 100);
+        vec![result.test.clone(), result.outcome.clone(), second(result.started), took, shown]
+    };
+    table(&["TEST", "OUTCOME", "BEGAN", "TOOK", "WHY"], items.iter().map(row))
+        .or_say("not tested yet: rackhand machine test MACHINE")
 }
 
 async fn upkeep(client: &Client, machine: &str, verb: &str, body: Value, output: Output) -> anyhow::Result<String> {

@@ -64,6 +64,16 @@ pub(crate) struct Erasure {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+pub(crate) struct TestResult {
+    pub(crate) test: String,
+    pub(crate) outcome: String,
+    pub(crate) reason: Option<String>,
+    pub(crate) part: String,
+    pub(crate) started: Timestamp,
+    pub(crate) milliseconds: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Run {
     pub(crate) id: String,
     pub(crate) machine: String,

@@ -57,6 +57,10 @@ pub enum Event {
     Reinstalled,
     /// An operator wants to know what is in it now.
     Inspect,
+    /// An operator wants it tested.
+    Test,
+    /// Its tests are over, however they ended.
+    Tested,
     /// An operator doubts it.
     Quarantine,
     /// An operator works on it.
@@ -74,13 +78,14 @@ pub enum Event {
 }
 
 /// What an operator can ask for, with the word for it.
-const VERBS: [(Event, &str); 11] = [
+const VERBS: [(Event, &str); 12] = [
     (Event::Adopt, "adopt"),
     (Event::Deploy, "deploy"),
     (Event::Reinstall, "reinstall"),
     (Event::Release, "release"),
     (Event::Power, "power"),
     (Event::Inspect, "inspect"),
+    (Event::Test, "test"),
     (Event::Maintain, "maintain"),
     (Event::Resume, "resume"),
     (Event::Quarantine, "quarantine"),
@@ -119,7 +124,9 @@ impl Lifecycle {
             (Self::Deploying, Event::Undone) => Some(Self::Ready),
             (Self::Active | Self::Quarantined | Self::Maintenance, Event::Release) => Some(Self::Releasing),
             (Self::Active, Event::Reinstall | Event::Reinstalled) => Some(self),
-            (Self::Ready | Self::Quarantined | Self::Maintenance, Event::Inspect) => Some(self),
+            (Self::Ready | Self::Quarantined | Self::Maintenance, Event::Inspect | Event::Test | Event::Tested) => {
+                Some(self)
+            }
             (Self::Ready, Event::Maintain) => Some(Self::Maintenance),
             (Self::Maintenance, Event::Resume) => Some(Self::Ready),
             (Self::Ready | Self::Maintenance | Self::Retired, Event::Quarantine) => Some(Self::Quarantined),
@@ -197,7 +204,7 @@ mod tests {
 
     use expect_test::expect;
 
-    const EVENTS: [Event; 17] = [
+    const EVENTS: [Event; 19] = [
         Event::Adopt,
         Event::Deploy,
         Event::Deployed,
@@ -208,6 +215,8 @@ mod tests {
         Event::Reinstall,
         Event::Reinstalled,
         Event::Inspect,
+        Event::Test,
+        Event::Tested,
         Event::Quarantine,
         Event::Maintain,
         Event::Resume,
@@ -233,6 +242,8 @@ mod tests {
             discovered Doubted: quarantined
             ready Deploy: deploying
             ready Inspect: ready
+            ready Test: ready
+            ready Tested: ready
             ready Quarantine: quarantined
             ready Maintain: maintenance
             ready Retire: retired
@@ -253,12 +264,16 @@ mod tests {
             releasing Doubted: quarantined
             quarantined Release: releasing
             quarantined Inspect: quarantined
+            quarantined Test: quarantined
+            quarantined Tested: quarantined
             quarantined Retire: retired
             quarantined Power: quarantined
             quarantined Forget: quarantined
             quarantined Doubted: quarantined
             maintenance Release: releasing
             maintenance Inspect: maintenance
+            maintenance Test: maintenance
+            maintenance Tested: maintenance
             maintenance Quarantine: quarantined
             maintenance Resume: ready
             maintenance Retire: retired

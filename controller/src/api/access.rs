@@ -125,6 +125,8 @@ pub const TABLE: Table = &[
     (Method::POST, "/v1/machines/{machine}/power", May(MachinePower, Named(Thing::Machine))),
     (Method::POST, "/v1/machines/{machine}/reinstall", May(MachineDeploy, Named(Thing::Machine))),
     (Method::POST, "/v1/machines/{machine}/inspect", May(MachineMaintain, Named(Thing::Machine))),
+    (Method::POST, "/v1/machines/{machine}/test", May(MachineMaintain, Named(Thing::Machine))),
+    (Method::GET, "/v1/machines/{machine}/tests", May(MachineRead, Named(Thing::Machine))),
     (Method::POST, "/v1/machines/{machine}/maintain", May(MachineMaintain, Named(Thing::Machine))),
     (Method::POST, "/v1/machines/{machine}/resume", May(MachineMaintain, Named(Thing::Machine))),
     (Method::POST, "/v1/machines/{machine}/quarantine", May(MachineMaintain, Named(Thing::Machine))),

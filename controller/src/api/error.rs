@@ -287,6 +287,7 @@ impl From<Denied> for Error {
             Denied::NoUserData | Denied::NotForIgnition(_) => Self::invalid("/user_data", denied),
             Denied::Forbidden(_)
             | Denied::Busy(_)
+            | Denied::Destructive(_)
             | Denied::NamelessDisk(_)
             | Denied::NoDisk
             | Denied::ImageNotReady(_)

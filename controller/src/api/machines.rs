@@ -60,7 +60,7 @@ pub(super) struct Machine {
     /// `maintenance` (somebody works on it), `retired`.
     #[schema(value_type = String, example = "ready")]
     lifecycle: Lifecycle,
-    /// What can be done with it now: `adopt`, `deploy`, `reinstall`, `release`, `power`, `inspect`,
+    /// What can be done with it now: `adopt`, `deploy`, `reinstall`, `release`, `power`, `inspect`, `test`,
     /// `maintain`, `resume`, `quarantine`, `retire`, `forget`.
     verbs: Vec<&'static str>,
     /// Counts how often it was given out or taken back; older orders are refused.

@@ -17,6 +17,7 @@ mod audit;
 mod bindings;
 mod bmcs;
 mod claims;
+mod commission;
 mod consoles;
 mod dry_run;
 mod erasures;
@@ -232,6 +233,8 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(machines::power))
         .routes(routes!(reinstall::reinstall))
         .routes(routes!(upkeep::inspect))
+        .routes(routes!(commission::test))
+        .routes(routes!(commission::results))
         .routes(routes!(upkeep::maintain))
         .routes(routes!(upkeep::resume))
         .routes(routes!(upkeep::quarantine))

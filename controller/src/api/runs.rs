@@ -215,7 +215,7 @@ pub(super) async fn retry(
     let run = tx.run(id(&run)?).await?;
     let action = match run.parameters {
         store::Parameters::Deploy(_) | store::Parameters::Reinstall(_) => Action::MachineDeploy,
-        store::Parameters::Inspect => Action::MachineMaintain,
+        store::Parameters::Inspect | store::Parameters::Test(_) => Action::MachineMaintain,
         store::Parameters::Release(_) => Action::MachineRelease,
         store::Parameters::Power(_) => Action::MachinePower,
     };

@@ -70,9 +70,10 @@ impl<C: Commands> Look<'_, C> {
             (Step::RestartInstaller | Step::LeaveSystem, false) => self.boot_installer(true).await,
             (Step::WriteImage, false) => self.order(self.deploy_order()).await,
             (Step::EraseDisks, false) => self.order(self.erase_order()).await,
+            (Step::RunTests, false) => self.order(self.test_order()).await,
             (Step::StartSystem, false) => self.start_system().await,
             (Step::SwitchPower, false) => self.switch_power().await,
-            (Step::WriteImage | Step::EraseDisks, true) => self.revoke_order().await,
+            (Step::WriteImage | Step::EraseDisks | Step::RunTests, true) => self.revoke_order().await,
             (Step::StartSystem, true) => self.boot_installer(false).await,
             (Step::LeaveSystem, true) => self.return_to_system().await,
             // They leave nothing behind.
@@ -182,6 +183,7 @@ fn point(step: Step) -> &'static str {
         Step::EraseDisks => "step.erase disks",
         Step::SwitchPower => "step.switch power",
         Step::LeaveSystem => "step.leave system",
+        Step::RunTests => "step.run tests",
     }
 }
 

@@ -9,7 +9,7 @@ use rackhand_controller_core::workflow::{Cause, Report, Step, WaitFor, hop};
 
 use super::{Look, failed, installer::started_disk};
 use crate::{
-    store::{Machine, OrderEnd, Parameters, StoreError, StoredCommand, Tx},
+    store::{Machine, OrderEnd, Parameters, StoreError, StoredCommand, Tests, Tx},
     workflows::Commands,
 };
 
@@ -36,6 +36,12 @@ impl<C: Commands> Look<'_, C> {
         Some(Order { run: self.run.id, attempt: self.attempt, disks: release.disks.clone(), work })
     }
 
+    pub(super) fn test_order(&self) -> Option<Order> {
+        let Parameters::Test(Tests { scripts, disks, mainboard, .. }) = &self.run.parameters else { return None };
+        let work = Work::Test(intent::Test { scripts: scripts.clone(), mainboard: mainboard.clone() });
+        Some(Order { run: self.run.id, attempt: self.attempt, disks: disks.clone(), work })
+    }
+
     /// Has the order given, and waits for what becomes of it.
     pub(super) async fn order(&self, order: Option<Order>) -> Result<Report, StoreError> {
         let Some(order) = order else { return Ok(failed(Cause::Internal, "the run's parameters fit no order")) };
@@ -50,23 +56,24 @@ impl<C: Commands> Look<'_, C> {
         machine.boot = Boot::Installer;
         machine.order = Some(order);
         if !machine.connected && comes_back(&machine) {
+            let mark = if self.step == Step::RunTests { tx.tests_in(self.run.id).await? } else { self.run.done };
             self.commit(tx, &mut machine).await?;
             let (waiting, detail) = hop(machine.stage.as_ref());
             let detail = format!("installer was lost; {detail}");
             // Bytes count, hops do not: a machine that restarts over and over moves nowhere, and
             // one whose installer goes on, the request not being its own, does.
-            return Ok(Report::Waiting { waiting, detail, mark: self.run.done });
+            return Ok(Report::Waiting { waiting, detail, mark });
         }
         let back = if machine.connected { None } else { self.bring_back(&mut tx, &machine).await? };
         self.commit(tx, &mut machine).await?;
         if machine.connected {
-            return Ok(self.at_work());
+            return self.at_work().await;
         }
         match back {
-            Some(command) => Ok(match self.restarted(&machine, &command).await? {
-                Report::Done => self.at_work(),
-                other => other,
-            }),
+            Some(command) => match self.restarted(&machine, &command).await? {
+                Report::Done => self.at_work().await,
+                other => Ok(other),
+            },
             None => Ok(failed(Cause::InstallerLost, format!("the installer was lost {BRING_BACK} times"))),
         }
     }
@@ -96,14 +103,19 @@ impl<C: Commands> Look<'_, C> {
         Ok(None)
     }
 
-    fn at_work(&self) -> Report {
+    async fn at_work(&self) -> Result<Report, StoreError> {
+        if let Parameters::Test(tests) = &self.run.parameters {
+            let mark = self.store.begin().await?.tests_in(self.run.id).await?;
+            let detail = format!("{mark} of {} tests are over", tests.scripts.len());
+            return Ok(Report::Waiting { waiting: WaitFor::Tests, detail, mark });
+        }
         let waiting = if self.step == Step::EraseDisks { WaitFor::Erasure } else { WaitFor::Image };
         let (done, total) = (self.run.done, self.run.total);
         let detail = match done.saturating_mul(100).checked_div(total) {
             Some(percent) => format!("{percent} % of {} MiB", total >> 20),
             None => "installer has not begun".to_owned(),
         };
-        Report::Waiting { waiting, detail, mark: done }
+        Ok(Report::Waiting { waiting, detail, mark: done })
     }
 
     /// Takes the order back. An installer that has not reported may still be writing: it is

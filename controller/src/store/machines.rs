@@ -440,6 +440,7 @@ impl Tx {
             "DELETE FROM health_transitions WHERE machine = $1",
             "DELETE FROM health_overrides WHERE id = $1",
             "DELETE FROM machine_hardware WHERE id = $1",
+            "DELETE FROM test_results WHERE machine = $1",
             "DELETE FROM commands WHERE machine = $1",
             "DELETE FROM runs WHERE machine = $1",
             "DELETE FROM bmcs WHERE id = $1",

@@ -48,6 +48,7 @@ mod runs;
 mod samples;
 pub(crate) mod seal;
 mod sites;
+mod test_results;
 mod tokens;
 mod transfer;
 mod webhooks;
@@ -95,9 +96,10 @@ pub use self::{
     reports::{Assignment, By, Held},
     requests::{KeyedRequest, Known, UnderWay},
     reverse::ReverseName,
-    runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Run, RunStatus},
+    runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Run, RunStatus, Tests},
     samples::KEPT,
     sites::{DEFAULT_SITE, Site},
+    test_results::TestResult,
     tokens::{NewToken, Owner, Token},
 };
 pub(crate) use self::{audit::Present, claims::ClaimRow, prefixes::Leaf};

@@ -100,6 +100,22 @@ pub enum Parameters {
     Reinstall(Deploy),
     /// See what is in it.
     Inspect,
+    /// Test it.
+    Test(Tests),
+}
+
+/// What is tested.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tests {
+    /// Names of the tests.
+    pub scripts: Vec<String>,
+    /// Whether one of them may destroy what is on disks.
+    pub destructive: bool,
+    /// Identities of all disks the machine had when the run was asked for.
+    pub disks: Vec<String>,
+    /// Its mainboard, as it was accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mainboard: Option<Mainboard>,
 }
 
 /// What is installed.
@@ -176,6 +192,7 @@ impl Parameters {
             Self::Power(_) => Workflow::Power,
             Self::Reinstall(_) => Workflow::Reinstall,
             Self::Inspect => Workflow::Inspect,
+            Self::Test(_) => Workflow::Test,
         }
     }
 
@@ -183,7 +200,7 @@ impl Parameters {
     pub fn install(&self) -> Option<&Deploy> {
         match self {
             Self::Deploy(deploy) | Self::Reinstall(deploy) => Some(deploy),
-            Self::Release(_) | Self::Power(_) | Self::Inspect => None,
+            Self::Release(_) | Self::Power(_) | Self::Inspect | Self::Test(_) => None,
         }
     }
 
@@ -191,7 +208,7 @@ impl Parameters {
     pub fn install_mut(&mut self) -> Option<&mut Deploy> {
         match self {
             Self::Deploy(deploy) | Self::Reinstall(deploy) => Some(deploy),
-            Self::Release(_) | Self::Power(_) | Self::Inspect => None,
+            Self::Release(_) | Self::Power(_) | Self::Inspect | Self::Test(_) => None,
         }
     }
 }

@@ -17,5 +17,6 @@ mod kills;
 mod reload;
 mod replaced;
 mod rotation;
+mod testing;
 mod upkeep;
 mod webhooks;

@@ -88,6 +88,7 @@ fn scenes(point: &str) -> &'static [(Scene, &'static [u32])] {
     const CYCLE: Scene = Scene::Way(Way::Cycle);
     const REINSTALL: Scene = Scene::Way(Way::Reinstall);
     const RELEASE: Scene = Scene::Way(Way::Release);
+    const TEST: Scene = Scene::Way(Way::Test);
     const ENROL: Scene = Scene::Act(Act::Enrol);
     const RENEW: Scene = Scene::Act(Act::Renew);
     const IMPORT: Scene = Scene::Act(Act::Import);
@@ -104,6 +105,7 @@ fn scenes(point: &str) -> &'static [(Scene, &'static [u32])] {
         "image.write" => &[(DEPLOY, &[1, 2])],
         "image.finish" => &[(DEPLOY, &[1, 2, 3, 4])],
         "step.leave system" => &[(REINSTALL, &[1, 3])],
+        "step.run tests" => &[(TEST, &[1, 3])],
         "step.switch power" => &[(CYCLE, &[1, 2])],
         "ledger.accept" | "ledger.begin" | "ledger.end" | "command.send" => &[(CYCLE, &[1]), (RELEASE, &[1])],
         "power.act" => &[(CYCLE, &[1, 2]), (RELEASE, &[1, 2])],

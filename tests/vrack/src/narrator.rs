@@ -133,7 +133,7 @@ impl Told {
     /// What an event is to whoever watches, if anything.
     fn words(&mut self, what: &What) -> Option<String> {
         Some(match what {
-            erased @ What::Erased { .. } => erased.to_string(),
+            told @ (What::Erased { .. } | What::Tested { .. }) => told.to_string(),
             What::Progress { done, total, .. } => {
                 let percent = done.saturating_mul(100).checked_div(*total).unwrap_or(100);
                 if percent < self.percent {
@@ -161,6 +161,7 @@ impl Told {
                 Stage::Rebooting => "reboot: into its own disk".into(),
                 Stage::OsDhcp => "DHCP: the installed system has the same address".into(),
                 Stage::Erased => "disk: overwritten and read back".into(),
+                Stage::Tested => "installer: its tests are over".into(),
                 Stage::Inventoried => return None,
             },
             What::Connected { inventory, .. } => {

@@ -127,11 +127,12 @@ impl Files {
         fs::write(
             self.config(Service::Boot),
             format!(
-                "state = {}\nsocket = {}\ninterface = \"prov0\"\naddress = \"10.77.0.1\"\n\n[installer]\nkernel = {}\ninitramfs = {}\n",
+                "state = {}\nsocket = {}\ninterface = \"prov0\"\naddress = \"10.77.0.1\"\n\n[installer]\nkernel = {}\ninitramfs = {}\ntoolbox = {}\n",
                 path(&self.state(Service::Boot)),
                 path(&self.socket()),
                 path(&self.installer.join("kernel")),
                 path(&self.installer.join("initramfs")),
+                path(&self.installer.join("toolbox.squashfs")),
             ),
         )?;
         Ok(())

@@ -23,6 +23,8 @@ pub enum Workflow {
     Reinstall,
     /// A fresh look at what is in the machine; moves no lifecycle.
     Inspect,
+    /// Tests of the machine, run in its installer; moves no lifecycle, whatever they show.
+    Test,
 }
 
 /// Something a workflow does. Each is safe to repeat, and so is its undo.
@@ -44,6 +46,8 @@ pub enum Step {
     /// Take the machine out of its own system, into a fresh installer. Undone, its system runs
     /// again unless something was written over it.
     LeaveSystem,
+    /// Have the installer run tests. Undone, none runs any more.
+    RunTests,
 }
 
 /// The rules of one step.
@@ -122,19 +126,17 @@ const START_SYSTEM: Rule = Rule {
     undo: Some(RESTART),
 };
 
-const DEPLOY: &[Rule] = &[
-    Rule {
-        step: Step::BootInstaller,
-        patience: BOOT,
-        limit: BOOT_LIMIT,
-        attempts: 2,
-        again: BOOT_AGAIN,
-        interruptible: true,
-        undo: None,
-    },
-    WRITE_IMAGE,
-    START_SYSTEM,
-];
+const BOOT_INSTALLER: Rule = Rule {
+    step: Step::BootInstaller,
+    patience: BOOT,
+    limit: BOOT_LIMIT,
+    attempts: 2,
+    again: BOOT_AGAIN,
+    interruptible: true,
+    undo: None,
+};
+
+const DEPLOY: &[Rule] = &[BOOT_INSTALLER, WRITE_IMAGE, START_SYSTEM];
 
 const RELEASE: &[Rule] = &[
     RESTART_INSTALLER,
@@ -166,6 +168,21 @@ const REINSTALL: &[Rule] = &[
 
 const INSPECT: &[Rule] = &[RESTART_INSTALLER];
 
+const TEST: &[Rule] = &[
+    BOOT_INSTALLER,
+    Rule {
+        step: Step::RunTests,
+        // Longer than any test may take, and than a machine that restarts in one needs to come back.
+        patience: minutes(150),
+        limit: minutes(24 * 60),
+        attempts: 1,
+        again: &[],
+        // What a test writes it may leave half-written: nothing on the disks is anybody's.
+        interruptible: true,
+        undo: Some(RESTART),
+    },
+];
+
 const POWER: &[Rule] = &[Rule {
     step: Step::SwitchPower,
     patience: minutes(5),
@@ -180,7 +197,7 @@ const POWER: &[Rule] = &[Rule {
 
 impl Workflow {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Deploy, Self::Release, Self::Power, Self::Reinstall, Self::Inspect];
+    pub const ALL: [Self; 6] = [Self::Deploy, Self::Release, Self::Power, Self::Reinstall, Self::Inspect, Self::Test];
 
     /// Its steps, in order.
     pub fn rules(self) -> &'static [Rule] {
@@ -190,6 +207,7 @@ impl Workflow {
             Self::Power => POWER,
             Self::Reinstall => REINSTALL,
             Self::Inspect => INSPECT,
+            Self::Test => TEST,
         }
     }
 
@@ -201,6 +219,7 @@ impl Workflow {
             (Self::Release, Ended::Done) => Some(Event::Released),
             (Self::Deploy, Ended::Stuck { .. }) | (Self::Release, _) => Some(Event::Broke),
             (Self::Reinstall, _) => Some(Event::Reinstalled),
+            (Self::Test, _) => Some(Event::Tested),
             (Self::Power | Self::Inspect, _) => None,
         }
     }
@@ -214,6 +233,7 @@ impl fmt::Display for Workflow {
             Self::Power => "power",
             Self::Reinstall => "reinstall",
             Self::Inspect => "inspect",
+            Self::Test => "test",
         })
     }
 }
@@ -241,6 +261,7 @@ impl fmt::Display for Step {
             Self::EraseDisks => "erase disks",
             Self::SwitchPower => "switch power",
             Self::LeaveSystem => "leave system",
+            Self::RunTests => "run tests",
         })
     }
 }

@@ -224,7 +224,10 @@ fn every_run_ends_named_and_undone_in_reverse_whatever_happens_to_any_step() {
         reinstall undone
         release done
         release stuck
-        release undone"#]]
+        release undone
+        test done
+        test stuck
+        test undone"#]]
     .assert_eq(&ends.into_keys().collect::<Vec<_>>().join("\n"));
 }
 

@@ -155,6 +155,8 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on:
     trial.step(Method::POST, &of("quarantine"), &format!("{fourth}/quarantine"), why).await;
     trial.step(Method::POST, &of("inspect"), &format!("{fourth}/inspect"), json!({})).await;
     run_is_over(&trial, &fourth, Lifecycle::Ready).await;
+    trial.step(Method::POST, &of("test"), &format!("{fourth}/test"), json!({"only": ["smart"]})).await;
+    run_is_over(&trial, &fourth, Lifecycle::Ready).await;
     trial.step(Method::POST, &of("power"), &format!("{fourth}/power"), json!({"action": "off"})).await;
     run_is_over(&trial, &fourth, Lifecycle::Active).await;
     trial.step(Method::POST, &of("reinstall"), &format!("{fourth}/reinstall"), json!({"image": "debian"})).await;

@@ -52,10 +52,12 @@ pub(crate) enum Way {
     Reinstall,
     /// From active to ready.
     Release,
+    /// Tested, staying ready.
+    Test,
 }
 
 impl Way {
-    pub(crate) const ALL: [Self; 4] = [Self::Deploy, Self::Cycle, Self::Reinstall, Self::Release];
+    pub(crate) const ALL: [Self; 5] = [Self::Deploy, Self::Cycle, Self::Reinstall, Self::Release, Self::Test];
 
     fn request(self) -> (&'static str, Value) {
         match self {
@@ -66,11 +68,12 @@ impl Way {
             }
             Self::Cycle => ("power", json!({ "action": "cycle" })),
             Self::Release => ("release", json!({})),
+            Self::Test => ("test", json!({ "only": ["cpu", "smart"] })),
         }
     }
 
     fn target(self) -> &'static str {
-        if self == Self::Release { "ready" } else { "active" }
+        if matches!(self, Self::Release | Self::Test) { "ready" } else { "active" }
     }
 }
 
@@ -230,7 +233,7 @@ impl Rig {
     /// Waits until the computer rests where it was before its run failed, ready for another try.
     pub(crate) async fn rest(&self, way: Way) -> anyhow::Result<()> {
         let wanted: &[&str] = match way {
-            Way::Deploy => &["ready"],
+            Way::Deploy | Way::Test => &["ready"],
             Way::Cycle | Way::Reinstall => &["active"],
             Way::Release => &["active", "quarantined"],
         };
@@ -302,7 +305,7 @@ impl Rig {
                 ensure!(self.computer.is_on()?, "it is active and off");
                 self.check_disk()?;
             }
-            Way::Release => {
+            Way::Release | Way::Test => {
                 let disk = fs::read(self.computer.disk())?;
                 ensure!(disk.iter().all(|byte| *byte == 0), "P8: it is ready, and its disk holds something");
             }
