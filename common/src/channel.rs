@@ -89,6 +89,8 @@ pub enum Task {
     Erase(EraseTask),
     /// Restart: into the disk after a deploy, or into a newer installer.
     Reboot,
+    /// Let people log in over SSH, until another assignment comes.
+    Rescue(RescueTask),
 }
 
 /// What every destructive task is checked against before the first write.
@@ -137,6 +139,15 @@ pub struct EraseTask {
     /// What one began on others and did not end.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub begun: Vec<Begun>,
+}
+
+/// Let people log in to the installer, as root, over SSH by their keys. Nothing is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RescueTask {
+    /// Whose machine it is for. Disks are not compared: a dead one is what a rescue is for.
+    pub warrant: Warrant,
+    /// Public keys, in `authorized_keys` form.
+    pub ssh_keys: Vec<String>,
 }
 
 /// A disk that was proven clean.
@@ -201,4 +212,12 @@ pub enum News {
     Begun(Begun),
     /// A disk is erased, or not: the record of it.
     Erased(Box<DriveErasure>),
+    /// People can log in. Told again, with another key, after each restart of the machine.
+    Rescue {
+        /// TCP port of the SSH server, on the address that boot gave.
+        port: u16,
+        /// Fingerprint of its host key, which was made in memory for this start:
+        /// [`Login::host_key`](crate::event::Login).
+        host_key: String,
+    },
 }

@@ -101,6 +101,8 @@ pub enum Work {
     DeployOn(Mainboard, Deploy),
     /// [`Work::Erase`], on a machine with this mainboard only.
     EraseOn(Mainboard),
+    /// Let these people log in to the installer over SSH; nothing is written.
+    Rescue(Rescue),
 }
 
 impl Work {
@@ -117,11 +119,24 @@ impl Work {
         mainboard.map_or(Self::Erase, Self::EraseOn)
     }
 
-    /// The deploy; `None` when it is an erasure.
+    /// The deploy; `None` when it is none.
     pub fn deploy(&self) -> Option<&Deploy> {
         match self {
             Self::Deploy(deploy) | Self::DeployOn(_, deploy) => Some(deploy),
-            Self::Erase | Self::EraseOn(_) => None,
+            Self::Erase | Self::EraseOn(_) | Self::Rescue(_) => None,
+        }
+    }
+
+    /// Whether it erases disks.
+    pub fn erases(&self) -> bool {
+        matches!(self, Self::Erase | Self::EraseOn(_))
+    }
+
+    /// The rescue; `None` when it is none.
+    pub fn rescue(&self) -> Option<&Rescue> {
+        match self {
+            Self::Rescue(rescue) => Some(rescue),
+            _ => None,
         }
     }
 
@@ -129,6 +144,7 @@ impl Work {
     pub fn mainboard(&self) -> Option<&Mainboard> {
         match self {
             Self::DeployOn(mainboard, _) | Self::EraseOn(mainboard) => Some(mainboard),
+            Self::Rescue(rescue) => rescue.mainboard.as_ref(),
             Self::Deploy(_) | Self::Erase => None,
         }
     }
@@ -143,6 +159,15 @@ pub struct Deploy {
     pub disk: DiskRule,
     /// What the installed system is told.
     pub host: Host,
+}
+
+/// Who may log in to a machine's installer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rescue {
+    /// Public keys, in `authorized_keys` form, of root.
+    pub ssh_keys: Vec<String>,
+    /// The mainboard of the machine that is meant, as far as it is known.
+    pub mainboard: Option<Mainboard>,
 }
 
 /// How the system disk is chosen among a machine's disks.

@@ -16,12 +16,13 @@ use axum::{
 };
 use rackhand_common::{
     channel::{
-        Admitted, Assignment, DeployTask, Drive, EraseTask, HOLD, MAX_BODY, News, Present, Report, Task, Warrant,
+        Admitted, Assignment, DeployTask, Drive, EraseTask, HOLD, MAX_BODY, News, Present, Report, RescueTask, Task,
+        Warrant,
     },
-    event::{MAX_TEXT, Stage, What},
+    event::{Login, MAX_TEXT, Stage, What},
     id::{MachineId, RunId},
     image::{Digest, Settings, SignedManifest},
-    intent::{Deploy, Intent, MachineIntent, Order},
+    intent::{Deploy, Intent, MachineIntent, Order, Work},
     machine::Inventory,
     pki::{KeyPin, Peer},
     time::Clock,
@@ -106,13 +107,14 @@ impl Channel {
             disks: order.disks.clone(),
             mainboard: order.work.mainboard().cloned(),
         };
-        match order.work.deploy() {
-            None => {
+        match &order.work {
+            Work::Rescue(rescue) => Task::Rescue(RescueTask { warrant, ssh_keys: rescue.ssh_keys.clone() }),
+            Work::Erase | Work::EraseOn(_) => {
                 let known = self.sessions.erasing(machine.id, order.run, order.attempt);
                 let (done, begun) = known.map(|known| (known.done, known.begun)).unwrap_or_default();
                 Task::Erase(EraseTask { warrant, done, begun })
             }
-            Some(deploy) => Task::Deploy(DeployTask {
+            Work::Deploy(deploy) | Work::DeployOn(_, deploy) => Task::Deploy(DeployTask {
                 disk: deploy.disk.clone(),
                 manifest: deploy.manifest,
                 files: self.told(session, order, deploy).files(Settings::Cidata),
@@ -123,14 +125,33 @@ impl Channel {
 
     /// Whether this is a disk of the machine's present order to erase.
     fn check_erasure(&self, machine: MachineId, run: RunId, attempt: u32, disk: &str) -> Result<(), Refusal> {
+        let is_its = self.is_at(machine, run, attempt, |order| {
+            order.work.erases() && order.disks.iter().any(|listed| listed == disk)
+        });
+        is_its.then_some(()).ok_or(Refusal::NoErasure)
+    }
+
+    /// Whether the machine's present order is of this run and try, and `is` so.
+    fn is_at(&self, machine: MachineId, run: RunId, attempt: u32, is: impl Fn(&Order) -> bool) -> bool {
         let intent = self.intent.borrow();
         let mut known = intent.iter().flat_map(|intent| &intent.machines);
         let order = known.find(|known| known.id == machine).and_then(|machine| machine.order.as_ref());
-        let is_its = order.is_some_and(|order| {
-            let erases = order.work.deploy().is_none() && (order.run, order.attempt) == (run, attempt);
-            erases && order.disks.iter().any(|listed| listed == disk)
-        });
-        is_its.then_some(()).ok_or(Refusal::NoErasure)
+        order.is_some_and(|order| (order.run, order.attempt) == (run, attempt) && is(order))
+    }
+
+    /// What the rescue system of a machine's present order tells of itself, with the address it was given.
+    fn login(
+        &self,
+        Session { machine, mac, .. }: Session,
+        (run, attempt): (RunId, u32),
+        (port, host_key): (u16, String),
+    ) -> Result<What, Refusal> {
+        let is_rescue = self.is_at(machine, run, attempt, |order| order.work.rescue().is_some());
+        if !is_rescue || port == 0 || !Login::is_fingerprint(&host_key) {
+            return Err(Refusal::NoRescue);
+        }
+        let address = self.leases.holder(mac).ok_or(Refusal::NoAddress)?.address;
+        Ok(What::Rescue { run, attempt, login: Login { address, port, host_key } })
     }
 
     /// What the system is told that this order installs on the session's machine.
@@ -157,6 +178,8 @@ enum Refusal {
     NoDeploy,
     #[error("no disk of an order to erase, or no sound record of one")]
     NoErasure,
+    #[error("no order to rescue, or no sound fingerprint")]
+    NoRescue,
     #[error("longer than that of any machine")]
     TooLong,
     #[error("too often; try again")]
@@ -174,7 +197,7 @@ impl IntoResponse for Refusal {
         let status = match &self {
             Self::NoSession => StatusCode::UNAUTHORIZED,
             Self::Ticket => StatusCode::FORBIDDEN,
-            Self::NoAddress | Self::NoErasure => StatusCode::CONFLICT,
+            Self::NoAddress | Self::NoErasure | Self::NoRescue => StatusCode::CONFLICT,
             Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooOften => StatusCode::TOO_MANY_REQUESTS,
             Self::NoDeploy | Self::Chunk(ChunkError::NotListed(_)) => StatusCode::NOT_FOUND,
@@ -311,7 +334,8 @@ async fn report(
     Extension(client): Extension<Client>,
     Json(report): Json<Report>,
 ) -> Result<StatusCode, Refusal> {
-    let machine = channel.session(client).await?.machine;
+    let session = channel.session(client).await?;
+    let machine = session.machine;
     let (sessions, Report { run, attempt, news }) = (&channel.sessions, report);
     // Progress is told now and then, however often it comes.
     if !matches!(news, News::Progress { .. }) && !channel.rations.lets(channel.clock.now().mono, machine) {
@@ -337,6 +361,10 @@ async fn report(
                 return Err(Refusal::NoErasure);
             }
             sessions.erased(machine, run, attempt, drive).await?;
+        }
+        News::Rescue { port, host_key } => {
+            let login = channel.login(session, (run, attempt), (port, host_key))?;
+            sessions.rescued(machine, login).await?;
         }
         News::Failed { cause, detail } => {
             let failed = What::Failed { run, attempt, cause, detail: cut(detail) };

@@ -3,7 +3,8 @@
 //!
 //! Invariants:
 //! - An order that was reported done or failed is not handed out again under the same run
-//!   and attempt, also after a restart; one that was only started is: the machine was reset.
+//!   and attempt, also after a restart; one that was only started is: the machine was reset. A
+//!   rescue is never done: whoever is given it lets people log in until it is taken back.
 //! - An installer that has not asked for [`PATIENCE`] is reported lost, once; when it asks
 //!   again it is reported connected again.
 
@@ -273,6 +274,11 @@ impl Sessions {
         }
         self.changes.send_modify(|changes| *changes += 1);
         Ok(())
+    }
+
+    /// A machine's rescue system takes logins, as `login` says. On disk on return.
+    pub async fn rescued(&self, machine: MachineId, login: What) -> Result<(), NotKept> {
+        Ok(self.spool.append(vec![self.event(machine, login)]).await?)
     }
 
     /// How far the machine's installers are with this order to erase.

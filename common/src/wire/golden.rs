@@ -8,11 +8,11 @@ use super::*;
 use crate::{
     bmc::{Access, Beside, Bmcs, Look, Protocol},
     erasure::DriveErasure,
-    event::{Cause, DiskWork, Event, NodeHealth, Outcome, Stage, What},
+    event::{Cause, DiskWork, Event, Login, NodeHealth, Outcome, Stage, What},
     health::{self, SeriesQuery, State, Verdict},
     id::{AgentId, CommandId, Epoch, Incarnation, MachineId, RackId, RunId},
     image::Digest,
-    intent::{Boot, Deploy, DiskRule, Host, Intent, MachineIntent, Network, Order, Work},
+    intent::{Boot, Deploy, DiskRule, Host, Intent, MachineIntent, Network, Order, Rescue, Work},
     machine::{Content, Cpu, Disk, Firmware, Inventory, Mac, Mainboard, Nic, Power, System},
 };
 
@@ -134,6 +134,11 @@ fn events() -> Vec<Event> {
             }],
         }),
         What::Erased { run, attempt: 1, drive: Box::new(DriveErasure::example("d1")) },
+        What::Rescue {
+            run,
+            attempt: 1,
+            login: Login { address: [10, 77, 0, 9].into(), port: 22, host_key: "SHA256:k".into() },
+        },
     ]);
     all.into_iter().map(event).collect()
 }
@@ -171,7 +176,11 @@ fn intent() -> Intent {
             machine(Boot::Installer, Some(order(Work::Deploy(deploy(DiskRule::Smallest))))),
             machine(Boot::Installer, Some(order(Work::Deploy(deploy(DiskRule::Identity("d1".into())))))),
             machine(Boot::Installer, Some(order(Work::EraseOn(board.clone())))),
-            machine(Boot::Installer, Some(order(Work::DeployOn(board, deploy(DiskRule::Smallest))))),
+            machine(Boot::Installer, Some(order(Work::DeployOn(board.clone(), deploy(DiskRule::Smallest))))),
+            machine(
+                Boot::Installer,
+                Some(order(Work::Rescue(Rescue { ssh_keys: vec!["ssh-ed25519 AAAA".into()], mainboard: Some(board) }))),
+            ),
         ],
     }
 }

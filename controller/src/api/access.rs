@@ -123,6 +123,8 @@ pub const TABLE: Table = &[
     (Method::POST, "/v1/machines/{machine}/release", May(MachineRelease, Named(Thing::Machine))),
     (Method::POST, "/v1/machines/{machine}/power", May(MachinePower, Named(Thing::Machine))),
     (Method::POST, "/v1/machines/{machine}/reinstall", May(MachineDeploy, Named(Thing::Machine))),
+    (Method::POST, "/v1/machines/{machine}/rescue", May(MachineDeploy, Named(Thing::Machine))),
+    (Method::POST, "/v1/machines/{machine}/leave-rescue", May(MachineDeploy, Named(Thing::Machine))),
     (Method::POST, "/v1/machines/{machine}/inspect", May(MachineMaintain, Named(Thing::Machine))),
     (Method::POST, "/v1/machines/{machine}/maintain", May(MachineMaintain, Named(Thing::Machine))),
     (Method::POST, "/v1/machines/{machine}/resume", May(MachineMaintain, Named(Thing::Machine))),

@@ -42,6 +42,7 @@ mod racks;
 mod rate;
 mod reinstall;
 mod reports;
+mod rescue;
 mod reverse;
 mod runs;
 mod sites;
@@ -227,6 +228,8 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(machines::release))
         .routes(routes!(machines::power))
         .routes(routes!(reinstall::reinstall))
+        .routes(routes!(rescue::rescue))
+        .routes(routes!(rescue::leave_rescue))
         .routes(routes!(upkeep::inspect))
         .routes(routes!(upkeep::maintain))
         .routes(routes!(upkeep::resume))

@@ -70,13 +70,22 @@ impl<C: Commands> Look<'_, C> {
             (Step::RestartInstaller | Step::LeaveSystem, false) => self.boot_installer(true).await,
             (Step::WriteImage, false) => self.order(self.deploy_order()).await,
             (Step::EraseDisks, false) => self.order(self.erase_order()).await,
+            (Step::StartRescue, false) => self.order(self.rescue_order()).await,
             (Step::StartSystem, false) => self.start_system().await,
+            (Step::EndRescue, false) => self.end_rescue().await,
             (Step::SwitchPower, false) => self.switch_power().await,
             (Step::WriteImage | Step::EraseDisks, true) => self.revoke_order().await,
             (Step::StartSystem, true) => self.boot_installer(false).await,
             (Step::LeaveSystem, true) => self.return_to_system().await,
             // They leave nothing behind.
-            (Step::BootInstaller | Step::RestartInstaller | Step::SwitchPower, true) => Ok(Report::Done),
+            (
+                Step::BootInstaller
+                | Step::RestartInstaller
+                | Step::SwitchPower
+                | Step::StartRescue
+                | Step::EndRescue,
+                true,
+            ) => Ok(Report::Done),
         }
     }
 
@@ -181,6 +190,8 @@ fn point(step: Step) -> &'static str {
         Step::EraseDisks => "step.erase disks",
         Step::SwitchPower => "step.switch power",
         Step::LeaveSystem => "step.leave system",
+        Step::StartRescue => "step.start rescue",
+        Step::EndRescue => "step.end rescue",
     }
 }
 

@@ -90,7 +90,7 @@ pub use self::{
     reports::{Assignment, By, Held},
     requests::{KeyedRequest, Known, UnderWay},
     reverse::ReverseName,
-    runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Run, RunStatus},
+    runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Rescue, Run, RunStatus},
     samples::KEPT,
     sites::{DEFAULT_SITE, Site},
     tokens::{NewToken, Owner, Token},

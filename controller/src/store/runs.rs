@@ -100,6 +100,10 @@ pub enum Parameters {
     Reinstall(Deploy),
     /// See what is in it.
     Inspect,
+    /// Let its owner log in to it beside its own system.
+    Rescue(Rescue),
+    /// Have its own system run again.
+    LeaveRescue,
 }
 
 /// What is installed.
@@ -144,6 +148,17 @@ pub struct Release {
     pub mainboard: Option<Mainboard>,
 }
 
+/// Who is let in, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rescue {
+    /// Public keys, in `authorized_keys` form, of root.
+    pub ssh_keys: Vec<String>,
+    /// Its mainboard, as it was accepted.
+    pub mainboard: Option<Mainboard>,
+    /// When somebody means to be done. It does not end by itself.
+    pub until: Timestamp,
+}
+
 /// A change of chassis power.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -176,6 +191,8 @@ impl Parameters {
             Self::Power(_) => Workflow::Power,
             Self::Reinstall(_) => Workflow::Reinstall,
             Self::Inspect => Workflow::Inspect,
+            Self::Rescue(_) => Workflow::Rescue,
+            Self::LeaveRescue => Workflow::LeaveRescue,
         }
     }
 
@@ -183,7 +200,7 @@ impl Parameters {
     pub fn install(&self) -> Option<&Deploy> {
         match self {
             Self::Deploy(deploy) | Self::Reinstall(deploy) => Some(deploy),
-            Self::Release(_) | Self::Power(_) | Self::Inspect => None,
+            Self::Release(_) | Self::Power(_) | Self::Inspect | Self::Rescue(_) | Self::LeaveRescue => None,
         }
     }
 
@@ -191,7 +208,7 @@ impl Parameters {
     pub fn install_mut(&mut self) -> Option<&mut Deploy> {
         match self {
             Self::Deploy(deploy) | Self::Reinstall(deploy) => Some(deploy),
-            Self::Release(_) | Self::Power(_) | Self::Inspect => None,
+            Self::Release(_) | Self::Power(_) | Self::Inspect | Self::Rescue(_) | Self::LeaveRescue => None,
         }
     }
 }

@@ -23,6 +23,10 @@ pub enum Workflow {
     Reinstall,
     /// A fresh look at what is in the machine; moves no lifecycle.
     Inspect,
+    /// An active machine out of its system and into one in memory that its owner logs in to.
+    Rescue,
+    /// Back into its own system.
+    LeaveRescue,
 }
 
 /// Something a workflow does. Each is safe to repeat, and so is its undo.
@@ -44,6 +48,10 @@ pub enum Step {
     /// Take the machine out of its own system, into a fresh installer. Undone, its system runs
     /// again unless something was written over it.
     LeaveSystem,
+    /// Have the installer let the machine's owner log in.
+    StartRescue,
+    /// Have the machine start its own disk again, which nothing was written to.
+    EndRescue,
 }
 
 /// The rules of one step.
@@ -150,19 +158,43 @@ const RELEASE: &[Rule] = &[
     },
 ];
 
-const REINSTALL: &[Rule] = &[
+const LEAVE_SYSTEM: Rule = Rule {
+    step: Step::LeaveSystem,
+    patience: BOOT,
+    limit: BOOT_LIMIT,
+    attempts: 2,
+    again: BOOT_AGAIN,
+    interruptible: true,
+    undo: Some(Undo { patience: minutes(5), limit: BOOT_LIMIT, attempts: 2 }),
+};
+
+const REINSTALL: &[Rule] = &[LEAVE_SYSTEM, WRITE_IMAGE, START_SYSTEM];
+
+const RESCUE: &[Rule] = &[
+    LEAVE_SYSTEM,
     Rule {
-        step: Step::LeaveSystem,
-        patience: BOOT,
-        limit: BOOT_LIMIT,
+        step: Step::StartRescue,
+        // The toolbox is fetched, some hundred megabytes, by a machine that may have to be brought back.
+        patience: minutes(20),
+        limit: minutes(40),
         attempts: 2,
-        again: BOOT_AGAIN,
+        again: &[Cause::Installer(Installer::Internal)],
         interruptible: true,
-        undo: Some(Undo { patience: minutes(5), limit: BOOT_LIMIT, attempts: 2 }),
+        // What was started ends with the installer, which the undo of the step before ends.
+        undo: None,
     },
-    WRITE_IMAGE,
-    START_SYSTEM,
 ];
+
+const LEAVE_RESCUE: &[Rule] = &[Rule {
+    step: Step::EndRescue,
+    patience: minutes(5),
+    limit: BOOT_LIMIT,
+    // The second time the machine is switched off and on.
+    attempts: 2,
+    again: BOOT_AGAIN,
+    interruptible: false,
+    undo: None,
+}];
 
 const INSPECT: &[Rule] = &[RESTART_INSTALLER];
 
@@ -180,7 +212,15 @@ const POWER: &[Rule] = &[Rule {
 
 impl Workflow {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Deploy, Self::Release, Self::Power, Self::Reinstall, Self::Inspect];
+    pub const ALL: [Self; 7] = [
+        Self::Deploy,
+        Self::Release,
+        Self::Power,
+        Self::Reinstall,
+        Self::Inspect,
+        Self::Rescue,
+        Self::LeaveRescue,
+    ];
 
     /// Its steps, in order.
     pub fn rules(self) -> &'static [Rule] {
@@ -190,6 +230,8 @@ impl Workflow {
             Self::Power => POWER,
             Self::Reinstall => REINSTALL,
             Self::Inspect => INSPECT,
+            Self::Rescue => RESCUE,
+            Self::LeaveRescue => LEAVE_RESCUE,
         }
     }
 
@@ -201,7 +243,9 @@ impl Workflow {
             (Self::Release, Ended::Done) => Some(Event::Released),
             (Self::Deploy, Ended::Stuck { .. }) | (Self::Release, _) => Some(Event::Broke),
             (Self::Reinstall, _) => Some(Event::Reinstalled),
-            (Self::Power | Self::Inspect, _) => None,
+            (Self::Rescue, Ended::Done) => Some(Event::Rescued),
+            (Self::Rescue, _) | (Self::LeaveRescue, Ended::Done) => Some(Event::LeftRescue),
+            (Self::Power | Self::Inspect | Self::LeaveRescue, _) => None,
         }
     }
 }
@@ -214,6 +258,8 @@ impl fmt::Display for Workflow {
             Self::Power => "power",
             Self::Reinstall => "reinstall",
             Self::Inspect => "inspect",
+            Self::Rescue => "rescue",
+            Self::LeaveRescue => "leave-rescue",
         })
     }
 }
@@ -241,6 +287,8 @@ impl fmt::Display for Step {
             Self::EraseDisks => "erase disks",
             Self::SwitchPower => "switch power",
             Self::LeaveSystem => "leave system",
+            Self::StartRescue => "start rescue",
+            Self::EndRescue => "end rescue",
         })
     }
 }

@@ -217,6 +217,8 @@ fn every_run_ends_named_and_undone_in_reverse_whatever_happens_to_any_step() {
         deploy undone
         inspect done
         inspect undone
+        leave-rescue done
+        leave-rescue undone
         power done
         power undone
         reinstall done
@@ -224,7 +226,10 @@ fn every_run_ends_named_and_undone_in_reverse_whatever_happens_to_any_step() {
         reinstall undone
         release done
         release stuck
-        release undone"#]]
+        release undone
+        rescue done
+        rescue stuck
+        rescue undone"#]]
     .assert_eq(&ends.into_keys().collect::<Vec<_>>().join("\n"));
 }
 
