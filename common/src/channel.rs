@@ -8,9 +8,11 @@
 //! | `GET /v1/assignment?after=N` | | [`Assignment`]; held open up to [`HOLD`] while its serial is N |
 //! | `GET /v1/manifests/{digest}` | | [`SignedManifest`](crate::image::SignedManifest) |
 //! | `GET /v1/drives/{settings}` | | [`Drive`] |
+//! | `GET /v1/toolbox` | | [`ToolboxFile`], 404 when the node has none |
 //! | `POST /v1/report` | [`Report`] | 204 once it is on the node's disk |
 //!
-//! Chunks come by plain HTTP from `GET /chunks/{digest}` and are checked against the manifest.
+//! Chunks come by plain HTTP from `GET /chunks/{digest}` and are checked against the manifest; the
+//! toolbox comes from `GET /toolbox` and is checked against what this channel says it is.
 //! The installer's key is fresh at every start; a ticket binds to the first key that presents
 //! it. A session is that key: the same key again, also after boot restarted, is a retry.
 //!
@@ -127,6 +129,15 @@ pub struct DeployTask {
 
 /// The files of a config drive, by their paths in it.
 pub type Drive = BTreeMap<String, String>;
+
+/// The toolbox that a node has: programs that the installer runs, as one squashfs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolboxFile {
+    /// BLAKE3 of the file: of all of it, before any of it is mounted.
+    pub digest: Digest,
+    /// Its bytes.
+    pub size: u64,
+}
 
 /// Erase all disks of the warrant and read back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

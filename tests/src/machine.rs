@@ -4,6 +4,7 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddrV4},
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -17,7 +18,9 @@ use rackhand_installer::{
     gpt::Table,
     log::Log,
     machine::{BootOrderError, Machine as Hardware},
+    rescue::Ssh,
     session,
+    toolbox::{Toolbox, ToolboxError, Tools},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -100,6 +103,9 @@ struct Inside {
     effects: Vec<Effect>,
     screen: Vec<String>,
     starts: u32,
+    /// What its installers keep files in.
+    memory: Option<tempfile::TempDir>,
+    rescue: Option<Rescue>,
 }
 
 /// A machine that is on: a thread of its own.
@@ -172,6 +178,11 @@ impl Machine {
     /// The system that runs on it.
     pub fn system(&self) -> Option<System> {
         self.lock().system.clone()
+    }
+
+    /// Whom its rescue system lets in.
+    pub fn rescue(&self) -> Option<Rescue> {
+        self.lock().rescue.clone()
     }
 
     /// The kernel command line of its latest installer.
@@ -403,6 +414,73 @@ impl Hardware for Powered {
     }
 
     fn set_clock(&self, _: Timestamp) {}
+
+    fn room_for_toolbox(&self, _: u64) -> Result<PathBuf, ToolboxError> {
+        let mut inside = self.machine.lock();
+        if inside.memory.is_none() {
+            inside.memory = Some(tempfile::tempdir().map_err(|error| ToolboxError::Mount("making room", error))?);
+        }
+        Ok(inside.memory.as_ref().expect("it was made").path().join("toolbox"))
+    }
+
+    fn open_toolbox(&self, file: &Path) -> Result<Arc<dyn Tools>, ToolboxError> {
+        std::fs::read(file).map_err(|error| ToolboxError::Mount("reading it", error))?;
+        Ok(Arc::new(SimulatedTools(self.machine.clone())))
+    }
+}
+
+/// What a simulated machine has for programs.
+struct SimulatedTools(Machine);
+
+impl Tools for SimulatedTools {
+    fn toolbox(&self) -> Option<&Toolbox> {
+        None
+    }
+
+    fn let_in(&self, keys: &[String]) -> io::Result<Box<dyn Ssh>> {
+        let letters: String = (0..2).map(|_| Uuid::new_v4().simple().to_string()).collect();
+        let host_key = format!("SHA256:{}", &letters[..43]);
+        self.0.lock().rescue = Some(Rescue { keys: keys.to_vec(), host_key: host_key.clone() });
+        Ok(Box::new(SimulatedSsh { machine: self.0.clone(), host_key }))
+    }
+}
+
+/// Whom a simulated machine lets in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rescue {
+    /// The public keys.
+    pub keys: Vec<String>,
+    /// Fingerprint of the host key that they see.
+    pub host_key: String,
+}
+
+struct SimulatedSsh {
+    machine: Machine,
+    host_key: String,
+}
+
+impl Ssh for SimulatedSsh {
+    fn port(&self) -> u16 {
+        22
+    }
+
+    fn host_key(&self) -> &str {
+        &self.host_key
+    }
+
+    fn look(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for SimulatedSsh {
+    fn drop(&mut self) {
+        let mut inside = self.machine.lock();
+        // A later installer may let others in by now.
+        if inside.rescue.as_ref().is_some_and(|rescue| rescue.host_key == self.host_key) {
+            inside.rescue = None;
+        }
+    }
 }
 
 /// The power driver of a rack of simulated machines; every effect is noted at the machine.

@@ -122,7 +122,8 @@ impl VirtualRack {
         pki::install_crypto();
         log();
         let (subnet, directory) = (Subnet::claim()?, tempfile::tempdir()?);
-        for (file, contents) in [("kernel", KERNEL), ("initramfs", INITRAMFS), ("loader", LOADER)] {
+        for (file, contents) in [("kernel", KERNEL), ("initramfs", INITRAMFS), ("loader", LOADER), ("toolbox", TOOLBOX)]
+        {
             fs::write(directory.path().join(file), contents.repeat(1000))?;
         }
         let config = controller_config(&subnet, directory.path())?;
@@ -282,13 +283,14 @@ impl VirtualRack {
     fn boot_config(&self) -> Result<boot::Config> {
         let text = format!(
             "state = {:?}\nsocket = {:?}\ninterface = \"lo\"\naddress = \"{}\"\nhttp = {HTTP}\nchannel = {CHANNEL}\n\
-             tftp_port = {TFTP}\ntftp = {{ \"snponly.efi\" = {:?} }}\ninstaller = {{ kernel = {:?}, initramfs = {:?} }}\n",
+             tftp_port = {TFTP}\ntftp = {{ \"snponly.efi\" = {:?} }}\ninstaller = {{ kernel = {:?}, initramfs = {:?}, toolbox = {:?} }}\n",
             self.path("boot"),
             self.path("agent.sock"),
             self.subnet.node,
             self.path("loader"),
             self.path("kernel"),
             self.path("initramfs"),
+            self.path("toolbox"),
         );
         boot::Config::try_from(toml::from_str::<boot::File>(&text)?).map_err(anyhow::Error::msg)
     }
@@ -470,3 +472,4 @@ fn log() {
 const KERNEL: &[u8] = b"kernel";
 const INITRAMFS: &[u8] = b"initramfs";
 const LOADER: &[u8] = b"iPXE";
+const TOOLBOX: &[u8] = b"toolbox";

@@ -85,6 +85,10 @@ const MODULES: &[&str] = &[
     "nvme",
     "efivarfs",
     "softdog",
+    // The toolbox's file system, and room for changes over it.
+    "loop",
+    "squashfs",
+    "overlay",
     "crc32c_intel",
     "crc32_pclmul",
     "crct10dif_pclmul",

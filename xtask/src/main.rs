@@ -12,6 +12,7 @@ mod installer_image;
 mod os_image;
 mod packages;
 mod shell;
+mod toolbox;
 
 use clap::{Parser, Subcommand};
 use shell::{Shell, cache, target};
@@ -88,6 +89,8 @@ enum Verb {
     InstallerImage,
     /// Makes a Debian 12 disk image.
     OsImage,
+    /// Makes the toolbox: the programs that tests and rescue run on machines, as a squashfs beside the installer.
+    Toolbox,
     /// Makes Debian packages in target/dist.
     Dist {
         /// Their version.
@@ -273,6 +276,10 @@ fn main() -> anyhow::Result<()> {
         Verb::OsImage => {
             packages::install(&[packages::IMAGES], true)?;
             os_image::build(&cache().join("debian-12.raw"), &cache())
+        }
+        Verb::Toolbox => {
+            packages::install(&[packages::IMAGES], true)?;
+            toolbox::build(&cache().join("installer"), &cache())
         }
         Verb::Dist { package_version, debug } => {
             for package in dist(&package_version, debug)? {

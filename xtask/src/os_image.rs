@@ -115,7 +115,7 @@ fn bootstrap(entry: &Entry, work: &Path, tree: &Path) -> Result<()> {
 
 /// Runs a program that names its phases as mmdebstrap does (`I: installing …`): a line for
 /// each as it begins and a sign of life in long ones; everything it said when it fails.
-fn in_phases(command: &mut Command) -> Result<()> {
+pub(crate) fn in_phases(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
     let mut child = child.with_context(|| format!("cannot start {name}: is it installed?"))?;
@@ -158,7 +158,7 @@ fn in_phases(command: &mut Command) -> Result<()> {
 }
 
 /// Debian's own package sources as apt on this machine is configured to reach them.
-fn host_sources(suite: &str) -> Result<String> {
+pub(crate) fn host_sources(suite: &str) -> Result<String> {
     let format = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(REPO_URI) $(RELEASE) $(COMPONENT)";
     let list = output(Command::new("apt-get").args([
         "indextargets",
@@ -174,7 +174,7 @@ fn host_sources(suite: &str) -> Result<String> {
 }
 
 /// How this machine's apt reaches its sources: proxies, certificates, validity checks.
-fn host_apt_options() -> Result<Vec<String>> {
+pub(crate) fn host_apt_options() -> Result<Vec<String>> {
     let dump = output(Command::new("apt-config").args(["dump", "Acquire"]))?;
     let worth = |line: &&str| {
         ["Acquire::http", "Acquire::https", "Acquire::Check-"].iter().any(|key| line.starts_with(key))
@@ -349,14 +349,14 @@ fn uuid() -> Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned())
 }
 
-fn write(path: &PathBuf, text: &str) -> Result<()> {
+pub(crate) fn write(path: &PathBuf, text: &str) -> Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn remove(path: &Path) -> Result<()> {
+pub(crate) fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))

@@ -12,7 +12,7 @@ pub(crate) const BUILD: &[&str] = &["gcc", "libc6-dev", "make"];
 /// To build libFuzzer.
 pub(crate) const FUZZ: &[&str] = &["g++"];
 
-/// To make the installer's and the operating system's images.
+/// To make the images of the installer, the operating system and the toolbox.
 pub(crate) const IMAGES: &[&str] = &[
     "mmdebstrap",
     "debian-archive-keyring",
@@ -26,6 +26,7 @@ pub(crate) const IMAGES: &[&str] = &[
     "grub-common",
     "grub-pc-bin",
     "grub-efi-amd64-bin",
+    "squashfs-tools",
 ];
 
 /// To make Debian packages.

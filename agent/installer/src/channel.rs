@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1::SendRequest};
 use hyper_util::rt::TokioIo;
 use rackhand_common::{
-    channel::{Admitted, Assignment, Drive, HOLD, MAX_BODY, MAX_DRIVE, MAX_MANIFEST, Present, Report},
+    channel::{Admitted, Assignment, Drive, HOLD, MAX_BODY, MAX_DRIVE, MAX_MANIFEST, Present, Report, ToolboxFile},
     image::{Digest, Manifest, Settings, SignedManifest},
     machine::Inventory,
     pki,
@@ -111,6 +111,33 @@ impl Lane {
         } else {
             Err(Failure::Refused(status, String::from_utf8_lossy(&body).chars().take(200).collect()))
         }
+    }
+
+    /// Gives each piece of a good answer's body to `take`, as it comes. Nothing may come for as long as
+    /// `patience`; how long all of it takes is for the caller to bound.
+    pub async fn stream(
+        &mut self,
+        path: &str,
+        patience: Duration,
+        mut take: impl AsyncFnMut(Bytes) -> io::Result<()>,
+    ) -> Result<(), Failure> {
+        let mut open = timeout(CONNECT, self.connect()).await.map_err(unreachable)??;
+        let request = Request::builder().uri(path).header("host", self.to.to_string()).body(Full::default());
+        let request = request.expect("the path is a literal");
+        let asked = async {
+            open.sender.ready().await.map_err(unreachable)?;
+            open.sender.send_request(request).await.map_err(unreachable)
+        };
+        let mut response = timeout(patience, asked).await.map_err(unreachable)??;
+        if !response.status().is_success() {
+            return Err(Failure::Refused(response.status(), String::new()));
+        }
+        while let Some(frame) = timeout(patience, response.frame()).await.map_err(unreachable)? {
+            if let Ok(piece) = frame.map_err(unreachable)?.into_data() {
+                take(piece).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn connect(&self) -> Result<Open, Failure> {
@@ -252,6 +279,11 @@ impl Channel {
             return Err(Failure::Malformed("a manifest with another digest than asked for".to_owned()));
         }
         signed.parse_unverified().map_err(|error| Failure::Malformed(error.to_string()))
+    }
+
+    /// What the toolbox of this rack is, at [`Self::chunks`].
+    pub async fn toolbox(&self, lane: &mut Lane) -> Result<ToolboxFile, Failure> {
+        self.call(lane, Method::GET, "/v1/toolbox", None, MAX_BODY, MANIFEST).await.and_then(parse)
     }
 
     /// The files of the machine's config drive in this format.

@@ -24,5 +24,7 @@ pub mod machine;
 pub mod modules;
 pub mod network;
 pub mod pid1;
+pub mod rescue;
 pub mod session;
 pub mod task;
+pub mod toolbox;

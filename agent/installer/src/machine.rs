@@ -3,7 +3,11 @@
 //!
 //! Everything here blocks, and is called from threads that may.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use nix::{sys::time::TimeSpec, time::ClockId};
@@ -14,6 +18,8 @@ use crate::{
     disk::{self, BlockDevice},
     gpt::Table,
     inventory,
+    modules::Modules,
+    toolbox::{self, Toolbox, ToolboxError, Tools},
 };
 
 /// A machine to work on.
@@ -26,6 +32,11 @@ pub trait Machine: Send + Sync + 'static {
     fn boot_from(&self, table: &Table) -> Result<(), BootOrderError>;
     /// Sets its clock.
     fn set_clock(&self, now: Timestamp);
+    /// Makes room in its memory for a toolbox of this many bytes: the file to write it into. What an
+    /// earlier one left there is gone.
+    fn room_for_toolbox(&self, size: u64) -> Result<PathBuf, ToolboxError>;
+    /// Makes the programs of the toolbox in this file ready to run. It is known to be what boot says.
+    fn open_toolbox(&self, file: &Path) -> Result<Arc<dyn Tools>, ToolboxError>;
 }
 
 /// Why the boot order is not as it should be.
@@ -79,4 +90,19 @@ impl Machine for Hardware {
             tracing::warn!(%errno, "cannot set the clock");
         }
     }
+
+    fn room_for_toolbox(&self, size: u64) -> Result<PathBuf, ToolboxError> {
+        toolbox::make_room(Path::new(TOOLBOX), size)
+    }
+
+    fn open_toolbox(&self, file: &Path) -> Result<Arc<dyn Tools>, ToolboxError> {
+        match Modules::of_running_kernel() {
+            Ok(mut modules) => ["loop", "squashfs", "overlay"].into_iter().for_each(|name| modules.load(name)),
+            Err(error) => tracing::warn!(%error, "no module tables: what the kernel has built in has to do"),
+        }
+        Ok(Arc::new(Toolbox::mount(Path::new(TOOLBOX), file)?))
+    }
 }
+
+/// Where the toolbox is.
+const TOOLBOX: &str = "/run/toolbox";

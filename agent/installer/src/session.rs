@@ -33,6 +33,7 @@ use crate::{
     log::Log,
     machine::Machine,
     task::{Admission, Reporter, TaskError, Work},
+    toolbox,
 };
 
 /// Why there is no session.
@@ -110,8 +111,8 @@ impl Session<'_> {
                         tracing::info!("restarting, as told");
                         return;
                     }
-                    Task::Deploy(_) | Task::Erase(_) => {
-                        let warrant = warrant(&assignment.task).expect("both kinds have one");
+                    Task::Deploy(_) | Task::Erase(_) | Task::Rescue(_) => {
+                        let warrant = warrant(&assignment.task).expect("all three kinds have one");
                         let order = (warrant.run, warrant.attempt);
                         let admission = Admission { machine: self.machine_id, epoch };
                         epoch = epoch.max(warrant.epoch);
@@ -229,6 +230,10 @@ impl Session<'_> {
                 work.deploy(deploy, manifest, drive).await
             }
             Task::Erase(erase) => work.erase(erase).await,
+            Task::Rescue(rescue) => {
+                let tools = toolbox::fetch(self.channel, self.machine.clone());
+                Err(work.rescue(rescue, tools).await)
+            }
             Task::Wait | Task::Reboot => Ok(Vec::new()),
         }
     }
@@ -254,6 +259,7 @@ fn warrant(task: &Task) -> Option<&rackhand_common::channel::Warrant> {
     match task {
         Task::Deploy(deploy) => Some(&deploy.warrant),
         Task::Erase(erase) => Some(&erase.warrant),
+        Task::Rescue(rescue) => Some(&rescue.warrant),
         Task::Wait | Task::Reboot => None,
     }
 }

@@ -18,7 +18,7 @@ use std::{
 };
 
 use rackhand_common::{
-    channel::{Begun, DeployTask, Drive, EraseTask, Kept, News, Warrant},
+    channel::{Begun, DeployTask, Drive, EraseTask, Kept, News, RescueTask, Warrant},
     erasure::{Method, Outcome},
     event::{Cause, DiskWork},
     id::{Epoch, MachineId},
@@ -41,6 +41,8 @@ use crate::{
     gpt::{self, BASIC_DATA, Guid, Table},
     image::{self, Head, ImageError, Source},
     machine::{BootOrderError, Machine},
+    rescue,
+    toolbox::{ToolboxError, Tools},
 };
 
 /// Why an order was not carried out, for people; [`TaskError::cause`] is for programs.
@@ -82,6 +84,10 @@ pub enum TaskError {
     Settings(String),
     #[error("the boot order could not be set")]
     BootOrder(#[source] BootOrderError),
+    #[error("there is nothing to log in to")]
+    Toolbox(#[source] ToolboxError),
+    #[error("the SSH server could not be started, or not again")]
+    Ssh(#[source] io::Error),
     #[error("the order was withdrawn")]
     Withdrawn,
 }
@@ -101,7 +107,7 @@ impl TaskError {
             Self::NotErased(disks) if disks.iter().any(|disk| disk.lied) => Cause::Verify,
             Self::NotErased(_) => Cause::DiskError,
             Self::BootOrder(_) => Cause::BootOrder,
-            Self::Drive(_) | Self::Settings(_) | Self::Withdrawn => Cause::Internal,
+            Self::Drive(_) | Self::Settings(_) | Self::Toolbox(_) | Self::Ssh(_) | Self::Withdrawn => Cause::Internal,
         }
     }
 }
@@ -236,6 +242,23 @@ impl<R: Reporter, S: Source> Work<'_, R, S> {
         if failures.is_empty() { Ok(works) } else { Err(TaskError::NotErased(failures)) }
     }
 
+    /// Lets people log in until the order is withdrawn, with the programs of the toolbox that `tools` brings.
+    pub async fn rescue(
+        &self,
+        task: &RescueTask,
+        tools: impl Future<Output = Result<Arc<dyn Tools>, ToolboxError>>,
+    ) -> TaskError {
+        let inventory = self.inventory().await;
+        if let Err(error) = check_machine(&task.warrant, self.admission, &inventory) {
+            return error;
+        }
+        match self.withdrawn.run_until_cancelled(tools).await {
+            None => TaskError::Withdrawn,
+            Some(Err(error)) => TaskError::Toolbox(error),
+            Some(Ok(tools)) => rescue::let_in(tools, task.ssh_keys.clone(), self.reporter, self.withdrawn).await,
+        }
+    }
+
     async fn inventory(&self) -> Inventory {
         let machine = self.machine.clone();
         spawn_blocking(move || machine.inventory()).await.expect("taking the inventory does not panic")
@@ -354,6 +377,21 @@ fn not_erased(disks: &[NotErased]) -> String {
 /// Whether the machine may be written at all: it is the one that is meant, in the latest epoch
 /// it has heard of, on the mainboard that is meant, with exactly the disks that are listed.
 pub fn check(warrant: &Warrant, admission: Admission, inventory: &Inventory) -> Result<(), TaskError> {
+    check_machine(warrant, admission, inventory)?;
+    let mut wanted = warrant.disks.clone();
+    let mut found: Vec<_> = inventory.disks.iter().filter_map(Disk::identity).collect();
+    wanted.sort();
+    found.sort();
+    let ambiguous = found.windows(2).any(|pair| pair[0] == pair[1]);
+    if wanted != found || ambiguous {
+        return Err(TaskError::DisksDiffer { wanted: wanted.join(", "), found: found.join(", ") });
+    }
+    Ok(())
+}
+
+/// Whether people may be let in to the machine: all of that but its disks, a dead one of which is what a
+/// rescue is for.
+fn check_machine(warrant: &Warrant, admission: Admission, inventory: &Inventory) -> Result<(), TaskError> {
     if warrant.machine != admission.machine {
         return Err(TaskError::WrongMachine { wanted: warrant.machine, found: admission.machine });
     }
@@ -364,14 +402,6 @@ pub fn check(warrant: &Warrant, admission: Admission, inventory: &Inventory) -> 
         && wanted.is_other(&found)
     {
         return Err(TaskError::OtherMainboard { wanted, found });
-    }
-    let mut wanted = warrant.disks.clone();
-    let mut found: Vec<_> = inventory.disks.iter().filter_map(Disk::identity).collect();
-    wanted.sort();
-    found.sort();
-    let ambiguous = found.windows(2).any(|pair| pair[0] == pair[1]);
-    if wanted != found || ambiguous {
-        return Err(TaskError::DisksDiffer { wanted: wanted.join(", "), found: found.join(", ") });
     }
     Ok(())
 }

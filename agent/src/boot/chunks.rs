@@ -368,7 +368,8 @@ impl Chunks {
 }
 
 /// A file in pieces, each read when it is wanted.
-fn pieces(file: tokio::fs::File) -> impl Stream<Item = io::Result<Bytes>> {
+/// What is in the file, from where it stands.
+pub(super) fn pieces(file: tokio::fs::File) -> impl Stream<Item = io::Result<Bytes>> {
     stream::try_unfold(file, async |mut file| {
         let mut piece = vec![0; PIECE];
         let len = file.read(&mut piece).await?;

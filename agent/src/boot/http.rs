@@ -1,5 +1,5 @@
-//! Plain HTTP for machines: boot scripts, the installer's kernel and initial RAM disk, image
-//! chunks, and installed systems that call home.
+//! Plain HTTP for machines: boot scripts, the installer's kernel and initial RAM disk, toolbox,
+//! image chunks, and installed systems that call home.
 //!
 //! What is served here is not secret, but for the ticket in a boot script. Who asks is decided
 //! by the address it asks from, which DHCP gave it, not by what it says of itself.
@@ -46,6 +46,7 @@ use super::{
     phone_home::PhoneHome,
     seldom::Seldom,
     ticket::Tickets,
+    toolbox::Toolbox,
 };
 use crate::spool::Spool;
 
@@ -64,6 +65,7 @@ pub(super) struct Site {
     pub(super) spool: Spool,
     pub(super) kernel: ServedFile,
     pub(super) initramfs: ServedFile,
+    pub(super) toolbox: Toolbox,
     /// Where this is served.
     pub(super) http: SocketAddrV4,
     /// Where the installers' channel is.
@@ -81,6 +83,7 @@ impl Site {
             .route("/boot.ipxe", get(script))
             .route("/kernel", get(kernel))
             .route("/initramfs", get(initramfs))
+            .route("/toolbox", get(async |State(site): State<Self>| site.toolbox.answer().await))
             .route("/chunks/{digest}", get(chunk))
             .route("/phone-home/{token}", post(phone_home))
             .route("/healthz", get(async || "ok\n"))

@@ -17,7 +17,7 @@ use axum::{
 use rackhand_common::{
     channel::{
         Admitted, Assignment, DeployTask, Drive, EraseTask, HOLD, MAX_BODY, News, Present, Report, RescueTask, Task,
-        Warrant,
+        ToolboxFile, Warrant,
     },
     event::{Login, MAX_TEXT, Stage, What},
     id::{MachineId, RunId},
@@ -40,6 +40,7 @@ use super::{
     sessions::{Duty, NotKept, Sessions, duty},
     settings::Told,
     ticket::{NotAdmitted, Session, Tickets},
+    toolbox::Toolbox,
 };
 
 /// What the channel's handlers share.
@@ -51,6 +52,7 @@ pub(super) struct Channel {
     pub(super) tickets: Tickets,
     pub(super) sessions: Sessions,
     pub(super) chunks: Chunks,
+    pub(super) toolbox: Toolbox,
     pub(super) phone_home: PhoneHome,
     pub(super) seldom: Seldom,
     pub(super) rations: Rations,
@@ -64,6 +66,7 @@ impl Channel {
             .route("/v1/assignment", get(assignment))
             .route("/v1/manifests/{digest}", get(manifest))
             .route("/v1/drives/{settings}", get(drive))
+            .route("/v1/toolbox", get(toolbox))
             .route("/v1/report", post(report))
             .layer(DefaultBodyLimit::max(MAX_BODY))
             .with_state(self)
@@ -174,6 +177,10 @@ enum Refusal {
     Ticket,
     #[error("this card has no address from this node")]
     NoAddress,
+    #[error("this node has no toolbox")]
+    NoToolbox,
+    #[error("the toolbox cannot be read")]
+    Toolbox(#[source] std::io::Error),
     #[error("nothing is to be installed")]
     NoDeploy,
     #[error("no disk of an order to erase, or no sound record of one")]
@@ -200,9 +207,9 @@ impl IntoResponse for Refusal {
             Self::NoAddress | Self::NoErasure | Self::NoRescue => StatusCode::CONFLICT,
             Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooOften => StatusCode::TOO_MANY_REQUESTS,
-            Self::NoDeploy | Self::Chunk(ChunkError::NotListed(_)) => StatusCode::NOT_FOUND,
+            Self::NoDeploy | Self::NoToolbox | Self::Chunk(ChunkError::NotListed(_)) => StatusCode::NOT_FOUND,
             Self::Chunk(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::NotKept(_) | Self::Tickets(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::NotKept(_) | Self::Tickets(_) | Self::Toolbox(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status.is_server_error() {
             tracing::warn!(error = format!("{:#}", anyhow::Error::from(self)), "an installer's request failed");
@@ -327,6 +334,15 @@ async fn drive(
     let order = order.and_then(|machine| machine.order.as_ref()).ok_or(Refusal::NoDeploy)?;
     let deploy = order.work.deploy().ok_or(Refusal::NoDeploy)?;
     Ok(Json(channel.told(&session, order, deploy).files(settings)))
+}
+
+async fn toolbox(
+    State(channel): State<Channel>,
+    Extension(client): Extension<Client>,
+) -> Result<Json<ToolboxFile>, Refusal> {
+    channel.session(client).await?;
+    let file = channel.toolbox.file().await.map_err(Refusal::Toolbox)?;
+    file.map(Json).ok_or(Refusal::NoToolbox)
 }
 
 async fn report(

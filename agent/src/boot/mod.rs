@@ -25,6 +25,7 @@ pub mod sessions;
 pub mod settings;
 pub mod tftp;
 pub mod ticket;
+mod toolbox;
 mod turn;
 
 pub use card::card_is_there;
@@ -56,7 +57,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     agent_link::AgentLink, chunks::Chunks, http::ServedFile, installer::Channel, leases::Leases, phone_home::PhoneHome,
-    ration::Rations, seldom::Seldom, sessions::Sessions, ticket::Tickets,
+    ration::Rations, seldom::Seldom, sessions::Sessions, ticket::Tickets, toolbox::Toolbox,
 };
 use crate::{
     clock::SystemClock,
@@ -102,7 +103,7 @@ pub struct File {
     /// Bytes of image chunks kept; default 20 GiB.
     #[serde(default = "default_cache")]
     pub cache: u64,
-    /// The installer's two files.
+    /// The installer's files.
     #[serde(default)]
     pub installer: InstallerFiles,
     /// What is logged; default `info`.
@@ -118,12 +119,20 @@ pub struct InstallerFiles {
     pub kernel: PathBuf,
     /// Its initial RAM disk; default `/usr/lib/rackhand/installer/initramfs`.
     pub initramfs: PathBuf,
+    /// The toolbox, which machines are tested and rescued with; default
+    /// `/usr/lib/rackhand/installer/toolbox.squashfs`. It may be missing.
+    #[serde(default = "default_toolbox")]
+    pub toolbox: PathBuf,
+}
+
+fn default_toolbox() -> PathBuf {
+    "/usr/lib/rackhand/installer/toolbox.squashfs".into()
 }
 
 impl Default for InstallerFiles {
     fn default() -> Self {
         let directory = Path::new("/usr/lib/rackhand/installer");
-        Self { kernel: directory.join("kernel"), initramfs: directory.join("initramfs") }
+        Self { kernel: directory.join("kernel"), initramfs: directory.join("initramfs"), toolbox: default_toolbox() }
     }
 }
 
@@ -183,7 +192,7 @@ pub struct Config {
     pub lease: Duration,
     /// Bytes of image chunks kept.
     pub cache: u64,
-    /// The installer's two files.
+    /// The installer's files.
     pub installer: InstallerFiles,
     /// What is logged.
     pub log: Filter,
@@ -280,9 +289,19 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         .await
         .with_context(|| format!("cannot serve TFTP on {}:{}", config.address, config.tftp_port))?;
     let (services, key) = assemble(config, disk, clock.clone(), http, channel)?;
-    let Services { intent: store, leases, sessions, spool, site, channel: installers, chunks, kernel, initramfs } =
-        services;
-    let (settings, files) = Settings::new(config.clone(), kernel, initramfs, chunks.clone());
+    let Services {
+        intent: store,
+        leases,
+        sessions,
+        spool,
+        site,
+        channel: installers,
+        chunks,
+        kernel,
+        initramfs,
+        toolbox,
+    } = services;
+    let (settings, files) = Settings::new(config.clone(), kernel, initramfs, toolbox, chunks.clone());
     let tls = TlsAcceptor::from(Arc::new(pki::boot_server(key)?));
     let intent = store.subscribe();
 
@@ -371,6 +390,7 @@ pub struct Services {
     chunks: Chunks,
     kernel: ServedFile,
     initramfs: ServedFile,
+    toolbox: Toolbox,
 }
 
 impl Services {
@@ -407,6 +427,7 @@ fn assemble(
     let seldom = Seldom::default();
     let kernel = ServedFile::new(config.installer.kernel.clone());
     let initramfs = ServedFile::new(config.installer.initramfs.clone());
+    let toolbox = Toolbox::new(config.installer.toolbox.clone());
     let site = http::Site {
         clock: clock.clone(),
         intent: intent.clone(),
@@ -417,6 +438,7 @@ fn assemble(
         spool: spool.clone(),
         kernel: kernel.clone(),
         initramfs: initramfs.clone(),
+        toolbox: toolbox.clone(),
         http,
         channel,
         pin: pki::pin_of(&identity.key)?,
@@ -430,13 +452,14 @@ fn assemble(
         tickets,
         sessions: sessions.clone(),
         chunks: chunks.clone(),
+        toolbox: toolbox.clone(),
         phone_home,
         seldom,
         rations: Rations::default(),
     };
     let (site, channel) = (site.routes(), installers.routes());
     let intent = store;
-    Ok((Services { intent, leases, sessions, spool, site, channel, chunks, kernel, initramfs }, identity.key))
+    Ok((Services { intent, leases, sessions, spool, site, channel, chunks, kernel, initramfs, toolbox }, identity.key))
 }
 
 impl Running {

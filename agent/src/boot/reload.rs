@@ -7,7 +7,7 @@ use anyhow::Result;
 use rackhand_daemon::{Log, Taken};
 use tokio::sync::watch;
 
-use super::{Config, chunks::Chunks, http::ServedFile, tftp};
+use super::{Config, chunks::Chunks, http::ServedFile, tftp, toolbox::Toolbox};
 
 /// The configuration in use; clones are the same.
 #[derive(Clone, Debug)]
@@ -16,6 +16,7 @@ pub struct Settings {
     tftp: watch::Sender<tftp::Files>,
     kernel: ServedFile,
     initramfs: ServedFile,
+    toolbox: Toolbox,
     chunks: Chunks,
 }
 
@@ -24,10 +25,11 @@ impl Settings {
         config: Config,
         kernel: ServedFile,
         initramfs: ServedFile,
+        toolbox: Toolbox,
         chunks: Chunks,
     ) -> (Self, watch::Receiver<tftp::Files>) {
         let (tftp, files) = watch::channel(config.tftp.clone());
-        (Self { used: Arc::new(Mutex::new(config)), tftp, kernel, initramfs, chunks }, files)
+        (Self { used: Arc::new(Mutex::new(config)), tftp, kernel, initramfs, toolbox, chunks }, files)
     }
 
     /// Takes over of this configuration what can be without a restart.
@@ -43,6 +45,7 @@ impl Settings {
         if taken.take("installer", &mut used.installer, installer) {
             self.kernel.become_file(installer.kernel.clone());
             self.initramfs.become_file(installer.initramfs.clone());
+            self.toolbox.become_file(installer.toolbox.clone());
         }
         if taken.take("cache", &mut used.cache, cache) {
             self.chunks.hold(*cache);

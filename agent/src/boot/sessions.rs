@@ -421,7 +421,10 @@ impl Sessions {
 
 #[cfg(test)]
 mod tests {
-    use rackhand_common::{id::Epoch, intent::Work};
+    use rackhand_common::{
+        id::Epoch,
+        intent::{Rescue, Work},
+    };
 
     use super::*;
 
@@ -444,6 +447,14 @@ mod tests {
         assert_eq!(duty(Some(&known), None), Duty::Work(&order));
         assert_eq!(duty(Some(&known), Some((order.run, 1))), Duty::Work(&order));
         assert_eq!(duty(Some(&known), Some((order.run, 2))), Duty::Wait);
+    }
+
+    #[test]
+    fn a_rescue_is_handed_out_for_as_long_as_it_stands() {
+        let work = Work::Rescue(Rescue { ssh_keys: vec![], mainboard: None });
+        let order = Order { run: RunId::fresh(), attempt: 1, disks: vec![], work };
+        assert_eq!(duty(Some(&machine(Boot::Installer, Some(order.clone()))), None), Duty::Work(&order));
+        assert_eq!(duty(Some(&machine(Boot::Disk, None)), None), Duty::Reboot);
     }
 
     #[test]

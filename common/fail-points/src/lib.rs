@@ -101,8 +101,6 @@ pub const POINTS: &[Point] = &[
     point("step.erase disks", CONTROLLER),
     point("step.switch power", CONTROLLER),
     point("step.leave system", CONTROLLER),
-    point("step.start rescue", CONTROLLER),
-    point("step.end rescue", CONTROLLER),
     point("command.send", CONTROLLER),
     point("image.put", CONTROLLER),
     once("backup.write", CONTROLLER),

@@ -153,12 +153,7 @@ impl Lifecycle {
             (Self::Rescue, Event::Doubted) => Some(Self::Active),
             (_, Event::Doubted) => Some(Self::Quarantined),
             (
-                Self::Ready
-                | Self::Active
-                | Self::Rescue
-                | Self::Quarantined
-                | Self::Maintenance
-                | Self::Retired,
+                Self::Ready | Self::Active | Self::Rescue | Self::Quarantined | Self::Maintenance | Self::Retired,
                 Event::Power,
             ) => Some(self),
             (Self::Discovered | Self::Ready | Self::Quarantined | Self::Retired, Event::Forget) => Some(self),

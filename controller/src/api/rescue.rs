@@ -100,7 +100,10 @@ pub(super) async fn rescue(
     };
     check_keys(&ssh_keys)?;
     if ssh_keys.is_empty() {
-        return Err(Error::invalid("/ssh_keys", "is needed: the machine was deployed with no key, and nobody could log in"));
+        return Err(Error::invalid(
+            "/ssh_keys",
+            "is needed: the machine was deployed with no key, and nobody could log in",
+        ));
     }
     let run = tx.start_rescue(now, &machine, RescueRequest { ssh_keys, until }).await?;
     tx.commit().await?;

@@ -38,10 +38,8 @@ impl<C: Commands> Look<'_, C> {
 
     pub(super) fn rescue_order(&self) -> Option<Order> {
         let Parameters::Rescue(rescue) = &self.run.parameters else { return None };
-        let work = Work::Rescue(intent::Rescue {
-            ssh_keys: rescue.ssh_keys.clone(),
-            mainboard: rescue.mainboard.clone(),
-        });
+        let work =
+            Work::Rescue(intent::Rescue { ssh_keys: rescue.ssh_keys.clone(), mainboard: rescue.mainboard.clone() });
         Some(Order { run: self.run.id, attempt: self.attempt, disks: Vec::new(), work })
     }
 

@@ -14,5 +14,6 @@ mod images;
 mod kills;
 mod reload;
 mod replaced;
+mod rescue;
 mod rotation;
 mod upkeep;

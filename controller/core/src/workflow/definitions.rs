@@ -212,15 +212,8 @@ const POWER: &[Rule] = &[Rule {
 
 impl Workflow {
     /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Deploy,
-        Self::Release,
-        Self::Power,
-        Self::Reinstall,
-        Self::Inspect,
-        Self::Rescue,
-        Self::LeaveRescue,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Deploy, Self::Release, Self::Power, Self::Reinstall, Self::Inspect, Self::Rescue, Self::LeaveRescue];
 
     /// Its steps, in order.
     pub fn rules(self) -> &'static [Rule] {

@@ -118,7 +118,8 @@ async fn a_rescue_that_nobody_can_log_in_to_any_more_or_that_is_over_has_an_aler
     assert_eq!(crate::overdue::tell(&world.store, at(7199).wall).await.unwrap(), 0);
     assert_eq!(crate::overdue::tell(&world.store, at(7200).wall).await.unwrap(), 1);
     assert!(world.machine().await.alert.unwrap().contains("machine leave-rescue m-3456"));
-    let failed = What::Failed { run: run.id, attempt: 1, cause: event::Cause::Internal, detail: "no memory".to_owned() };
+    let failed =
+        What::Failed { run: run.id, attempt: 1, cause: event::Cause::Internal, detail: "no memory".to_owned() };
     world.node.state.lock().unwrap().events.push(failed);
     world.turn().await;
     let machine = world.machine().await;

@@ -405,6 +405,8 @@ impl World {
                     self.say_machine(at, "has its order withdrawn");
                 }
             }
+            // Nobody in the world asks for a rescue.
+            Task::Rescue(_) => {}
             Task::Reboot => {
                 self.say_machine(at, "restarts, as told");
                 self.machine_starts(at);
@@ -558,7 +560,7 @@ fn warrant(task: &Task) -> &Warrant {
     match task {
         Task::Deploy(deploy) => &deploy.warrant,
         Task::Erase(erase) => &erase.warrant,
-        Task::Wait | Task::Reboot => unreachable!("only orders are worked on"),
+        Task::Wait | Task::Reboot | Task::Rescue(_) => unreachable!("only orders are worked on"),
     }
 }
 
