@@ -29,6 +29,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    modules::Modules,
     pid1::{self, Started},
     task::{Reporter, TaskError},
     toolbox::{Toolbox, Tools},
@@ -89,12 +90,20 @@ const HOST_KEY: &str = "/etc/ssh/rescue_host_key";
 const CONFIG: &str = "/etc/ssh/rescue_config";
 const AUTHORIZED_KEYS: &str = "/root/.ssh/authorized_keys";
 
+/// Modules of what people mount: file systems, a boot partition's names, LVM and mirrored disks.
+const FOR_PEOPLE: &[&str] = &["ext4", "xfs", "vfat", "nls_ascii", "nls_cp437", "dm_mod", "raid1"];
+
 /// How long making a key or the server's first answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Sshd {
     /// A server with a fresh host key that lets these in; it answers on return.
     pub fn start(toolbox: &Toolbox, keys: &[String]) -> io::Result<Self> {
+        // The kernel asks for them by a program that this system does not have.
+        match Modules::of_running_kernel() {
+            Ok(mut modules) => FOR_PEOPLE.iter().for_each(|name| modules.load(name)),
+            Err(error) => tracing::warn!(%error, "no module tables: what the kernel has built in has to do"),
+        }
         let at = |path: &str| toolbox.root().join(&path[1..]);
         let home = at("/root/.ssh");
         fs::create_dir_all(&home)?;
