@@ -355,7 +355,7 @@ fn patience(stage: Option<&Stage>) -> (u64, &'static [&'static str]) {
         Some(Stage::RomDhcp(_) | Stage::Loader(_) | Stage::IpxeDhcp) => (60, LOADER),
         Some(Stage::Script(_) | Stage::Kernel | Stage::Initramfs) => (4 * 60, KERNEL),
         Some(Stage::Installer | Stage::Inventoried | Stage::OrderStarted(_)) => (20 * 60, KERNEL),
-        Some(Stage::ImageWritten | Stage::SettingsWritten | Stage::Erased) => (5 * 60, KERNEL),
+        Some(Stage::ImageWritten | Stage::SettingsWritten | Stage::Erased | Stage::Tested) => (5 * 60, KERNEL),
         Some(Stage::Rebooting) => (12 * 60, SYSTEM),
         Some(Stage::OsDhcp) => (10 * 60, SYSTEM),
     }

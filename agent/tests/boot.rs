@@ -25,7 +25,7 @@ use rackhand_common::{
     event::{Event, What},
     id::{Epoch, ImageId, MachineId, RackId, RunId},
     image::{CHUNK, Chunk, Digest, Manifest, Settings, SignedManifest},
-    intent::{Boot, Deploy, DiskRule, Host, Intent, MachineIntent, Network, Order, Work},
+    intent::{Boot, Deploy, DiskRule, Host, Intent, MachineIntent, Network, Order, Rescue, Work},
     machine::{Cpu, Firmware, Inventory, Mac, System},
     pki,
     wire::{LocalRequest, LocalResponse, decode, frame, frame_len},
@@ -449,6 +449,43 @@ async fn a_deploy_goes_on_across_restarts_of_boot() {
     stop(up).await;
     let home = What::PhonedHome { run: order.run };
     assert_eq!(agent.events.lock().unwrap().iter().filter(|event| event.what == home).count(), 1);
+}
+
+#[tokio::test]
+async fn a_rescue_stands_across_restarts_of_boot_and_tells_sound_fingerprints_only() {
+    let node = Node::new();
+    let rescue = Rescue { ssh_keys: vec!["ssh-ed25519 AAAA me".into()], mainboard: None };
+    let order = Order { run: RunId::fresh(), attempt: 1, disks: vec![], work: Work::Rescue(rescue) };
+    let installer = Installer::new();
+    let agent = Agent::start(&node, node.intent(1, Boot::Installer, Some(order.clone())), vec![]);
+    let up = node.start().await;
+    let ticket = ticket(&up).await;
+    let _: Admitted = parsed(installer.present(&up, &ticket).await);
+    assert_eq!(installer.ask(&up, "PUT", "/v1/inventory", &inventory()).await.0, StatusCode::NO_CONTENT);
+    let first = installer.assignment(&up).await;
+    let Task::Rescue(task) = &first.task else { panic!("{first:?}") };
+    assert_eq!(
+        (task.warrant.run, task.ssh_keys.as_slice()),
+        (order.run, ["ssh-ed25519 AAAA me".to_owned()].as_slice())
+    );
+    let news = |host_key: &str, port| News::Rescue { port, host_key: host_key.into() };
+    let good = format!("SHA256:{}", "a".repeat(43));
+    for (host_key, port) in [("SHA256:short", 22), (good.as_str(), 0), ("SHA256:\nroot", 22)] {
+        assert_eq!(installer.report(&up, &order, news(host_key, port)).await, StatusCode::CONFLICT);
+    }
+    let other = Order { run: RunId::fresh(), ..order.clone() };
+    assert_eq!(installer.report(&up, &other, news(&good, 22)).await, StatusCode::CONFLICT);
+    assert_eq!(installer.report(&up, &order, news(&good, 22)).await, StatusCode::NO_CONTENT);
+    stop(up).await;
+
+    // Told of, it stands still: the same work has the same number.
+    let up = node.start().await;
+    assert_eq!(installer.assignment(&up).await, first);
+    agent.hears("rescue system takes logins: root@").await;
+    agent.intent.send_replace(Some(node.intent(2, Boot::Disk, None)));
+    script_says(&up, "own disk").await;
+    assert_eq!(installer.assignment(&up).await.task, Task::Reboot);
+    stop(up).await;
 }
 
 #[tokio::test]

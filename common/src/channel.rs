@@ -106,6 +106,8 @@ pub enum Task {
     Reboot,
     /// Run tests.
     Test(TestTask),
+    /// Let people log in over SSH, until another assignment comes.
+    Rescue(RescueTask),
 }
 
 impl Task {
@@ -115,6 +117,7 @@ impl Task {
             Self::Deploy(deploy) => Some(&deploy.warrant),
             Self::Erase(erase) => Some(&erase.warrant),
             Self::Test(test) => Some(&test.warrant),
+            Self::Rescue(rescue) => Some(&rescue.warrant),
             Self::Wait | Self::Reboot => None,
         }
     }
@@ -192,6 +195,15 @@ pub struct TestTask {
     pub begun: Vec<String>,
 }
 
+/// Let people log in to the installer, as root, over SSH by their keys. Nothing is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RescueTask {
+    /// Whose machine it is for. Disks are not compared: a dead one is what a rescue is for.
+    pub warrant: Warrant,
+    /// Public keys, in `authorized_keys` form.
+    pub ssh_keys: Vec<String>,
+}
+
 /// A disk that was proven clean.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
@@ -258,4 +270,12 @@ pub enum News {
     TestBegun(String),
     /// A test is over.
     Tested(Box<Tested>),
+    /// People can log in. Told again, with another key, after each restart of the machine.
+    Rescue {
+        /// TCP port of the SSH server, on the address that boot gave.
+        port: u16,
+        /// Fingerprint of its host key, which was made in memory for this start:
+        /// [`Login::host_key`](crate::event::Login).
+        host_key: String,
+    },
 }

@@ -147,6 +147,42 @@ pub enum What {
         /// What it showed.
         tested: Box<Tested>,
     },
+    /// A rescue system lets its people log in.
+    Rescue {
+        /// Whose order.
+        run: RunId,
+        /// Which try.
+        attempt: u32,
+        /// Where it is reached.
+        login: Login,
+    },
+}
+
+/// Where a rescue system is reached over SSH, and how it is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Login {
+    /// Its address on the provisioning network.
+    pub address: Ipv4Addr,
+    /// TCP port.
+    pub port: u16,
+    /// Fingerprint of its host key, as `ssh-keygen -l` prints it: `SHA256:` and 43 characters of base64.
+    pub host_key: String,
+}
+
+impl Login {
+    /// Whether this is a fingerprint as [`Self::host_key`] has it.
+    pub fn is_fingerprint(text: &str) -> bool {
+        let digest = text.strip_prefix("SHA256:");
+        digest.is_some_and(|digest| {
+            digest.len() == 43 && digest.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/".contains(&byte))
+        })
+    }
+}
+
+impl fmt::Display for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "root@{} port {}, host key {}", self.address, self.port, self.host_key)
+    }
 }
 
 /// Hops on a machine's way from power to a running system, in their usual order.
@@ -280,6 +316,7 @@ impl fmt::Display for What {
                     write!(f, "disk {} is not erased: {}", drive.disk, reason.as_deref().unwrap_or("no reason is told"))
                 }
             },
+            Self::Rescue { login, .. } => write!(f, "rescue system takes logins: {login}"),
         }
     }
 }
@@ -364,6 +401,15 @@ pub struct NodeHealth {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fingerprint_is_what_ssh_keygen_prints_and_nothing_else() {
+        let good = format!("SHA256:{}", "aZ9+/".repeat(9).split_at(43).0);
+        assert!(Login::is_fingerprint(&good));
+        for bad in ["", "SHA256:", &good[7..], &good[..49], &format!("{good}A"), &good.replace('9', "\n")] {
+            assert!(!Login::is_fingerprint(bad), "{bad:?}");
+        }
+    }
 
     #[test]
     fn an_event_reads_well_as_json() {

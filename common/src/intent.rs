@@ -103,6 +103,8 @@ pub enum Work {
     EraseOn(Mainboard),
     /// Run tests.
     Test(Test),
+    /// Let these people log in to the installer over SSH; nothing is written.
+    Rescue(Rescue),
 }
 
 /// Which tests are run.
@@ -132,7 +134,15 @@ impl Work {
     pub fn deploy(&self) -> Option<&Deploy> {
         match self {
             Self::Deploy(deploy) | Self::DeployOn(_, deploy) => Some(deploy),
-            Self::Erase | Self::EraseOn(_) | Self::Test(_) => None,
+            Self::Erase | Self::EraseOn(_) | Self::Test(_) | Self::Rescue(_) => None,
+        }
+    }
+
+    /// The rescue; `None` when it is something else.
+    pub fn rescue(&self) -> Option<&Rescue> {
+        match self {
+            Self::Rescue(rescue) => Some(rescue),
+            _ => None,
         }
     }
 
@@ -140,7 +150,7 @@ impl Work {
     pub fn test(&self) -> Option<&Test> {
         match self {
             Self::Test(test) => Some(test),
-            Self::Deploy(_) | Self::DeployOn(..) | Self::Erase | Self::EraseOn(_) => None,
+            _ => None,
         }
     }
 
@@ -154,6 +164,7 @@ impl Work {
         match self {
             Self::DeployOn(mainboard, _) | Self::EraseOn(mainboard) => Some(mainboard),
             Self::Test(test) => test.mainboard.as_ref(),
+            Self::Rescue(rescue) => rescue.mainboard.as_ref(),
             Self::Deploy(_) | Self::Erase => None,
         }
     }
@@ -168,6 +179,15 @@ pub struct Deploy {
     pub disk: DiskRule,
     /// What the installed system is told.
     pub host: Host,
+}
+
+/// Who may log in to a machine's installer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rescue {
+    /// Public keys, in `authorized_keys` form, of root.
+    pub ssh_keys: Vec<String>,
+    /// The mainboard of the machine that is meant, as far as it is known.
+    pub mainboard: Option<Mainboard>,
 }
 
 /// How the system disk is chosen among a machine's disks.

@@ -146,6 +146,11 @@ async fn apply(tx: &mut Tx, certify: &Certify, rack: RackId, agent: AgentId, eve
                 keep_test(tx, event.at, machine, *of, *attempt, tested).await?;
             }
         }
+        What::Rescue { run: of, attempt, .. } => {
+            run = Some(*of);
+            let result = OrderResult { attempt: *attempt, end: OrderEnd::Done(Vec::new()) };
+            tx.run_result(event.at, id, *of, &result).await?;
+        }
         What::PhonedHome { run: of } => {
             run = Some(*of);
             tx.run_phoned_home(event.at, id, *of).await?;
@@ -176,6 +181,15 @@ async fn apply(tx: &mut Tx, certify: &Certify, rack: RackId, agent: AgentId, eve
     let number = tx.insert_event(event.at, rack, Some(id), run, &Happened::Told(event.what.clone())).await?;
     if let Some(machine) = &mut machine {
         note(machine, number, &event.what);
+        if let What::Failed { run: of, detail, .. } = &event.what
+            && machine.lifecycle == Lifecycle::Rescue
+            && rescued_by(machine, *of)
+            && tx.run_in_progress(machine.id).await?.is_none()
+        {
+            machine.rescue = None;
+            let why = detail.lines().next().unwrap_or_default();
+            machine.alert = Some(format!("its rescue system started again, and nobody can log in: {why}"));
+        }
         tx.update_machine(event.at, machine).await?;
     }
     Ok(())
@@ -219,7 +233,7 @@ async fn told_hardware(
     };
     let Some(machine) = machine else { return Ok(()) };
     // Whatever says that it runs there while the machine is active was told of when it connected.
-    if machine.lifecycle == Lifecycle::Active && !is_reinstalled(tx, &machine).await? {
+    if machine.lifecycle == Lifecycle::Active && !leaves_its_system(tx, &machine).await? {
         return Ok(());
     }
     tx.set_hardware(event.at, machine.id, hardware).await
@@ -311,6 +325,7 @@ fn note(machine: &mut Machine, number: u64, what: &What) {
             machine.stage_event = number;
         }
         What::Lost => machine.connected = false,
+        What::Rescue { run, login, .. } if rescued_by(machine, *run) => machine.rescue = Some(login.clone()),
         What::Power(power) => {
             machine.power = Some(*power);
             if *power == Power::Off {
@@ -319,6 +334,11 @@ fn note(machine: &mut Machine, number: u64, what: &What) {
         }
         _ => {}
     }
+}
+
+/// Whether the machine's present order is to let people log in, and is of this run.
+fn rescued_by(machine: &Machine, run: RunId) -> bool {
+    machine.order.as_ref().is_some_and(|order| order.run == run && order.work.rescue().is_some())
 }
 
 /// The most records of one release that are kept: several of each disk of the largest machine.
@@ -344,7 +364,7 @@ async fn connected(tx: &mut Tx, rack: RackId, event: &Event, connection: Connect
             let reason = format!("an installer connected from {mac} as machine {id}, which stands in another rack");
             return alert(tx, rack, event, None, reason).await;
         }
-        if machine.lifecycle == Lifecycle::Active && !is_reinstalled(tx, machine).await? {
+        if machine.lifecycle == Lifecycle::Active && !leaves_its_system(tx, machine).await? {
             let reason = format!("an installer connected from {mac} as {}, which is active", machine.name);
             return alert(tx, rack, event, Some(machine.clone()), reason).await;
         }
@@ -413,6 +433,7 @@ async fn connected(tx: &mut Tx, rack: RackId, event: &Event, connection: Connect
                 image: None,
                 alert: None,
                 held: None,
+                rescue: None,
                 created: event.at,
                 updated: event.at,
                 version: 1,
@@ -447,11 +468,11 @@ async fn alert(
     Ok(())
 }
 
-/// Whether an active machine may start its installer: only a reinstall has it do so, and leaves it there
-/// when it fails.
-async fn is_reinstalled(tx: &mut Tx, machine: &Machine) -> Result<bool, StoreError> {
+/// Whether an active machine may start its installer: only a reinstall, which leaves it there when it
+/// fails, and a rescue have it do so.
+async fn leaves_its_system(tx: &mut Tx, machine: &Machine) -> Result<bool, StoreError> {
     let Some(run) = tx.run_in_progress(machine.id).await? else { return Ok(machine.boot == Boot::Installer) };
-    Ok(matches!(tx.run(run).await?.parameters, Parameters::Reinstall(_)))
+    Ok(matches!(tx.run(run).await?.parameters, Parameters::Reinstall(_) | Parameters::Rescue(_)))
 }
 
 async fn run_of(tx: &mut Tx, machine: Option<&Machine>) -> Result<Option<RunId>, StoreError> {

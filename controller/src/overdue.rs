@@ -47,8 +47,7 @@ pub(crate) async fn tell(store: &Store, now: Timestamp) -> Result<usize, StoreEr
         }
         told += machines.len();
         for mut machine in machines {
-            let Some(held) = &machine.held else { continue };
-            let reason = held.overdue();
+            let Some(reason) = machine.overdue() else { continue };
             machine.alert = Some(reason.clone());
             tx.update_machine(now, &mut machine).await?;
             tx.insert_event(now, machine.rack, Some(machine.id), None, &Happened::Alert { reason }).await?;
@@ -80,7 +79,7 @@ mod tests {
         assert_eq!(tell(&bench.store, at(61)).await.unwrap(), 0);
         let mut tx = bench.store.begin().await.unwrap();
         let machine = tx.machine(&machine.id.to_string()).await.unwrap();
-        assert_eq!((&machine.alert, &machine.held), (&Some(held.overdue()), &Some(held)));
+        assert_eq!((&machine.alert, &machine.held), (&machine.overdue(), &Some(held)));
         let machine = tx.hold(at(70), &machine, Event::Resume, None).await.unwrap();
         assert_eq!((machine.alert, machine.held), (None, None));
         tx.commit().await.unwrap();

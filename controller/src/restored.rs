@@ -22,7 +22,7 @@ use rackhand_common::{
 };
 use rackhand_controller_core::lifecycle::{Event, Forbidden, Lifecycle};
 
-use crate::store::{Happened, Machine, RunStatus, Store, StoreError, Tx};
+use crate::store::{Happened, Machine, Parameters, RunStatus, Store, StoreError, Tx};
 
 /// Epochs begin anew this much higher: what the lost database gave out and the agent never
 /// heard of lies between.
@@ -51,6 +51,10 @@ pub async fn freeze(store: &Store, now: Timestamp) -> Result<Frozen, StoreError>
         tx.insert_event(now, run.rack, Some(run.machine), Some(run.id), &ended).await?;
         let mut machine = tx.machine(&run.machine.to_string()).await?;
         machine.order = None;
+        if matches!(run.parameters, Parameters::Rescue(_)) {
+            machine.lifecycle = move_on(&machine, Event::LeftRescue)?;
+            (machine.boot, machine.rescue, machine.held) = (Boot::Disk, None, None);
+        }
         if matches!(machine.lifecycle, Lifecycle::Deploying | Lifecycle::Releasing) {
             doubt(&mut machine, "its run was in progress when the restored backup was made")?;
             // Whatever is on its disk: the installer would be the first step to losing it.
@@ -102,8 +106,13 @@ fn judge(known: &Machine, told: Option<&MachineIntent>) -> Result<Machine, Store
     let epoch = told.map_or(known.epoch, |told| told.epoch.max(known.epoch));
     let mut machine = Machine { epoch: Epoch(epoch.0.saturating_add(JUMP)), connected: false, ..known.clone() };
     match told {
-        // Neither given out nor taken back since.
-        Some(told) if told.epoch == known.epoch => {}
+        // Neither given out nor taken back since; but its owner was done with a rescue.
+        Some(told) if told.epoch == known.epoch => {
+            if known.lifecycle == Lifecycle::Rescue && told.boot == Boot::Disk {
+                machine.lifecycle = move_on(known, Event::LeftRescue)?;
+                (machine.boot, machine.order, machine.rescue, machine.held) = (Boot::Disk, None, None, None);
+            }
+        }
         Some(told) => {
             doubt(&mut machine, "it was given out or taken back after the restored backup was made")?;
             machine.boot = if machine.lifecycle == Lifecycle::Active { Boot::Disk } else { told.boot };
@@ -116,9 +125,16 @@ fn judge(known: &Machine, told: Option<&MachineIntent>) -> Result<Machine, Store
     Ok(machine)
 }
 
-fn doubt(machine: &mut Machine, why: &str) -> Result<(), StoreError> {
+fn move_on(machine: &Machine, event: Event) -> Result<Lifecycle, StoreError> {
     let damaged = |forbidden: Forbidden| StoreError::Damaged("lifecycle", forbidden.into());
-    machine.lifecycle = machine.lifecycle.on(Event::Doubted).map_err(damaged)?;
+    machine.lifecycle.on(event).map_err(damaged)
+}
+
+fn doubt(machine: &mut Machine, why: &str) -> Result<(), StoreError> {
+    if machine.lifecycle == Lifecycle::Rescue {
+        (machine.order, machine.rescue, machine.held) = (None, None, None);
+    }
+    machine.lifecycle = move_on(machine, Event::Doubted)?;
     machine.alert = Some(format!("{why}: find out whose it is before you release it"));
     Ok(())
 }
@@ -173,6 +189,7 @@ async fn learn(tx: &mut Tx, now: Timestamp, rack: RackId, told: &MachineIntent) 
         image: None,
         alert: None,
         held: None,
+        rescue: None,
         created: now,
         updated: now,
         version: 1,
@@ -220,7 +237,7 @@ mod tests {
             on,
             "ready 1 1 installer\nready 1 2 installer\nready 1 2 disk\nready 1\nactive 2 2 disk\nactive 2 4 disk\n\
              active 2 3 installer\nactive 2\ndiscovered 1 1 installer\ndiscovered 1 2 disk\nquarantined 3 3 disk\n\
-             ready 5 4 installer",
+             ready 5 4 installer\nrescue 2 2 installer\nrescue 2 2 disk\nrescue 2 3 installer\nrescue 2",
             expect![[r#"
                 ready 1 1 installer: ready 1001 Installer
                 ready 1 2 installer: quarantined 1002 Installer, alert
@@ -234,6 +251,10 @@ mod tests {
                 discovered 1 2 disk: quarantined 1002 Disk, alert
                 quarantined 3 3 disk: quarantined 1003 Installer
                 ready 5 4 installer: quarantined 1005 Installer, alert
+                rescue 2 2 installer: rescue 1002 Installer
+                rescue 2 2 disk: active 1002 Disk
+                rescue 2 3 installer: active 1003 Disk, alert
+                rescue 2: active 1002 Disk, alert
             "#]],
         )
         .await;

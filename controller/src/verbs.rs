@@ -25,7 +25,7 @@ use rackhand_controller_core::{
 
 use crate::{
     store::{
-        Deploy, Happened, Hold, Image, ImageVersion, Machine, Parameters, PowerChange, Release, Run, RunStatus,
+        Deploy, Happened, Hold, Image, ImageVersion, Machine, Parameters, PowerChange, Release, Rescue, Run, RunStatus,
         StoreError, Tests, Tx,
     },
     workflows,
@@ -165,6 +165,15 @@ pub struct DeployRequest {
     pub disk: DiskRule,
     /// What the system is told.
     pub host: Host,
+}
+
+/// Whom an owner lets in to their machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RescueRequest {
+    /// Their public keys, in `authorized_keys` form.
+    pub ssh_keys: Vec<String>,
+    /// When somebody means to be done.
+    pub until: Timestamp,
 }
 
 /// A run that tries again what another did.
@@ -368,8 +377,29 @@ impl Tx {
         let lifecycle = machine.lifecycle.on(Event::Reinstall)?;
         self.check_idle(machine).await?;
         let deploy = installation(now, machine, image, request)?;
-        let machine = Machine { lifecycle, epoch: machine.epoch.next(), order: None, ..machine.clone() };
-        self.start(now, machine, Parameters::Reinstall(deploy)).await
+        let machine = Machine { held: None, ..out_of_rescue(lifecycle, machine) };
+        self.start(now, Machine { epoch: machine.epoch.next(), ..machine }, Parameters::Reinstall(deploy)).await
+    }
+
+    /// Begins a run that takes the machine out of its system and lets its owner log in beside it.
+    pub async fn start_rescue(
+        &mut self,
+        now: Timestamp,
+        machine: &Machine,
+        request: RescueRequest,
+    ) -> Result<Run, Denied> {
+        let lifecycle = machine.lifecycle.on(Event::Rescue)?;
+        self.check_idle(machine).await?;
+        let RescueRequest { ssh_keys, until } = request;
+        let rescue = Rescue { ssh_keys, mainboard: mainboard(machine), until };
+        self.start(now, out_of_rescue(lifecycle, machine), Parameters::Rescue(rescue)).await
+    }
+
+    /// Begins a run that has the machine's own system run again.
+    pub async fn start_leave_rescue(&mut self, now: Timestamp, machine: &Machine) -> Result<Run, Denied> {
+        let lifecycle = machine.lifecycle.on(Event::LeaveRescue)?;
+        self.check_idle(machine).await?;
+        self.start(now, Machine { lifecycle, ..machine.clone() }, Parameters::LeaveRescue).await
     }
 
     /// Begins a run that starts the machine into a fresh installer, which tells what is in it.
@@ -428,7 +458,7 @@ impl Tx {
             Some(Hold { reason, until, .. }) => Happened::Held { lifecycle, reason: reason.clone(), until: *until },
             None => Happened::Resumed { lifecycle },
         };
-        let was_overdue = machine.held.as_ref().is_some_and(|held| machine.alert == Some(held.overdue()));
+        let was_overdue = machine.alert.is_some() && machine.alert == machine.overdue();
         let alert = machine.alert.clone().filter(|_| !was_overdue);
         let mut machine = Machine { lifecycle, held, alert, ..machine.clone() };
         self.update_machine(now, &mut machine).await?;
@@ -442,7 +472,8 @@ impl Tx {
         self.check_idle(machine).await?;
         check_parts(machine)?;
         let (disks, mainboard) = (disk_identities(machine)?, mainboard(machine));
-        let machine = Machine { lifecycle, epoch: machine.epoch.next(), order: None, ..machine.clone() };
+        let machine = out_of_rescue(lifecycle, machine);
+        let machine = Machine { epoch: machine.epoch.next(), ..machine };
         self.start(now, machine, Parameters::Release(Release { disks, mainboard })).await
     }
 
@@ -487,6 +518,13 @@ impl Tx {
             }
             Parameters::Power(change) => {
                 return Ok(Retried { run: self.start_power(now, machine, *change).await?, deprecated: None });
+            }
+            Parameters::Rescue(rescue) => {
+                let request = RescueRequest { ssh_keys: rescue.ssh_keys.clone(), until: rescue.until };
+                return Ok(Retried { run: self.start_rescue(now, machine, request).await?, deprecated: None });
+            }
+            Parameters::LeaveRescue => {
+                return Ok(Retried { run: self.start_leave_rescue(now, machine).await?, deprecated: None });
             }
         };
         match (deploy.user_data_forgotten, &user_data) {
@@ -570,6 +608,11 @@ impl Tx {
         self.insert_event(now, run.rack, Some(run.machine), Some(run.id), &Happened::RunStarted { workflow }).await?;
         Ok(run)
     }
+}
+
+/// The machine as a run finds it that ends whatever its rescue system does.
+fn out_of_rescue(lifecycle: Lifecycle, machine: &Machine) -> Machine {
+    Machine { lifecycle, order: None, rescue: None, ..machine.clone() }
 }
 
 /// What a run installs, where that can be installed on this machine.

@@ -307,6 +307,13 @@ async fn end(tx: &mut Tx, now: Timestamp, run: &Run, ended: &Ended) -> Result<()
     let had = machine.project;
     hand_over(&mut machine, run, workflow, ended);
     machine.held = match (event, fault_of(ended)) {
+        (Event::Rescued, _) => {
+            let until = match &run.parameters {
+                Parameters::Rescue(rescue) => Some(rescue.until),
+                _ => None,
+            };
+            Some(Hold { reason: "in rescue".to_owned(), since: now, until })
+        }
         (Event::Broke, Some(fault)) => {
             let reason = format!("{workflow} {}: {}", fault.cause, fault.detail);
             Some(Hold { reason, since: now, until: None })
@@ -348,13 +355,28 @@ async fn tested(tx: &mut Tx, now: Timestamp, run: &Run, mut machine: Machine, en
 }
 
 fn hand_over(machine: &mut Machine, run: &Run, workflow: Workflow, ended: &Ended) {
-    machine.order = None;
+    if let (Parameters::Rescue(_), Ended::Done) = (&run.parameters, ended) {
+        // What it boots and its order stay: restarted, it is a rescue system again.
+        machine.alert = None;
+        return;
+    }
+    (machine.order, machine.rescue) = (None, None);
     match (&run.parameters, ended) {
         (Parameters::Deploy(deploy) | Parameters::Reinstall(deploy), Ended::Done) => {
             machine.boot = Boot::Disk;
             machine.image = Some(ImageVersion { name: deploy.image_name.clone(), version: deploy.image_version });
             machine.connected = false;
             machine.alert = None;
+        }
+        // Nothing was written: its own system is what it starts, and is its owner's.
+        (Parameters::LeaveRescue, Ended::Done) => {
+            machine.boot = Boot::Disk;
+            machine.connected = false;
+            machine.alert = None;
+        }
+        (Parameters::Rescue(_), Ended::Undone { .. }) => {
+            machine.boot = Boot::Disk;
+            machine.connected = false;
         }
         (parameters, Ended::Done) => {
             machine.boot = Boot::Installer;
@@ -378,8 +400,8 @@ fn hand_over(machine: &mut Machine, run: &Run, workflow: Workflow, ended: &Ended
                 machine.alert = Some(format!("{workflow} {}: {}", fault.cause, fault.detail));
             }
         }
-        (_, Ended::Stuck { fault, leftovers }) => {
-            machine.boot = Boot::Installer;
+        (parameters, Ended::Stuck { fault, leftovers }) => {
+            machine.boot = if matches!(parameters, Parameters::Rescue(_)) { Boot::Disk } else { Boot::Installer };
             let left: Vec<_> = leftovers.iter().map(|left| format!("{}: {}", left.step, left.fault.detail)).collect();
             machine.alert =
                 Some(format!("{workflow} {}: {}; not undone: {}", fault.cause, fault.detail, left.join("; ")));
@@ -391,6 +413,7 @@ fn hand_over(machine: &mut Machine, run: &Run, workflow: Workflow, ended: &Ended
 fn closing(run: &Run, ended: &Ended) -> Option<String> {
     let fault = fault_of(ended)?;
     let remark = match (run.parameters.workflow(), run.step) {
+        (Workflow::Rescue, _) => "; nothing was written to its disks",
         (Workflow::Reinstall, _) if !may_have_written(run) => "; the system that was there is untouched",
         (Workflow::Deploy | Workflow::Reinstall, Some(Step::WriteImage | Step::StartSystem | Step::LeaveSystem)) => {
             match &run.result {
@@ -410,6 +433,9 @@ fn closing(run: &Run, ended: &Ended) -> Option<String> {
 
 /// Whether the machine's disks may be changed by this run.
 pub(crate) fn may_have_written(run: &Run) -> bool {
+    if matches!(run.parameters, Parameters::Rescue(_) | Parameters::LeaveRescue) {
+        return false;
+    }
     match &run.result {
         Some(OrderResult { attempt: 1, end: OrderEnd::Failed { cause, .. } }) if is_refusal(*cause) => run.done > 0,
         result => result.is_some() || run.begun,

@@ -23,6 +23,7 @@ use rackhand_installer::{
     gpt::Table,
     log::Log,
     machine::{BootOrderError, Machine as Hardware},
+    rescue::Ssh,
     session,
     toolbox::{Toolbox, ToolboxError, Tools},
 };
@@ -117,6 +118,7 @@ struct Inside {
     hangs_in: Option<String>,
     /// Tests that were run, in order.
     tested: Vec<String>,
+    rescue: Option<Rescue>,
 }
 
 /// A machine that is on: a thread of its own.
@@ -194,6 +196,11 @@ impl Machine {
     /// The system that runs on it.
     pub fn system(&self) -> Option<System> {
         self.lock().system.clone()
+    }
+
+    /// Whom its rescue system lets in.
+    pub fn rescue(&self) -> Option<Rescue> {
+        self.lock().rescue.clone()
     }
 
     /// The kernel command line of its latest installer.
@@ -506,6 +513,51 @@ impl Tools for SimulatedTools {
             output: format!("{} of a simulated machine\n", script.name).into_bytes(),
             result: serde_json::to_vec(&result).expect("maps of JSON serialize"),
             took: Duration::from_millis(10),
+        }
+    }
+
+    fn let_in(&self, keys: &[String]) -> io::Result<Box<dyn Ssh>> {
+        let letters: String = (0..2).map(|_| Uuid::new_v4().simple().to_string()).collect();
+        let host_key = format!("SHA256:{}", &letters[..43]);
+        self.machine.lock().rescue = Some(Rescue { keys: keys.to_vec(), host_key: host_key.clone() });
+        Ok(Box::new(SimulatedSsh { machine: self.machine.clone(), host_key }))
+    }
+}
+
+/// Whom a simulated machine lets in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rescue {
+    /// The public keys.
+    pub keys: Vec<String>,
+    /// Fingerprint of the host key that they see.
+    pub host_key: String,
+}
+
+struct SimulatedSsh {
+    machine: Machine,
+    host_key: String,
+}
+
+impl Ssh for SimulatedSsh {
+    fn port(&self) -> u16 {
+        22
+    }
+
+    fn host_key(&self) -> &str {
+        &self.host_key
+    }
+
+    fn look(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for SimulatedSsh {
+    fn drop(&mut self) {
+        let mut inside = self.machine.lock();
+        // A later installer may let others in by now.
+        if inside.rescue.as_ref().is_some_and(|rescue| rescue.host_key == self.host_key) {
+            inside.rescue = None;
         }
     }
 }

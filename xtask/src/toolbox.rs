@@ -50,6 +50,7 @@ const PACKAGES: &[&str] = &[
     "less",
     "lvm2",
     "mdadm",
+    "mount",
     "nano",
     "openssh-server",
     "parted",

@@ -29,6 +29,7 @@ pub mod modules;
 pub mod network;
 pub mod pci;
 pub mod pid1;
+pub mod rescue;
 pub mod session;
 pub mod smbios;
 pub mod task;

@@ -120,7 +120,7 @@ impl Session<'_> {
                         tracing::info!("restarting, as told");
                         return;
                     }
-                    Task::Deploy(_) | Task::Erase(_) | Task::Test(_) => {
+                    Task::Deploy(_) | Task::Erase(_) | Task::Test(_) | Task::Rescue(_) => {
                         let warrant = assignment.task.warrant().expect("all kinds of orders have one");
                         let order = (warrant.run, warrant.attempt);
                         let admission = Admission { machine: self.machine_id, epoch };
@@ -244,6 +244,7 @@ impl Session<'_> {
                 let tools = toolbox.await.ok_or(TaskError::Withdrawn)?.map_err(TaskError::Toolbox)?;
                 work.test(test, tools).await.map(|()| Vec::new())
             }
+            Task::Rescue(rescue) => Err(work.rescue(rescue, self.toolbox()).await),
             Task::Wait | Task::Reboot => Ok(Vec::new()),
         }
     }

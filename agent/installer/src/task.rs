@@ -18,7 +18,7 @@ use std::{
 };
 
 use rackhand_common::{
-    channel::{Begun, DeployTask, Drive, EraseTask, Kept, News, Warrant},
+    channel::{Begun, DeployTask, Drive, EraseTask, Kept, News, RescueTask, Warrant},
     erasure::{Method, Outcome},
     event::{Cause, DiskWork},
     id::{Epoch, MachineId},
@@ -41,7 +41,8 @@ use crate::{
     gpt::{self, BASIC_DATA, Guid, Table},
     image::{self, Head, ImageError, Source},
     machine::{BootOrderError, Machine},
-    toolbox::ToolboxError,
+    rescue,
+    toolbox::{ToolboxError, Tools},
 };
 
 /// Why an order was not carried out, for people; [`TaskError::cause`] is for programs.
@@ -83,8 +84,10 @@ pub enum TaskError {
     Settings(String),
     #[error("the boot order could not be set")]
     BootOrder(#[source] BootOrderError),
-    #[error("tests cannot be run")]
+    #[error("the toolbox cannot be had")]
     Toolbox(#[source] ToolboxError),
+    #[error("the SSH server could not be started, or not again")]
+    Ssh(#[source] io::Error),
     #[error("the order was withdrawn")]
     Withdrawn,
 }
@@ -104,7 +107,7 @@ impl TaskError {
             Self::NotErased(disks) if disks.iter().any(|disk| disk.lied) => Cause::Verify,
             Self::NotErased(_) => Cause::DiskError,
             Self::BootOrder(_) => Cause::BootOrder,
-            Self::Drive(_) | Self::Settings(_) | Self::Toolbox(_) | Self::Withdrawn => Cause::Internal,
+            Self::Drive(_) | Self::Settings(_) | Self::Toolbox(_) | Self::Ssh(_) | Self::Withdrawn => Cause::Internal,
         }
     }
 }
@@ -237,6 +240,23 @@ impl<R: Reporter, S: Source> Work<'_, R, S> {
         works.sort_by(|a, b| a.disk.cmp(&b.disk));
         failures.sort();
         if failures.is_empty() { Ok(works) } else { Err(TaskError::NotErased(failures)) }
+    }
+
+    /// Lets people log in until the order is withdrawn, with the programs of the toolbox that `tools` brings.
+    pub async fn rescue(
+        &self,
+        task: &RescueTask,
+        tools: impl Future<Output = Result<Arc<dyn Tools>, ToolboxError>>,
+    ) -> TaskError {
+        let inventory = self.inventory().await;
+        if let Err(error) = check_machine(&task.warrant, self.admission, &inventory) {
+            return error;
+        }
+        match self.withdrawn.run_until_cancelled(tools).await {
+            None => TaskError::Withdrawn,
+            Some(Err(error)) => TaskError::Toolbox(error),
+            Some(Ok(tools)) => rescue::let_in(tools, task.ssh_keys.clone(), self.reporter, self.withdrawn).await,
+        }
     }
 
     pub(crate) async fn inventory(&self) -> Inventory {

@@ -39,6 +39,7 @@ use crate::{
     channel::{Backoff, Channel, Failure, Lane},
     commission,
     machine::Machine,
+    rescue::{Ssh, Sshd},
 };
 
 /// Why there is no toolbox.
@@ -80,6 +81,8 @@ pub trait Tools: Send + Sync {
     fn has(&self, program: &str) -> bool;
     /// Runs a test to its end, its limit, or until `withdrawn`.
     fn run(&self, script: &Script, withdrawn: &CancellationToken) -> Ran;
+    /// Lets the holders of these public keys log in as root over SSH; the server answers on return.
+    fn let_in(&self, keys: &[String]) -> io::Result<Box<dyn Ssh>>;
 }
 
 /// Room that has to stay beside the file: for what programs change, and for them.
@@ -198,8 +201,8 @@ fn available_in(meminfo: &str) -> Option<u64> {
     Some(kibibytes << 10)
 }
 
-/// A toolbox that is mounted. It stays so until the machine restarts.
-#[derive(Debug)]
+/// A toolbox that is mounted; clones are the same. It stays so until the machine restarts.
+#[derive(Clone, Debug)]
 pub struct Toolbox {
     root: PathBuf,
 }
@@ -284,6 +287,10 @@ impl Tools for Toolbox {
 
     fn run(&self, script: &Script, withdrawn: &CancellationToken) -> Ran {
         commission::run(self, script, withdrawn)
+    }
+
+    fn let_in(&self, keys: &[String]) -> io::Result<Box<dyn Ssh>> {
+        Ok(Box::new(Sshd::start(self, keys)?))
     }
 }
 

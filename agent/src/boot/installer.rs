@@ -16,14 +16,14 @@ use axum::{
 };
 use rackhand_common::{
     channel::{
-        Admitted, Assignment, DeployTask, Drive, EraseTask, Found, HOLD, MAX_BODY, News, Present, Report, Task,
-        TestTask, ToolboxFile, Warrant,
+        Admitted, Assignment, DeployTask, Drive, EraseTask, Found, HOLD, MAX_BODY, News, Present, Report, RescueTask,
+        Task, TestTask, ToolboxFile, Warrant,
     },
-    event::{MAX_TEXT, Stage, What},
+    event::{Login, MAX_TEXT, Stage, What},
     hardware::Hardware,
     id::{MachineId, RunId},
     image::{Digest, Settings, SignedManifest},
-    intent::{Deploy, Intent, MachineIntent, Order},
+    intent::{Deploy, Intent, MachineIntent, Order, Work},
     pki::{KeyPin, Peer},
     time::Clock,
 };
@@ -110,18 +110,19 @@ impl Channel {
             disks: order.disks.clone(),
             mainboard: order.work.mainboard().cloned(),
         };
-        if let Some(test) = order.work.test() {
-            let known = self.sessions.testing(machine.id, order.run, order.attempt);
-            let (done, begun) = known.map(|known| (known.done, known.begun)).unwrap_or_default();
-            return Task::Test(TestTask { warrant, scripts: test.scripts.clone(), done, begun });
-        }
-        match order.work.deploy() {
-            None => {
+        match &order.work {
+            Work::Rescue(rescue) => Task::Rescue(RescueTask { warrant, ssh_keys: rescue.ssh_keys.clone() }),
+            Work::Test(test) => {
+                let known = self.sessions.testing(machine.id, order.run, order.attempt);
+                let (done, begun) = known.map(|known| (known.done, known.begun)).unwrap_or_default();
+                Task::Test(TestTask { warrant, scripts: test.scripts.clone(), done, begun })
+            }
+            Work::Erase | Work::EraseOn(_) => {
                 let known = self.sessions.erasing(machine.id, order.run, order.attempt);
                 let (done, begun) = known.map(|known| (known.done, known.begun)).unwrap_or_default();
                 Task::Erase(EraseTask { warrant, done, begun })
             }
-            Some(deploy) => Task::Deploy(DeployTask {
+            Work::Deploy(deploy) | Work::DeployOn(_, deploy) => Task::Deploy(DeployTask {
                 disk: deploy.disk.clone(),
                 manifest: deploy.manifest,
                 files: self.told(session, order, deploy).files(Settings::Cidata),
@@ -143,11 +144,27 @@ impl Channel {
         self.order_is(machine, run, attempt, listed).then_some(()).ok_or(Refusal::NoTest)
     }
 
+    /// Whether the machine's present order is of this run and try, and `is_so`.
     fn order_is(&self, machine: MachineId, run: RunId, attempt: u32, is_so: impl Fn(&Order) -> bool) -> bool {
         let intent = self.intent.borrow();
         let mut known = intent.iter().flat_map(|intent| &intent.machines);
         let order = known.find(|known| known.id == machine).and_then(|machine| machine.order.as_ref());
         order.is_some_and(|order| (order.run, order.attempt) == (run, attempt) && is_so(order))
+    }
+
+    /// What the rescue system of a machine's present order tells of itself, with the address it was given.
+    fn login(
+        &self,
+        Session { machine, mac, .. }: Session,
+        (run, attempt): (RunId, u32),
+        (port, host_key): (u16, String),
+    ) -> Result<What, Refusal> {
+        let is_rescue = self.order_is(machine, run, attempt, |order| order.work.rescue().is_some());
+        if !is_rescue || port == 0 || !Login::is_fingerprint(&host_key) {
+            return Err(Refusal::NoRescue);
+        }
+        let address = self.leases.holder(mac).ok_or(Refusal::NoAddress)?.address;
+        Ok(What::Rescue { run, attempt, login: Login { address, port, host_key } })
     }
 
     /// What the system is told that this order installs on the session's machine.
@@ -180,6 +197,8 @@ enum Refusal {
     NoErasure,
     #[error("no test of an order, or no sound word of one")]
     NoTest,
+    #[error("no order to rescue, or no sound fingerprint")]
+    NoRescue,
     #[error("longer than that of any machine")]
     TooLong,
     #[error("too often; try again")]
@@ -197,7 +216,7 @@ impl IntoResponse for Refusal {
         let status = match &self {
             Self::NoSession => StatusCode::UNAUTHORIZED,
             Self::Ticket => StatusCode::FORBIDDEN,
-            Self::NoAddress | Self::NoErasure | Self::NoTest => StatusCode::CONFLICT,
+            Self::NoAddress | Self::NoErasure | Self::NoTest | Self::NoRescue => StatusCode::CONFLICT,
             Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooOften => StatusCode::TOO_MANY_REQUESTS,
             Self::NoDeploy | Self::NoToolbox | Self::Chunk(ChunkError::NotListed(_)) => StatusCode::NOT_FOUND,
@@ -345,7 +364,8 @@ async fn report(
     Extension(client): Extension<Client>,
     Json(report): Json<Report>,
 ) -> Result<StatusCode, Refusal> {
-    let machine = channel.session(client).await?.machine;
+    let session = channel.session(client).await?;
+    let machine = session.machine;
     let (sessions, Report { run, attempt, news }) = (&channel.sessions, report);
     // Progress is told now and then, however often it comes.
     if !matches!(news, News::Progress { .. }) && !channel.rations.lets(channel.clock.now().mono, machine) {
@@ -386,6 +406,10 @@ async fn report(
                 return Err(Refusal::NoTest);
             }
             sessions.tested(machine, run, attempt, tested).await?;
+        }
+        News::Rescue { port, host_key } => {
+            let login = channel.login(session, (run, attempt), (port, host_key))?;
+            sessions.rescued(machine, login).await?;
         }
         News::Failed { cause, detail } => {
             let failed = What::Failed { run, attempt, cause, detail: cut(detail) };

@@ -3,7 +3,8 @@
 //!
 //! Invariants:
 //! - An order that was reported done or failed is not handed out again under the same run
-//!   and attempt, also after a restart; one that was only started is: the machine was reset.
+//!   and attempt, also after a restart; one that was only started is: the machine was reset. A
+//!   rescue is never done: whoever is given it lets people log in until it is taken back.
 //! - An installer that has not asked for [`PATIENCE`] is reported lost, once; when it asks
 //!   again it is reported connected again.
 
@@ -301,6 +302,11 @@ impl Sessions {
         Ok(())
     }
 
+    /// A machine's rescue system takes logins, as `login` says. On disk on return.
+    pub async fn rescued(&self, machine: MachineId, login: What) -> Result<(), NotKept> {
+        Ok(self.spool.append(vec![self.event(machine, login)]).await?)
+    }
+
     /// How far the machine's installers are with this order to erase.
     pub fn erasing(&self, machine: MachineId, run: RunId, attempt: u32) -> Option<Erasing> {
         let erasing = self.lock().get(&machine)?.record.erasing.clone()?;
@@ -499,7 +505,10 @@ impl Sessions {
 
 #[cfg(test)]
 mod tests {
-    use rackhand_common::{id::Epoch, intent::Work};
+    use rackhand_common::{
+        id::Epoch,
+        intent::{Rescue, Work},
+    };
 
     use super::*;
 
@@ -522,6 +531,14 @@ mod tests {
         assert_eq!(duty(Some(&known), None), Duty::Work(&order));
         assert_eq!(duty(Some(&known), Some((order.run, 1))), Duty::Work(&order));
         assert_eq!(duty(Some(&known), Some((order.run, 2))), Duty::Wait);
+    }
+
+    #[test]
+    fn a_rescue_is_handed_out_for_as_long_as_it_stands() {
+        let work = Work::Rescue(Rescue { ssh_keys: vec![], mainboard: None });
+        let order = Order { run: RunId::fresh(), attempt: 1, disks: vec![], work };
+        assert_eq!(duty(Some(&machine(Boot::Installer, Some(order.clone()))), None), Duty::Work(&order));
+        assert_eq!(duty(Some(&machine(Boot::Disk, None)), None), Duty::Reboot);
     }
 
     #[test]

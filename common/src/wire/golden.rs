@@ -9,12 +9,12 @@ use crate::{
     bmc::{Access, Beside, Bmcs, Found, Look, Protocol, Stranger},
     commission,
     erasure::DriveErasure,
-    event::{Cause, DiskWork, Event, NodeHealth, Outcome, Stage, What},
+    event::{Cause, DiskWork, Event, Login, NodeHealth, Outcome, Stage, What},
     hardware::{Dimm, Hardware},
     health::{self, SeriesQuery, State, Verdict},
     id::{AgentId, CommandId, Epoch, Incarnation, MachineId, RackId, RunId},
     image::Digest,
-    intent::{Boot, Deploy, DiskRule, Host, Intent, MachineIntent, Network, Order, Test, Work},
+    intent::{Boot, Deploy, DiskRule, Host, Intent, MachineIntent, Network, Order, Rescue, Test, Work},
     machine::{Content, Cpu, Disk, Firmware, Inventory, Mac, Mainboard, Nic, Power, System},
 };
 
@@ -168,6 +168,11 @@ fn events() -> Vec<Event> {
                 milliseconds: 1500,
             }),
         },
+        What::Rescue {
+            run,
+            attempt: 1,
+            login: Login { address: [10, 77, 0, 9].into(), port: 22, host_key: "SHA256:k".into() },
+        },
     ]);
     all.into_iter().map(event).collect()
 }
@@ -208,7 +213,11 @@ fn intent() -> Intent {
             machine(Boot::Installer, Some(order(Work::DeployOn(board.clone(), deploy(DiskRule::Smallest))))),
             machine(
                 Boot::Installer,
-                Some(order(Work::Test(Test { scripts: vec!["memory".into()], mainboard: Some(board) }))),
+                Some(order(Work::Test(Test { scripts: vec!["memory".into()], mainboard: Some(board.clone()) }))),
+            ),
+            machine(
+                Boot::Installer,
+                Some(order(Work::Rescue(Rescue { ssh_keys: vec!["ssh-ed25519 AAAA".into()], mainboard: Some(board) }))),
             ),
         ],
     }

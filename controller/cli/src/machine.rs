@@ -151,6 +151,38 @@ lanes than they could have, memory errors and failing disks are findings without
         /// Name or id
         machine: String,
     },
+    /// Log in to an active machine beside its own system, which stands still meanwhile
+    #[command(after_help = "  rackhand machine rescue web-1 --wait
+  rackhand machine rescue web-1 --key ~/.ssh/id_ed25519.pub --for 4h --wait
+  rackhand machine show web-1             # where to log in, and the host key's fingerprint
+  rackhand machine leave-rescue web-1 --wait
+
+The machine is restarted into a system in memory with an SSH server; nothing is written to its disks.
+Root logs in by the keys the machine was deployed with, unless others are given; there are no passwords.
+Compare the fingerprint that ssh shows with the one `rackhand machine show` shows. When the time is over
+the machine has an alert; it does not leave rescue by itself.")]
+    Rescue {
+        /// Name or id
+        machine: String,
+        /// File with public keys that may log in, instead of those it was deployed with; may be repeated
+        #[arg(long = "key", value_name = "FILE")]
+        keys: Vec<PathBuf>,
+        /// How long it takes, as 4h or 2d; at most 30 days
+        #[arg(long = "for", value_name = "TIME", default_value = "24h", value_parser = span)]
+        period: SignedDuration,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Have a machine in rescue start its own system again
+    #[command(after_help = "  rackhand machine leave-rescue web-1 --wait
+
+Whoever is logged in is cut off; what they wrote is on the disks.")]
+    LeaveRescue {
+        /// Name or id
+        machine: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
     /// Restart a machine that nobody uses into a fresh installer, which tells what is in it now
     Inspect {
         /// Name or id
@@ -408,6 +440,16 @@ pub(crate) async fn run(client: &Client, command: MachineCommand, output: Output
             });
             started(client, client.post(&format!("/v1/machines/{machine}/reinstall"), body).await?, &wait, output).await
         }
+        MachineCommand::Rescue { machine, keys: files, period, wait } => {
+            let until = Timestamp::now().checked_add(period)?;
+            let ssh_keys = if files.is_empty() { None } else { Some(keys(&files)?) };
+            let body = json!({"ssh_keys": ssh_keys, "until": until});
+            started(client, client.post(&format!("/v1/machines/{machine}/rescue"), body).await?, &wait, output).await
+        }
+        MachineCommand::LeaveRescue { machine, wait } => {
+            let run = client.post(&format!("/v1/machines/{machine}/leave-rescue"), json!({})).await?;
+            started(client, run, &wait, output).await
+        }
         MachineCommand::Inspect { machine, wait } => {
             let run = client.post(&format!("/v1/machines/{machine}/inspect"), json!({})).await?;
             started(client, run, &wait, output).await
@@ -564,6 +606,11 @@ pub(crate) fn page(machine: &Machine) -> String {
     if let Some(held) = &machine.held {
         let until = held.until.map(|until| format!(", until {until:.0}")).unwrap_or_default();
         lines.push(format!("  because    {} (since {:.0}{until})", held.reason, held.since));
+    }
+    if let Some(login) = &machine.rescue {
+        let port = if login.port == 22 { String::new() } else { format!("-p {} ", login.port) };
+        lines.push(format!("  log in     ssh {port}{}@{}", login.user, login.address));
+        lines.push(format!("  host key   {}", login.host_key));
     }
     if let Some(health) = &machine.health {
         lines.push(format!("  health     {health}"));

@@ -22,6 +22,7 @@ pub(crate) struct Machine {
     pub(crate) image_version: Option<u32>,
     pub(crate) alert: Option<String>,
     pub(crate) held: Option<Hold>,
+    pub(crate) rescue: Option<Login>,
     #[serde(default)]
     pub(crate) health: Option<String>,
     pub(crate) run: Option<String>,
@@ -41,6 +42,14 @@ pub(crate) struct Hold {
     pub(crate) reason: String,
     pub(crate) since: Timestamp,
     pub(crate) until: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Login {
+    pub(crate) user: String,
+    pub(crate) address: String,
+    pub(crate) port: u16,
+    pub(crate) host_key: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]

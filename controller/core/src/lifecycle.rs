@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - [`Lifecycle::on`] is the only function that moves a lifecycle.
-//! - Only a release leads out of `active`, and only a complete one leads back to `ready`.
+//! - Only a release leads a machine from its project, and only a complete one leads back to `ready`:
+//!   `active` and `rescue` are someone's.
 //! - Doubt leads to `quarantined`, and out of there only a release leads to `ready`.
 //! - Maintenance is for what is `ready`: it is left to where it was entered from, or to
 //!   `quarantined`. What is retired comes back by way of `quarantined`.
@@ -23,6 +24,8 @@ pub enum Lifecycle {
     Deploying,
     /// Someone's: its system runs.
     Active,
+    /// Someone's, who works on it in the rescue system.
+    Rescue,
     /// A run is taking it back and erasing it.
     Releasing,
     /// Something could not be finished or undone, or an operator doubts it: somebody looks, then
@@ -55,6 +58,14 @@ pub enum Event {
     Reinstall,
     /// A reinstall is over, however it ended.
     Reinstalled,
+    /// Its owner wants to log in to it beside its own system.
+    Rescue,
+    /// Its owner can.
+    Rescued,
+    /// Its owner is done with that.
+    LeaveRescue,
+    /// Its own system was started again.
+    LeftRescue,
     /// An operator wants to know what is in it now.
     Inspect,
     /// An operator wants it tested.
@@ -78,10 +89,12 @@ pub enum Event {
 }
 
 /// What an operator can ask for, with the word for it.
-const VERBS: [(Event, &str); 12] = [
+const VERBS: [(Event, &str); 14] = [
     (Event::Adopt, "adopt"),
     (Event::Deploy, "deploy"),
     (Event::Reinstall, "reinstall"),
+    (Event::Rescue, "rescue"),
+    (Event::LeaveRescue, "leave-rescue"),
     (Event::Release, "release"),
     (Event::Power, "power"),
     (Event::Inspect, "inspect"),
@@ -95,11 +108,12 @@ const VERBS: [(Event, &str); 12] = [
 
 impl Lifecycle {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Discovered,
         Self::Ready,
         Self::Deploying,
         Self::Active,
+        Self::Rescue,
         Self::Releasing,
         Self::Quarantined,
         Self::Maintenance,
@@ -122,8 +136,16 @@ impl Lifecycle {
             (Self::Ready, Event::Deploy) => Some(Self::Deploying),
             (Self::Deploying, Event::Deployed) => Some(Self::Active),
             (Self::Deploying, Event::Undone) => Some(Self::Ready),
-            (Self::Active | Self::Quarantined | Self::Maintenance, Event::Release) => Some(Self::Releasing),
-            (Self::Active, Event::Reinstall | Event::Reinstalled) => Some(self),
+            (Self::Active | Self::Rescue | Self::Quarantined | Self::Maintenance, Event::Release) => {
+                Some(Self::Releasing)
+            }
+            (Self::Active | Self::Rescue, Event::Reinstall) => Some(Self::Active),
+            (Self::Active, Event::Reinstalled) => Some(self),
+            // Anew, when the machine has left it by itself.
+            (Self::Active | Self::Rescue, Event::Rescue) => Some(self),
+            (Self::Active | Self::Rescue, Event::Rescued) => Some(Self::Rescue),
+            (Self::Rescue, Event::LeaveRescue) => Some(self),
+            (Self::Active | Self::Rescue, Event::LeftRescue) => Some(Self::Active),
             (Self::Ready | Self::Quarantined | Self::Maintenance, Event::Inspect | Event::Test | Event::Tested) => {
                 Some(self)
             }
@@ -135,10 +157,12 @@ impl Lifecycle {
             (Self::Deploying | Self::Releasing, Event::Broke) => Some(Self::Quarantined),
             // Someone's stays someone's: nothing happens to it before its release is asked for.
             (Self::Active | Self::Retired, Event::Doubted) => Some(self),
+            (Self::Rescue, Event::Doubted) => Some(Self::Active),
             (_, Event::Doubted) => Some(Self::Quarantined),
-            (Self::Ready | Self::Active | Self::Quarantined | Self::Maintenance | Self::Retired, Event::Power) => {
-                Some(self)
-            }
+            (
+                Self::Ready | Self::Active | Self::Rescue | Self::Quarantined | Self::Maintenance | Self::Retired,
+                Event::Power,
+            ) => Some(self),
             (Self::Discovered | Self::Ready | Self::Quarantined | Self::Retired, Event::Forget) => Some(self),
             _ => None,
         }
@@ -152,6 +176,7 @@ impl fmt::Display for Lifecycle {
             Self::Ready => "ready",
             Self::Deploying => "deploying",
             Self::Active => "active",
+            Self::Rescue => "rescue",
             Self::Releasing => "releasing",
             Self::Quarantined => "quarantined",
             Self::Maintenance => "maintenance",
@@ -204,7 +229,7 @@ mod tests {
 
     use expect_test::expect;
 
-    const EVENTS: [Event; 19] = [
+    const EVENTS: [Event; 23] = [
         Event::Adopt,
         Event::Deploy,
         Event::Deployed,
@@ -214,6 +239,10 @@ mod tests {
         Event::Broke,
         Event::Reinstall,
         Event::Reinstalled,
+        Event::Rescue,
+        Event::Rescued,
+        Event::LeaveRescue,
+        Event::LeftRescue,
         Event::Inspect,
         Event::Test,
         Event::Tested,
@@ -257,8 +286,19 @@ mod tests {
             active Release: releasing
             active Reinstall: active
             active Reinstalled: active
+            active Rescue: active
+            active Rescued: rescue
+            active LeftRescue: active
             active Power: active
             active Doubted: active
+            rescue Release: releasing
+            rescue Reinstall: active
+            rescue Rescue: rescue
+            rescue Rescued: rescue
+            rescue LeaveRescue: rescue
+            rescue LeftRescue: active
+            rescue Power: rescue
+            rescue Doubted: active
             releasing Released: ready
             releasing Broke: quarantined
             releasing Doubted: quarantined
@@ -290,7 +330,7 @@ mod tests {
     #[test]
     fn a_refusal_says_what_is_possible() {
         let refusal = |lifecycle: Lifecycle, event| lifecycle.on(event).unwrap_err().to_string();
-        expect!["cannot deploy a machine that is active; possible now: reinstall, release, power"]
+        expect!["cannot deploy a machine that is active; possible now: reinstall, rescue, release, power"]
             .assert_eq(&refusal(Lifecycle::Active, Event::Deploy));
         expect!["cannot release a machine that is deploying; its run has to end first"]
             .assert_eq(&refusal(Lifecycle::Deploying, Event::Release));

@@ -124,6 +124,8 @@ pub const TABLE: Table = &[
     (Method::POST, "/v1/machines/{machine}/release", May(MachineRelease, Named(Thing::Machine))),
     (Method::POST, "/v1/machines/{machine}/power", May(MachinePower, Named(Thing::Machine))),
     (Method::POST, "/v1/machines/{machine}/reinstall", May(MachineDeploy, Named(Thing::Machine))),
+    (Method::POST, "/v1/machines/{machine}/rescue", May(MachineDeploy, Named(Thing::Machine))),
+    (Method::POST, "/v1/machines/{machine}/leave-rescue", May(MachineDeploy, Named(Thing::Machine))),
     (Method::POST, "/v1/machines/{machine}/inspect", May(MachineMaintain, Named(Thing::Machine))),
     (Method::POST, "/v1/machines/{machine}/test", May(MachineMaintain, Named(Thing::Machine))),
     (Method::GET, "/v1/machines/{machine}/tests", May(MachineRead, Named(Thing::Machine))),

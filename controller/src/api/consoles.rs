@@ -318,7 +318,7 @@ async fn allowed(app: &App, caller: &Caller, machine: &str) -> Result<Machine, E
     let standing = caller.find(app, Action::MachinePower, Thing::Machine, machine).await?;
     let found = app.store.machine(&standing.id).await?;
     let of_project = Place { site: None, rack: None, ..standing.place };
-    let is_theirs = found.lifecycle == Lifecycle::Active && found.project.is_some();
+    let is_theirs = matches!(found.lifecycle, Lifecycle::Active | Lifecycle::Rescue) && found.project.is_some();
     if is_theirs && !caller.rights.permit(Action::MachinePower, of_project) {
         return Err(Error::forbidden(
             "the machine is in use, and its console is its project's: ask one of the project's people to open it",

@@ -64,7 +64,7 @@ pub(super) struct Problem {
     #[schema(example = 409)]
     status: u16,
     /// What was wrong with this request.
-    #[schema(example = "cannot deploy a machine that is active; possible now: reinstall, release, power")]
+    #[schema(example = "cannot deploy a machine that is active; possible now: reinstall, rescue, release, power")]
     detail: String,
     /// Names this request, as `X-Request-Id` does; the controller's log has it too.
     #[schema(example = "urn:uuid:01931b1e-0000-7000-8000-000000000000")]

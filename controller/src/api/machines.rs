@@ -27,6 +27,7 @@ use super::{
     App, Caller, Error,
     extract::{Expected, Json, Page, Query, check_name, limit, parse, tagged},
     plans,
+    rescue::Login,
     runs::Run,
 };
 use crate::{
@@ -56,12 +57,12 @@ pub(super) struct Machine {
     #[schema(example = "acme:shop")]
     project: Option<String>,
     /// Where it is in its life: `discovered` (seen, not yet ours), `ready` (can be deployed),
-    /// `deploying`, `active` (its system runs), `releasing`, `quarantined` (look at it),
-    /// `maintenance` (somebody works on it), `retired`.
+    /// `deploying`, `active` (its system runs), `rescue` (its owner works on it from memory), `releasing`,
+    /// `quarantined` (look at it), `maintenance` (somebody works on it), `retired`.
     #[schema(value_type = String, example = "ready")]
     lifecycle: Lifecycle,
-    /// What can be done with it now: `adopt`, `deploy`, `reinstall`, `release`, `power`, `inspect`, `test`,
-    /// `maintain`, `resume`, `quarantine`, `retire`, `forget`.
+    /// What can be done with it now: `adopt`, `deploy`, `reinstall`, `rescue`, `leave-rescue`, `release`,
+    /// `power`, `inspect`, `test`, `maintain`, `resume`, `quarantine`, `retire`, `forget`.
     verbs: Vec<&'static str>,
     /// Counts how often it was given out or taken back; older orders are refused.
     epoch: u64,
@@ -85,8 +86,10 @@ pub(super) struct Machine {
     image_version: Option<u32>,
     /// What an operator should look at.
     alert: Option<String>,
-    /// Why it is out of service, while it is.
+    /// Why it is out of service or in rescue, while it is.
     held: Option<Hold>,
+    /// Where its rescue system is reached, once it can be; `installer` says whether it is there now.
+    rescue: Option<Login>,
     /// How it fares: `ok`, `warning`, `critical` or `unknown`; absent while nobody has told.
     #[schema(example = "ok")]
     health: Option<&'static str>,
@@ -171,6 +174,7 @@ impl Machine {
             image: row.image.map(|image| image.name),
             alert: row.alert,
             held: row.held.map(|store::Hold { reason, since, until }| Hold { reason, since, until }),
+            rescue: row.rescue.map(Login::from),
             health: health.map(health::State::word),
             run,
             inventory: Arc::unwrap_or_clone(row.inventory),
@@ -189,8 +193,8 @@ pub(super) struct Which {
     rack: Option<String>,
     /// Only those given to this project (id, name or ORGANISATION:NAME).
     project: Option<String>,
-    /// Only those there in their life: `discovered`, `ready`, `deploying`, `active`, `releasing`, `quarantined`,
-    /// `maintenance`, `retired`.
+    /// Only those there in their life: `discovered`, `ready`, `deploying`, `active`, `rescue`, `releasing`,
+    /// `quarantined`, `maintenance`, `retired`.
     lifecycle: Option<String>,
     /// Only those with this image on them: its name, or its name and version (`debian-12@3`).
     image: Option<String>,
@@ -599,10 +603,22 @@ pub(super) async fn deploy(
 pub(super) fn request(body: Deploy, machine: &str) -> Result<DeployRequest, Error> {
     let name = body.hostname.unwrap_or_else(|| machine.into());
     check_host_name("/hostname", &name)?;
-    if body.ssh_keys.len() > MAX_KEYS {
+    check_keys(&body.ssh_keys)?;
+    if let Some(data) = &body.user_data {
+        check_user_data(data)?;
+    }
+    Ok(DeployRequest {
+        disk: body.disk.map_or(DiskRule::Smallest, DiskRule::Identity),
+        host: Host { name, ssh_keys: body.ssh_keys, user_data: body.user_data },
+    })
+}
+
+/// Whether these are public keys that may be let in.
+pub(super) fn check_keys(keys: &[String]) -> Result<(), Error> {
+    if keys.len() > MAX_KEYS {
         return Err(Error::invalid("/ssh_keys", format!("at most {MAX_KEYS} keys")));
     }
-    for (index, key) in body.ssh_keys.iter().enumerate() {
+    for (index, key) in keys.iter().enumerate() {
         // Options before the key could run commands; whoever wants them uses user data.
         let known = ["ssh-", "ecdsa-", "sk-"].iter().any(|kind| key.starts_with(kind));
         if !known || key.split_whitespace().count() < 2 || key.len() > 16 << 10 || key.chars().any(char::is_control) {
@@ -612,13 +628,7 @@ pub(super) fn request(body: Deploy, machine: &str) -> Result<DeployRequest, Erro
             ));
         }
     }
-    if let Some(data) = &body.user_data {
-        check_user_data(data)?;
-    }
-    Ok(DeployRequest {
-        disk: body.disk.map_or(DiskRule::Smallest, DiskRule::Identity),
-        host: Host { name, ssh_keys: body.ssh_keys, user_data: body.user_data },
-    })
+    Ok(())
 }
 
 /// Nothing has to be said.

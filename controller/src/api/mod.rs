@@ -45,6 +45,7 @@ mod racks;
 mod rate;
 mod reinstall;
 mod reports;
+mod rescue;
 mod reverse;
 mod runs;
 mod sites;
@@ -232,6 +233,8 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(machines::release))
         .routes(routes!(machines::power))
         .routes(routes!(reinstall::reinstall))
+        .routes(routes!(rescue::rescue))
+        .routes(routes!(rescue::leave_rescue))
         .routes(routes!(upkeep::inspect))
         .routes(routes!(commission::test))
         .routes(routes!(commission::results))

@@ -33,7 +33,7 @@ pub(super) struct Run {
     /// That machine's name.
     #[schema(example = "web-1")]
     machine_name: String,
-    /// What is done: `deploy`, `release`, `power`.
+    /// What is done: `deploy`, `release`, `power`, `reinstall`, `inspect`, `rescue`, `leave-rescue`.
     #[schema(example = "deploy")]
     kind: String,
     /// `running`, or how it ended: `done`, `failed`, `cancelled`.
@@ -214,7 +214,10 @@ pub(super) async fn retry(
     let stands = caller.check_in(&mut tx, Action::RunRead, Thing::Run, &run).await?;
     let run = tx.run(id(&run)?).await?;
     let action = match run.parameters {
-        store::Parameters::Deploy(_) | store::Parameters::Reinstall(_) => Action::MachineDeploy,
+        store::Parameters::Deploy(_)
+        | store::Parameters::Reinstall(_)
+        | store::Parameters::Rescue(_)
+        | store::Parameters::LeaveRescue => Action::MachineDeploy,
         store::Parameters::Inspect | store::Parameters::Test(_) => Action::MachineMaintain,
         store::Parameters::Release(_) => Action::MachineRelease,
         store::Parameters::Power(_) => Action::MachinePower,

@@ -391,6 +391,8 @@ fn each_operation_is_this_action_at_this_place() {
         POST   /v1/machines/{machine}/release: machine.release where the machine is
         POST   /v1/machines/{machine}/power: machine.power where the machine is
         POST   /v1/machines/{machine}/reinstall: machine.deploy where the machine is
+        POST   /v1/machines/{machine}/rescue: machine.deploy where the machine is
+        POST   /v1/machines/{machine}/leave-rescue: machine.deploy where the machine is
         POST   /v1/machines/{machine}/inspect: machine.maintain where the machine is
         POST   /v1/machines/{machine}/test: machine.maintain where the machine is
         GET    /v1/machines/{machine}/tests: machine.read where the machine is

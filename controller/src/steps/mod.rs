@@ -61,7 +61,10 @@ enum Sent {
 impl<C: Commands> Look<'_, C> {
     /// Performs the step, or its undo.
     pub(crate) async fn perform(&self) -> Result<Report, StoreError> {
-        fail_point!(point(self.step), self.act().await)
+        match point(self.step) {
+            Some(point) => fail_point!(point, self.act().await),
+            None => self.act().await,
+        }
     }
 
     async fn act(&self) -> Result<Report, StoreError> {
@@ -71,13 +74,18 @@ impl<C: Commands> Look<'_, C> {
             (Step::WriteImage, false) => self.order(self.deploy_order()).await,
             (Step::EraseDisks, false) => self.order(self.erase_order()).await,
             (Step::RunTests, false) => self.order(self.test_order()).await,
+            (Step::StartRescue, false) => self.order(self.rescue_order()).await,
             (Step::StartSystem, false) => self.start_system().await,
+            (Step::EndRescue, false) => self.end_rescue().await,
             (Step::SwitchPower, false) => self.switch_power().await,
             (Step::WriteImage | Step::EraseDisks | Step::RunTests, true) => self.revoke_order().await,
             (Step::StartSystem, true) => self.boot_installer(false).await,
             (Step::LeaveSystem, true) => self.return_to_system().await,
             // They leave nothing behind.
-            (Step::BootInstaller | Step::RestartInstaller | Step::SwitchPower, true) => Ok(Report::Done),
+            (
+                Step::BootInstaller | Step::RestartInstaller | Step::SwitchPower | Step::StartRescue | Step::EndRescue,
+                true,
+            ) => Ok(Report::Done),
         }
     }
 
@@ -173,9 +181,9 @@ impl<C: Commands> Look<'_, C> {
     }
 }
 
-/// The fail point of a step.
-fn point(step: Step) -> &'static str {
-    match step {
+/// The fail point of a step; those that need a toolbox have none, as the rack of the crash matrix has no toolbox.
+fn point(step: Step) -> Option<&'static str> {
+    Some(match step {
         Step::BootInstaller => "step.boot installer",
         Step::RestartInstaller => "step.restart into installer",
         Step::WriteImage => "step.write image",
@@ -184,7 +192,8 @@ fn point(step: Step) -> &'static str {
         Step::SwitchPower => "step.switch power",
         Step::LeaveSystem => "step.leave system",
         Step::RunTests => "step.run tests",
-    }
+        Step::StartRescue | Step::EndRescue => return None,
+    })
 }
 
 fn failed(cause: Cause, detail: impl Into<String>) -> Report {

@@ -42,6 +42,13 @@ impl<C: Commands> Look<'_, C> {
         Some(Order { run: self.run.id, attempt: self.attempt, disks: disks.clone(), work })
     }
 
+    pub(super) fn rescue_order(&self) -> Option<Order> {
+        let Parameters::Rescue(rescue) = &self.run.parameters else { return None };
+        let work =
+            Work::Rescue(intent::Rescue { ssh_keys: rescue.ssh_keys.clone(), mainboard: rescue.mainboard.clone() });
+        Some(Order { run: self.run.id, attempt: self.attempt, disks: Vec::new(), work })
+    }
+
     /// Has the order given, and waits for what becomes of it.
     pub(super) async fn order(&self, order: Option<Order>) -> Result<Report, StoreError> {
         let Some(order) = order else { return Ok(failed(Cause::Internal, "the run's parameters fit no order")) };
@@ -109,7 +116,14 @@ impl<C: Commands> Look<'_, C> {
             let detail = format!("{mark} of {} tests are over", tests.scripts.len());
             return Ok(Report::Waiting { waiting: WaitFor::Tests, detail, mark });
         }
-        let waiting = if self.step == Step::EraseDisks { WaitFor::Erasure } else { WaitFor::Image };
+        let waiting = match self.step {
+            Step::StartRescue => {
+                let detail = "rescue system fetches its tools and starts its SSH server".to_owned();
+                return Ok(Report::Waiting { waiting: WaitFor::Installer, detail, mark: 0 });
+            }
+            Step::EraseDisks => WaitFor::Erasure,
+            _ => WaitFor::Image,
+        };
         let (done, total) = (self.run.done, self.run.total);
         let detail = match done.saturating_mul(100).checked_div(total) {
             Some(percent) => format!("{percent} % of {} MiB", total >> 20),

@@ -11,7 +11,7 @@ use rackhand_controller_core::workflow::{Cause, Report, WaitFor, hop};
 
 use super::{LOST_MAY_ACT, Look, Sent, failed};
 use crate::{
-    store::StoreError,
+    store::{Machine, StoreError, Tx},
     workflows::{Commands, may_have_written},
 };
 
@@ -29,7 +29,7 @@ impl<C: Commands> Look<'_, C> {
         machine.order = None;
         let command = match self.attempt {
             1 => None,
-            _ => Some(tx.issue(self.now.wall, self.run, &self.purpose("cycle"), Action::PowerCycle).await?),
+            _ => Some(tx.issue(self.now.wall, self.run, &self.purpose(CYCLE), Action::PowerCycle).await?),
         };
         self.commit(tx, &mut machine).await?;
         if let Some(command) = &command {
@@ -68,7 +68,36 @@ impl<C: Commands> Look<'_, C> {
             self.commit(tx, &mut machine).await?;
             return Ok(Report::Done);
         }
-        let command = tx.issue(self.now.wall, self.run, &self.purpose("cycle"), Action::PowerCycle).await?;
+        self.cycled(tx, machine).await
+    }
+
+    /// Has the system run again that a rescue interrupted. The installer restarts the machine itself, so
+    /// that what people changed in a rescue is on its disks; where none is there, and at the second try,
+    /// the machine is switched off and on.
+    pub(super) async fn end_rescue(&self) -> Result<Report, StoreError> {
+        let mut tx = self.store.begin().await?;
+        let mut machine = self.machine(&mut tx).await?;
+        machine.boot = Boot::Disk;
+        machine.order = None;
+        if self.attempt > 1 || tx.command(self.run.id, &self.purpose(CYCLE)).await?.is_some() {
+            return self.cycled(tx, machine).await;
+        }
+        if machine.connected {
+            self.commit(tx, &mut machine).await?;
+            let detail = "rescue system is told to restart the machine, and is still there".to_owned();
+            return Ok(Report::Waiting { waiting: WaitFor::Installer, detail, mark: 0 });
+        }
+        let is_gone = matches!(machine.stage, Some(Stage::Rebooting | Stage::OsDhcp));
+        if is_gone && machine.stage_event > machine.connection {
+            self.commit(tx, &mut machine).await?;
+            return Ok(Report::Done);
+        }
+        self.cycled(tx, machine).await
+    }
+
+    /// Switches the machine off and on, into what its row says.
+    async fn cycled(&self, mut tx: Tx, mut machine: Machine) -> Result<Report, StoreError> {
+        let command = tx.issue(self.now.wall, self.run, &self.purpose(CYCLE), Action::PowerCycle).await?;
         self.commit(tx, &mut machine).await?;
         match self.send(&command).await? {
             Sent::Waiting(waiting, detail) => Ok(Report::Waiting { waiting, detail, mark: 0 }),
@@ -108,3 +137,5 @@ impl<C: Commands> Look<'_, C> {
         }
     }
 }
+
+const CYCLE: &str = "cycle";

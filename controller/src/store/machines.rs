@@ -9,7 +9,7 @@ use std::{net::Ipv4Addr, str::FromStr, sync::Arc};
 
 use jiff::Timestamp;
 use rackhand_common::{
-    event::Stage,
+    event::{Login, Stage},
     health,
     id::{Epoch, MachineId, ProjectId, RackId},
     intent::{Boot, Order},
@@ -77,6 +77,8 @@ pub struct Machine {
     pub alert: Option<String>,
     /// Why it is out of service; `None` while it is in service, or nobody said why.
     pub held: Option<Hold>,
+    /// Where its rescue system is reached, since that told.
+    pub rescue: Option<Login>,
     /// When it was discovered.
     pub created: Timestamp,
     /// When it last changed.
@@ -94,14 +96,6 @@ pub struct Hold {
     pub since: Timestamp,
     /// When somebody meant to be done with it.
     pub until: Option<Timestamp>,
-}
-
-impl Hold {
-    /// What an operator is told once its time is over.
-    pub fn overdue(&self) -> String {
-        let until = self.until.map(|until| format!("{until:.0}")).unwrap_or_default();
-        format!("out of service until {until}, and still is ({}): resume it, or say until when", self.reason)
-    }
 }
 
 impl MachineFilter {
@@ -159,6 +153,20 @@ impl Machine {
     /// Its mainboard as it was accepted, or, while nobody has adopted it, as it was found.
     pub fn mainboard(&self) -> Option<Mainboard> {
         self.accepted.as_ref().unwrap_or(&self.inventory).system.mainboard()
+    }
+
+    /// What an operator is told once the time is over for which it is out of service, or in rescue.
+    pub fn overdue(&self) -> Option<String> {
+        let held = self.held.as_ref()?;
+        let until = held.until.map(|until| format!("{until:.0}")).unwrap_or_default();
+        Some(match self.lifecycle {
+            Lifecycle::Rescue => format!(
+                "in rescue until {until}, and still is: `rackhand machine leave-rescue {}` has its own system run \
+                 again, and `rackhand machine rescue {}` begins anew",
+                self.name, self.name
+            ),
+            _ => format!("out of service until {until}, and still is ({}): resume it, or say until when", held.reason),
+        })
     }
 
     /// Parts that are not those accepted; empty while nobody has adopted it.
@@ -293,9 +301,9 @@ impl Tx {
         query(
             "INSERT INTO machines (id, rack, name, lifecycle, epoch, boot, address, inventory, connection, connected,
                 power, stage, stage_event, power_event, orders, image, alert, created, updated, accepted,
-                image_version, project, held_reason, held_since, held_until, version)
+                image_version, project, held_reason, held_since, held_until, rescue, version)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-                $22, $23, $24, $25, 1)",
+                $22, $23, $24, $25, $26, 1)",
         )
         .bind(machine.id.to_string())
         .bind(machine.rack.to_string())
@@ -322,6 +330,7 @@ impl Tx {
         .bind(machine.held.as_ref().map(|held| &held.reason))
         .bind(machine.held.as_ref().map(|held| micros(held.since)))
         .bind(machine.held.as_ref().and_then(|held| held.until).map(micros))
+        .bind(machine.rescue.as_ref().map(json))
         .execute(&mut self.inner)
         .await
         .map_err(taken("machine name, id or address"))?;
@@ -342,7 +351,7 @@ impl Tx {
                 connected = $9, power = $10, stage = $11, stage_event = $12, power_event = $13, orders = $14,
                 image = $15, alert = $16, updated = $17, accepted = $18, rack = $19, address = $20,
                 image_version = $21, project = $22, held_reason = $23, held_since = $24, held_until = $25,
-                version = version + 1
+                rescue = $26, version = version + 1
              WHERE id = $1 AND version = $2",
         )
         .bind(machine.id.to_string())
@@ -370,6 +379,7 @@ impl Tx {
         .bind(machine.held.as_ref().map(|held| &held.reason))
         .bind(machine.held.as_ref().map(|held| micros(held.since)))
         .bind(machine.held.as_ref().and_then(|held| held.until).map(micros))
+        .bind(machine.rescue.as_ref().map(json))
         .execute(&mut self.inner)
         .await
         .map_err(taken("machine name or address"))?
@@ -521,6 +531,7 @@ fn read(seal: &Seal, row: &Row) -> Result<Machine, StoreError> {
             }
             _ => None,
         },
+        rescue: optional("rescue")?.map(|text| from_json("rescue", &text)).transpose()?,
         created: timestamp(row.try_get("created")?)?,
         updated: timestamp(row.try_get("updated")?)?,
         version: row.try_get::<i64, _>("version")? as u64,

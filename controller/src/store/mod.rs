@@ -96,7 +96,7 @@ pub use self::{
     reports::{Assignment, By, Held},
     requests::{KeyedRequest, Known, UnderWay},
     reverse::ReverseName,
-    runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Run, RunStatus, Tests},
+    runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Rescue, Run, RunStatus, Tests},
     samples::KEPT,
     sites::{DEFAULT_SITE, Site},
     test_results::TestResult,

@@ -102,6 +102,10 @@ pub enum Parameters {
     Inspect,
     /// Test it.
     Test(Tests),
+    /// Let its owner log in to it beside its own system.
+    Rescue(Rescue),
+    /// Have its own system run again.
+    LeaveRescue,
 }
 
 /// What is tested.
@@ -160,6 +164,17 @@ pub struct Release {
     pub mainboard: Option<Mainboard>,
 }
 
+/// Who is let in, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rescue {
+    /// Public keys, in `authorized_keys` form, of root.
+    pub ssh_keys: Vec<String>,
+    /// Its mainboard, as it was accepted.
+    pub mainboard: Option<Mainboard>,
+    /// When somebody means to be done. It does not end by itself.
+    pub until: Timestamp,
+}
+
 /// A change of chassis power.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -193,6 +208,8 @@ impl Parameters {
             Self::Reinstall(_) => Workflow::Reinstall,
             Self::Inspect => Workflow::Inspect,
             Self::Test(_) => Workflow::Test,
+            Self::Rescue(_) => Workflow::Rescue,
+            Self::LeaveRescue => Workflow::LeaveRescue,
         }
     }
 
@@ -200,7 +217,9 @@ impl Parameters {
     pub fn install(&self) -> Option<&Deploy> {
         match self {
             Self::Deploy(deploy) | Self::Reinstall(deploy) => Some(deploy),
-            Self::Release(_) | Self::Power(_) | Self::Inspect | Self::Test(_) => None,
+            Self::Release(_) | Self::Power(_) | Self::Inspect | Self::Test(_) | Self::Rescue(_) | Self::LeaveRescue => {
+                None
+            }
         }
     }
 
@@ -208,7 +227,9 @@ impl Parameters {
     pub fn install_mut(&mut self) -> Option<&mut Deploy> {
         match self {
             Self::Deploy(deploy) | Self::Reinstall(deploy) => Some(deploy),
-            Self::Release(_) | Self::Power(_) | Self::Inspect | Self::Test(_) => None,
+            Self::Release(_) | Self::Power(_) | Self::Inspect | Self::Test(_) | Self::Rescue(_) | Self::LeaveRescue => {
+                None
+            }
         }
     }
 }

@@ -36,6 +36,7 @@ use crate::{
 
 mod commissioning;
 mod reinstall;
+mod rescue;
 mod retry;
 
 /// How the simulated rack behaves.
@@ -125,9 +126,9 @@ impl Commands for Arc<Node> {
 
 impl Node {
     /// P1: whatever changes the power of an active machine belongs to a run that its owner
-    /// asked for since it became active. There, only power runs and reinstalls can be in progress.
+    /// asked for since it became active. There, only power runs, reinstalls and rescues can be in progress.
     async fn check_command(&self, row: &Machine, command: &Command) {
-        if row.lifecycle != Lifecycle::Active || command.action == Action::PowerStatus {
+        if !matches!(row.lifecycle, Lifecycle::Active | Lifecycle::Rescue) || command.action == Action::PowerStatus {
             return;
         }
         let runs = self.store.runs_in_progress().await.unwrap();
@@ -135,7 +136,7 @@ impl Node {
         assert_eq!(run.epoch, row.epoch);
         match run.parameters {
             Parameters::Power(change) => assert_eq!(change.action(), command.action),
-            Parameters::Reinstall(_) => {}
+            Parameters::Reinstall(_) | Parameters::Rescue(_) | Parameters::LeaveRescue => {}
             _ => panic!("{:?} of an active machine", command.action),
         }
     }
@@ -152,7 +153,11 @@ impl Node {
             Lifecycle::Active => {
                 let latest = self.store.runs(&Sight::ALL, Some(self.machine), None, 1).await.unwrap().remove(0);
                 let is_reinstall = matches!(latest.parameters, Parameters::Reinstall(_));
+                let is_rescue = matches!(latest.parameters, Parameters::Rescue(_));
                 match (told.boot, told.order) {
+                    (Boot::Installer, order) if is_rescue && latest.status == RunStatus::Running => {
+                        assert!(order.is_none_or(|order| order.run == latest.id && order.work.rescue().is_some()));
+                    }
                     (Boot::Disk, None) => assert!(!is_reinstall || latest.step != Some(Step::WriteImage)),
                     (Boot::Installer, Some(order)) => {
                         assert!(is_reinstall && latest.status == RunStatus::Running && order.run == latest.id);
@@ -164,6 +169,11 @@ impl Node {
                     told => panic!("{told:?}"),
                 }
             }
+            // Whatever is wanted of it, nothing is that writes.
+            Lifecycle::Rescue => match (told.boot, told.order) {
+                (Boot::Installer, order) => assert!(order.is_none_or(|order| order.work.rescue().is_some())),
+                (Boot::Disk, order) => assert_eq!(order, None),
+            },
             Lifecycle::Deploying | Lifecycle::Releasing => {
                 let Some(order) = told.order else { return };
                 let run = tx.run(order.run).await.unwrap();
@@ -285,7 +295,9 @@ impl State {
                     return;
                 }
                 self.worked = Some((run, attempt));
-                self.events.push(What::Stage(Stage::OrderStarted(run)));
+                if order.work.rescue().is_none() {
+                    self.events.push(What::Stage(Stage::OrderStarted(run)));
+                }
                 if let Some((_, cause)) = self.behaviour.failing.filter(|(until, _)| attempt <= *until) {
                     self.events.push(What::Failed { run, attempt, cause, detail: "as the test wants".to_owned() });
                     return;
@@ -300,6 +312,10 @@ impl State {
                         self.events.push(What::Tested { run, attempt, tested });
                     }
                     self.events.push(What::Done { run, attempt, disks: Vec::new() });
+                    return;
+                }
+                if order.work.rescue().is_some() {
+                    self.events.push(rescue::login(run, attempt, 'A'));
                     return;
                 }
                 let work = if order.work.deploy().is_none() { "overwrite" } else { "image" };
@@ -510,7 +526,8 @@ impl World {
                 if let Some(deploy) = now.parameters.install() {
                     assert_eq!(deploy.host.user_data, None);
                 }
-                assert_eq!(self.machine().await.order, None);
+                let stays = matches!(now.parameters, Parameters::Rescue(_)) && now.status == RunStatus::Done;
+                assert_eq!(self.machine().await.order.is_some(), stays);
                 return now;
             }
             if self.cancel_at == Some(self.turns) {

@@ -16,6 +16,7 @@ mod images;
 mod kills;
 mod reload;
 mod replaced;
+mod rescue;
 mod rotation;
 mod testing;
 mod upkeep;

@@ -25,6 +25,10 @@ pub enum Workflow {
     Inspect,
     /// Tests of the machine, run in its installer; moves no lifecycle, whatever they show.
     Test,
+    /// An active machine out of its system and into one in memory that its owner logs in to.
+    Rescue,
+    /// Back into its own system.
+    LeaveRescue,
 }
 
 /// Something a workflow does. Each is safe to repeat, and so is its undo.
@@ -48,6 +52,10 @@ pub enum Step {
     LeaveSystem,
     /// Have the installer run tests. Undone, none runs any more.
     RunTests,
+    /// Have the installer let the machine's owner log in.
+    StartRescue,
+    /// Have the machine start its own disk again, which nothing was written to.
+    EndRescue,
 }
 
 /// The rules of one step.
@@ -152,19 +160,43 @@ const RELEASE: &[Rule] = &[
     },
 ];
 
-const REINSTALL: &[Rule] = &[
+const LEAVE_SYSTEM: Rule = Rule {
+    step: Step::LeaveSystem,
+    patience: BOOT,
+    limit: BOOT_LIMIT,
+    attempts: 2,
+    again: BOOT_AGAIN,
+    interruptible: true,
+    undo: Some(Undo { patience: minutes(5), limit: BOOT_LIMIT, attempts: 2 }),
+};
+
+const REINSTALL: &[Rule] = &[LEAVE_SYSTEM, WRITE_IMAGE, START_SYSTEM];
+
+const RESCUE: &[Rule] = &[
+    LEAVE_SYSTEM,
     Rule {
-        step: Step::LeaveSystem,
-        patience: BOOT,
-        limit: BOOT_LIMIT,
+        step: Step::StartRescue,
+        // The toolbox is fetched, some hundred megabytes, by a machine that may have to be brought back.
+        patience: minutes(20),
+        limit: minutes(40),
         attempts: 2,
-        again: BOOT_AGAIN,
+        again: &[Cause::Installer(Installer::Internal)],
         interruptible: true,
-        undo: Some(Undo { patience: minutes(5), limit: BOOT_LIMIT, attempts: 2 }),
+        // What was started ends with the installer, which the undo of the step before ends.
+        undo: None,
     },
-    WRITE_IMAGE,
-    START_SYSTEM,
 ];
+
+const LEAVE_RESCUE: &[Rule] = &[Rule {
+    step: Step::EndRescue,
+    patience: minutes(5),
+    limit: BOOT_LIMIT,
+    // The second time the machine is switched off and on.
+    attempts: 2,
+    again: BOOT_AGAIN,
+    interruptible: false,
+    undo: None,
+}];
 
 const INSPECT: &[Rule] = &[RESTART_INSTALLER];
 
@@ -197,7 +229,16 @@ const POWER: &[Rule] = &[Rule {
 
 impl Workflow {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Deploy, Self::Release, Self::Power, Self::Reinstall, Self::Inspect, Self::Test];
+    pub const ALL: [Self; 8] = [
+        Self::Deploy,
+        Self::Release,
+        Self::Power,
+        Self::Reinstall,
+        Self::Inspect,
+        Self::Test,
+        Self::Rescue,
+        Self::LeaveRescue,
+    ];
 
     /// Its steps, in order.
     pub fn rules(self) -> &'static [Rule] {
@@ -208,6 +249,8 @@ impl Workflow {
             Self::Reinstall => REINSTALL,
             Self::Inspect => INSPECT,
             Self::Test => TEST,
+            Self::Rescue => RESCUE,
+            Self::LeaveRescue => LEAVE_RESCUE,
         }
     }
 
@@ -220,7 +263,9 @@ impl Workflow {
             (Self::Deploy, Ended::Stuck { .. }) | (Self::Release, _) => Some(Event::Broke),
             (Self::Reinstall, _) => Some(Event::Reinstalled),
             (Self::Test, _) => Some(Event::Tested),
-            (Self::Power | Self::Inspect, _) => None,
+            (Self::Rescue, Ended::Done) => Some(Event::Rescued),
+            (Self::Rescue, _) | (Self::LeaveRescue, Ended::Done) => Some(Event::LeftRescue),
+            (Self::Power | Self::Inspect | Self::LeaveRescue, _) => None,
         }
     }
 }
@@ -234,6 +279,8 @@ impl fmt::Display for Workflow {
             Self::Reinstall => "reinstall",
             Self::Inspect => "inspect",
             Self::Test => "test",
+            Self::Rescue => "rescue",
+            Self::LeaveRescue => "leave-rescue",
         })
     }
 }
@@ -262,6 +309,8 @@ impl fmt::Display for Step {
             Self::SwitchPower => "switch power",
             Self::LeaveSystem => "leave system",
             Self::RunTests => "run tests",
+            Self::StartRescue => "start rescue",
+            Self::EndRescue => "end rescue",
         })
     }
 }

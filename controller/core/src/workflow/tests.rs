@@ -217,6 +217,8 @@ fn every_run_ends_named_and_undone_in_reverse_whatever_happens_to_any_step() {
         deploy undone
         inspect done
         inspect undone
+        leave-rescue done
+        leave-rescue undone
         power done
         power undone
         reinstall done
@@ -225,6 +227,9 @@ fn every_run_ends_named_and_undone_in_reverse_whatever_happens_to_any_step() {
         release done
         release stuck
         release undone
+        rescue done
+        rescue stuck
+        rescue undone
         test done
         test stuck
         test undone"#]]

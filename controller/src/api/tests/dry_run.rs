@@ -161,6 +161,11 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on:
     run_is_over(&trial, &fourth, Lifecycle::Active).await;
     trial.step(Method::POST, &of("reinstall"), &format!("{fourth}/reinstall"), json!({"image": "debian"})).await;
     run_is_over(&trial, &fourth, Lifecycle::Active).await;
+    let keys = json!({"ssh_keys": ["ssh-ed25519 AAAA me"]});
+    trial.step(Method::POST, &of("rescue"), &format!("{fourth}/rescue"), keys).await;
+    run_is_over(&trial, &fourth, Lifecycle::Rescue).await;
+    trial.step(Method::POST, &of("leave-rescue"), &format!("{fourth}/leave-rescue"), json!({})).await;
+    run_is_over(&trial, &fourth, Lifecycle::Active).await;
     trial.step(Method::POST, &of("release"), &format!("{fourth}/release"), json!({})).await;
 
     trial.bench.ask(Method::PUT, "/v1/images/spare?firmware=bios", vec![8u8; 8192]).await;

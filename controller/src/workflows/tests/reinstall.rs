@@ -14,7 +14,7 @@ async fn reinstall(world: &World) -> Run {
 }
 
 /// A machine with a system on it, in a rack that behaves so from then on.
-async fn active(on: On, behaviour: Behaviour) -> World {
+pub(super) async fn active(on: On, behaviour: Behaviour) -> World {
     let mut world = World::new(on, Behaviour::default()).await;
     let run = world.deploy().await;
     assert_eq!(world.finish(&run).await.status, RunStatus::Done);
