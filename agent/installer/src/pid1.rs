@@ -121,22 +121,24 @@ impl Drop for Started {
 /// Collects processes that ended and that nobody else waits for: the first process inherits all
 /// orphans.
 pub fn reap() {
+    // Held meanwhile: nothing is started and not noted.
     let started = started();
-    for pid in ended_children().filter(|pid| !started.contains(pid)) {
+    for pid in orphans(&started) {
         // One that is gone already was nobody's to lose.
         let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
     }
 }
 
-/// Children of this process that ended and were not waited for (proc_pid_stat(5)).
-fn ended_children() -> impl Iterator<Item = i32> {
+/// Children of this process that ended, and that nobody waits for (proc_pid_stat(5)).
+fn orphans(started: &BTreeSet<i32>) -> impl Iterator<Item = i32> {
     let own = std::process::id().to_string();
     fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(move |entry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
         let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
         // A program's name may have parentheses and spaces in it; nothing behind it has.
         let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-        (fields.next() == Some("Z") && fields.next() == Some(&own)).then_some(pid)
+        let ended = fields.next() == Some("Z") && fields.next() == Some(&own);
+        (ended && !started.contains(&pid)).then_some(pid)
     })
 }
 
@@ -173,16 +175,20 @@ mod tests {
     }
 
     #[test]
-    fn a_program_whose_end_somebody_waits_for_is_left_to_them_and_others_are_collected() {
+    fn a_program_whose_end_somebody_waits_for_is_no_orphan() {
         let mut waited_for = spawn(Command::new("sh").args(["-c", "exit 7"])).unwrap();
         let mut orphan = Command::new("true").spawn().unwrap();
-        let pid = orphan.id().cast_signed();
-        while !ended_children().any(|ended| ended == pid) {
+        // Looked for and not collected: other tests wait for programs of theirs.
+        let is_orphan = |id: u32| orphans(&started()).any(|pid| pid == id.cast_signed());
+        while !is_orphan(orphan.id()) {
             std::thread::yield_now();
         }
-        reap();
-        assert!(!ended_children().any(|ended| ended == pid), "the orphan is still there");
-        assert!(orphan.wait().is_err(), "it was collected");
+        orphan.wait().unwrap();
+        let has_ended = || fs::read_to_string(format!("/proc/{}/stat", waited_for.id())).unwrap().contains(") Z ");
+        while !has_ended() {
+            std::thread::yield_now();
+        }
+        assert!(!is_orphan(waited_for.id()));
         assert_eq!(ended(&mut waited_for).code(), Some(7));
     }
 
