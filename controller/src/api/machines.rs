@@ -27,7 +27,7 @@ use super::{
     App, Caller, Error,
     extract::{Expected, Json, Page, Query, check_name, limit, parse, tagged},
     plans,
-    rescue::Login,
+    rescue::RescueLogin,
     runs::Run,
 };
 use crate::{
@@ -89,7 +89,7 @@ pub(super) struct Machine {
     /// Why it is out of service or in rescue, while it is.
     held: Option<Hold>,
     /// Where its rescue system is reached, once it can be; `installer` says whether it is there now.
-    rescue: Option<Login>,
+    rescue: Option<RescueLogin>,
     /// How it fares: `ok`, `warning`, `critical` or `unknown`; absent while nobody has told.
     #[schema(example = "ok")]
     health: Option<&'static str>,
@@ -174,7 +174,7 @@ impl Machine {
             image: row.image.map(|image| image.name),
             alert: row.alert,
             held: row.held.map(|store::Hold { reason, since, until }| Hold { reason, since, until }),
-            rescue: row.rescue.map(Login::from),
+            rescue: row.rescue.map(RescueLogin::from),
             health: health.map(health::State::word),
             run,
             inventory: Arc::unwrap_or_clone(row.inventory),

@@ -40,7 +40,7 @@ pub(super) struct Rescue {
 
 /// Where a rescue system is reached.
 #[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Login {
+pub(super) struct RescueLogin {
     /// User to log in as.
     #[schema(example = "root")]
     user: &'static str,
@@ -56,7 +56,7 @@ pub(super) struct Login {
     host_key: String,
 }
 
-impl From<event::Login> for Login {
+impl From<event::Login> for RescueLogin {
     fn from(event::Login { address, port, host_key }: event::Login) -> Self {
         Self { user: "root", address, port, host_key }
     }
