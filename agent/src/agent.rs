@@ -31,7 +31,7 @@ use rackhand_common::{
 use rackhand_daemon::{Filter, Log, Signals, Taken, systemd};
 
 use crate::{
-    bmcs::Bmcs,
+    bmcs::{Bmcs, Profiles},
     clock::{SystemClock, SystemTimer},
     console::Consoles,
     health::{self, HealthFile, Machines, Metrics, series::Series},
@@ -81,6 +81,9 @@ pub struct File {
     pub log: Filter,
 }
 
+/// Where profiles of firmware settings are when nobody says otherwise.
+const PROFILES: &str = "/etc/rackhand/bios";
+
 /// `[bmc]` in agent.toml.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -88,6 +91,9 @@ pub struct BmcFile {
     /// The networks in which BMCs are asked; when absent, everywhere but at addresses that are the
     /// node itself, link-local or nobody's.
     pub networks: Option<Vec<IpNet>>,
+    /// Directory with profiles of firmware settings beside those that come with the product; default
+    /// `/etc/rackhand/bios`.
+    pub profiles: Option<PathBuf>,
 }
 
 /// The configuration as used.
@@ -105,6 +111,8 @@ pub struct Config {
     pub power: Exec,
     /// The networks in which BMCs are asked.
     pub bmc_networks: Option<Vec<IpNet>>,
+    /// What settings of machines' firmware are recorded, and are to be.
+    pub profiles: Profiles,
     /// How machines are looked at, and decided about.
     pub health: health::Config,
     /// What is logged.
@@ -137,7 +145,9 @@ impl TryFrom<File> for Config {
         let power = Exec::try_from(file.power)?;
         let health = health::Config::try_from(file.health)?;
         let File { state, socket, metrics, events, bmc, log, .. } = file;
-        Ok(Self { state, socket, metrics, events, power, bmc_networks: bmc.networks, health, log })
+        let directory = bmc.profiles.as_deref().unwrap_or(Path::new(PROFILES));
+        let profiles = Profiles::load(directory).map_err(|error| format!("bmc.profiles: {error}"))?;
+        Ok(Self { state, socket, metrics, events, power, bmc_networks: bmc.networks, profiles, health, log })
     }
 }
 
@@ -201,7 +211,7 @@ impl Settings {
             Some(Reread::Same) | None => {}
         }
         // A setting that is added is decided on here.
-        let Config { state, socket, metrics, events, power, bmc_networks, health, log } = fresh;
+        let Config { state, socket, metrics, events, power, bmc_networks, profiles, health, log } = fresh;
         if taken.take("power", &mut used.power, power) {
             self.exec.send_replace(Arc::new(power.clone()));
         }
@@ -213,7 +223,7 @@ impl Settings {
         taken.keep("socket", &used.socket, socket);
         taken.keep("metrics", &used.metrics, metrics);
         taken.keep("events", &used.events, events);
-        taken.keep("bmc", &used.bmc_networks, bmc_networks);
+        taken.keep("bmc", &(&used.bmc_networks, &used.profiles), &(&bmc_networks, &profiles));
         Ok(taken)
     }
 }
@@ -285,8 +295,9 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let ledger = Ledger::open(database.clone(), spool.clone(), clock.now().wall).await?;
     let intent = intent::Store::open_for(&config.state, link.rack)
         .with_context(|| format!("cannot read the intent in {}", config.state.display()))?;
-    let bmcs = Bmcs::open(&config.state, link.rack, config.bmc_networks.clone(), clock.clone())
-        .with_context(|| format!("cannot read how BMCs are reached in {}", config.state.display()))?;
+    let bmcs =
+        Bmcs::open(&config.state, link.rack, config.bmc_networks.clone(), config.profiles.clone(), clock.clone())
+            .with_context(|| format!("cannot read how BMCs are reached in {}", config.state.display()))?;
     let (health_config, configured_health) = watch::channel(config.health.clone());
     let path = config.state.join("series.redb");
     let (series, kept) = tokio::task::spawn_blocking(move || Series::open(&path)).await??;

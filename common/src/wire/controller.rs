@@ -47,6 +47,9 @@ pub enum ControllerRequest {
     Rotate(MachineId, u64),
     /// Tell what is known of the rack's BMCs without asking them.
     Standings,
+    /// Read the BMC of this machine in this allocation epoch, and put it back before when there is a
+    /// record: an [`Ask`](crate::bmc::baseline::Ask) as JSON. Asked again and again until that is done.
+    Baseline(MachineId, Epoch, String),
 }
 
 /// A command that changes hardware. Its id goes into the agent's ledger before it is acted
@@ -109,4 +112,6 @@ pub enum ControllerResponse {
     Rotated(String),
     /// To `Standings`: a list of [`Standing`](crate::bmc::Standing) as JSON.
     Standings(String),
+    /// To `Baseline`: [`Answered`](crate::bmc::baseline::Answered) as JSON.
+    Baseline(String),
 }

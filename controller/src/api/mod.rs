@@ -14,6 +14,7 @@ mod aggregates;
 mod announcements;
 mod assignments;
 mod audit;
+mod baselines;
 mod bindings;
 mod bmcs;
 mod claims;
@@ -63,9 +64,12 @@ use axum::{
 };
 use futures_util::future::BoxFuture;
 use rackhand_common::{
-    bmc,
+    bmc::{
+        self,
+        baseline::{Answered, Ask},
+    },
     health::SeriesQuery,
-    id::{AgentId, MachineId, RackId},
+    id::{AgentId, Epoch, MachineId, RackId},
     time::Clock,
     wire::ControllerResponse,
 };
@@ -110,6 +114,10 @@ pub type SeriesOf =
 /// Asks a rack's agent what it knows of its BMCs.
 pub type Standings = dyn Fn(RackId) -> BoxFuture<'static, Vec<bmc::Standing>> + Send + Sync;
 
+/// Has a rack's agent read the BMC of a machine.
+pub type BaselineOf =
+    dyn Fn(RackId, MachineId, Epoch, Ask) -> BoxFuture<'static, Result<Option<Answered>, Unreachable>> + Send + Sync;
+
 /// What the handlers share.
 #[derive(Clone)]
 pub struct App {
@@ -138,6 +146,8 @@ pub struct App {
     pub seats: Seats,
     /// What the agent of a rack knows of its BMCs.
     pub standings: Arc<Standings>,
+    /// Has the agent of a rack read the BMC of a machine.
+    pub baseline: Arc<BaselineOf>,
     /// Called while a revocation is being committed: cuts the agent's connection.
     pub cut: Arc<dyn Fn(AgentId) + Send + Sync>,
     /// Makes a fresh enrolment code: its text, and the hash to keep of it.
@@ -227,6 +237,9 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(machines::release))
         .routes(routes!(machines::power))
         .routes(routes!(reinstall::reinstall))
+        .routes(routes!(baselines::show))
+        .routes(routes!(baselines::read))
+        .routes(routes!(baselines::accept))
         .routes(routes!(upkeep::inspect))
         .routes(routes!(upkeep::maintain))
         .routes(routes!(upkeep::resume))

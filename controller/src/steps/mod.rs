@@ -8,6 +8,7 @@
 //! - No transaction is open while an agent is talked to.
 //! - A command whose outcome is unknown is looked into before anything is done again.
 
+mod bmc;
 mod installer;
 mod order;
 mod power;
@@ -66,7 +67,11 @@ impl<C: Commands> Look<'_, C> {
 
     async fn act(&self) -> Result<Report, StoreError> {
         match (self.step, self.undo) {
-            (Step::BootInstaller, false) => self.boot_installer(false).await,
+            (Step::BootInstaller, false) => match self.boot_installer(false).await? {
+                Report::Done => self.record_bmc().await,
+                other => Ok(other),
+            },
+            (Step::RestoreBmc, false) => self.restore_bmc().await,
             (Step::RestartInstaller | Step::LeaveSystem, false) => self.boot_installer(true).await,
             (Step::WriteImage, false) => self.order(self.deploy_order()).await,
             (Step::EraseDisks, false) => self.order(self.erase_order()).await,
@@ -76,7 +81,9 @@ impl<C: Commands> Look<'_, C> {
             (Step::StartSystem, true) => self.boot_installer(false).await,
             (Step::LeaveSystem, true) => self.return_to_system().await,
             // They leave nothing behind.
-            (Step::BootInstaller | Step::RestartInstaller | Step::SwitchPower, true) => Ok(Report::Done),
+            (Step::BootInstaller | Step::RestartInstaller | Step::SwitchPower | Step::RestoreBmc, true) => {
+                Ok(Report::Done)
+            }
         }
     }
 
@@ -165,7 +172,8 @@ impl<C: Commands> Look<'_, C> {
                 | ControllerResponse::Console
                 | ControllerResponse::Recording(_)
                 | ControllerResponse::Rotated(_)
-                | ControllerResponse::Standings(_),
+                | ControllerResponse::Standings(_)
+                | ControllerResponse::Baseline(_),
             ) => Ok(Sent::Waiting(WaitFor::Agent, "agent answered another question".to_owned())),
         }
     }
@@ -181,6 +189,7 @@ fn point(step: Step) -> &'static str {
         Step::EraseDisks => "step.erase disks",
         Step::SwitchPower => "step.switch power",
         Step::LeaveSystem => "step.leave system",
+        Step::RestoreBmc => "step.restore BMC",
     }
 }
 

@@ -29,7 +29,8 @@ pub enum Workflow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
-    /// Have the installer connected; start the machine into it where it is not.
+    /// Have the installer connected; start the machine into it where it is not. Then have the
+    /// machine's BMC recorded where it is not.
     BootInstaller,
     /// Start the machine into a fresh installer, whatever runs on it now.
     RestartInstaller,
@@ -44,6 +45,8 @@ pub enum Step {
     /// Take the machine out of its own system, into a fresh installer. Undone, its system runs
     /// again unless something was written over it.
     LeaveSystem,
+    /// Have the machine's BMC be as it was recorded, with another password.
+    RestoreBmc,
 }
 
 /// The rules of one step.
@@ -148,6 +151,16 @@ const RELEASE: &[Rule] = &[
         interruptible: false,
         undo: Some(RESTART),
     },
+    Rule {
+        step: Step::RestoreBmc,
+        patience: BOOT,
+        limit: minutes(60),
+        attempts: 1,
+        again: &[],
+        interruptible: true,
+        // What is put back stays so.
+        undo: None,
+    },
 ];
 
 const REINSTALL: &[Rule] = &[
@@ -241,6 +254,7 @@ impl fmt::Display for Step {
             Self::EraseDisks => "erase disks",
             Self::SwitchPower => "switch power",
             Self::LeaveSystem => "leave system",
+            Self::RestoreBmc => "restore BMC",
         })
     }
 }

@@ -23,6 +23,8 @@ pub enum WaitFor {
     Erasure,
     /// The installed system's call.
     System,
+    /// The machine's BMC.
+    Bmc,
     /// The controller itself, which has not looked at it yet. What a later version waited for and
     /// this one has no word for is read as this: it looks, and says what it waits for itself.
     #[serde(other)]
@@ -30,7 +32,7 @@ pub enum WaitFor {
 }
 
 impl WaitFor {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Agent,
         Self::Power,
         Self::Dhcp,
@@ -38,6 +40,7 @@ impl WaitFor {
         Self::Image,
         Self::Erasure,
         Self::System,
+        Self::Bmc,
         Self::Controller,
     ];
 
@@ -57,6 +60,7 @@ impl fmt::Display for WaitFor {
             Self::Image => "image",
             Self::Erasure => "erasure",
             Self::System => "operating system",
+            Self::Bmc => "BMC",
             Self::Controller => "controller",
         })
     }
