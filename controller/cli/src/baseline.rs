@@ -18,9 +18,9 @@ pub(crate) enum BaselineCommand {
     #[command(after_help = "  rackhand machine baseline show web-1
   rackhand machine baseline show web-1 --output json
 
-Accounts, network, certificate, firmware and the firmware's settings are recorded before a machine is
-handed out, and put back when it is released. With `reset` and `restart` a release puts it back; with
-`operator` it quarantines the machine.")]
+Accounts, network, certificate, firmware and the firmware's settings are recorded before a machine
+is handed out, and put back when it is released. With `reset` and `restart` a release puts it back;
+with `operator` it quarantines the machine.")]
     Show {
         /// Name or id
         machine: String,
@@ -37,8 +37,8 @@ What was read is compared with the record, and is what `accept` accepts.")]
     #[command(after_help = "  rackhand machine baseline read web-1
   rackhand machine baseline accept web-1
 
-Look first: whoever accepts says that nothing in it is a former tenant's. After a change of your own,
-of an account or of the BMC's firmware, this is how it is made known.")]
+Look first: whoever accepts says that nothing in it is a former tenant's. After a change of your
+own, of an account or of the BMC's firmware, this is how it is made known.")]
     Accept {
         /// Name or id
         machine: String,
