@@ -31,7 +31,7 @@ use rackhand_common::{
 use rackhand_daemon::{Filter, Log, Signals, Taken, systemd};
 
 use crate::{
-    bmcs::Bmcs,
+    bmcs::{Bmcs, Profiles},
     clock::{SystemClock, SystemTimer},
     console::Consoles,
     discovery::{self, Discovery, DiscoveryFile},
@@ -86,6 +86,9 @@ pub struct File {
     pub log: Filter,
 }
 
+/// Where profiles of firmware settings are when nobody says otherwise.
+const PROFILES: &str = "/etc/rackhand/bios";
+
 /// `[bmc]` in agent.toml.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -93,6 +96,9 @@ pub struct BmcFile {
     /// The networks in which BMCs are asked; when absent, everywhere but at addresses that are the
     /// node itself, link-local or nobody's.
     pub networks: Option<Vec<IpNet>>,
+    /// Directory with profiles of firmware settings beside those that come with the product; default
+    /// `/etc/rackhand/bios`.
+    pub profiles: Option<PathBuf>,
 }
 
 /// The configuration as used.
@@ -112,6 +118,8 @@ pub struct Config {
     pub bmc_networks: Option<Vec<IpNet>>,
     /// Where BMCs are looked for.
     pub discovery: discovery::Config,
+    /// What settings of machines' firmware are recorded, and are to be.
+    pub profiles: Profiles,
     /// How machines are looked at, and decided about.
     pub health: health::Config,
     /// What is logged.
@@ -145,7 +153,9 @@ impl TryFrom<File> for Config {
         let health = health::Config::try_from(file.health)?;
         let discovery = discovery::Config::new(file.discovery, file.bmc.networks.as_deref())?;
         let File { state, socket, metrics, events, bmc, log, .. } = file;
-        Ok(Self { state, socket, metrics, events, power, bmc_networks: bmc.networks, discovery, health, log })
+        let directory = bmc.profiles.as_deref().unwrap_or(Path::new(PROFILES));
+        let profiles = Profiles::load(directory).map_err(|error| format!("bmc.profiles: {error}"))?;
+        Ok(Self { state, socket, metrics, events, power, bmc_networks: bmc.networks, discovery, profiles, health, log })
     }
 }
 
@@ -210,7 +220,7 @@ impl Settings {
             Some(Reread::Same) | None => {}
         }
         // A setting that is added is decided on here.
-        let Config { state, socket, metrics, events, power, bmc_networks, discovery, health, log } = fresh;
+        let Config { state, socket, metrics, events, power, bmc_networks, discovery, profiles, health, log } = fresh;
         if taken.take("power", &mut used.power, power) {
             self.exec.send_replace(Arc::new(power.clone()));
         }
@@ -225,7 +235,7 @@ impl Settings {
         taken.keep("socket", &used.socket, socket);
         taken.keep("metrics", &used.metrics, metrics);
         taken.keep("events", &used.events, events);
-        taken.keep("bmc", &used.bmc_networks, bmc_networks);
+        taken.keep("bmc", &(&used.bmc_networks, &used.profiles), &(&bmc_networks, &profiles));
         Ok(taken)
     }
 }
@@ -297,8 +307,9 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let ledger = Ledger::open(database.clone(), spool.clone(), clock.now().wall).await?;
     let intent = intent::Store::open_for(&config.state, link.rack)
         .with_context(|| format!("cannot read the intent in {}", config.state.display()))?;
-    let bmcs = Bmcs::open(&config.state, link.rack, config.bmc_networks.clone(), clock.clone())
-        .with_context(|| format!("cannot read how BMCs are reached in {}", config.state.display()))?;
+    let bmcs =
+        Bmcs::open(&config.state, link.rack, config.bmc_networks.clone(), config.profiles.clone(), clock.clone())
+            .with_context(|| format!("cannot read how BMCs are reached in {}", config.state.display()))?;
     let (health_config, configured_health) = watch::channel(config.health.clone());
     let path = config.state.join("series.redb");
     let (series, kept) = tokio::task::spawn_blocking(move || Series::open(&path)).await??;

@@ -12,11 +12,14 @@
 //!   is in IPMI alone: who does not want it asked for that either, says `redfish`.
 //! - Nothing is changed by a BMC that is on another mainboard than the machine.
 //! - A person who asks goes before what is read regularly.
+//! - What is put back is read again afterwards, and nothing else proves it ([`baseline`]).
 //! - Logins that were denied are counted on disk, and none is tried that could lock an account
 //!   ([`guard`]), whether it is a machine's BMC or one that is met for the first time ([`meeting`]).
 
+mod baseline;
 mod guard;
 mod meeting;
+mod profile;
 mod rotation;
 
 use std::{
@@ -53,6 +56,7 @@ use tokio::{
 };
 
 use guard::Guard;
+pub use profile::{BadProfile, Profiles};
 
 use crate::intent::{Refused, key, replace};
 
@@ -78,6 +82,7 @@ struct Inner {
     seal: Seal,
     rack: RackId,
     networks: Option<Vec<IpNet>>,
+    profiles: Profiles,
     clock: Arc<dyn Clock>,
     stored: Mutex<Stored>,
     /// Held while the file is being replaced.
@@ -99,6 +104,8 @@ struct Turns {
     turn: Arc<tokio::sync::Mutex<()>>,
     /// Its rotation.
     under: Arc<tokio::sync::Mutex<rotation::Under>>,
+    /// Its being compared with its record.
+    baseline: Arc<tokio::sync::Mutex<Option<baseline::Under>>>,
 }
 
 /// What is in the file.
@@ -256,7 +263,13 @@ struct Line {
 
 impl Bmcs {
     /// Those in this directory of a node that serves `rack`, asked in these networks only.
-    pub fn open(dir: &Path, rack: RackId, networks: Option<Vec<IpNet>>, clock: Arc<dyn Clock>) -> io::Result<Self> {
+    pub fn open(
+        dir: &Path,
+        rack: RackId,
+        networks: Option<Vec<IpNet>>,
+        profiles: Profiles,
+        clock: Arc<dyn Clock>,
+    ) -> io::Result<Self> {
         let file = dir.join(FILE);
         let seal = Seal::new(&key(dir)?);
         let stored = match fs::read(&file) {
@@ -273,6 +286,7 @@ impl Bmcs {
             seal,
             rack,
             networks,
+            profiles,
             clock,
             stored: Mutex::new(stored),
             writing: Arc::default(),
@@ -832,7 +846,7 @@ mod tests {
     }
 
     fn open(dir: &Path, rack: RackId) -> io::Result<Bmcs> {
-        Bmcs::open(dir, rack, None, Arc::new(crate::clock::SystemClock::default()))
+        Bmcs::open(dir, rack, None, Profiles::default(), Arc::new(crate::clock::SystemClock::default()))
     }
 
     fn wanted(rack: RackId, revision: u64, bmcs: Vec<Access>) -> bmc::Bmcs {

@@ -11,6 +11,7 @@ pub mod bmcs;
 pub mod boot;
 pub mod clock;
 pub mod console;
+mod data_files;
 pub mod discovery;
 pub mod doctor;
 pub mod health;

@@ -562,7 +562,9 @@ mod tests {
             let uplink =
                 UplinkView { connected: false, words: "away".into(), certificate_until: Timestamp::UNIX_EPOCH };
             let rack = RackId::fresh();
-            let bmcs = Bmcs::open(dir.path(), rack, None, Arc::new(crate::clock::SystemClock::default())).unwrap();
+            let bmcs =
+                Bmcs::open(dir.path(), rack, None, Default::default(), Arc::new(crate::clock::SystemClock::default()))
+                    .unwrap();
             let machines = Machines::unread(bmcs.clone(), spool.clone(), dir.path());
             let shutdown = CancellationToken::new();
             let node = Node {

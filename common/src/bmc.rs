@@ -2,11 +2,13 @@
 //! Every field that a BMC may leave out is optional; text is as the BMC gave it, cut to
 //! [`MAX_TEXT`].
 
+pub mod baseline;
 mod found;
 mod rotation;
 mod shown;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
     str::FromStr,
@@ -478,7 +480,7 @@ pub enum PartKind {
 /// Who may log in to a BMC.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accounts {
-    /// The accounts that have a name.
+    /// The accounts that have a name, and those without one that may log in.
     pub accounts: Vec<Account>,
     /// What was not understood, and is not among them.
     pub skipped: Vec<Skipped>,
@@ -495,6 +497,20 @@ pub struct Account {
     pub is_enabled: bool,
     /// Whether it may do everything.
     pub is_administrator: bool,
+    /// What it may do, in the BMC's word for it.
+    #[serde(default)]
+    pub role: Option<String>,
+}
+
+/// The settings of a machine's firmware.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Bios {
+    /// As they are.
+    pub attributes: BTreeMap<String, baseline::Attribute>,
+    /// Those that will be another after the next start.
+    pub pending: BTreeMap<String, baseline::Attribute>,
+    /// What was not understood.
+    pub skipped: Vec<Skipped>,
 }
 
 /// A BMC's own network.

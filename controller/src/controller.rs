@@ -525,6 +525,13 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
                 Box::pin(async move { fleet.standings(rack).await })
             })
         },
+        baseline: {
+            let fleet = fleet.clone();
+            Arc::new(move |rack, machine, epoch, ask| {
+                let fleet = fleet.clone();
+                Box::pin(async move { fleet.baseline(rack, machine, epoch, ask).await })
+            })
+        },
         cut: {
             let fleet = fleet.clone();
             Arc::new(move |agent| fleet.cut(agent))

@@ -24,9 +24,12 @@ use aws_lc_rs::hmac;
 use futures_util::future::BoxFuture;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use rackhand_common::{
-    bmc::{Look, Met, Rotated, Standing, Stranger},
+    bmc::{
+        Look, Met, Rotated, Standing, Stranger,
+        baseline::{Answered, Ask},
+    },
     health::SeriesQuery,
-    id::{AgentId, MachineId, RackId},
+    id::{AgentId, Epoch, MachineId, RackId},
     pki::{self, Identity, KeyPin, NotAPeer, Peer, Role},
     time::{Clock, Mono},
     wire::{
@@ -347,6 +350,36 @@ impl Fleet {
             Ok(other) => Ok(Met::Failed(format!("the rack's agent gave an answer that does not fit: {other:?}"))),
             Err(error) => {
                 tracing::warn!(%rack, error = &error as &dyn std::error::Error, "a first login was not answered");
+                Err(self.unreachable(rack).await)
+            }
+        }
+    }
+
+    /// Has the rack's agent read the BMC of a machine, and put it back before when there is a record;
+    /// nothing when it is of an earlier version and cannot.
+    pub async fn baseline(
+        &self,
+        rack: RackId,
+        machine: MachineId,
+        epoch: Epoch,
+        question: Ask,
+    ) -> Result<Option<Answered>, Unreachable> {
+        let Some(live) = self.live(rack) else { return Err(self.unreachable(rack).await) };
+        let Ok(_place) = live.looks.acquire().await else { return Err(self.unreachable(rack).await) };
+        let question = serde_json::to_string(&question).expect("what is asked always serializes");
+        match ask(&live.quic, &ControllerRequest::Baseline(machine, epoch, question)).await {
+            Ok(ControllerResponse::Baseline(json)) => Ok(Some(serde_json::from_str(&json).unwrap_or_else(|_| {
+                let reason = "the rack's agent gave an answer that is not understood: upgrade the controller";
+                Answered::Failed(reason.to_owned())
+            }))),
+            Ok(ControllerResponse::NotUnderstood(_)) => Ok(None),
+            Ok(ControllerResponse::Refused(reason)) => Ok(Some(Answered::Later(reason))),
+            Ok(other) => {
+                let reason = format!("the rack's agent gave an answer that does not fit: {other:?}");
+                Ok(Some(Answered::Failed(reason)))
+            }
+            Err(error) => {
+                tracing::warn!(%rack, error = &error as &dyn std::error::Error, "a BMC was not read");
                 Err(self.unreachable(rack).await)
             }
         }
@@ -801,6 +834,16 @@ impl Commands for Fleet {
 
     async fn command(&self, rack: RackId, command: Command) -> Result<ControllerResponse, Unreachable> {
         Fleet::command(self, rack, command).await
+    }
+
+    async fn baseline(
+        &self,
+        rack: RackId,
+        machine: MachineId,
+        epoch: Epoch,
+        ask: Ask,
+    ) -> Result<Option<Answered>, Unreachable> {
+        Fleet::baseline(self, rack, machine, epoch, ask).await
     }
 
     fn wake(&self, rack: RackId) {

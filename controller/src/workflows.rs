@@ -21,9 +21,10 @@ use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use rackhand_common::{
+    bmc::baseline::{Answered, Ask},
     commission::Tested,
     event,
-    id::{RackId, RunId},
+    id::{Epoch, MachineId, RackId, RunId},
     intent::Boot,
     time::{Clock, Now},
     wire::{Command, ControllerResponse},
@@ -55,6 +56,18 @@ pub trait Commands: Send + Sync + 'static {
         rack: RackId,
         command: Command,
     ) -> impl Future<Output = Result<ControllerResponse, Unreachable>> + Send;
+
+    /// Has the rack's agent read the BMC of a machine in this epoch, and put it back before when
+    /// there is a record; nothing when it is of an earlier version and cannot.
+    fn baseline(
+        &self,
+        _rack: RackId,
+        _machine: MachineId,
+        _epoch: Epoch,
+        _ask: Ask,
+    ) -> impl Future<Output = Result<Option<Answered>, Unreachable>> + Send {
+        std::future::ready(Ok(Some(Answered::Failed("no BMC is reached from here".to_owned()))))
+    }
 
     /// The rack's intent may have changed.
     fn wake(&self, rack: RackId);

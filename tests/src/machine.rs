@@ -19,7 +19,7 @@ use rackhand_common::{
     machine::{self, Cpu, Firmware, Inventory, Mac, Nic, Power as State},
 };
 use rackhand_installer::{
-    boot_order, cmdline, disk,
+    boot_entries, boot_order, cmdline, disk,
     gpt::Table,
     log::Log,
     machine::{BootOrderError, Machine as Hardware},
@@ -164,6 +164,20 @@ impl Machine {
         let mut inside = self.lock();
         inside.variables = variables;
         inside.variables_changed = Some(changed);
+    }
+
+    /// Changes its boot variables.
+    pub fn change_variables(&self, changes: Vec<boot_order::Change>) {
+        let mut inside = self.lock();
+        for change in changes {
+            match change {
+                boot_order::Change::Write(name, contents) => drop(inside.variables.insert(name, contents)),
+                boot_order::Change::Remove(name) => drop(inside.variables.remove(&name)),
+            }
+        }
+        if let Some(changed) = inside.variables_changed {
+            changed(&inside.variables);
+        }
     }
 
     /// Its next start is from the network.
@@ -439,15 +453,14 @@ impl Hardware for Powered {
         if self.machine.0.firmware == Firmware::Bios {
             return Ok(());
         }
-        let mut inside = self.machine.lock();
-        for change in boot_order::plan(&inside.variables, table).map_err(BootOrderError::Image)? {
-            match change {
-                boot_order::Change::Write(name, contents) => drop(inside.variables.insert(name, contents)),
-                boot_order::Change::Remove(name) => drop(inside.variables.remove(&name)),
-            }
-        }
-        if let Some(changed) = inside.variables_changed {
-            changed(&inside.variables);
+        let changes = boot_order::plan(&self.machine.variables(), table).map_err(BootOrderError::Image)?;
+        self.machine.change_variables(changes);
+        Ok(())
+    }
+
+    fn forget_systems(&self) -> Result<(), BootOrderError> {
+        if self.machine.0.firmware == Firmware::Uefi {
+            self.machine.change_variables(boot_entries::plan(&self.machine.variables()));
         }
         Ok(())
     }

@@ -181,6 +181,11 @@ fn every_configuration_that_is_shown_is_accepted() {
                         .map(drop)
                         .map_err(|error| error.to_string())
                 }
+                Some(profiles) if profiles.starts_with("bios/") => {
+                    rackhand_agent::bmcs::Profiles::read([(profiles, block)])
+                        .map(drop)
+                        .map_err(|error| error.to_string())
+                }
                 other => Err(format!("the text before it names no file of ours in /etc/rackhand, but {other:?}")),
             };
             checked += 1;

@@ -1,12 +1,14 @@
 //! What a BMC is asked, whatever it speaks.
 
-use std::{fmt, pin::Pin, time::Duration};
+use std::{collections::BTreeMap, fmt, pin::Pin, time::Duration};
 
 use zeroize::Zeroizing;
 
 use rackhand_common::machine::Power;
 
-use crate::told::{Accounts, Boot, BootOverride, Identity, Lan, Log, Parts, Sensors};
+use crate::told::{
+    Account, Accounts, Bios, Boot, BootOverride, Identity, Lan, Log, Parts, Sensors, baseline::Attribute,
+};
 
 /// What a BMC answers, in time.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, BmcError>> + Send + 'a>>;
@@ -50,8 +52,24 @@ pub trait Bmc: Send + Sync {
     /// Gives the account of this name another password. Sessions that are open stay open.
     fn set_password<'a>(&'a self, user: &'a str, password: &'a str) -> Answer<'a, ()>;
 
+    /// Takes an account away, as it was read: nobody logs in with it any more.
+    fn remove_account<'a>(&'a self, account: &'a Account) -> Answer<'a, ()>;
+
+    /// Has an account, as it was read, log in or not, and be of the role that `wanted` says.
+    fn change_account<'a>(&'a self, account: &'a Account, wanted: &'a Account) -> Answer<'a, ()>;
+
     /// The BMC's own network.
     fn lan(&self) -> Answer<'_, Lan>;
+
+    /// Has its network be so: where its address comes from, its VLAN, and when it is static its first
+    /// IPv4 address and router. Only what is otherwise is written; it may be gone from where it was.
+    fn set_lan<'a>(&'a self, wanted: &'a Lan) -> Answer<'a, ()>;
+
+    /// The settings of the machine's firmware.
+    fn bios(&self) -> Answer<'_, Bios>;
+
+    /// Has these settings of the machine's firmware be so after its next start.
+    fn set_bios<'a>(&'a self, wanted: &'a BTreeMap<String, Attribute>) -> Answer<'a, ()>;
 
     /// Ends the session, of which a BMC has about four; what is asked afterwards begins another.
     fn close(&self) -> Answer<'_, ()>;

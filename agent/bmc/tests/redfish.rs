@@ -23,8 +23,8 @@ use zeroize::Zeroizing;
 
 use rackhand_bmc::{
     Bmc, BmcError, Credentials,
-    redfish::{Bounds, Redfish, Target, Which, bios::Attribute, link::Link, secure_boot::ResetKeys},
-    told::{BootOverride, BootSource},
+    redfish::{Bounds, Redfish, Target, Which, link::Link, secure_boot::ResetKeys},
+    told::{BootOverride, BootSource, baseline::Attribute},
 };
 use rackhand_common::machine::Power;
 

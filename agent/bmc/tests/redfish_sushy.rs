@@ -22,8 +22,8 @@ use zeroize::Zeroizing;
 
 use rackhand_bmc::{
     Bmc, BmcError, Credentials,
-    redfish::{Bounds, Fingerprint, Redfish, Target, Which, bios::Attribute, link::Link},
-    told::{Boot, BootOverride, BootSource},
+    redfish::{Bounds, Fingerprint, Redfish, Target, Which, link::Link},
+    told::{Boot, BootOverride, BootSource, baseline::Attribute},
 };
 use rackhand_common::machine::Power;
 

@@ -112,7 +112,7 @@ pub fn read() -> io::Result<Variables> {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if let Some(name) = name.strip_suffix(GLOBAL).and_then(|name| name.strip_suffix('-'))
-            && name.starts_with("Boot")
+            && ["Boot", "Driver", "SysPrep"].iter().any(|kind| name.starts_with(kind))
         {
             let contents = fs::read(entry.path())?;
             found.insert(name.to_owned(), contents.get(4..).unwrap_or_default().to_vec());

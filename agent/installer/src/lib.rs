@@ -10,6 +10,7 @@
 #![expect(unsafe_code, reason = "ioctls of block devices, drives and network cards have no safe form")]
 
 pub mod admin;
+pub mod boot_entries;
 pub mod boot_order;
 pub mod channel;
 pub mod cmdline;

@@ -17,7 +17,7 @@ use rackhand_common::{
 };
 
 use crate::{
-    boot_order,
+    boot_entries, boot_order,
     disk::{self, BlockDevice},
     gpt::Table,
     inventory,
@@ -35,6 +35,8 @@ pub trait Machine: Send + Sync + 'static {
     fn open(&self, disk: &Disk) -> io::Result<Arc<dyn disk::Disk>>;
     /// Makes the disk with this partition table the first that its firmware boots.
     fn boot_from(&self, table: &Table) -> Result<(), BootOrderError>;
+    /// Leaves nothing in its firmware's boot variables but the firmware's own entries.
+    fn forget_systems(&self) -> Result<(), BootOrderError>;
     /// Sets its clock.
     fn set_clock(&self, now: Timestamp);
     /// Makes room in its memory for a toolbox of this many bytes: the file to write it into. What an
@@ -67,6 +69,18 @@ impl From<io::Error> for BootOrderError {
 /// The machine this process runs on.
 pub struct Hardware;
 
+/// Has this machine's boot variables be as planned, and reads them again: the plan has to be empty then.
+fn change_variables(
+    plan: impl Fn(&boot_order::Variables) -> Result<Vec<boot_order::Change>, BootOrderError>,
+) -> Result<(), BootOrderError> {
+    if inventory::firmware() == Firmware::Bios {
+        return Ok(());
+    }
+    let changes = || plan(&boot_order::read().map_err(|error| BootOrderError::Variables("read", error))?);
+    boot_order::apply(&changes()?).map_err(|error| BootOrderError::Variables("written", error))?;
+    if changes()?.is_empty() { Ok(()) } else { Err(BootOrderError::NotKept) }
+}
+
 impl Machine for Hardware {
     fn inventory(&self) -> Inventory {
         inventory::take()
@@ -81,16 +95,11 @@ impl Machine for Hardware {
     }
 
     fn boot_from(&self, table: &Table) -> Result<(), BootOrderError> {
-        if inventory::firmware() == Firmware::Bios {
-            return Ok(());
-        }
-        let changes = |table| {
-            let found = boot_order::read().map_err(|error| BootOrderError::Variables("read", error))?;
-            boot_order::plan(&found, table).map_err(BootOrderError::Image)
-        };
-        let wanted = changes(table)?;
-        boot_order::apply(&wanted).map_err(|error| BootOrderError::Variables("written", error))?;
-        if changes(table)?.is_empty() { Ok(()) } else { Err(BootOrderError::NotKept) }
+        change_variables(|found| boot_order::plan(found, table).map_err(BootOrderError::Image))
+    }
+
+    fn forget_systems(&self) -> Result<(), BootOrderError> {
+        change_variables(|found| Ok(boot_entries::plan(found)))
     }
 
     fn set_clock(&self, now: Timestamp) {

@@ -239,7 +239,13 @@ impl<R: Reporter, S: Source> Work<'_, R, S> {
         }
         works.sort_by(|a, b| a.disk.cmp(&b.disk));
         failures.sort();
-        if failures.is_empty() { Ok(works) } else { Err(TaskError::NotErased(failures)) }
+        if !failures.is_empty() {
+            return Err(TaskError::NotErased(failures));
+        }
+        let machine = self.machine.clone();
+        let forgotten = spawn_blocking(move || fail_point!("boot-entries.forget", machine.forget_systems())).await;
+        forgotten.expect("forgetting boot entries does not panic").map_err(TaskError::BootOrder)?;
+        Ok(works)
     }
 
     /// Lets people log in until the order is withdrawn, with the programs of the toolbox that `tools` brings.

@@ -22,7 +22,7 @@ use super::{Bmcs, CLOSE, Known, Line, unwritten};
 const ROTATION: Duration = Duration::from_secs(240);
 
 /// How long the controller is let wait for an answer.
-const ANSWER: Duration = Duration::from_secs(8);
+pub(super) const ANSWER: Duration = Duration::from_secs(8);
 
 /// A rotation under way, or one whose end nobody was told.
 pub(super) type Under = Option<JoinHandle<Result<(), BmcError>>>;

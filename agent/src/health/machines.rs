@@ -10,7 +10,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -39,6 +38,7 @@ use super::{
 };
 use crate::{
     bmcs::{Bmcs, NotRead},
+    data_files::{NoFiles, toml_files},
     local::UplinkView,
     spool::{Spool, SpoolError, blocking, chain},
 };
@@ -54,10 +54,6 @@ const MACHINES: Duration = Duration::from_secs(30);
 
 /// So many times as long as a look took a BMC is left alone after it.
 const REST: u32 = 4;
-
-/// The most files with rules, and the largest of them in bytes.
-const MAX_FILES: usize = 64;
-const MAX_FILE: u64 = 256 << 10;
 
 /// By machine: [`Memory`] as JSON.
 const TABLE: TableDefinition<u128, &[u8]> = TableDefinition::new("health");
@@ -141,46 +137,14 @@ impl TryFrom<HealthFile> for Config {
 enum NoRules {
     #[error(transparent)]
     Bad(#[from] BadRule),
-    #[error("cannot read {0}: {1}")]
-    Unreadable(PathBuf, std::io::Error),
-    #[error("{0} is larger than {MAX_FILE} bytes")]
-    TooLarge(PathBuf),
-    #[error("{0} has more than {MAX_FILES} files")]
-    TooMany(PathBuf),
+    #[error(transparent)]
+    Files(#[from] NoFiles),
 }
 
 /// The rules that come with the product and those in this directory, by the names of its files; it
 /// need not be there.
 fn rules_in(directory: &Path) -> Result<Rules, NoRules> {
-    let unreadable = |path: &Path| {
-        let path = path.to_owned();
-        move |error| NoRules::Unreadable(path, error)
-    };
-    let mut paths = Vec::new();
-    match fs::read_dir(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        entries => {
-            for entry in entries.map_err(unreadable(directory))? {
-                let path = entry.map_err(unreadable(directory))?.path();
-                if path.extension().is_some_and(|extension| extension == "toml") {
-                    paths.push(path);
-                }
-            }
-        }
-    }
-    if paths.len() > MAX_FILES {
-        return Err(NoRules::TooMany(directory.to_owned()));
-    }
-    paths.sort();
-    let mut files = Vec::new();
-    for path in paths {
-        if fs::metadata(&path).map_err(unreadable(&path))?.len() > MAX_FILE {
-            return Err(NoRules::TooLarge(path));
-        }
-        let text = fs::read_to_string(&path).map_err(unreadable(&path))?;
-        files.push((path.display().to_string(), text));
-    }
-    Ok(Rules::with(&files)?)
+    Ok(Rules::with(&toml_files(directory)?)?)
 }
 
 /// A handle on all machines; clones are the same.
@@ -478,13 +442,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(rules_in(&dir.path().join("absent")).unwrap(), Rules::with(&[]).unwrap());
         let rule = |above| format!("[[rule]]\nname = \"own\"\nreading = {{ warning = {{ above = {above} }} }}\n");
-        fs::write(dir.path().join("20.toml"), rule(20)).unwrap();
-        fs::write(dir.path().join("10.toml"), rule(10)).unwrap();
-        fs::write(dir.path().join("notes.txt"), "not a rule").unwrap();
+        std::fs::write(dir.path().join("20.toml"), rule(20)).unwrap();
+        std::fs::write(dir.path().join("10.toml"), rule(10)).unwrap();
+        std::fs::write(dir.path().join("notes.txt"), "not a rule").unwrap();
         let rules = rules_in(dir.path()).unwrap();
         let only = rule(20);
         assert_eq!(rules.named("own"), Rules::read([("only", only.as_str())]).unwrap().named("own"));
-        fs::write(dir.path().join("30.toml"), format!("{}colour = 1\n", rule(1))).unwrap();
+        std::fs::write(dir.path().join("30.toml"), format!("{}colour = 1\n", rule(1))).unwrap();
         let file = HealthFile { rules: dir.path().to_owned(), ..HealthFile::default() };
         let error = Config::try_from(file).unwrap_err();
         assert!(error.contains("30.toml, line 4: unknown field `colour`"), "{error}");

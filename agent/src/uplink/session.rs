@@ -290,6 +290,14 @@ async fn answer(mut send: SendStream, mut receive: RecvStream, first: u8, desk: 
         ControllerRequest::Meet(stranger) => {
             ControllerResponse::Met(serde_json::to_string(&bmcs.meet(stranger).await)?)
         }
+        ControllerRequest::Baseline(machine, epoch, ask) => match intent.current() {
+            Some(intent) if intent.machines.iter().any(|known| known.id == machine && known.epoch == epoch) => {
+                let answered = bmcs.baseline(machine, &ask).await;
+                ControllerResponse::Baseline(serde_json::to_string(&answered)?)
+            }
+            // The intent with this epoch may be on its way.
+            _ => ControllerResponse::Refused(format!("the rack's agent knows no machine {machine} in epoch {epoch}")),
+        },
         ControllerRequest::Standings => ControllerResponse::Standings(serde_json::to_string(&bmcs.standings())?),
         ControllerRequest::Look(machine, look) => match bmcs.look(machine, look).await {
             Ok(json) => ControllerResponse::Seen(json),

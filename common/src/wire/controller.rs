@@ -50,6 +50,9 @@ pub enum ControllerRequest {
     /// Log in to a BMC that belongs to no machine yet, and say whose it is; asked again until that is
     /// done.
     Meet(Stranger),
+    /// Read the BMC of this machine in this allocation epoch, and put it back before when there is a
+    /// record: an [`Ask`](crate::bmc::baseline::Ask) as JSON. Asked again and again until that is done.
+    Baseline(MachineId, Epoch, String),
 }
 
 /// A command that changes hardware. Its id goes into the agent's ledger before it is acted
@@ -114,4 +117,6 @@ pub enum ControllerResponse {
     Standings(String),
     /// To `Meet`: [`Met`](crate::bmc::Met) as JSON.
     Met(String),
+    /// To `Baseline`: [`Answered`](crate::bmc::baseline::Answered) as JSON.
+    Baseline(String),
 }

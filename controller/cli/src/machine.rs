@@ -8,6 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
+    baseline::{self, BaselineCommand},
     client::{Client, given_only},
     erasure, follow, hardware,
     health::{self, HealthCommand},
@@ -291,6 +292,9 @@ Everything on its disks is overwritten and read back. There is no way to undo it
         /// The new name
         name: String,
     },
+    /// Show what a machine's BMC is to be like, and accept it
+    #[command(subcommand)]
+    Baseline(BaselineCommand),
     /// Show how a machine fares, and what its sensors read over time
     #[command(subcommand)]
     Health(HealthCommand),
@@ -495,6 +499,7 @@ pub(crate) async fn run(client: &Client, command: MachineCommand, output: Output
             let value = client.ask(Method::PATCH, &path, Some(json!({"name": name}))).await?;
             print(output, value, |machine| page(&machine))
         }
+        MachineCommand::Baseline(command) => baseline::run(client, command, output).await,
         MachineCommand::Health(command) => health::run(client, command, output).await,
         MachineCommand::Erasures { machine } => {
             let items = client.list(&format!("/v1/machines/{machine}/erasures")).await?;

@@ -7,6 +7,7 @@ mod agent;
 mod aggregate;
 mod apply;
 mod audit;
+mod baseline;
 mod bmc;
 mod browser;
 mod client;

@@ -14,6 +14,7 @@ mod aggregates;
 mod announcements;
 mod assignments;
 mod audit;
+mod baselines;
 mod bindings;
 mod bmcs;
 mod claims;
@@ -67,9 +68,12 @@ use axum::{
 };
 use futures_util::future::BoxFuture;
 use rackhand_common::{
-    bmc,
+    bmc::{
+        self,
+        baseline::{Answered, Ask},
+    },
     health::SeriesQuery,
-    id::{AgentId, MachineId, RackId},
+    id::{AgentId, Epoch, MachineId, RackId},
     time::Clock,
     wire::ControllerResponse,
 };
@@ -115,6 +119,10 @@ pub type SeriesOf =
 /// Asks a rack's agent what it knows of its BMCs.
 pub type Standings = dyn Fn(RackId) -> BoxFuture<'static, Vec<bmc::Standing>> + Send + Sync;
 
+/// Has a rack's agent read the BMC of a machine.
+pub type BaselineOf =
+    dyn Fn(RackId, MachineId, Epoch, Ask) -> BoxFuture<'static, Result<Option<Answered>, Unreachable>> + Send + Sync;
+
 /// What the handlers share.
 #[derive(Clone)]
 pub struct App {
@@ -143,6 +151,8 @@ pub struct App {
     pub seats: Seats,
     /// What the agent of a rack knows of its BMCs.
     pub standings: Arc<Standings>,
+    /// Has the agent of a rack read the BMC of a machine.
+    pub baseline: Arc<BaselineOf>,
     /// Called while a revocation is being committed: cuts the agent's connection.
     pub cut: Arc<dyn Fn(AgentId) + Send + Sync>,
     /// Makes a fresh enrolment code: its text, and the hash to keep of it.
@@ -235,6 +245,9 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(reinstall::reinstall))
         .routes(routes!(rescue::rescue))
         .routes(routes!(rescue::leave_rescue))
+        .routes(routes!(baselines::show))
+        .routes(routes!(baselines::read))
+        .routes(routes!(baselines::accept))
         .routes(routes!(upkeep::inspect))
         .routes(routes!(commission::test))
         .routes(routes!(commission::results))

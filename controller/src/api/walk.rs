@@ -400,6 +400,9 @@ fn each_operation_is_this_action_at_this_place() {
         POST   /v1/machines/{machine}/resume: machine.maintain where the machine is
         POST   /v1/machines/{machine}/quarantine: machine.maintain where the machine is
         POST   /v1/machines/{machine}/retire: machine.maintain where the machine is
+        GET    /v1/machines/{machine}/baseline: machine.adopt where the machine is
+        POST   /v1/machines/{machine}/baseline/read: machine.adopt where the machine is
+        POST   /v1/machines/{machine}/baseline/accept: machine.adopt where the machine is
         GET    /v1/machines/{machine}/hardware: machine.read where the machine is
         GET    /v1/machines/{machine}/health: machine.read where the machine is
         PUT    /v1/machines/{machine}/health/override: machine.adopt where the machine is

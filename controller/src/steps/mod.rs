@@ -8,6 +8,7 @@
 //! - No transaction is open while an agent is talked to.
 //! - A command whose outcome is unknown is looked into before anything is done again.
 
+mod bmc;
 mod installer;
 mod order;
 mod power;
@@ -69,7 +70,11 @@ impl<C: Commands> Look<'_, C> {
 
     async fn act(&self) -> Result<Report, StoreError> {
         match (self.step, self.undo) {
-            (Step::BootInstaller, false) => self.boot_installer(false).await,
+            (Step::BootInstaller, false) => match self.boot_installer(false).await? {
+                Report::Done => self.record_bmc().await,
+                other => Ok(other),
+            },
+            (Step::RestoreBmc, false) => self.restore_bmc().await,
             (Step::RestartInstaller | Step::LeaveSystem, false) => self.boot_installer(true).await,
             (Step::WriteImage, false) => self.order(self.deploy_order()).await,
             (Step::EraseDisks, false) => self.order(self.erase_order()).await,
@@ -83,7 +88,12 @@ impl<C: Commands> Look<'_, C> {
             (Step::LeaveSystem, true) => self.return_to_system().await,
             // They leave nothing behind.
             (
-                Step::BootInstaller | Step::RestartInstaller | Step::SwitchPower | Step::StartRescue | Step::EndRescue,
+                Step::BootInstaller
+                | Step::RestartInstaller
+                | Step::SwitchPower
+                | Step::StartRescue
+                | Step::EndRescue
+                | Step::RestoreBmc,
                 true,
             ) => Ok(Report::Done),
         }
@@ -175,7 +185,8 @@ impl<C: Commands> Look<'_, C> {
                 | ControllerResponse::Recording(_)
                 | ControllerResponse::Rotated(_)
                 | ControllerResponse::Standings(_)
-                | ControllerResponse::Met(_),
+                | ControllerResponse::Met(_)
+                | ControllerResponse::Baseline(_),
             ) => Ok(Sent::Waiting(WaitFor::Agent, "agent answered another question".to_owned())),
         }
     }
@@ -192,6 +203,7 @@ fn point(step: Step) -> Option<&'static str> {
         Step::SwitchPower => "step.switch power",
         Step::LeaveSystem => "step.leave system",
         Step::RunTests => "step.run tests",
+        Step::RestoreBmc => "step.restore BMC",
         Step::StartRescue | Step::EndRescue => return None,
     })
 }

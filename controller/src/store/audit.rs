@@ -368,6 +368,7 @@ fn kind(table: &'static str) -> &'static str {
         "people" => "person",
         "health_overrides" => "health override",
         "removed_people" => "removed person",
+        "bmc_baselines" => "BMC baseline",
         table => table.strip_suffix('s').unwrap_or(table),
     }
 }

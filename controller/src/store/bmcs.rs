@@ -288,6 +288,7 @@ impl Tx {
     /// Forgets how a machine's BMC is reached, and how the machine fares: nobody reads it any more.
     pub async fn delete_bmc(&mut self, machine: &Machine) -> Result<(), StoreError> {
         self.forget_health(machine.id).await?;
+        self.forget_baseline(machine.id).await?;
         self.watch("bmcs", machine.id).await?;
         query("DELETE FROM bmcs WHERE id = $1").bind(machine.id.to_string()).execute(&mut self.inner).await?;
         self.touch_rack(machine.rack).await?;

@@ -444,6 +444,7 @@ impl Tx {
     pub async fn delete_machine(&mut self, machine: &Machine) -> Result<(), StoreError> {
         self.watch("machines", machine.id).await?;
         self.watch("bmcs", machine.id).await?;
+        self.watch("bmc_baselines", machine.id).await?;
         self.watch("health_overrides", machine.id).await?;
         for statement in [
             "DELETE FROM machine_health WHERE id = $1",
@@ -453,6 +454,7 @@ impl Tx {
             "DELETE FROM test_results WHERE machine = $1",
             "DELETE FROM commands WHERE machine = $1",
             "DELETE FROM runs WHERE machine = $1",
+            "DELETE FROM bmc_baselines WHERE id = $1",
             "DELETE FROM bmcs WHERE id = $1",
             "DELETE FROM machines WHERE id = $1",
         ] {

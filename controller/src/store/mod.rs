@@ -14,6 +14,7 @@ mod agents;
 mod announcements;
 mod audit;
 mod backup;
+mod baselines;
 mod bindings;
 mod bmcs;
 mod claims;
@@ -72,6 +73,7 @@ pub use self::{
     announcements::{Announcement, AnnouncementFilter},
     audit::{Asked, AuditFilter, ChainEnd},
     backup::{Contents, Examined, examine, fill, is_occupied, is_sealed_with, read_backup, write_backup, write_copy},
+    baselines::StoredBaseline,
     bindings::{Binding, BindingFilter},
     bmcs::{Next, Rotation, StoredBmc},
     claims::{Claim, ClaimFilter, Holder},

@@ -34,6 +34,7 @@ use crate::{
     verbs::{Accept, Denied, DeployRequest},
 };
 
+mod bmc;
 mod commissioning;
 mod reinstall;
 mod rescue;
@@ -88,6 +89,7 @@ struct State {
     worked: Option<(RunId, u32)>,
     written: Option<RunId>,
     writes: Vec<(Epoch, &'static str)>,
+    bmc: bmc::Simulated,
 }
 
 impl Commands for Arc<Node> {
@@ -119,6 +121,20 @@ impl Commands for Arc<Node> {
             state.pending.push_back((due, command));
         }
         Ok(ControllerResponse::Accepted)
+    }
+
+    async fn baseline(
+        &self,
+        rack: RackId,
+        machine: MachineId,
+        epoch: Epoch,
+        ask: Ask,
+    ) -> Result<Option<Answered>, Unreachable> {
+        assert_eq!((rack, machine), (self.rack, self.machine));
+        let row = self.store.machine(&machine.to_string()).await.unwrap();
+        assert_eq!(row.epoch, epoch, "a BMC is put back in another epoch");
+        assert_ne!(row.lifecycle, Lifecycle::Active, "the BMC of an active machine is put back");
+        Ok(Some(self.state.lock().unwrap().bmc.answer(ask)))
     }
 
     fn wake(&self, _: RackId) {}
@@ -266,6 +282,7 @@ impl State {
             Action::PowerOn => self.events.push(What::Power(Power::On)),
             Action::NetworkBoot => {
                 self.network_boots += 1;
+                self.bmc.start();
                 self.installer = false;
                 self.events.push(What::Stage(Stage::PoweredOn));
                 self.events.push(What::Stage(Stage::RomDhcp(Firmware::Bios)));
@@ -493,6 +510,7 @@ impl World {
     }
 
     async fn turn(&mut self) {
+        self.rotate().await;
         match &mut self.process {
             Process::Steady => self.runner.pass().await.unwrap(),
             Process::Restarts => {

@@ -12,6 +12,8 @@ pub struct Faults {
     pub dropping: u64,
     /// Says yes to power, boot and identification, and changes nothing.
     pub lying: bool,
+    /// How changes of accounts, but for passwords, of the network and of the firmware's settings go.
+    pub settings: Settings,
     /// How the next changes of a password go wrong.
     pub password: Rotation,
     /// Locks its accounts for good after so many logins in a row that were denied; 0 never does.
@@ -32,6 +34,19 @@ pub struct Faults {
     pub uuid: ToldUuid,
     /// Every Redfish resource answers with a redirect to another host.
     pub redirects: bool,
+}
+
+/// How changes of what is set go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Settings {
+    /// As asked.
+    #[default]
+    Works,
+    /// Success is answered, and nothing is changed.
+    Ignored,
+    /// Success is answered, and every second change is made.
+    Half,
 }
 
 /// How the change of a password goes.

@@ -22,6 +22,7 @@ pub mod simulator;
 pub mod state;
 
 pub use chassis::{Act, Bench, Boot, Chassis, Script, Source};
-pub use faults::{Faults, Rotation, ToldUuid};
+pub use faults::{Faults, Rotation, Settings, ToldUuid};
 pub use personality::{Personality, Role};
 pub use simulator::{Addresses, Bmc, Running, Simulator};
+pub use state::User;

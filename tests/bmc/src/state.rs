@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     chassis::{Boot, Chassis},
-    faults::{Faults, Rotation, ToldUuid},
+    faults::{Faults, Rotation, Settings, ToldUuid},
     log::Log,
     personality::{Lan, Personality, Role, Thresholds},
     sensor::{Event, Sensor},
@@ -75,6 +75,8 @@ pub struct State {
     silent_until: Option<Timestamp>,
     /// Counts changes, for ETags.
     pub changes: u64,
+    /// Counts what was to be set, for faults.
+    settings: u64,
 }
 
 /// A place for a user.
@@ -179,6 +181,7 @@ impl State {
             restarts: 0,
             silent_until: None,
             changes: 0,
+            settings: 0,
             personality,
         }
     }
@@ -366,6 +369,16 @@ impl State {
         } else {
             in_a_row.set(in_a_row.get() + 1);
             in_all.set(in_all.get() + 1);
+        }
+    }
+
+    /// Whether a change of what is set is made, as far as the faults let it.
+    pub fn is_set(&mut self) -> bool {
+        self.settings += 1;
+        match self.faults.settings {
+            Settings::Works => true,
+            Settings::Ignored => false,
+            Settings::Half => self.settings % 2 == 1,
         }
     }
 

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
 
 mod away;
+mod baseline;
 mod bmc;
 mod console;
 mod deploy;

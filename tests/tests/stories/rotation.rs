@@ -161,7 +161,8 @@ struct Node {
 impl Node {
     fn start(&self) -> Bmcs {
         let networks = vec!["127.0.0.0/8".parse().unwrap()];
-        Bmcs::open(Path::new(&self.dir), self.rack, Some(networks), Arc::new(self.clock.clone())).unwrap()
+        Bmcs::open(Path::new(&self.dir), self.rack, Some(networks), Default::default(), Arc::new(self.clock.clone()))
+            .unwrap()
     }
 }
 

@@ -6,10 +6,10 @@
 //! - A call that is cancelled loses no session: the next one goes on in it.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fmt,
     future::Future,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -38,8 +38,8 @@ use super::{
 use crate::{
     bmc::{Answer, Bmc, BmcError, Credentials, Logins},
     told::{
-        Account, Accounts, Boot, BootOverride, Identity, Lan, Log, MAX_ITEMS, MAX_PASSWORD, Part, PartKind, Parts,
-        Reading, SensorKind, Sensors, Skipped,
+        Account, Accounts, Bios, Boot, BootOverride, Identity, Lan, Log, MAX_ITEMS, MAX_PASSWORD, Part, PartKind,
+        Parts, Reading, SensorKind, Sensors, Skipped, baseline::Attribute,
     },
 };
 
@@ -610,6 +610,8 @@ impl Ipmi {
         for number in 1..=first.places {
             let (access, name) = match self.read_account(link, channel, number).await {
                 Ok((access, Some(name))) => (access, name),
+                // Who gives no name is let in all the same where such a user is enabled.
+                Ok((access, None)) if access.may_log_in() => (access, String::new()),
                 Ok((_, None)) => continue,
                 Err(Failure::Ended(why @ (BmcError::Unreachable(_) | BmcError::Denied(_)))) => return Err(why),
                 Err(failure) => {
@@ -623,6 +625,7 @@ impl Ipmi {
                 // A BMC that does not say whether it is enabled lets it in.
                 is_enabled: access.is_enabled.unwrap_or(true) && access.is_messaging,
                 is_administrator: access.privilege == 4,
+                role: Some(user::privilege(access.privilege).to_owned()),
             });
         }
         Ok(told)
@@ -641,6 +644,64 @@ impl Ipmi {
             data => user::read_name(&data?)?,
         };
         Ok((access, name))
+    }
+
+    /// The number of an account that is as it was read.
+    async fn same_account(&self, link: &mut Link, known: &Account) -> Result<(u8, u8), BmcError> {
+        let channel = self.find_channel(link).await?;
+        let gone = || BmcError::Refused(format!("it has no user {:?} in place {} any more", known.user, known.id));
+        let number: u8 = known.id.parse().map_err(|_| gone())?;
+        let (_, name) = self.read_account(link, channel, number).await?;
+        if name.unwrap_or_default() != known.user {
+            return Err(gone());
+        }
+        Ok((channel, number))
+    }
+
+    async fn take_account(&self, link: &mut Link, known: &Account) -> Result<(), BmcError> {
+        let (channel, number) = self.same_account(link, known).await?;
+        self.ask(link, user::set_enabled(number, false)).await?;
+        self.ask(link, user::set_access(channel, number, 0x0f)).await?;
+        if !known.user.is_empty() {
+            self.ask(link, user::set_name(number, "")).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_account(&self, link: &mut Link, known: &Account, wanted: &Account) -> Result<(), BmcError> {
+        let (channel, number) = self.same_account(link, known).await?;
+        let role = wanted.role.as_deref().or(known.role.as_deref()).unwrap_or_default();
+        self.ask(link, user::set_access(channel, number, user::privilege_code(role))).await?;
+        self.ask(link, user::set_enabled(number, wanted.is_enabled)).await?;
+        Ok(())
+    }
+
+    async fn write_lan(&self, link: &mut Link, wanted: &Lan) -> Result<(), BmcError> {
+        use lan::Parameter;
+        let now = self.read_lan(link).await?;
+        let channel = self.find_channel(link).await?;
+        let mut write = Vec::new();
+        if let Some(is_dhcp) = wanted.is_dhcp.filter(|_| wanted.is_dhcp != now.is_dhcp) {
+            write.push((Parameter::Source, lan::source(is_dhcp).to_vec()));
+        }
+        if wanted.is_dhcp == Some(false) {
+            if let Some((IpAddr::V4(address), length)) = wanted.addresses.first()
+                && wanted.addresses != now.addresses
+            {
+                write.push((Parameter::Address, address.octets().to_vec()));
+                write.push((Parameter::Mask, lan::mask(*length).to_vec()));
+            }
+            if let Some(IpAddr::V4(gateway)) = wanted.gateway.filter(|_| wanted.gateway != now.gateway) {
+                write.push((Parameter::Gateway, gateway.octets().to_vec()));
+            }
+        }
+        if wanted.vlan != now.vlan {
+            write.push((Parameter::Vlan, lan::vlan(wanted.vlan).to_vec()));
+        }
+        for (parameter, value) in write {
+            self.ask(link, lan::set_parameter(channel, parameter, &value)).await?;
+        }
+        Ok(())
     }
 
     async fn write_password(&self, link: &mut Link, user: &str, password: &str) -> Result<(), BmcError> {
@@ -826,6 +887,11 @@ fn as_parts(fru: fru::Fru, locator: &FruLocator, is_machine: bool, place: &str) 
     parts
 }
 
+/// IPMI has no word for them.
+fn no_bios() -> BmcError {
+    BmcError::Unsupported("the settings of the machine's firmware are in Redfish only".to_owned())
+}
+
 impl Bmc for Ipmi {
     fn close(&self) -> Answer<'_, ()> {
         Box::pin(async move {
@@ -890,8 +956,33 @@ impl Bmc for Ipmi {
         )
     }
 
+    fn remove_account<'a>(&'a self, account: &'a Account) -> Answer<'a, ()> {
+        Box::pin(self.within(SHORT_CALL, async move { self.take_account(&mut *self.link.lock().await, account).await }))
+    }
+
+    fn change_account<'a>(&'a self, account: &'a Account, wanted: &'a Account) -> Answer<'a, ()> {
+        Box::pin(
+            self.within(
+                SHORT_CALL,
+                async move { self.write_account(&mut *self.link.lock().await, account, wanted).await },
+            ),
+        )
+    }
+
     fn lan(&self) -> Answer<'_, Lan> {
         Box::pin(self.within(SHORT_CALL, async { self.read_lan(&mut *self.link.lock().await).await }))
+    }
+
+    fn set_lan<'a>(&'a self, wanted: &'a Lan) -> Answer<'a, ()> {
+        Box::pin(self.within(SHORT_CALL, async move { self.write_lan(&mut *self.link.lock().await, wanted).await }))
+    }
+
+    fn bios(&self) -> Answer<'_, Bios> {
+        Box::pin(async { Err(no_bios()) })
+    }
+
+    fn set_bios<'a>(&'a self, _wanted: &'a BTreeMap<String, Attribute>) -> Answer<'a, ()> {
+        Box::pin(async { Err(no_bios()) })
     }
 }
 

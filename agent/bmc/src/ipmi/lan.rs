@@ -29,6 +29,26 @@ pub fn parameter(channel: u8, parameter: Parameter) -> Request {
     Request::new(0x0c, 0x02, &[channel & 0x0f, parameter as u8, 0x00, 0x00])
 }
 
+/// Has a parameter of a channel be so (§23.1).
+pub fn set_parameter(channel: u8, parameter: Parameter, value: &[u8]) -> Request {
+    Request::new(0x0c, 0x01, &[&[channel & 0x0f, parameter as u8], value].concat())
+}
+
+/// Where an address comes from, as it is written.
+pub fn source(is_dhcp: bool) -> [u8; 1] {
+    [if is_dhcp { 2 } else { 1 }]
+}
+
+/// A mask, as it is written.
+pub fn mask(length: u8) -> [u8; 4] {
+    u32::MAX.checked_shl(32 - u32::from(length.min(32))).unwrap_or(0).to_be_bytes()
+}
+
+/// A VLAN, as it is written; off when there is none.
+pub fn vlan(vlan: Option<u16>) -> [u8; 2] {
+    vlan.map_or([0, 0], |vlan| (vlan & 0x0fff | 0x8000).to_le_bytes())
+}
+
 /// Asks what the channel is that the session came in on.
 pub fn this_channel() -> Request {
     Request::new(0x06, 0x42, &[0x0e])
@@ -86,6 +106,21 @@ pub fn read_vlan(data: &[u8]) -> Result<Option<u16>, Malformed> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_written_is_read_as_it_was() {
+        let told = |value: &[u8]| [&[0x11][..], value].concat();
+        for length in 0..=32 {
+            assert_eq!(read_mask(&told(&mask(length))), Ok(length));
+        }
+        for wanted in [None, Some(1), Some(4094)] {
+            assert_eq!(read_vlan(&told(&vlan(wanted))), Ok(wanted));
+        }
+        for is_dhcp in [true, false] {
+            assert_eq!(read_is_dhcp(&told(&source(is_dhcp))), Ok(Some(is_dhcp)));
+        }
+        assert_eq!(set_parameter(1, Parameter::Source, &source(true)).data, [1, 4, 2]);
+    }
 
     #[test]
     fn parameters_are_read() {

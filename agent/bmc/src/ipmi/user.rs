@@ -16,6 +16,13 @@ pub struct Access {
     pub privilege: u8,
 }
 
+impl Access {
+    /// Whether anybody logs in with it. A BMC that does not say whether it is enabled lets it in.
+    pub fn may_log_in(&self) -> bool {
+        self.is_enabled.unwrap_or(true) && self.is_messaging && (1..=5).contains(&self.privilege)
+    }
+}
+
 /// Asks what a user may do on a channel.
 pub fn access(channel: u8, user: u8) -> Request {
     Request::new(0x06, 0x44, &[channel & 0x0f, user & 0x3f])
@@ -34,6 +41,46 @@ pub fn read_access(data: &[u8]) -> Result<Access, Malformed> {
         is_messaging: access & 0x10 != 0,
         privilege: access & 0x0f,
     })
+}
+
+/// What IPMI calls this privilege (§22.26, table 22-28).
+pub fn privilege(code: u8) -> &'static str {
+    match code {
+        1 => "Callback",
+        2 => "User",
+        3 => "Operator",
+        4 => "Administrator",
+        5 => "OEM",
+        _ => NO_ACCESS,
+    }
+}
+
+const NO_ACCESS: &str = "NoAccess";
+
+/// The code of what IPMI calls so; 15, no access, for anything else.
+pub fn privilege_code(word: &str) -> u8 {
+    (1..=5).find(|code| privilege(*code) == word).unwrap_or(0x0f)
+}
+
+/// Has a user log in on a channel with this privilege at most, by IPMI messages and link
+/// authentication, or not at all with 15.
+pub fn set_access(channel: u8, user: u8, privilege: u8) -> Request {
+    let allows = if privilege == 0x0f { 0x80 } else { 0xb0 };
+    Request::new(0x06, 0x43, &[allows | channel & 0x0f, user & 0x3f, privilege & 0x0f, 0])
+}
+
+/// Lets a user log in, or not.
+pub fn set_enabled(user: u8, is_enabled: bool) -> Request {
+    // With an empty password, as some BMCs refuse the shorter form.
+    Form::Short.request(user, u8::from(is_enabled), "")
+}
+
+/// Gives a user this name; an empty one empties the place.
+pub fn set_name(user: u8, name: &str) -> Request {
+    let mut data = vec![user & 0x3f];
+    data.extend(name.bytes().take(MAX_USER));
+    data.resize(1 + MAX_USER, 0);
+    Request::new(0x06, 0x45, &data)
 }
 
 /// Asks for a user's name.
@@ -97,6 +144,17 @@ mod tests {
         assert_eq!((long.data.len(), long.data[0], long.data[21]), (22, 0x83, b'y'));
         let short = set_password(3, Form::Short, "short");
         assert_eq!(short.data, *b"\x03\x02short\0\0\0\0\0\0\0\0\0\0\0");
+    }
+
+    #[test]
+    fn access_and_names_are_written() {
+        assert_eq!(set_access(1, 3, 2).data, [0xb1, 3, 2, 0]);
+        assert_eq!(set_access(1, 3, 0x0f).data, [0x81, 3, 0x0f, 0]);
+        assert_eq!(set_name(3, "").data, [&[3][..], &[0; 16]].concat());
+        assert_eq!(set_enabled(3, false).data[..2], [3, 0]);
+        assert!(
+            (0..=15).all(|code| privilege_code(privilege(code)) == if (1..=5).contains(&code) { code } else { 15 })
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     bmc::{BmcError, Credentials},
-    told::{Account, Accounts},
+    told::{Account, Accounts, text},
 };
 
 use super::{
@@ -27,6 +27,7 @@ pub fn account(node: Node<'_>) -> Option<Account> {
         user,
         is_enabled: node.flag("Enabled").unwrap_or(true),
         is_administrator: ["administrator", "admin"].contains(&role.to_ascii_lowercase().as_str()),
+        role: text(&role),
     })
 }
 
@@ -49,8 +50,20 @@ impl Redfish {
     }
 
     async fn account_of(&self, user: &str) -> Result<Resource, BmcError> {
+        self.place_where(|place| place.word("UserName") == Some(user)).await
+    }
+
+    /// The account that was read so.
+    async fn same_account(&self, known: &Account) -> Result<Resource, BmcError> {
+        self.place_where(|place| {
+            account(place).is_some_and(|now| (now.id, now.user) == (known.id.clone(), known.user.clone()))
+        })
+        .await
+    }
+
+    async fn place_where(&self, is_meant: impl Fn(Node<'_>) -> bool) -> Result<Resource, BmcError> {
         let (_, places, _) = self.places().await?;
-        let place = places.into_iter().find(|place| place.node().word("UserName") == Some(user));
+        let place = places.into_iter().find(|place| is_meant(place.node()));
         let place = place.ok_or_else(|| fault::unsupported("it has no account of this name"))?;
         // What came with the collection has no tag of its own.
         self.http.get(&place.link).await
@@ -72,6 +85,20 @@ impl Redfish {
     pub async fn enable_account(&self, user: &str, is_enabled: bool) -> Result<(), BmcError> {
         let account = self.account_of(user).await?;
         self.http.patch(&account, json!({ "Enabled": is_enabled })).await.map(drop)
+    }
+
+    pub(super) async fn write_account(&self, known: &Account, wanted: &Account) -> Result<(), BmcError> {
+        let account = self.same_account(known).await?;
+        let mut change = json!({ "Enabled": wanted.is_enabled });
+        if let Some(role) = wanted.role.as_ref().filter(|role| Some(*role) != known.role.as_ref()) {
+            change["RoleId"] = json!(role);
+        }
+        self.http.patch(&account, change).await.map(drop)
+    }
+
+    pub(super) async fn take_account(&self, known: &Account) -> Result<(), BmcError> {
+        let account = self.same_account(known).await?;
+        self.empty(&account).await
     }
 
     /// Makes an account, an administrator's when that is said. A BMC with a fixed number of
@@ -97,10 +124,14 @@ impl Redfish {
     /// Removes the account of this name, or empties its place.
     pub async fn delete_account(&self, user: &str) -> Result<(), BmcError> {
         let account = self.account_of(user).await?;
+        self.empty(&account).await
+    }
+
+    async fn empty(&self, account: &Resource) -> Result<(), BmcError> {
         match self.http.delete(&account.link).await {
             Err(BmcError::Unsupported(_)) => {
                 let empty: Value = json!({ "UserName": "", "Enabled": false });
-                self.http.patch(&account, empty).await.map(drop)
+                self.http.patch(account, empty).await.map(drop)
             }
             answer => answer.map(drop),
         }

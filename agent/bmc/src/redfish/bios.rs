@@ -6,7 +6,11 @@ use serde_json::{Value, json};
 
 use crate::{
     bmc::BmcError,
-    told::{Skipped, text},
+    told::{
+        Bios,
+        baseline::{Attribute, MAX_ATTRIBUTES},
+        text,
+    },
 };
 
 use super::{
@@ -16,28 +20,6 @@ use super::{
     tree::action,
 };
 
-/// The value of an attribute.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Attribute {
-    /// Text, or one of an enumeration.
-    Text(String),
-    /// A number.
-    Number(f64),
-    /// On or off.
-    Flag(bool),
-}
-
-/// The attributes of a BIOS.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Bios {
-    /// As they are.
-    pub attributes: BTreeMap<String, Attribute>,
-    /// Those that will be another after the next start.
-    pub pending: BTreeMap<String, Attribute>,
-    /// What was not understood.
-    pub skipped: Vec<Skipped>,
-}
-
 /// The attributes that a Bios or its settings list. Null and what is no value is left out.
 pub fn attributes(bios: Node<'_>) -> BTreeMap<String, Attribute> {
     let value = |node: Node<'_>| match node.0? {
@@ -46,7 +28,8 @@ pub fn attributes(bios: Node<'_>) -> BTreeMap<String, Attribute> {
         Value::Bool(flag) => Some(Attribute::Flag(*flag)),
         _ => None,
     };
-    bios.at("Attributes").members().filter_map(|(name, node)| Some((text(name)?, value(node)?))).collect()
+    let all = bios.at("Attributes").members().filter_map(|(name, node)| Some((text(name)?, value(node)?)));
+    all.take(MAX_ATTRIBUTES).collect()
 }
 
 fn json_of(attribute: &Attribute) -> Value {
@@ -67,7 +50,7 @@ impl Redfish {
     }
 
     /// The attributes of the BIOS.
-    pub async fn bios(&self) -> Result<Bios, BmcError> {
+    pub(super) async fn read_bios(&self) -> Result<Bios, BmcError> {
         let bios = self.bios_resource().await?;
         let service = self.service().await?;
         let mut walk = self.walk(&service);
@@ -80,7 +63,7 @@ impl Redfish {
 
     /// Has these attributes be so after the next start. A name that the BIOS does not have is
     /// refused before anything is sent.
-    pub async fn set_bios(&self, wanted: &BTreeMap<String, Attribute>) -> Result<(), BmcError> {
+    pub(super) async fn write_bios(&self, wanted: &BTreeMap<String, Attribute>) -> Result<(), BmcError> {
         let bios = self.bios_resource().await?;
         let known = attributes(bios.node());
         if let Some(unknown) = wanted.keys().find(|name| !known.is_empty() && !known.contains_key(*name)) {

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use rackhand_common::machine::Mac;
+use serde_json::{Value, json};
 
 use crate::{bmc::BmcError, told::Lan};
 
@@ -43,6 +44,41 @@ pub fn lan(interface: Node<'_>) -> Lan {
     }
 }
 
+/// What has an interface that is `now` be as `wanted`.
+fn change(wanted: &Lan, now: &Lan) -> Value {
+    let mut change = json!({});
+    if wanted.is_dhcp.is_some() && wanted.is_dhcp != now.is_dhcp {
+        change["DHCPv4"] = json!({ "DHCPEnabled": wanted.is_dhcp });
+    }
+    if wanted.vlan != now.vlan {
+        change["VLAN"] = match wanted.vlan {
+            Some(vlan) => json!({ "VLANEnable": true, "VLANId": vlan }),
+            None => json!({ "VLANEnable": false }),
+        };
+    }
+    let v4 =
+        |lan: &Lan| lan.addresses.iter().find_map(|(address, length)| address_v4(*address).map(|v4| (v4, *length)));
+    let gateway = |lan: &Lan| lan.gateway.and_then(address_v4);
+    if let Some((address, length)) = v4(wanted).filter(|_| wanted.is_dhcp == Some(false))
+        && ((v4(wanted), gateway(wanted)) != (v4(now), gateway(now)) || now.is_dhcp != Some(false))
+    {
+        let mask = Ipv4Addr::from(u32::MAX.checked_shl(32 - u32::from(length.min(32))).unwrap_or(0));
+        let mut told = json!({ "Address": address, "SubnetMask": mask });
+        if let Some(gateway) = gateway(wanted) {
+            told["Gateway"] = json!(gateway);
+        }
+        change["IPv4StaticAddresses"] = json!([told]);
+    }
+    change
+}
+
+fn address_v4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    }
+}
+
 /// An Ethernet address that belongs to something.
 pub(super) fn mac(word: &str) -> Option<Mac> {
     word.trim().parse().ok().filter(|mac: &Mac| mac.0 != [0; 6] && mac.0 != [0xff; 6])
@@ -55,17 +91,37 @@ fn specified<T: std::str::FromStr + Into<IpAddr> + Copy>(word: &str) -> Option<T
 
 impl Redfish {
     pub(super) async fn read_lan(&self) -> Result<Lan, BmcError> {
+        self.own_interface().await.map(|(_, lan)| lan)
+    }
+
+    pub(super) async fn write_lan(&self, wanted: &Lan) -> Result<(), BmcError> {
+        let (interface, now) = self.own_interface().await?;
+        let change = change(wanted, &now);
+        if change == json!({}) {
+            return Ok(());
+        }
+        // What came with the collection has no tag of its own.
+        let interface = self.http.get(&interface.link).await?;
+        self.http.patch(&interface, change).await.map(drop)
+    }
+
+    /// The interface that we reach it by, or the first that has an address.
+    async fn own_interface(&self) -> Result<(Resource, Lan), BmcError> {
         let service = self.service().await?;
         let mut walk = self.walk(&service);
         let mut lans = Vec::new();
         for link in &service.managers {
             let Some(manager) = walk.read(link).await? else { continue };
             let interfaces: Vec<Resource> = walk.members_at(manager.node(), "EthernetInterfaces").await?;
-            lans.extend(interfaces.iter().map(|interface| lan(interface.node())));
+            lans.extend(interfaces.into_iter().map(|interface| {
+                let told = lan(interface.node());
+                (interface, told)
+            }));
         }
         let host: Option<IpAddr> = self.http.host().trim_matches(['[', ']']).parse().ok();
         let is_ours = |lan: &Lan| host.is_some_and(|host| lan.addresses.iter().any(|(address, _)| *address == host));
-        let ours = lans.iter().position(is_ours).or_else(|| lans.iter().position(|lan| !lan.addresses.is_empty()));
+        let ours = lans.iter().position(|(_, lan)| is_ours(lan));
+        let ours = ours.or_else(|| lans.iter().position(|(_, lan)| !lan.addresses.is_empty()));
         match ours {
             Some(ours) => Ok(lans.swap_remove(ours)),
             None => lans.into_iter().next().ok_or_else(|| fault::unsupported("it shows no network of its own")),
@@ -92,6 +148,26 @@ mod tests {
             "IPv6Addresses": [{"Address": "fe80::1", "PrefixLength": 64}, {"Address": "fe80::2", "PrefixLength": 300}],
             "VLAN": {"VLANEnable": true, "VLANId": 12}}))));
         expect!["Lan { mac: Some(aa:bb:cc:00:11:22), addresses: [(10.0.0.9, 24), (fe80::1, 64)], gateway: Some(10.0.0.1), is_dhcp: Some(true), vlan: Some(12) }"].assert_eq(&format!("{told:?}"));
+    }
+
+    #[test]
+    fn only_what_is_otherwise_is_written() {
+        let wanted = Lan {
+            mac: None,
+            addresses: vec![("10.0.0.9".parse().unwrap(), 22)],
+            gateway: Some("10.0.0.1".parse().unwrap()),
+            is_dhcp: Some(false),
+            vlan: None,
+        };
+        let check = |now: Lan, expect: expect_test::Expect| expect.assert_eq(&change(&wanted, &now).to_string());
+        check(wanted.clone(), expect!["{}"]);
+        check(Lan { vlan: Some(7), ..wanted.clone() }, expect![[r#"{"VLAN":{"VLANEnable":false}}"#]]);
+        check(
+            Lan { is_dhcp: Some(true), ..wanted.clone() },
+            expect![[
+                r#"{"DHCPv4":{"DHCPEnabled":false},"IPv4StaticAddresses":[{"Address":"10.0.0.9","Gateway":"10.0.0.1","SubnetMask":"255.255.252.0"}]}"#
+            ]],
+        );
     }
 
     proptest! {

@@ -39,7 +39,7 @@ pub mod tree;
 pub mod update;
 pub mod walk;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{sync::Mutex, time::timeout};
 use uuid::Uuid;
@@ -48,7 +48,9 @@ use rackhand_common::machine::Power;
 
 use crate::{
     bmc::{Answer, Bmc, BmcError, Credentials, Logins},
-    told::{Accounts, Boot, BootOverride, Identity, Lan, Log, Parts, Sensors, text},
+    told::{
+        Account, Accounts, Bios, Boot, BootOverride, Identity, Lan, Log, Parts, Sensors, baseline::Attribute, text,
+    },
 };
 
 pub use http::Bounds;
@@ -244,7 +246,27 @@ impl Bmc for Redfish {
         self.within(self.change_password(user, password))
     }
 
+    fn remove_account<'a>(&'a self, account: &'a Account) -> Answer<'a, ()> {
+        self.within(self.take_account(account))
+    }
+
+    fn change_account<'a>(&'a self, account: &'a Account, wanted: &'a Account) -> Answer<'a, ()> {
+        self.within(self.write_account(account, wanted))
+    }
+
     fn lan(&self) -> Answer<'_, Lan> {
         self.within(self.read_lan())
+    }
+
+    fn set_lan<'a>(&'a self, wanted: &'a Lan) -> Answer<'a, ()> {
+        self.within(self.write_lan(wanted))
+    }
+
+    fn bios(&self) -> Answer<'_, Bios> {
+        self.within(self.read_bios())
+    }
+
+    fn set_bios<'a>(&'a self, wanted: &'a BTreeMap<String, Attribute>) -> Answer<'a, ()> {
+        self.within(self.write_bios(wanted))
     }
 }

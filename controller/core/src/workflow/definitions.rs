@@ -35,7 +35,8 @@ pub enum Workflow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
-    /// Have the installer connected; start the machine into it where it is not.
+    /// Have the installer connected; start the machine into it where it is not. Then have the
+    /// machine's BMC recorded where it is not.
     BootInstaller,
     /// Start the machine into a fresh installer, whatever runs on it now.
     RestartInstaller,
@@ -56,6 +57,8 @@ pub enum Step {
     StartRescue,
     /// Have the machine start its own disk again, which nothing was written to.
     EndRescue,
+    /// Have the machine's BMC be as it was recorded, with another password.
+    RestoreBmc,
 }
 
 /// The rules of one step.
@@ -157,6 +160,16 @@ const RELEASE: &[Rule] = &[
         again: &[],
         interruptible: false,
         undo: Some(RESTART),
+    },
+    Rule {
+        step: Step::RestoreBmc,
+        patience: BOOT,
+        limit: minutes(60),
+        attempts: 1,
+        again: &[],
+        interruptible: true,
+        // What is put back stays so.
+        undo: None,
     },
 ];
 
@@ -311,6 +324,7 @@ impl fmt::Display for Step {
             Self::RunTests => "run tests",
             Self::StartRescue => "start rescue",
             Self::EndRescue => "end rescue",
+            Self::RestoreBmc => "restore BMC",
         })
     }
 }

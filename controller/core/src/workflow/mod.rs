@@ -157,6 +157,8 @@ pub enum Cause {
     InstallerLost,
     /// The installer refused or failed.
     Installer(event::Cause),
+    /// The machine's BMC is not as it was recorded, or cannot be read.
+    Bmc,
     /// What the run was to do can no longer be read or found.
     Internal,
 }
@@ -502,6 +504,7 @@ impl fmt::Display for Cause {
             Self::OutcomeUnknown => "outcome_unknown",
             Self::StartedDisk => "started_disk",
             Self::InstallerLost => "installer_lost",
+            Self::Bmc => "bmc",
             Self::Installer(event::Cause::WrongMachine) => "wrong_machine",
             Self::Installer(event::Cause::DisksDiffer) => "disks_differ",
             Self::Installer(event::Cause::MainboardDiffers) => "mainboard_differs",

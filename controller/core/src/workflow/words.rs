@@ -25,6 +25,8 @@ pub enum WaitFor {
     System,
     /// Tests, being run.
     Tests,
+    /// The machine's BMC.
+    Bmc,
     /// The controller itself, which has not looked at it yet. What a later version waited for and
     /// this one has no word for is read as this: it looks, and says what it waits for itself.
     #[serde(other)]
@@ -41,6 +43,7 @@ impl WaitFor {
         Self::Erasure,
         Self::System,
         Self::Tests,
+        Self::Bmc,
         Self::Controller,
     ];
 
@@ -61,6 +64,7 @@ impl fmt::Display for WaitFor {
             Self::Erasure => "erasure",
             Self::System => "operating system",
             Self::Tests => "tests",
+            Self::Bmc => "BMC",
             Self::Controller => "controller",
         })
     }

@@ -117,6 +117,9 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on:
     trial.step(Method::DELETE, expected, "/v1/racks/lab/expected-bmcs", Value::Null).await;
     let rotate = "/v1/racks/{rack}/bmcs/{machine}/rotate";
     trial.step(Method::POST, rotate, "/v1/racks/lab/bmcs/web-1/rotate", Value::Null).await;
+    let baseline = "/v1/machines/web-1/baseline";
+    trial.step(Method::POST, &of("baseline/read"), &format!("{baseline}/read"), json!({})).await;
+    trial.step(Method::POST, &of("baseline/accept"), &format!("{baseline}/accept"), json!({})).await;
     trial.step(Method::DELETE, "/v1/racks/{rack}/bmcs/{machine}", "/v1/racks/lab/bmcs/web-1", Value::Null).await;
     let over = "/v1/machines/web-1/health/override";
     let wanted = json!({"reason": "the part is ordered", "expires": "1970-01-02T00:00:00Z"});

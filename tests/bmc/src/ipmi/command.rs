@@ -260,7 +260,8 @@ fn set_user_access(state: &mut State, data: &[u8]) -> Answer {
         0x0f => Role::None,
         _ => return Err(INVALID_FIELD),
     };
-    if let Some(user) = state.user_mut(id) {
+    let is_set = state.is_set();
+    if let Some(user) = state.user_mut(id).filter(|_| is_set) {
         user.role = Some(role);
     }
     Ok(Vec::new())
@@ -289,7 +290,8 @@ fn set_user_name(state: &mut State, data: &[u8]) -> Answer {
     if id == 1 || state.user(&name).is_some_and(|(other, _)| other != id) {
         return Err(INVALID_FIELD);
     }
-    if let Some(user) = state.user_mut(id) {
+    let is_set = state.is_set();
+    if let Some(user) = state.user_mut(id).filter(|_| is_set) {
         user.name = name;
     }
     Ok(Vec::new())
@@ -307,7 +309,8 @@ fn set_user_password(state: &mut State, data: &[u8]) -> Answer {
     let operation = byte(data, 1)? & 0x03;
     place(state, id)?;
     if operation < 2 {
-        if let Some(user) = state.user_mut(id) {
+        let is_set = state.is_set();
+        if let Some(user) = state.user_mut(id).filter(|_| is_set) {
             user.is_enabled = operation == 1;
         }
         return Ok(Vec::new());
@@ -890,6 +893,9 @@ fn set_lan(context: &mut Context<'_>, data: &[u8]) -> Answer {
     let parameter = byte(data, 1)?;
     let value = &data[2..];
     let four = || value.get(..4).and_then(|four| <[u8; 4]>::try_from(four).ok()).ok_or(LENGTH);
+    if parameter != 0 && !context.state.is_set() {
+        return Ok(Vec::new());
+    }
     let lan = &mut context.state.lan;
     match parameter {
         0 => match byte(value, 0)? & 3 {

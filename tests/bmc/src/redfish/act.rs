@@ -45,7 +45,7 @@ impl Service {
                     Reply::empty()
                 }
                 ["AccountService", "Accounts", id] => {
-                    if let Some(user) = id.parse().ok().and_then(|id| state.user_mut(id)) {
+                    if let Some(user) = id.parse().ok().filter(|_| state.is_set()).and_then(|id| state.user_mut(id)) {
                         *user = User::default();
                     }
                     Reply::empty()
@@ -294,7 +294,8 @@ fn patch_account(state: &mut State, id: &str, body: &Map<String, Value>) -> Opti
             return Some(Err(refused));
         }
     }
-    if let Some(user) = state.user_mut(id) {
+    let is_set = body.keys().all(|name| name == "Password") || state.is_set();
+    if let Some(user) = state.user_mut(id).filter(|_| is_set) {
         if let Some(enabled) = body.get("Enabled").and_then(Value::as_bool) {
             user.is_enabled = enabled;
         }
@@ -395,13 +396,18 @@ fn patch_bios(state: &mut State, body: &Map<String, Value>) -> Result<(), Reply>
         let Some((.., values)) = known else { return Err(Reply::unknown(name)) };
         let wanted = value.as_str().filter(|wanted| values.iter().any(|value| value == wanted));
         let Some(wanted) = wanted else { return Err(Reply::value(name, &value.to_string())) };
-        state.bios_pending.insert(name.clone(), wanted.to_owned());
+        if state.is_set() {
+            state.bios_pending.insert(name.clone(), wanted.to_owned());
+        }
     }
     Ok(())
 }
 
 fn patch_lan(state: &mut State, body: &Map<String, Value>) -> Result<(), Reply> {
     for (name, value) in body {
+        if !state.is_set() {
+            continue;
+        }
         match name.as_str() {
             "HostName" => state.host_name = value.as_str().ok_or_else(|| Reply::value(name, "?"))?.to_owned(),
             "DHCPv4" => {
