@@ -3,7 +3,7 @@
 //! is decided by what stands here: firmware tells most of it, and firmware is often wrong.
 //!
 //! Stored and sent as JSON, also inside a binary message ([`readable`]): every field is optional,
-//! and there will be more of them.
+//! and there will be more of them, which are left out while they are empty.
 //!
 //! Invariant: what [`Hardware::sound`] gives is within [`MAX_JSON`], has printable texts of at most
 //! [`MAX_TEXT`] bytes and at most [`MAX_ITEMS`] of everything.
