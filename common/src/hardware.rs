@@ -327,7 +327,7 @@ impl Hardware {
             bound([&mut board.vendor, &mut board.product, &mut board.version, &mut board.serial]);
         }
         bound([&mut self.bios.vendor, &mut self.bios.version, &mut self.bios.date]);
-        self.tpm.as_mut().map(|tpm| bound([tpm]));
+        bound(&mut self.tpm);
         each(&mut self.processors, |socket| bound([&mut socket.slot, &mut socket.model]));
         each(&mut self.memory, |dimm| {
             bound([&mut dimm.slot, &mut dimm.kind, &mut dimm.vendor, &mut dimm.part, &mut dimm.serial]);
