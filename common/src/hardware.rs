@@ -3,7 +3,7 @@
 //! is decided by what stands here: firmware tells most of it, and firmware is often wrong.
 //!
 //! Stored and sent as JSON, also inside a binary message ([`readable`]): every field is optional,
-//! and there will be more of them.
+//! and there will be more of them, which are left out while they are empty.
 //!
 //! Invariant: what [`Hardware::sound`] gives is within [`MAX_JSON`], has printable texts of at most
 //! [`MAX_TEXT`] bytes and at most [`MAX_ITEMS`] of everything.
@@ -327,7 +327,7 @@ impl Hardware {
             bound([&mut board.vendor, &mut board.product, &mut board.version, &mut board.serial]);
         }
         bound([&mut self.bios.vendor, &mut self.bios.version, &mut self.bios.date]);
-        self.tpm.as_mut().map(|tpm| bound([tpm]));
+        bound(&mut self.tpm);
         each(&mut self.processors, |socket| bound([&mut socket.slot, &mut socket.model]));
         each(&mut self.memory, |dimm| {
             bound([&mut dimm.slot, &mut dimm.kind, &mut dimm.vendor, &mut dimm.part, &mut dimm.serial]);

@@ -5,7 +5,7 @@
 use std::{
     fs::{self, OpenOptions},
     os::unix::fs::OpenOptionsExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
 };
@@ -107,7 +107,7 @@ fn secure_boot(sys: &Path) -> Option<bool> {
 }
 
 /// Entries that are called so and numbered, by their numbers.
-fn names(directory: &Path, stem: &str) -> Vec<std::path::PathBuf> {
+fn names(directory: &Path, stem: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let numbered = entries.filter_map(|entry| {
         let name = entry.file_name().to_string_lossy().into_owned();

@@ -34,7 +34,7 @@ pub enum WaitFor {
 }
 
 impl WaitFor {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Agent,
         Self::Power,
         Self::Dhcp,
