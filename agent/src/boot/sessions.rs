@@ -637,7 +637,10 @@ mod tests {
         };
         let sessions = open();
         let (machine, run) = (MachineId::fresh(), RunId::fresh());
-        sessions.connected(machine, Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::LOCALHOST, None, inventory(1)).await.unwrap();
+        sessions
+            .connected(machine, Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::LOCALHOST, None, inventory(1), None)
+            .await
+            .unwrap();
         for name in ["memory", "smart"] {
             sessions.test_begun(machine, run, 1, name.into()).await.unwrap();
         }
@@ -647,7 +650,10 @@ mod tests {
         drop(sessions);
         // The node and the machine were restarted.
         let sessions = open();
-        sessions.connected(machine, Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::LOCALHOST, None, inventory(2)).await.unwrap();
+        sessions
+            .connected(machine, Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::LOCALHOST, None, inventory(2), None)
+            .await
+            .unwrap();
         let known = sessions.testing(machine, run, 1).unwrap();
         assert_eq!((known.done, known.begun), (vec!["smart".to_owned()], vec!["memory".to_owned()]));
         assert!(sessions.testing(machine, run, 2).is_none() && sessions.testing(machine, RunId::fresh(), 1).is_none());

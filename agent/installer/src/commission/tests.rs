@@ -6,6 +6,7 @@ use std::{
 use rackhand_common::{
     channel::Warrant,
     event::Cause,
+    hardware::Hardware,
     id::{Epoch, MachineId, RunId},
     machine::{Content, Cpu, Disk, Firmware, Mac, Nic, System},
 };
@@ -16,6 +17,7 @@ use crate::{
     gpt::Table,
     image::ImageError,
     machine::{BootOrderError, Machine},
+    rescue::Ssh,
     task::Admission,
     toolbox::ToolboxError,
 };
@@ -50,6 +52,12 @@ impl Machine for Bench {
     fn boot_from(&self, _: &Table) -> Result<(), BootOrderError> {
         Ok(())
     }
+    fn details(&self, _: &Inventory) -> Hardware {
+        Hardware::default()
+    }
+    fn forget_systems(&self) -> Result<(), BootOrderError> {
+        Ok(())
+    }
     fn set_clock(&self, _: Timestamp) {}
     fn room_for_toolbox(&self, _: u64) -> Result<PathBuf, ToolboxError> {
         Err(ToolboxError::NotThere)
@@ -75,6 +83,9 @@ impl Tools for Programs {
     }
     fn has(&self, program: &str) -> bool {
         self.lacks != Some(program)
+    }
+    fn let_in(&self, _: &[String]) -> io::Result<Box<dyn Ssh>> {
+        Err(io::ErrorKind::Unsupported.into())
     }
     fn run(&self, script: &Script, withdrawn: &CancellationToken) -> Ran {
         let at_once = self.running.fetch_add(1, Ordering::SeqCst) + 1;
