@@ -235,7 +235,7 @@ impl Settings {
         taken.keep("socket", &used.socket, socket);
         taken.keep("metrics", &used.metrics, metrics);
         taken.keep("events", &used.events, events);
-        taken.keep("bmc", &(&used.bmc_networks, &used.profiles), &(&bmc_networks, &profiles));
+        taken.keep("bmc", &(&used.bmc_networks, &used.profiles), &(bmc_networks, profiles));
         Ok(taken)
     }
 }

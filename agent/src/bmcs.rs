@@ -383,34 +383,29 @@ impl Bmcs {
 
     /// Asks the BMC of a machine now: [`Seen`] as JSON, or why not in words.
     pub async fn look(&self, machine: MachineId, look: Look) -> Result<String, String> {
-        let seen = self.for_a_person(machine, async |reached| reached.look(look).await).await?;
-        Ok(serde_json::to_string(&seen).expect("what was seen always serializes"))
-    }
-
-    /// Has a machine's identification light on for so long, or off when there is no time left.
-    pub async fn identify(&self, machine: MachineId, lit: Duration) -> Result<(), String> {
-        self.for_a_person(machine, async |reached| reached.of_this_machine().await?.identify(lit).await).await
-    }
-
-    /// Asks a machine's BMC before whatever is read of it regularly; says why not in words.
-    async fn for_a_person<T>(
-        &self,
-        machine: MachineId,
-        ask: impl AsyncFnOnce(&Reached) -> Result<T, BmcError>,
-    ) -> Result<T, String> {
-        let reached = self.of(machine).ok_or("nobody has said how its BMC is reached: `rackhand bmc set`")?;
+        let reached = self.reached(machine)?;
         let conversation = reached.conversation.clone();
         let Ok(_person) = conversation.person.try_lock() else {
             return Err("its BMC is being asked just now; ask again in a moment".into());
         };
-        let answered = timeout(LOOK, async {
-            conversation.wanted.notify_one();
-            let _alone = conversation.look.lock().await;
-            ask(&reached).await
+        let seen = answered(reached.before_all_else(reached.look(look))).await?;
+        Ok(serde_json::to_string(&seen).expect("what was seen always serializes"))
+    }
+
+    /// Has a machine's identification light on for so long, or off when there is no time left. Waits for
+    /// whoever else asks its BMC.
+    pub async fn identify(&self, machine: MachineId, lit: Duration) -> Result<(), String> {
+        let reached = self.reached(machine)?;
+        let conversation = reached.conversation.clone();
+        answered(async {
+            let _person = conversation.person.lock().await;
+            reached.before_all_else(async { reached.of_this_machine().await?.identify(lit).await }).await
         })
-        .await;
-        let answered = answered.map_err(|_| format!("its BMC did not answer within {} s", LOOK.as_secs()))?;
-        answered.map_err(|error| format!("its BMC: {error}"))
+        .await
+    }
+
+    fn reached(&self, machine: MachineId) -> Result<Reached, String> {
+        self.of(machine).ok_or_else(|| "nobody has said how its BMC is reached: `rackhand bmc set`".to_owned())
     }
 
     /// Reads what is read of a machine regularly, unless a person asks its BMC.
@@ -579,7 +574,21 @@ pub struct Reached {
     known: Known,
 }
 
+/// What a BMC answers a person, or why it does not, in words.
+async fn answered<T>(asking: impl Future<Output = Result<T, BmcError>>) -> Result<T, String> {
+    let answered = timeout(LOOK, asking).await;
+    let answered = answered.map_err(|_| format!("its BMC did not answer within {} s", LOOK.as_secs()))?;
+    answered.map_err(|error| format!("its BMC: {error}"))
+}
+
 impl Reached {
+    /// Asks for a person, before whatever is read regularly.
+    async fn before_all_else<T>(&self, ask: impl Future<Output = T>) -> T {
+        self.conversation.wanted.notify_one();
+        let _alone = self.conversation.look.lock().await;
+        ask.await
+    }
+
     /// Who is asked; on the first call it is found out what the BMC speaks.
     pub async fn bmc(&self) -> Result<Arc<dyn Bmc>, BmcError> {
         Ok(self.line().await?.bmc.clone())

@@ -505,6 +505,9 @@ mod tests {
         }
     }
 
+    /// What is wanted, what happened at which second, the present second, and what is made of that.
+    type Situation<'a> = (&'a MachineIntent, Vec<(i64, What)>, i64, Stands, &'a str);
+
     #[test]
     fn each_situation_has_its_verdict() {
         use Stage::{Initramfs, PoweredOn, RomDhcp};
@@ -513,7 +516,7 @@ mod tests {
         let disk = wanted(Boot::Disk, false);
         let commanded = |outcome| What::Commanded { command: CommandId(uuid::Uuid::nil()), outcome };
         let progress = What::Progress { run: run(), done: 50 << 20, total: 100 << 20 };
-        let situations: Vec<(&MachineIntent, Vec<(i64, What)>, i64, Stands, &str)> = vec![
+        let situations: Vec<Situation<'_>> = vec![
             (&installer, vec![], 0, Stands::Stuck, "Nothing was ever heard"),
             (
                 &installer,

@@ -75,7 +75,7 @@ impl Artefacts {
     pub(crate) fn in_the_toolbox(&self) -> Shell {
         let path = format!("PATH={}", std::env::var("PATH").unwrap_or_default());
         let place = format!("RACKHAND_TOOLBOX={}", self.installer.join(toolbox::FILE).display());
-        let test = ["cargo", "test", "--workspace", "--lib", "real_toolbox", "--", "--ignored"];
+        let test = ["cargo", "test", "--workspace", "--test", "real_toolbox"];
         Shell::as_root(&[&["env", &path, &place], &test[..]].concat())
     }
 

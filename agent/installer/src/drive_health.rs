@@ -99,8 +99,7 @@ pub fn ata(data: Option<&[u8; 512]>, exceeded: bool) -> DriveHealth {
     let bad = [raw(5), raw(197), raw(198)];
     let temperature = raw(194).or_else(|| raw(190)).map(|raw| raw as u8);
     // Wear levelling and media wear-out count down from 100.
-    let worn =
-        [231, 233, 177].into_iter().find_map(|wanted| attribute(wanted)).map(|(left, _)| 100u8.saturating_sub(left));
+    let worn = [231, 233, 177].into_iter().find_map(attribute).map(|(left, _)| 100u8.saturating_sub(left));
     DriveHealth {
         failing: failing.into_iter().collect(),
         used: worn,

@@ -376,11 +376,6 @@ fn configure(device: RawFd, contents: RawFd) -> nix::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
-    use nix::sched::{CloneFlags, unshare};
-    use rackhand_common::commission::{Exit, script};
-
     use super::*;
 
     #[test]
@@ -394,77 +389,5 @@ mod tests {
     #[test]
     fn the_loop_devices_structure_is_as_long_as_the_kernels() {
         assert_eq!((size_of::<LoopInfo>(), size_of::<LoopConfig>()), (232, 304));
-    }
-
-    fn test(name: &str, limit: Duration, does: &str) -> Script {
-        let part = "# part: a part\n# result: errors integer\n";
-        let text = format!(
-            "#!/bin/bash\n# name: {name}\n# title: It is\n# limit: 60s\n# destructive: no\n# alone: no\n{part}\n{does}\n"
-        );
-        Script { limit, ..Script::parse(&text).unwrap() }
-    }
-
-    /// With the toolbox that `cargo xtask toolbox` made, in a mount namespace that ends with this test.
-    #[test]
-    #[ignore = "wants root, loop devices, and a toolbox in RACKHAND_TOOLBOX: `cargo xtask test` has them"]
-    fn programs_of_the_real_toolbox_run_are_judged_and_end_with_all_they_started() {
-        let from = PathBuf::from(std::env::var_os("RACKHAND_TOOLBOX").expect("RACKHAND_TOOLBOX names the toolbox"));
-        let directory = tempfile::tempdir().unwrap();
-        let place = directory.path().join("toolbox");
-        let alone = std::thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNS).unwrap();
-            let none = None::<&str>;
-            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-            let size = fs::metadata(&from).unwrap().len();
-            let file = make_room(&place, size).unwrap();
-            fs::copy(&from, &file).unwrap();
-            let toolbox = Toolbox::mount(&place, &file).unwrap();
-            for script in rackhand_common::commission::scripts() {
-                let missing: Vec<_> = script.programs.iter().filter(|program| !toolbox.has(program)).collect();
-                assert!(missing.is_empty(), "{}: {missing:?}", script.name);
-            }
-            let now = jiff::Timestamp::UNIX_EPOCH;
-            let staying = CancellationToken::new();
-            let judged = |script: &Script| script.judge(&commission::run(&toolbox, script, &staying), now).to_string();
-            let minute = Duration::from_secs(60);
-            let good = "stress-ng --cpu 1 --timeout 1s && jq -n '{errors: 0}' > $RACKHAND_RESULT";
-            assert_eq!(judged(&test("good", minute, good)), "test good passed");
-            let bad = "jq -n '{errors: 2, findings: [\"DIMM A1\"]}' > $RACKHAND_RESULT; exit 1";
-            assert_eq!(judged(&test("bad", minute, bad)), "test bad failed: DIMM A1");
-            assert_eq!(judged(&test("none", minute, "echo no disk; exit 77")), "test none skipped: no disk");
-            // What changes is not in the file.
-            assert_eq!(
-                judged(&test(
-                    "writes",
-                    minute,
-                    "touch /etc/new; rm /usr/bin/jq; echo '{\"errors\":0}' > $RACKHAND_RESULT"
-                )),
-                "test writes passed"
-            );
-            assert!(!toolbox.has("jq"));
-            // A real one; whatever this machine's cards are like, it can be carried out.
-            let again = make_room(&place, size).unwrap();
-            fs::copy(&from, &again).unwrap();
-            let toolbox = Toolbox::mount(&place, &again).unwrap();
-            assert!(toolbox.has("jq"));
-            let nic = script("nic").unwrap();
-            let ran = commission::run(&toolbox, nic, &staying);
-            let tested = nic.judge(&ran, now);
-            assert_ne!(tested.outcome, rackhand_common::commission::Outcome::Broken, "{tested:?}");
-
-            // Its limit, and a withdrawal, end it with what it left in the background.
-            let hangs = "sleep 600 & echo $! ; wait";
-            let began = Instant::now();
-            let ran = commission::run(&toolbox, &test("hangs", Duration::from_secs(1), hangs), &staying);
-            assert_eq!(ran.exit, Exit::Limit);
-            let left = String::from_utf8(ran.output).unwrap();
-            assert!(!Path::new("/proc").join(left.trim()).join("root/etc/os-release").exists(), "{left} still runs");
-            let withdrawn = CancellationToken::new();
-            withdrawn.cancel();
-            assert_eq!(commission::run(&toolbox, &test("ends", minute, hangs), &withdrawn).exit, Exit::Limit);
-            assert!(began.elapsed() < minute);
-            clear(&place);
-        });
-        alone.join().unwrap();
     }
 }

@@ -67,7 +67,7 @@ impl Bmcs {
             return Answered::Later("nobody has told the rack's agent how its BMC is reached".to_owned());
         };
         match reached.restore(record.as_ref()).await {
-            Ok(restored) => Answered::Done(restored),
+            Ok(restored) => Answered::Done(Box::new(restored)),
             Err(BmcError::Unreachable(reason)) => Answered::Later(reason),
             Err(error) => Answered::Failed(error.to_string()),
         }

@@ -271,7 +271,7 @@ pub enum Answered {
     /// It cannot be done.
     Failed(String),
     /// It was done.
-    Done(Restored),
+    Done(Box<Restored>),
 }
 
 /// How a BMC is now.

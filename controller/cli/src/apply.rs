@@ -36,7 +36,7 @@ pub(crate) struct Apply {
 enum Outcome {
     Done,
     Failed(anyhow::Error),
-    Held(Object),
+    Held(Box<Object>),
 }
 
 pub(crate) async fn run(client: &Client, apply: Apply, output: Output) -> anyhow::Result<String> {
@@ -144,7 +144,7 @@ async fn perform(client: &Client, changes: &[Change], aloud: bool) -> Vec<Option
             continue;
         }
         let outcome = match change.held_by(&failed) {
-            Some(held_by) => Outcome::Held(held_by.clone()),
+            Some(held_by) => Outcome::Held(Box::new(held_by.clone())),
             None => match one(client, change).await {
                 Ok(()) => Outcome::Done,
                 Err(error) => Outcome::Failed(error),

@@ -124,8 +124,8 @@ mod tests {
         }))
         .unwrap();
         expect![[r#"
-            web-1: recorded 2027-01-01 00:00:00Z, as it was found, accepted by nobody yet
-            read 2027-01-02 00:00:00Z: differs
+            web-1: recorded 2027-01-01T00:00:00Z, as it was found, accepted by nobody yet
+            read 2027-01-02T00:00:00Z: differs
               account support: Administrator, enabled, recorded nothing (reset)
               certificate SHA-256: bb, recorded aa (operator)
               removing the account "support": refused: no

@@ -332,7 +332,7 @@ impl Memory {
 
 /// Bytes in GiB, to a tenth.
 fn gib(bytes: u64) -> String {
-    let tenths = u128::from(bytes) * 10 >> 30;
+    let tenths = (u128::from(bytes) * 10) >> 30;
     format!("{}.{} GiB", tenths / 10, tenths % 10)
 }
 

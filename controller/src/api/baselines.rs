@@ -149,7 +149,7 @@ async fn ask(app: &App, machine: &store::Machine) -> Result<Restored, Error> {
     loop {
         let answered = (app.baseline)(machine.rack, machine.id, machine.epoch, ask.clone()).await;
         let reason = match answered.map_err(Error::unavailable)? {
-            Some(Answered::Done(restored)) => return Ok(restored),
+            Some(Answered::Done(restored)) => return Ok(*restored),
             Some(Answered::Failed(reason)) => return Err(Error::unavailable(format!("its BMC: {reason}"))),
             Some(Answered::Later(reason)) => reason,
             Some(Answered::UnderWay) => "it is being read; ask again in a moment".to_owned(),

@@ -141,7 +141,7 @@ impl<C: Commands> Look<'_, C> {
             Ok(Some(Answered::Failed(reason))) => {
                 Heard::Not(failed(Cause::Bmc, format!("its BMC cannot be read: {reason}")))
             }
-            Ok(Some(Answered::Done(restored))) => Heard::Done(Box::new(restored)),
+            Ok(Some(Answered::Done(restored))) => Heard::Done(restored),
         })
     }
 }

@@ -275,7 +275,7 @@ impl Receiver {
     /// Posts an event, if it is of a kind that is asked for.
     async fn tell(&self, event: StoredEvent, now: Timestamp) -> Result<(), NotTaken> {
         let view = Event::from(event);
-        if !self.config.kinds.iter().any(|kind| *kind == view.kind) {
+        if !self.config.kinds.contains(&view.kind) {
             return Ok(());
         }
         let message = Message { r#type: &view.kind, timestamp: view.at, data: &view };

@@ -15,6 +15,7 @@ pub mod control;
 pub mod faults;
 pub mod ipmi;
 pub mod log;
+pub mod nvram;
 pub mod personality;
 pub mod redfish;
 pub mod sensor;
@@ -23,6 +24,7 @@ pub mod state;
 
 pub use chassis::{Act, Bench, Boot, Chassis, Script, Source};
 pub use faults::{Faults, Rotation, Settings, ToldUuid};
+pub use nvram::Nvram;
 pub use personality::{Personality, Role};
 pub use simulator::{Addresses, Bmc, Running, Simulator};
 pub use state::User;

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::{Args, Parser, Subcommand, builder::PossibleValuesParser};
 use rackhand_bmc_sim::{
-    Addresses, Bench, Chassis, Personality, Role, Script, Simulator, control, personality::UserSpec,
+    Addresses, Bench, Chassis, Nvram, Personality, Role, Script, Simulator, control, personality::UserSpec,
 };
 use tokio::{
     io::DuplexStream,
@@ -64,6 +64,9 @@ struct BmcArguments {
     /// Unix socket of the machine's serial line, as QEMU makes it; Serial over LAN shows it.
     #[arg(long, value_name = "PATH")]
     serial_line: Option<PathBuf>,
+    /// Directory for what it keeps while it has no power: certificate and users.
+    #[arg(long, value_name = "DIRECTORY")]
+    nvram: Option<PathBuf>,
     /// Control (sensors, faults) over HTTP at this address; it is for loopback.
     #[arg(long, value_name = "ADDR:PORT")]
     control: Option<SocketAddr>,
@@ -158,7 +161,9 @@ async fn run(arguments: BmcArguments) -> anyhow::Result<()> {
         plain: arguments.plain_port.map(at),
     };
     let mut terminated = signal(SignalKind::terminate())?;
-    let running = Simulator::start(personality, chassis, addresses).await.context("the BMC does not start")?;
+    let nvram = arguments.nvram.map(Nvram::open).transpose().context("nothing can be kept")?;
+    let running = Simulator::start_with(personality, chassis, addresses, nvram).await;
+    let running = running.context("the BMC does not start")?;
     println!("ipmi {}", running.ipmi);
     println!("redfish {}", running.redfish);
     println!("fingerprint {}", hex::encode(running.fingerprint));

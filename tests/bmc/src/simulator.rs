@@ -4,6 +4,7 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -21,6 +22,7 @@ use crate::{
     chassis::Chassis,
     faults::Faults,
     ipmi,
+    nvram::Nvram,
     personality::Personality,
     redfish,
     state::{PowerAct, State},
@@ -28,6 +30,9 @@ use crate::{
 
 /// How many bytes may be on the serial line either way before the writer waits.
 const LINE: usize = 4096;
+
+/// How often it is looked whether there is something new to keep.
+const FLUSH: Duration = Duration::from_millis(50);
 
 /// What starts BMCs.
 #[derive(Debug)]
@@ -130,11 +135,25 @@ impl Simulator {
         chassis: Arc<dyn Chassis>,
         addresses: Addresses,
     ) -> io::Result<Running> {
+        Self::start_with(personality, chassis, addresses, None).await
+    }
+
+    /// The same, with what it keeps while it has no power.
+    pub async fn start_with(
+        personality: Personality,
+        chassis: Arc<dyn Chassis>,
+        addresses: Addresses,
+        nvram: Option<Nvram>,
+    ) -> io::Result<Running> {
         let (has_ipmi, has_redfish) = (personality.has_ipmi, personality.has_redfish);
-        let (tls, fingerprint) = certificate(&personality.serial).map_err(io::Error::other)?;
+        let (tls, fingerprint) = certificate(&personality.serial, nvram.as_ref()).map_err(io::Error::other)?;
+        let mut state = State::new(personality);
+        if let Some(users) = nvram.as_ref().map(Nvram::users).transpose()?.flatten() {
+            state.users = users;
+        }
         let (near, far) = tokio::io::duplex(LINE);
         let bmc = Arc::new(Bmc {
-            state: Mutex::new(State::new(personality)),
+            state: Mutex::new(state),
             redfish: Mutex::default(),
             line: Mutex::new(Some(near)),
             chassis,
@@ -154,6 +173,9 @@ impl Simulator {
             bmc: bmc.clone(),
             _stop: stop.clone().drop_guard(),
         };
+        if let Some(nvram) = nvram {
+            tokio::spawn(stop.clone().run_until_cancelled_owned(keep(nvram, bmc.clone())));
+        }
         // Without a protocol, its port is closed.
         if has_ipmi {
             tokio::spawn(stop.clone().run_until_cancelled_owned(ipmi::serve(socket, far, bmc.clone())));
@@ -168,13 +190,36 @@ impl Simulator {
     }
 }
 
+/// Keeps users soon after they were changed, as a BMC does that writes its flash when it has the time.
+async fn keep(nvram: Nvram, bmc: Arc<Bmc>) {
+    let mut kept = Vec::new();
+    loop {
+        let users = bmc.lock().users.clone();
+        if users != kept {
+            match nvram.keep_users(&users) {
+                Ok(()) => kept = users,
+                Err(error) => tracing::error!(%error, "users are not kept"),
+            }
+        }
+        tokio::time::sleep(FLUSH).await;
+    }
+}
+
 /// A self-signed certificate of this BMC, and its fingerprint.
-fn certificate(serial: &str) -> Result<(TlsAcceptor, [u8; 32]), Box<dyn std::error::Error + Send + Sync>> {
+fn certificate(
+    serial: &str,
+    nvram: Option<&Nvram>,
+) -> Result<(TlsAcceptor, [u8; 32]), Box<dyn std::error::Error + Send + Sync>> {
     let names = vec![format!("bmc-{}", serial.to_lowercase()), "localhost".into(), "127.0.0.1".into()];
-    let made = rcgen::generate_simple_self_signed(names)?;
-    let der = made.cert.der().clone();
+    let (der, key) = match nvram {
+        Some(nvram) => nvram.certificate(names)?,
+        None => {
+            let made = rcgen::generate_simple_self_signed(names)?;
+            let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+            (made.cert.der().clone(), key)
+        }
+    };
     let fingerprint = Sha256::digest(&der).into();
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
     let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()

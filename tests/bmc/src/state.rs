@@ -4,6 +4,7 @@
 use std::{cell::Cell, collections::BTreeMap};
 
 use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
@@ -80,7 +81,7 @@ pub struct State {
 }
 
 /// A place for a user.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
     /// Name; empty when there is no user.
     pub name: String,

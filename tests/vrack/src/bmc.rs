@@ -4,6 +4,7 @@
 use std::{
     fs::{self, File},
     os::unix::process::CommandExt as _,
+    path::PathBuf,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -45,7 +46,7 @@ pub(crate) fn install(files: &Files, cabling: &Cabling, machine: &Machine) -> an
     let log = File::create(machine.directory().join("bmc.log"))?;
     let mut command = cabling.command(Place::Management, &files.binary("rackhand-bmc-sim").to_string_lossy());
     command.args(["--listen", &cabling.bmc(machine.slot()), "--personality", kind(machine).personality]);
-    command.args(["--control", &control(machine)]);
+    command.args(["--control", &control(machine), "--nvram"]).arg(machine.directory().join("bmc"));
     command.args(["--serial", &machine.label.serial, "--uuid", &machine.uuid().to_string(), "--user", USER]);
     command.arg("--machine-command").arg(std::env::current_exe()?);
     command.args(["power", "--machines"]).arg(files.machines());
@@ -85,6 +86,18 @@ pub(crate) fn reinstall_ended(files: &Files, cabling: &Cabling, machine: &Machin
     }
     install(files, cabling, machine)?;
     Ok(true)
+}
+
+/// Writes what came with these machines: a manifest of their BMCs, which an operator imports.
+pub(crate) fn manifest(rack: &Rack) -> anyhow::Result<PathBuf> {
+    let mut lines = String::from("serial,address,protocol,user,password\n");
+    for machine in &rack.machines {
+        let (serial, address) = (&machine.label.serial, rack.cabling.bmc(machine.slot()));
+        lines += &format!("{serial},{address},{},{USER},{PASSWORD}\n", kind(machine).protocol);
+    }
+    let file = rack.files.directory.join("delivery.csv");
+    fs::write(&file, lines)?;
+    Ok(file)
 }
 
 /// The words with which an operator says how the BMC of a machine is reached; the password is in

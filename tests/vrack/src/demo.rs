@@ -22,7 +22,7 @@ use crate::{
     machine::Machine,
     narrator::Narrator,
     network::{Cabling, Place},
-    operator::{Operator, prompt},
+    operator::{Operator, items, prompt},
     rack::{self, Care, Parts, Rack},
     run::{end, is_ending, output},
     services::{Service, Services},
@@ -174,33 +174,50 @@ fn show(parts: &Parts) -> anyhow::Result<Rack> {
     let machines = rack.machines.clone();
     let mut narrator = Narrator::new();
 
+    narrator.chapter("The rack's node finds two BMCs; a manifest that came with the machines says how to log in");
+    let manifest = bmc::manifest(&rack)?;
+    insisted(&rack, &["bmc", "import", &manifest.to_string_lossy(), "--rack", "r1", "--rotate"])?;
+    until(&rack, "their BMCs are logged in to", |operator| bmcs(operator, "met"))?;
+    rack.operator.type_in(&["bmc", "found", "r1"])?;
+
     narrator.chapter("Someone presses the power buttons: VR0000 boots by BIOS, VR0001 by UEFI");
     for machine in &machines {
         machine.power_on()?;
     }
     narrator.until(&rack, &machines, PATIENCE, |operator| all(operator, &machines, "discovered"))?;
 
-    narrator.chapter("The operator says how their BMCs are reached: one speaks IPMI, the other Redfish");
-    for machine in &machines {
-        let known = known(&rack, machine)?;
-        let words = bmc::words(&rack, machine, name(&known)?)?;
-        insisted(&rack, &words.iter().map(String::as_str).collect::<Vec<_>>())?;
-    }
-    let first = known(&rack, &machines[0])?;
+    narrator.chapter("Each BMC is joined to its machine, and has got a password that nobody knows");
+    until(&rack, "their BMCs are joined and have other passwords", |operator| {
+        let rotated = |bmc: &Value| bmc["rotated"].is_string();
+        Ok(bmcs(operator, "joined")?
+            && items(&operator.ask(&["bmc", "list"])?)?.iter().filter(|bmc| rotated(bmc)).count() == 2)
+    })?;
+    rack.operator.type_in(&["bmc", "found", "r1"])?;
     let second = known(&rack, &machines[1])?;
-    insisted(&rack, &["bmc", "identity", name(&first)?])?;
     rack.operator.type_in(&["bmc", "identity", name(&second)?])?;
     rack.operator.type_in(&["bmc", "sensors", name(&second)?])?;
 
-    narrator.chapter("The operator adopts them and has Debian 12 installed");
+    narrator.chapter("The operator adopts them and has them tested");
+    for machine in &machines {
+        let known = known(&rack, machine)?;
+        accepted(&rack, machine, &["machine", "adopt", name(&known)?], &["ready"])?;
+        rack.operator.wait_for_lifecycle(machine.label.mac, "ready", PATIENCE)?;
+    }
+    let tests = ["--only", "nic", "--only", "smart", "--only", "clock"];
+    for machine in &machines {
+        let known = known(&rack, machine)?;
+        insisted(&rack, &[&["machine", "test", name(&known)?], &tests[..]].concat())?;
+    }
+    narrator.until(&rack, &machines, PATIENCE, |operator| idle(operator, &machines))?;
+    rack.operator.type_in(&["machine", "tests", name(&second)?])?;
+    rack.operator.type_in(&["machine", "show", name(&second)?])?;
+
+    narrator.chapter("The operator has Debian 12 installed");
     let key = rack.ssh_key()?.with_extension("pub");
     let key = key.to_string_lossy();
     for machine in &machines {
         let known = known(&rack, machine)?;
         let deploy = ["machine", "deploy", name(&known)?, "--image", "debian-12", "--ssh-key", &key];
-        accepted(&rack, machine, &["machine", "adopt", name(&known)?], &["ready"])?;
-        rack.operator.wait_for_lifecycle(machine.label.mac, "ready", PATIENCE)?;
-        println!("{} is ready", name(&known)?);
         accepted(&rack, machine, &deploy, &["deploying", "active"])?;
     }
     narrator.until(&rack, &machines, PATIENCE, |operator| all(operator, &machines, "active"))?;
@@ -324,6 +341,36 @@ fn accepted(rack: &Rack, machine: &Machine, words: &[&str], reached: &[&str]) ->
 /// The machine as the controller knows it; waits for a controller that was killed just now.
 fn known(rack: &Rack, machine: &Machine) -> anyhow::Result<Value> {
     rack.operator.wait_for(machine.label.mac, "known", Duration::from_secs(60), |_| true)
+}
+
+/// Waits for something that is no machine's event.
+fn until(rack: &Rack, what: &str, done: impl Fn(&Operator) -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    let end = Instant::now() + PATIENCE;
+    while !done(&rack.operator).unwrap_or(false) {
+        rack.check()?;
+        if Instant::now() > end {
+            bail!("not so after {PATIENCE:?}: {what}");
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    println!("{what}");
+    Ok(())
+}
+
+/// Whether as many BMCs as there are machines are in this state.
+fn bmcs(operator: &Operator, state: &str) -> anyhow::Result<bool> {
+    let found = operator.ask(&["bmc", "found", "r1"])?;
+    Ok(items(&found)?.iter().filter(|bmc| bmc["state"] == state).count() == 2)
+}
+
+/// Whether no run of these machines goes on.
+fn idle(operator: &Operator, machines: &[Machine]) -> anyhow::Result<bool> {
+    for machine in machines {
+        if operator.machine(machine.label.mac)?.is_none_or(|seen| !seen["run"].is_null()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn all(operator: &Operator, machines: &[Machine], lifecycle: &str) -> anyhow::Result<bool> {

@@ -63,6 +63,11 @@ impl Cabling {
         format!("10.79.0.{}", 10 + slot)
     }
 
+    /// The addresses of all of them, and a few more.
+    pub(crate) fn bmcs(&self) -> &'static str {
+        "10.79.0.8/29"
+    }
+
     pub(crate) fn namespace(&self, place: Place) -> String {
         let place = match place {
             Place::Controller => "controller".to_owned(),

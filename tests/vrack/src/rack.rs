@@ -132,6 +132,7 @@ impl Rack {
             operator,
         };
         if care == Care::Supervised {
+            rack.files.look_for_bmcs(&rack.cabling)?;
             rack.supervisor = Some(Supervisor::spawn(rack.services.clone(), rack.files.machines()));
         }
         rack.start(Service::Controller)?;

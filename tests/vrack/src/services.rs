@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
+    io::Write as _,
     os::unix::process::{CommandExt, ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Stdio},
@@ -94,6 +95,13 @@ impl Files {
 
     pub(crate) fn binary(&self, name: &str) -> PathBuf {
         self.binaries.join(name)
+    }
+
+    /// Has the node look for BMCs where those of this rack are.
+    pub(crate) fn look_for_bmcs(&self, cabling: &Cabling) -> anyhow::Result<()> {
+        let mut config = File::options().append(true).open(self.config(Service::Agent))?;
+        let networks = cabling.bmcs();
+        Ok(writeln!(config, "\n[discovery]\nnetworks = [\"{networks}\"]\nevery = 5")?)
     }
 
     /// Writes the three configuration files.

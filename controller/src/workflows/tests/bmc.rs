@@ -51,7 +51,7 @@ impl Simulated {
         self.asked = None;
         let mut restored =
             Restored { found: self.is.clone(), before: Vec::new(), refused: Vec::new(), doubts: Vec::new() };
-        let Some(record) = ask.record else { return Answered::Done(restored) };
+        let Some(record) = ask.record else { return Answered::Done(Box::new(restored)) };
         self.restored += 1;
         restored.before = compare(&record, &self.is);
         for change in plan(&record, &self.is) {
@@ -63,7 +63,7 @@ impl Simulated {
         }
         restored.doubts.extend(self.doubtful.then(|| "the account ops may be somebody else's".to_owned()));
         restored.found = self.is.clone();
-        Answered::Done(restored)
+        Answered::Done(Box::new(restored))
     }
 
     pub(super) fn start(&mut self) {
