@@ -287,7 +287,10 @@ fn way(evidence: &Evidence<'_>) -> Option<Finding> {
         ]),
         What::Progress { .. } => worked_on(latest, since),
         What::Stage(stage) => hop(evidence, Some(stage), since),
-        What::Connected { .. } => hop(evidence, Some(&Stage::Inventoried), since),
+        What::Connected { .. } => present(evidence, since),
+        What::Rescue { login, .. } => {
+            Finding::new(Stands::Well, format!("It is in rescue, where its owner logs in: {login}."))
+        }
         // An order that is over leaves an installer that waits.
         _ => idle(evidence),
     };
@@ -305,6 +308,7 @@ fn tells_of_the_way(what: &What) -> bool {
             | What::Connected { .. }
             | What::Done { .. }
             | What::Failed { .. }
+            | What::Rescue { .. }
     )
 }
 
@@ -316,6 +320,18 @@ fn idle(evidence: &Evidence<'_>) -> Finding {
         )
         .next([format!("Nothing is to be done at the machine. The controller: {away}")]),
         None => Finding::new(Stands::Well, "Its installer is connected and waits to be told what to do."),
+    }
+}
+
+fn present(evidence: &Evidence<'_>, since: u64) -> Finding {
+    const PATIENCE: u64 = 5 * 60;
+    match evidence.wanted.is_some_and(|wanted| wanted.order.is_some()) {
+        false => idle(evidence),
+        true if since <= PATIENCE => Finding::new(Stands::Busy, "Its installer has connected, and has its order."),
+        true => Finding::new(Stands::Stuck, "Its installer has connected, and has not begun its order.").next([
+            "Look at its console: `rackhand-diag console`",
+            "On the node: rackhand-agent doctor; journalctl -u rackhand-boot",
+        ]),
     }
 }
 
@@ -365,7 +381,7 @@ fn hop(evidence: &Evidence<'_>, stage: Option<&Stage>, since: u64) -> Finding {
     let has_order = evidence.wanted.is_some_and(|wanted| wanted.order.is_some());
     let own_disk = evidence.wanted.is_some_and(|wanted| wanted.boot == Boot::Disk);
     match stage {
-        Some(Stage::Inventoried) if !has_order => return idle(evidence),
+        Some(Stage::Inventoried) => return present(evidence, since),
         // A system that was installed long ago is not asked to call home again.
         None | Some(Stage::Script(_) | Stage::OsDhcp) if own_disk && !has_order => {
             return Finding::new(Stands::Well, "It is on, and boots its own disk.");
@@ -417,6 +433,7 @@ mod tests {
     use jiff::SignedDuration;
     use proptest::prelude::*;
     use rackhand_common::{
+        event::Login,
         health::{self, Verdict},
         id::{CommandId, Epoch, MachineId, RunId},
         intent::{Order, Work},
@@ -516,6 +533,8 @@ mod tests {
         let disk = wanted(Boot::Disk, false);
         let commanded = |outcome| What::Commanded { command: CommandId(uuid::Uuid::nil()), outcome };
         let progress = What::Progress { run: run(), done: 50 << 20, total: 100 << 20 };
+        let login = Login { address: "10.77.0.9".parse().unwrap(), port: 22, host_key: "SHA256:k".into() };
+        let rescue = What::Rescue { run: run(), attempt: 1, login };
         let situations: Vec<Situation<'_>> = vec![
             (&installer, vec![], 0, Stands::Stuck, "Nothing was ever heard"),
             (
@@ -551,6 +570,9 @@ mod tests {
                 "switched off, and its installer is wanted",
             ),
             (&disk, vec![(0, What::Power(Power::Off))], 60, Stands::Well, "nobody wants it on"),
+            (&installer, vec![(0, connected())], 60, Stands::Busy, "has its order"),
+            (&installer, vec![(0, connected())], 900, Stands::Stuck, "has not begun its order"),
+            (&disk, vec![(0, connected()), (9, rescue)], 60, Stands::Well, "in rescue"),
             (&idle, vec![(0, connected())], 60, Stands::Well, "waits to be told what to do"),
             (&disk, vec![(0, What::PhonedHome { run: run() })], 60, Stands::Well, "called home"),
             (&disk, vec![(0, What::Stage(Stage::OsDhcp))], 90_000, Stands::Well, "boots its own disk"),

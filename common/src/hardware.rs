@@ -254,7 +254,9 @@ pub struct Port {
     /// Address it was made with; absent when its driver does not tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub permanent: Option<Mac>,
-    /// Megabits per second; absent without a link.
+    /// Whether it has a link.
+    pub link: bool,
+    /// Megabits per second; absent without a link, and when its driver does not tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub speed: Option<u32>,
     /// Firmware version, as its driver tells it.

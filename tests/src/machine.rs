@@ -567,6 +567,8 @@ impl Ssh for SimulatedSsh {
 
 impl Drop for SimulatedSsh {
     fn drop(&mut self) {
+        // To have everybody leave takes a moment.
+        std::thread::park_timeout(RETRY);
         let mut inside = self.machine.lock();
         // A later installer may let others in by now.
         if inside.rescue.as_ref().is_some_and(|rescue| rescue.host_key == self.host_key) {

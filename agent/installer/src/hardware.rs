@@ -49,7 +49,8 @@ fn port(sys: &Path, nic: &Nic, ethtool: Option<&Ethtool>) -> Port {
     Port {
         name: nic.name.clone(),
         permanent: ethtool.and_then(|ethtool| ethtool.permanent(&nic.name)),
-        // Without a link it is -1, or an error.
+        link: nic.link,
+        // Without a link it is -1, or an error; a virtual one may not tell.
         speed: text(&card.join("speed")).parse().ok().filter(|speed| *speed > 0),
         firmware: ethtool.and_then(|ethtool| ethtool.firmware(&nic.name)).unwrap_or_default(),
         address: address.unwrap_or_default(),

@@ -132,6 +132,11 @@ impl Session<'_> {
                     }
                 }
             }
+            // Whoever is told to restart asks no more: boot would take it for a machine that came back.
+            if next.as_ref().is_some_and(|assignment| matches!(assignment.task, Task::Reboot)) {
+                work.as_mut().await;
+                continue;
+            }
             let poll = self.poll(&mut lane, serial);
             let mut poll = pin!(poll);
             loop {

@@ -78,7 +78,11 @@ pub(crate) fn lines(known: &MachineHardware) -> Vec<String> {
         line("ecc", format!("{}: {} corrected, {} not", ecc.label, ecc.corrected, ecc.uncorrected));
     }
     for port in &hardware.ports {
-        let speed = port.speed.map_or("no link".to_owned(), |speed| format!("{speed} Mb/s"));
+        let speed = match (port.speed, port.link) {
+            (Some(speed), _) => format!("{speed} Mb/s"),
+            (None, true) => "link, its speed is not told".to_owned(),
+            (None, false) => "no link".to_owned(),
+        };
         let firmware = if port.firmware.is_empty() { String::new() } else { format!(", firmware {}", port.firmware) };
         let optics = port.optics.as_ref().map(|optics| words([&optics.vendor, &optics.part, &optics.serial]));
         let optics = optics.map(|optics| format!(", {optics}")).unwrap_or_default();

@@ -155,7 +155,7 @@ impl Told {
                 Stage::Kernel => "kernel: fetched by HTTP".into(),
                 Stage::Initramfs => "kernel: fetched its initial RAM disk".into(),
                 Stage::Installer => "installer: runs from RAM and has proven its ticket".into(),
-                Stage::OrderStarted(_) => "installer: begins its work on the disk".into(),
+                Stage::OrderStarted(_) => "installer: begins its work".into(),
                 Stage::ImageWritten => "disk: image written and flushed".into(),
                 Stage::SettingsWritten => "disk: settings and boot order written".into(),
                 Stage::Rebooting => "reboot: into its own disk".into(),
