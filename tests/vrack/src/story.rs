@@ -21,8 +21,11 @@ use crate::{
     facts::{self, Then},
     machine::Machine,
     narrator::node_timeline,
+    network::Place,
+    operator::items,
     peers,
     rack::{Care, Parts, Rack},
+    run::output,
     services::Service,
 };
 
@@ -43,6 +46,7 @@ const STORIES: &[(&str, Story)] = &[
     ("the_look_into_the_image_that_is_booted_finds_what_is_in_it", image_looked_into),
     ("machines_powered_on_for_the_first_time_are_discovered", discovered),
     ("machines_are_known_by_their_bmcs_by_ipmi_and_redfish", known_by_bmcs),
+    ("programs_of_the_toolbox_test_a_machine", tested),
     ("a_uefi_machine_goes_from_adoption_to_a_login_and_back_to_ready", uefi_there_and_back),
     ("a_card_keeps_its_address_whatever_dhcp_client_asks_and_boot_killed", peers::one_card_keeps_one_address),
     ("a_dhcp_release_frees_no_planned_address", peers::a_release_frees_nothing_planned),
@@ -50,6 +54,7 @@ const STORIES: &[(&str, Story)] = &[
     ("tftp_refuses_other_paths_and_all_writing", peers::tftp_refuses_other_paths_and_all_writing),
     ("a_bios_machine_is_deployed_although_all_is_killed_in_mid_write", bios_through_kills),
     ("root_and_the_first_user_log_in_with_the_operators_key", root_and_first_user),
+    ("an_owner_logs_in_to_the_rescue_system_whose_host_key_the_machine_shows", rescued),
     ("a_known_machine_boots_while_the_controller_is_away", controller_away),
     ("a_released_machine_holds_nothing_of_its_tenant_although_all_is_killed_in_mid_erase", released_through_kills),
 ];
@@ -156,6 +161,40 @@ fn known_by_bmcs(rack: &mut Rack) -> anyhow::Result<()> {
         ensure!(readings.iter().any(|reading| reading["value"].is_number()), "no sensor has a value: {sensors}");
         rack.operator.ask(&["bmc", "log", name(&found)?])?;
     }
+    Ok(())
+}
+
+fn tested(rack: &mut Rack) -> anyhow::Result<()> {
+    let machine = uefi(rack);
+    let known = rack.operator.machine(machine.label.mac)?.context("the machine is not known")?;
+    rack.operator.ask(&["machine", "test", name(&known)?, "--only", "nic", "--only", "smart", "--wait"])?;
+    let tests = rack.operator.ask(&["machine", "tests", name(&known)?])?;
+    let outcome = |test: &str| {
+        let told = items(&tests).ok().and_then(|tests| tests.iter().find(|told| told["test"] == test));
+        told.map(|told| told["outcome"].clone()).unwrap_or_default()
+    };
+    // A virtio disk tells nothing of its health.
+    ensure!(outcome("nic") == "passed" && outcome("smart") == "skipped", "{tests:#}");
+    Ok(())
+}
+
+fn rescued(rack: &mut Rack) -> anyhow::Result<()> {
+    let machine = bios(rack);
+    let active = rack.operator.wait_for_lifecycle(machine.label.mac, "active", BOOT)?;
+    rack.operator.ask(&["machine", "rescue", name(&active)?, "--wait"])?;
+    let there = rack.operator.wait_for_lifecycle(machine.label.mac, "rescue", BOOT)?;
+    let own_disk = "mount -o ro -L rackhand-root /mnt && cat /mnt/etc/hostname && umount /mnt";
+    let told = rack.ssh(&format!("root@{}", address(&active)?), own_disk, BOOT)?;
+    ensure!(told.trim() == name(&active)?, "its own disk holds the system of {told}");
+    let scan = format!("ssh-keyscan -t ed25519 {} 2>/dev/null | ssh-keygen -lf -", address(&active)?);
+    let scanned = output(rack.cabling.command(Place::Node, "sh").args(["-c", scan.as_str()]))?;
+    let shown = there["rescue"]["host_key"].as_str().context("no host key is shown")?;
+    ensure!(scanned.contains(shown), "it shows {shown} and has {scanned}");
+    rack.operator.ask(&["machine", "leave-rescue", name(&active)?, "--wait"])?;
+    let left = rack.operator.wait_for_lifecycle(machine.label.mac, "active", BOOT)?;
+    logs_in(rack, &left)?;
+    let left = rack.operator.machine(machine.label.mac)?.context("the machine is gone")?;
+    ensure!(left["alert"].is_null() && left["rescue"].is_null(), "{left:#}");
     Ok(())
 }
 
