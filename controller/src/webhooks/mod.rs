@@ -249,7 +249,9 @@ impl Receiver {
             return Ok(true);
         };
         let events = store.events(told, &EventFilter::default(), BATCH).await?;
-        let Some(last) = events.last().map(|event| event.id) else { return Ok(false) };
+        if events.is_empty() {
+            return Ok(false);
+        }
         let mut reached = told;
         let mut outcome = Ok(true);
         for event in events {
@@ -263,7 +265,6 @@ impl Receiver {
             }
             reached = id;
         }
-        debug_assert!(reached <= last, "only events that were read are passed");
         if reached > told {
             let mut tx = store.begin().await?;
             tx.set_webhook_told(name, reached).await?;
