@@ -107,7 +107,7 @@ pub async fn restore(config: &Config, file: &Path, force: bool, now: Timestamp) 
         .create(&config.data)
         .with_context(|| format!("cannot make {} (`data` in the configuration)", config.data.display()))?;
     controller::become_owner(&config.data)?;
-    let _lock = controller::lock(config)?;
+    let _alone = controller::Alone::on(config).await?;
     let place = config.place()?;
     let is_full = match &place {
         Place::File(path) => path.exists(),

@@ -2,17 +2,19 @@
 //! everything long-lived is built and spawned.
 //!
 //! Invariants:
-//! - One process serves a data directory: it holds the lock of the file `lock` in it.
+//! - One process serves a data directory, and a server's database: it holds the lock of each ([`alone`]).
 //! - [`init`] ends with the first token, in one transaction: interrupted before that it can be
 //!   repeated and goes on where it was; after that it refuses.
 //! - Shutdown: no new work; what is under way may end, until the [deadline](GRACE), where
 //!   whoever is late is named and left behind. All of it can be repeated after the next start.
 
+mod alone;
 pub mod people;
 mod reload;
 pub mod rotation;
 pub mod sealing;
 
+pub(crate) use alone::Alone;
 pub use reload::Settings;
 
 use std::{
@@ -333,7 +335,7 @@ pub async fn init(config: &Config, seams: Seams, tell: impl FnOnce(&str, &Path) 
     parent
         .and_then(|()| fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.data))
         .with_context(|| format!("cannot make {} (`data` in the configuration)", config.data.display()))?;
-    let _lock = lock(config)?;
+    let _alone = Alone::on(config).await?;
     let authority = match config.pki() {
         pki if pki.exists() => Authority::open(&pki),
         pki => Authority::init(&pki, now),
@@ -374,18 +376,6 @@ pub fn become_owner(data: &Path) -> Result<()> {
         .with_context(|| format!("cannot become the owner of {}", data.display()))
 }
 
-/// Forbids a second process on the same data, until the file is dropped.
-pub(crate) fn lock(config: &Config) -> Result<fs::File> {
-    let path = config.data.join("lock");
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => bail!("another controller runs on {}", config.data.display()),
-        Err(fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
-    }
-}
-
 async fn open(config: &Config) -> Result<Store> {
     let place = config.place()?;
     let seal = seal_key::seal(&config.pki()).context("cannot use the key of the secrets in the database")?;
@@ -408,7 +398,7 @@ pub struct Running {
     store: Store,
     parts: Parts,
     shutdown: CancellationToken,
-    _lock: fs::File,
+    _alone: Alone,
 }
 
 /// Tasks that run until shutdown, by name.
@@ -443,7 +433,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         "{} is not a controller's data directory (`data` in the configuration): run `rackhand-controller init` first",
         config.data.display()
     );
-    let lock = lock(&config)?;
+    let alone = Alone::on(&config).await?;
     let authority = Arc::new(Authority::open(&config.pki()).context("cannot use the certificate authority")?);
     authority.settle().context("cannot use the certificate authority")?;
     let identity = authority.controller(&config.names, now).context("cannot make the controller's certificate")?;
@@ -577,6 +567,14 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     let run = rotations::run(rotations, store.clone(), fleet.clone(), clock.clone(), shutdown.clone());
     parts.add("the passwords of BMCs", run);
     parts.add("the workflows", workflows::run(workflows, store.clone(), fleet, clock, shutdown.clone()));
+    if let Some(database) = alone.database.clone() {
+        let shutdown = shutdown.clone();
+        parts.add("the lock of the database", async move {
+            if let Err(error) = database.keep(shutdown.cancelled_owned()).await {
+                tracing::error!(error = &error as &dyn std::error::Error, "this controller stops");
+            }
+        });
+    }
     parts.add("the audit record", audit::run(store.clone(), shutdown.clone()));
     parts.add("the images", {
         let (shutdown, store) = (shutdown.clone(), store.clone());
@@ -598,7 +596,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
             images.closed().await;
         }
     });
-    Ok(Running { api: api_at, agents: agents_at, root_pin, telemetry, settings, store, parts, shutdown, _lock: lock })
+    Ok(Running { api: api_at, agents: agents_at, root_pin, telemetry, settings, store, parts, shutdown, _alone: alone })
 }
 
 impl Running {

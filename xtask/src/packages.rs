@@ -56,6 +56,9 @@ pub(crate) const PEERS: &[&str] = &[
     "python3-venv",
     // What man sets pages with.
     "groff-base",
+    // For whom the program completes, beside bash.
+    "fish",
+    "zsh",
     // Images for the controller's tests.
     "bzip2",
     "e2fsprogs",

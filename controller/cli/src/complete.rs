@@ -140,6 +140,11 @@ fn wanted(command: &Command, words: &[String]) -> Option<Wanted> {
         "image" => of("/v1/images", "name"),
         "pool" => of("/v1/pools", "name"),
         "vrf" => of("/v1/vrfs", "name"),
+        "plan" => of("/v1/plans", "name"),
+        "project" => of("/v1/projects", "name"),
+        "organisation" => of("/v1/organisations", "name"),
+        "site" => of("/v1/sites", "name"),
+        "person" => of("/v1/people", "name"),
         "run" => of("/v1/runs", "id"),
         "agent" => of("/v1/agents", "id"),
         "aggregate" => of("/v1/aggregates", "id"),
@@ -229,6 +234,10 @@ mod tests {
         assert_eq!(at("ip claim public-4 --machine "), machines);
         assert_eq!(at("run show "), of("/v1/runs", "id"));
         assert_eq!(at("ip release 198."), of("/v1/claims", "prefix"));
+        assert_eq!(at("plan show "), of("/v1/plans", "name"));
+        assert_eq!(at("machine deploy web-1 --project s"), of("/v1/projects", "name"));
+        assert_eq!(at("role grant operator a"), of("/v1/people", "name"));
+        assert_eq!(at("site move-rack lab --to f"), of("/v1/sites", "name"));
         assert_eq!(at("--context l"), Some(Wanted::Contexts));
         assert_eq!(at("context use l"), Some(Wanted::Contexts));
         for nothing in ["machine sh", "machine show --w", "rack create l", "machine rename web-1 x", "pool create s"] {

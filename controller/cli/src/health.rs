@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     client::{Client, given_only},
+    moment::moment,
     output::{Output, done, print},
     show::{Shown, second, table},
 };
@@ -27,7 +28,7 @@ pub(crate) enum HealthCommand {
     },
     /// Draw what a sensor read over time
     #[command(after_help = "  rackhand machine health series web-1 'CPU1 Temp'
-  rackhand machine health series web-1 'CPU1 Temp' --from 2027-01-01T00:00:00Z --output csv
+  rackhand machine health series web-1 'CPU1 Temp' --from 2027-01-01 --output csv
 
 A name that is not there is answered with those that are.")]
     Series {
@@ -36,18 +37,16 @@ A name that is not there is answered with those that are.")]
         /// The sensor, as the BMC calls it
         sensor: String,
         /// From then on; otherwise the day before the end
-        #[arg(long, value_name = "TIME")]
+        #[arg(long, value_name = "TIME", value_parser = moment)]
         from: Option<Timestamp>,
         /// Until then; otherwise now
-        #[arg(long, value_name = "TIME")]
+        #[arg(long, value_name = "TIME", value_parser = moment)]
         to: Option<Timestamp>,
     },
     /// Have a critical machine given out all the same, for a time
-    #[command(
-        after_help = "  rackhand machine health override web-1 --reason 'the fan is ordered' --until 2027-01-08T00:00:00Z
+    #[command(after_help = "  rackhand machine health override web-1 --reason 'the fan is ordered' --until 2027-01-08
 
-It ends by itself, at most 90 days from now."
-    )]
+It ends by itself, at most 90 days from now.")]
     Override {
         /// Name or id
         machine: String,
@@ -55,7 +54,7 @@ It ends by itself, at most 90 days from now."
         #[arg(long)]
         reason: String,
         /// Until when
-        #[arg(long, value_name = "TIME")]
+        #[arg(long, value_name = "TIME", value_parser = moment)]
         until: Timestamp,
     },
     /// Take an override back

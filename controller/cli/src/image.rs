@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     client::{Client, view},
     follow,
+    moment::moment,
     output::{Output, done, print},
     run::Wait,
     show::{Table, bytes, or_dash, second, table},
@@ -82,13 +83,13 @@ The exit code is 1 when something is wrong, and 0 for warnings.")]
         undo: bool,
     },
     /// Say from when on an image is not deployed any more; machines that have it keep it
-    #[command(after_help = "  rackhand image expire debian-12@1 --at 2027-06-30T00:00:00Z
+    #[command(after_help = "  rackhand image expire debian-12@1 --at 2027-06-30
   rackhand image expire debian-12@1 --never")]
     Expire {
         /// Name, name@version or id
         image: String,
         /// The time
-        #[arg(long, value_name = "TIME", required_unless_present = "never")]
+        #[arg(long, value_name = "TIME", value_parser = moment, required_unless_present = "never")]
         at: Option<jiff::Timestamp>,
         /// It does not expire
         #[arg(long, conflicts_with = "at")]

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::{
     client::{Client, given_only, view},
     grant::{self, Grant, Grantee, USES},
+    moment::moment,
     output::{Output, done, print},
     show::{Table, or_dash, second, table},
     watch::{self, Told, Watch},
@@ -188,8 +189,8 @@ announcements` lists: the controller speaks no BGP.")]
         /// Of this address, also those that were withdrawn
         #[arg(long)]
         address: Option<String>,
-        /// Only at this time, as 2026-11-24T12:00:00Z or 2026-11-24T13:00:00+01:00
-        #[arg(long, value_name = "TIME", requires = "address")]
+        /// Only at this time, as 2026-11-24, 2026-11-24T12:00 (both UTC) or 2026-11-24T13:00:00+01:00
+        #[arg(long, value_name = "TIME", value_parser = moment, requires = "address")]
         at: Option<Timestamp>,
         /// With an address: in this VRF
         #[arg(long, requires = "address")]
@@ -259,8 +260,8 @@ Whose block it was in: `rackhand ip blocks`. Which machines announced it: `rackh
 pub(crate) struct Past {
     /// The address
     address: String,
-    /// Only at this time, as 2026-11-24T12:00:00Z or 2026-11-24T13:00:00+01:00
-    #[arg(long, value_name = "TIME")]
+    /// Only at this time, as 2026-11-24, 2026-11-24T12:00 (both UTC) or 2026-11-24T13:00:00+01:00
+    #[arg(long, value_name = "TIME", value_parser = moment)]
     at: Option<Timestamp>,
     /// In this VRF
     #[arg(long, default_value = "default")]

@@ -27,6 +27,7 @@ mod live;
 mod login;
 mod machine;
 mod manifest;
+mod moment;
 mod nearest;
 mod organisation;
 mod os;

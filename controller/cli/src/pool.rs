@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     client::Client,
     grant::{self, Grant, Grantee, USES},
+    moment::moment,
     output::{Output, done, print},
     show::{Table, or_dash, table},
     watch::{self, Told, Watch},
@@ -118,7 +119,7 @@ FRAGMENTED tells how much of the free space lies outside of the largest free blo
         #[arg(long, value_parser = ["project", "site"])]
         by: Option<String>,
         /// With --by: and how many more, or fewer, that is than at this time
-        #[arg(long, value_name = "TIME", requires = "by")]
+        #[arg(long, value_name = "TIME", value_parser = moment, requires = "by")]
         since: Option<Timestamp>,
     },
     /// Tell how much of a pool was used from day to day, and when it will be full

@@ -267,7 +267,9 @@ impl From<StoreError> for Error {
             StoreError::Full(_) | StoreError::Unwritable(_) | StoreError::Unreachable(_) | StoreError::Busy(_) => {
                 Self::unavailable(error)
             }
-            StoreError::Database(_) | StoreError::Damaged(..) | StoreError::OtherKey => Self::internal(error),
+            StoreError::Database(_) | StoreError::Damaged(..) | StoreError::Served(_) | StoreError::OtherKey => {
+                Self::internal(error)
+            }
         }
     }
 }

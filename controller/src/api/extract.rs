@@ -42,11 +42,34 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
         if bytes.trim_ascii_start().first() == Some(&b'[') {
             return Err(Error::invalid("/", "the body is an object: {\"name\": …}"));
         }
-        serde_json::from_slice(&bytes).map(Self).map_err(|error| match error.classify() {
-            serde_json::error::Category::Data => Error::invalid("/", error),
-            _ => Error::malformed(error),
-        })
+        parsed(&bytes).map(Self)
     }
+}
+
+fn parsed<T: DeserializeOwned>(json: &[u8]) -> Result<T, Error> {
+    let mut text = serde_json::Deserializer::from_slice(json);
+    let value = serde_path_to_error::deserialize(&mut text).map_err(|error| match error.inner().classify() {
+        serde_json::error::Category::Data => Error::invalid(&pointer(error.path()), error.inner()),
+        _ => Error::malformed(error.inner()),
+    })?;
+    text.end().map_err(Error::malformed)?;
+    Ok(value)
+}
+
+/// Where that is in the body, as a JSON pointer (RFC 6901); the body itself is `/`.
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    let mut pointer = String::new();
+    for segment in path {
+        match segment {
+            Segment::Map { key } => pointer += &format!("/{}", key.replace('~', "~0").replace('/', "~1")),
+            Segment::Seq { index } => pointer += &format!("/{index}"),
+            // A variant has no place of its own in JSON.
+            Segment::Enum { .. } => (),
+            Segment::Unknown => break,
+        }
+    }
+    if pointer.is_empty() { "/".to_owned() } else { pointer }
 }
 
 /// A JSON body has more than [`MAX_BODY`] bytes.
@@ -218,6 +241,38 @@ impl<T> Page<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_wrong_is_told_with_where_it_is() {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[expect(dead_code, reason = "they are only read")]
+        struct Inner {
+            size: u8,
+        }
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[expect(dead_code, reason = "they are only read")]
+        struct Outer {
+            name: String,
+            disks: Vec<Inner>,
+        }
+        let field = |json: &str| match parsed::<Outer>(json.as_bytes()) {
+            Ok(_) => "taken".to_owned(),
+            Err(error) => error.detail().to_owned(),
+        };
+        assert_eq!(field(r#"{"name": "a", "disks": [{"size": 1}]}"#), "taken");
+        for (json, told) in [
+            (r#"{"name": 1, "disks": []}"#, "/name: invalid type"),
+            (r#"{"name": "a", "disks": [{"size": 1}, {"size": 300}]}"#, "/disks/1/size: invalid value"),
+            (r#"{"name": "a"}"#, "/: missing field `disks`"),
+            (r#"{"name": "a", "disks": [{"a/b~c": 1}]}"#, "/disks/0/a~1b~0c: unknown field"),
+            (r#"{"name": "a", "disks": []} x"#, "trailing characters"),
+            (r#"{"name": "a", "disks": ["#, "EOF"),
+        ] {
+            assert!(field(json).starts_with(told), "{}", field(json));
+        }
+    }
 
     #[test]
     fn depth_counts_brackets_outside_of_strings() {

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 
 use rackhand_controller_core::access::Sight;
 
-use super::{Config, lock, open};
+use super::{Alone, Config, open};
 use crate::{
     authority::{Authority, Root},
     store::{Agent, Store},
@@ -54,7 +54,7 @@ pub async fn status(config: &Config) -> Result<String> {
 
 /// Adds a root to the trust bundle.
 pub async fn next(config: &Config, now: Timestamp) -> Result<String> {
-    let _lock = lock(config)?;
+    let _alone = Alone::on(config).await?;
     let mut authority = authority(config)?;
     authority.add_root(now).context("see `rackhand-controller ca status`")?;
     Ok(format!(
@@ -67,7 +67,7 @@ pub async fn next(config: &Config, now: Timestamp) -> Result<String> {
 
 /// Issues from the newest root from now on.
 pub async fn rotate(config: &Config) -> Result<String> {
-    let _lock = lock(config)?;
+    let _alone = Alone::on(config).await?;
     let mut authority = authority(config)?;
     let bundle = authority.bundle().fingerprint();
     refuse_for(config, "do not have the newest root yet, and would no longer believe this controller", |agent| {
@@ -84,7 +84,7 @@ pub async fn rotate(config: &Config) -> Result<String> {
 
 /// Forgets the older root and destroys its key.
 pub async fn retire(config: &Config) -> Result<String> {
-    let _lock = lock(config)?;
+    let _alone = Alone::on(config).await?;
     let mut authority = authority(config)?;
     let roots = authority.roots();
     let Some(Root { pin, .. }) = roots.last() else { unreachable!("an authority that opened has a root") };

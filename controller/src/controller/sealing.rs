@@ -15,7 +15,7 @@ use rackhand_common::audit::Record;
 use rackhand_fail_points::fail_point;
 use uuid::Uuid;
 
-use super::{Config, become_owner, lock, open};
+use super::{Alone, Config, become_owner, open};
 use crate::{seal_key, store::Asked};
 
 /// Replaces the key.
@@ -28,7 +28,7 @@ pub async fn rotate(config: &Config, now: Timestamp) -> Result<String> {
         config.data.display()
     );
     become_owner(&config.data)?;
-    let _lock = lock(config).context("stop the controller for this, and start it again afterwards")?;
+    let _alone = Alone::on(config).await.context("stop the controller for this, and start it again afterwards")?;
     let was_interrupted = seal_key::unfinished(&pki).context("cannot use the key")?.is_some();
     if !was_interrupted {
         // A key that is not this database's is found before anything is changed.

@@ -32,6 +32,12 @@ pub enum StoreError {
     /// A stored value cannot be read: damage, or a newer version's.
     #[error("stored {0} cannot be read")]
     Damaged(&'static str, #[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Another controller has the database: from where, since when.
+    #[error(
+        "another controller runs on this database, {0}: a database is one controller's, so stop that one, or give this \
+         one another by `database.url` in its configuration"
+    )]
+    Served(String),
     /// Its secrets cannot be read with the key at hand.
     #[error("the database is sealed with another key: put back the `seal.key` that belongs to it")]
     OtherKey,

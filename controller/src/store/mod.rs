@@ -49,6 +49,7 @@ mod runs;
 mod samples;
 pub(crate) mod seal;
 mod sites;
+mod sole;
 mod test_results;
 mod tokens;
 mod transfer;
@@ -101,6 +102,7 @@ pub use self::{
     runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Rescue, Run, RunStatus, Tests},
     samples::KEPT,
     sites::{DEFAULT_SITE, Site},
+    sole::Sole,
     test_results::TestResult,
     tokens::{NewToken, Owner, Token},
 };

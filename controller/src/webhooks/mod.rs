@@ -33,7 +33,7 @@ const MOST: usize = 16;
 /// How often it is looked for what happened: people are to be told within seconds.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Events read at a time.
+/// Events read at a time; and so many that are not for a receiver are passed before that is noted.
 const BATCH: u32 = 100;
 
 /// How long a receiver may take for its answer.
@@ -214,9 +214,9 @@ impl Receiver {
 
     async fn tell_all(&self, store: &Store, clock: &dyn Clock) {
         let name = &self.config.name;
-        let mut wait = AGAIN.0;
+        let (mut wait, mut reached) = (AGAIN.0, None);
         loop {
-            match self.tell_some(store, clock).await {
+            match self.tell_some(&mut reached, store, clock).await {
                 Ok(told) => {
                     if wait > AGAIN.0 {
                         tracing::info!(webhook = name, "takes events again");
@@ -239,45 +239,50 @@ impl Receiver {
         }
     }
 
-    /// Tells what is next of it; whether there was anything.
-    async fn tell_some(&self, store: &Store, clock: &dyn Clock) -> Result<bool, NotTaken> {
+    /// Tells what is next behind what it has `reached`; whether there was anything.
+    async fn tell_some(&self, reached: &mut Option<u64>, store: &Store, clock: &dyn Clock) -> Result<bool, NotTaken> {
         let name = &self.config.name;
-        let Some(told) = store.webhook_told(name).await? else {
+        let Some(noted) = store.webhook_told(name).await? else {
             let mut tx = store.begin().await?;
             tx.begin_webhook(name).await?;
             tx.commit().await?;
             return Ok(true);
         };
-        let events = store.events(told, &EventFilter::default(), BATCH).await?;
+        let reached = reached.get_or_insert(noted);
+        let events = store.events(*reached, &EventFilter::default(), BATCH).await?;
         if events.is_empty() {
             return Ok(false);
         }
-        let mut reached = told;
+        let mut taken = false;
         let mut outcome = Ok(true);
         for event in events {
             let (id, at) = (event.id, event.at);
-            if let Err(error) = self.tell(event, clock.now().wall).await {
-                if clock.now().wall.duration_since(at) < KEPT {
+            match self.tell(event, clock.now().wall).await {
+                Ok(was_told) => taken |= was_told,
+                Err(error) if clock.now().wall.duration_since(at) < KEPT => {
                     outcome = Err(error);
                     break;
                 }
-                tracing::error!(webhook = name, event = id, "was not taken for three days, and is passed over");
+                Err(_) => {
+                    tracing::error!(webhook = name, event = id, "was not taken for three days, and is passed over");
+                }
             }
-            reached = id;
+            *reached = id;
         }
-        if reached > told {
+        // What nobody was told of can be looked at again: it is not worth a turn of the writers.
+        if taken || *reached - noted >= u64::from(BATCH) {
             let mut tx = store.begin().await?;
-            tx.set_webhook_told(name, reached).await?;
+            tx.set_webhook_told(name, *reached).await?;
             tx.commit().await?;
         }
         outcome
     }
 
-    /// Posts an event, if it is of a kind that is asked for.
-    async fn tell(&self, event: StoredEvent, now: Timestamp) -> Result<(), NotTaken> {
+    /// Posts an event, if it is of a kind that is asked for; whether it was.
+    async fn tell(&self, event: StoredEvent, now: Timestamp) -> Result<bool, NotTaken> {
         let view = Event::from(event);
         if !self.config.kinds.contains(&view.kind) {
-            return Ok(());
+            return Ok(false);
         }
         let message = Message { r#type: &view.kind, timestamp: view.at, data: &view };
         let body = serde_json::to_string(&message).expect("events always serialize");
@@ -292,7 +297,7 @@ impl Receiver {
             .header("webhook-id", id)
             .body(body);
         let status = request.send().await.map_err(NotTaken::Unreachable)?.status();
-        if status.is_success() { Ok(()) } else { Err(NotTaken::Status(status)) }
+        if status.is_success() { Ok(true) } else { Err(NotTaken::Status(status)) }
     }
 }
 
