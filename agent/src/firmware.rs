@@ -159,7 +159,10 @@ impl Updates {
             return Answered::Later("the rack's agent does not understand what it is asked: upgrade it".to_owned());
         };
         let slot = self.0.slots.lock().unwrap_or_else(PoisonError::into_inner).entry(machine).or_default().clone();
-        let mut slot = slot.lock().await;
+        // Somebody else waits for the same.
+        let Ok(mut slot) = slot.try_lock() else {
+            return Answered::UnderWay { detail: "it is being asked about".to_owned(), mark: 0 };
+        };
         if slot.as_ref().is_some_and(|under| under.ask != ask && under.task.is_finished()) {
             *slot = None;
         }
@@ -214,8 +217,13 @@ impl Updates {
                     Err(FetchError::NotFound(why)) => return Ok(Answered::Refused(why)),
                     Err(FetchError::Unavailable(why)) => return Err(why),
                 };
-                let begun =
-                    Record { run: ask.run, name: ask.update.name.clone(), was: version, sent: Sent::Begun, ended: None };
+                let begun = Record {
+                    run: ask.run,
+                    name: ask.update.name.clone(),
+                    was: version,
+                    sent: Sent::Begun,
+                    ended: None,
+                };
                 self.write(machine, &begun)?;
                 let record = record.insert(begun);
                 told.say("sends the file", 2);
@@ -223,11 +231,11 @@ impl Updates {
                     Ok(task) => {
                         record.sent = Sent::Taken(task);
                         self.write(machine, record)?;
-                        self.watch(&reached, ask, Some(record), told).await
+                        self.watch(&reached, ask, Some(&*record), told).await
                     }
                     // It may have taken it.
                     Err(BmcError::Unreachable(_) | BmcError::Malformed(_)) => {
-                        self.watch(&reached, ask, Some(record), told).await
+                        self.watch(&reached, ask, Some(&*record), told).await
                     }
                     Err(error) => Answered::Refused(format!("its BMC did not take the file: {error}")),
                 }
@@ -280,7 +288,9 @@ impl Updates {
             }
             if Instant::now() >= end {
                 let took = update.timeout;
-                return Answered::Failed(format!("not over within {took} s, and it is not known what it has now: {last}"));
+                return Answered::Failed(format!(
+                    "not over within {took} s, and it is not known what it has now: {last}"
+                ));
             }
             sleep(LOOK.min(Duration::from_secs(update.timeout.into()))).await;
         }
@@ -291,13 +301,7 @@ impl Updates {
     }
 
     /// Reads the version until it is the one that is wanted, or as long as it may take to show.
-    async fn confirm(
-        &self,
-        reached: &Reached,
-        update: &Update,
-        record: Option<&Record>,
-        told: &Told,
-    ) -> Answered {
+    async fn confirm(&self, reached: &Reached, update: &Update, record: Option<&Record>, told: &Told) -> Answered {
         told.say("reads the version back", 200);
         let end = Instant::now() + Duration::from_secs(update.settle.into());
         loop {

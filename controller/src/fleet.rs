@@ -403,7 +403,9 @@ impl Fleet {
             Ok(ControllerResponse::Firmware(json)) => match serde_json::from_str(&json) {
                 Ok(answered) => Ok(Some(answered)),
                 // What it means is not known: nothing is concluded from it.
-                Err(_) => later("the rack's agent gave an answer that is not understood: upgrade the controller".into()),
+                Err(_) => {
+                    later("the rack's agent gave an answer that is not understood: upgrade the controller".into())
+                }
             },
             Ok(ControllerResponse::NotUnderstood(_)) => Ok(None),
             Ok(ControllerResponse::Refused(reason)) => later(reason),

@@ -27,8 +27,8 @@ use rackhand_controller_core::{
 
 use crate::{
     store::{
-        Deploy, FirmwareUpdates, Happened, Hold, Image, ImageVersion, Machine, Parameters, PowerChange, Release, Rescue, Run, RunStatus,
-        StoreError, Tests, Tx,
+        Deploy, FirmwareUpdates, Happened, Hold, Image, ImageVersion, Machine, Parameters, PowerChange, Release,
+        Rescue, Run, RunStatus, StoreError, Tests, Tx,
     },
     workflows,
 };
@@ -71,7 +71,9 @@ pub enum Denied {
     #[error("what is on its disks is lost by these tests: {}; say `accept_data_loss` to run them", .0.join(", "))]
     Destructive(Vec<String>),
     /// Its BMC is what updates it, and nobody said how that is reached.
-    #[error("nobody has said how the BMC of machine {0} is reached, which is what updates its firmware: `rackhand bmc set`")]
+    #[error(
+        "nobody has said how the BMC of machine {0} is reached, which is what updates its firmware: `rackhand bmc set`"
+    )]
     NoBmc(String),
     /// The file of firmware has not come.
     #[error("the file of firmware {0} is not here yet: `rackhand firmware import` sends it")]

@@ -22,9 +22,8 @@ use jiff::Timestamp;
 use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use rackhand_common::{
     bmc::baseline::{Answered, Ask},
-    firmware,
     commission::Tested,
-    event,
+    event, firmware,
     id::{Epoch, MachineId, RackId, RunId},
     intent::Boot,
     time::{Clock, Now},
@@ -385,7 +384,13 @@ async fn tested(tx: &mut Tx, now: Timestamp, run: &Run, mut machine: Machine, en
 
 /// Has a machine stay out of service when an update left in doubt what its devices have: until somebody looked,
 /// nobody is given it. One of which nothing was changed is as it was.
-async fn updated(tx: &mut Tx, now: Timestamp, run: &Run, mut machine: Machine, ended: &Ended) -> Result<(), StoreError> {
+async fn updated(
+    tx: &mut Tx,
+    now: Timestamp,
+    run: &Run,
+    mut machine: Machine,
+    ended: &Ended,
+) -> Result<(), StoreError> {
     machine.order = None;
     let updates = tx.updates_of(run.id).await?;
     let is_in_doubt = updates.values().any(|update| !update.state.is_settled());

@@ -21,7 +21,7 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use rackhand_bmc::{
-    Bmc, BmcError, Credentials,
+    Bmc, BmcError, Credentials, Image,
     redfish::{Bounds, Redfish, Target, Which, link::Link, secure_boot::ResetKeys},
     told::{BootOverride, BootSource, baseline::Attribute},
 };

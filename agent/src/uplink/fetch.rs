@@ -159,7 +159,9 @@ impl Source for Fetcher {
                 Ok(())
             } else {
                 // TLS keeps bytes whole on their way: the controller's own copy is not.
-                Err(FetchError::NotFound(format!("the controller's copy of firmware {sha256} is damaged: import it again")))
+                Err(FetchError::NotFound(format!(
+                    "the controller's copy of firmware {sha256} is damaged: import it again"
+                )))
             }
         })
     }

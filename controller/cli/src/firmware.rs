@@ -254,7 +254,8 @@ async fn campaign(client: &Client, command: CampaignCommand, output: Output) -> 
         CampaignCommand::Show { which, watch } => {
             let path = which.path(client).await?;
             let fetch = async || client.get(&path).await;
-            return watch::show(client, output, watch, Told::ByNobody, fetch, |campaign: Campaign| progress(&campaign)).await;
+            return watch::show(client, output, watch, Told::ByNobody, fetch, |campaign: Campaign| progress(&campaign))
+                .await;
         }
         CampaignCommand::Pause { which } => (which, "pause"),
         CampaignCommand::Resume { which } => (which, "run"),

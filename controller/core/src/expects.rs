@@ -541,7 +541,11 @@ impl Expects {
         let slots = self.memory.iter().flat_map(|memory| &memory.slots);
         let drivers = self.ports.iter().map(|ports| &ports.driver);
         let firmware = self.firmware.iter().flat_map(|firmware| [&firmware.of, &firmware.version]);
-        if slots.chain(drivers).chain(firmware).chain(&self.baseline).any(|text| text.len() > MAX_TEXT || text.chars().any(char::is_control))
+        if slots
+            .chain(drivers)
+            .chain(firmware)
+            .chain(&self.baseline)
+            .any(|text| text.len() > MAX_TEXT || text.chars().any(char::is_control))
         {
             return Some(format!("a text has at most {MAX_TEXT} printable bytes"));
         }

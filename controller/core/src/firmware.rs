@@ -208,7 +208,10 @@ impl Manifest {
             return Some(("inventory", why));
         }
         if let Some(device) = device.as_ref().filter(|device| !is_device(device)) {
-            return Some(("device", format!("is of two ids of four hexadecimal digits (`15b3:1017`), and {device:?} is none")));
+            return Some((
+                "device",
+                format!("is of two ids of four hexadecimal digits (`15b3:1017`), and {device:?} is none"),
+            ));
         }
         if vendor.is_none() && board.is_none() && device.is_none() {
             return Some(("match", "names a vendor, a board or a device: firmware is for nobody else's".into()));
@@ -242,7 +245,8 @@ impl Manifest {
         }
         let wanted = device.as_ref()?;
         let mut devices = hardware.iter().flat_map(|hardware| &hardware.devices);
-        let is_there = devices.any(|found| format!("{:04x}:{:04x}", found.vendor, found.device).eq_ignore_ascii_case(wanted));
+        let is_there =
+            devices.any(|found| format!("{:04x}:{:04x}", found.vendor, found.device).eq_ignore_ascii_case(wanted));
         (!is_there).then(|| format!("it is for machines with the device {wanted}, and this one tells of none"))
     }
 

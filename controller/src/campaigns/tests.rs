@@ -25,7 +25,7 @@ async fn bench(on: On, count: u8) -> (Bench, Vec<Machine>) {
     tx.commit().await.unwrap();
     for number in 1..=count {
         let mut machine = bench.adopted(number).await;
-        machine.inventory.system.vendor = "Rackhand".to_owned();
+        Arc::make_mut(&mut machine.inventory).system.vendor = "Rackhand".to_owned();
         let access = Access {
             machine: machine.id,
             at: "10.20.0.5".parse().unwrap(),

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError, Tx,
-    database::{Builder, Executor, Row, query},
+    database::{Builder, Row, query},
     from_json, id, json, micros, timestamp,
 };
 
@@ -71,12 +71,7 @@ impl Store {
     }
 
     /// Campaigns of a rack, the newest first, those before `before`, at most `limit`.
-    pub async fn campaigns(
-        &self,
-        rack: RackId,
-        before: Option<Uuid>,
-        limit: u32,
-    ) -> Result<Vec<Campaign>, StoreError> {
+    pub async fn campaigns(&self, rack: RackId, before: Option<Uuid>, limit: u32) -> Result<Vec<Campaign>, StoreError> {
         let mut query = select(rack, None);
         if let Some(before) = before {
             query.push(" AND id < ").push_bind(before.to_string());
@@ -241,14 +236,14 @@ fn read(row: &Row) -> Result<Campaign, StoreError> {
 }
 
 fn read_machine(row: &Row) -> Result<CampaignMachine, StoreError> {
-    let run: Option<&str> = row.try_get("run")?;
+    let run: Option<String> = row.try_get("run")?;
     let state: String = row.try_get("state")?;
     Ok(CampaignMachine {
         machine: id(row.try_get("machine")?)?,
         name: row.try_get("machine_name")?,
         firmware: from_json("firmware of a campaign", row.try_get("firmware")?)?,
         state: from_json("state of a machine of a campaign", &json(&state))?,
-        run: run.map(id).transpose()?,
+        run: run.map(|run| id(&run)).transpose()?,
         detail: row.try_get("detail")?,
     })
 }

@@ -102,7 +102,9 @@ pub use self::{
     reports::{Assignment, By, Held},
     requests::{KeyedRequest, Known, UnderWay},
     reverse::ReverseName,
-    runs::{Deploy, FirmwareUpdates, OrderEnd, OrderResult, Parameters, PowerChange, Release, Rescue, Run, RunStatus, Tests},
+    runs::{
+        Deploy, FirmwareUpdates, OrderEnd, OrderResult, Parameters, PowerChange, Release, Rescue, Run, RunStatus, Tests,
+    },
     samples::KEPT,
     sites::{DEFAULT_SITE, Site},
     test_results::TestResult,

@@ -91,7 +91,7 @@ async fn run_is_over(trial: &Trial, machine: &str, lifecycle: Lifecycle) {
 async fn firmware_is_tried(trial: &mut Trial, machine: &str) {
     let mut tx = trial.bench.app.store.begin().await.unwrap();
     let mut row = tx.machine(machine.rsplit('/').next().unwrap()).await.unwrap();
-    row.inventory.system.vendor = "Rackhand".into();
+    Arc::make_mut(&mut row.inventory).system.vendor = "Rackhand".into();
     tx.update_machine(Timestamp::UNIX_EPOCH, &mut row).await.unwrap();
     tx.commit().await.unwrap();
     let toy = include_str!("../../../../firmware-scripts/firmware/toy-bmc.toml");

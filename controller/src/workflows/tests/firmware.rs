@@ -43,9 +43,8 @@ fn installed() -> Answered {
 /// A world whose machine has a BMC, with two files for it: the toy's, and another for its BIOS.
 async fn world(on: On, answers: &[(&str, bool, &[Answered])]) -> (World, Run) {
     let world = World::with_bmc(on).await;
-    let answers = answers.iter().map(|(name, confirm, told)| {
-        (((*name).to_owned(), *confirm), told.iter().cloned().collect())
-    });
+    let answers =
+        answers.iter().map(|(name, confirm, told)| (((*name).to_owned(), *confirm), told.iter().cloned().collect()));
     world.node.state.lock().unwrap().firmware.answers = answers.collect();
     let bios = TOY.replace("toy-bmc-2.18", "toy-bios").replace("component = \"bmc\"", "component = \"bios\"");
     let bios = bios.replace("order = 10", "order = 20");
@@ -56,7 +55,7 @@ async fn world(on: On, answers: &[(&str, bool, &[Answered])]) -> (World, Run) {
         tx.firmware_is_here(at(0).wall, id).await.unwrap();
     }
     let mut machine = tx.machine("m-3456").await.unwrap();
-    machine.inventory.system.vendor = "Rackhand".to_owned();
+    Arc::make_mut(&mut machine.inventory).system.vendor = "Rackhand".to_owned();
     tx.update_machine(at(0).wall, &mut machine).await.unwrap();
     let names = ["toy-bios", "toy-bmc-2.18"].map(ToOwned::to_owned).to_vec();
     let run = tx.start_firmware(at(0).wall, &machine, Some(names)).await.unwrap();

@@ -60,8 +60,10 @@ mod tests {
     #[test]
     fn a_form_is_read_whole_or_not_at_all() {
         let kind = "multipart/form-data; boundary=b";
-        let parameters = "--b\r\nContent-Disposition: form-data; name=\"UpdateParameters\"\r\n\r\n{\"Targets\": []}\r\n";
-        let file = "--b\r\nContent-Disposition: form-data; name=\"UpdateFile\"; filename=\"a-1.bin\"\r\n\r\n\r\n--a\r\n";
+        let parameters =
+            "--b\r\nContent-Disposition: form-data; name=\"UpdateParameters\"\r\n\r\n{\"Targets\": []}\r\n";
+        let file =
+            "--b\r\nContent-Disposition: form-data; name=\"UpdateFile\"; filename=\"a-1.bin\"\r\n\r\n\r\n--a\r\n";
         let read = |body: &str| Push::read(kind, body.as_bytes()).map(|push| (push.name.clone(), push.file.to_vec()));
         let whole = Some(("a-1.bin".to_owned(), b"\r\n--a".to_vec()));
         assert_eq!(read(&format!("{parameters}{file}--b--\r\n")), whole);
