@@ -35,6 +35,7 @@ use crate::{
     clock::{SystemClock, SystemTimer},
     console::Consoles,
     discovery::{self, Discovery, DiscoveryFile},
+    firmware::Updates,
     health::{self, HealthFile, Machines, Metrics, series::Series},
     intent,
     ledger::Ledger,
@@ -252,6 +253,8 @@ pub struct Running {
     pub machines: Machines,
     /// Serial consoles.
     pub consoles: Consoles,
+    /// Updates of firmware.
+    pub updates: Updates,
     /// Events on their way to the controller.
     pub spool: Spool,
     /// Commands written down.
@@ -284,6 +287,7 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         bmcs: running.bmcs.clone(),
         machines: running.machines.clone(),
         consoles: running.consoles.clone(),
+        updates: running.updates.clone(),
         spool: running.spool.clone(),
         ledger: running.ledger.clone(),
         calls: running.calls.clone(),
@@ -317,6 +321,8 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let machines = Machines::open(database, bmcs.clone(), spooled, series, of_machines, configured_health).await?;
     let consoles = Consoles::new(bmcs.clone(), &config.state, shutdown.clone());
     let lights = Lights::new(bmcs.clone(), shutdown.clone());
+    let updates = Updates::open(&config.state, bmcs.clone(), link.source.clone())
+        .with_context(|| format!("cannot keep firmware in {}", config.state.display()))?;
     let socket = local::bind(&config.socket)
         .with_context(|| format!("cannot listen on {}: does its directory exist?", config.socket.display()))?;
     let listener = TcpListener::bind(config.metrics)
@@ -422,6 +428,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
         bmcs,
         machines,
         consoles,
+        updates,
         spool,
         ledger,
         calls,
@@ -539,6 +546,10 @@ mod tests {
         }
 
         fn manifest(&self, _: Digest) -> Fetched<'_, SignedManifest> {
+            Box::pin(async { Err(FetchError::Unavailable("no controller".into())) })
+        }
+
+        fn firmware<'a>(&'a self, _: &'a str, _: u64, _: &'a Path) -> Fetched<'a, ()> {
             Box::pin(async { Err(FetchError::Unavailable("no controller".into())) })
         }
     }

@@ -585,8 +585,7 @@ impl Reached {
     /// Asks for a person, before whatever is read regularly.
     async fn before_all_else<T>(&self, ask: impl Future<Output = T>) -> T {
         self.conversation.wanted.notify_one();
-        let _alone = self.conversation.look.lock().await;
-        ask.await
+        self.alone(ask).await
     }
 
     /// Who is asked; on the first call it is found out what the BMC speaks.
@@ -599,6 +598,12 @@ impl Reached {
         let bmc = self.bmc().await?;
         self.bmcs.check_mainboard(&self.known.access, &*bmc).await?;
         Ok(bmc)
+    }
+
+    /// Asks what takes its time, while nobody else asks.
+    pub async fn alone<T>(&self, ask: impl Future<Output = T>) -> T {
+        let _alone = self.conversation.look.lock().await;
+        ask.await
     }
 
     /// Opens the machine's serial console, from its present holder if it `takes_over`; in a session

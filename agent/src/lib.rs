@@ -14,6 +14,7 @@ pub mod console;
 mod data_files;
 pub mod discovery;
 pub mod doctor;
+pub mod firmware;
 pub mod health;
 pub mod intent;
 pub mod ledger;

@@ -69,6 +69,8 @@ pub trait Source: Send + Sync + 'static {
     fn chunk(&self, digest: Digest) -> Fetched<'_, Vec<u8>>;
     /// A manifest, checked against its name and the trust bundle.
     fn manifest(&self, digest: Digest) -> Fetched<'_, SignedManifest>;
+    /// A file of firmware, put where it is wanted: whole, of this size and with this SHA-256, or not at all.
+    fn firmware<'a>(&'a self, sha256: &'a str, size: u64, to: &'a Path) -> Fetched<'a, ()>;
 }
 
 /// What a [`Source`] gives, in time.
@@ -537,6 +539,10 @@ mod tests {
         }
 
         fn manifest(&self, _: Digest) -> Fetched<'_, SignedManifest> {
+            Box::pin(async { Err(FetchError::Unavailable("the controller is away".into())) })
+        }
+
+        fn firmware<'a>(&'a self, _: &'a str, _: u64, _: &'a Path) -> Fetched<'a, ()> {
             Box::pin(async { Err(FetchError::Unavailable("the controller is away".into())) })
         }
     }

@@ -3,7 +3,8 @@
 //! Read in this order: [`id`], [`machine`] and [`hardware`] are the vocabulary; [`intent`] is what the
 //! controller wants of a rack and [`event`] what happened there; [`wire`] carries both
 //! between controller, agent and boot; [`bmc`] is how BMCs are reached and what they tell,
-//! [`health`] what is made of that, and [`explanation`] of all that is known of a machine;
+//! [`firmware`] how they are updated,
+//! [`health`] what is made of all that, and [`explanation`] of all that is known of a machine;
 //! [`channel`] is spoken between boot and the installer;
 //! [`image`] describes what the installer writes, [`commission`] what it tests a machine with; [`pki`] says who may be whom; [`seal`] keeps
 //! secrets unreadable on disk; [`audit`] chains what was changed; [`places`] bounds connections; [`finding`] is how a program tells what it found when it
@@ -17,6 +18,7 @@ pub mod erasure;
 pub mod event;
 pub mod explanation;
 pub mod finding;
+pub mod firmware;
 pub mod hardware;
 pub mod health;
 pub mod id;

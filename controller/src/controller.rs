@@ -42,6 +42,7 @@ use crate::{
     addresses::Addresses,
     api, audit,
     authority::Authority,
+    campaigns,
     certificates::Certificates,
     clock::SystemClock,
     enrol, events,
@@ -566,6 +567,8 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     parts.add("the BMCs that were found", run);
     let run = rotations::run(rotations, store.clone(), fleet.clone(), clock.clone(), shutdown.clone());
     parts.add("the passwords of BMCs", run);
+    let run = campaigns::run(store.clone(), workflows.clone(), clock.clone(), shutdown.clone());
+    parts.add("the firmware campaigns", run);
     parts.add("the workflows", workflows::run(workflows, store.clone(), fleet, clock, shutdown.clone()));
     if let Some(database) = alone.database.clone() {
         let shutdown = shutdown.clone();

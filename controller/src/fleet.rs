@@ -28,6 +28,7 @@ use rackhand_common::{
         Look, Met, Rotated, Standing, Stranger,
         baseline::{Answered, Ask},
     },
+    firmware,
     health::SeriesQuery,
     id::{AgentId, Epoch, MachineId, RackId},
     pki::{self, Identity, KeyPin, NotAPeer, Peer, Role},
@@ -380,6 +381,37 @@ impl Fleet {
             }
             Err(error) => {
                 tracing::warn!(%rack, error = &error as &dyn std::error::Error, "a BMC was not read");
+                Err(self.unreachable(rack).await)
+            }
+        }
+    }
+
+    /// Has the rack's agent update firmware of a machine; nothing when it is of an earlier version and
+    /// cannot.
+    pub async fn firmware(
+        &self,
+        rack: RackId,
+        machine: MachineId,
+        epoch: Epoch,
+        question: firmware::Ask,
+    ) -> Result<Option<firmware::Answered>, Unreachable> {
+        let Some(live) = self.live(rack) else { return Err(self.unreachable(rack).await) };
+        let Ok(_place) = live.looks.acquire().await else { return Err(self.unreachable(rack).await) };
+        let question = serde_json::to_string(&question).expect("what is asked always serializes");
+        let later = |reason: String| Ok(Some(firmware::Answered::Later(reason)));
+        match ask(&live.quic, &ControllerRequest::Firmware(machine, epoch, question)).await {
+            Ok(ControllerResponse::Firmware(json)) => match serde_json::from_str(&json) {
+                Ok(answered) => Ok(Some(answered)),
+                // What it means is not known: nothing is concluded from it.
+                Err(_) => {
+                    later("the rack's agent gave an answer that is not understood: upgrade the controller".into())
+                }
+            },
+            Ok(ControllerResponse::NotUnderstood(_)) => Ok(None),
+            Ok(ControllerResponse::Refused(reason)) => later(reason),
+            Ok(other) => later(format!("the rack's agent gave an answer that does not fit: {other:?}")),
+            Err(error) => {
+                tracing::warn!(%rack, error = &error as &dyn std::error::Error, "firmware was not updated");
                 Err(self.unreachable(rack).await)
             }
         }
@@ -844,6 +876,16 @@ impl Commands for Fleet {
         ask: Ask,
     ) -> Result<Option<Answered>, Unreachable> {
         Fleet::baseline(self, rack, machine, epoch, ask).await
+    }
+
+    async fn firmware(
+        &self,
+        rack: RackId,
+        machine: MachineId,
+        epoch: Epoch,
+        ask: firmware::Ask,
+    ) -> Result<Option<firmware::Answered>, Unreachable> {
+        Fleet::firmware(self, rack, machine, epoch, ask).await
     }
 
     fn wake(&self, rack: RackId) {

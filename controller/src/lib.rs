@@ -2,7 +2,7 @@
 //!
 //! [`fleet`] holds the agents' connections, [`workflows`] moves runs on, [`api`] answers
 //! operators, [`oidc`] knows people by who vouches for them, [`addresses`] hands addresses out, [`samples`]
-//! notes daily how much of pools is used, [`webhooks`] tells other programs what happens, [`images`] imports and serves images; all of them share one [`store`].
+//! notes daily how much of pools is used, [`webhooks`] tells other programs what happens, [`images`] imports and serves images, and files of firmware, which [`campaigns`] has installed; all of them share one [`store`].
 
 pub mod acme;
 pub mod addresses;
@@ -10,6 +10,7 @@ pub mod api;
 pub mod audit;
 pub mod authority;
 pub mod backup;
+pub mod campaigns;
 pub mod certificates;
 pub mod clock;
 pub mod controller;

@@ -12,12 +12,14 @@ use jiff::Timestamp;
 use rackhand_common::{
     bmc::Access,
     commission,
+    firmware::Update,
     id::{ProjectId, RunId},
     image::Settings,
     intent::{Boot, DiskRule, Host},
     machine::{Content, Disk, Mainboard},
 };
 use rackhand_controller_core::{
+    firmware::{self, Manifest},
     identity::{Change, Part},
     lifecycle::{Event, Forbidden, Lifecycle},
     workflow,
@@ -25,8 +27,8 @@ use rackhand_controller_core::{
 
 use crate::{
     store::{
-        Deploy, Happened, Hold, Image, ImageVersion, Machine, Parameters, PowerChange, Release, Rescue, Run, RunStatus,
-        StoreError, Tests, Tx,
+        Deploy, FirmwareUpdates, Happened, Hold, Image, ImageVersion, Machine, Parameters, PowerChange, Release,
+        Rescue, Run, RunStatus, StoreError, Tests, Tx,
     },
     workflows,
 };
@@ -68,6 +70,30 @@ pub enum Denied {
     /// Tests destroy what is on disks, and the operator has not said that it may be lost.
     #[error("what is on its disks is lost by these tests: {}; say `accept_data_loss` to run them", .0.join(", "))]
     Destructive(Vec<String>),
+    /// Its BMC is what updates it, and nobody said how that is reached.
+    #[error(
+        "nobody has said how the BMC of machine {0} is reached, which is what updates its firmware: `rackhand bmc set`"
+    )]
+    NoBmc(String),
+    /// The file of firmware has not come.
+    #[error("the file of firmware {0} is not here yet: `rackhand firmware import` sends it")]
+    FirmwareNotHere(String),
+    /// The firmware is not for this machine.
+    #[error("firmware {name} is not for machine {machine}: {reason}")]
+    FirmwareUnfit {
+        /// Its name.
+        name: String,
+        /// The machine's.
+        machine: String,
+        /// Why not.
+        reason: String,
+    },
+    /// Two would be installed in one place.
+    #[error("both {0} and {1} are for the same: name one of them")]
+    FirmwareTwice(String, String),
+    /// There is nothing to do.
+    #[error("nothing of the firmware of machine {0} is other than its plan has it; name what is to be installed")]
+    FirmwareAsWanted(String),
     /// Nothing changed.
     #[error("its parts are those that were accepted")]
     Unchanged,
@@ -436,6 +462,51 @@ impl Tx {
         self.start(now, Machine { lifecycle, order: None, ..machine.clone() }, Parameters::Test(tests)).await
     }
 
+    /// Begins a run that installs this firmware, in the order of its manifests; when none is named, what its
+    /// plan has otherwise.
+    pub async fn start_firmware(
+        &mut self,
+        now: Timestamp,
+        machine: &Machine,
+        names: Option<Vec<String>>,
+    ) -> Result<Run, Denied> {
+        let lifecycle = machine.lifecycle.on(Event::UpdateFirmware)?;
+        self.check_idle(machine).await?;
+        if self.bmc(machine.id).await?.is_none() {
+            return Err(Denied::NoBmc(machine.name.clone()));
+        }
+        let names = match names {
+            Some(names) => names,
+            None => self.examined_with_drift(machine).await?.1.into_iter().map(|drift| drift.name).collect(),
+        };
+        if names.is_empty() {
+            return Err(Denied::FirmwareAsWanted(machine.name.clone()));
+        }
+        let hardware = self.hardware(machine.id).await?.map(|known| known.hardware);
+        let mut manifests = Vec::new();
+        for name in names {
+            let firmware = self.firmware(&name).await?;
+            if firmware.here.is_none() {
+                return Err(Denied::FirmwareNotHere(firmware.manifest.name));
+            }
+            let unfit = firmware.manifest.unfit(&machine.inventory, hardware.as_ref());
+            if let Some(reason) = unfit {
+                let (name, machine) = (firmware.manifest.name, machine.name.clone());
+                return Err(Denied::FirmwareUnfit { name, machine, reason });
+            }
+            manifests.push(firmware.manifest);
+        }
+        firmware::in_order(&mut manifests);
+        let updates: Vec<Update> = manifests.iter().filter_map(Manifest::update).collect();
+        for (at, update) in updates.iter().enumerate() {
+            if let Some(before) = updates[..at].iter().find(|before| before.place == update.place) {
+                return Err(Denied::FirmwareTwice(before.name.clone(), update.name.clone()));
+            }
+        }
+        let parameters = Parameters::Firmware(FirmwareUpdates { updates });
+        self.start(now, Machine { lifecycle, order: None, ..machine.clone() }, parameters).await
+    }
+
     /// Takes a machine out of service, or back into it; `held` says why it is out of it.
     pub async fn hold(
         &mut self,
@@ -522,6 +593,10 @@ impl Tx {
             Parameters::Rescue(rescue) => {
                 let request = RescueRequest { ssh_keys: rescue.ssh_keys.clone(), until: rescue.until };
                 return Ok(Retried { run: self.start_rescue(now, machine, request).await?, deprecated: None });
+            }
+            Parameters::Firmware(FirmwareUpdates { updates }) => {
+                let names = updates.iter().map(|update| update.name.clone()).collect();
+                return Ok(Retried { run: self.start_firmware(now, machine, Some(names)).await?, deprecated: None });
             }
             Parameters::LeaveRescue => {
                 return Ok(Retried { run: self.start_leave_rescue(now, machine).await?, deprecated: None });

@@ -23,7 +23,7 @@ use prometheus_client::{metrics::counter::Counter, registry::Registry};
 use rackhand_common::{
     bmc::baseline::{Answered, Ask},
     commission::Tested,
-    event,
+    event, firmware,
     id::{Epoch, MachineId, RackId, RunId},
     intent::Boot,
     time::{Clock, Now},
@@ -67,6 +67,18 @@ pub trait Commands: Send + Sync + 'static {
         _ask: Ask,
     ) -> impl Future<Output = Result<Option<Answered>, Unreachable>> + Send {
         std::future::ready(Ok(Some(Answered::Failed("no BMC is reached from here".to_owned()))))
+    }
+
+    /// Has the rack's agent update firmware of a machine in this epoch; nothing when it is of an earlier
+    /// version and cannot.
+    fn firmware(
+        &self,
+        _rack: RackId,
+        _machine: MachineId,
+        _epoch: Epoch,
+        _ask: firmware::Ask,
+    ) -> impl Future<Output = Result<Option<firmware::Answered>, Unreachable>> + Send {
+        std::future::ready(Ok(Some(firmware::Answered::Refused("no BMC is reached from here".to_owned()))))
     }
 
     /// The rack's intent may have changed.
@@ -313,6 +325,9 @@ async fn end(tx: &mut Tx, now: Timestamp, run: &Run, ended: &Ended) -> Result<()
         // Only this run moves the machine while it is in progress.
         Err(forbidden) => return Err(StoreError::Damaged("lifecycle", forbidden.into())),
     }
+    if event == Event::Updated {
+        return updated(tx, now, run, machine, ended).await;
+    }
     if event == Event::Tested {
         machine.order = None;
         return tested(tx, now, run, machine, ended).await;
@@ -364,6 +379,31 @@ async fn tested(tx: &mut Tx, now: Timestamp, run: &Run, mut machine: Machine, en
         Some(other) if !other.starts_with(NOT_PASSED) => alert.or(Some(other)),
         _ => alert,
     };
+    tx.update_machine(now, &mut machine).await
+}
+
+/// Has a machine stay out of service when an update left in doubt what its devices have: until somebody looked,
+/// nobody is given it. One of which nothing was changed is as it was.
+async fn updated(
+    tx: &mut Tx,
+    now: Timestamp,
+    run: &Run,
+    mut machine: Machine,
+    ended: &Ended,
+) -> Result<(), StoreError> {
+    machine.order = None;
+    let updates = tx.updates_of(run.id).await?;
+    let is_in_doubt = updates.values().any(|update| !update.state.is_settled());
+    if let Some(fault) = fault_of(ended).filter(|_| is_in_doubt) {
+        machine.lifecycle = machine
+            .lifecycle
+            .on(Event::UpdateFailed)
+            .map_err(|forbidden| StoreError::Damaged("lifecycle", forbidden.into()))?;
+        let reason = format!("{} {}: {}", Workflow::UpdateFirmware, fault.cause, fault.detail);
+        machine.alert = Some(reason.clone());
+        machine.held = Some(Hold { reason: reason.clone(), since: now, until: None });
+        insert(tx, now, run, Happened::Alert { reason }).await?;
+    }
     tx.update_machine(now, &mut machine).await
 }
 

@@ -136,6 +136,14 @@ impl Operator {
         Ok(image)
     }
 
+    /// Imports firmware: its manifest, and its file.
+    pub async fn firmware(&self, manifest: &str, file: &[u8]) -> Result<Value> {
+        let made = self.post("/v1/firmware", json!({ "manifest": manifest })).await?;
+        let path = format!("/v1/firmware/{}/file", made["name"].as_str().context("no name")?);
+        let request = self.http.put(format!("{}{path}", self.url)).bearer_auth(&self.token);
+        answer(request.header("content-type", "application/octet-stream").body(file.to_vec())).await
+    }
+
     /// The machine with this card, once the controller knows it.
     pub async fn machine(&self, mac: Mac) -> Result<Option<Value>> {
         let machines = self.get("/v1/machines").await?;

@@ -1,10 +1,10 @@
 //! What a BMC is asked, whatever it speaks.
 
-use std::{collections::BTreeMap, fmt, pin::Pin, time::Duration};
+use std::{collections::BTreeMap, fmt, path::PathBuf, pin::Pin, time::Duration};
 
 use zeroize::Zeroizing;
 
-use rackhand_common::machine::Power;
+use rackhand_common::{firmware::Place, machine::Power};
 
 use crate::told::{
     Account, Accounts, Bios, Boot, BootOverride, Identity, Lan, Log, Parts, Sensors, baseline::Attribute,
@@ -71,8 +71,42 @@ pub trait Bmc: Send + Sync {
     /// Has these settings of the machine's firmware be so after its next start.
     fn set_bios<'a>(&'a self, wanted: &'a BTreeMap<String, Attribute>) -> Answer<'a, ()>;
 
+    /// The version of firmware that is there now; `None` when there is none of that, or it does not tell.
+    fn version<'a>(&'a self, of: &'a Place) -> Answer<'a, Option<String>>;
+
+    /// Sends a file of firmware to be installed; the task that this becomes, if it becomes one. It is not
+    /// repeated: when there is no answer, it may have been taken.
+    fn update<'a>(&'a self, image: &'a Image) -> Answer<'a, Option<String>>;
+
+    /// How a task is going; [`BmcError::Unsupported`] when there is none of that name, or none any more.
+    fn task<'a>(&'a self, task: &'a str) -> Answer<'a, Task>;
+
     /// Ends the session, of which a BMC has about four; what is asked afterwards begins another.
     fn close(&self) -> Answer<'_, ()>;
+}
+
+/// A file of firmware.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// What the BMC is told that it is called.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its bytes.
+    pub size: u64,
+    /// What is to be updated with it, as links of the BMC; empty when the file says it.
+    pub targets: Vec<String>,
+}
+
+/// How a task is going.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// It goes on, at so many percent.
+    Running(Option<u8>),
+    /// It has done what it should.
+    Done,
+    /// It has ended otherwise, for this reason.
+    Failed(String),
 }
 
 /// Who keeps count of logins, so that no account is locked: asked before a password is shown to a

@@ -18,4 +18,4 @@ pub mod redfish;
 /// What a BMC tells.
 pub use rackhand_common::bmc as told;
 
-pub use bmc::{Answer, Bmc, BmcError, Credentials, Logins};
+pub use bmc::{Answer, Bmc, BmcError, Credentials, Image, Logins, Task};

@@ -11,7 +11,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use expect_test::{Expect, expect};
 use serde_json::{Value, json};
 use tokio::{
@@ -22,7 +21,7 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use rackhand_bmc::{
-    Bmc, BmcError, Credentials,
+    Bmc, BmcError, Credentials, Image,
     redfish::{Bounds, Redfish, Target, Which, link::Link, secure_boot::ResetKeys},
     told::{BootOverride, BootSource, baseline::Attribute},
 };
@@ -844,12 +843,17 @@ async fn an_image_is_pushed_and_its_task_waited_for() {
     })
     .await;
     let redfish = service.redfish();
-    let task = redfish.update_with("bmc.tar", Bytes::from_static(b"\x7fELF"), &[]).await.unwrap().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    std::fs::write(&path, b"\x7fELF, and what is not sent").unwrap();
+    let image = Image { name: "bmc.tar".into(), path, size: 4, targets: Vec::new() };
+    let task = redfish.update_with(&image).await.unwrap().unwrap();
     let error = redfish.wait_for(&task).await.unwrap_err();
     assert_eq!(error, BmcError::Refused(format!("{task}: Image is not signed")));
     redfish.wait_for(&task).await.unwrap();
     let body = service.last("POST").as_str().unwrap().to_owned();
     assert!(body.contains("name=\"UpdateFile\"; filename=\"bmc.tar\""), "{body}");
+    assert!(body.contains("\r\n\r\n\x7fELF\r\n--rackhand-"), "{body}");
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -14,10 +15,11 @@ use rackhand_common::{
     wire::ALPN_OBJECTS,
 };
 use reqwest::{
-    Client, StatusCode,
+    Client, Response, StatusCode,
     dns::{Addrs, Name, Resolve, Resolving},
 };
-use tokio::sync::watch;
+use sha2::{Digest as _, Sha256};
+use tokio::{io::AsyncWriteExt as _, sync::watch};
 
 use super::identity::Registration;
 use crate::local::{FetchError, Fetched, Source};
@@ -38,18 +40,21 @@ impl Fetcher {
         Self { registration, client: Mutex::new(None) }
     }
 
-    async fn get(&self, kind: &str, digest: Digest, limit: usize) -> Result<Vec<u8>, FetchError> {
+    /// Begins to fetch this; nothing of its body was read.
+    async fn begin(&self, kind: &str, digest: &str, within: Duration) -> Result<Response, FetchError> {
         let (registration, client) = self.client()?;
         let port = registration.api.rsplit_once(':').map_or("8443", |(_, port)| port);
         let url = format!("https://{CONTROLLER_NAME}:{port}/agents/v1/{kind}/{digest}");
-        let response = client.get(url).send().await.map_err(unavailable)?;
+        let response = client.get(url).timeout(within).send().await.map_err(unavailable)?;
         match response.status() {
-            StatusCode::OK => {}
-            StatusCode::NOT_FOUND => {
-                return Err(FetchError::NotFound(format!("the controller has no {kind}/{digest}")));
-            }
-            status => return Err(FetchError::Unavailable(format!("the controller answered {status}"))),
+            StatusCode::OK => Ok(response),
+            StatusCode::NOT_FOUND => Err(FetchError::NotFound(format!("the controller has no {kind}/{digest}"))),
+            status => Err(FetchError::Unavailable(format!("the controller answered {status}"))),
         }
+    }
+
+    async fn get(&self, kind: &str, digest: Digest, limit: usize) -> Result<Vec<u8>, FetchError> {
+        let response = self.begin(kind, &digest.to_string(), FETCH).await?;
         let mut bytes = Vec::new();
         let mut body = response.bytes_stream();
         while let Some(piece) = body.next().await {
@@ -85,7 +90,6 @@ fn build(registration: &Registration) -> anyhow::Result<Client> {
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT)
-        .timeout(FETCH)
         .build()?)
 }
 
@@ -130,6 +134,35 @@ impl Source for Fetcher {
                 .filter(|signed| signed.digest() == digest)
                 .filter(|signed| key.is_ok_and(|key| signed.verify(&key).is_ok()));
             trusted.ok_or_else(|| FetchError::Unavailable(format!("manifest {digest} is not signed by the controller")))
+        })
+    }
+
+    fn firmware<'a>(&'a self, sha256: &'a str, size: u64, to: &'a Path) -> Fetched<'a, ()> {
+        Box::pin(async move {
+            let kept = |error: std::io::Error| FetchError::Unavailable(format!("{}: {error}", to.display()));
+            // A line of a megabit per second is the slowest that a rack is served over.
+            let within = FETCH + Duration::from_secs(size >> 17);
+            let mut body = self.begin("firmware", sha256, within).await?.bytes_stream();
+            let mut file = tokio::fs::File::create(to).await.map_err(kept)?;
+            let (mut hash, mut written) = (Sha256::new(), 0);
+            while let Some(piece) = body.next().await {
+                let piece = piece.map_err(unavailable)?;
+                written += piece.len() as u64;
+                if written > size {
+                    break;
+                }
+                hash.update(&piece);
+                file.write_all(&piece).await.map_err(kept)?;
+            }
+            file.flush().await.map_err(kept)?;
+            if written == size && hex::encode(hash.finalize()) == sha256 {
+                Ok(())
+            } else {
+                // TLS keeps bytes whole on their way: the controller's own copy is not.
+                Err(FetchError::NotFound(format!(
+                    "the controller's copy of firmware {sha256} is damaged: import it again"
+                )))
+            }
         })
     }
 }

@@ -29,8 +29,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::session::Ended;
 use crate::{
-    backoff::Backoff, bmcs::Bmcs, console::Consoles, health::Machines, intent, ledger::Ledger, local::UplinkView,
-    power::Call, spool::Spool,
+    backoff::Backoff, bmcs::Bmcs, console::Consoles, firmware::Updates, health::Machines, intent, ledger::Ledger,
+    local::UplinkView, power::Call, spool::Spool,
 };
 
 /// A connection that lasted this long was a good one: the next attempt comes at once.
@@ -48,6 +48,8 @@ pub struct Uplink {
     pub machines: Machines,
     /// Serial consoles.
     pub consoles: Consoles,
+    /// Updates of firmware.
+    pub updates: Updates,
     /// Where events come from.
     pub spool: Spool,
     /// Remembers the highest connection number.

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
 use rackhand_common::{
     event::{Event, What},
-    id::Incarnation,
+    id::{Epoch, Incarnation, MachineId},
     pki::{self, CONTROLLER_NAME},
     time::Mono,
     wire::{
@@ -26,6 +26,7 @@ use super::{
 use crate::{
     bmcs::Bmcs,
     console::{self, Consoles},
+    firmware::Updates,
     health::Machines,
     intent,
     power::Call,
@@ -214,6 +215,7 @@ async fn serve(uplink: &Uplink, connection: &Connection) -> Result<()> {
             bmcs: uplink.bmcs.clone(),
             machines: uplink.machines.clone(),
             consoles: uplink.consoles.clone(),
+            updates: uplink.updates.clone(),
             calls: uplink.calls.clone(),
             identity: uplink.identity.clone(),
         };
@@ -231,6 +233,7 @@ struct Desk {
     bmcs: Bmcs,
     machines: Machines,
     consoles: Consoles,
+    updates: Updates,
     calls: tokio::sync::mpsc::Sender<Call>,
     identity: Arc<Identity>,
 }
@@ -268,7 +271,7 @@ async fn console(mut send: SendStream, mut receive: RecvStream, consoles: Consol
 
 /// Answers a request, whose first byte was read already.
 async fn answer(mut send: SendStream, mut receive: RecvStream, first: u8, desk: Desk) -> Result<()> {
-    let Desk { intent, bmcs, machines, consoles, calls, identity } = desk;
+    let Desk { intent, bmcs, machines, consoles, updates, calls, identity } = desk;
     let rest = receive.read_to_end(wire::MAX_LEN - 1).await?;
     let request = match wire::decode(&[&[first], &rest[..]].concat()) {
         Err(unknown @ wire::Malformed::Unknown(_)) => {
@@ -290,14 +293,18 @@ async fn answer(mut send: SendStream, mut receive: RecvStream, first: u8, desk: 
         ControllerRequest::Meet(stranger) => {
             ControllerResponse::Met(serde_json::to_string(&bmcs.meet(stranger).await)?)
         }
-        ControllerRequest::Baseline(machine, epoch, ask) => match intent.current() {
-            Some(intent) if intent.machines.iter().any(|known| known.id == machine && known.epoch == epoch) => {
-                let answered = bmcs.baseline(machine, &ask).await;
-                ControllerResponse::Baseline(serde_json::to_string(&answered)?)
-            }
-            // The intent with this epoch may be on its way.
-            _ => ControllerResponse::Refused(format!("the rack's agent knows no machine {machine} in epoch {epoch}")),
-        },
+        // The intent with this epoch may be on its way.
+        ControllerRequest::Baseline(machine, epoch, _) | ControllerRequest::Firmware(machine, epoch, _)
+            if !knows(&intent, machine, epoch) =>
+        {
+            ControllerResponse::Refused(format!("the rack's agent knows no machine {machine} in epoch {epoch}"))
+        }
+        ControllerRequest::Baseline(machine, _, ask) => {
+            ControllerResponse::Baseline(serde_json::to_string(&bmcs.baseline(machine, &ask).await)?)
+        }
+        ControllerRequest::Firmware(machine, _, ask) => {
+            ControllerResponse::Firmware(serde_json::to_string(&updates.update(machine, &ask).await)?)
+        }
         ControllerRequest::Standings => ControllerResponse::Standings(serde_json::to_string(&bmcs.standings())?),
         ControllerRequest::Look(machine, look) => match bmcs.look(machine, look).await {
             Ok(json) => ControllerResponse::Seen(json),
@@ -335,6 +342,12 @@ async fn answer(mut send: SendStream, mut receive: RecvStream, first: u8, desk: 
     send.write_all(&wire::encode(&response)).await?;
     send.finish()?;
     Ok(())
+}
+
+/// Whether the machine is in this allocation epoch, by the intent that is acted on.
+fn knows(intent: &intent::Store, machine: MachineId, epoch: Epoch) -> bool {
+    let known = intent.current();
+    known.is_some_and(|intent| intent.machines.iter().any(|known| known.id == machine && known.epoch == epoch))
 }
 
 /// What is said of what was to be kept.

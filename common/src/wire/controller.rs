@@ -53,6 +53,9 @@ pub enum ControllerRequest {
     /// Read the BMC of this machine in this allocation epoch, and put it back before when there is a
     /// record: an [`Ask`](crate::bmc::baseline::Ask) as JSON. Asked again and again until that is done.
     Baseline(MachineId, Epoch, String),
+    /// Update firmware of this machine in this allocation epoch by its BMC: an
+    /// [`Ask`](crate::firmware::Ask) as JSON. Asked again and again until that is over.
+    Firmware(MachineId, Epoch, String),
 }
 
 /// A command that changes hardware. Its id goes into the agent's ledger before it is acted
@@ -119,4 +122,6 @@ pub enum ControllerResponse {
     Met(String),
     /// To `Baseline`: [`Answered`](crate::bmc::baseline::Answered) as JSON.
     Baseline(String),
+    /// To `Firmware`: [`Answered`](crate::firmware::Answered) as JSON.
+    Firmware(String),
 }

@@ -8,6 +8,7 @@ use std::{
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -215,8 +216,13 @@ pub(crate) async fn import(
     }
 }
 
-/// Sends a file to become an image; the answer comes when all of it is there.
-pub(crate) async fn upload(client: &Client, path: &str, file: &std::path::Path, quiet: bool) -> anyhow::Result<Image> {
+/// Sends a file; the answer comes when all of it is there.
+pub(crate) async fn upload<T: DeserializeOwned>(
+    client: &Client,
+    path: &str,
+    file: &std::path::Path,
+    quiet: bool,
+) -> anyhow::Result<T> {
     let open = tokio::fs::File::open(file).await.with_context(|| format!("cannot open {}", file.display()))?;
     let len = open.metadata().await?.len();
     let mut screen = Screen::new(quiet);

@@ -17,6 +17,7 @@ mod context;
 mod declared;
 mod erasure;
 mod export;
+mod firmware;
 mod follow;
 mod grant;
 mod hardware;
@@ -150,6 +151,9 @@ A token that was made by hand is forgotten here and good still. The controller's
     /// Images: operating systems to deploy
     #[command(subcommand)]
     Image(image::ImageCommand),
+    /// Firmware: what is imported of it, and having it installed
+    #[command(subcommand)]
+    Firmware(firmware::FirmwareCommand),
     /// Plans: classes of machines by what is in them
     #[command(subcommand)]
     Plan(plan::PlanCommand),
@@ -330,6 +334,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<String> {
         Command::Agent(command) => agent::run(&client, command, output).await,
         Command::Machine(command) => machine::run(&client, command, output).await,
         Command::Image(command) => image::run(&client, command, output).await,
+        Command::Firmware(command) => firmware::run(&client, command, output).await,
         Command::Plan(command) => plan::run(&client, command, output).await,
         Command::Os(command) => os::run(&client, command, output).await,
         Command::Run(command) => run::run(&client, command, output).await,

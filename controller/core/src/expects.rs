@@ -56,6 +56,9 @@ pub struct Expects {
     /// Versions of firmware.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub firmware: Vec<Firmware>,
+    /// Firmware that it is to have, by the names of what was imported; each at exactly its version.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub baseline: Vec<String>,
 }
 
 /// Memory that is expected.
@@ -523,20 +526,26 @@ impl Expects {
                 .map(|version| Firmware { of: "bios".into(), version: version.clone() })
                 .into_iter()
                 .collect(),
+            baseline: Vec::new(),
         }
     }
 
     /// What is not sound about it: more than is looked at, or an id that is none.
     pub fn unsound(&self) -> Option<String> {
         let slots = self.memory.as_ref().map_or(0, |memory| memory.slots.len());
-        let counts = [slots, self.disks.len(), self.ports.len(), self.devices.len(), self.firmware.len()];
+        let counts =
+            [slots, self.disks.len(), self.ports.len(), self.devices.len(), self.firmware.len(), self.baseline.len()];
         if counts.into_iter().any(|count| count > MAX_ENTRIES) {
             return Some(format!("at most {MAX_ENTRIES} entries of one kind"));
         }
         let slots = self.memory.iter().flat_map(|memory| &memory.slots);
         let drivers = self.ports.iter().map(|ports| &ports.driver);
         let firmware = self.firmware.iter().flat_map(|firmware| [&firmware.of, &firmware.version]);
-        if slots.chain(drivers).chain(firmware).any(|text| text.len() > MAX_TEXT || text.chars().any(char::is_control))
+        if slots
+            .chain(drivers)
+            .chain(firmware)
+            .chain(&self.baseline)
+            .any(|text| text.len() > MAX_TEXT || text.chars().any(char::is_control))
         {
             return Some(format!("a text has at most {MAX_TEXT} printable bytes"));
         }

@@ -72,6 +72,12 @@ pub enum Event {
     Test,
     /// Its tests are over, however they ended.
     Tested,
+    /// An operator wants other firmware in it.
+    UpdateFirmware,
+    /// Its firmware was updated, or is as it was.
+    Updated,
+    /// What firmware it has is not known, or not what was wanted.
+    UpdateFailed,
     /// An operator doubts it.
     Quarantine,
     /// An operator works on it.
@@ -89,7 +95,7 @@ pub enum Event {
 }
 
 /// What an operator can ask for, with the word for it.
-const VERBS: [(Event, &str); 14] = [
+const VERBS: [(Event, &str); 15] = [
     (Event::Adopt, "adopt"),
     (Event::Deploy, "deploy"),
     (Event::Reinstall, "reinstall"),
@@ -99,6 +105,7 @@ const VERBS: [(Event, &str); 14] = [
     (Event::Power, "power"),
     (Event::Inspect, "inspect"),
     (Event::Test, "test"),
+    (Event::UpdateFirmware, "update-firmware"),
     (Event::Maintain, "maintain"),
     (Event::Resume, "resume"),
     (Event::Quarantine, "quarantine"),
@@ -146,9 +153,11 @@ impl Lifecycle {
             (Self::Active | Self::Rescue, Event::Rescued) => Some(Self::Rescue),
             (Self::Rescue, Event::LeaveRescue) => Some(self),
             (Self::Active | Self::Rescue, Event::LeftRescue) => Some(Self::Active),
-            (Self::Ready | Self::Quarantined | Self::Maintenance, Event::Inspect | Event::Test | Event::Tested) => {
-                Some(self)
-            }
+            (
+                Self::Ready | Self::Quarantined | Self::Maintenance,
+                Event::Inspect | Event::Test | Event::Tested | Event::UpdateFirmware | Event::Updated,
+            ) => Some(self),
+            (Self::Ready | Self::Quarantined | Self::Maintenance, Event::UpdateFailed) => Some(Self::Quarantined),
             (Self::Ready, Event::Maintain) => Some(Self::Maintenance),
             (Self::Maintenance, Event::Resume) => Some(Self::Ready),
             (Self::Ready | Self::Maintenance | Self::Retired, Event::Quarantine) => Some(Self::Quarantined),
@@ -229,7 +238,7 @@ mod tests {
 
     use expect_test::expect;
 
-    const EVENTS: [Event; 23] = [
+    const EVENTS: [Event; 26] = [
         Event::Adopt,
         Event::Deploy,
         Event::Deployed,
@@ -246,6 +255,9 @@ mod tests {
         Event::Inspect,
         Event::Test,
         Event::Tested,
+        Event::UpdateFirmware,
+        Event::Updated,
+        Event::UpdateFailed,
         Event::Quarantine,
         Event::Maintain,
         Event::Resume,
@@ -273,6 +285,9 @@ mod tests {
             ready Inspect: ready
             ready Test: ready
             ready Tested: ready
+            ready UpdateFirmware: ready
+            ready Updated: ready
+            ready UpdateFailed: quarantined
             ready Quarantine: quarantined
             ready Maintain: maintenance
             ready Retire: retired
@@ -306,6 +321,9 @@ mod tests {
             quarantined Inspect: quarantined
             quarantined Test: quarantined
             quarantined Tested: quarantined
+            quarantined UpdateFirmware: quarantined
+            quarantined Updated: quarantined
+            quarantined UpdateFailed: quarantined
             quarantined Retire: retired
             quarantined Power: quarantined
             quarantined Forget: quarantined
@@ -314,6 +332,9 @@ mod tests {
             maintenance Inspect: maintenance
             maintenance Test: maintenance
             maintenance Tested: maintenance
+            maintenance UpdateFirmware: maintenance
+            maintenance Updated: maintenance
+            maintenance UpdateFailed: quarantined
             maintenance Quarantine: quarantined
             maintenance Resume: ready
             maintenance Retire: retired

@@ -18,6 +18,11 @@ pub(super) const DRY_RUN: HeaderName = HeaderName::from_static("dry-run");
 /// What cannot be tried, since it is more than what a transaction takes back; and why.
 const NEVER: &[(Method, &str, &str)] = &[
     (Method::PUT, "/v1/images/{image}", "an upload cannot be tried: its bytes would have to be sent and kept"),
+    (
+        Method::PUT,
+        "/v1/firmware/{firmware}/file",
+        "an upload cannot be tried: its bytes would have to be sent and kept",
+    ),
     (Method::POST, "/v1/login", ITSELF),
     (Method::POST, "/v1/login/oidc", BROWSER),
     (Method::POST, "/v1/login/oidc/finish", BROWSER),

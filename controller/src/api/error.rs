@@ -290,6 +290,11 @@ impl From<Denied> for Error {
             Denied::Forbidden(_)
             | Denied::Busy(_)
             | Denied::Destructive(_)
+            | Denied::NoBmc(_)
+            | Denied::FirmwareNotHere(_)
+            | Denied::FirmwareUnfit { .. }
+            | Denied::FirmwareTwice(..)
+            | Denied::FirmwareAsWanted(_)
             | Denied::NamelessDisk(_)
             | Denied::NoDisk
             | Denied::ImageNotReady(_)

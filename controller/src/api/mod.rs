@@ -17,6 +17,7 @@ mod audit;
 mod baselines;
 mod bindings;
 mod bmcs;
+mod campaigns;
 mod claims;
 mod commission;
 mod consoles;
@@ -27,6 +28,7 @@ mod events;
 mod expected_bmcs;
 mod extract;
 mod fields;
+mod firmware;
 mod found_bmcs;
 mod grants;
 mod hardware;
@@ -274,6 +276,12 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(images::list, images::import))
         .routes(routes!(images::show, images::change, images::delete))
         .routes(routes!(images::check))
+        .routes(routes!(firmware::list, firmware::create))
+        .routes(routes!(firmware::show, firmware::delete))
+        .routes(routes!(firmware::update))
+        .routes(routes!(firmware::updates))
+        .routes(routes!(campaigns::list, campaigns::create))
+        .routes(routes!(campaigns::show, campaigns::change))
         .routes(routes!(plans::list, plans::create))
         .routes(routes!(plans::show, plans::change, plans::delete))
         .routes(routes!(plans::machines))
@@ -310,6 +318,7 @@ fn operations() -> OpenApiRouter<App> {
     // These end when their client or their body does.
     let long = OpenApiRouter::new()
         .routes(routes!(images::upload))
+        .routes(routes!(firmware::upload))
         .routes(routes!(events::follow))
         .routes(routes!(consoles::open))
         .layer(DefaultBodyLimit::disable());
@@ -407,6 +416,7 @@ impl From<crate::store::Binding> for Held {
         (name = "bmcs", description = "Machines' management controllers: how they are reached, and what they tell."),
         (name = "machines", description = "Servers: discovered by booting in a rack, adopted by an operator, deployed, released."),
         (name = "images", description = "Operating systems to deploy."),
+        (name = "firmware", description = "Firmware, and having it installed."),
         (name = "plans", description = "Classes of machines by what is in them."),
         (name = "erasures", description = "What became of disks when machines were taken back: signed certificates."),
         (name = "runs", description = "Work in progress on machines, and work that has ended."),
@@ -448,8 +458,12 @@ fn operation_id(method: &str, path: &str) -> String {
 }
 
 /// Values that are replaced as a whole, as they were read.
-const VALUES: [&str; 3] =
-    ["/v1/claims/{claim}/grants", "/v1/addresses/{address}/name", "/v1/racks/{rack}/bmcs/{machine}"];
+const VALUES: [&str; 4] = [
+    "/v1/claims/{claim}/grants",
+    "/v1/addresses/{address}/name",
+    "/v1/racks/{rack}/bmcs/{machine}",
+    "/v1/racks/{rack}/firmware-campaigns/{campaign}",
+];
 
 /// Adds to every operation what is the same for all: the answer when something is wrong, the
 /// key of a POST, and the fields of a GET.

@@ -218,7 +218,9 @@ pub(super) async fn retry(
         | store::Parameters::Reinstall(_)
         | store::Parameters::Rescue(_)
         | store::Parameters::LeaveRescue => Action::MachineDeploy,
-        store::Parameters::Inspect | store::Parameters::Test(_) => Action::MachineMaintain,
+        store::Parameters::Inspect | store::Parameters::Test(_) | store::Parameters::Firmware(_) => {
+            Action::MachineMaintain
+        }
         store::Parameters::Release(_) => Action::MachineRelease,
         store::Parameters::Power(_) => Action::MachinePower,
     };

@@ -122,6 +122,8 @@ impl World {
             ("person", "nobody".to_owned()),
             ("image", "absent".to_owned()),
             ("plan", "absent".to_owned()),
+            ("firmware", "absent".to_owned()),
+            ("campaign", text(&acme)),
             ("os", "absent".to_owned()),
             ("pool", "absent".to_owned()),
             ("aggregate", text(&acme)),

@@ -18,6 +18,7 @@ mod convert;
 mod cut;
 mod error;
 mod fetch;
+mod firmware;
 mod import;
 mod layout;
 mod qcow2;
@@ -247,7 +248,7 @@ impl Images {
         }
     }
 
-    /// Removes chunks and manifests that no image lists, unless an import is under way.
+    /// Removes chunks and manifests that no image lists, and files of no firmware, unless an import is under way.
     pub async fn sweep(&self) -> Result<usize, ImportError> {
         let Ok(_alone) = self.0.imports.try_write() else { return Ok(0) };
         let mut used = std::collections::HashSet::new();
@@ -262,6 +263,7 @@ impl Images {
                 used.extend(manifest.chunks.iter().flatten().map(|chunk| chunk_path(chunk.digest)));
             }
         }
+        used.extend(self.0.store.firmware_files().await?.iter().map(|sha256| firmware_path(sha256)));
         let mut removed = 0;
         let mut objects = self.0.objects.list(None);
         while let Some(object) = objects.next().await {
@@ -345,6 +347,10 @@ impl Images {
 fn chunk_path(digest: Digest) -> ObjectPath {
     let name = digest.to_string();
     ObjectPath::from_iter(["chunks", &name[..2], &name])
+}
+
+fn firmware_path(sha256: &str) -> ObjectPath {
+    ObjectPath::from_iter(["firmware", sha256])
 }
 
 fn manifest_path(digest: Digest) -> ObjectPath {

@@ -1,4 +1,4 @@
-//! What agents fetch, below `/agents/v1`: manifests and chunks, by their digests.
+//! What agents fetch, below `/agents/v1`: manifests, chunks and files of firmware, by their digests.
 
 use axum::{
     Extension, Router,
@@ -11,7 +11,7 @@ use axum::{
 use object_store::{ObjectStoreExt as _, path::Path as ObjectPath};
 use rackhand_common::pki::{Peer, Role};
 
-use super::{Images, chunk_path, manifest_path};
+use super::{Images, chunk_path, firmware_path, is_sha256, manifest_path};
 use crate::store::StoreError;
 
 /// Every request must carry `Option<Peer>` in its extensions, put there by the TLS server; only
@@ -20,6 +20,7 @@ pub(super) fn router(images: &Images) -> Router {
     Router::new()
         .route("/agents/v1/chunks/{digest}", get(serve_chunk))
         .route("/agents/v1/manifests/{digest}", get(serve_manifest))
+        .route("/agents/v1/firmware/{sha256}", get(serve_firmware))
         .layer(axum::middleware::from_fn_with_state(images.clone(), agents_only))
         .with_state(images.clone())
 }
@@ -53,6 +54,10 @@ async fn serve_chunk(State(images): State<Images>, extract::Path(digest): extrac
 
 async fn serve_manifest(State(images): State<Images>, extract::Path(digest): extract::Path<String>) -> Response {
     serve(&images, digest.parse().ok().map(manifest_path), "application/json").await
+}
+
+async fn serve_firmware(State(images): State<Images>, extract::Path(sha256): extract::Path<String>) -> Response {
+    serve(&images, is_sha256(&sha256).then(|| firmware_path(&sha256)), "application/octet-stream").await
 }
 
 async fn serve(images: &Images, path: Option<ObjectPath>, kind: &'static str) -> Response {

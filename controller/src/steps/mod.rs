@@ -9,6 +9,7 @@
 //! - A command whose outcome is unknown is looked into before anything is done again.
 
 mod bmc;
+mod firmware;
 mod installer;
 mod order;
 mod power;
@@ -83,6 +84,7 @@ impl<C: Commands> Look<'_, C> {
             (Step::StartSystem, false) => self.start_system().await,
             (Step::EndRescue, false) => self.end_rescue().await,
             (Step::SwitchPower, false) => self.switch_power().await,
+            (Step::UpdateFirmware, false) => self.update_firmware().await,
             (Step::WriteImage | Step::EraseDisks | Step::RunTests, true) => self.revoke_order().await,
             (Step::StartSystem, true) => self.boot_installer(false).await,
             (Step::LeaveSystem, true) => self.return_to_system().await,
@@ -93,7 +95,8 @@ impl<C: Commands> Look<'_, C> {
                 | Step::SwitchPower
                 | Step::StartRescue
                 | Step::EndRescue
-                | Step::RestoreBmc,
+                | Step::RestoreBmc
+                | Step::UpdateFirmware,
                 true,
             ) => Ok(Report::Done),
         }
@@ -186,7 +189,8 @@ impl<C: Commands> Look<'_, C> {
                 | ControllerResponse::Rotated(_)
                 | ControllerResponse::Standings(_)
                 | ControllerResponse::Met(_)
-                | ControllerResponse::Baseline(_),
+                | ControllerResponse::Baseline(_)
+                | ControllerResponse::Firmware(_),
             ) => Ok(Sent::Waiting(WaitFor::Agent, "agent answered another question".to_owned())),
         }
     }
@@ -204,7 +208,8 @@ fn point(step: Step) -> Option<&'static str> {
         Step::LeaveSystem => "step.leave system",
         Step::RunTests => "step.run tests",
         Step::RestoreBmc => "step.restore BMC",
-        Step::StartRescue | Step::EndRescue => return None,
+        // Nor has its BMC firmware that could be updated.
+        Step::StartRescue | Step::EndRescue | Step::UpdateFirmware => return None,
     })
 }
 

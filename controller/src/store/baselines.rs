@@ -97,6 +97,29 @@ impl Tx {
         Ok(())
     }
 
+    /// The BMC's own firmware was brought to this version: that is no difference from its record.
+    pub async fn note_bmc_firmware(
+        &mut self,
+        now: Timestamp,
+        machine: MachineId,
+        version: &str,
+    ) -> Result<(), StoreError> {
+        let Some(mut known) = self.baseline(machine).await? else { return Ok(()) };
+        self.watch("bmc_baselines", machine).await?;
+        known.found.identity.firmware = Some(version.to_owned());
+        if let Some(record) = &mut known.record {
+            record.identity.firmware = Some(version.to_owned());
+        }
+        query("UPDATE bmc_baselines SET record = $2, found = $3, found_at = $4, version = version + 1 WHERE id = $1")
+            .bind(machine.to_string())
+            .bind(known.record.as_ref().map(json))
+            .bind(json(&known.found))
+            .bind(micros(now))
+            .execute(&mut self.inner)
+            .await?;
+        Ok(())
+    }
+
     /// Forgets how a machine's BMC is to be.
     pub async fn forget_baseline(&mut self, machine: MachineId) -> Result<(), StoreError> {
         self.watch("bmc_baselines", machine).await?;

@@ -3,13 +3,19 @@
 //! Invariant: what is kept is within its bounds, and is never what a destructive order goes by. What is
 //! found in it is not kept: it is asked of the core each time, of the plans as they are then.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
-use rackhand_common::{hardware::Hardware, id::MachineId};
-use rackhand_controller_core::expects::{Examined, examine};
+use rackhand_common::{firmware::Place, hardware::Hardware, id::MachineId};
+use rackhand_controller_core::{
+    expects::{Examined, Finding, examine},
+    firmware::{Drift, Manifest, Reading, drift},
+};
 
 use super::{
     Machine, Plan, Store, StoreError, Tx,
     database::{Executor, query},
+    firmware::{manifests, readings},
     from_json, json, micros,
     plans::all,
     timestamp,
@@ -33,7 +39,13 @@ impl Store {
     /// What is not as it should be in a machine, and by which plan.
     pub async fn examined(&self, machine: &Machine) -> Result<Examined, StoreError> {
         let known = one(&self.pool, machine.id).await?;
-        Ok(held_against(&all(&self.pool).await?, machine, known.as_ref()))
+        let (mut examined, baseline) = held_against(&all(&self.pool).await?, machine, known.as_ref());
+        if !baseline.is_empty() {
+            let (manifests, readings) = (manifests(&self.pool).await?, readings(&self.pool, machine).await?);
+            let drift = drifted(&baseline, &manifests, readings, machine, known.as_ref());
+            examined.findings.extend(drift.into_iter().map(Finding::from));
+        }
+        Ok(examined)
     }
 }
 
@@ -64,14 +76,51 @@ impl Tx {
 
     /// What is not as it should be in a machine, and by which plan.
     pub async fn examined(&mut self, machine: &Machine) -> Result<Examined, StoreError> {
+        let (mut examined, drift) = self.examined_with_drift(machine).await?;
+        examined.findings.extend(drift.into_iter().map(Finding::from));
+        Ok(examined)
+    }
+
+    /// The same, with what of its firmware is not as its plan has it apart.
+    pub async fn examined_with_drift(&mut self, machine: &Machine) -> Result<(Examined, Vec<Drift>), StoreError> {
         let known = one(&mut self.inner, machine.id).await?;
-        Ok(held_against(&all(&mut self.inner).await?, machine, known.as_ref()))
+        let (examined, baseline) = held_against(&all(&mut self.inner).await?, machine, known.as_ref());
+        if baseline.is_empty() {
+            return Ok((examined, Vec::new()));
+        }
+        let manifests = manifests(&mut self.inner).await?;
+        let readings = readings(&mut self.inner, machine).await?;
+        let drift = drifted(&baseline, &manifests, readings, machine, known.as_ref());
+        Ok((examined, drift))
     }
 }
 
-fn held_against(plans: &[Plan], machine: &Machine, known: Option<&KnownHardware>) -> Examined {
-    let plans = plans.iter().map(|plan| (plan.name.as_str(), &plan.rules));
-    examine(plans, &machine.inventory, known.map(|known| &known.hardware))
+/// What was found, and the names of the firmware that the machine's plan wants.
+fn held_against(plans: &[Plan], machine: &Machine, known: Option<&KnownHardware>) -> (Examined, Vec<String>) {
+    let all = plans.iter().map(|plan| (plan.name.as_str(), &plan.rules));
+    let examined = examine(all, &machine.inventory, known.map(|known| &known.hardware));
+    let plan = plans.iter().find(|plan| Some(&plan.name) == examined.plan.as_ref());
+    let expects = plan.and_then(|plan| plan.rules.expects.as_ref());
+    let baseline = expects.map(|expects| expects.baseline.clone()).unwrap_or_default();
+    (examined, baseline)
+}
+
+/// What of a machine's firmware is not as `baseline` has it, its installer's word for its BIOS among what was
+/// read.
+fn drifted(
+    baseline: &[String],
+    manifests: &BTreeMap<String, Manifest>,
+    mut readings: Vec<Reading>,
+    machine: &Machine,
+    known: Option<&KnownHardware>,
+) -> Vec<Drift> {
+    let bios = known.filter(|known| !known.hardware.bios.version.is_empty());
+    readings.extend(bios.map(|known| Reading {
+        place: Place::Bios,
+        version: known.hardware.bios.version.clone(),
+        at: known.taken,
+    }));
+    drift(baseline, manifests, &machine.inventory, known.map(|known| &known.hardware), &readings)
 }
 
 async fn one(executor: impl Into<Executor<'_>>, machine: MachineId) -> Result<Option<KnownHardware>, StoreError> {

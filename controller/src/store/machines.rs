@@ -452,6 +452,7 @@ impl Tx {
             "DELETE FROM health_overrides WHERE id = $1",
             "DELETE FROM machine_hardware WHERE id = $1",
             "DELETE FROM test_results WHERE machine = $1",
+            "DELETE FROM firmware_updates WHERE machine = $1",
             "DELETE FROM commands WHERE machine = $1",
             "DELETE FROM runs WHERE machine = $1",
             "DELETE FROM bmc_baselines WHERE id = $1",

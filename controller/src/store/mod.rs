@@ -17,6 +17,7 @@ mod backup;
 mod baselines;
 mod bindings;
 mod bmcs;
+mod campaigns;
 mod claims;
 mod commands;
 mod database;
@@ -26,6 +27,7 @@ mod error;
 mod events;
 mod expected_bmcs;
 mod filled;
+mod firmware;
 mod found_bmcs;
 mod hardware;
 mod health;
@@ -77,12 +79,14 @@ pub use self::{
     baselines::StoredBaseline,
     bindings::{Binding, BindingFilter},
     bmcs::{Next, Rotation, StoredBmc},
+    campaigns::{Campaign, CampaignMachine},
     claims::{Claim, ClaimFilter, Holder},
     commands::StoredCommand,
     dry_run::{dry_run, is_dry_run},
     error::StoreError,
     events::{EventFilter, Happened, StoredEvent},
     expected_bmcs::ExpectedBmc,
+    firmware::{Firmware, FirmwareUpdate, UpdateState},
     found_bmcs::{FoundBmc, Intake, MetBmc},
     hardware::KnownHardware,
     images::{Image, ImageState, ImageVersion, NewImage, Stored},
@@ -99,7 +103,9 @@ pub use self::{
     reports::{Assignment, By, Held},
     requests::{KeyedRequest, Known, UnderWay},
     reverse::ReverseName,
-    runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Rescue, Run, RunStatus, Tests},
+    runs::{
+        Deploy, FirmwareUpdates, OrderEnd, OrderResult, Parameters, PowerChange, Release, Rescue, Run, RunStatus, Tests,
+    },
     samples::KEPT,
     sites::{DEFAULT_SITE, Site},
     sole::Sole,

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use rackhand_common::{
     event::{Cause, DiskWork},
+    firmware::Update,
     id::{Epoch, ImageId, MachineId, RackId, RunId},
     image::Digest,
     intent::{DiskRule, Host},
@@ -106,6 +107,15 @@ pub enum Parameters {
     Rescue(Rescue),
     /// Have its own system run again.
     LeaveRescue,
+    /// Update its firmware.
+    Firmware(FirmwareUpdates),
+}
+
+/// What is updated, in this order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirmwareUpdates {
+    /// As their manifests had it when the run was asked for.
+    pub updates: Vec<Update>,
 }
 
 /// What is tested.
@@ -210,6 +220,7 @@ impl Parameters {
             Self::Test(_) => Workflow::Test,
             Self::Rescue(_) => Workflow::Rescue,
             Self::LeaveRescue => Workflow::LeaveRescue,
+            Self::Firmware(_) => Workflow::UpdateFirmware,
         }
     }
 
@@ -217,9 +228,13 @@ impl Parameters {
     pub fn install(&self) -> Option<&Deploy> {
         match self {
             Self::Deploy(deploy) | Self::Reinstall(deploy) => Some(deploy),
-            Self::Release(_) | Self::Power(_) | Self::Inspect | Self::Test(_) | Self::Rescue(_) | Self::LeaveRescue => {
-                None
-            }
+            Self::Release(_)
+            | Self::Power(_)
+            | Self::Inspect
+            | Self::Test(_)
+            | Self::Rescue(_)
+            | Self::LeaveRescue
+            | Self::Firmware(_) => None,
         }
     }
 
@@ -227,9 +242,13 @@ impl Parameters {
     pub fn install_mut(&mut self) -> Option<&mut Deploy> {
         match self {
             Self::Deploy(deploy) | Self::Reinstall(deploy) => Some(deploy),
-            Self::Release(_) | Self::Power(_) | Self::Inspect | Self::Test(_) | Self::Rescue(_) | Self::LeaveRescue => {
-                None
-            }
+            Self::Release(_)
+            | Self::Power(_)
+            | Self::Inspect
+            | Self::Test(_)
+            | Self::Rescue(_)
+            | Self::LeaveRescue
+            | Self::Firmware(_) => None,
         }
     }
 }

@@ -36,6 +36,7 @@ use crate::{
 
 mod bmc;
 mod commissioning;
+mod firmware;
 mod reinstall;
 mod rescue;
 mod retry;
@@ -90,6 +91,7 @@ struct State {
     written: Option<RunId>,
     writes: Vec<(Epoch, &'static str)>,
     bmc: bmc::Simulated,
+    firmware: firmware::Simulated,
 }
 
 impl Commands for Arc<Node> {
@@ -135,6 +137,20 @@ impl Commands for Arc<Node> {
         assert_eq!(row.epoch, epoch, "a BMC is put back in another epoch");
         assert_ne!(row.lifecycle, Lifecycle::Active, "the BMC of an active machine is put back");
         Ok(Some(self.state.lock().unwrap().bmc.answer(ask)))
+    }
+
+    async fn firmware(
+        &self,
+        rack: RackId,
+        machine: MachineId,
+        epoch: Epoch,
+        ask: rackhand_common::firmware::Ask,
+    ) -> Result<Option<rackhand_common::firmware::Answered>, Unreachable> {
+        assert_eq!((rack, machine), (self.rack, self.machine));
+        let row = self.store.machine(&machine.to_string()).await.unwrap();
+        assert_eq!(row.epoch, epoch, "firmware is updated in another epoch");
+        assert!(row.project.is_none(), "firmware of somebody's machine is updated");
+        Ok(Some(self.state.lock().unwrap().firmware.answer(ask)))
     }
 
     fn wake(&self, _: RackId) {}

@@ -14,6 +14,8 @@ pub struct Faults {
     pub lying: bool,
     /// How changes of accounts, but for passwords, of the network and of the firmware's settings go.
     pub settings: Settings,
+    /// How firmware that is sent to be installed fares.
+    pub flashing: Flashing,
     /// How the next changes of a password go wrong.
     pub password: Rotation,
     /// Locks its accounts for good after so many logins in a row that were denied; 0 never does.
@@ -47,6 +49,28 @@ pub enum Settings {
     Ignored,
     /// Success is answered, and every second change is made.
     Half,
+}
+
+/// How firmware that is sent to be installed fares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Flashing {
+    /// It is installed, and its task says so.
+    #[default]
+    Works,
+    /// The BMC starts anew in the middle of it, answers nothing meanwhile, and has forgotten its tasks
+    /// afterwards; the firmware is installed.
+    Restarts,
+    /// The file is not taken.
+    Refused,
+    /// Its task fails, and nothing is installed.
+    Fails,
+    /// Its task never ends, and nothing is installed.
+    Hangs,
+    /// Its task says that all is well, and nothing is installed.
+    Lies,
+    /// It is installed with the machine's next start.
+    Staged,
 }
 
 /// How the change of a password goes.

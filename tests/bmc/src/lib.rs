@@ -23,7 +23,7 @@ pub mod simulator;
 pub mod state;
 
 pub use chassis::{Act, Bench, Boot, Chassis, Script, Source};
-pub use faults::{Faults, Rotation, Settings, ToldUuid};
+pub use faults::{Faults, Flashing, Rotation, Settings, ToldUuid};
 pub use nvram::Nvram;
 pub use personality::{Personality, Role};
 pub use simulator::{Addresses, Bmc, Running, Simulator};

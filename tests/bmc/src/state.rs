@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     chassis::{Boot, Chassis},
-    faults::{Faults, Rotation, Settings, ToldUuid},
+    faults::{Faults, Flashing, Rotation, Settings, ToldUuid},
     log::Log,
     personality::{Lan, Personality, Role, Thresholds},
     sensor::{Event, Sensor},
@@ -59,6 +59,10 @@ pub struct State {
     pub firmware: String,
     /// Firmware being flashed, oldest first.
     pub flashes: Vec<Flash>,
+    /// So many of these have no task any more.
+    pub forgotten: usize,
+    /// The version that the machine's next start puts in force.
+    staged: Option<String>,
     /// The firmware's settings that are in force.
     pub bios: BTreeMap<String, String>,
     /// Those that the next start puts in force.
@@ -102,6 +106,8 @@ pub struct Flash {
     pub image: String,
     /// The version it brings.
     pub version: String,
+    /// How it fares.
+    pub fares: Flashing,
     /// When it began.
     pub began: Timestamp,
     /// When it was in place.
@@ -173,6 +179,8 @@ impl State {
             restore_policy: 1,
             firmware: format!("{}.{:02}", personality.firmware.0, personality.firmware.1),
             flashes: Vec::new(),
+            forgotten: 0,
+            staged: None,
             bios: attributes.map(|(name, value, _)| (name.clone(), value.clone())).collect(),
             bios_pending: BTreeMap::new(),
             secure_boot: (false, false),
@@ -193,10 +201,24 @@ impl State {
             self.boot_lapses = None;
             self.set_boot(chassis, Boot::default()).unwrap_or_else(|error| tracing::warn!(%error, "boot override"));
         }
+        let mut restarts = false;
         for flash in self.flashes.iter_mut().filter(|flash| flash.ended.is_none() && flash.began + FLASHING <= now) {
+            match flash.fares {
+                Flashing::Hangs => continue,
+                Flashing::Works => self.firmware.clone_from(&flash.version),
+                Flashing::Restarts => {
+                    self.firmware.clone_from(&flash.version);
+                    restarts = true;
+                }
+                Flashing::Staged => self.staged = Some(flash.version.clone()),
+                Flashing::Refused | Flashing::Fails | Flashing::Lies => {}
+            }
             flash.ended = Some(now);
-            self.firmware.clone_from(&flash.version);
             self.changes += 1;
+        }
+        if restarts {
+            self.forgotten = self.flashes.len();
+            self.restart(now, FLASHING);
         }
     }
 
@@ -254,6 +276,9 @@ impl State {
             self.boot = Boot::default();
         }
         self.bios.append(&mut self.bios_pending);
+        if let Some(version) = self.staged.take() {
+            self.firmware = version;
+        }
         self.secure_boot.0 = self.secure_boot.1;
         self.changes += 1;
     }
@@ -418,7 +443,8 @@ impl State {
         let name = image.rsplit('/').next().unwrap_or_default();
         let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
         let version = stem.rsplit(['-', '_']).next().unwrap_or(stem).to_owned();
-        self.flashes.push(Flash { image: image.to_owned(), version, began: now, ended: None });
+        let fares = self.faults.flashing;
+        self.flashes.push(Flash { image: image.to_owned(), version, fares, began: now, ended: None });
         self.flashes.len()
     }
 }
@@ -494,5 +520,25 @@ mod tests {
         assert_eq!(state.firmware, "2.17");
         state.pass(NOW + FLASHING, &bench);
         assert_eq!(state.firmware, "2.18");
+    }
+
+    #[test]
+    fn firmware_fares_as_it_is_told_to() {
+        let ends = |flashing| {
+            let (mut state, bench) = (state(), Bench::default());
+            state.faults.flashing = flashing;
+            state.flash(NOW, "bmc-2.18.bin");
+            state.pass(NOW + FLASHING, &bench);
+            let silent = state.is_silent(NOW + FLASHING);
+            let before = state.firmware.clone();
+            state.started();
+            (before, state.firmware.clone(), state.flashes[0].ended.is_some(), silent)
+        };
+        let told = |before: &str, after: &str, ended, silent| (before.to_owned(), after.to_owned(), ended, silent);
+        assert_eq!(ends(Flashing::Restarts), told("2.18", "2.18", true, true));
+        assert_eq!(ends(Flashing::Fails), told("2.17", "2.17", true, false));
+        assert_eq!(ends(Flashing::Lies), told("2.17", "2.17", true, false));
+        assert_eq!(ends(Flashing::Hangs), told("2.17", "2.17", false, false));
+        assert_eq!(ends(Flashing::Staged), told("2.17", "2.18", true, false));
     }
 }

@@ -10,6 +10,7 @@ mod console;
 mod deploy;
 mod discovery;
 mod disks;
+mod firmware;
 mod hardware;
 mod health;
 mod identity;

@@ -23,7 +23,7 @@ use tokio::{
     time::{Instant, sleep, timeout, timeout_at},
 };
 
-use rackhand_common::{machine::Power, time::Mono};
+use rackhand_common::{firmware::Place, machine::Power, time::Mono};
 
 use super::{
     chassis,
@@ -36,7 +36,7 @@ use super::{
     user::{self, Form},
 };
 use crate::{
-    bmc::{Answer, Bmc, BmcError, Credentials, Logins},
+    bmc::{Answer, Bmc, BmcError, Credentials, Image, Logins, Task},
     told::{
         Account, Accounts, Bios, Boot, BootOverride, Identity, Lan, Log, MAX_ITEMS, MAX_PASSWORD, Part, PartKind,
         Parts, Reading, SensorKind, Sensors, Skipped, baseline::Attribute,
@@ -892,6 +892,12 @@ fn no_bios() -> BmcError {
     BmcError::Unsupported("the settings of the machine's firmware are in Redfish only".to_owned())
 }
 
+/// What IPMI has for it (HPM.1) is not what servers' BMCs take.
+fn no_update() -> BmcError {
+    let why = "firmware is updated by Redfish only: `rackhand bmc set` with --protocol redfish";
+    BmcError::Unsupported(why.to_owned())
+}
+
 impl Bmc for Ipmi {
     fn close(&self) -> Answer<'_, ()> {
         Box::pin(async move {
@@ -983,6 +989,19 @@ impl Bmc for Ipmi {
 
     fn set_bios<'a>(&'a self, _wanted: &'a BTreeMap<String, Attribute>) -> Answer<'a, ()> {
         Box::pin(async { Err(no_bios()) })
+    }
+
+    /// Of its own alone.
+    fn version<'a>(&'a self, of: &'a Place) -> Answer<'a, Option<String>> {
+        Box::pin(async move { if *of == Place::Bmc { Ok(self.identity().await?.firmware) } else { Err(no_update()) } })
+    }
+
+    fn update<'a>(&'a self, _image: &'a Image) -> Answer<'a, Option<String>> {
+        Box::pin(async { Err(no_update()) })
+    }
+
+    fn task<'a>(&'a self, _task: &'a str) -> Answer<'a, Task> {
+        Box::pin(async { Err(no_update()) })
     }
 }
 

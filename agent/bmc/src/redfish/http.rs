@@ -12,7 +12,8 @@
 //! It does not compress, pipeline or speak HTTP/2: BMCs break on all three.
 
 use std::{
-    fmt, iter,
+    fmt, io, iter,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -22,14 +23,16 @@ use std::{
 
 use bytes::Bytes;
 use reqwest::{
-    Method, StatusCode, Url,
-    header::{ACCEPT, CONTENT_TYPE, ETAG, HeaderMap, IF_MATCH, LOCATION, RETRY_AFTER},
+    Body, Method, StatusCode, Url,
+    header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, IF_MATCH, LOCATION, RETRY_AFTER},
 };
 use serde_json::{Value, json};
 use tokio::{
+    io::AsyncReadExt as _,
     sync::Mutex,
     time::{Instant, sleep, timeout},
 };
+use tokio_util::io::ReaderStream;
 use zeroize::Zeroizing;
 
 use crate::bmc::{BmcError, Credentials, Logins};
@@ -60,6 +63,9 @@ const MAX_BUSY: u32 = 3;
 
 /// The longest that a busy BMC may ask us to wait.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
+
+/// So much of a file is read at once.
+const FILE_PIECE: usize = 64 << 10;
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,10 +101,20 @@ pub enum Payload {
     Nothing,
     /// JSON.
     Json(Value),
-    /// Bytes of this type, and the least speed they travel at is a MiB each second.
-    Bytes(&'static str, Bytes),
-    /// The parts of a form with this boundary.
-    Form(String, Bytes),
+    /// A file of so many bytes, between what stands before and behind it, as this type. It is read as it
+    /// is sent; the least speed it travels at is a MiB each ten seconds.
+    File {
+        /// The type of all of it.
+        kind: String,
+        /// What stands before it.
+        head: Bytes,
+        /// Where it is.
+        path: PathBuf,
+        /// Its bytes.
+        size: u64,
+        /// What stands behind it.
+        tail: Bytes,
+    },
 }
 
 /// What came back, with a status that says that all is well.
@@ -519,14 +535,13 @@ impl Http {
         request = match payload {
             Payload::Nothing => request,
             Payload::Json(value) => request.json(value),
-            Payload::Bytes(kind, bytes) => {
-                deadline += Duration::from_secs(bytes.len() as u64 >> 20);
-                request.header(CONTENT_TYPE, *kind).body(bytes.clone())
-            }
-            Payload::Form(boundary, bytes) => {
-                deadline += Duration::from_secs(bytes.len() as u64 >> 20);
-                let kind = format!("multipart/form-data; boundary={boundary}");
-                request.header(CONTENT_TYPE, kind).body(bytes.clone())
+            Payload::File { kind, head, path, size, tail } => {
+                deadline += Duration::from_secs(10 * (size >> 20));
+                let file = tokio::fs::File::open(path).await.map_err(Fault::File)?;
+                let whole = io::Cursor::new(head.clone()).chain(file.take(*size)).chain(io::Cursor::new(tail.clone()));
+                let length = size + (head.len() + tail.len()) as u64;
+                let body = Body::wrap_stream(ReaderStream::with_capacity(whole, FILE_PIECE));
+                request.header(CONTENT_TYPE, kind).header(CONTENT_LENGTH, length).body(body)
             }
         };
         if let Some(etag) = etag {
@@ -575,6 +590,8 @@ impl Http {
             (None, _) => {}
         }
         match fault {
+            // Before anything was sent.
+            Fault::File(error) => fault::refused(format!("the file to be sent cannot be read: {error}")),
             Fault::Elsewhere => fault::malformed(format!("{link} is not on this host")),
             Fault::Late(deadline) => {
                 fault::unreachable(format!("{link}: no answer within {} s", deadline.as_secs_f32()))
@@ -593,6 +610,7 @@ impl Http {
 
 /// Why there is no answer.
 enum Fault {
+    File(io::Error),
     Elsewhere,
     Late(Duration),
     TooLong,

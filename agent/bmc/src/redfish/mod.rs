@@ -44,10 +44,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{sync::Mutex, time::timeout};
 use uuid::Uuid;
 
-use rackhand_common::machine::Power;
+use rackhand_common::{firmware::Place, machine::Power};
 
 use crate::{
-    bmc::{Answer, Bmc, BmcError, Credentials, Logins},
+    bmc::{Answer, Bmc, BmcError, Credentials, Image, Logins, Task},
     told::{
         Account, Accounts, Bios, Boot, BootOverride, Identity, Lan, Log, Parts, Sensors, baseline::Attribute, text,
     },
@@ -58,6 +58,7 @@ pub use pin::Fingerprint;
 pub use tree::Which;
 
 use http::Http;
+use link::Link;
 use resource::{Node, Resource};
 use tree::Service;
 use walk::Walk;
@@ -268,5 +269,21 @@ impl Bmc for Redfish {
 
     fn set_bios<'a>(&'a self, wanted: &'a BTreeMap<String, Attribute>) -> Answer<'a, ()> {
         self.within(self.write_bios(wanted))
+    }
+
+    fn version<'a>(&'a self, of: &'a Place) -> Answer<'a, Option<String>> {
+        self.within(self.version_of(of))
+    }
+
+    /// Bounded by the size of the file, and not as other calls.
+    fn update<'a>(&'a self, image: &'a Image) -> Answer<'a, Option<String>> {
+        Box::pin(async move { Ok(self.update_with(image).await?.map(|task| task.as_str().to_owned())) })
+    }
+
+    fn task<'a>(&'a self, task: &'a str) -> Answer<'a, Task> {
+        self.within(async move {
+            let link = Link::parse(task).ok_or_else(|| fault::unsupported("there is no such task"))?;
+            Self::task(self, &link).await
+        })
     }
 }

@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
+use rackhand_common::firmware::Place;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep};
 
-use crate::bmc::BmcError;
+use crate::bmc::{BmcError, Image, Task};
 
 use super::{
     Redfish, fault,
@@ -19,17 +20,6 @@ use super::{
 
 /// The longest time between two looks at a task.
 const LONGEST_LOOK: Duration = Duration::from_secs(30);
-
-/// How a task is going.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Task {
-    /// It goes on, at so many percent.
-    Running(Option<u8>),
-    /// It has done what it should.
-    Done,
-    /// It has ended otherwise, for this reason.
-    Failed(String),
-}
 
 /// What a Task says. An answer that is no Task has no state: that is what a monitor answers once
 /// everything is done.
@@ -52,24 +42,19 @@ fn why(node: Node<'_>) -> String {
     words.or_else(|| node.text("TaskState")).unwrap_or_else(|| "no reason given".to_owned())
 }
 
-/// A form of the parameters and the file that a multipart push is (RFC 7578).
-pub fn form(boundary: &str, targets: &[Link], name: &str, image: &Bytes) -> Bytes {
+/// What stands before and behind the file in a form of the parameters and the file, which a multipart push
+/// is (RFC 7578).
+pub fn form(boundary: &str, targets: &[Link], name: &str) -> (Bytes, Bytes) {
     let targets: Vec<&str> = targets.iter().map(Link::as_str).collect();
     let parameters = if targets.is_empty() { json!({}) } else { json!({ "Targets": targets }) };
     let name: String = name.chars().filter(|c| c.is_ascii_graphic() && !"\"\\/".contains(*c)).collect();
-    let mut form = BytesMut::with_capacity(image.len() + 1024);
-    form.put_slice(
-        format!(
-            "--{boundary}\r\nContent-Disposition: form-data; name=\"UpdateParameters\"\r\n\
-             Content-Type: application/json\r\n\r\n{parameters}\r\n\
-             --{boundary}\r\nContent-Disposition: form-data; name=\"UpdateFile\"; filename=\"{name}\"\r\n\
-             Content-Type: application/octet-stream\r\n\r\n"
-        )
-        .as_bytes(),
+    let head = format!(
+        "--{boundary}\r\nContent-Disposition: form-data; name=\"UpdateParameters\"\r\n\
+         Content-Type: application/json\r\n\r\n{parameters}\r\n\
+         --{boundary}\r\nContent-Disposition: form-data; name=\"UpdateFile\"; filename=\"{name}\"\r\n\
+         Content-Type: application/octet-stream\r\n\r\n"
     );
-    form.put_slice(image);
-    form.put_slice(format!("\r\n--{boundary}--\r\n").as_bytes());
-    form.freeze()
+    (head.into(), format!("\r\n--{boundary}--\r\n").into())
 }
 
 impl Redfish {
@@ -96,22 +81,44 @@ impl Redfish {
         Ok(monitor(&reply))
     }
 
-    /// Sends this image and has these targets updated, or those that the image is for. A service
-    /// that takes bare bytes only is not told any targets.
-    pub async fn update_with(&self, name: &str, image: Bytes, targets: &[Link]) -> Result<Option<Link>, BmcError> {
+    /// Sends this image and has its targets updated, or those that the file is for. A service that
+    /// takes bare bytes only is not told any targets.
+    pub async fn update_with(&self, image: &Image) -> Result<Option<Link>, BmcError> {
+        let targets = image.targets.iter().map(|target| {
+            Link::parse(target).ok_or_else(|| fault::refused(format!("{target:?} is no link to update")))
+        });
+        let targets = targets.collect::<Result<Vec<_>, _>>()?;
         let updates = self.update_service().await?;
         let node = updates.node();
         let place = |member| node.word(member).and_then(Link::parse);
+        let file = |kind, head, tail| Payload::File { kind, head, path: image.path.clone(), size: image.size, tail };
         let reply = if let Some(multipart) = place("MultipartHttpPushUri") {
             let boundary = format!("rackhand-{}", uuid::Uuid::new_v4().simple());
-            let form = form(&boundary, targets, name, &image);
-            self.http.post(&multipart, Payload::Form(boundary, form)).await?
+            let (head, tail) = form(&boundary, &targets, &image.name);
+            self.http.post(&multipart, file(format!("multipart/form-data; boundary={boundary}"), head, tail)).await?
         } else if let Some(push) = place("HttpPushUri").filter(|_| targets.is_empty()) {
-            self.http.post(&push, Payload::Bytes("application/octet-stream", image)).await?
+            let bare = file("application/octet-stream".to_owned(), Bytes::new(), Bytes::new());
+            self.http.post(&push, bare).await?
         } else {
             return Err(fault::unsupported("it takes no image"));
         };
         Ok(monitor(&reply))
+    }
+
+    /// The version of firmware as it is told now; `None` when there is none of that, or it does not tell.
+    pub(super) async fn version_of(&self, place: &Place) -> Result<Option<String>, BmcError> {
+        match place {
+            Place::Bmc => Ok(self.read_identity().await?.firmware),
+            Place::Bios => Ok(self.system().await?.node().text("BiosVersion")),
+            Place::Inventory(id) => {
+                let updates = self.update_service().await?;
+                let service = self.service().await?;
+                let mut walk = self.walk(&service);
+                let members = walk.members_at(updates.node(), "FirmwareInventory").await?;
+                let is_it = |node: Node<'_>| node.word("Id") == Some(id.as_str());
+                Ok(members.iter().map(Resource::node).find(|node| is_it(*node)).and_then(|node| node.text("Version")))
+            }
+        }
     }
 
     /// How a task is going.
@@ -182,10 +189,11 @@ mod tests {
     #[test]
     fn a_form_has_its_parameters_before_its_file() {
         let targets = [Link::parse("/redfish/v1/UpdateService/FirmwareInventory/BMC").unwrap()];
-        let form = form("b", &targets, "a\"\r\nX: 1.bin", &Bytes::from_static(b"\x7fELF"));
-        let text = String::from_utf8(form.to_vec()).unwrap();
-        assert!(text.starts_with("--b\r\n") && text.ends_with("\x7fELF\r\n--b--\r\n"), "{text}");
+        let (head, tail) = form("b", &targets, "a\"\r\nX: 1.bin");
+        let text = String::from_utf8(head.to_vec()).unwrap();
+        assert!(text.starts_with("--b\r\n") && text.ends_with("octet-stream\r\n\r\n"), "{text}");
         assert!(text.contains("filename=\"aX:1.bin\""), "{text}");
+        assert_eq!(tail, "\r\n--b--\r\n");
     }
 
     proptest! {

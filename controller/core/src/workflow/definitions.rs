@@ -29,6 +29,8 @@ pub enum Workflow {
     Rescue,
     /// Back into its own system.
     LeaveRescue,
+    /// Firmware of a machine that nobody uses, brought to other versions by its BMC.
+    UpdateFirmware,
 }
 
 /// Something a workflow does. Each is safe to repeat, and so is its undo.
@@ -59,6 +61,8 @@ pub enum Step {
     EndRescue,
     /// Have the machine's BMC be as it was recorded, with another password.
     RestoreBmc,
+    /// Have each version be the one that is wanted, with a start of the machine where one needs it.
+    UpdateFirmware,
 }
 
 /// The rules of one step.
@@ -228,6 +232,23 @@ const TEST: &[Rule] = &[
     },
 ];
 
+const UPDATE_FIRMWARE: &[Rule] = &[
+    BOOT_INSTALLER,
+    Rule {
+        step: Step::UpdateFirmware,
+        // The BMC's own bound is the manifest's; here it is its agent or the machine that does not come back.
+        patience: minutes(60),
+        limit: minutes(24 * 60),
+        // Nobody flashes again what may be half flashed.
+        attempts: 1,
+        again: &[],
+        // A device is not interrupted: what was begun is waited for, and the next is not begun.
+        interruptible: false,
+        // What a device has, it has.
+        undo: None,
+    },
+];
+
 const POWER: &[Rule] = &[Rule {
     step: Step::SwitchPower,
     patience: minutes(5),
@@ -242,7 +263,7 @@ const POWER: &[Rule] = &[Rule {
 
 impl Workflow {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Deploy,
         Self::Release,
         Self::Power,
@@ -251,6 +272,7 @@ impl Workflow {
         Self::Test,
         Self::Rescue,
         Self::LeaveRescue,
+        Self::UpdateFirmware,
     ];
 
     /// Its steps, in order.
@@ -264,6 +286,7 @@ impl Workflow {
             Self::Test => TEST,
             Self::Rescue => RESCUE,
             Self::LeaveRescue => LEAVE_RESCUE,
+            Self::UpdateFirmware => UPDATE_FIRMWARE,
         }
     }
 
@@ -276,6 +299,7 @@ impl Workflow {
             (Self::Deploy, Ended::Stuck { .. }) | (Self::Release, _) => Some(Event::Broke),
             (Self::Reinstall, _) => Some(Event::Reinstalled),
             (Self::Test, _) => Some(Event::Tested),
+            (Self::UpdateFirmware, _) => Some(Event::Updated),
             (Self::Rescue, Ended::Done) => Some(Event::Rescued),
             (Self::Rescue, _) | (Self::LeaveRescue, Ended::Done) => Some(Event::LeftRescue),
             (Self::Power | Self::Inspect | Self::LeaveRescue, _) => None,
@@ -294,6 +318,7 @@ impl fmt::Display for Workflow {
             Self::Test => "test",
             Self::Rescue => "rescue",
             Self::LeaveRescue => "leave-rescue",
+            Self::UpdateFirmware => "update-firmware",
         })
     }
 }
@@ -325,6 +350,7 @@ impl fmt::Display for Step {
             Self::StartRescue => "start rescue",
             Self::EndRescue => "end rescue",
             Self::RestoreBmc => "restore BMC",
+            Self::UpdateFirmware => "update firmware",
         })
     }
 }

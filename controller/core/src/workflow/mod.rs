@@ -159,6 +159,8 @@ pub enum Cause {
     Installer(event::Cause),
     /// The machine's BMC is not as it was recorded, or cannot be read.
     Bmc,
+    /// Firmware was not updated: nothing was done, or what was done is in doubt.
+    Firmware,
     /// What the run was to do can no longer be read or found.
     Internal,
 }
@@ -505,6 +507,7 @@ impl fmt::Display for Cause {
             Self::StartedDisk => "started_disk",
             Self::InstallerLost => "installer_lost",
             Self::Bmc => "bmc",
+            Self::Firmware => "firmware",
             Self::Installer(event::Cause::WrongMachine) => "wrong_machine",
             Self::Installer(event::Cause::DisksDiffer) => "disks_differ",
             Self::Installer(event::Cause::MainboardDiffers) => "mainboard_differs",

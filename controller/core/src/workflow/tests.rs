@@ -232,7 +232,9 @@ fn every_run_ends_named_and_undone_in_reverse_whatever_happens_to_any_step() {
         rescue undone
         test done
         test stuck
-        test undone"#]]
+        test undone
+        update-firmware done
+        update-firmware undone"#]]
     .assert_eq(&ends.into_keys().collect::<Vec<_>>().join("\n"));
 }
 

@@ -27,6 +27,8 @@ pub enum WaitFor {
     Tests,
     /// The machine's BMC.
     Bmc,
+    /// Firmware, being installed.
+    Firmware,
     /// The controller itself, which has not looked at it yet. What a later version waited for and
     /// this one has no word for is read as this: it looks, and says what it waits for itself.
     #[serde(other)]
@@ -34,7 +36,7 @@ pub enum WaitFor {
 }
 
 impl WaitFor {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Agent,
         Self::Power,
         Self::Dhcp,
@@ -44,6 +46,7 @@ impl WaitFor {
         Self::System,
         Self::Tests,
         Self::Bmc,
+        Self::Firmware,
         Self::Controller,
     ];
 
@@ -65,6 +68,7 @@ impl fmt::Display for WaitFor {
             Self::System => "operating system",
             Self::Tests => "tests",
             Self::Bmc => "BMC",
+            Self::Firmware => "firmware",
             Self::Controller => "controller",
         })
     }

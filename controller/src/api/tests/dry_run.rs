@@ -87,6 +87,36 @@ async fn run_is_over(trial: &Trial, machine: &str, lifecycle: Lifecycle) {
     tx.commit().await.unwrap();
 }
 
+/// Firmware told of, a campaign made, paused and cancelled, an update begun; the machine is ready before and after.
+async fn firmware_is_tried(trial: &mut Trial, machine: &str) {
+    let mut tx = trial.bench.app.store.begin().await.unwrap();
+    let mut row = tx.machine(machine.rsplit('/').next().unwrap()).await.unwrap();
+    Arc::make_mut(&mut row.inventory).system.vendor = "Rackhand".into();
+    tx.update_machine(Timestamp::UNIX_EPOCH, &mut row).await.unwrap();
+    tx.commit().await.unwrap();
+    let toy = include_str!("../../../../firmware-scripts/firmware/toy-bmc.toml");
+    let firmware = json!({"manifest": toy});
+    trial.step(Method::POST, "/v1/firmware", "/v1/firmware", firmware).await;
+    let toy = "/v1/firmware/toy-bmc-2.18";
+    let (status, sent) = trial.bench.ask(Method::PUT, &format!("{toy}/file"), "toy 2.18").await;
+    assert_eq!(status, StatusCode::OK, "{sent}");
+    let bmc = json!({"address": "10.20.0.7", "user": "admin", "password": "secret"});
+    let reached = machine.replace("/v1/machines/", "/v1/racks/lab/bmcs/");
+    assert_eq!(trial.bench.ask(Method::PUT, &reached, bmc.to_string()).await.0, StatusCode::OK);
+    let plan = json!({"name": "wants-toys", "rules": {"expects": {"baseline": ["toy-bmc-2.18"]}}});
+    trial.bench.ask(Method::POST, "/v1/plans", plan.to_string()).await;
+    let (pattern, campaigns) = ("/v1/racks/{rack}/firmware-campaigns", "/v1/racks/lab/firmware-campaigns");
+    let made = trial.step(Method::POST, pattern, campaigns, json!({"plan": "wants-toys"})).await;
+    let campaign = format!("{campaigns}/{}", id(&made));
+    trial.step(Method::PATCH, &format!("{pattern}/{{campaign}}"), &campaign, json!({"wish": "cancel"})).await;
+    let update = json!({"firmware": ["toy-bmc-2.18"]});
+    let pattern = "/v1/machines/{machine}/update-firmware";
+    trial.step(Method::POST, pattern, &format!("{machine}/update-firmware"), update).await;
+    run_is_over(trial, machine, Lifecycle::Ready).await;
+    trial.bench.ask(Method::DELETE, "/v1/plans/wants-toys", "").await;
+    trial.step(Method::DELETE, "/v1/firmware/{firmware}", toy, Value::Null).await;
+}
+
 async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on: On) {
     let mut trial = Trial::new(on).await;
     let imports = trial.bench.directory.path().join("import");
@@ -160,6 +190,7 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on:
     run_is_over(&trial, &fourth, Lifecycle::Ready).await;
     trial.step(Method::POST, &of("test"), &format!("{fourth}/test"), json!({"only": ["smart"]})).await;
     run_is_over(&trial, &fourth, Lifecycle::Ready).await;
+    firmware_is_tried(&mut trial, &fourth).await;
     trial.step(Method::POST, &of("power"), &format!("{fourth}/power"), json!({"action": "off"})).await;
     run_is_over(&trial, &fourth, Lifecycle::Active).await;
     trial.step(Method::POST, &of("reinstall"), &format!("{fourth}/reinstall"), json!({"image": "debian"})).await;

@@ -4,9 +4,10 @@ use hyper::Method;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value, json};
 
-use super::{Caller, Reply, Request, Service, allowed, tree::View};
+use super::{Caller, Reply, Request, Service, allowed, form::Push, tree::View};
 use crate::{
     chassis::{Boot, Chassis, Source},
+    faults::Flashing,
     personality::Role,
     state::{MAX_NAME, MAX_PASSWORD, PowerAct, PowerError, Rotated, State, User},
 };
@@ -52,6 +53,9 @@ impl Service {
                 }
                 _ => refused,
             });
+        }
+        if (&request.method, parts) == (&Method::POST, &["UpdateService", "update-multipart"]) {
+            return Some(self.push(now, state, caller, request));
         }
         let body = if request.body.is_empty() { Ok(json!({})) } else { serde_json::from_slice(&request.body) };
         let Ok(Value::Object(mut body)) = body else { return Some(Reply::malformed()) };
@@ -111,6 +115,27 @@ impl Service {
             self.post(now, state, chassis, caller, parts, &body)
                 .unwrap_or_else(|| if is_there { refused } else { Reply::not_found(&request.path) }),
         )
+    }
+
+    /// Takes a file of firmware.
+    fn push(&self, now: Timestamp, state: &mut State, caller: &Caller, request: &Request) -> Reply {
+        if caller.role < Role::Administrator {
+            return Reply::forbidden();
+        }
+        let kind = request.content_type.as_deref().unwrap_or_default();
+        let Some(Push { parameters, name, file }) = Push::read(kind, &request.body) else { return Reply::malformed() };
+        if let Some(unknown) = parameters.keys().find(|name| *name != "Targets") {
+            return Reply::unknown(unknown);
+        }
+        if file.is_empty() || state.faults.flashing == Flashing::Refused {
+            let text = format!("Verification of image '{name}' failed.");
+            return Reply::error(400, "VerificationFailed", &text, &[&name]);
+        }
+        let id = state.flash(now, &name).to_string();
+        let path = format!("/redfish/v1/TaskService/Tasks/{id}");
+        let view = View { now, state, is_on: false, sessions: &self.sessions };
+        let body = view.get(&["TaskService", "Tasks", &id]);
+        Reply { status: 202, headers: vec![("Location", path)], body, xml: None }
     }
 
     /// Does an action or adds a member; nothing when there is no such thing.

@@ -5,6 +5,7 @@
 //! Not there: `$expand` and other queries, XML beyond the metadata, delivery of events.
 
 mod act;
+mod form;
 mod tree;
 
 use std::{io, sync::Arc, time::Duration};
@@ -63,6 +64,8 @@ pub struct Request {
     pub if_none_match: Option<String>,
     /// `OData-Version`.
     pub odata_version: Option<String>,
+    /// `Content-Type`.
+    pub content_type: Option<String>,
     /// Body.
     pub body: Vec<u8>,
 }
@@ -476,6 +479,7 @@ async fn exchange(request: hyper::Request<Incoming>, bmc: Arc<Bmc>) -> io::Resul
         if_match: header("if-match"),
         if_none_match: header("if-none-match"),
         odata_version: header("odata-version"),
+        content_type: header("content-type"),
         body: body.to_bytes().to_vec(),
         method: head.method,
     };

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::Session;
 use crate::{
     chassis::Source,
+    faults::Flashing,
     log::Record,
     personality::{Kind, Personality, Reading, Role, ThermalSchema},
     sensor::{Health, Sensor, in_order},
@@ -719,6 +720,7 @@ impl View<'_> {
                 "Update Service",
                 json!({
                     "ServiceEnabled": true, "FirmwareInventory": link(format!("{path}/FirmwareInventory")),
+                    "MultipartHttpPushUri": format!("{path}/update-multipart"), "MaxImageSizeBytes": super::MAX_BODY,
                     "Status": { "State": "Enabled", "Health": "OK" },
                     "Actions": { "#UpdateService.SimpleUpdate": {
                         "target": format!("{path}/Actions/UpdateService.SimpleUpdate"),
@@ -745,15 +747,29 @@ impl View<'_> {
                     "LifeCycleEventOnTaskStateChange": false, "Status": { "State": "Enabled", "Health": "OK" },
                 }),
             ),
-            ["Tasks"] => self.collection(path, "Task", (1..=self.state.flashes.len()).map(|id| id.to_string())),
+            ["Tasks"] => {
+                let known = self.state.forgotten + 1..=self.state.flashes.len();
+                self.collection(path, "Task", known.map(|id| id.to_string()))
+            }
             ["Tasks", id] => {
-                let flash = self.state.flashes.get(id.parse::<usize>().ok()?.checked_sub(1)?)?;
+                let place = id.parse::<usize>().ok()?.checked_sub(1).filter(|place| *place >= self.state.forgotten)?;
+                let flash = self.state.flashes.get(place)?;
+                let has_failed = flash.ended.is_some() && flash.fares == Flashing::Fails;
                 let time = |at: Timestamp| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
                 let mut own = json!({
                     "TaskState": if flash.ended.is_some() { "Completed" } else { "Running" },
                     "TaskStatus": "OK", "PercentComplete": if flash.ended.is_some() { 100 } else { 50 },
                     "StartTime": time(flash.began), "Messages": [],
                 });
+                if has_failed {
+                    own["TaskState"] = json!("Exception");
+                    own["TaskStatus"] = json!("Critical");
+                    own["Messages"] = json!([{
+                        "MessageId": "Update.1.1.VerificationFailed",
+                        "Message": format!("Verification of image '{}' failed.", flash.image),
+                        "MessageArgs": [flash.image], "Severity": "Critical",
+                    }]);
+                }
                 if let Some(ended) = flash.ended {
                     own["EndTime"] = json!(time(ended));
                 }
