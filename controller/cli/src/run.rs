@@ -266,9 +266,13 @@ fn page(run: &Run) -> String {
     if let Some(step) = &run.step {
         lines.push(format!("  step     {step}, attempt {}", run.attempt));
     }
+    if let Some(way) = &run.way {
+        lines.push(format!("  way      {way}"));
+    }
     if let Some(waiting) = &run.waiting_for {
+        let since = run.waiting_since.map(|since| format!(", since {}", second(since))).unwrap_or_default();
         let until = run.waiting_until.map(|until| format!(", until {}", second(until))).unwrap_or_default();
-        lines.push(format!("  waiting  for {waiting}{until}"));
+        lines.push(format!("  waiting  for {waiting}{since}{until}"));
     }
     if let Some(ended) = run.ended {
         lines.push(format!("  ended    {} after {}", second(ended), relative(ended, run.created)));

@@ -73,7 +73,7 @@ impl Simulated {
 
 impl World {
     /// One whose machine has a BMC.
-    async fn with_bmc(on: On) -> Self {
+    pub(super) async fn with_bmc(on: On) -> Self {
         let world = Self::new(on, Behaviour::default()).await;
         let machine = world.machine().await;
         let access = Access {
