@@ -68,10 +68,9 @@ impl Changed {
 }
 
 /// What stands; clones are the same.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Ways(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     path: PathBuf,
     clock: Arc<dyn Clock>,
