@@ -41,7 +41,7 @@ use crate::{
     ledger::Ledger,
     lights::Lights,
     local::{self, Node, Source, UplinkView},
-    power::{Call, Configured, Drivers, Exec, ExecFile, Executor, Power},
+    power::{Call, Configured, Drivers, Exec, ExecFile, Executor, Power, ways::Ways},
     spool::{self, Spool, written},
     timeline::Timelines,
     uplink::{Fetcher, Identity, Reread, Uplink},
@@ -100,6 +100,9 @@ pub struct BmcFile {
     /// Directory with profiles of firmware settings beside those that come with the product; default
     /// `/etc/rackhand/bios`.
     pub profiles: Option<PathBuf>,
+    /// Where machines' firmware and BMCs fetch this node's loader and bootable image: `http://10.0.0.1:8080`;
+    /// default: port 8080 at the node's address on the provisioning network.
+    pub files: Option<String>,
 }
 
 /// The configuration as used.
@@ -117,6 +120,8 @@ pub struct Config {
     pub power: Exec,
     /// The networks in which BMCs are asked.
     pub bmc_networks: Option<Vec<IpNet>>,
+    /// Where machines' firmware and BMCs fetch this node's files.
+    pub bmc_files: Option<String>,
     /// Where BMCs are looked for.
     pub discovery: discovery::Config,
     /// What settings of machines' firmware are recorded, and are to be.
@@ -156,7 +161,12 @@ impl TryFrom<File> for Config {
         let File { state, socket, metrics, events, bmc, log, .. } = file;
         let directory = bmc.profiles.as_deref().unwrap_or(Path::new(PROFILES));
         let profiles = Profiles::load(directory).map_err(|error| format!("bmc.profiles: {error}"))?;
-        Ok(Self { state, socket, metrics, events, power, bmc_networks: bmc.networks, discovery, profiles, health, log })
+        let bmc_files = bmc.files;
+        if bmc_files.as_ref().is_some_and(|files| !files.starts_with("http://") && !files.starts_with("https://")) {
+            return Err("bmc.files is no address: write http://ADDRESS:PORT of this node".into());
+        }
+        let bmc_networks = bmc.networks;
+        Ok(Self { state, socket, metrics, events, power, bmc_networks, bmc_files, discovery, profiles, health, log })
     }
 }
 
@@ -221,7 +231,8 @@ impl Settings {
             Some(Reread::Same) | None => {}
         }
         // A setting that is added is decided on here.
-        let Config { state, socket, metrics, events, power, bmc_networks, discovery, profiles, health, log } = fresh;
+        let Config { state, socket, metrics, events, power, bmc_networks, bmc_files, discovery, profiles, health, log } =
+            fresh;
         if taken.take("power", &mut used.power, power) {
             self.exec.send_replace(Arc::new(power.clone()));
         }
@@ -236,7 +247,8 @@ impl Settings {
         taken.keep("socket", &used.socket, socket);
         taken.keep("metrics", &used.metrics, metrics);
         taken.keep("events", &used.events, events);
-        taken.keep("bmc", &(&used.bmc_networks, &used.profiles), &(bmc_networks, profiles));
+        let used = (&used.bmc_networks, &used.bmc_files, &used.profiles);
+        taken.keep("bmc", &used, &(bmc_networks, bmc_files, profiles));
         Ok(taken)
     }
 }
@@ -336,9 +348,26 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let boot_has = watch::Sender::new(0);
     let (exec, configured) = Configured::new(config.power.clone());
     let mut parts = JoinSet::new();
+    let path = config.state.join("ways.json");
+    let ways = Ways::open(path.clone(), clock.clone()).with_context(|| format!("cannot read {}", path.display()))?;
+    let drivers = Drivers {
+        bmcs: bmcs.clone(),
+        other: power.unwrap_or_else(|| Arc::new(configured)),
+        ways: ways.clone(),
+        files: config.bmc_files.clone(),
+        intent: intent.clone(),
+    };
+    {
+        let (drivers, intent, timelines) = (drivers.clone(), intent.clone(), timelines.clone());
+        let shutdown = shutdown.clone();
+        parts.spawn(async move {
+            ways.run(drivers, intent, timelines, shutdown).await;
+            Ok("boot orders put back")
+        });
+    }
     {
         let executor = Executor {
-            driver: Arc::new(Drivers { bmcs: bmcs.clone(), other: power.unwrap_or_else(|| Arc::new(configured)) }),
+            driver: Arc::new(drivers),
             ledger: ledger.clone(),
             spool: spool.clone(),
             intent: intent.clone(),

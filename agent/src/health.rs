@@ -163,6 +163,7 @@ impl Metrics {
             Outcome::Refused(_) => "refused",
             Outcome::Failed(_) => "failed",
             Outcome::Unknown => "unknown",
+            Outcome::Unsupported(_) => "unsupported",
         };
         self.commands.get_or_create(&Ended { outcome }).inc();
     }

@@ -13,11 +13,12 @@
 //!   has not been heard of for [`BOOT_FOLLOWS`].
 
 mod bmc;
+pub mod ways;
 
 use std::{collections::HashMap, pin::Pin, process::Stdio, sync::Arc, time::Duration};
 
 use rackhand_fail_points::fail_point;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     process,
@@ -53,6 +54,26 @@ pub trait Power: Send + Sync + 'static {
     fn set<'a>(&'a self, machine: &'a Target, wanted: State) -> Answer<'a, ()>;
     /// Makes the machine's next start, and only that, boot from the network.
     fn network_boot_once<'a>(&'a self, machine: &'a Target) -> Answer<'a, ()>;
+    /// Makes the machine's next start go another way; whoever can only switch power cannot.
+    fn boot_by<'a>(&'a self, _: &'a Target, _: Way) -> Answer<'a, ()> {
+        Box::pin(async { Err(PowerError::Unsupported("the command that switches it knows no such way".to_owned())) })
+    }
+    /// Has the machine boot by its own order again, as far as that was changed here and stands.
+    fn end_boot<'a>(&'a self, _: &'a Target) -> Answer<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// Another way into the installer than the network at the next start only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// UEFI HTTP boot at the next start only.
+    Http,
+    /// The network at every start.
+    LastingNetwork,
+    /// An image in a virtual drive of the BMC, at the next start only.
+    Media,
 }
 
 /// What a driver answers, in time.
@@ -81,6 +102,9 @@ pub enum PowerError {
     /// It answered something that has no meaning.
     #[error("malformed answer: {0}")]
     Malformed(String),
+    /// The machine cannot be started in this way.
+    #[error("{0}")]
+    Unsupported(String),
 }
 
 impl From<std::io::Error> for PowerError {
@@ -210,7 +234,10 @@ impl Executor {
 
     /// Performs an accepted command, or refuses it when its time or epoch is over by now.
     pub async fn perform(&self, command: Command, received: Mono) {
-        if command.action == Action::NetworkBoot {
+        if matches!(
+            command.action,
+            Action::NetworkBoot | Action::HttpBoot | Action::LastingNetworkBoot | Action::MediaBoot
+        ) {
             self.wait_for_boot().await;
         }
         let outcome = match self.judge(&command, received) {
@@ -218,6 +245,7 @@ impl Executor {
             Ok(target) => match self.ledger.begin(command.id).await {
                 Ok(()) => match self.act(&target, command.action).await {
                     Ok(()) => Outcome::Done,
+                    Err(PowerError::Unsupported(reason)) => Outcome::Unsupported(reason),
                     Err(error) => Outcome::Failed(error.to_string()),
                 },
                 Err(error) => {
@@ -258,13 +286,40 @@ impl Executor {
                 self.tell(target, vec![What::Power(state)]).await;
                 Ok(())
             }
-            Action::PowerOn => self.bring(target, State::On).await,
+            Action::PowerOn => {
+                self.leave_way(target).await;
+                self.bring(target, State::On).await
+            }
             Action::PowerOff => self.bring(target, State::Off).await,
-            Action::PowerCycle => self.cycle(target).await,
+            Action::PowerCycle => {
+                self.leave_way(target).await;
+                self.cycle(target).await
+            }
             Action::NetworkBoot => {
                 patiently(&*self.timer, || network_boot_once(&*self.driver, target)).await?;
                 self.cycle(target).await
             }
+            Action::HttpBoot => self.start_by(target, Way::Http).await,
+            Action::LastingNetworkBoot => self.start_by(target, Way::LastingNetwork).await,
+            Action::MediaBoot => self.start_by(target, Way::Media).await,
+            Action::EndBoot => patiently(&*self.timer, || self.driver.end_boot(target)).await,
+        }
+    }
+
+    async fn start_by(&self, target: &Target, way: Way) -> Result<(), PowerError> {
+        match patiently(&*self.timer, || boot_by(&*self.driver, target, way)).await {
+            Ok(()) => self.cycle(target).await,
+            // Nothing was restarted, and asking again is useless: another way may do.
+            Err(PowerError::Refused(reason) | PowerError::Malformed(reason)) => Err(PowerError::Unsupported(reason)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A start that is to go by the machine's own order does. What cannot be put back now is by
+    /// [`ways`], later.
+    async fn leave_way(&self, target: &Target) {
+        if let Err(error) = self.driver.end_boot(target).await {
+            tracing::warn!(machine = %target.id, %error, "a machine's boot order cannot be put back before its start");
         }
     }
 
@@ -359,6 +414,10 @@ fn set<'a>(driver: &'a dyn Power, target: &'a Target, wanted: State) -> Answer<'
 
 fn network_boot_once<'a>(driver: &'a dyn Power, target: &'a Target) -> Answer<'a, ()> {
     Box::pin(async move { fail_point!("power.act", driver.network_boot_once(target).await) })
+}
+
+fn boot_by<'a>(driver: &'a dyn Power, target: &'a Target, way: Way) -> Answer<'a, ()> {
+    Box::pin(async move { fail_point!("power.act", driver.boot_by(target, way).await) })
 }
 
 /// Asks until there is an answer, or a refusal, or three silences.

@@ -190,6 +190,14 @@ fn order(evidence: &Evidence<'_>) -> Option<Finding> {
             None,
             vec!["`rackhand image check` says for which firmware and sectors it was made: choose another".into()],
         ),
+        Cause::Tpm => (
+            "The machine's TPM is not known to be cleared",
+            None,
+            vec![
+                "Is its firmware asking for a key on the machine's console? Then press it".into(),
+                "Or clear the TPM in the firmware's setup, and release the machine again".into(),
+            ],
+        ),
         Cause::BootOrder => (
             "The firmware did not take the boot order",
             None,
@@ -228,7 +236,8 @@ fn power(evidence: &Evidence<'_>) -> Option<Finding> {
     })?;
     let What::Commanded { outcome, .. } = &latest.what else { return None };
     let (verdict, next) = match outcome {
-        Outcome::Done => return None,
+        // Another way of starting it is tried next.
+        Outcome::Done | Outcome::Unsupported(_) => return None,
         Outcome::Refused(reason) => (
             format!("The last power command was refused: {reason}."),
             "It came too late, or for an allocation that is over: have it done again from the controller",

@@ -358,6 +358,8 @@ pub enum Cause {
     Internal,
     /// The mainboard found is not the one the order is for.
     MainboardDiffers,
+    /// The TPM is not known to be cleared.
+    Tpm,
 }
 
 /// How a hardware command ended.
@@ -372,6 +374,8 @@ pub enum Outcome {
     Failed(String),
     /// The agent stopped between starting and recording it: look at the machine first.
     Unknown,
+    /// The machine cannot be started in this way; it was not restarted.
+    Unsupported(String),
 }
 
 impl fmt::Display for Outcome {
@@ -381,6 +385,7 @@ impl fmt::Display for Outcome {
             Self::Refused(reason) => write!(f, "refused: {reason}"),
             Self::Failed(reason) => write!(f, "failed: {reason}"),
             Self::Unknown => f.write_str("outcome unknown: the agent stopped in the middle of it"),
+            Self::Unsupported(reason) => write!(f, "not possible: {reason}"),
         }
     }
 }

@@ -8,11 +8,11 @@
 //! Invariant: what [`Hardware::sound`] gives is within [`MAX_JSON`], has printable texts of at most
 //! [`MAX_TEXT`] bytes and at most [`MAX_ITEMS`] of everything.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use crate::machine::Mac;
+use crate::{bmc::baseline::DATABASES, machine::Mac};
 
 /// The longest text, in bytes.
 pub const MAX_TEXT: usize = 64;
@@ -53,6 +53,9 @@ pub struct Hardware {
     /// Whether UEFI Secure Boot is on; absent on a BIOS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secure_boot: Option<bool>,
+    /// Digest of what is in each key database of Secure Boot: `PK`, `KEK`, `db`, `dbx`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub secure_boot_keys: BTreeMap<String, String>,
 }
 
 /// A mainboard or chassis.
@@ -330,6 +333,7 @@ impl Hardware {
         }
         bound([&mut self.bios.vendor, &mut self.bios.version, &mut self.bios.date]);
         bound(&mut self.tpm);
+        self.secure_boot_keys.retain(|name, digest| DATABASES.contains(&name.as_str()) && digest.len() == 64);
         each(&mut self.processors, |socket| bound([&mut socket.slot, &mut socket.model]));
         each(&mut self.memory, |dimm| {
             bound([&mut dimm.slot, &mut dimm.kind, &mut dimm.vendor, &mut dimm.part, &mut dimm.serial]);

@@ -44,7 +44,7 @@ pub async fn freeze(store: &Store, now: Timestamp) -> Result<Frozen, StoreError>
     for mut run in runs.iter().cloned() {
         let detail = "the database was restored from a backup made while this was in progress".to_owned();
         (run.status, run.ended, run.detail) = (RunStatus::Failed, Some(now), Some(detail.clone()));
-        (run.waiting_for, run.waiting_until) = (None, None);
+        (run.waiting_for, run.waiting_since, run.waiting_until) = (None, None, None);
         tx.save_run(now, &run).await?;
         tx.forget_user_data(&mut run).await?;
         let ended = Happened::RunEnded { status: RunStatus::Failed, cause: None, detail: Some(detail) };

@@ -201,6 +201,13 @@ impl<C: Commands> Runner<C> {
         let mut notes = if run.cancel { engine.cancel() } else { Vec::new() };
         for _ in 0..STEPS_PER_PASS {
             if engine != stored || is_new {
+                if matches!(engine.next(self.clock.now()), Next::Finished(ref ended) if *ended != Ended::Done)
+                    && let Some((step, attempt, undo)) = stored.position()
+                {
+                    let now = self.clock.now();
+                    let look = Look { store: &self.store, commands: &self.commands, now, run: &run, step, attempt, undo };
+                    look.end_boot().await?;
+                }
                 self.save(&mut run, &engine, &notes).await?;
                 stored = engine.clone();
             }
@@ -220,8 +227,8 @@ impl<C: Commands> Runner<C> {
             notes = engine.record(self.clock.now(), report);
             // What the rack told meanwhile is seen at the next step.
             let fresh = self.store.run(run.id).await?;
-            (run.done, run.total, run.begun, run.result, run.phoned_home) =
-                (fresh.done, fresh.total, fresh.begun, fresh.result, fresh.phoned_home);
+            (run.done, run.total, run.begun, run.result, run.phoned_home, run.way) =
+                (fresh.done, fresh.total, fresh.begun, fresh.result, fresh.phoned_home, fresh.way);
         }
         tracing::error!(run = %run.id, "a run goes on without end; it is left until the next look");
         Ok(())
@@ -231,6 +238,7 @@ impl<C: Commands> Runner<C> {
     /// machine.
     async fn save(&self, run: &mut Run, engine: &workflow::Run, notes: &[Note]) -> Result<(), StoreError> {
         let now = self.clock.now();
+        let waited_for = run.waiting_for;
         describe(run, engine, now);
         let mut tx = self.store.begin().await?;
         for note in notes {
@@ -238,6 +246,10 @@ impl<C: Commands> Runner<C> {
             if let Note::Ended(ended) = note {
                 end(&mut tx, now.wall, run, ended).await?;
             }
+        }
+        if let (Some(waiting), Some(detail)) = (run.waiting_for.filter(|_| run.waiting_for != waited_for), &run.detail) {
+            let (waiting, detail, until) = (waiting.to_string(), detail.clone(), run.waiting_until);
+            insert(&mut tx, now.wall, run, Happened::Waits { waiting, detail, until }).await?;
         }
         tx.save_run(now.wall, run).await?;
         if engine.position().is_none() {
@@ -295,6 +307,7 @@ fn describe(run: &mut Run, engine: &workflow::Run, now: Now) {
     if let Some((step, attempt, undoing)) = engine.position() {
         (run.step, run.attempt, run.undoing) = (Some(step), attempt, undoing);
     }
+    let waited_for = run.waiting_for;
     (run.waiting_for, run.waiting_until, run.detail) = match engine.waiting() {
         Some((waiting, detail, until)) => {
             let left = now.mono.until(until);
@@ -303,9 +316,12 @@ fn describe(run: &mut Run, engine: &workflow::Run, now: Now) {
         // It moves on as soon as it is looked at, unless that cannot be written down.
         None => (Some(WaitFor::Controller), now.wall.checked_add(TICK).ok(), None),
     };
+    if run.waiting_for != waited_for || run.waiting_since.is_none() {
+        run.waiting_since = Some(now.wall);
+    }
     run.cause = engine.fault().map(|fault| fault.cause.to_string());
     if let Next::Finished(ended) = engine.next(now) {
-        (run.waiting_for, run.waiting_until) = (None, None);
+        (run.waiting_for, run.waiting_since, run.waiting_until) = (None, None, None);
         run.status = status(&ended);
         run.ended = Some(now.wall);
         run.detail = closing(run, &ended);
@@ -498,11 +514,11 @@ pub(crate) fn may_have_written(run: &Run) -> bool {
 /// Whether an installer says this before its first write.
 fn is_refusal(cause: event::Cause) -> bool {
     use event::Cause::{
-        BootOrder, DiskError, DisksDiffer, Image, ImageUnsuitable, Internal, MainboardDiffers, NoSuitableDisk,
+        BootOrder, DiskError, DisksDiffer, Image, ImageUnsuitable, Internal, MainboardDiffers, NoSuitableDisk, Tpm,
     };
     match cause {
         event::Cause::WrongMachine | MainboardDiffers | DisksDiffer | NoSuitableDisk | ImageUnsuitable => true,
-        Image | DiskError | event::Cause::Verify | BootOrder | Internal => false,
+        Image | DiskError | event::Cause::Verify | BootOrder | Tpm | Internal => false,
     }
 }
 

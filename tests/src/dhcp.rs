@@ -14,6 +14,8 @@ use crate::segment::Card;
 pub enum Program<'a> {
     /// The firmware's PXE client.
     Rom(Firmware, Uuid),
+    /// The firmware's HTTP boot.
+    Http(Uuid),
     /// iPXE.
     Ipxe(Firmware, Uuid),
     /// An installed system with this name.
@@ -86,6 +88,8 @@ fn bootable(answer: &Answer, program: Program<'_>) -> bool {
                 answer.option(43).is_some_and(|vendor| vendor.len() >= 3 && vendor[0] == 6 && vendor[2] & 8 != 0);
             answer.option(60) == Some(b"PXEClient") && control && answer.option(67).is_some()
         }
+        // UEFI 2.10 §24.7.2: an offer to boot from has its class.
+        Program::Http(_) => answer.option(60) == Some(b"HTTPClient") && answer.option(67).is_some(),
         Program::Ipxe(..) => answer.option(67).is_some(),
         Program::System(_) => answer.option(51).is_some() && answer.option(1).is_some(),
     }
@@ -121,6 +125,15 @@ fn message(xid: u32, mac: Mac, program: Program<'_>, kind: u8, chosen: &[u8]) ->
                 // Its encapsulated options: version 1.21.1, HTTP, and a few more it can do.
                 option(175, &[177, 5, 1, 0x80, 0x86, 0x10, 0x0e, 235, 3, 1, 21, 1, 19, 1, 1]);
             }
+        }
+        Program::Http(uuid) => {
+            // As OVMF.
+            option(55, &[1, 3, 6, 12, 15, 43, 54, 60, 67, 97]);
+            option(57, &1472u16.to_be_bytes());
+            option(97, &[&[0][..], uuid.as_bytes()].concat());
+            option(93, &16_u16.to_be_bytes());
+            option(94, &[1, 3, 0]);
+            option(60, b"HTTPClient:Arch:00016:UNDI:003000");
         }
         Program::System(name) => {
             // As systemd-networkd: an IAID and a DUID for a client identifier.

@@ -164,15 +164,20 @@ impl Ipxe {
     async fn bytes(&mut self, url: &str) -> Result<Vec<u8>> {
         let url = self.expand(url);
         self.screen.push(url.clone());
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .local_address(std::net::IpAddr::V4(self.address))
-            .timeout(Duration::from_secs(10))
-            .build()?;
-        let response = client.get(url).send().await?.error_for_status()?;
-        let length = response.content_length().context("iPXE wants to know the length")?;
-        let bytes = response.bytes().await?;
-        anyhow::ensure!(bytes.len() as u64 == length, "cut short");
-        Ok(bytes.to_vec())
+        fetch(&url, self.address).await
     }
+}
+
+/// What firmware fetches by HTTP from the address it was given.
+pub(crate) async fn fetch(url: &str, from: Ipv4Addr) -> Result<Vec<u8>> {
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .local_address(std::net::IpAddr::V4(from))
+        .timeout(Duration::from_secs(10))
+        .build()?;
+    let response = client.get(url).send().await?.error_for_status()?;
+    let length = response.content_length().context("firmware wants to know the length")?;
+    let bytes = response.bytes().await?;
+    anyhow::ensure!(bytes.len() as u64 == length, "cut short");
+    Ok(bytes.to_vec())
 }

@@ -25,6 +25,7 @@ use rackhand_installer::{
     machine::{BootOrderError, Machine as Hardware},
     rescue::Ssh,
     session,
+    tpm::Tpm,
     toolbox::{Toolbox, ToolboxError, Tools},
 };
 use tokio_util::sync::CancellationToken;
@@ -36,7 +37,9 @@ use crate::{
     ipxe::{End, Ipxe},
     segment::Cable,
     system::{self, System},
-    tftp, wait,
+    tftp,
+    tpm::SimulatedTpm,
+    wait,
 };
 
 /// What distinguishes one machine from another.
@@ -74,6 +77,12 @@ pub enum Effect {
     Off,
     /// Its next start was bound to the network.
     NetworkOnce,
+    /// All its starts were.
+    NetworkAlways,
+    /// Its next start was bound to UEFI HTTP boot.
+    HttpOnce,
+    /// Its next start was bound to a medium in a virtual drive.
+    MediaOnce,
 }
 
 /// A machine; clones are the same.
@@ -97,8 +106,10 @@ struct Inside {
     drives: Vec<Drive>,
     /// What is in its slots.
     hardware: hardware::Hardware,
+    tpm: Option<SimulatedTpm>,
     running: Option<Running>,
-    network_once: bool,
+    /// What its next start goes by instead of its disk, and whether those after it do too.
+    start: Option<(Start, bool)>,
     /// UEFI's boot variables.
     variables: boot_order::Variables,
     variables_changed: Option<fn(&boot_order::Variables)>,
@@ -119,6 +130,16 @@ struct Inside {
     /// Tests that were run, in order.
     tested: Vec<String>,
     rescue: Option<Rescue>,
+}
+
+/// What a start goes by that is not the disk's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Start {
+    Network,
+    /// UEFI HTTP boot of what is at this address.
+    Http(String),
+    /// The medium of this address in a virtual drive.
+    Media(String),
 }
 
 /// A machine that is on: a thread of its own.
@@ -153,6 +174,11 @@ impl Machine {
         self.lock().hardware = hardware;
     }
 
+    /// Has a TPM from now on.
+    pub fn fit_tpm(&self) -> SimulatedTpm {
+        self.lock().tpm.get_or_insert_default().clone()
+    }
+
     /// UEFI's boot variables.
     pub fn variables(&self) -> boot_order::Variables {
         self.lock().variables.clone()
@@ -182,7 +208,12 @@ impl Machine {
 
     /// Its next start is from the network.
     pub fn network_once(&self) {
-        self.lock().network_once = true;
+        self.lock().start = Some((Start::Network, false));
+    }
+
+    /// Whether anything but its own order says what its next start goes by.
+    pub fn is_overridden(&self) -> bool {
+        self.lock().start.is_some()
     }
 
     /// Its first disk.
@@ -305,7 +336,9 @@ impl Machine {
     /// a technician would choose in the firmware's menu.
     pub fn reset(&self, network: bool) {
         self.power_off();
-        self.lock().network_once |= network;
+        if network {
+            self.network_once();
+        }
         self.power_on();
     }
 
@@ -333,17 +366,20 @@ impl Machine {
     /// From power-on to power-off.
     async fn run(self, supply: Supply) {
         loop {
-            let network = {
+            let start = {
                 let mut inside = self.lock();
                 inside.starts += 1;
                 inside.system = None;
-                std::mem::take(&mut inside.network_once)
+                inside.tpm.iter().for_each(SimulatedTpm::start);
+                let start = inside.start.clone();
+                inside.start.take_if(|(_, is_lasting)| !*is_lasting);
+                start.map(|(start, _)| start)
             };
             let forged = self.lock().forged.clone();
             let tried = match forged {
                 Some(parameters) => self.install(parameters, &supply).await,
-                None if !network && self.has_system() => self.start_disk().await,
-                None => self.start_network(&supply).await,
+                None if start.is_none() && self.has_system() => self.start_disk().await,
+                None => self.start_network(start.unwrap_or(Start::Network), &supply).await,
             };
             if let Err(error) = tried {
                 self.show(format!("{error:#}"));
@@ -376,16 +412,31 @@ impl Machine {
     }
 
     /// Boots from the network; returns when the machine restarts.
-    async fn start_network(&self, supply: &Supply) -> Result<()> {
+    async fn start_network(&self, start: Start, supply: &Supply) -> Result<()> {
         let Chassis { mac, firmware, place, .. } = &*self.0;
         let uuid = self.lock().uuid;
         let mut card = place.cable.card(*mac);
-        if *firmware == Firmware::Uefi {
-            let lease = dhcp::obtain(&mut *card, *mac, Program::Rom(*firmware, uuid)).await;
-            ensure!(lease.file == "snponly.efi", "a UEFI machine was told to load {:?}", lease.file);
-            let server = SocketAddrV4::new(lease.next_server, place.tftp);
-            let loader = tftp::fetch(lease.address, server, &lease.file).await?;
-            ensure!(loader == place.loader, "the loader is not the loader");
+        match start {
+            Start::Network if *firmware == Firmware::Bios => {}
+            Start::Network => {
+                let lease = dhcp::obtain(&mut *card, *mac, Program::Rom(*firmware, uuid)).await;
+                ensure!(lease.file == "snponly.efi", "a UEFI machine was told to load {:?}", lease.file);
+                let server = SocketAddrV4::new(lease.next_server, place.tftp);
+                let loader = tftp::fetch(lease.address, server, &lease.file).await?;
+                ensure!(loader == place.loader, "the loader is not the loader");
+            }
+            Start::Http(url) => {
+                let lease = dhcp::obtain(&mut *card, *mac, Program::Http(uuid)).await;
+                ensure!(lease.file == url, "UEFI HTTP boot was told {url} by its BMC and {:?} by DHCP", lease.file);
+                let loader = crate::ipxe::fetch(&url, lease.address).await?;
+                ensure!(loader == place.loader, "the loader is not the loader");
+            }
+            Start::Media(url) => {
+                // Its BMC fetches it.
+                let client = reqwest::Client::builder().no_proxy().build()?;
+                let fetched = client.get(&url).send().await?.error_for_status()?.bytes().await?;
+                ensure!(fetched[..] == place.loader[..], "the medium is not the medium");
+            }
         }
         let lease = dhcp::obtain(&mut *card, *mac, Program::Ipxe(*firmware, uuid)).await;
         let mut ipxe = Ipxe::new(*mac, lease.address, *firmware);
@@ -463,6 +514,10 @@ impl Hardware for Powered {
             self.machine.change_variables(boot_entries::plan(&self.machine.variables()));
         }
         Ok(())
+    }
+
+    fn tpm(&self) -> io::Result<Option<Box<dyn Tpm>>> {
+        Ok(self.machine.lock().tpm.clone().map(|tpm| Box::new(tpm) as _))
     }
 
     fn set_clock(&self, _: Timestamp) {}
@@ -607,12 +662,18 @@ impl rackhand_bmc_sim::Chassis for Machine {
     }
 
     fn set_boot(&self, boot: &rackhand_bmc_sim::Boot) -> Result<(), String> {
-        let network = boot.source == Some(rackhand_bmc_sim::Source::Network);
+        use rackhand_bmc_sim::Source;
+        let address = || boot.address.clone().unwrap_or_default();
+        let (start, effect) = match boot.source {
+            Some(Source::Network) if boot.is_lasting => (Some(Start::Network), Some(Effect::NetworkAlways)),
+            Some(Source::Network) => (Some(Start::Network), Some(Effect::NetworkOnce)),
+            Some(Source::Http) => (Some(Start::Http(address())), Some(Effect::HttpOnce)),
+            Some(Source::Cd) => (Some(Start::Media(address())), Some(Effect::MediaOnce)),
+            Some(Source::Disk | Source::Setup) | None => (None, None),
+        };
         let mut inside = self.lock();
-        if network {
-            inside.effects.push(Effect::NetworkOnce);
-        }
-        inside.network_once = network;
+        inside.effects.extend(effect);
+        inside.start = start.map(|start| (start, boot.is_lasting));
         Ok(())
     }
 }
@@ -634,7 +695,7 @@ impl Power for PowerDriver {
             let machine = self.find(target)?;
             let mut inside = machine.lock();
             inside.effects.push(Effect::NetworkOnce);
-            inside.network_once = true;
+            inside.start = Some((Start::Network, false));
             Ok(())
         })
     }

@@ -283,10 +283,11 @@ impl VirtualRack {
     fn boot_config(&self) -> Result<boot::Config> {
         let text = format!(
             "state = {:?}\nsocket = {:?}\ninterface = \"lo\"\naddress = \"{}\"\nhttp = {HTTP}\nchannel = {CHANNEL}\n\
-             tftp_port = {TFTP}\ntftp = {{ \"snponly.efi\" = {:?} }}\ninstaller = {{ kernel = {:?}, initramfs = {:?}, toolbox = {:?} }}\n",
+             tftp_port = {TFTP}\nmedia = {:?}\ntftp = {{ \"snponly.efi\" = {:?} }}\ninstaller = {{ kernel = {:?}, initramfs = {:?}, toolbox = {:?} }}\n",
             self.path("boot"),
             self.path("agent.sock"),
             self.subnet.node,
+            self.path("loader"),
             self.path("loader"),
             self.path("kernel"),
             self.path("initramfs"),

@@ -49,6 +49,7 @@ pub(crate) const PEERS: &[&str] = &[
     "systemd",
     "procps",
     "strace",
+    "swtpm",
     "pebble",
     "freeipmi-tools",
     "ipmitool",

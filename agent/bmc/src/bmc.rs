@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 use rackhand_common::{firmware::Place, machine::Power};
 
 use crate::told::{
-    Account, Accounts, Bios, Boot, BootOverride, Identity, Lan, Log, Parts, Sensors, baseline::Attribute,
+    Account, Accounts, Bios, Boot, BootOverride, Identity, Lan, Log, Parts, Sensors, baseline::{Attribute, SecureBoot, SecureBootChange},
 };
 
 /// What a BMC answers, in time.
@@ -30,6 +30,12 @@ pub trait Bmc: Send + Sync {
 
     /// Has the machine boot from elsewhere than its own order says.
     fn set_boot(&self, wanted: BootOverride) -> Answer<'_, ()>;
+
+    /// Has the image at this address in a virtual drive for CDs that is empty, or has it already.
+    fn insert_media<'a>(&'a self, image: &'a str) -> Answer<'a, ()>;
+
+    /// Has the image at this address in no virtual drive; others stay.
+    fn eject_media<'a>(&'a self, image: &'a str) -> Answer<'a, ()>;
 
     /// Has the identification light on for so long, or off when there is no time left.
     fn identify(&self, lit: Duration) -> Answer<'_, ()>;
@@ -80,6 +86,11 @@ pub trait Bmc: Send + Sync {
 
     /// How a task is going; [`BmcError::Unsupported`] when there is none of that name, or none any more.
     fn task<'a>(&'a self, task: &'a str) -> Answer<'a, Task>;
+    /// Secure Boot of the machine, with its key databases as far as they are told.
+    fn secure_boot(&self) -> Answer<'_, SecureBoot>;
+
+    /// Has Secure Boot changed in this way. What it is then has to be read.
+    fn set_secure_boot<'a>(&'a self, wanted: &'a SecureBootChange) -> Answer<'a, ()>;
 
     /// Ends the session, of which a BMC has about four; what is asked afterwards begins another.
     fn close(&self) -> Answer<'_, ()>;

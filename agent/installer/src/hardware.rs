@@ -3,7 +3,9 @@
 //! side, each with a bound on its time.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, OpenOptions},
+    io,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -11,7 +13,9 @@ use std::{
 };
 
 use rackhand_common::{
+    bmc::baseline::DATABASES,
     hardware::{Drive, Ecc, Hardware, MAX_ITEMS, Port},
+    image::Digest,
     machine::{Disk, Inventory, Nic},
 };
 
@@ -30,6 +34,7 @@ pub fn take(inventory: &Inventory) -> Hardware {
         ecc: ecc(sys),
         tpm: tpm(sys).or(told.tpm),
         secure_boot: secure_boot(sys),
+        secure_boot_keys: secure_boot_keys(sys),
         board: told.board,
         bios: told.bios,
         chassis: told.chassis,
@@ -107,6 +112,28 @@ fn secure_boot(sys: &Path) -> Option<bool> {
     fs::read(sys.join(variable)).ok()?.get(4).map(|value| *value == 1)
 }
 
+/// The key databases (UEFI 2.10 §32.3): what is in each after its four bytes of attributes, by its digest. One that is
+/// not there is empty, where there are any variables at all.
+fn secure_boot_keys(sys: &Path) -> BTreeMap<String, String> {
+    const GLOBAL: &str = "8be4df61-93ca-11d2-aa0d-00e098032b8c";
+    const SECURITY: &str = "d719b2cb-3d3a-4596-a3bc-dad00e67656f";
+    let variables = sys.join("firmware/efi/efivars");
+    let read = |name: &str| {
+        let vendor = if matches!(name, "PK" | "KEK") { GLOBAL } else { SECURITY };
+        let contents = match fs::read(variables.join(format!("{name}-{vendor}"))) {
+            Ok(contents) => contents,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(_) => return None,
+        };
+        Some((name.to_owned(), Digest::of(contents.get(4..).unwrap_or_default()).to_string()))
+    };
+    // Mounted, and with the variable that every UEFI with Secure Boot has.
+    match secure_boot(sys) {
+        Some(_) => DATABASES.into_iter().filter_map(read).collect(),
+        None => BTreeMap::new(),
+    }
+}
+
 /// Entries that are called so and numbered, by their numbers.
 fn names(directory: &Path, stem: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
@@ -148,6 +175,10 @@ mod tests {
         }
         write("class/tpm/tpm0/tpm_version_major", b"2\n");
         write("firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c", &[6, 0, 0, 0, 1]);
+        write("firmware/efi/efivars/db-d719b2cb-3d3a-4596-a3bc-dad00e67656f", &[6, 0, 0, 0, 7, 7]);
+        let keys = secure_boot_keys(sys);
+        assert_eq!(keys.keys().collect::<Vec<_>>(), ["KEK", "PK", "db", "dbx"]);
+        assert_eq!((&keys["db"], &keys["dbx"]), (&Digest::of(&[7, 7]).to_string(), &Digest::of(&[]).to_string()));
         let counted = ecc(sys);
         let counts: Vec<_> = counted.iter().map(|ecc| (&*ecc.label, ecc.corrected)).collect();
         assert_eq!(counts, [("CPU#0 Channel#0", 0), ("CPU#0 Channel#2", 1), ("CPU#0 Channel#10", 7)]);

@@ -2,7 +2,7 @@
 //! the machine is made of, waits, and writes or erases disks when ordered.
 //!
 //! Read in this order: [`session`] is the whole story; [`task`] carries out one order by means
-//! of [`image`], [`gpt`], [`config_drive`], [`boot_order`] and [`erase`], or of [`commission`] in the [`toolbox`]; [`machine`],
+//! of [`image`], [`gpt`], [`config_drive`], [`boot_order`], [`erase`] and [`tpm`], or of [`commission`] in the [`toolbox`]; [`machine`],
 //! [`disk`] and [`admin`] are the seams to the hardware, which [`inventory`] looks at, and [`hardware`] in detail, by
 //! [`smbios`], [`pci`], [`ethtool`] and [`drive_health`]; [`channel`] and [`cmdline`] lead to boot; [`pid1`], [`modules`], [`network`] and [`log`] make a system of a
 //! kernel. The installer never mounts a file system that a tenant wrote.
@@ -35,3 +35,4 @@ pub mod session;
 pub mod smbios;
 pub mod task;
 pub mod toolbox;
+pub mod tpm;

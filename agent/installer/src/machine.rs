@@ -23,6 +23,7 @@ use crate::{
     inventory,
     modules::Modules,
     toolbox::{self, Toolbox, ToolboxError, Tools},
+    tpm::{Device, Tpm},
 };
 
 /// A machine to work on.
@@ -37,6 +38,8 @@ pub trait Machine: Send + Sync + 'static {
     fn boot_from(&self, table: &Table) -> Result<(), BootOrderError>;
     /// Leaves nothing in its firmware's boot variables but the firmware's own entries.
     fn forget_systems(&self) -> Result<(), BootOrderError>;
+    /// Its TPM, when it has one that can be asked.
+    fn tpm(&self) -> io::Result<Option<Box<dyn Tpm>>>;
     /// Sets its clock.
     fn set_clock(&self, now: Timestamp);
     /// Makes room in its memory for a toolbox of this many bytes: the file to write it into. What an
@@ -100,6 +103,10 @@ impl Machine for Hardware {
 
     fn forget_systems(&self) -> Result<(), BootOrderError> {
         change_variables(|found| Ok(boot_entries::plan(found)))
+    }
+
+    fn tpm(&self) -> io::Result<Option<Box<dyn Tpm>>> {
+        Ok(Device::find()?.map(|device| Box::new(device) as _))
     }
 
     fn set_clock(&self, now: Timestamp) {

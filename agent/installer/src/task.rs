@@ -43,6 +43,7 @@ use crate::{
     machine::{BootOrderError, Machine},
     rescue,
     toolbox::{ToolboxError, Tools},
+    tpm::{self, TpmError},
 };
 
 /// Why an order was not carried out, for people; [`TaskError::cause`] is for programs.
@@ -84,6 +85,8 @@ pub enum TaskError {
     Settings(String),
     #[error("the boot order could not be set")]
     BootOrder(#[source] BootOrderError),
+    #[error("the TPM is not known to be cleared")]
+    Tpm(#[source] TpmError),
     #[error("the toolbox cannot be had")]
     Toolbox(#[source] ToolboxError),
     #[error("the SSH server could not be started, or not again")]
@@ -107,6 +110,7 @@ impl TaskError {
             Self::NotErased(disks) if disks.iter().any(|disk| disk.lied) => Cause::Verify,
             Self::NotErased(_) => Cause::DiskError,
             Self::BootOrder(_) => Cause::BootOrder,
+            Self::Tpm(_) => Cause::Tpm,
             Self::Drive(_) | Self::Settings(_) | Self::Toolbox(_) | Self::Ssh(_) | Self::Withdrawn => Cause::Internal,
         }
     }
@@ -245,6 +249,12 @@ impl<R: Reporter, S: Source> Work<'_, R, S> {
         let machine = self.machine.clone();
         let forgotten = spawn_blocking(move || fail_point!("boot-entries.forget", machine.forget_systems())).await;
         forgotten.expect("forgetting boot entries does not panic").map_err(TaskError::BootOrder)?;
+        let machine = self.machine.clone();
+        let cleared = spawn_blocking(move || match machine.tpm()? {
+            Some(mut tpm) => tpm::clear(&mut *tpm),
+            None => Ok(()),
+        });
+        cleared.await.expect("clearing a TPM does not panic").map_err(TaskError::Tpm)?;
         Ok(works)
     }
 

@@ -93,6 +93,7 @@ impl Reached {
                 Change::Account(account, wanted) => line.bmc.change_account(account, wanted).await,
                 Change::Lan(wanted) => line.bmc.set_lan(wanted).await,
                 Change::Bios(wanted) => line.bmc.set_bios(wanted).await,
+                Change::SecureBoot(wanted) => line.bmc.set_secure_boot(wanted).await,
             };
             match done {
                 Ok(()) => {}
@@ -151,6 +152,7 @@ impl Reached {
         let accounts = optional("accounts", bmc.accounts().await, &mut unread)?;
         let lan = optional("network", bmc.lan().await, &mut unread)?;
         let bios = optional("settings of the machine's firmware", bmc.bios().await, &mut unread)?;
+        let secure_boot = optional("Secure Boot", bmc.secure_boot().await, &mut unread)?;
         let (accounts, skipped) = accounts.map(|told| (told.accounts, told.skipped)).unzip();
         unread.extend(skipped.into_iter().flatten());
         let (bios, pending) = bios.map(|told| (told.attributes, told.pending)).unzip();
@@ -164,6 +166,8 @@ impl Reached {
             bios: bios.filter(|bios| !bios.is_empty()),
             pending: pending.unwrap_or_default(),
             wanted: BTreeMap::new(),
+            secure_boot,
+            variables: BTreeMap::new(),
             unread,
         };
         self.bmcs.0.profiles.apply(&mut found);
@@ -190,5 +194,6 @@ fn what(change: &Change) -> String {
         Change::Account(account, _) => format!("changing the account {:?}", account.user),
         Change::Lan(_) => "setting the network".to_owned(),
         Change::Bios(_) => "setting the firmware's settings".to_owned(),
+        Change::SecureBoot(wanted) => wanted.to_string(),
     }
 }

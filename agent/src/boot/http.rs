@@ -16,7 +16,7 @@ use axum::{
     Extension, Router,
     body::Body,
     extract::{DefaultBodyLimit, Path, Query, State},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -43,8 +43,10 @@ use super::{
     chunks::{ChunkError, Chunks},
     leases::{Holder, Leases},
     listener::Client,
+    media::Media,
     phone_home::PhoneHome,
     seldom::Seldom,
+    tftp,
     ticket::Tickets,
     toolbox::Toolbox,
 };
@@ -66,6 +68,9 @@ pub(super) struct Site {
     pub(super) kernel: ServedFile,
     pub(super) initramfs: ServedFile,
     pub(super) toolbox: Toolbox,
+    /// Loaders by their names, as TFTP has them.
+    pub(super) loaders: watch::Receiver<tftp::Files>,
+    pub(super) media: Media,
     /// Where this is served.
     pub(super) http: SocketAddrV4,
     /// Where the installers' channel is.
@@ -83,6 +88,8 @@ impl Site {
             .route("/boot.ipxe", get(script))
             .route("/kernel", get(kernel))
             .route("/initramfs", get(initramfs))
+            .route("/loader/{name}", get(loader))
+            .route("/media/boot.iso", get(async |State(site): State<Self>, headers: HeaderMap| site.media.answer(&headers).await))
             .route("/toolbox", get(async |State(site): State<Self>| site.toolbox.answer().await))
             .route("/chunks/{digest}", get(chunk))
             .route("/phone-home/{token}", post(phone_home))
@@ -185,6 +192,23 @@ async fn script(
     ([(header::CONTENT_TYPE, "text/plain"), (header::CACHE_CONTROL, "no-store")], script)
 }
 
+/// A loader, for UEFI HTTP boot.
+async fn loader(
+    State(site): State<Site>,
+    Extension(client): Extension<Client>,
+    Path(name): Path<String>,
+) -> Response {
+    let Some(path) = site.loaders.borrow().get(&name.to_ascii_lowercase()).cloned() else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    let answer = ServedFile::new(path).answer().await;
+    if answer.status().is_success() {
+        site.leases.heard(client.address.ip());
+        site.stage(client, Stage::Loader(name));
+    }
+    answer
+}
+
 async fn kernel(State(site): State<Site>, Extension(client): Extension<Client>) -> Response {
     site.stage(client, Stage::Kernel);
     site.kernel.answer().await
@@ -262,7 +286,7 @@ impl ServedFile {
         }
     }
 
-    async fn bytes(&self) -> std::io::Result<Bytes> {
+    pub(super) async fn bytes(&self) -> std::io::Result<Bytes> {
         let (path, kept) = {
             let served = self.served();
             (served.path.clone(), served.kept.clone())

@@ -16,6 +16,7 @@ mod http;
 mod installer;
 pub mod leases;
 pub mod listener;
+mod media;
 mod phone_home;
 mod ration;
 mod reload;
@@ -49,6 +50,7 @@ use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::Deserialize;
 use tokio::{
     net::{TcpListener, UdpSocket},
+    sync::watch,
     task::JoinSet,
     time::timeout,
 };
@@ -56,7 +58,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    agent_link::AgentLink, chunks::Chunks, http::ServedFile, installer::Channel, leases::Leases, phone_home::PhoneHome,
+    agent_link::AgentLink, chunks::Chunks, http::ServedFile, installer::Channel, leases::Leases, media::Media, phone_home::PhoneHome,
     ration::Rations, seldom::Seldom, sessions::Sessions, ticket::Tickets, toolbox::Toolbox,
 };
 use crate::{
@@ -97,6 +99,10 @@ pub struct File {
     /// Files given by TFTP, by the name that is asked for; default: Debian's iPXE.
     #[serde(default = "default_tftp")]
     pub tftp: tftp::Files,
+    /// A small bootable image that BMCs put into their machines' virtual drives; default Debian's iPXE,
+    /// `/usr/lib/ipxe/ipxe.iso`. It may be missing.
+    #[serde(default = "default_media")]
+    pub media: PathBuf,
     /// For how many seconds machines are told that an address is theirs; default an hour.
     #[serde(default = "default_lease")]
     pub lease: u32,
@@ -164,6 +170,10 @@ fn default_cache() -> u64 {
     20 << 30
 }
 
+fn default_media() -> PathBuf {
+    "/usr/lib/ipxe/ipxe.iso".into()
+}
+
 /// The names are those that DHCP tells BIOS and UEFI ROMs.
 fn default_tftp() -> tftp::Files {
     ["undionly.kpxe", "snponly.efi"].map(|name| (name.to_owned(), Path::new("/usr/lib/ipxe").join(name))).into()
@@ -188,6 +198,8 @@ pub struct Config {
     pub tftp_port: u16,
     /// Files given by TFTP.
     pub tftp: tftp::Files,
+    /// The image that BMCs put into their machines' virtual drives.
+    pub media: PathBuf,
     /// For how long machines are told that an address is theirs.
     pub lease: Duration,
     /// Bytes of image chunks kept.
@@ -220,6 +232,7 @@ impl TryFrom<File> for Config {
             channel: file.channel,
             tftp_port: file.tftp_port,
             tftp: file.tftp,
+            media: file.media,
             lease: Duration::from_secs(file.lease.into()),
             cache: file.cache,
             installer: file.installer,
@@ -297,11 +310,14 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         site,
         channel: installers,
         chunks,
+        tftp: loaders,
         kernel,
         initramfs,
         toolbox,
+        media,
     } = services;
-    let (settings, files) = Settings::new(config.clone(), kernel, initramfs, toolbox, chunks.clone());
+    let files = loaders.subscribe();
+    let settings = Settings::new(config.clone(), loaders, kernel, initramfs, toolbox, media, chunks.clone());
     let tls = TlsAcceptor::from(Arc::new(pki::boot_server(key)?));
     let intent = store.subscribe();
 
@@ -388,9 +404,11 @@ pub struct Services {
     /// The installers' channel; likewise.
     pub channel: Router,
     chunks: Chunks,
+    tftp: watch::Sender<tftp::Files>,
     kernel: ServedFile,
     initramfs: ServedFile,
     toolbox: Toolbox,
+    media: Media,
 }
 
 impl Services {
@@ -428,6 +446,8 @@ fn assemble(
     let kernel = ServedFile::new(config.installer.kernel.clone());
     let initramfs = ServedFile::new(config.installer.initramfs.clone());
     let toolbox = Toolbox::new(config.installer.toolbox.clone());
+    let media = Media::new(config.media.clone());
+    let tftp = watch::Sender::new(config.tftp.clone());
     let site = http::Site {
         clock: clock.clone(),
         intent: intent.clone(),
@@ -439,6 +459,8 @@ fn assemble(
         kernel: kernel.clone(),
         initramfs: initramfs.clone(),
         toolbox: toolbox.clone(),
+        loaders: tftp.subscribe(),
+        media: media.clone(),
         http,
         channel,
         pin: pki::pin_of(&identity.key)?,
@@ -459,7 +481,21 @@ fn assemble(
     };
     let (site, channel) = (site.routes(), installers.routes());
     let intent = store;
-    Ok((Services { intent, leases, sessions, spool, site, channel, chunks, kernel, initramfs, toolbox }, identity.key))
+    let services = Services {
+        intent,
+        leases,
+        sessions,
+        spool,
+        site,
+        channel,
+        chunks,
+        tftp,
+        kernel,
+        initramfs,
+        toolbox,
+        media,
+    };
+    Ok((services, identity.key))
 }
 
 impl Running {

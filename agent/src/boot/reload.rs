@@ -7,7 +7,7 @@ use anyhow::Result;
 use rackhand_daemon::{Log, Taken};
 use tokio::sync::watch;
 
-use super::{Config, chunks::Chunks, http::ServedFile, tftp, toolbox::Toolbox};
+use super::{Config, chunks::Chunks, http::ServedFile, media::Media, tftp, toolbox::Toolbox};
 
 /// The configuration in use; clones are the same.
 #[derive(Clone, Debug)]
@@ -17,19 +17,21 @@ pub struct Settings {
     kernel: ServedFile,
     initramfs: ServedFile,
     toolbox: Toolbox,
+    media: Media,
     chunks: Chunks,
 }
 
 impl Settings {
     pub(super) fn new(
         config: Config,
+        tftp: watch::Sender<tftp::Files>,
         kernel: ServedFile,
         initramfs: ServedFile,
         toolbox: Toolbox,
+        media: Media,
         chunks: Chunks,
-    ) -> (Self, watch::Receiver<tftp::Files>) {
-        let (tftp, files) = watch::channel(config.tftp.clone());
-        (Self { used: Arc::new(Mutex::new(config)), tftp, kernel, initramfs, toolbox, chunks }, files)
+    ) -> Self {
+        Self { used: Arc::new(Mutex::new(config)), tftp, kernel, initramfs, toolbox, media, chunks }
     }
 
     /// Takes over of this configuration what can be without a restart.
@@ -37,10 +39,26 @@ impl Settings {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let mut taken = Taken::default();
         // A setting that is added is decided on here.
-        let Config { state, socket, interface, address, http, channel, tftp, tftp_port, lease, installer, cache, log } =
-            fresh;
+        let Config {
+            state,
+            socket,
+            interface,
+            address,
+            http,
+            channel,
+            tftp,
+            tftp_port,
+            media,
+            lease,
+            installer,
+            cache,
+            log,
+        } = fresh;
         if taken.take("tftp", &mut used.tftp, tftp) {
             self.tftp.send_replace(tftp.clone());
+        }
+        if taken.take("media", &mut used.media, media) {
+            self.media.become_file(media.clone());
         }
         if taken.take("installer", &mut used.installer, installer) {
             self.kernel.become_file(installer.kernel.clone());

@@ -7,6 +7,10 @@
 //! - The account that we log in with is never taken away.
 //! - What can be compared and is not told any more is a difference: unknown is not clean.
 
+mod secure_boot;
+
+pub use secure_boot::{DATABASES, Key, KeyKind, MAX_KEYS, SecureBoot, SecureBootChange};
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -43,6 +47,13 @@ pub struct Baseline {
     /// What the profile of this model says that some of them are to be, however they were found.
     #[serde(default)]
     pub wanted: BTreeMap<String, Attribute>,
+    /// Secure Boot, as the BMC tells it.
+    #[serde(default)]
+    pub secure_boot: Option<SecureBoot>,
+    /// Digest of what is in each key database of Secure Boot, as the installer read it: only where the BMC does
+    /// not tell.
+    #[serde(default)]
+    pub variables: BTreeMap<String, String>,
     /// What could not be read.
     pub unread: Vec<Skipped>,
 }
@@ -69,7 +80,16 @@ impl Baseline {
             bios: Some([("BootMode".to_owned(), Attribute::Text("Uefi".to_owned()))].into()),
             pending: BTreeMap::new(),
             wanted: BTreeMap::new(),
+            secure_boot: None,
+            variables: BTreeMap::new(),
             unread: Vec::new(),
+        }
+    }
+
+    /// Takes over what the installer read of the key databases, where the BMC tells nothing of them.
+    pub fn saw(&mut self, variables: &BTreeMap<String, String>) {
+        if self.secure_boot.as_ref().is_none_or(|told| told.databases.is_empty()) {
+            self.variables = variables.clone();
         }
     }
 
@@ -113,6 +133,7 @@ impl Baseline {
             }
             Change::Lan(lan) => self.lan = Some(lan),
             Change::Bios(wanted) => self.pending.extend(wanted),
+            Change::SecureBoot(wanted) => self.secure_boot.get_or_insert_default().obey(&wanted),
         }
     }
 
@@ -165,6 +186,8 @@ pub enum Subject {
     Network,
     /// A setting of the machine's firmware.
     Bios,
+    /// Secure Boot: its state, or a key.
+    SecureBoot,
 }
 
 impl Subject {
@@ -178,6 +201,7 @@ impl Subject {
             Self::Account => "account",
             Self::Network => "network",
             Self::Bios => "bios",
+            Self::SecureBoot => "secure_boot",
         }
     }
 }
@@ -239,6 +263,8 @@ pub enum Change {
     Lan(Lan),
     /// Have these settings be so after the next start.
     Bios(BTreeMap<String, Attribute>),
+    /// Have Secure Boot be so.
+    SecureBoot(SecureBootChange),
 }
 
 /// What an agent is asked: to read a BMC, and to put it back before when there is a record.
@@ -322,6 +348,7 @@ pub fn compare(record: &Baseline, found: &Baseline) -> Vec<Difference> {
     accounts(&mut told, record, found);
     network(&mut told, record, found);
     bios(&mut told, record, found);
+    secure_boot::compare(&mut told, record, found);
     told.0
 }
 
@@ -356,6 +383,7 @@ pub fn plan(record: &Baseline, found: &Baseline) -> Vec<Change> {
             changes.push(Change::Bios(wanted));
         }
     }
+    changes.extend(secure_boot::plan(record, found).map(Change::SecureBoot));
     changes
 }
 
@@ -599,10 +627,10 @@ mod tests {
     prop_compose! {
         fn any_baseline()(
             accounts in any_accounts(), lan in any_lan(), bios in prop::option::weighted(0.9, any_bios()),
-            pending in any_bios(), firmware in any::<bool>(),
+            pending in any_bios(), firmware in any::<bool>(), secure_boot in secure_boot::tests::any_secure_boot(),
         ) -> Baseline {
             Baseline {
-                accounts, lan, bios, pending,
+                accounts, lan, bios, pending, secure_boot,
                 identity: Identity { firmware: firmware.then(|| "2.18".to_owned()), ..Identity::default() },
                 ..record()
             }

@@ -88,6 +88,15 @@ pub enum Action {
     NetworkBoot,
     /// Read chassis power.
     PowerStatus,
+    /// Boot the node's own loader by UEFI HTTP boot at the next start only, then cycle.
+    HttpBoot,
+    /// Boot from the network at every start, then cycle.
+    LastingNetworkBoot,
+    /// Boot the node's own image from a virtual drive of the BMC at the next start, then cycle.
+    MediaBoot,
+    /// Have the machine boot by its own order again, and the virtual drive empty, as far as this
+    /// node changed that.
+    EndBoot,
 }
 
 /// An agent's answer.

@@ -13,7 +13,7 @@ use crate::{
     erasure, follow, hardware,
     health::{self, HealthCommand},
     output::{Output, done, print, read},
-    run::{Wait, started},
+    run::{Wait, started, waits},
     show::{Table, bytes, or_dash, second, table},
     views::{Erasure, Event, Machine, TestResult},
     watch::{self, Told, Watch},
@@ -396,6 +396,9 @@ pub(crate) async fn run(client: &Client, command: MachineCommand, output: Output
                 if let Ok(slots) = client.get::<Value>(&format!("/v1/machines/{machine}/hardware")).await {
                     value["slots"] = slots;
                 }
+                if let Some(run) = value["run"].as_str() {
+                    value["in_progress"] = client.get(&format!("/v1/runs/{run}")).await?;
+                }
                 Ok(value)
             };
             watch::show(client, output, watch, Told::ByEvents, fetch, |machine| page(&machine)).await
@@ -631,6 +634,7 @@ pub(crate) fn page(machine: &Machine) -> String {
     }
     if let Some(run) = &machine.run {
         lines.push(format!("  run        {run}"));
+        lines.extend(machine.in_progress.iter().filter_map(waits).map(|waits| format!("  waits      {waits}")));
     }
     if let Some(inventory) = &machine.inventory {
         let text = |pointer: &str| inventory.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();

@@ -257,6 +257,14 @@ fn logs(run: &Run, steps: &[RunStep], events: &[Event]) -> String {
     }
 }
 
+/// What a run waits for, since when and until when.
+pub(crate) fn waits(run: &Run) -> Option<String> {
+    let waiting = run.waiting_for.as_ref()?;
+    let since = run.waiting_since.map(|since| format!(", since {}", second(since))).unwrap_or_default();
+    let until = run.waiting_until.map(|until| format!(", until {}", second(until))).unwrap_or_default();
+    Some(format!("for {waiting}{since}{until}"))
+}
+
 fn page(run: &Run) -> String {
     let mut lines = vec![
         format!("{} {}  {}", run.kind, run.machine_name, run.id),
@@ -266,10 +274,10 @@ fn page(run: &Run) -> String {
     if let Some(step) = &run.step {
         lines.push(format!("  step     {step}, attempt {}", run.attempt));
     }
-    if let Some(waiting) = &run.waiting_for {
-        let until = run.waiting_until.map(|until| format!(", until {}", second(until))).unwrap_or_default();
-        lines.push(format!("  waiting  for {waiting}{until}"));
+    if let Some(way) = &run.way {
+        lines.push(format!("  way      {way}"));
     }
+    lines.extend(waits(run).map(|waits| format!("  waiting  {waits}")));
     if let Some(ended) = run.ended {
         lines.push(format!("  ended    {} after {}", second(ended), relative(ended, run.created)));
     }

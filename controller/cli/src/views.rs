@@ -34,6 +34,9 @@ pub(crate) struct Machine {
     /// What is in its slots; put beside it by whoever asked for both.
     #[serde(default)]
     pub(crate) slots: Option<MachineHardware>,
+    /// The run in progress on it; likewise.
+    #[serde(default)]
+    pub(crate) in_progress: Option<Run>,
 }
 
 /// Why a machine is out of service.
@@ -92,7 +95,11 @@ pub(crate) struct Run {
     pub(crate) step: Option<String>,
     pub(crate) attempt: u32,
     pub(crate) waiting_for: Option<String>,
+    #[serde(default)]
+    pub(crate) waiting_since: Option<Timestamp>,
     pub(crate) waiting_until: Option<Timestamp>,
+    #[serde(default)]
+    pub(crate) way: Option<String>,
     pub(crate) cause: Option<String>,
     pub(crate) detail: Option<String>,
     pub(crate) created: Timestamp,

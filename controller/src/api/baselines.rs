@@ -65,7 +65,7 @@ pub(super) struct MachineBaseline {
 /// Something about a BMC that is not as it was recorded.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct BaselineDifference {
-    /// `login`, `identity`, `certificate`, `firmware`, `account`, `network` or `bios`.
+    /// `login`, `identity`, `certificate`, `firmware`, `account`, `network`, `bios` or `secure_boot`.
     #[schema(example = "account")]
     subject: &'static str,
     /// Which.
@@ -133,10 +133,11 @@ pub(super) async fn read(
     let machine = held(&caller, &mut tx, Action::MachineAdopt, &machine).await?;
     tx.bmc(machine.id).await?.ok_or(store::StoreError::NotFound("BMC of this machine"))?;
     drop(tx);
-    let restored = ask(&app, &machine).await?;
+    let mut restored = ask(&app, &machine).await?;
     let mut tx = app.store.begin().await?;
     // It may have been taken away meanwhile.
     let machine = held(&caller, &mut tx, Action::MachineAdopt, &machine.id.to_string()).await?;
+    tx.add_told_in_band(machine.id, &mut restored).await?;
     tx.note_baseline(app.clock.now().wall, machine.id, &restored).await?;
     let known = tx.baseline(machine.id).await?;
     tx.commit().await?;

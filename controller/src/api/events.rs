@@ -61,7 +61,7 @@ pub(crate) struct Event {
     #[schema(value_type = Option<uuid::Uuid>)]
     run: Option<id::RunId>,
     /// The kind, for programs: `stage`, `connected`, `lost`, `progress`, `done`, `failed`,
-    /// `phoned_home`, `health`, `run_started`, `step_done`, `run_ended`, `addresses_moved`, `alert` and
+    /// `phoned_home`, `health`, `run_started`, `starts`, `waits`, `step_done`, `run_ended`, `addresses_moved`, `alert` and
     /// others.
     #[schema(example = "stage")]
     pub(crate) kind: String,
@@ -124,6 +124,11 @@ fn text(body: &Happened) -> String {
         }
         Happened::CancelWanted => "an operator cancels the run".into(),
         Happened::Undoing { cause, detail } => format!("undoing what was done ({cause}: {detail})"),
+        Happened::Starts { way } => format!("starts into its installer: {way}"),
+        Happened::Waits { waiting, detail, until } => {
+            let until = until.map(|until| format!(", until {}", second(until))).unwrap_or_default();
+            format!("waits for {waiting} ({detail}){until}")
+        }
         Happened::StepUndone { step } => format!("undone: {step}"),
         Happened::LeftBehind { step, detail } => format!("could not undo {step}: {detail}"),
         Happened::RunEnded { status, cause, detail } => {

@@ -48,12 +48,18 @@ pub(super) struct Run {
     undoing: bool,
     /// Whether an operator wants it cancelled.
     cancel: bool,
-    /// What it waits for: `agent`, `power`, `DHCP`, `installer`, `image`, `erasure`,
-    /// `operating system`, `controller`.
+    /// What it waits for: `agent`, `power`, `POST`, `DHCP`, `loader`, `installer`, `image stream`, `erasure`,
+    /// `tests`, `disk boot`, `operating system`, `BMC`, `controller`; others may be added.
     waiting_for: Option<String>,
+    /// Since when it waits for that.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    waiting_since: Option<Timestamp>,
     /// By when it should have moved on; later than that is overdue.
     #[schema(value_type = Option<String>, format = DateTime)]
     waiting_until: Option<Timestamp>,
+    /// By which way the machine was last started into the installer: `UEFI HTTP boot, once`, `network boot, once`,
+    /// `network boot, at every start`, `virtual media`.
+    way: Option<String>,
     /// How much of the disks is done.
     progress: Progress,
     /// Why it failed or is being undone, for programs.
@@ -114,7 +120,9 @@ impl From<store::Run> for Run {
             undoing: row.undoing,
             cancel: row.cancel,
             waiting_for: row.waiting_for.map(|what| what.to_string()),
+            waiting_since: row.waiting_since,
             waiting_until: row.waiting_until,
+            way: row.way,
             progress: Progress { done: row.done, total: row.total },
             cause: row.cause,
             detail: row.detail,

@@ -141,7 +141,10 @@ impl<C: Commands> Look<'_, C> {
             Ok(Some(Answered::Failed(reason))) => {
                 Heard::Not(failed(Cause::Bmc, format!("its BMC cannot be read: {reason}")))
             }
-            Ok(Some(Answered::Done(restored))) => Heard::Done(restored),
+            Ok(Some(Answered::Done(mut restored))) => {
+                self.store.begin().await?.add_told_in_band(self.run.machine, &mut restored).await?;
+                Heard::Done(restored)
+            }
         })
     }
 }

@@ -6,47 +6,65 @@ use rackhand_common::{
     machine::Power,
     wire::Action,
 };
-use rackhand_controller_core::workflow::{Cause, Report, WaitFor, hop};
+use rackhand_controller_core::{
+    boot_ladder::Rung,
+    workflow::{Cause, Report, WaitFor, hop},
+};
 
 use super::{Look, Sent, failed};
 use crate::{
-    store::{Machine, StoreError, StoredCommand, Tx},
+    store::{Machine, StoreError, StoredCommand},
     workflows::Commands,
 };
 
 impl<C: Commands> Look<'_, C> {
     /// Has the installer connected and without an order; `fresh` restarts the machine even
-    /// when one is.
+    /// when one is. Each way of starting it that its BMC does not have is passed over at once.
     pub(super) async fn boot_installer(&self, fresh: bool) -> Result<Report, StoreError> {
-        let mut tx = self.store.begin().await?;
-        let mut machine = self.machine(&mut tx).await?;
-        let issued = self.restart_of(&mut tx).await?;
-        machine.boot = Boot::Installer;
-        machine.order = None;
-        if machine.connected && !fresh && issued.is_none() {
+        for _ in 0..=Rung::ALL.len() {
+            let mut tx = self.store.begin().await?;
+            let mut machine = self.machine(&mut tx).await?;
+            let issued = self.restart_of(&mut tx).await?;
+            machine.boot = Boot::Installer;
+            machine.order = None;
+            if machine.connected && !fresh && issued.is_none() {
+                self.commit(tx, &mut machine).await?;
+                return Ok(Report::Done);
+            }
+            let command = match issued {
+                Some(issued) => issued,
+                None => match self.next_restart(&mut tx, &machine).await? {
+                    Ok(command) => {
+                        // From here on only a connection made later counts.
+                        machine.connected = false;
+                        command
+                    }
+                    Err(report) => return Ok(failed(Cause::NotBooted, report)),
+                },
+            };
             self.commit(tx, &mut machine).await?;
-            return Ok(Report::Done);
+            if has_come(&machine, &command) {
+                return Ok(Report::Done);
+            }
+            match self.send(&command).await? {
+                Sent::Ended(Outcome::Unsupported(_)) => {}
+                sent => return self.restarted_as(&machine, &command, sent).await,
+            }
         }
-        if issued.is_none() {
-            // From here on only a connection made later counts.
-            machine.connected = false;
-        }
-        let command = tx.issue(self.now.wall, self.run, &self.purpose(RESTART), Action::NetworkBoot).await?;
-        self.commit(tx, &mut machine).await?;
-        self.restarted(&machine, &command).await
-    }
-
-    /// This try's command that restarts the machine.
-    pub(super) async fn restart_of(&self, tx: &mut Tx) -> Result<Option<StoredCommand>, StoreError> {
-        tx.command(self.run.id, &self.purpose(RESTART)).await
+        Ok(failed(Cause::Internal, "more ways of starting the machine were tried than there are"))
     }
 
     /// Waits for the installer of a machine that `command` restarts.
     pub(super) async fn restarted(&self, machine: &Machine, command: &StoredCommand) -> Result<Report, StoreError> {
-        if machine.connected && machine.connection > command.after {
+        if has_come(machine, command) {
             return Ok(Report::Done);
         }
-        match self.send(command).await? {
+        let sent = self.send(command).await?;
+        self.restarted_as(machine, command, sent).await
+    }
+
+    async fn restarted_as(&self, machine: &Machine, command: &StoredCommand, sent: Sent) -> Result<Report, StoreError> {
+        match sent {
             Sent::Waiting(waiting, detail) => Ok(Report::Waiting { waiting, detail, mark: 0 }),
             Sent::Ended(Outcome::Done) if started_disk(machine, command) => Ok(failed(
                 Cause::StartedDisk,
@@ -55,7 +73,7 @@ impl<C: Commands> Look<'_, C> {
             )),
             Sent::Ended(Outcome::Done) => Ok(on_its_way(machine, command)),
             Sent::Ended(Outcome::Refused(reason)) => Ok(failed(Cause::CommandRefused, reason)),
-            Sent::Ended(Outcome::Failed(reason)) => Ok(failed(Cause::Power, reason)),
+            Sent::Ended(Outcome::Failed(reason) | Outcome::Unsupported(reason)) => Ok(failed(Cause::Power, reason)),
             Sent::Ended(Outcome::Unknown) if machine.stage_event > command.after => {
                 // It asked the network for something since: it was restarted.
                 Ok(on_its_way(machine, command))
@@ -90,7 +108,10 @@ impl<C: Commands> Look<'_, C> {
     }
 }
 
-const RESTART: &str = "restart";
+/// Whether the installer has connected that `command` is to bring.
+fn has_come(machine: &Machine, command: &StoredCommand) -> bool {
+    machine.connected && machine.connection > command.after
+}
 
 /// Whether the machine that `command` restarted runs an installed system: one has asked for its
 /// address since the power came back, and no installer has connected.
@@ -104,6 +125,9 @@ fn on_its_way(machine: &Machine, command: &StoredCommand) -> Report {
     let stage = machine.stage.as_ref().filter(|_| machine.stage_event > command.after);
     let (waiting, detail) = hop(stage);
     // After all hops the system is what remains; before an installer it is the wrong one.
-    let waiting = if waiting == WaitFor::System { WaitFor::Installer } else { waiting };
+    let waiting = match waiting {
+        WaitFor::DiskBoot | WaitFor::System => WaitFor::Installer,
+        other => other,
+    };
     Report::Waiting { waiting, detail: detail.to_owned(), mark: machine.power_event.max(command.after) }
 }

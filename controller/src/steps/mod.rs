@@ -11,6 +11,7 @@
 mod bmc;
 mod firmware;
 mod installer;
+mod ladder;
 mod order;
 mod power;
 mod system;
@@ -22,7 +23,7 @@ use rackhand_common::{
     time::Now,
     wire::{Action, Command, ControllerResponse},
 };
-use rackhand_controller_core::workflow::{Cause, Fault, Report, Step, WaitFor};
+use rackhand_controller_core::{boot_ladder::Rung, workflow::{Cause, Fault, Report, Step, WaitFor}};
 use rackhand_fail_points::fail_point;
 
 use crate::{
@@ -109,6 +110,23 @@ impl<C: Commands> Look<'_, C> {
         format!("{undo}{} {}: {what}", self.step, self.attempt)
     }
 
+    /// Has a machine whose installer did not come boot by its own order again. For a run that is about to
+    /// end: its node does the same by itself, later, and also when it cannot be reached now.
+    pub(crate) async fn end_boot(&self) -> Result<(), StoreError> {
+        let mut tx = self.store.begin().await?;
+        let commands = tx.commands_of(self.run.id).await?;
+        // A command that only switches the machine off and on ends a way by itself.
+        let latest = commands.iter().rfind(|command| command.action != Action::PowerStatus);
+        let Some(latest) = latest.filter(|command| Rung::of(command.action).is_some()) else { return Ok(()) };
+        let machine = self.machine(&mut tx).await?;
+        if tx.bmc(machine.id).await?.is_none() || machine.connection > latest.after {
+            return Ok(());
+        }
+        let command = tx.issue(self.now.wall, self.run, "end: boot order", Action::EndBoot).await?;
+        tx.commit().await?;
+        self.send(&command).await.map(drop)
+    }
+
     async fn machine(&self, tx: &mut Tx) -> Result<Machine, StoreError> {
         tx.machine(&self.run.machine.to_string()).await
     }
@@ -175,6 +193,14 @@ impl<C: Commands> Look<'_, C> {
             Ok(ControllerResponse::Refused(reason)) => {
                 Ok(Sent::Waiting(WaitFor::Agent, format!("agent does not take the command: {reason}")))
             }
+            // There are other ways than those that its agent does not know yet.
+            Ok(ControllerResponse::NotUnderstood(_)) if is_newer(command.action) => {
+                let outcome = Outcome::Unsupported("the rack's agent is of an earlier version".to_owned());
+                let mut tx = self.store.begin().await?;
+                tx.command_ended(command.rack, command.id, &outcome).await?;
+                tx.commit().await?;
+                Ok(Sent::Ended(outcome))
+            }
             // Without effect, and the agent may be the next to be upgraded.
             Ok(ControllerResponse::NotUnderstood(reason)) => {
                 Ok(Sent::Waiting(WaitFor::Agent, format!("agent does not understand the command: {reason}")))
@@ -217,12 +243,21 @@ fn failed(cause: Cause, detail: impl Into<String>) -> Report {
     Report::Failed(Fault { cause, detail: detail.into() })
 }
 
+/// Whether agents of the version before do not know it.
+fn is_newer(action: Action) -> bool {
+    matches!(action, Action::HttpBoot | Action::LastingNetworkBoot | Action::MediaBoot | Action::EndBoot)
+}
+
 fn doing(action: Action) -> &'static str {
     match action {
         Action::PowerOn => "switched on",
         Action::PowerOff => "switched off",
         Action::PowerCycle => "switched off and on",
         Action::NetworkBoot => "restarted from the network",
+        Action::HttpBoot => "restarted by UEFI HTTP boot",
+        Action::LastingNetworkBoot => "restarted from the network, as at every start",
+        Action::MediaBoot => "restarted from virtual media",
+        Action::EndBoot => "put back to its own boot order",
         Action::PowerStatus => "power read",
     }
 }

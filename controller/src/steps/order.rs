@@ -104,7 +104,10 @@ impl<C: Commands> Look<'_, C> {
             match tx.command(self.run.id, &purpose).await? {
                 Some(command) if machine.connection > command.after || started_disk(machine, &command) => {}
                 Some(command) => return Ok(Some(command)),
-                None => return tx.issue(self.now.wall, self.run, &purpose, Action::NetworkBoot).await.map(Some),
+                None => {
+                    let way = self.known_way(tx, machine).await?;
+                    return tx.issue(self.now.wall, self.run, &purpose, way.action()).await.map(Some);
+                }
             }
         }
         Ok(None)

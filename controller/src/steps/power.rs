@@ -21,7 +21,7 @@ impl<C: Commands> Look<'_, C> {
             Sent::Waiting(waiting, detail) => Ok(Report::Waiting { waiting, detail, mark: 0 }),
             Sent::Ended(Outcome::Done) => Ok(Report::Done),
             Sent::Ended(Outcome::Refused(reason)) => Ok(failed(Cause::CommandRefused, reason)),
-            Sent::Ended(Outcome::Failed(reason)) => Ok(failed(Cause::Power, reason)),
+            Sent::Ended(Outcome::Failed(reason) | Outcome::Unsupported(reason)) => Ok(failed(Cause::Power, reason)),
             Sent::Ended(Outcome::Unknown) => match self.look(&command).await? {
                 Report::Failed(fault) => {
                     let mut tx = self.store.begin().await?;

@@ -37,7 +37,7 @@ impl<C: Commands> Look<'_, C> {
                 Sent::Waiting(waiting, detail) => return Ok(Report::Waiting { waiting, detail, mark: 0 }),
                 Sent::Ended(Outcome::Done) => {}
                 Sent::Ended(Outcome::Refused(reason)) => return Ok(failed(Cause::CommandRefused, reason)),
-                Sent::Ended(Outcome::Failed(reason)) => return Ok(failed(Cause::Power, reason)),
+                Sent::Ended(Outcome::Failed(reason) | Outcome::Unsupported(reason)) => return Ok(failed(Cause::Power, reason)),
                 Sent::Ended(Outcome::Unknown) if machine.stage_event > command.after => {}
                 Sent::Ended(Outcome::Unknown) => return self.look(command).await,
             }
@@ -45,7 +45,7 @@ impl<C: Commands> Look<'_, C> {
         let (waiting, detail) = match (&machine.stage, &command) {
             (Some(Stage::Rebooting | Stage::OsDhcp), None) => hop(machine.stage.as_ref()),
             (_, None) if machine.connected => (WaitFor::Installer, "written, has not restarted yet"),
-            (_, None) => (WaitFor::System, "restarted, has not been heard of"),
+            (_, None) => (WaitFor::DiskBoot, "restarted, has not been heard of"),
             (stage, Some(command)) => hop(stage.as_ref().filter(|_| machine.stage_event > command.after)),
         };
         // Counted from its restart.
@@ -103,7 +103,7 @@ impl<C: Commands> Look<'_, C> {
             Sent::Waiting(waiting, detail) => Ok(Report::Waiting { waiting, detail, mark: 0 }),
             Sent::Ended(Outcome::Done) => Ok(Report::Done),
             Sent::Ended(Outcome::Refused(reason)) => Ok(failed(Cause::CommandRefused, reason)),
-            Sent::Ended(Outcome::Failed(reason)) => Ok(failed(Cause::Power, reason)),
+            Sent::Ended(Outcome::Failed(reason) | Outcome::Unsupported(reason)) => Ok(failed(Cause::Power, reason)),
             Sent::Ended(Outcome::Unknown) if machine.stage_event > command.after => Ok(Report::Done),
             Sent::Ended(Outcome::Unknown) => self.look(&command).await,
         }

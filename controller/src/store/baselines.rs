@@ -53,6 +53,14 @@ impl Tx {
         one(&mut self.inner, machine).await
     }
 
+    /// Adds to what a BMC told what the machine's installer told in its place.
+    pub async fn add_told_in_band(&mut self, machine: MachineId, restored: &mut Restored) -> Result<(), StoreError> {
+        if let Some(known) = self.hardware(machine).await? {
+            restored.found.saw(&known.hardware.secure_boot_keys);
+        }
+        Ok(())
+    }
+
     /// Notes how a BMC was found.
     pub async fn note_baseline(
         &mut self,

@@ -12,7 +12,7 @@ use rackhand_common::{
 };
 
 use super::{
-    Run, StoreError, Tx,
+    Run, RunStatus, StoreError, Tx,
     database::{Row, query, query_scalar},
     from_json, id, json, micros, timestamp,
 };
@@ -97,6 +97,40 @@ impl Tx {
         .execute(&mut self.inner)
         .await?;
         Ok(command)
+    }
+
+    /// All commands of the run, oldest first.
+    pub async fn commands_of(&mut self, run: RunId) -> Result<Vec<StoredCommand>, StoreError> {
+        query("SELECT * FROM commands WHERE run = $1 ORDER BY created, id")
+            .bind(run.to_string())
+            .fetch_all(&mut self.inner)
+            .await?
+            .iter()
+            .map(read)
+            .collect()
+    }
+
+    /// The latest command that started the machine in a run that was done, into its installer: such a
+    /// run is not done unless that came.
+    pub async fn booted_by(&mut self, machine: MachineId) -> Result<Option<Action>, StoreError> {
+        query(
+            "SELECT commands.* FROM commands JOIN runs ON runs.id = commands.run
+             WHERE commands.machine = $1 AND runs.status = $2 AND commands.outcome = $3
+                AND commands.action IN ($4, $5, $6, $7)
+             ORDER BY commands.created DESC, commands.id DESC LIMIT 1",
+        )
+        .bind(machine.to_string())
+        .bind(RunStatus::Done.word())
+        .bind(json(&Outcome::Done))
+        .bind(json(&Action::HttpBoot))
+        .bind(json(&Action::NetworkBoot))
+        .bind(json(&Action::LastingNetworkBoot))
+        .bind(json(&Action::MediaBoot))
+        .fetch_optional(&mut self.inner)
+        .await?
+        .as_ref()
+        .map(|row| read(row).map(|command| command.action))
+        .transpose()
     }
 
     /// Whether the run commanded anything.

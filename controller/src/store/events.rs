@@ -3,7 +3,7 @@
 
 use jiff::Timestamp;
 use rackhand_common::{
-    event::What,
+    event::{Stage, What},
     id::{AgentId, CommandId, MachineId, RackId, RunId},
 };
 use rackhand_controller_core::{
@@ -206,6 +206,20 @@ pub enum Happened {
         /// Who: the name of their token.
         by: String,
     },
+    /// A run has the machine start into its installer.
+    Starts {
+        /// By which way.
+        way: String,
+    },
+    /// A run waits for something else than before.
+    Waits {
+        /// For what: the run's `waiting_for`.
+        waiting: String,
+        /// Where exactly, for people.
+        detail: String,
+        /// By when it should have moved on.
+        until: Option<Timestamp>,
+    },
 }
 
 /// Which events are asked for.
@@ -220,6 +234,9 @@ pub struct EventFilter {
     /// Of this run.
     pub run: Option<RunId>,
 }
+
+/// How many events of a machine are looked at for its hops: a start makes about twenty.
+const HOPS: i64 = 500;
 
 impl Store {
     /// Events in their order, those after number `after`, at most `limit`.
@@ -270,6 +287,30 @@ impl Tx {
         .fetch_one(&mut self.inner)
         .await?;
         Ok(row.try_get::<i64, _>("id")? as u64)
+    }
+
+    /// A machine's hops between these two events, oldest first, at most [`HOPS`]; all after the first when
+    /// there is no second.
+    pub async fn stages_between(
+        &mut self,
+        machine: MachineId,
+        after: u64,
+        until: Option<u64>,
+    ) -> Result<Vec<Stage>, StoreError> {
+        let rows = query("SELECT * FROM events WHERE machine = $1 AND id > $2 AND id <= $3 ORDER BY id LIMIT $4")
+            .bind(machine.to_string())
+            .bind(after as i64)
+            .bind(until.map_or(i64::MAX, |until| until as i64))
+            .bind(HOPS)
+            .fetch_all(&mut self.inner)
+            .await?;
+        let mut stages = Vec::new();
+        for row in &rows {
+            if let Happened::Told(What::Stage(stage)) = read(row)?.body {
+                stages.push(stage);
+            }
+        }
+        Ok(stages)
     }
 
     /// Makes what happened to one machine part of another's history.

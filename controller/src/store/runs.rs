@@ -20,6 +20,7 @@ use rackhand_common::{
 };
 use rackhand_controller_core::{
     access::Sight,
+    boot_ladder::Rung,
     workflow::{self, Step, WaitFor, Workflow},
 };
 use serde::{Deserialize, Serialize};
@@ -61,8 +62,12 @@ pub struct Run {
     pub undoing: bool,
     /// What it waits for.
     pub waiting_for: Option<WaitFor>,
+    /// Since when it waits for that.
+    pub waiting_since: Option<Timestamp>,
     /// By when it should have moved on.
     pub waiting_until: Option<Timestamp>,
+    /// By which way the machine was last started into the installer.
+    pub way: Option<String>,
     /// Where it is, or why it failed, for people.
     pub detail: Option<String>,
     /// Why it failed or is being undone, for programs.
@@ -404,8 +409,8 @@ impl Tx {
         self.watch("runs", run.id).await?;
         query(
             "INSERT INTO runs (id, rack, machine, epoch, parameters, engine, status, step, attempt, undoing,
-                cancel, done, total, phoned_home, created, updated, waiting_for, waiting_until, project)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
+                cancel, done, total, phoned_home, created, updated, waiting_for, waiting_until, waiting_since, project)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
                 (SELECT project FROM machines WHERE machines.id = $3))",
         )
         .bind(run.id.to_string())
@@ -426,6 +431,7 @@ impl Tx {
         .bind(micros(run.updated))
         .bind(run.waiting_for.map(|waiting| waiting.to_string()))
         .bind(run.waiting_until.map(micros))
+        .bind(run.waiting_since.map(micros))
         .execute(&mut self.inner)
         .await
         .map_err(taken("machine"))?;
@@ -436,7 +442,8 @@ impl Tx {
     pub async fn save_run(&mut self, now: Timestamp, run: &Run) -> Result<(), StoreError> {
         query(
             "UPDATE runs SET engine = $2, status = $3, step = $4, attempt = $5, undoing = $6, waiting_for = $7,
-                waiting_until = $8, detail = $9, cause = $10, updated = $11, ended = $12
+                waiting_until = $8, detail = $9, cause = $10, updated = $11, ended = $12,
+                waiting_since = $13
              WHERE id = $1",
         )
         .bind(run.id.to_string())
@@ -451,8 +458,19 @@ impl Tx {
         .bind(&run.cause)
         .bind(micros(now))
         .bind(run.ended.map(micros))
+        .bind(run.waiting_since.map(micros))
         .execute(&mut self.inner)
         .await?;
+        Ok(())
+    }
+
+    /// Notes by which way its machine is started into the installer.
+    pub async fn run_goes(&mut self, run: RunId, way: Rung) -> Result<(), StoreError> {
+        query("UPDATE runs SET way = $2 WHERE id = $1")
+            .bind(run.to_string())
+            .bind(way.to_string())
+            .execute(&mut self.inner)
+            .await?;
         Ok(())
     }
 
@@ -605,7 +623,9 @@ fn read(seal: &Seal, row: &Row) -> Result<Run, StoreError> {
         attempt: row.try_get("attempt")?,
         undoing: row.try_get("undoing")?,
         waiting_for: optional("waiting_for")?.as_deref().map(WaitFor::of_word),
+        waiting_since: time("waiting_since")?,
         waiting_until: time("waiting_until")?,
+        way: optional("way")?,
         detail: row.try_get("detail")?,
         cause: row.try_get("cause")?,
         cancel: row.try_get("cancel")?,

@@ -37,6 +37,7 @@ use crate::{
 mod bmc;
 mod commissioning;
 mod firmware;
+mod ladder;
 mod reinstall;
 mod rescue;
 mod retry;
@@ -66,6 +67,10 @@ struct Behaviour {
     remnant: bool,
     /// Tests fail.
     flaw: bool,
+    /// Only this command has the machine ask the network.
+    comes_by: Option<Action>,
+    /// The machine cannot be started by this one.
+    lacks: Option<Action>,
 }
 
 struct Node {
@@ -86,6 +91,8 @@ struct State {
     /// Accepted, and the turn they are performed in.
     pending: VecDeque<(u32, Command)>,
     network_boots: u32,
+    /// What was done, in order.
+    sent: Vec<Action>,
     installer: bool,
     worked: Option<(RunId, u32)>,
     written: Option<RunId>,
@@ -299,16 +306,23 @@ impl State {
     }
 
     fn act(&mut self, command: &Command) {
+        self.sent.push(command.action);
+        if self.behaviour.lacks == Some(command.action) {
+            return self.end(command.id, Outcome::Unsupported("as the test wants".to_owned()));
+        }
         match command.action {
+            Action::EndBoot => {}
             Action::PowerStatus => self.events.push(What::Power(Power::On)),
             Action::PowerOff => self.events.push(What::Power(Power::Off)),
             Action::PowerOn => self.events.push(What::Power(Power::On)),
-            Action::NetworkBoot => {
+            Action::NetworkBoot | Action::HttpBoot | Action::LastingNetworkBoot | Action::MediaBoot => {
                 self.network_boots += 1;
                 self.bmc.start();
                 self.installer = false;
                 self.events.push(What::Stage(Stage::PoweredOn));
-                self.events.push(What::Stage(Stage::RomDhcp(Firmware::Bios)));
+                if self.behaviour.comes_by.is_none_or(|comes_by| comes_by == command.action) {
+                    self.events.push(What::Stage(Stage::RomDhcp(Firmware::Bios)));
+                }
             }
             Action::PowerCycle => {
                 self.installer = false;

@@ -32,7 +32,7 @@ pub struct Boot {
     pub uefi: Option<bool>,
     /// For every start from now on, not only for the next.
     pub is_lasting: bool,
-    /// Where UEFI HTTP boot loads from.
+    /// Where UEFI HTTP boot loads from; for the machine, of a CD drive, what is in it.
     pub address: Option<String>,
 }
 

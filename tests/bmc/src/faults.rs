@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::chassis::{Boot, Source};
+
 /// What is wrong just now; the default is nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -30,12 +32,41 @@ pub struct Faults {
     pub dangling_links: bool,
     /// Systems have no `Actions`.
     pub no_actions: bool,
+    /// What the machine's firmware makes of a boot override that its BMC took.
+    pub follows: Follows,
     /// A boot override is taken and used, but not shown when it is read.
     pub override_hidden: bool,
     /// The system UUID that is told.
     pub uuid: ToldUuid,
     /// Every Redfish resource answers with a redirect to another host.
     pub redirects: bool,
+}
+
+/// What firmware makes of an override: all are taken and shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Follows {
+    /// It does what it says.
+    #[default]
+    All,
+    /// It passes over overrides for one start.
+    Lasting,
+    /// It starts from a virtual drive, and passes over all other overrides.
+    Media,
+    /// It goes by its own order, whatever is said.
+    Nothing,
+}
+
+impl Follows {
+    /// Whether it does what this override says.
+    pub fn does(self, boot: &Boot) -> bool {
+        match self {
+            Self::All => true,
+            Self::Lasting => boot.is_lasting,
+            Self::Media => boot.source == Some(Source::Cd),
+            Self::Nothing => false,
+        }
+    }
 }
 
 /// How changes of what is set go.

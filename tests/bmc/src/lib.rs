@@ -14,6 +14,7 @@ pub mod chassis;
 pub mod control;
 pub mod faults;
 pub mod ipmi;
+pub mod keys;
 pub mod log;
 pub mod nvram;
 pub mod personality;
@@ -23,7 +24,8 @@ pub mod simulator;
 pub mod state;
 
 pub use chassis::{Act, Bench, Boot, Chassis, Script, Source};
-pub use faults::{Faults, Flashing, Rotation, Settings, ToldUuid};
+pub use faults::{Faults, Flashing, Follows, Rotation, Settings, ToldUuid};
+pub use keys::{Keys, certificate};
 pub use nvram::Nvram;
 pub use personality::{Personality, Role};
 pub use simulator::{Addresses, Bmc, Running, Simulator};

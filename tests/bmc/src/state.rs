@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    chassis::{Boot, Chassis},
+    chassis::{Boot, Chassis, Source},
     faults::{Faults, Flashing, Rotation, Settings, ToldUuid},
+    keys::Keys,
     log::Log,
     personality::{Lan, Personality, Role, Thresholds},
     sensor::{Event, Sensor},
@@ -69,6 +70,8 @@ pub struct State {
     pub bios_pending: BTreeMap<String, String>,
     /// Whether Secure Boot is in force, and whether the next start puts it there.
     pub secure_boot: (bool, bool),
+    /// The key databases of Secure Boot.
+    pub keys: Keys,
     /// What is in the virtual CD drive.
     pub media: Option<String>,
     /// Who wants to be told of events: where, and their word for it.
@@ -184,6 +187,7 @@ impl State {
             bios: attributes.map(|(name, value, _)| (name.clone(), value.clone())).collect(),
             bios_pending: BTreeMap::new(),
             secure_boot: (false, false),
+            keys: Keys::factory(),
             media: None,
             subscriptions: Vec::new(),
             denied: Default::default(),
@@ -290,7 +294,11 @@ impl State {
         if self.faults.lying {
             return Ok(());
         }
-        chassis.set_boot(&boot)?;
+        let mut followed = if self.faults.follows.does(&boot) { boot.clone() } else { Boot::default() };
+        if followed.source == Some(Source::Cd) {
+            followed.address.clone_from(&self.media);
+        }
+        chassis.set_boot(&followed)?;
         self.boot = boot;
         Ok(())
     }
@@ -452,7 +460,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chassis::{Bench, Source};
+    use crate::chassis::Bench;
 
     const NOW: Timestamp = Timestamp::constant(1_800_000_000, 0);
 

@@ -1,6 +1,6 @@
 //! A tenant with root has had a machine's BMC: what it is after the release.
 
-use rackhand_bmc_sim::{Faults, Personality, Role, Running, Settings, User};
+use rackhand_bmc_sim::{Faults, Keys, Personality, Role, Running, Settings, User, certificate};
 use rackhand_common::machine::Firmware;
 use rackhand_installer::boot_order;
 use rackhand_tests::{Machine, Model, VirtualRack, operator::PATIENCE, rack::Service, wait};
@@ -34,6 +34,11 @@ fn sabotage(running: &Running) {
     };
     (state.lan.is_dhcp, state.lan.vlan) = (false, Some(12));
     state.bios.insert("SriovGlobalEnable".into(), "Enabled".into());
+    // Its own key may sign what starts, and the vendor's may not.
+    state.keys.clear("db");
+    state.keys.add("db", None, certificate("dGVuYW50"));
+    state.keys.add("KEK", None, certificate("dGVuYW50"));
+    state.keys.clear("dbx");
 }
 
 /// What of that is there.
@@ -44,8 +49,17 @@ fn left(running: &Running) -> Vec<&'static str> {
         (!state.lan.is_dhcp, "address source"),
         (state.lan.vlan.is_some(), "VLAN"),
         (state.bios["SriovGlobalEnable"] != "Disabled", "setting"),
+        (contents(&state.keys) != contents(&Keys::factory()), "keys"),
     ];
     there.into_iter().filter_map(|(is_there, what)| is_there.then_some(what)).collect()
+}
+
+/// What is in the key databases, whatever its places.
+fn contents(keys: &Keys) -> Vec<(String, String)> {
+    let all = ["PK", "KEK", "db", "dbx"].into_iter().flat_map(|database| keys.of(database));
+    let mut contents: Vec<_> = all.map(|key| (key.database.clone(), key.content.clone())).collect();
+    contents.sort();
+    contents
 }
 
 async fn baseline(rack: &VirtualRack, machine: &Machine) -> (String, Value) {
@@ -67,7 +81,7 @@ async fn put_back(protocol: &str, stays: &[&str]) {
     let told = rack.operator.ask(Method::POST, &format!("{path}/read"), Some(json!({}))).await.unwrap();
     let seen: Vec<_> = told["differences"].as_array().unwrap().iter().map(|one| one["name"].clone()).collect();
     assert!(seen.contains(&json!("support")) && seen.contains(&json!("VLAN")), "{told}");
-    assert_eq!(left(&running), ["account", "address source", "VLAN", "setting"]);
+    assert_eq!(left(&running), ["account", "address source", "VLAN", "setting", "keys"]);
 
     rack.operator.act(machine.mac(), "release", json!({})).await.unwrap();
     rack.becomes(&machine, "ready").await;
@@ -87,7 +101,7 @@ async fn what_a_tenant_did_to_a_bmc_is_put_back_and_proven_over_redfish() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_tenant_did_to_a_bmc_is_put_back_and_proven_over_ipmi() {
     // Which has no word for the firmware's settings: nothing was recorded of them.
-    put_back("ipmi", &["setting"]).await;
+    put_back("ipmi", &["setting", "keys"]).await;
 }
 
 /// A machine whose BMC goes wrong while it is put back, and what is said of it.
@@ -198,5 +212,51 @@ async fn boot_entries_of_a_tenant_are_gone_with_its_disks() {
     rack.operator.act(machine.mac(), "release", json!({})).await.unwrap();
     rack.becomes(&machine, "ready").await;
     assert_eq!(machine.variables(), boot_order::Variables::new());
+    rack.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_forbidden_to_start_since_is_accepted_by_a_person_and_by_nobody_else() {
+    let mut rack = VirtualRack::new().await;
+    let (machine, running) = handed_out(&mut rack, "redfish").await;
+    // An update of firmware, or a tenant.
+    running.bmc.lock().keys.add("dbx", Some("EFI_CERT_SHA256_GUID".into()), "AB".repeat(32));
+    rack.operator.act(machine.mac(), "release", json!({})).await.unwrap();
+    let told = rack.becomes(&machine, "quarantined").await;
+    let reason = told["held"]["reason"].as_str().unwrap_or_else(|| panic!("{told}"));
+    assert!(reason.contains("secure_boot dbx: key ") && reason.contains("recorded nothing"), "{reason}");
+    let (path, _) = baseline(&rack, &machine).await;
+    rack.operator.ask(Method::POST, &format!("{path}/accept"), Some(json!({}))).await.unwrap();
+    rack.operator.act(machine.mac(), "release", json!({})).await.unwrap();
+    rack.becomes(&machine, "ready").await;
+    assert_eq!(running.bmc.lock().keys.of("dbx").count(), 2);
+    rack.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tpm_is_nobodys_any_more_after_a_release_or_its_machine_is_quarantined() {
+    let mut rack = VirtualRack::new().await;
+    rack.image("sim-1", 3).await;
+    let machine = rack.machine(Model::default());
+    let tpm = machine.fit_tpm();
+    rack.active(&machine, "sim-1").await;
+    tpm.take(false);
+    rack.operator.act(machine.mac(), "release", json!({})).await.unwrap();
+    rack.becomes(&machine, "ready").await;
+    assert!(!tpm.is_taken());
+
+    rack.operator.deploy(machine.mac(), "sim-1").await.unwrap();
+    rack.becomes(&machine, "active").await;
+    // So that nobody but the tenant may clear it.
+    tpm.take(true);
+    rack.operator.act(machine.mac(), "release", json!({})).await.unwrap();
+    let told = rack.becomes(&machine, "quarantined").await;
+    let reason = told["held"]["reason"].as_str().unwrap_or_else(|| panic!("{told}"));
+    assert!(reason.starts_with("release tpm: ") && reason.contains("lockout password"), "{reason}");
+    assert_eq!(tpm.wrong_passwords(), 0, "a password was tried: that locks a TPM");
+    // Its firmware was asked, and does it at the next start.
+    rack.operator.act(machine.mac(), "release", json!({})).await.unwrap();
+    rack.becomes(&machine, "ready").await;
+    assert!(!tpm.is_taken());
     rack.stop().await.unwrap();
 }

@@ -16,6 +16,7 @@ mod health;
 mod identity;
 mod images;
 mod kills;
+mod ladder;
 mod reload;
 mod replaced;
 mod rescue;

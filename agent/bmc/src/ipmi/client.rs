@@ -39,7 +39,8 @@ use crate::{
     bmc::{Answer, Bmc, BmcError, Credentials, Image, Logins, Task},
     told::{
         Account, Accounts, Bios, Boot, BootOverride, Identity, Lan, Log, MAX_ITEMS, MAX_PASSWORD, Part, PartKind,
-        Parts, Reading, SensorKind, Sensors, Skipped, baseline::Attribute,
+        Parts, Reading, SensorKind, Sensors, Skipped,
+        baseline::{Attribute, SecureBoot, SecureBootChange},
     },
 };
 
@@ -924,6 +925,23 @@ impl Bmc for Ipmi {
 
     fn set_boot(&self, wanted: BootOverride) -> Answer<'_, ()> {
         Box::pin(self.within(SHORT_CALL, async move { self.write_boot(&mut *self.link.lock().await, wanted).await }))
+    }
+
+    /// IPMI knows no virtual drives.
+    fn insert_media<'a>(&'a self, _: &'a str) -> Answer<'a, ()> {
+        Box::pin(async { Err(BmcError::Unsupported("IPMI has no virtual drives".to_owned())) })
+    }
+
+    fn secure_boot(&self) -> Answer<'_, SecureBoot> {
+        Box::pin(async { Err(BmcError::Unsupported("IPMI has no word for Secure Boot".to_owned())) })
+    }
+
+    fn set_secure_boot<'a>(&'a self, _: &'a SecureBootChange) -> Answer<'a, ()> {
+        Box::pin(async { Err(BmcError::Unsupported("IPMI has no word for Secure Boot".to_owned())) })
+    }
+
+    fn eject_media<'a>(&'a self, _: &'a str) -> Answer<'a, ()> {
+        Box::pin(async { Ok(()) })
     }
 
     fn identify(&self, lit: Duration) -> Answer<'_, ()> {

@@ -56,6 +56,10 @@ pub fn change(boot: Node<'_>, wanted: &BootOverride) -> Result<Value, BmcError> 
     if target != "None" && refuses("BootSourceOverrideTarget", target) {
         return Err(fault::unsupported(format!("it cannot boot from {target}")));
     }
+    // Those that do not say what they take answer well, and do nothing.
+    if target == "UefiHttp" && !boot.words("BootSourceOverrideTarget@Redfish.AllowableValues").contains(&target) {
+        return Err(fault::unsupported("it does not say that it boots by HTTP".to_owned()));
+    }
     if refuses("BootSourceOverrideEnabled", enabled) && enabled == "Continuous" {
         return Err(fault::unsupported("its override is for one start only"));
     }

@@ -77,6 +77,30 @@ impl Redfish {
         Ok(drives)
     }
 
+    /// Has the image in a drive that nobody else uses.
+    pub(super) async fn insert(&self, image: &str) -> Result<(), BmcError> {
+        let mut drives: Vec<_> = self.virtual_media().await?.into_iter().filter(VirtualMedia::is_cd).collect();
+        let has_it = |drive: &VirtualMedia| drive.image.as_deref() == Some(image);
+        drives.sort_by_key(|drive| !has_it(drive));
+        let Some(drive) = drives.iter().find(|drive| has_it(drive) || !drive.is_inserted) else {
+            return Err(fault::unsupported(match drives.first() {
+                Some(drive) => format!("its drive {} has another medium in it", drive.name),
+                None => "it has no virtual drive for CDs".to_owned(),
+            }));
+        };
+        self.insert_media(&drive.link, image).await
+    }
+
+    /// Has the image in no drive.
+    pub(super) async fn eject(&self, image: &str) -> Result<(), BmcError> {
+        for drive in self.virtual_media().await? {
+            if drive.image.as_deref().is_some_and(|shown| is_image(Some(shown), image)) {
+                self.eject_media(&drive.link).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Has the image at this address inserted, write-protected, and sees that it is.
     pub async fn insert_media(&self, drive: &Link, image: &str) -> Result<(), BmcError> {
         let resource = self.http.get(drive).await?;

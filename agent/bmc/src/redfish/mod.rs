@@ -49,7 +49,9 @@ use rackhand_common::{firmware::Place, machine::Power};
 use crate::{
     bmc::{Answer, Bmc, BmcError, Credentials, Image, Logins, Task},
     told::{
-        Account, Accounts, Bios, Boot, BootOverride, Identity, Lan, Log, Parts, Sensors, baseline::Attribute, text,
+        Account, Accounts, Bios, Boot, BootOverride, Identity, Lan, Log, Parts, Sensors,
+        baseline::{self, Attribute, SecureBootChange},
+        text,
     },
 };
 
@@ -216,6 +218,14 @@ impl Bmc for Redfish {
         self.within(async move { self.override_boot(&wanted).await })
     }
 
+    fn insert_media<'a>(&'a self, image: &'a str) -> Answer<'a, ()> {
+        self.within(self.insert(image))
+    }
+
+    fn eject_media<'a>(&'a self, image: &'a str) -> Answer<'a, ()> {
+        self.within(self.eject(image))
+    }
+
     /// Redfish knows no duration: a light that is on stays on until it is asked to be off.
     fn identify(&self, lit: Duration) -> Answer<'_, ()> {
         self.within(self.set_light(!lit.is_zero()))
@@ -261,6 +271,14 @@ impl Bmc for Redfish {
 
     fn set_lan<'a>(&'a self, wanted: &'a Lan) -> Answer<'a, ()> {
         self.within(self.write_lan(wanted))
+    }
+
+    fn secure_boot(&self) -> Answer<'_, baseline::SecureBoot> {
+        self.within(self.read_secure_boot())
+    }
+
+    fn set_secure_boot<'a>(&'a self, wanted: &'a SecureBootChange) -> Answer<'a, ()> {
+        self.within(self.restore_secure_boot(wanted))
     }
 
     fn bios(&self) -> Answer<'_, Bios> {

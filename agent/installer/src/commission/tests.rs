@@ -58,6 +58,9 @@ impl Machine for Bench {
     fn forget_systems(&self) -> Result<(), BootOrderError> {
         Ok(())
     }
+    fn tpm(&self) -> io::Result<Option<Box<dyn crate::tpm::Tpm>>> {
+        Ok(None)
+    }
     fn set_clock(&self, _: Timestamp) {}
     fn room_for_toolbox(&self, _: u64) -> Result<PathBuf, ToolboxError> {
         Err(ToolboxError::NotThere)

@@ -74,6 +74,8 @@ pub enum Kind {
 pub enum Client {
     /// A PXE ROM that is not iPXE; `None` for an architecture we have no loader for.
     Rom(Option<Firmware>),
+    /// UEFI HTTP boot, which wants the address of what it is to load; `None` as with a ROM.
+    Http(Option<Firmware>),
     /// iPXE, as the card's ROM or loaded by one.
     Ipxe(Option<Firmware>),
     /// An operating system, ours or one installed; or something else without a wish to boot.
@@ -181,20 +183,22 @@ fn client(options: &Options) -> Client {
         Client::Ipxe(arch)
     } else if class.starts_with(b"PXEClient") {
         Client::Rom(arch)
+    } else if class.starts_with(b"HTTPClient") {
+        Client::Http(arch)
     } else {
         Client::System
     }
 }
 
 /// The first architecture of option 93 (RFC 4578 §2.1, a list) that we have a loader for; of
-/// `PXEClient:Arch:00007:…` when a ROM leaves 93 out.
+/// `PXEClient:Arch:00007:…` when a ROM leaves 93 out. 16 is x64 UEFI that boots by HTTP.
 fn architecture(options: &Options, class: &[u8]) -> Option<Firmware> {
     let listed = options.get(ARCHITECTURE).unwrap_or_default().chunks_exact(2);
     let listed = listed.map(|code| u16::from_be_bytes([code[0], code[1]]));
-    let named = class.get(15..20).and_then(|digits| std::str::from_utf8(digits).ok()).and_then(|d| d.parse().ok());
+    let named = class.split(|byte| *byte == b':').nth(2).and_then(|digits| std::str::from_utf8(digits).ok()).and_then(|d| d.parse().ok());
     listed.chain(named).find_map(|code| match code {
         0 => Some(Firmware::Bios),
-        7 | 9 => Some(Firmware::Uefi),
+        7 | 9 | 16 => Some(Firmware::Uefi),
         _ => None,
     })
 }

@@ -418,7 +418,12 @@ impl Server {
                 answer.boot(self.settings.node, &script_url(self.settings.http, Some(request.mac)));
                 answer.option(IPXE, &NO_PROXY_DHCP);
             }
-            Client::Rom(None) | Client::System => {}
+            // It takes an offer for one to boot from only with its own class in it (UEFI 2.10 §24.7.2).
+            Client::Http(Some(firmware)) => {
+                answer.boot(self.settings.node, &loader_url(self.settings.http, firmware));
+                answer.option(CLASS, b"HTTPClient");
+            }
+            Client::Rom(None) | Client::Http(None) | Client::System => {}
         }
         if let Some(id) = &request.echo.client_id {
             answer.option(CLIENT_ID, id);
@@ -466,10 +471,10 @@ impl Server {
         let last = self.hops.get(&request.mac).copied();
         let recently = |hop: &Hop, span| hop.at.until(now) < span;
         let stage = match request.client {
-            Client::Rom(firmware) => Stage::RomDhcp(firmware?),
+            Client::Rom(firmware) | Client::Http(firmware) => Stage::RomDhcp(firmware?),
             // iPXE right after another ROM was loaded by it; otherwise it is the card's ROM.
             Client::Ipxe(_)
-                if last.is_some_and(|hop| matches!(hop.client, Client::Rom(_)) && recently(&hop, LOADED)) =>
+                if last.is_some_and(|hop| matches!(hop.client, Client::Rom(_) | Client::Http(_)) && recently(&hop, LOADED)) =>
             {
                 Stage::IpxeDhcp
             }
@@ -580,6 +585,11 @@ fn loader(firmware: Firmware) -> &'static str {
         Firmware::Bios => "undionly.kpxe",
         Firmware::Uefi => "snponly.efi",
     }
+}
+
+/// Where UEFI HTTP boot loads its loader from.
+fn loader_url(http: SocketAddrV4, firmware: Firmware) -> String {
+    format!("http://{http}/loader/{}", loader(firmware))
 }
 
 fn seconds(time: Duration) -> [u8; 4] {

@@ -611,7 +611,10 @@ fn odd_but_legal_clients_are_understood() {
     assert_eq!(client(new().option(60, b"PXEClient:Arch:00000:UNDI:002001")), Client::Rom(Some(Firmware::Bios)));
     assert_eq!(client(new().option(60, b"PXEClient").option(93, &[7])), Client::Rom(None));
     assert_eq!(client(new().option(77, b"\x04iPXE")), Client::Ipxe(None));
-    assert_eq!(client(new().option(60, b"HTTPClient:Arch:00016:UNDI:003000").option(93, &[0, 16])), Client::System);
+    let http = || new().option(60, b"HTTPClient:Arch:00016:UNDI:003000");
+    assert_eq!(client(http().option(93, &[0, 16])), Client::Http(Some(Firmware::Uefi)));
+    assert_eq!(client(http()), Client::Http(Some(Firmware::Uefi)));
+    assert_eq!(client(new().option(60, b"HTTPClient").option(93, &[0, 19])), Client::Http(None));
     // A wrong length in option 94, control characters and an empty client identifier.
     assert_eq!(client(new().option(94, &[1]).option(12, b"\0\n\x1b").option(61, &[])), Client::System);
 }

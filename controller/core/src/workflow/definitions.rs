@@ -7,7 +7,7 @@ use rackhand_common::event::Cause as Installer;
 use serde::{Deserialize, Serialize};
 
 use super::{Cause, Ended};
-use crate::lifecycle::Event;
+use crate::{boot_ladder, lifecycle::Event};
 
 /// What is done to a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -106,6 +106,9 @@ const BOOT_LIMIT: Duration = minutes(30);
 
 const RESTART: Undo = Undo { patience: BOOT, limit: BOOT_LIMIT, attempts: 2 };
 
+/// As many as there are ways to start it, with one more to say that none is left.
+const BOOTS: u32 = boot_ladder::MAX_TRIES as u32 + 1;
+
 const BOOT_AGAIN: &[Cause] =
     &[Cause::Overdue, Cause::Power, Cause::CommandRefused, Cause::OutcomeUnknown, Cause::StartedDisk];
 
@@ -113,7 +116,7 @@ const RESTART_INSTALLER: Rule = Rule {
     step: Step::RestartInstaller,
     patience: BOOT,
     limit: BOOT_LIMIT,
-    attempts: 2,
+    attempts: BOOTS,
     again: BOOT_AGAIN,
     interruptible: true,
     undo: None,
@@ -145,7 +148,7 @@ const BOOT_INSTALLER: Rule = Rule {
     step: Step::BootInstaller,
     patience: BOOT,
     limit: BOOT_LIMIT,
-    attempts: 2,
+    attempts: BOOTS,
     again: BOOT_AGAIN,
     interruptible: true,
     undo: None,
@@ -181,7 +184,7 @@ const LEAVE_SYSTEM: Rule = Rule {
     step: Step::LeaveSystem,
     patience: BOOT,
     limit: BOOT_LIMIT,
-    attempts: 2,
+    attempts: BOOTS,
     again: BOOT_AGAIN,
     interruptible: true,
     undo: Some(Undo { patience: minutes(5), limit: BOOT_LIMIT, attempts: 2 }),

@@ -153,6 +153,8 @@ pub enum Cause {
     OutcomeUnknown,
     /// The machine started what is on its disk, and was to start from the network.
     StartedDisk,
+    /// The installer did not come, in whichever way the machine was started.
+    NotBooted,
     /// The installer was lost again and again.
     InstallerLost,
     /// The installer refused or failed.
@@ -505,6 +507,7 @@ impl fmt::Display for Cause {
             Self::CommandRefused => "command_refused",
             Self::OutcomeUnknown => "outcome_unknown",
             Self::StartedDisk => "started_disk",
+            Self::NotBooted => "not_booted",
             Self::InstallerLost => "installer_lost",
             Self::Bmc => "bmc",
             Self::Firmware => "firmware",
@@ -517,6 +520,7 @@ impl fmt::Display for Cause {
             Self::Installer(event::Cause::DiskError) => "disk_error",
             Self::Installer(event::Cause::Verify) => "verify",
             Self::Installer(event::Cause::BootOrder) => "boot_order",
+            Self::Installer(event::Cause::Tpm) => "tpm",
             Self::Installer(event::Cause::Internal) => "installer_internal",
             Self::Internal => "internal",
         })

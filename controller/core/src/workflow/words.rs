@@ -13,14 +13,20 @@ pub enum WaitFor {
     Agent,
     /// A power driver.
     Power,
-    /// The machine's first request for an address.
+    /// The machine's self-test: it was started, and nothing has come from it.
+    Post,
+    /// A program in the machine that has not asked for its address.
     Dhcp,
-    /// The installer, on its way through loader, kernel and inventory.
+    /// A loader: firmware that fetches one, or one that fetches what it is to boot.
+    Loader,
+    /// The installer, on its way through kernel, initial RAM disk and inventory.
     Installer,
     /// The image, being written.
     Image,
     /// The disks, being erased.
     Erasure,
+    /// The machine's start from its own disk.
+    DiskBoot,
     /// The installed system's call.
     System,
     /// Tests, being run.
@@ -36,13 +42,16 @@ pub enum WaitFor {
 }
 
 impl WaitFor {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 14] = [
         Self::Agent,
         Self::Power,
+        Self::Post,
         Self::Dhcp,
+        Self::Loader,
         Self::Installer,
         Self::Image,
         Self::Erasure,
+        Self::DiskBoot,
         Self::System,
         Self::Tests,
         Self::Bmc,
@@ -50,8 +59,11 @@ impl WaitFor {
         Self::Controller,
     ];
 
-    /// What the word it is stored and shown as says.
+    /// What the word it is stored and shown as says, or was in an earlier version.
     pub fn of_word(word: &str) -> Self {
+        if word == "image" {
+            return Self::Image;
+        }
         Self::ALL.into_iter().find(|waiting| waiting.to_string() == word).unwrap_or(Self::Controller)
     }
 }
@@ -61,10 +73,13 @@ impl fmt::Display for WaitFor {
         f.write_str(match self {
             Self::Agent => "agent",
             Self::Power => "power",
+            Self::Post => "POST",
             Self::Dhcp => "DHCP",
+            Self::Loader => "loader",
             Self::Installer => "installer",
-            Self::Image => "image",
+            Self::Image => "image stream",
             Self::Erasure => "erasure",
+            Self::DiskBoot => "disk boot",
             Self::System => "operating system",
             Self::Tests => "tests",
             Self::Bmc => "BMC",
@@ -76,10 +91,13 @@ impl fmt::Display for WaitFor {
 
 /// What a machine has not done yet after `stage`, its latest hop since it was started.
 pub fn hop(stage: Option<&Stage>) -> (WaitFor, &'static str) {
-    let Some(stage) = stage else { return (WaitFor::Dhcp, "restarted, has not asked for an address") };
+    let Some(stage) = stage else { return (WaitFor::Post, "restarted, has not asked for an address") };
     let waits = match stage {
-        Stage::PoweredOn => WaitFor::Dhcp,
-        Stage::Rebooting | Stage::OsDhcp => WaitFor::System,
+        Stage::PoweredOn => WaitFor::Post,
+        Stage::RomDhcp(_) | Stage::IpxeDhcp | Stage::Script(_) => WaitFor::Loader,
+        Stage::Loader(_) => WaitFor::Dhcp,
+        Stage::Rebooting => WaitFor::DiskBoot,
+        Stage::OsDhcp => WaitFor::System,
         _ => WaitFor::Installer,
     };
     (waits, stage.not_yet())

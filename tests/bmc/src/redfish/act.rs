@@ -8,6 +8,7 @@ use super::{Caller, Reply, Request, Service, allowed, form::Push, tree::View};
 use crate::{
     chassis::{Boot, Chassis, Source},
     faults::Flashing,
+    keys::{Keys, NAMES},
     personality::Role,
     state::{MAX_NAME, MAX_PASSWORD, PowerAct, PowerError, Rotated, State, User},
 };
@@ -43,6 +44,12 @@ impl Service {
                 _ if caller.role < Role::Administrator => Reply::forbidden(),
                 ["EventService", "Subscriptions", id] => {
                     state.subscriptions.retain(|(number, ..)| number.to_string() != **id);
+                    Reply::empty()
+                }
+                ["Systems", _, "SecureBoot", "SecureBootDatabases", database, _, id] => {
+                    if state.is_set() {
+                        state.keys.remove(database, id.parse().unwrap_or_default());
+                    }
                     Reply::empty()
                 }
                 ["AccountService", "Accounts", id] => {
@@ -92,7 +99,9 @@ impl Service {
                 ["Systems", _, "Bios", "Settings"] => patch_bios(state, &body),
                 ["Systems", _, "SecureBoot"] => match body.get("SecureBootEnable").map(Value::as_bool) {
                     Some(Some(wanted)) => {
-                        state.secure_boot.1 = wanted;
+                        if state.is_set() {
+                            state.secure_boot.1 = wanted;
+                        }
                         Ok(())
                     }
                     _ => Err(Reply::missing("SecureBootEnable")),
@@ -190,10 +199,34 @@ impl Service {
             }
             ["Systems", id, "SecureBoot", "Actions", "SecureBoot.ResetKeys"] if *id == ids.system => {
                 match text("ResetKeysType").as_deref() {
-                    Some("ResetAllKeysToDefault" | "DeleteAllKeys" | "DeletePK") => Reply::empty(),
+                    Some(reset @ ("ResetAllKeysToDefault" | "DeleteAllKeys" | "DeletePK")) => {
+                        match reset {
+                            _ if !state.is_set() => {}
+                            "ResetAllKeysToDefault" => state.keys = Keys::factory(),
+                            "DeletePK" => state.keys.clear("PK"),
+                            _ => NAMES.iter().for_each(|database| state.keys.clear(database)),
+                        }
+                        Reply::empty()
+                    }
                     Some(other) => Reply::value("ResetKeysType", other),
                     None => Reply::missing("ResetKeysType"),
                 }
+            }
+            ["Systems", id, "SecureBoot", "SecureBootDatabases", database, kind @ ("Certificates" | "Signatures")]
+                if *id == ids.system && NAMES.contains(database) =>
+            {
+                if !is_administrator {
+                    return Some(Reply::forbidden());
+                }
+                let is_certificate = *kind == "Certificates";
+                let name = if is_certificate { "CertificateString" } else { "SignatureString" };
+                let Some(content) = text(name) else { return Some(Reply::missing(name)) };
+                let signature = if is_certificate { None } else { text("SignatureType") };
+                if !state.is_set() {
+                    return Some(Reply::empty());
+                }
+                let number = state.keys.add(database, signature, content).to_string();
+                created(&self.sessions, state, &[parts, &[number.as_str()]].concat())
             }
             ["Systems" | "Managers", id, "LogServices", log, "Actions", "LogService.ClearLog"] => {
                 let quirks = &state.personality.quirks;

@@ -333,7 +333,10 @@ fn allowed(parts: &[&str]) -> &'static str {
         ["SessionService", "Sessions"] | ["EventService", "Subscriptions"] | ["AccountService", "Accounts"] => {
             "GET, HEAD, POST"
         }
-        ["SessionService", "Sessions", _] | ["EventService", "Subscriptions", _] => "GET, HEAD, DELETE",
+        ["Systems", _, "SecureBoot", "SecureBootDatabases", _, "Certificates" | "Signatures"] => "GET, HEAD, POST",
+        ["SessionService", "Sessions", _]
+        | ["EventService", "Subscriptions", _]
+        | ["Systems", _, "SecureBoot", "SecureBootDatabases", _, "Certificates" | "Signatures", _] => "GET, HEAD, DELETE",
         ["AccountService", "Accounts", _] => "GET, HEAD, PATCH, DELETE",
         ["Systems", _]
         | ["Systems", _, "Bios", "Settings"]
@@ -376,6 +379,9 @@ fn metadata() -> String {
         "SensorCollection",
         "FanCollection",
         "PowerSupplyCollection",
+        "SecureBootDatabaseCollection",
+        "CertificateCollection",
+        "SignatureCollection",
     ];
     let versioned = [
         ("ServiceRoot", "v1_15_0"),
@@ -390,6 +396,9 @@ fn metadata() -> String {
         ("Bios", "v1_2_1"),
         ("Settings", "v1_3_5"),
         ("SecureBoot", "v1_1_1"),
+        ("SecureBootDatabase", "v1_0_3"),
+        ("Certificate", "v1_8_2"),
+        ("Signature", "v1_0_4"),
         ("Chassis", "v1_23_0"),
         ("Thermal", "v1_7_1"),
         ("Power", "v1_7_1"),

@@ -7,6 +7,7 @@ use super::Session;
 use crate::{
     chassis::Source,
     faults::Flashing,
+    keys::NAMES,
     log::Record,
     personality::{Kind, Personality, Reading, Role, ThermalSchema},
     sensor::{Health, Sensor, in_order},
@@ -266,13 +267,60 @@ impl View<'_> {
                 json!({
                     "SecureBootEnable": state.secure_boot.1,
                     "SecureBootCurrentBoot": if state.secure_boot.0 { "Enabled" } else { "Disabled" },
-                    "SecureBootMode": "UserMode",
+                    "SecureBootMode": if state.keys.of("PK").next().is_some() { "UserMode" } else { "SetupMode" },
+                    "SecureBootDatabases": link(format!("{path}/SecureBootDatabases")),
                     "Actions": { "#SecureBoot.ResetKeys": {
                         "target": format!("{path}/Actions/SecureBoot.ResetKeys"),
                         "ResetKeysType@Redfish.AllowableValues": ["ResetAllKeysToDefault", "DeleteAllKeys", "DeletePK"],
                     } },
                 }),
             ),
+            ["SecureBoot", "SecureBootDatabases", rest @ ..] => return self.key_databases(path, rest),
+            _ => return None,
+        })
+    }
+
+    fn key_databases(&self, path: &str, parts: &[&str]) -> Option<Value> {
+        let keys = &self.state.keys;
+        let entries = |database: &'_ str, kind: &str| -> Vec<_> {
+            keys.of(database).filter(|key| key.signature.is_some() == (kind == "Signatures")).cloned().collect()
+        };
+        Some(match parts {
+            [] => self.collection(path, "SecureBootDatabase", NAMES.map(String::from)),
+            [database, rest @ ..] if NAMES.contains(database) => match rest {
+                [] => {
+                    let own = json!({
+                        "DatabaseId": database,
+                        "Certificates": link(format!("{path}/Certificates")),
+                        "Signatures": link(format!("{path}/Signatures")),
+                    });
+                    resource(path, "SecureBootDatabase.v1_0_3.SecureBootDatabase", database, "Keys", own)
+                }
+                ["Certificates"] => {
+                    let ids = entries(database, "Certificates").into_iter().map(|key| key.id.to_string());
+                    self.collection(path, "Certificate", ids)
+                }
+                ["Signatures"] => {
+                    let ids = entries(database, "Signatures").into_iter().map(|key| key.id.to_string());
+                    self.collection(path, "Signature", ids)
+                }
+                [kind @ ("Certificates" | "Signatures"), id] => {
+                    let key = entries(database, kind).into_iter().find(|key| key.id.to_string() == *id)?;
+                    match key.signature {
+                        None => {
+                            let own = json!({ "CertificateString": key.content, "CertificateType": "PEM" });
+                            resource(path, "Certificate.v1_8_2.Certificate", id, "Certificate", own)
+                        }
+                        Some(kind) => {
+                            let own = json!({
+                                "SignatureString": key.content, "SignatureType": kind, "SignatureTypeRegistry": "UEFI",
+                            });
+                            resource(path, "Signature.v1_0_4.Signature", id, "Signature", own)
+                        }
+                    }
+                }
+                _ => return None,
+            },
             _ => return None,
         })
     }
