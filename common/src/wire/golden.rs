@@ -232,6 +232,7 @@ fn bytes_of_an_agents_requests() {
             AgentRequest::Events { first: 300, events: events() },
             AgentRequest::Renew { csr: vec![1, 2] },
             AgentRequest::Enrol { secret: "s".into(), csr: vec![3] },
+            AgentRequest::Metrics("10.0.0.1:9633".parse().unwrap()),
         ],
         expect![[r#"
             00100606060606060606060606060606060605302e312e300904
@@ -257,6 +258,7 @@ fn bytes_of_the_controllers_answers() {
             AgentResponse::Refused("no".into()),
             AgentResponse::Lapsed,
             AgentResponse::NotUnderstood("no".into()),
+            AgentResponse::Known,
         ],
         expect![[r#"
             0005fb2d01
