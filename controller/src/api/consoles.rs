@@ -129,7 +129,7 @@ pub(super) async fn open(
     let console = begin(&app, caller, Proof::Token, &machine, asked).await?;
     Ok(upgrade
         .max_message_size(MESSAGE)
-        .on_upgrade(async move |socket| console.carry(&mut Socket::new(socket)).await)
+        .on_upgrade(move |socket| async move { console.carry(&mut Socket::new(socket)).await })
         .into_response())
 }
 
