@@ -631,7 +631,18 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
             images.closed().await;
         }
     });
-    Ok(Running { api: api_at, agents: agents_at, ssh: ssh_at, root_pin, telemetry, settings, store, parts, shutdown, _lock: lock })
+    Ok(Running {
+        api: api_at,
+        agents: agents_at,
+        ssh: ssh_at,
+        root_pin,
+        telemetry,
+        settings,
+        store,
+        parts,
+        shutdown,
+        _lock: lock,
+    })
 }
 
 impl Running {

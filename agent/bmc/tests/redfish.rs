@@ -855,9 +855,7 @@ async fn an_image_is_pushed_and_its_task_waited_for() {
 #[tokio::test]
 async fn one_subscription_is_had_below_a_base_and_nobody_elses_is_touched() {
     const ALL: &str = "/redfish/v1/EventService/Subscriptions";
-    let of = |number: u32, destination: &str| {
-        json!({ "@odata.id": format!("{ALL}/{number}"), "Destination": destination, "Context": "x" })
-    };
+    let of = |number: u32, destination: &str| json!({ "@odata.id": format!("{ALL}/{number}"), "Destination": destination, "Context": "x" });
     let there = Arc::new(Mutex::new(vec![
         of(1, "https://192.0.2.9/other"),
         of(2, "https://192.0.2.1/events/of-a-process-before"),

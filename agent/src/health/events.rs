@@ -92,9 +92,13 @@ impl Events {
     }
 
     /// A machine's BMC posts here, or does not.
-    pub(super) fn is_subscribed(&self, machine: MachineId, is_it: bool) {
+    pub(super) fn note_subscribed(&self, machine: MachineId, is_it: bool) {
         let mut subscribed = self.0.subscribed.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_it { subscribed.insert(machine) } else { subscribed.remove(&machine) };
+        if is_it {
+            subscribed.insert(machine)
+        } else {
+            subscribed.remove(&machine)
+        };
     }
 
     /// The machines whose BMCs post here.
@@ -105,7 +109,7 @@ impl Events {
     /// Nothing is expected of this machine's BMC any more.
     pub(super) fn forget(&self, machine: MachineId) {
         self.bells().remove(&machine);
-        self.is_subscribed(machine, false);
+        self.note_subscribed(machine, false);
     }
 
     /// Takes what is posted, until shutdown.
@@ -184,7 +188,8 @@ impl Events {
 
 /// A certificate of nobody's, made afresh: BMCs demand TLS, and ask for no name.
 pub fn tls(address: SocketAddr) -> Result<TlsAcceptor> {
-    let made = rcgen::generate_simple_self_signed(vec![address.ip().to_string()]).context("no certificate can be made")?;
+    let made =
+        rcgen::generate_simple_self_signed(vec![address.ip().to_string()]).context("no certificate can be made")?;
     let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
     let config = rustls::ServerConfig::builder()
         .with_no_client_auth()

@@ -83,7 +83,13 @@ pub struct HealthFile {
 
 impl Default for HealthFile {
     fn default() -> Self {
-        Self { sensors: default_sensors(), log: default_log(), at_once: default_at_once(), rules: default_rules(), events: None }
+        Self {
+            sensors: default_sensors(),
+            log: default_log(),
+            at_once: default_at_once(),
+            rules: default_rules(),
+            events: None,
+        }
     }
 }
 
@@ -336,11 +342,11 @@ impl Machines {
     /// Has a machine's BMC post its events, or looks whether it still does. What cannot is read in its turn.
     async fn subscribe(&self, machine: MachineId, events: &Events, name: &str) {
         match self.0.bmcs.subscribe(machine, events.base(), name).await {
-            Ok(()) => events.is_subscribed(machine, true),
+            Ok(()) => events.note_subscribed(machine, true),
             Err(NotRead::Busy) => {}
             Err(why) => {
                 tracing::debug!(%machine, ?why, "its BMC posts no events");
-                events.is_subscribed(machine, false);
+                events.note_subscribed(machine, false);
             }
         }
     }

@@ -43,7 +43,7 @@ pub(super) struct SshKey {
     #[schema(example = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ")]
     key: String,
     /// Its SHA-256, as `ssh-keygen -l` shows it.
-    #[schema(example = "SHA256:UCUiLr7Pjs9wFFJMDByLgc3NrtdU344OgUM45wZPcIQ")]
+    #[schema(example = "SHA256:T7SvZ2cslqpPj6nKzitCBHHlpVF3r3MvLwmFL0fk0IE")]
     fingerprint: String,
     /// When it was added.
     #[schema(value_type = String, format = DateTime)]
@@ -166,7 +166,7 @@ pub(super) struct Door {
     #[schema(example = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ")]
     key: String,
     /// Its SHA-256, which `ssh` shows before the first login.
-    #[schema(example = "SHA256:UCUiLr7Pjs9wFFJMDByLgc3NrtdU344OgUM45wZPcIQ")]
+    #[schema(example = "SHA256:T7SvZ2cslqpPj6nKzitCBHHlpVF3r3MvLwmFL0fk0IE")]
     fingerprint: String,
 }
 

@@ -93,6 +93,7 @@ impl Client {
                 Err(error) => tracing::debug!(from = %self.from, by, why = error.words(), "no console by SSH"),
             }
         }
+        let named = printable(user, NAME);
         let mut tx = self.app.store.begin().await?;
         tx.note(Record {
             id: Uuid::now_v7(),
@@ -101,7 +102,7 @@ impl Client {
             token,
             from: Some(self.from.ip().to_canonical()),
             through: format!("ssh with {fingerprint}"),
-            action: format!("SSH {user} (refused)"),
+            action: format!("SSH {named} (refused)"),
             request: Uuid::now_v7(),
             changes: Vec::new(),
         });
@@ -118,11 +119,7 @@ impl Client {
         session.channel_success(id)?;
         self.stage.send_replace(Stage::Open);
         let Known { caller, machine, fingerprint } = known;
-        let itself: String = String::from_utf8_lossy(session.remote_sshid())
-            .chars()
-            .filter(|letter| !letter.is_control())
-            .take(THROUGH)
-            .collect();
+        let itself = printable(&String::from_utf8_lossy(session.remote_sshid()), THROUGH);
         let asked = Asked {
             from: Some(self.from.ip()),
             through: format!("{itself} with {fingerprint}"),
@@ -141,6 +138,11 @@ impl Client {
         });
         Ok(())
     }
+}
+
+/// What a stranger says, as it can stand in the record.
+fn printable(text: &str, most: usize) -> String {
+    text.chars().filter(|letter| !letter.is_control()).take(most).collect()
 }
 
 impl Handler for Client {
@@ -210,13 +212,7 @@ impl Handler for Client {
         session.channel_failure(channel)
     }
 
-    async fn env_request(
-        &mut self,
-        channel: ChannelId,
-        _: &str,
-        _: &str,
-        session: &mut Session,
-    ) -> Result<(), Error> {
+    async fn env_request(&mut self, channel: ChannelId, _: &str, _: &str, session: &mut Session) -> Result<(), Error> {
         session.channel_failure(channel)
     }
 

@@ -148,17 +148,36 @@ mod tests {
     fn a_key_is_taken_without_its_comment_and_anything_else_says_what_it_is() {
         let check = |line: &str, expected: Expect| {
             let read = line.parse::<PublicKey>();
-            expected.assert_eq(&read.map_or_else(|error| error.to_string(), |key| format!("{}\n{}", key.text, key.fingerprint)));
+            let shown = read.map_or_else(|error| error.to_string(), |key| format!("{}\n{}", key.text, key.fingerprint));
+            expected.assert_eq(&format!("{shown}\n"));
         };
-        check(&format!(" {ED25519} ada@laptop \n"), expect![[""]]);
-        check("", expect![[""]]);
-        check("ssh-ed25519 AAAA", expect![[""]]);
-        check(&format!("{ED25519}\n{ED25519}"), expect![[""]]);
-        check(&format!("command=\"sh\" {ED25519}"), expect![[""]]);
-        check("-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmU=", expect![[""]]);
         check(
-            "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQDIFU3i0mSNcbYwYB3uXzKjqQmaQMSwQ9Mqmbu3GdH4pMTRe5xmDcnMLzGPqkI1K/VNqM5Q8QbhL7hJm0mUhdr4oZ0c+0CXJ3XNkGGuP3sa1wO4cJ3bZWKmDfEnW6mRJvH1Kgh2hQ8j4CSp3TmBQ1AMgSbMHHfVHzTwBqNCmZXE3w==",
-            expect![[""]],
+            &format!(" {ED25519} ada@laptop \n"),
+            expect![[r#"
+                ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ
+                SHA256:T7SvZ2cslqpPj6nKzitCBHHlpVF3r3MvLwmFL0fk0IE
+            "#]],
+        );
+        let malformed = || {
+            expect![[r#"
+                is not one line of a public key, such as `ssh-ed25519 AAAA… comment`
+            "#]]
+        };
+        check("", malformed());
+        check("ssh-ed25519 AAAA", malformed());
+        check(&format!("{ED25519}\n{ED25519}"), malformed());
+        check(&format!("command=\"sh\" {ED25519}"), malformed());
+        check(
+            "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmU=",
+            expect![[r#"
+                is a private key, which nobody but you may have: give the file that ends in .pub
+            "#]],
+        );
+        check(
+            "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQCsejF7wrb5lNwREKONfULQhyG5xNNydE9BnkVbfQrKz/V6BkadCwAmzn/pGHb3QUP63mV/8yuHv0CwqTZbpDm+gtSHYox5cHeRwwGWH63llQE4PRxOuVUtIdSD54/FWcPBfcEqJvvC8qcUO5uonGi1Ec7QOzoNsCMQBinuIgjewQ==",
+            expect![[r#"
+                is an RSA key of less than 2048 or more than 8192 bits: make one with `ssh-keygen -t ed25519`
+            "#]],
         );
     }
 

@@ -32,8 +32,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::keys::{Door, HostKey, NotAKey, PublicKey, host_key};
 use self::client::{Client, Stage};
+pub use self::keys::{Door, HostKey, NotAKey, PublicKey, host_key};
 use crate::api::App;
 
 /// How long somebody has to prove who they are, and then to ask for a console.

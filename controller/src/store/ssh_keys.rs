@@ -120,18 +120,16 @@ impl Tx {
     pub async fn insert_ssh_key(&mut self, now: Timestamp, new: NewSshKey<'_>) -> Result<SshKey, StoreError> {
         let id = Uuid::now_v7();
         self.watch("ssh_keys", id).await?;
-        query(
-            "INSERT INTO ssh_keys (id, person, name, key, fingerprint, created) VALUES ($1, $2, $3, $4, $5, $6)",
-        )
-        .bind(id.to_string())
-        .bind(new.person.to_string())
-        .bind(new.name)
-        .bind(new.key)
-        .bind(new.fingerprint)
-        .bind(micros(now))
-        .execute(&mut self.inner)
-        .await
-        .map_err(taken("SSH key, or one of yours with this name"))?;
+        query("INSERT INTO ssh_keys (id, person, name, key, fingerprint, created) VALUES ($1, $2, $3, $4, $5, $6)")
+            .bind(id.to_string())
+            .bind(new.person.to_string())
+            .bind(new.name)
+            .bind(new.key)
+            .bind(new.fingerprint)
+            .bind(micros(now))
+            .execute(&mut self.inner)
+            .await
+            .map_err(taken("SSH key, or one of yours with this name"))?;
         self.ssh_key(id).await
     }
 
@@ -190,10 +188,9 @@ mod tests {
         let new = NewSshKey { person: ada, name: "laptop", key: "ssh-ed25519 AAAA", fingerprint: "SHA256:one" };
         let key = tx.insert_ssh_key(at(1), new).await.unwrap();
         tx.commit().await.unwrap();
-        for again in [
-            NewSshKey { person: bob, ..new },
-            NewSshKey { key: "ssh-ed25519 BBBB", fingerprint: "SHA256:two", ..new },
-        ] {
+        for again in
+            [NewSshKey { person: bob, ..new }, NewSshKey { key: "ssh-ed25519 BBBB", fingerprint: "SHA256:two", ..new }]
+        {
             let mut tx = bench.store.begin().await.unwrap();
             assert!(matches!(tx.insert_ssh_key(at(1), again).await, Err(StoreError::Taken(_))), "{again:?}");
         }

@@ -39,7 +39,8 @@ async fn prometheus_finds_the_racks_nodes_and_scrapes_them_with_a_token_for_that
     let scraped = async || {
         let found = ask("targets").await?;
         let target = &found["data"]["activeTargets"][0];
-        let is_up = target["health"] == "up" && target["labels"]["rack"] == "r1" && target["labels"]["site"] == "default";
+        let is_up =
+            target["health"] == "up" && target["labels"]["rack"] == "r1" && target["labels"]["site"] == "default";
         if is_up { Ok(()) } else { Err(found.to_string()) }
     };
     wait::until("the node is found and scraped", PATIENCE, scraped).await;

@@ -289,7 +289,7 @@ async fn whatever_is_wrong_is_refused_alike_and_strangers_keep_nobody_out() {
         (&eve.key, name.as_str()),
         (&eve.key, "nothing"),
         (&vic.key, name.as_str()),
-        (&vic.key, "../%00 x"),
+        (&vic.key, "..%00"),
     ] {
         let (code, shown) = door.ssh(key, user, &["-T"], &[]).ended().await;
         assert_eq!(code, Some(255), "{shown}");
@@ -298,12 +298,15 @@ async fn whatever_is_wrong_is_refused_alike_and_strangers_keep_nobody_out() {
     let refusal = refusals.pop_front().unwrap();
     assert!(refusal.contains("Permission denied (publickey)"), "{refusal}");
     assert!(refusals.iter().all(|other| *other == refusal), "{refusal} {refusals:?}");
-    let records = rack.operator.get("/v1/audit?limit=200").await.unwrap()["items"].as_array().unwrap().clone();
-    let refused = |by: &str| {
-        let is = |record: &&Value| record["by"] == by && record["action"] == format!("SSH {name} (refused)");
-        records.iter().filter(is).count()
+    let recorded = async || {
+        let records = rack.operator.get("/v1/audit?limit=200").await.map_err(|error| format!("{error:#}"))?;
+        let by = |who: &str| {
+            let is = |record: &&Value| record["by"] == who && record["action"] == format!("SSH {name} (refused)");
+            records["items"].as_array().into_iter().flatten().filter(is).count()
+        };
+        if (by("eve"), by("vic")) == (1, 1) { Ok(()) } else { Err(records.to_string()) }
     };
-    assert_eq!((refused("eve"), refused("vic")), (1, 1), "{records:#?}");
+    wait::until("refusals are in the record", PATIENCE, recorded).await;
 
     // A key is one person's, and a token for less than all adds none.
     let again = std::fs::read_to_string(eve.key.with_extension("pub")).unwrap();
@@ -320,7 +323,11 @@ async fn whatever_is_wrong_is_refused_alike_and_strangers_keep_nobody_out() {
     assert!(format!("{refused:#}").contains("not good for all that you may"), "{refused:#}");
 
     // Bytes that are no SSH end their connection, and those that come by the hundred only themselves.
-    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 70_000], b"SSH-2.0-x\r\n\x00\x00\x00\x0c\xff\xff\xff\xff\xff\xff\xff\xff"] {
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0xff; 70_000],
+        b"SSH-2.0-x\r\n\x00\x00\x00\x0c\xff\xff\xff\xff\xff\xff\xff\xff",
+    ] {
         let mut stream = TcpStream::connect(door.at()).await.unwrap();
         let _ = stream.write_all(garbage).await;
         stream.shutdown().await.unwrap_or_default();
