@@ -36,7 +36,11 @@ use crate::{
     console::Consoles,
     discovery::{self, Discovery, DiscoveryFile},
     firmware::Updates,
-    health::{self, HealthFile, Machines, Metrics, series::Series},
+    health::{
+        self, HealthFile, Machines, Metrics,
+        events::{self, Events},
+        series::Series,
+    },
     intent,
     ledger::Ledger,
     lights::Lights,
@@ -63,7 +67,8 @@ pub struct File {
     /// The unix socket for boot and the technician; default `/run/rackhand/agent.sock`.
     #[serde(default = "default_socket")]
     pub socket: PathBuf,
-    /// Where `/metrics` is answered; default `127.0.0.1:9633`.
+    /// Where `/metrics` is answered, and where the controller has Prometheus look for it; default
+    /// `127.0.0.1:9633`.
     #[serde(default = "default_metrics")]
     pub metrics: SocketAddr,
     /// The most events kept while the controller is away; default 100000, about 30 MB;
@@ -128,6 +133,8 @@ pub struct Config {
     pub profiles: Profiles,
     /// How machines are looked at, and decided about.
     pub health: health::Config,
+    /// Where BMCs post their events.
+    pub bmc_events: Option<SocketAddr>,
     /// What is logged.
     pub log: Filter,
 }
@@ -156,6 +163,10 @@ impl TryFrom<File> for Config {
             return Err("events must be at least 1000: a single deploy makes dozens".into());
         }
         let power = Exec::try_from(file.power)?;
+        let bmc_events = file.health.events;
+        if bmc_events.is_some_and(|at| at.ip().is_unspecified()) {
+            return Err("health.events is an address by which BMCs reach this node, such as 10.20.0.1:8446".into());
+        }
         let health = health::Config::try_from(file.health)?;
         let discovery = discovery::Config::new(file.discovery, file.bmc.networks.as_deref())?;
         let File { state, socket, metrics, events, bmc, log, .. } = file;
@@ -166,7 +177,7 @@ impl TryFrom<File> for Config {
             return Err("bmc.files is no address: write http://ADDRESS:PORT of this node".into());
         }
         let bmc_networks = bmc.networks;
-        Ok(Self { state, socket, metrics, events, power, bmc_networks, bmc_files, discovery, profiles, health, log })
+        Ok(Self { state, socket, metrics, events, power, bmc_networks, bmc_files, discovery, profiles, health, bmc_events, log })
     }
 }
 
@@ -231,8 +242,20 @@ impl Settings {
             Some(Reread::Same) | None => {}
         }
         // A setting that is added is decided on here.
-        let Config { state, socket, metrics, events, power, bmc_networks, bmc_files, discovery, profiles, health, log } =
-            fresh;
+        let Config {
+            state,
+            socket,
+            metrics,
+            events,
+            power,
+            bmc_networks,
+            bmc_files,
+            discovery,
+            profiles,
+            health,
+            bmc_events,
+            log,
+        } = fresh;
         if taken.take("power", &mut used.power, power) {
             self.exec.send_replace(Arc::new(power.clone()));
         }
@@ -249,6 +272,7 @@ impl Settings {
         taken.keep("events", &used.events, events);
         let used = (&used.bmc_networks, &used.bmc_files, &used.profiles);
         taken.keep("bmc", &used, &(bmc_networks, bmc_files, profiles));
+        taken.keep("health.events", &used.bmc_events, bmc_events);
         Ok(taken)
     }
 }
@@ -300,6 +324,7 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         machines: running.machines.clone(),
         consoles: running.consoles.clone(),
         updates: running.updates.clone(),
+        metrics: running.metrics,
         spool: running.spool.clone(),
         ledger: running.ledger.clone(),
         calls: running.calls.clone(),
@@ -330,7 +355,19 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let path = config.state.join("series.redb");
     let (series, kept) = tokio::task::spawn_blocking(move || Series::open(&path)).await??;
     let (spooled, of_machines) = (spool.clone(), clock.clone());
-    let machines = Machines::open(database, bmcs.clone(), spooled, series, of_machines, configured_health).await?;
+    let posted = match config.bmc_events {
+        Some(at) => {
+            let listener = TcpListener::bind(at)
+                .await
+                .with_context(|| format!("cannot take events of BMCs on TCP {at} (`health.events` in agent.toml)"))?;
+            let at = listener.local_addr()?;
+            Some((Events::at(at), listener, events::tls(at)?))
+        }
+        None => None,
+    };
+    let said = posted.as_ref().map(|(events, ..)| events.clone());
+    let machines =
+        Machines::open(database, bmcs.clone(), spooled, series, of_machines, configured_health, said).await?;
     let consoles = Consoles::new(bmcs.clone(), &config.state, shutdown.clone());
     let lights = Lights::new(bmcs.clone(), shutdown.clone());
     let updates = Updates::open(&config.state, bmcs.clone(), link.source.clone())
@@ -425,6 +462,13 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
         parts.spawn(async move {
             machines.run(view, shutdown).await;
             Ok("machines' health")
+        });
+    }
+    if let Some((events, listener, tls)) = posted {
+        let shutdown = shutdown.clone();
+        parts.spawn(async move {
+            events.serve(listener, tls, shutdown).await;
+            Ok("events of BMCs")
         });
     }
     let (discovery, configured) = watch::channel(config.discovery.clone());

@@ -74,6 +74,8 @@ impl Subnet {
 const CLAIM: u16 = 4430;
 const API: u16 = 8443;
 const AGENTS: u16 = 4433;
+const SSH: u16 = 2222;
+const EVENTS: u16 = 8446;
 const HTTP: u16 = 8080;
 const CHANNEL: u16 = 8444;
 /// 69 is for root.
@@ -96,6 +98,8 @@ pub struct VirtualRack {
     settings: Settings,
     /// Where the agent answers what it counts.
     metrics: Option<SocketAddr>,
+    /// Whether BMCs may post events to the agent.
+    takes_events: bool,
     directory: TempDir,
 }
 
@@ -141,6 +145,7 @@ impl VirtualRack {
             boot: None,
             settings: Settings::default(),
             metrics: None,
+            takes_events: false,
             directory,
         };
         rack.begin(Service::Controller).await?;
@@ -242,12 +247,20 @@ impl VirtualRack {
         Ok([("the controller's metrics", self.operator.metrics().await?), ("the agent's metrics", agent)])
     }
 
+    /// Has an agent take the events of BMCs from now on; it is killed for that.
+    pub async fn take_events(&mut self) {
+        self.takes_events = true;
+        self.restart(Service::Agent).await;
+    }
+
     fn agent_config(&self, state: &Path, socket: &str) -> Result<agent::Config> {
         let text = format!(
             "state = {state:?}\nsocket = {:?}\nmetrics = \"{}:0\"\n[bmc]\nnetworks = [\"127.0.0.0/8\"]\n",
             self.path(socket),
             self.subnet.node
         );
+        let events = format!("[health]\nevents = \"{}:{EVENTS}\"\n", self.subnet.node);
+        let text = if self.takes_events { text + &events } else { text };
         agent::Config::try_from(toml::from_str::<agent::File>(&text)?).map_err(anyhow::Error::msg)
     }
 
@@ -453,7 +466,8 @@ fn waiting(machine: &Value) -> bool {
 
 fn controller_config(subnet: &Subnet, directory: &Path) -> Result<controller::Config> {
     let text = format!(
-        "data = {:?}\nnames = [\"{node}\"]\n[api]\nlisten = \"{node}:{API}\"\n[agents]\nlisten = \"{node}:{AGENTS}\"\n",
+        "data = {:?}\nnames = [\"{node}\"]\n[api]\nlisten = \"{node}:{API}\"\n[agents]\nlisten = \"{node}:{AGENTS}\"\n\
+         [ssh]\nlisten = \"{node}:{SSH}\"\n",
         directory.join("controller"),
         node = subnet.node,
     );

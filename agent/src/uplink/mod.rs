@@ -20,7 +20,7 @@ pub use enrol::enrol;
 pub use fetch::Fetcher;
 pub use identity::{Identity, Registration, Reread, Unusable};
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use rackhand_common::{id::Incarnation, time::Clock};
@@ -50,6 +50,8 @@ pub struct Uplink {
     pub consoles: Consoles,
     /// Updates of firmware.
     pub updates: Updates,
+    /// Where `/metrics` is answered.
+    pub metrics: SocketAddr,
     /// Where events come from.
     pub spool: Spool,
     /// Remembers the highest connection number.

@@ -52,6 +52,7 @@ mod samples;
 pub(crate) mod seal;
 mod sites;
 mod sole;
+mod ssh_keys;
 mod test_results;
 mod tokens;
 mod transfer;
@@ -72,7 +73,7 @@ use tokio::sync::Notify;
 
 pub use self::{
     address_space::{Aggregate, Blocks, NewPool, Pool, Proof, ProofKind, ProofState, Source, Vrf, Within},
-    agents::Agent,
+    agents::{Agent, Measured},
     announcements::{Announcement, AnnouncementFilter},
     audit::{Asked, AuditFilter, ChainEnd},
     backup::{Contents, Examined, examine, fill, is_occupied, is_sealed_with, read_backup, write_backup, write_copy},
@@ -109,6 +110,7 @@ pub use self::{
     samples::KEPT,
     sites::{DEFAULT_SITE, Site},
     sole::Sole,
+    ssh_keys::{NewSshKey, SshKey},
     test_results::TestResult,
     tokens::{NewToken, Owner, Token},
 };

@@ -899,6 +899,11 @@ fn no_update() -> BmcError {
     BmcError::Unsupported(why.to_owned())
 }
 
+/// Its traps (PET) have no certificate and no context: its log is polled.
+fn no_events() -> BmcError {
+    BmcError::Unsupported("events are sent by Redfish only".to_owned())
+}
+
 impl Bmc for Ipmi {
     fn close(&self) -> Answer<'_, ()> {
         Box::pin(async move {
@@ -1020,6 +1025,14 @@ impl Bmc for Ipmi {
 
     fn task<'a>(&'a self, _task: &'a str) -> Answer<'a, Task> {
         Box::pin(async { Err(no_update()) })
+    }
+
+    fn subscribe<'a>(&'a self, _base: &'a str, _name: &'a str) -> Answer<'a, ()> {
+        Box::pin(async { Err(no_events()) })
+    }
+
+    fn unsubscribe<'a>(&'a self, _base: &'a str) -> Answer<'a, ()> {
+        Box::pin(async { Err(no_events()) })
     }
 }
 

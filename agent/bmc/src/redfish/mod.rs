@@ -304,4 +304,12 @@ impl Bmc for Redfish {
             Self::task(self, &link).await
         })
     }
+
+    fn subscribe<'a>(&'a self, base: &'a str, name: &'a str) -> Answer<'a, ()> {
+        self.within(self.take_events(base, name))
+    }
+
+    fn unsubscribe<'a>(&'a self, base: &'a str) -> Answer<'a, ()> {
+        self.within(self.leave_events(base))
+    }
 }
