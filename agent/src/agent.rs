@@ -39,8 +39,10 @@ use crate::{
     intent,
     ledger::Ledger,
     lights::Lights,
+    lives,
     local::{self, Node, Source, UplinkView},
-    power::{Call, Configured, Drivers, Exec, ExecFile, Executor, Power},
+    power::{Call, Configured, Drivers, Exec, ExecFile, Executor, Hands, Power},
+    replacements::{self, Replacements},
     spool::{self, Spool, written},
     timeline::Timelines,
     uplink::{Fetcher, Identity, Reread, Uplink},
@@ -250,6 +252,8 @@ pub struct Running {
     pub bmcs: Bmcs,
     /// How the machines fare.
     pub machines: Machines,
+    /// Where the machines are in their lives.
+    pub lives: lives::Store,
     /// Serial consoles.
     pub consoles: Consoles,
     /// Events on their way to the controller.
@@ -282,6 +286,7 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         identity,
         intent: running.intent.clone(),
         bmcs: running.bmcs.clone(),
+        lives: running.lives.clone(),
         machines: running.machines.clone(),
         consoles: running.consoles.clone(),
         spool: running.spool.clone(),
@@ -307,6 +312,8 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let ledger = Ledger::open(database.clone(), spool.clone(), clock.now().wall).await?;
     let intent = intent::Store::open_for(&config.state, link.rack)
         .with_context(|| format!("cannot read the intent in {}", config.state.display()))?;
+    let lives = lives::Store::open(&config.state, link.rack)
+        .with_context(|| format!("cannot read the machines' lives in {}", config.state.display()))?;
     let bmcs =
         Bmcs::open(&config.state, link.rack, config.bmc_networks.clone(), config.profiles.clone(), clock.clone())
             .with_context(|| format!("cannot read how BMCs are reached in {}", config.state.display()))?;
@@ -314,7 +321,8 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let path = config.state.join("series.redb");
     let (series, kept) = tokio::task::spawn_blocking(move || Series::open(&path)).await??;
     let (spooled, of_machines) = (spool.clone(), clock.clone());
-    let machines = Machines::open(database, bmcs.clone(), spooled, series, of_machines, configured_health).await?;
+    let machines =
+        Machines::open(database.clone(), bmcs.clone(), spooled, series, of_machines, configured_health).await?;
     let consoles = Consoles::new(bmcs.clone(), &config.state, shutdown.clone());
     let lights = Lights::new(bmcs.clone(), shutdown.clone());
     let socket = local::bind(&config.socket)
@@ -330,6 +338,25 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let boot_has = watch::Sender::new(0);
     let (exec, configured) = Configured::new(config.power.clone());
     let mut parts = JoinSet::new();
+    let hands = Hands::default();
+    let bench = replacements::Bench {
+        intent: intent.clone(),
+        lives: lives.clone(),
+        spool: spool.clone(),
+        timelines: timelines.clone(),
+        lights: lights.clone(),
+        calls: calls.clone(),
+        hands: hands.clone(),
+        clock: clock.clone(),
+    };
+    let replacements = Replacements::open(&database, bench)?;
+    {
+        let (replacements, shutdown) = (replacements.clone(), shutdown.clone());
+        parts.spawn(async move {
+            replacements.run(shutdown).await;
+            Ok("replacements of parts")
+        });
+    }
     {
         let executor = Executor {
             driver: Arc::new(Drivers { bmcs: bmcs.clone(), other: power.unwrap_or_else(|| Arc::new(configured)) }),
@@ -340,6 +367,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
             clock: clock.clone(),
             timer: Arc::new(SystemTimer::default()),
             metrics: counters.clone(),
+            hands,
         };
         let shutdown = shutdown.clone();
         parts.spawn(async move {
@@ -356,6 +384,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
             machines: machines.clone(),
             consoles: consoles.clone(),
             lights: lights.clone(),
+            replacements,
             boot_has,
             spool: spool.clone(),
             timelines,
@@ -421,6 +450,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
         intent,
         bmcs,
         machines,
+        lives,
         consoles,
         spool,
         ledger,

@@ -29,8 +29,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::session::Ended;
 use crate::{
-    backoff::Backoff, bmcs::Bmcs, console::Consoles, health::Machines, intent, ledger::Ledger, local::UplinkView,
-    power::Call, spool::Spool,
+    backoff::Backoff, bmcs::Bmcs, console::Consoles, health::Machines, intent, ledger::Ledger, lives,
+    local::UplinkView, power::Call, spool::Spool,
 };
 
 /// A connection that lasted this long was a good one: the next attempt comes at once.
@@ -44,6 +44,8 @@ pub struct Uplink {
     pub intent: intent::Store,
     /// Where it is kept how BMCs are reached.
     pub bmcs: Bmcs,
+    /// Where the machines are in their lives.
+    pub lives: lives::Store,
     /// How the machines fare.
     pub machines: Machines,
     /// Serial consoles.

@@ -27,7 +27,7 @@ use crate::{
     bmcs::Bmcs,
     console::{self, Consoles},
     health::Machines,
-    intent,
+    intent, lives,
     power::Call,
     spool::{MAX_BATCH, Spool},
 };
@@ -212,6 +212,7 @@ async fn serve(uplink: &Uplink, connection: &Connection) -> Result<()> {
         let desk = Desk {
             intent: uplink.intent.clone(),
             bmcs: uplink.bmcs.clone(),
+            lives: uplink.lives.clone(),
             machines: uplink.machines.clone(),
             consoles: uplink.consoles.clone(),
             calls: uplink.calls.clone(),
@@ -229,6 +230,7 @@ async fn serve(uplink: &Uplink, connection: &Connection) -> Result<()> {
 struct Desk {
     intent: intent::Store,
     bmcs: Bmcs,
+    lives: lives::Store,
     machines: Machines,
     consoles: Consoles,
     calls: tokio::sync::mpsc::Sender<Call>,
@@ -268,7 +270,7 @@ async fn console(mut send: SendStream, mut receive: RecvStream, consoles: Consol
 
 /// Answers a request, whose first byte was read already.
 async fn answer(mut send: SendStream, mut receive: RecvStream, first: u8, desk: Desk) -> Result<()> {
-    let Desk { intent, bmcs, machines, consoles, calls, identity } = desk;
+    let Desk { intent, bmcs, lives, machines, consoles, calls, identity } = desk;
     let rest = receive.read_to_end(wire::MAX_LEN - 1).await?;
     let request = match wire::decode(&[&[first], &rest[..]].concat()) {
         Err(unknown @ wire::Malformed::Unknown(_)) => {
@@ -283,6 +285,7 @@ async fn answer(mut send: SendStream, mut receive: RecvStream, first: u8, desk: 
         ControllerRequest::Intent(wanted) => stored(intent.store(wanted).await),
         ControllerRequest::Bmcs(wanted) => stored(bmcs.store(wanted, Vec::new()).await),
         ControllerRequest::BmcsBeside(wanted, beside) => stored(bmcs.store(wanted, beside).await),
+        ControllerRequest::Lives(wanted) => stored(lives.store(wanted).await),
         ControllerRequest::Rotate(machine, revision) => {
             let rotated = bmcs.rotate(machine, revision).await;
             ControllerResponse::Rotated(serde_json::to_string(&rotated)?)

@@ -15,7 +15,9 @@ use crate::{
     id::{AgentId, CommandId, Epoch, Incarnation, MachineId, RackId, RunId},
     image::Digest,
     intent::{Boot, Deploy, DiskRule, Host, Intent, MachineIntent, Network, Order, Rescue, Test, Work},
+    life::{Life, Lives},
     machine::{Content, Cpu, Disk, Firmware, Inventory, Mac, Mainboard, Nic, Power, System},
+    replacement::{Kind, Part, PartReplaced, Step},
 };
 
 fn uuid(n: u8) -> uuid::Uuid {
@@ -174,6 +176,25 @@ fn events() -> Vec<Event> {
             login: Login { address: [10, 77, 0, 9].into(), port: 22, host_key: "SHA256:k".into() },
         },
     ]);
+    let part = |serial: &str| Part {
+        kind: Kind::Disk,
+        slot: "sda".into(),
+        identity: serial.into(),
+        serial: serial.into(),
+        about: "m".into(),
+        amount: 8,
+        fault: String::new(),
+    };
+    let done = Step::Done { new: part("d9"), typed: "d8".into(), notes: vec!["n".into()] };
+    all.extend([Step::Begun, done, Step::Abandoned].map(|step| {
+        What::PartReplaced(Box::new(PartReplaced {
+            id: uuid(6),
+            by: "ada".into(),
+            began: jiff::Timestamp::from_second(1_700_000_000).unwrap(),
+            old: part("d1"),
+            step,
+        }))
+    }));
     all.into_iter().map(event).collect()
 }
 
@@ -323,6 +344,11 @@ fn bytes_of_the_controllers_requests() {
                 fingerprint: Some("ab".into()),
             }),
             ControllerRequest::Baseline(MachineId(uuid(1)), Epoch(3), "{}".into()),
+            ControllerRequest::Lives(Lives {
+                revision: 9,
+                rack: RackId(uuid(5)),
+                machines: vec![(MachineId(uuid(1)), Life::Ready), (MachineId(uuid(2)), Life::Retired)],
+            }),
         ],
         expect![[r#"
             000910050505050505050505050505050505050272310a4d000118010a4d0001010a4d00010a4d00640a4d0096081001010101010101010101010101010101036d2d31010200000000010a4d00090301001001010101010101010101010101010101036d2d31010200000000010a4d000903000110020202020202020202020202020202020101026431011001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643100070707070707070707070707070707070707070707070707070707070707070700036d2d3101107373682d656432353531392041414141001001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643100070707070707070707070707070707070707070707070707070707070707070701026431036d2d3101107373682d656432353531392041414141001001010101010101010101010101010101036d2d31010200000000010a4d000903000110020202020202020202020202020202020101026431030262310110030303030303030303030303030303031001010101010101010101010101010101036d2d31010200000000010a4d00090300011002020202020202020202020202020202010102643102026231011003030303030303030303030303030303070707070707070707070707070707070707070707070707070707070707070700036d2d3101107373682d656432353531392041414141001001010101010101010101010101010101036d2d31010200000000010a4d0009030001100202020202020202020202020202020201010264310401066d656d6f7279010262310110030303030303030303030303030303031001010101010101010101010101010101036d2d31010200000000010a4d0009030001100202020202020202020202020202020201010264310501107373682d65643235353139204141414101026231011003030303030303030303030303030303
@@ -466,6 +492,7 @@ fn what_a_later_version_has_added_is_told_from_what_is_no_message() {
         Standings,
         Meet,
         Baseline,
+        Lives,
         Inspect(String),
     }
     let check = |bytes: &[u8]| decode::<ControllerRequest>(bytes).unwrap_err();

@@ -15,6 +15,7 @@ mod health;
 mod identity;
 mod images;
 mod kills;
+mod parts;
 mod reload;
 mod replaced;
 mod rescue;
