@@ -44,8 +44,10 @@ use crate::{
     intent,
     ledger::Ledger,
     lights::Lights,
+    lives,
     local::{self, Node, Source, UplinkView},
-    power::{Call, Configured, Drivers, Exec, ExecFile, Executor, Power, ways::Ways},
+    power::{Call, Configured, Drivers, Exec, ExecFile, Executor, Hands, Power, ways::Ways},
+    replacements::{self, Replacements},
     spool::{self, Spool, written},
     timeline::Timelines,
     uplink::{Fetcher, Identity, Reread, Uplink},
@@ -287,6 +289,8 @@ pub struct Running {
     pub bmcs: Bmcs,
     /// How the machines fare.
     pub machines: Machines,
+    /// Where the machines are in their lives.
+    pub lives: lives::Store,
     /// Serial consoles.
     pub consoles: Consoles,
     /// Updates of firmware.
@@ -321,6 +325,7 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         identity,
         intent: running.intent.clone(),
         bmcs: running.bmcs.clone(),
+        lives: running.lives.clone(),
         machines: running.machines.clone(),
         consoles: running.consoles.clone(),
         updates: running.updates.clone(),
@@ -348,6 +353,8 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let ledger = Ledger::open(database.clone(), spool.clone(), clock.now().wall).await?;
     let intent = intent::Store::open_for(&config.state, link.rack)
         .with_context(|| format!("cannot read the intent in {}", config.state.display()))?;
+    let lives = lives::Store::open(&config.state, link.rack)
+        .with_context(|| format!("cannot read the machines' lives in {}", config.state.display()))?;
     let bmcs =
         Bmcs::open(&config.state, link.rack, config.bmc_networks.clone(), config.profiles.clone(), clock.clone())
             .with_context(|| format!("cannot read how BMCs are reached in {}", config.state.display()))?;
@@ -367,7 +374,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     };
     let said = posted.as_ref().map(|(events, ..)| events.clone());
     let machines =
-        Machines::open(database, bmcs.clone(), spooled, series, of_machines, configured_health, said).await?;
+        Machines::open(database.clone(), bmcs.clone(), spooled, series, of_machines, configured_health, said).await?;
     let consoles = Consoles::new(bmcs.clone(), &config.state, shutdown.clone());
     let lights = Lights::new(bmcs.clone(), shutdown.clone());
     let updates = Updates::open(&config.state, bmcs.clone(), link.source.clone())
@@ -402,6 +409,25 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
             Ok("boot orders put back")
         });
     }
+    let hands = Hands::default();
+    let bench = replacements::Bench {
+        intent: intent.clone(),
+        lives: lives.clone(),
+        spool: spool.clone(),
+        timelines: timelines.clone(),
+        lights: lights.clone(),
+        calls: calls.clone(),
+        hands: hands.clone(),
+        clock: clock.clone(),
+    };
+    let replacements = Replacements::open(&database, bench)?;
+    {
+        let (replacements, shutdown) = (replacements.clone(), shutdown.clone());
+        parts.spawn(async move {
+            replacements.run(shutdown).await;
+            Ok("replacements of parts")
+        });
+    }
     {
         let executor = Executor {
             driver: Arc::new(drivers),
@@ -412,6 +438,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
             clock: clock.clone(),
             timer: Arc::new(SystemTimer::default()),
             metrics: counters.clone(),
+            hands,
         };
         let shutdown = shutdown.clone();
         parts.spawn(async move {
@@ -428,6 +455,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
             machines: machines.clone(),
             consoles: consoles.clone(),
             lights: lights.clone(),
+            replacements,
             boot_has,
             spool: spool.clone(),
             timelines,
@@ -500,6 +528,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
         intent,
         bmcs,
         machines,
+        lives,
         consoles,
         updates,
         spool,

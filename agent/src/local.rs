@@ -2,8 +2,8 @@
 //! technician's tool asks how things stand.
 //!
 //! Whoever may open the socket is trusted with what is answered here, which is the file's
-//! mode and group: 0660 and `rackhand`. Nothing here changes hardware, but for a console's keys and a
-//! machine's identification light.
+//! mode and group: 0660 and `rackhand`. Nothing here changes hardware, but for a console's keys, a
+//! machine's identification light, and the power of a machine that is nobody's while a part of it is replaced.
 //!
 //! Invariants:
 //! - Boot's events are on stable storage before they are acknowledged, each once, in order.
@@ -46,6 +46,7 @@ use crate::{
     health::Machines,
     intent,
     lights::Lights,
+    replacements::Replacements,
     spool::{Spool, chain},
     timeline::{History, Timelines},
     why::{self, Evidence},
@@ -114,6 +115,8 @@ pub struct Node {
     pub consoles: Consoles,
     /// Identification lights.
     pub lights: Lights,
+    /// Parts that technicians replace.
+    pub replacements: Replacements,
     /// The revision of it that boot has on its disk, as it last said.
     pub boot_has: watch::Sender<u64>,
     /// Where boot's events go.
@@ -261,6 +264,10 @@ impl Desk {
                 }
                 None => unknown(&machine),
             },
+            LocalRequest::Replacement(machine, ask) => match self.replacement(&machine, &ask).await {
+                Ok(view) => LocalResponse::Replacement(view),
+                Err(refusal) => *refusal,
+            },
             LocalRequest::Recording { machine, offset } => match self.find(&machine) {
                 Some(machine) => match self.node.consoles.recording(machine.id, None, offset).await {
                     Ok(bytes) => LocalResponse::Recording(bytes),
@@ -309,6 +316,7 @@ impl Desk {
             machine: &name,
             wanted: intent.as_ref().and_then(|intent| intent.machines.iter().find(|machine| machine.id == found.id)),
             events: &events,
+            opened: node.replacements.under_way(found.id),
             standing: node.machines.standing(found.id, name.clone()),
             away: (!uplink.connected).then_some(uplink.words.as_str()),
             boot_heard: self.boot_heard().map(|heard| heard.until(now.mono)),
@@ -316,6 +324,19 @@ impl Desk {
             now: now.wall,
         });
         LocalResponse::Why(serde_json::to_string(&explanation).expect("explanations always serialize"))
+    }
+
+    async fn replacement(&self, wanted: &str, ask: &str) -> Result<String, Box<LocalResponse>> {
+        let found = self.find(wanted).ok_or_else(|| unknown(wanted))?;
+        let unavailable = |reason: String| Box::new(LocalResponse::Unavailable(reason));
+        let ask = serde_json::from_str(ask).map_err(|_| {
+            unavailable("it is not understood: are rackhand-diag and rackhand-agent of one version?".into())
+        })?;
+        let name = called(&found);
+        let standing = self.node.machines.standing(found.id, name.clone());
+        let view =
+            self.node.replacements.ask(&name, found.id, ask, standing.verdict.as_ref()).await.map_err(unavailable)?;
+        Ok(serde_json::to_string(&view).expect("views always serialize"))
     }
 
     fn watch(&self, machine: &str, who: &str) -> Result<console::Watch, Box<LocalResponse>> {
@@ -563,7 +584,7 @@ mod tests {
         fn start_in(dir: tempfile::TempDir) -> Self {
             let database = open_database(&dir.path().join("agent.redb")).unwrap();
             let timelines = Timelines::open(&database).unwrap();
-            let spool = Spool::within(database, 1000, Some(timelines.clone())).unwrap();
+            let spool = Spool::within(database.clone(), 1000, Some(timelines.clone())).unwrap();
             let intent = intent::Store::open(dir.path()).unwrap();
             let uplink =
                 UplinkView { connected: false, words: "away".into(), certificate_until: Timestamp::UNIX_EPOCH };
@@ -573,6 +594,18 @@ mod tests {
                     .unwrap();
             let machines = Machines::unread(bmcs.clone(), spool.clone(), dir.path());
             let shutdown = CancellationToken::new();
+            let lights = Lights::new(bmcs.clone(), shutdown.clone());
+            let bench = crate::replacements::Bench {
+                intent: intent.clone(),
+                lives: crate::lives::Store::open(dir.path(), rack).unwrap(),
+                spool: spool.clone(),
+                timelines: timelines.clone(),
+                lights: lights.clone(),
+                calls: tokio::sync::mpsc::channel(1).0,
+                hands: Default::default(),
+                clock: Arc::new(SystemClock::default()),
+            };
+            let replacements = Replacements::open(&database, bench).unwrap();
             let node = Node {
                 agent: AgentId::fresh(),
                 rack,
@@ -580,7 +613,8 @@ mod tests {
                 machines,
                 bmcs: bmcs.clone(),
                 consoles: Consoles::new(bmcs.clone(), dir.path(), shutdown.clone()),
-                lights: Lights::new(bmcs, shutdown.clone()),
+                lights,
+                replacements,
                 boot_has: watch::Sender::new(0),
                 spool: spool.clone(),
                 timelines,

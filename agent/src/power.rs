@@ -8,6 +8,7 @@
 //!   or when its time to start has passed; looked at on receipt and again at the moment
 //!   before acting.
 //! - Power is set to a state and read back until it is there; nothing is ever toggled.
+//! - A machine that a technician has open ([`Hands`]) is switched by nobody else.
 //! - One command at a time per machine, in the order of receipt.
 //! - A machine is restarted into the network only when boot knows what it shall boot there, or
 //!   has not been heard of for [`BOOT_FOLLOWS`].
@@ -15,7 +16,13 @@
 mod bmc;
 pub mod ways;
 
-use std::{collections::HashMap, pin::Pin, process::Stdio, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    process::Stdio,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use rackhand_fail_points::fail_point;
 use serde::{Deserialize, Serialize};
@@ -30,7 +37,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use rackhand_common::{
     event::{Event, Outcome, Stage, What},
-    id::MachineId,
+    id::{CommandId, MachineId},
     machine::{Mac, Power as State},
     time::{Clock, Mono},
     wire::{Action, Command, ControllerResponse},
@@ -122,6 +129,48 @@ pub struct Call {
     pub answer: oneshot::Sender<ControllerResponse>,
 }
 
+/// Machines that somebody has their hands in: nothing is switched there but by whoever watches over them.
+#[derive(Clone, Debug, Default)]
+pub struct Hands(Arc<Mutex<HashMap<MachineId, Held>>>);
+
+#[derive(Debug)]
+struct Held {
+    why: String,
+    permitted: Option<CommandId>,
+}
+
+impl Hands {
+    /// From now on somebody has their hands in this machine, and why; or nobody any more.
+    pub fn set(&self, machine: MachineId, why: Option<String>) {
+        let mut held = self.lock();
+        match why {
+            Some(why) => held.entry(machine).or_insert(Held { why: String::new(), permitted: None }).why = why,
+            None => drop(held.remove(&machine)),
+        }
+    }
+
+    /// This command, and no other, may be carried out on a machine all the same.
+    pub fn permit(&self, machine: MachineId, command: CommandId) {
+        if let Some(held) = self.lock().get_mut(&machine) {
+            held.permitted = Some(command);
+        }
+    }
+
+    fn check(&self, command: &Command) -> Result<(), String> {
+        match self.lock().get(&command.machine) {
+            // Whoever reads switches nothing.
+            Some(held) if held.permitted != Some(command.id) && command.action != Action::PowerStatus => {
+                Err(held.why.clone())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<MachineId, Held>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// How often, and after how long each time, an outcome is written down when the disk refuses.
 const END_TRIES: u32 = 600;
 const END_AGAIN: Duration = Duration::from_secs(1);
@@ -160,6 +209,8 @@ pub struct Executor {
     pub timer: Arc<dyn Timer>,
     /// Where commands are counted.
     pub metrics: Arc<Metrics>,
+    /// Which machines are not to be switched now.
+    pub hands: Hands,
 }
 
 impl Executor {
@@ -226,6 +277,7 @@ impl Executor {
         if machine.epoch != command.epoch {
             return Err(format!("it was made in epoch {}, the machine is in epoch {}", command.epoch, machine.epoch));
         }
+        self.hands.check(command)?;
         if self.clock.now().mono > received.plus(command.within) {
             return Err(format!("it was to be started within {} s", command.within.as_secs()));
         }
@@ -648,7 +700,7 @@ fn quote(said: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::PermissionsExt as _, path::Path, sync::Mutex};
+    use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
     use rackhand_common::{
         id::{CommandId, Epoch, RackId},
@@ -782,6 +834,7 @@ mod tests {
                 clock,
                 timer,
                 metrics,
+                hands: Hands::default(),
             };
             tokio::spawn(executor.run(receiver, CancellationToken::new()));
             Self { _dir: dir, bench, calls, spool, machine, boot }
@@ -913,6 +966,28 @@ mod tests {
             .status(&target())
             .await
             .map_err(|error| error.to_string().replace(&dir.path().display().to_string(), "DIR"))
+    }
+
+    #[test]
+    fn a_machine_that_somebody_has_open_is_switched_by_their_commands_alone() {
+        let (hands, machine) = (Hands::default(), MachineId::fresh());
+        let command = |action, machine| Command {
+            id: CommandId::fresh(),
+            machine,
+            epoch: Epoch(3),
+            within: Duration::from_secs(60),
+            action,
+        };
+        hands.set(machine, Some("ada replaces a disk".into()));
+        let own = command(Action::PowerOff, machine);
+        assert_eq!(hands.check(&own), Err("ada replaces a disk".into()));
+        hands.permit(machine, own.id);
+        assert_eq!(hands.check(&own), Ok(()));
+        assert!(hands.check(&command(Action::PowerOn, machine)).is_err());
+        assert_eq!(hands.check(&command(Action::PowerStatus, machine)), Ok(()));
+        assert_eq!(hands.check(&command(Action::PowerOn, MachineId::fresh())), Ok(()));
+        hands.set(machine, None);
+        assert_eq!(hands.check(&command(Action::PowerOn, machine)), Ok(()));
     }
 
     #[tokio::test]

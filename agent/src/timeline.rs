@@ -3,7 +3,8 @@
 //!
 //! Every event the agent's spool stores is noted here in the same transaction, and stays
 //! after the controller has taken it. Bounded: the latest [`PER_MACHINE`] events of each of
-//! at most [`MACHINES`] machines; the machine that was silent longest makes room.
+//! at most [`MACHINES`] machines; the machine that was silent longest makes room. What its installer found
+//! in it last is kept however old it is.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -15,9 +16,10 @@ use redb::{Database, ReadableTable, TableDefinition, WriteTransaction};
 
 use rackhand_common::{
     event::{Event, Stage, What},
+    hardware::Hardware,
     health::Verdict,
     id::MachineId,
-    machine::{Mac, Power},
+    machine::{Inventory, Mac, Power},
 };
 
 use crate::spool::SpoolError;
@@ -52,6 +54,17 @@ pub struct History {
     pub health: Option<Verdict>,
 }
 
+/// What an installer found in its machine.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// What it is.
+    pub inventory: Inventory,
+    /// What is in its slots, as far as it was told.
+    pub hardware: Hardware,
+    /// Whether that was told.
+    pub is_detailed: bool,
+}
+
 /// What one transaction changes, to be known once it is committed.
 #[derive(Debug, Default)]
 pub(crate) struct Noted {
@@ -81,6 +94,17 @@ impl Timelines {
     /// One machine's events, oldest first.
     pub fn events(&self, machine: MachineId) -> Vec<Event> {
         self.lock().get(&machine).map(|history| history.events().cloned().collect()).unwrap_or_default()
+    }
+
+    /// The number of a machine's latest event: later ones are higher.
+    pub fn latest_number(&self, machine: MachineId) -> Option<u64> {
+        self.lock().get(&machine)?.events.back().map(|(number, _)| *number)
+    }
+
+    /// What a machine's installer found in it last, by an event with a higher number than `after` when that
+    /// is given; inside, `None` is before the first.
+    pub fn found(&self, machine: MachineId, after: Option<Option<u64>>) -> Option<Found> {
+        self.lock().get(&machine)?.found(after)
     }
 
     /// All machines that anything is known of.
@@ -184,9 +208,31 @@ impl History {
         }
         self.events.push_back((number, event.clone()));
         while self.events.len() > PER_MACHINE {
-            removed.extend(self.events.pop_front().map(|(number, _)| number));
+            let kept = [self.latest_that(is_connected), self.latest_that(is_hardware)];
+            let oldest = (0..self.events.len()).find(|index| !kept.contains(&Some(*index)));
+            removed.extend(oldest.and_then(|index| self.events.remove(index)).map(|(number, _)| number));
         }
         (number, removed)
+    }
+
+    fn latest_that(&self, is: fn(&What) -> bool) -> Option<usize> {
+        self.events.iter().rposition(|(_, event)| is(&event.what))
+    }
+
+    fn found(&self, after: Option<Option<u64>>) -> Option<Found> {
+        let at = self.latest_that(is_connected)?;
+        let (number, event) = self.events.get(at)?;
+        if after.is_some_and(|after| Some(*number) <= after) {
+            return None;
+        }
+        let What::Connected { inventory, .. } = &event.what else { return None };
+        let hardware = self.latest_that(is_hardware).filter(|index| *index > at);
+        let hardware = hardware.and_then(|index| self.events.get(index)).and_then(|(_, event)| match &event.what {
+            What::Hardware { hardware, .. } => Some(hardware.as_ref().clone()),
+            _ => None,
+        });
+        let (inventory, is_detailed) = (inventory.clone(), hardware.is_some());
+        Some(Found { inventory, hardware: hardware.unwrap_or_default(), is_detailed })
     }
 
     fn learn(&mut self, what: &What) {
@@ -209,6 +255,14 @@ impl History {
             _ => {}
         }
     }
+}
+
+fn is_connected(what: &What) -> bool {
+    matches!(what, What::Connected { .. })
+}
+
+fn is_hardware(what: &What) -> bool {
+    matches!(what, What::Hardware { .. })
 }
 
 #[cfg(test)]
@@ -242,6 +296,47 @@ mod tests {
         assert_eq!(timelines.events(machine), events[50..]);
         drop((timelines, spool, database));
         assert_eq!(open(&dir).0.events(machine), events[50..]);
+    }
+
+    #[tokio::test]
+    async fn what_an_installer_found_last_is_kept_however_old_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (timelines, spool, database) = open(&dir);
+        let machine = MachineId::fresh();
+        let mac: Mac = "52:54:00:12:34:56".parse().unwrap();
+        let connected = |serial: &str| What::Connected {
+            mac,
+            address: "10.77.0.9".parse().unwrap(),
+            inventory: Inventory {
+                firmware: rackhand_common::machine::Firmware::Uefi,
+                system: rackhand_common::machine::System { serial: serial.into(), ..Default::default() },
+                cpu: Default::default(),
+                memory: 1,
+                nics: Vec::new(),
+                disks: Vec::new(),
+            },
+        };
+        let hardware =
+            || What::Hardware { mac, hardware: Box::new(Hardware { tpm: Some("2.0".into()), ..Default::default() }) };
+        let told = [connected("first"), hardware(), connected("last"), hardware()];
+        let more = (0..300).map(|_| What::Lost);
+        spool
+            .append(told.into_iter().chain(more).zip(0..).map(|(what, at)| event(machine, at, what)).collect())
+            .await
+            .unwrap();
+        let serial = |found: Option<Found>| found.map(|found| (found.inventory.system.serial, found.hardware.tpm));
+        let last = Some(("last".to_owned(), Some("2.0".to_owned())));
+        assert_eq!(timelines.events(machine).len(), PER_MACHINE);
+        assert_eq!(serial(timelines.found(machine, None)), last);
+        // It is number 2, counted from 0.
+        assert_eq!(serial(timelines.found(machine, Some(Some(1)))), last);
+        assert!(timelines.found(machine, Some(Some(2))).is_none());
+        // Until the details of a new one are told, those of the one before are another machine's.
+        spool.append(vec![event(machine, 400, connected("fresh"))]).await.unwrap();
+        let fresh = timelines.found(machine, None).unwrap();
+        assert_eq!((fresh.is_detailed, fresh.hardware), (false, Hardware::default()));
+        drop((timelines, spool, database));
+        assert_eq!(serial(open(&dir).0.found(machine, None)), Some(("fresh".to_owned(), None)));
     }
 
     #[tokio::test]

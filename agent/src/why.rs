@@ -24,6 +24,8 @@ pub(crate) struct Evidence<'a> {
     pub(crate) wanted: Option<&'a MachineIntent>,
     /// Its events, oldest first.
     pub(crate) events: &'a [Event],
+    /// Who has it open to replace a part of it, in words; `None` when nobody has.
+    pub(crate) opened: Option<String>,
     /// What the rules of health make of it.
     pub(crate) standing: Standing,
     /// Why the controller cannot be reached, if it cannot.
@@ -78,7 +80,7 @@ impl Finding {
 
 /// Of equally bad findings the first is the verdict: what explains more stands further up.
 const RULES: &[fn(&Evidence<'_>) -> Option<Finding>] =
-    &[boot_process, hardware, order, power, ticket, way, bmc, node_disk, uplink];
+    &[boot_process, opened, hardware, order, power, ticket, way, bmc, node_disk, uplink];
 
 /// The verdict on a machine.
 pub(crate) fn explain(evidence: &Evidence<'_>) -> Explanation {
@@ -106,6 +108,12 @@ fn boot_process(evidence: &Evidence<'_>) -> Option<Finding> {
             "rackhand-agent doctor",
         ]),
     )
+}
+
+fn opened(evidence: &Evidence<'_>) -> Option<Finding> {
+    let who = evidence.opened.as_deref()?;
+    let next = format!("`rackhand-diag replace-part {}` says how far that is, and goes on with it", evidence.machine);
+    Some(Finding::new(Stands::Busy, format!("It is open: {who}.")).next([next]))
 }
 
 fn hardware(evidence: &Evidence<'_>) -> Option<Finding> {
@@ -467,6 +475,7 @@ mod tests {
             events,
             standing: standing(None, None),
             away: None,
+            opened: None,
             boot_heard: Some(Duration::from_secs(3)),
             node: None,
             now: at(seconds),
@@ -638,6 +647,17 @@ mod tests {
         let events = told([(0, connected()), (9, failed(Cause::DiskError, "disk eui.0025: writing failed"))]);
         let explained = explain(&evidence(None, &events, 60));
         assert_eq!(explained.part.as_deref(), Some("replace the disk nvme0n1 (Flash 9, serial number S123)"));
+    }
+
+    #[test]
+    fn a_machine_that_is_open_says_who_has_it() {
+        let open = Evidence { opened: Some("ada replaces disk sda".into()), ..evidence(None, &[], 0) };
+        let explained = explain(&open);
+        assert_eq!(
+            (explained.stands, explained.verdict.as_str()),
+            (Stands::Busy, "It is open: ada replaces disk sda.")
+        );
+        assert!(explained.next[0].contains("`rackhand-diag replace-part web-1`"), "{explained:?}");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::{
     health::Verdict,
     id::{CommandId, MachineId, RunId},
     machine::{Firmware, Inventory, Mac, Power},
+    replacement::PartReplaced,
 };
 
 /// The longest text an event carries, in bytes; longer ones are cut by whoever makes them.
@@ -156,6 +157,8 @@ pub enum What {
         /// Where it is reached.
         login: Login,
     },
+    /// A technician replaces a part of a machine at its node, has, or does not after all.
+    PartReplaced(Box<PartReplaced>),
 }
 
 /// Where a rescue system is reached over SSH, and how it is known.
@@ -317,6 +320,7 @@ impl fmt::Display for What {
                 }
             },
             Self::Rescue { login, .. } => write!(f, "rescue system takes logins: {login}"),
+            Self::PartReplaced(told) => told.fmt(f),
         }
     }
 }

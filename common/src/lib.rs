@@ -8,7 +8,7 @@
 //! [`channel`] is spoken between boot and the installer;
 //! [`image`] describes what the installer writes, [`commission`] what it tests a machine with; [`pki`] says who may be whom; [`seal`] keeps
 //! secrets unreadable on disk; [`audit`] chains what was changed; [`places`] bounds connections; [`finding`] is how a program tells what it found when it
-//! examined itself; [`terminal`] tells what is typed to a machine from what is meant for us.
+//! examined itself; [`life`] says which machines are nobody's, and [`replacement`] what a technician does to one of them; [`terminal`] tells what is typed to a machine from what is meant for us.
 
 pub mod audit;
 pub mod bmc;
@@ -24,9 +24,11 @@ pub mod health;
 pub mod id;
 pub mod image;
 pub mod intent;
+pub mod life;
 pub mod machine;
 pub mod pki;
 pub mod places;
+pub mod replacement;
 pub mod seal;
 pub mod terminal;
 pub mod time;

@@ -23,7 +23,7 @@ use rackhand_common::{
 use rackhand_controller_core::lifecycle::Lifecycle;
 
 use crate::{
-    rotations,
+    replacements, rotations,
     store::{Happened, Machine, OrderEnd, OrderResult, Parameters, RunStatus, Store, StoreError, Tx},
     verbs,
 };
@@ -173,6 +173,7 @@ async fn apply(tx: &mut Tx, certify: &Certify, rack: RackId, agent: AgentId, eve
         | What::Hardware { .. }
         | What::BmcFound(_)
         | What::BmcGone { .. }
+        | What::PartReplaced(_)
         | What::Connected { .. } => {}
     }
     if run.is_none() {
@@ -191,6 +192,9 @@ async fn apply(tx: &mut Tx, certify: &Certify, rack: RackId, agent: AgentId, eve
             machine.alert = Some(format!("its rescue system started again, and nobody can log in: {why}"));
         }
         tx.update_machine(event.at, machine).await?;
+        if let What::PartReplaced(told) = &event.what {
+            return replacements::told(tx, &event, machine.clone(), told).await;
+        }
     }
     Ok(())
 }
@@ -451,7 +455,8 @@ async fn connected(tx: &mut Tx, rack: RackId, event: &Event, connection: Connect
     Ok(())
 }
 
-async fn alert(
+/// Tells of something that an operator should look at, and has the machine's alert say so.
+pub(crate) async fn alert(
     tx: &mut Tx,
     rack: RackId,
     event: &Event,

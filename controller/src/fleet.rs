@@ -775,8 +775,19 @@ impl Fleet {
             }
         }
         let mut on_disk = on_disk;
+        let mut lives_of = None;
         loop {
             let revision = self.0.store.rack_revision(rack).await?;
+            if lives_of != Some(revision) {
+                match ask(&live.quic, &ControllerRequest::Lives(intent::lives(&self.0.store, rack).await?)).await? {
+                    ControllerResponse::Stored(_) => {}
+                    ControllerResponse::NotUnderstood(_) => {
+                        tracing::debug!(%rack, "the agent is of an earlier version, and lets nobody replace parts by itself");
+                    }
+                    refused => tracing::error!(%rack, ?refused, "the agent does not store which machines are nobody's"),
+                }
+                lives_of = Some(revision);
+            }
             if revision < on_disk {
                 tracing::error!(%rack, revision, on_disk, "the node has a newer intent than this database: was an older copy restored?");
             }

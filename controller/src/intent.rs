@@ -8,6 +8,7 @@ use rackhand_common::{
     bmc::{Beside, Bmcs},
     id::RackId,
     intent::{Boot, Intent, MachineIntent, Network},
+    life::{Life, Lives},
 };
 use rackhand_controller_core::lifecycle::Lifecycle;
 
@@ -24,6 +25,29 @@ pub async fn of(store: &Store, rack: RackId) -> Result<(Intent, Bmcs, Vec<Beside
     let bmcs = stored.into_iter().map(|bmc| bmc.access).collect();
     let bmcs = Bmcs { revision: rack.revision, rack: rack.id, bmcs };
     Ok((intent(rack.revision, rack.id, &rack.name, rack.network, &machines), bmcs, beside))
+}
+
+/// Where the machines of a rack are in their lives.
+pub async fn lives(store: &Store, rack: RackId) -> Result<Lives, StoreError> {
+    let mut tx = store.begin().await?;
+    let revision = tx.rack(&rack.to_string()).await?.revision;
+    let machines = tx.machines_of(rack).await?.iter().map(|machine| (machine.id, life(machine.lifecycle))).collect();
+    Ok(Lives { revision, rack, machines })
+}
+
+/// A lifecycle as a rack's node is told it.
+pub fn life(lifecycle: Lifecycle) -> Life {
+    match lifecycle {
+        Lifecycle::Discovered => Life::Discovered,
+        Lifecycle::Ready => Life::Ready,
+        Lifecycle::Deploying => Life::Deploying,
+        Lifecycle::Active => Life::Active,
+        Lifecycle::Rescue => Life::Rescue,
+        Lifecycle::Releasing => Life::Releasing,
+        Lifecycle::Quarantined => Life::Quarantined,
+        Lifecycle::Maintenance => Life::Maintenance,
+        Lifecycle::Retired => Life::Retired,
+    }
 }
 
 /// The intent of a rack with these machines.

@@ -25,6 +25,7 @@ pub mod intent;
 pub mod oidc;
 pub mod overdue;
 pub mod passwords;
+mod replacements;
 pub mod restored;
 pub mod rotations;
 pub mod samples;

@@ -237,12 +237,22 @@ impl Tx {
         if changes.is_empty() {
             return Err(Denied::Unchanged);
         }
-        let new_with_data = |machine: &Machine| {
-            let known: Vec<_> =
-                machine.accepted.iter().flat_map(|accepted| &accepted.disks).map(Disk::identity).collect();
-            disks_with_data(machine).into_iter().filter(|disk| !known.contains(&disk.identity())).collect()
-        };
-        self.accept(now, machine.clone(), new_with_data, accept, &Happened::PartsAccepted { changes }).await
+        self.accept(now, machine.clone(), new_disks_with_data, accept, &Happened::PartsAccepted { changes }).await
+    }
+
+    /// Takes the parts found last for the machine's: a technician replaced one at the rack's node, and it is
+    /// all that changed. New disks with data, and other machines' parts, need an operator's word all the same.
+    pub(crate) async fn take_part(
+        &mut self,
+        now: Timestamp,
+        machine: &Machine,
+        accept: Accept,
+        by: String,
+    ) -> Result<Machine, Denied> {
+        self.check_rack(machine).await?;
+        self.check_idle(machine).await?;
+        let happened = Happened::PartTaken { by, changes: machine.changes() };
+        self.accept(now, machine.clone(), new_disks_with_data, accept, &happened).await
     }
 
     async fn accept(
@@ -435,13 +445,15 @@ impl Tx {
         self.start(now, Machine { lifecycle, ..machine.clone() }, Parameters::Inspect).await
     }
 
-    /// Begins a run that tests the machine. No destructive test is run unless that is `accepted`.
+    /// Begins a run that tests the machine, which goes back into service from maintenance once it has passed
+    /// if that `resumes` it. No destructive test is run unless that is `accepted`.
     pub async fn start_test(
         &mut self,
         now: Timestamp,
         machine: &Machine,
         scripts: Vec<String>,
         accepted: bool,
+        resumes: bool,
     ) -> Result<Run, Denied> {
         let lifecycle = machine.lifecycle.on(Event::Test)?;
         self.check_idle(machine).await?;
@@ -458,7 +470,7 @@ impl Tx {
             disk_identities(machine)?
         };
         let destructive = !destructive.is_empty();
-        let tests = Tests { scripts, destructive, disks, mainboard: mainboard(machine) };
+        let tests = Tests { scripts, destructive, disks, mainboard: mainboard(machine), resumes };
         self.start(now, Machine { lifecycle, order: None, ..machine.clone() }, Parameters::Test(tests)).await
     }
 
@@ -580,8 +592,8 @@ impl Tx {
                 return Ok(Retried { run: self.start_inspect(now, machine).await?, deprecated: None });
             }
             // What it may destroy was accepted when it was asked for first.
-            Parameters::Test(Tests { scripts, destructive, .. }) => {
-                let run = self.start_test(now, machine, scripts.clone(), *destructive).await?;
+            Parameters::Test(Tests { scripts, destructive, resumes, .. }) => {
+                let run = self.start_test(now, machine, scripts.clone(), *destructive, *resumes).await?;
                 return Ok(Retried { run, deprecated: None });
             }
             Parameters::Release(_) => {
@@ -750,6 +762,12 @@ fn check_parts(machine: &Machine) -> Result<(), Denied> {
 /// The machine's disks that hold something.
 pub fn disks_with_data(machine: &Machine) -> Vec<Disk> {
     machine.inventory.disks.iter().filter(|disk| disk.content != Content::Blank).cloned().collect()
+}
+
+/// Those of them that were not accepted yet.
+fn new_disks_with_data(machine: &Machine) -> Vec<Disk> {
+    let known: Vec<_> = machine.accepted.iter().flat_map(|accepted| &accepted.disks).map(Disk::identity).collect();
+    disks_with_data(machine).into_iter().filter(|disk| !known.contains(&disk.identity())).collect()
 }
 
 /// Identities of all the machine's disks, for an order that names them all.

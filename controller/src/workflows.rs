@@ -395,6 +395,14 @@ async fn tested(tx: &mut Tx, now: Timestamp, run: &Run, mut machine: Machine, en
         Some(other) if !other.starts_with(NOT_PASSED) => alert.or(Some(other)),
         _ => alert,
     };
+    if let (Parameters::Test(tests), Ended::Done, Ok(lifecycle)) =
+        (&run.parameters, ended, machine.lifecycle.on(Event::Resume))
+        && tests.resumes
+        && machine.alert.is_none()
+    {
+        (machine.lifecycle, machine.held) = (lifecycle, None);
+        insert(tx, now, run, Happened::Resumed { lifecycle }).await?;
+    }
     tx.update_machine(now, &mut machine).await
 }
 

@@ -14,7 +14,7 @@ use rackhand_common::{
     wire::{self, FromConsole, LocalRequest, LocalResponse, MAX_CONSOLE, ToConsole},
 };
 
-use crate::{ask, raw::Raw, refusal};
+use crate::{ask, raw::Raw, refusal, user};
 
 /// How much is read of the keyboard at once.
 const PIECE: usize = 4096;
@@ -49,8 +49,7 @@ pub(crate) fn recorded(agent: &mut UnixStream, machine: &str, out: &mut impl io:
 
 /// Shows a machine's console until it is left, or ends.
 pub(crate) fn show(mut agent: UnixStream, machine: String, watch: bool, take: bool) -> Result<()> {
-    let user = ["SUDO_USER", "USER"].iter().find_map(|name| std::env::var(name).ok());
-    let who = format!("{} on the node", user.as_deref().unwrap_or("a technician"));
+    let who = format!("{} on the node", user().as_deref().unwrap_or("a technician"));
     match ask(&mut agent, &LocalRequest::Console { machine, who })? {
         LocalResponse::Console => {}
         other => bail!(refusal(other)),

@@ -3,6 +3,7 @@
 
 mod console;
 mod raw;
+mod replace;
 mod report;
 mod show;
 
@@ -39,6 +40,7 @@ Examples:
   rackhand-diag machines
   rackhand-diag why web-1
   rackhand-diag identify web-1
+  rackhand-diag replace-part web-1
   rackhand-diag report web-1 > web-1.txt
   rackhand-diag timeline 52:54:00:12:34:56 --follow
   rackhand-diag bmc web-1 sensors
@@ -80,6 +82,18 @@ enum Command {
         /// Put it out.
         #[arg(long, conflicts_with = "minutes")]
         off: bool,
+    },
+    /// Replaces a disk, memory module or network card of a machine that is nobody's, step by step.
+    ///
+    /// The machine is switched off and its lamp lit; once the new part is in, it is started into its installer,
+    /// and what is in it is held against what was: exactly that part is to be another one. All of it works
+    /// while the controller is away, which takes it over once it is back. How far it is, is kept by the agent:
+    /// asked for again, it goes on there.
+    ReplacePart {
+        /// Its id, its name, or any of its network cards' addresses.
+        machine: String,
+        #[command(flatten)]
+        wishes: replace::Wishes,
     },
     /// One page about a machine, to print or to send: verdict, parts, latest start, event log, console.
     Report {
@@ -172,6 +186,9 @@ fn run(arguments: Arguments) -> Result<()> {
             clap_complete::generate_to(shell, &mut Arguments::command(), "rackhand-diag", directory)?;
         }
         return Ok(());
+    }
+    if let Command::ReplacePart { machine, wishes } = arguments.command {
+        return replace::replace(&arguments.socket, &machine, wishes, arguments.output);
     }
     let mut agent = connect(&arguments.socket)?;
     let mut out = io::stdout().lock();
@@ -276,9 +293,14 @@ fn run(arguments: Arguments) -> Result<()> {
             drop(out);
             console::show(agent, machine, watch, take)?;
         }
-        Command::Documentation { .. } => unreachable!("done above, without an agent"),
+        Command::Documentation { .. } | Command::ReplacePart { .. } => unreachable!("done above"),
     }
     Ok(())
+}
+
+/// Who uses this node.
+fn user() -> Option<String> {
+    ["SUDO_USER", "USER"].iter().find_map(|name| std::env::var(name).ok())
 }
 
 fn print_events(out: &mut impl io::Write, clock: &mut show::Stopwatch, events: &[Event], json: bool) -> Result<()> {

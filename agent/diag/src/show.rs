@@ -142,7 +142,7 @@ fn plain() -> Table {
 }
 
 /// Without borders every cell is still padded.
-fn lines(table: &Table) -> String {
+pub(crate) fn lines(table: &Table) -> String {
     let lines = table.to_string();
     lines.lines().fold(String::new(), |text, line| text + line.strip_prefix(' ').unwrap_or(line).trim_end() + "\n")
 }

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::session::Ended;
 use crate::{
-    backoff::Backoff, bmcs::Bmcs, console::Consoles, firmware::Updates, health::Machines, intent, ledger::Ledger,
+    backoff::Backoff, bmcs::Bmcs, console::Consoles, firmware::Updates, health::Machines, intent, ledger::Ledger, lives,
     local::UplinkView, power::Call, spool::Spool,
 };
 
@@ -44,6 +44,8 @@ pub struct Uplink {
     pub intent: intent::Store,
     /// Where it is kept how BMCs are reached.
     pub bmcs: Bmcs,
+    /// Where the machines are in their lives.
+    pub lives: lives::Store,
     /// How the machines fare.
     pub machines: Machines,
     /// Serial consoles.

@@ -28,7 +28,7 @@ use crate::{
     console::{self, Consoles},
     firmware::Updates,
     health::Machines,
-    intent,
+    intent, lives,
     power::Call,
     spool::{MAX_BATCH, Spool},
 };
@@ -225,6 +225,7 @@ async fn serve(uplink: &Uplink, connection: &Connection) -> Result<()> {
         let desk = Desk {
             intent: uplink.intent.clone(),
             bmcs: uplink.bmcs.clone(),
+            lives: uplink.lives.clone(),
             machines: uplink.machines.clone(),
             consoles: uplink.consoles.clone(),
             updates: uplink.updates.clone(),
@@ -243,6 +244,7 @@ async fn serve(uplink: &Uplink, connection: &Connection) -> Result<()> {
 struct Desk {
     intent: intent::Store,
     bmcs: Bmcs,
+    lives: lives::Store,
     machines: Machines,
     consoles: Consoles,
     updates: Updates,
@@ -283,7 +285,7 @@ async fn console(mut send: SendStream, mut receive: RecvStream, consoles: Consol
 
 /// Answers a request, whose first byte was read already.
 async fn answer(mut send: SendStream, mut receive: RecvStream, first: u8, desk: Desk) -> Result<()> {
-    let Desk { intent, bmcs, machines, consoles, updates, calls, identity } = desk;
+    let Desk { intent, bmcs, lives, machines, consoles, updates, calls, identity } = desk;
     let rest = receive.read_to_end(wire::MAX_LEN - 1).await?;
     let request = match wire::decode(&[&[first], &rest[..]].concat()) {
         Err(unknown @ wire::Malformed::Unknown(_)) => {
@@ -298,6 +300,7 @@ async fn answer(mut send: SendStream, mut receive: RecvStream, first: u8, desk: 
         ControllerRequest::Intent(wanted) => stored(intent.store(wanted).await),
         ControllerRequest::Bmcs(wanted) => stored(bmcs.store(wanted, Vec::new()).await),
         ControllerRequest::BmcsBeside(wanted, beside) => stored(bmcs.store(wanted, beside).await),
+        ControllerRequest::Lives(wanted) => stored(lives.store(wanted).await),
         ControllerRequest::Rotate(machine, revision) => {
             let rotated = bmcs.rotate(machine, revision).await;
             ControllerResponse::Rotated(serde_json::to_string(&rotated)?)

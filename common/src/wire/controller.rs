@@ -10,6 +10,7 @@ use crate::{
     health::SeriesQuery,
     id::{CommandId, Epoch, MachineId, RunId},
     intent::Intent,
+    life::Lives,
 };
 
 /// A request by the controller, each on a stream of its own.
@@ -56,6 +57,9 @@ pub enum ControllerRequest {
     /// Update firmware of this machine in this allocation epoch by its BMC: an
     /// [`Ask`](crate::firmware::Ask) as JSON. Asked again and again until that is over.
     Firmware(MachineId, Epoch, String),
+    /// Store where each machine is in its life durably; sent before the intent of the same revision, and at
+    /// the beginning of a connection.
+    Lives(Lives),
 }
 
 /// A command that changes hardware. Its id goes into the agent's ledger before it is acted
@@ -102,7 +106,7 @@ pub enum Action {
 /// An agent's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControllerResponse {
-    /// To `Intent`, `Bmcs` and `BmcsBeside`: this revision, or a newer one, is on disk.
+    /// To `Intent`, `Bmcs`, `BmcsBeside` and `Lives`: this revision, or a newer one, is on disk.
     Stored(u64),
     /// To `Command`: it is in the ledger; its outcome follows as an event.
     Accepted,

@@ -15,7 +15,9 @@ use crate::{
     id::{AgentId, CommandId, Epoch, Incarnation, MachineId, RackId, RunId},
     image::Digest,
     intent::{Boot, Deploy, DiskRule, Host, Intent, MachineIntent, Network, Order, Rescue, Test, Work},
+    life::{Life, Lives},
     machine::{Content, Cpu, Disk, Firmware, Inventory, Mac, Mainboard, Nic, Power, System},
+    replacement::{Kind, Part, PartReplaced, Step},
 };
 
 fn uuid(n: u8) -> uuid::Uuid {
@@ -176,6 +178,25 @@ fn events() -> Vec<Event> {
             login: Login { address: [10, 77, 0, 9].into(), port: 22, host_key: "SHA256:k".into() },
         },
     ]);
+    let part = |serial: &str| Part {
+        kind: Kind::Disk,
+        slot: "sda".into(),
+        identity: serial.into(),
+        serial: serial.into(),
+        about: "m".into(),
+        amount: 8,
+        fault: String::new(),
+    };
+    let done = Step::Done { new: part("d9"), typed: "d8".into(), notes: vec!["n".into()] };
+    all.extend([Step::Begun, done, Step::Abandoned].map(|step| {
+        What::PartReplaced(Box::new(PartReplaced {
+            id: uuid(6),
+            by: "ada".into(),
+            began: jiff::Timestamp::from_second(1_700_000_000).unwrap(),
+            old: part("d1"),
+            step,
+        }))
+    }));
     all.into_iter().map(event).collect()
 }
 
@@ -362,6 +383,7 @@ fn bytes_of_the_controllers_requests() {
             0b
             0c000a00000501fbbb010104726f6f740673656372657401026162
             0d100101010101010101010101010101010103027b7d
+            0e09100505050505050505050505050505050502100101010101010101010101010101010101100202020202020202020202020202020208
         "#]],
     );
 }
@@ -482,6 +504,7 @@ fn what_a_later_version_has_added_is_told_from_what_is_no_message() {
         Standings,
         Meet,
         Baseline,
+        Lives,
         Inspect(String),
     }
     let check = |bytes: &[u8]| decode::<ControllerRequest>(bytes).unwrap_err();

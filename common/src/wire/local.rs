@@ -64,6 +64,9 @@ pub enum LocalRequest {
     /// By the technician: light the lamp of a machine (by id, name or MAC) for so many seconds, zero
     /// puts it out.
     Identify(String, u32),
+    /// By the technician: a part of a machine (by id, name or MAC) is replaced, an
+    /// [`Ask`](crate::replacement::Ask) as JSON.
+    Replacement(String, String),
 }
 
 /// The agent's answer.
@@ -109,6 +112,8 @@ pub enum LocalResponse {
     Why(String),
     /// To `Identify`: its BMC has done it.
     Identified,
+    /// To `Replacement`: a [`View`](crate::replacement::View) as JSON.
+    Replacement(String),
 }
 
 /// The node as the technician sees it.

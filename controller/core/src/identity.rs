@@ -73,6 +73,25 @@ pub fn compare(accepted: &Inventory, found: &Inventory) -> Vec<Change> {
     changes
 }
 
+/// Whether exactly this part is another one: of its kind `was` is gone and `is` is new, each under the names
+/// that [`compare`] tells them by, and nothing else changed.
+pub fn only_replaced(accepted: &Inventory, found: &Inventory, part: Part, was: &[&str], is: &[&str]) -> bool {
+    let changes = compare(&without_content(accepted), &without_content(found));
+    let told = |side: fn(&Change) -> Option<&String>| -> BTreeSet<&str> {
+        changes.iter().filter_map(side).map(String::as_str).collect()
+    };
+    changes.iter().all(|change| change.part == part)
+        && told(|change| change.was.as_ref()) == was.iter().copied().collect()
+        && told(|change| change.is.as_ref()) == is.iter().copied().collect()
+}
+
+/// What is on a disk is no part of its name.
+fn without_content(inventory: &Inventory) -> Inventory {
+    let mut inventory = inventory.clone();
+    inventory.disks.iter_mut().for_each(|disk| disk.content = Content::Blank);
+    inventory
+}
+
 /// What makes a machine's parts known again, by kind, for finding them in another machine. A
 /// mainboard without a UUID and a disk without an identity are not among them.
 pub fn marks(inventory: &Inventory) -> BTreeSet<(Part, String)> {
@@ -154,6 +173,37 @@ mod tests {
             },
             expect![""],
         );
+    }
+
+    #[test]
+    fn one_part_is_another_only_if_nothing_else_is() {
+        let with = |change: fn(&mut Inventory)| {
+            let mut found = machine();
+            change(&mut found);
+            found
+        };
+        let disk_2 = |found: &Inventory| only_replaced(&machine(), found, Part::Disk, &["m/D2"], &["m/D9"]);
+        let full: fn(&mut Inventory) = |found| found.disks[1] = disk("D9", Content::Data("GPT".into()));
+        assert!(disk_2(&with(full)));
+        let others: [fn(&mut Inventory); 5] = [
+            |_| (),
+            |found| found.disks[1] = disk("D8", Content::Blank),
+            |found| {
+                found.disks = vec![disk("D1", Content::Blank), disk("D9", Content::Blank), disk("D7", Content::Blank)]
+            },
+            |found| found.disks = vec![disk("D9", Content::Blank)],
+            |found| {
+                found.disks[1] = disk("D9", Content::Blank);
+                found.nics = vec![nic(1), nic(2)];
+            },
+        ];
+        for (index, other) in others.into_iter().enumerate() {
+            assert!(!disk_2(&with(other)), "{index}");
+        }
+        let cards = with(|found| found.nics = vec![nic(7)]);
+        let (was, is) = (["02:00:00:00:00:01"], ["02:00:00:00:00:07"]);
+        assert!(only_replaced(&machine(), &cards, Part::NetworkCard, &was, &is));
+        assert!(!only_replaced(&machine(), &cards, Part::Disk, &was, &is));
     }
 
     #[test]

@@ -106,7 +106,7 @@ pub(super) async fn test(
     let mut tx = app.store.begin().await?;
     let machine = held(&caller, &mut tx, Action::MachineMaintain, &machine).await?;
     expected.check(machine.version)?;
-    let run = tx.start_test(app.clock.now().wall, &machine, scripts, accept_data_loss).await?;
+    let run = tx.start_test(app.clock.now().wall, &machine, scripts, accept_data_loss, false).await?;
     tx.commit().await?;
     Ok(accepted(&app, run, Vec::new()))
 }

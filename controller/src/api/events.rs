@@ -144,6 +144,7 @@ fn text(body: &Happened) -> String {
         Happened::Alert { reason } => format!("ALERT: {reason}"),
         Happened::PartsChanged { changes } => format!("ALERT: {}", listed(changes)),
         Happened::PartsAccepted { changes } => format!("an operator accepts its parts: {}", listed(changes)),
+        Happened::PartTaken { by, changes } => format!("the part that {by} put in is accepted: {}", listed(changes)),
         Happened::Merged { name } => format!("an operator says that {name}, discovered lately, is this machine"),
         Happened::Forgotten { name } => format!("an operator removed {name}"),
         Happened::Assigned { project: Some(project) } => format!("given to project {project}"),

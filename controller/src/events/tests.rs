@@ -6,7 +6,8 @@ use rackhand_common::{
     erasure::Class,
     event,
     health::{Cause, State},
-    machine::Content,
+    machine::{self, Content},
+    replacement::{Kind, Part, PartReplaced, Step},
 };
 use rackhand_controller_core::access::Sight;
 
@@ -255,6 +256,91 @@ async fn a_swapped_disk_stops_deploy_and_release_until_an_operator_has_decided(o
     bench.deploy(&accepted).await.unwrap();
 }
 
+/// What a technician tells who replaces the disk of a machine.
+async fn replaced(bench: &Bench, machine: &Machine, step: Step) -> Machine {
+    let told = PartReplaced { id: uuid::Uuid::nil(), by: "ada".into(), began: at(5), old: disk("S100"), step };
+    take_next(bench, vec![of(machine.id, What::PartReplaced(Box::new(told)))]).await;
+    bench.store.machine(&machine.id.to_string()).await.unwrap()
+}
+
+fn disk(serial: &str) -> Part {
+    Part {
+        kind: Kind::Disk,
+        slot: "vda".into(),
+        identity: format!("disk/{serial}"),
+        serial: serial.into(),
+        about: String::new(),
+        amount: 1,
+        fault: String::new(),
+    }
+}
+
+fn put_in(serial: &str) -> Step {
+    Step::Done { new: disk(serial), typed: String::new(), notes: Vec::new() }
+}
+
+async fn a_part_that_a_technician_replaced_is_accepted_and_tested_and_the_machine_goes_on(on: On) {
+    let bench = Bench::new(on).await;
+    let machine = bench.adopted(100).await;
+    let held = replaced(&bench, &machine, Step::Begun).await;
+    assert_eq!(held.lifecycle, Lifecycle::Maintenance);
+    assert!(held.held.unwrap().reason.starts_with("ada replaces disk vda"));
+    let back = replaced(&bench, &machine, Step::Abandoned).await;
+    assert_eq!((back.lifecycle, back.held, back.alert), (Lifecycle::Ready, None, None));
+
+    replaced(&bench, &machine, Step::Begun).await;
+    let mut swapped = inventory(100);
+    swapped.disks[0].serial = "S9".into();
+    found(&bench, &machine, swapped).await;
+    let accepted = replaced(&bench, &machine, put_in("S9")).await;
+    assert_eq!((words(&accepted), &accepted.alert), (Vec::new(), &None));
+    let mut tx = bench.store.begin().await.unwrap();
+    let run = tx.run_in_progress(machine.id).await.unwrap().expect("it is tested");
+    let Parameters::Test(tests) = tx.run(run).await.unwrap().parameters else { panic!("no test") };
+    assert_eq!((tests.scripts, tests.resumes), (["smart", "nvme", "disk-read"].map(str::to_owned).to_vec(), true));
+}
+
+async fn a_part_that_a_technician_replaced_is_not_accepted_with_data_nor_with_anything_else(on: On) {
+    type Change = fn(&mut Inventory);
+    let with_data: Change = |found| {
+        found.disks[0].serial = "S9".into();
+        found.disks[0].content = Content::Data("GPT".into());
+    };
+    let with_another: Change = |found| {
+        let more = found.disks[0].clone();
+        found.disks[0].serial = "S9".into();
+        found.disks.push(machine::Disk { serial: "S8".into(), ..more });
+    };
+    let other_than_told: Change = |found| found.disks[0].serial = "S7".into();
+    let cases = [(with_data, "--accept-data`"), (with_another, "S8 is new"), (other_than_told, "S7 is new")];
+    for (change, alert) in cases {
+        let bench = Bench::new(on).await;
+        let machine = bench.adopted(100).await;
+        replaced(&bench, &machine, Step::Begun).await;
+        let mut swapped = inventory(100);
+        change(&mut swapped);
+        found(&bench, &machine, swapped).await;
+        let stays = replaced(&bench, &machine, put_in("S9")).await;
+        assert_eq!(stays.lifecycle, Lifecycle::Maintenance);
+        assert!(!words(&stays).is_empty());
+        assert!(stays.alert.as_ref().is_some_and(|told| told.contains(alert)), "{alert}: {:?}", stays.alert);
+        assert_eq!(bench.store.begin().await.unwrap().run_in_progress(machine.id).await.unwrap(), None);
+        // Whoever gives it up leaves it like this.
+        assert_eq!(replaced(&bench, &machine, Step::Abandoned).await.lifecycle, Lifecycle::Maintenance);
+    }
+}
+
+async fn a_machine_in_use_is_not_moved_by_what_a_technician_tells(on: On) {
+    let bench = Bench::new(on).await;
+    let mut machine = bench.machine(100);
+    (machine.lifecycle, machine.boot) = (Lifecycle::Active, Boot::Disk);
+    bench.insert(&machine).await.unwrap();
+    for step in [Step::Begun, put_in("S9"), Step::Abandoned] {
+        let now = replaced(&bench, &machine, step).await;
+        assert_eq!((now.lifecycle, &now.accepted, now.epoch), (Lifecycle::Active, &machine.accepted, machine.epoch));
+    }
+}
+
 async fn a_part_of_another_machine_is_named_and_never_taken_silently(on: On) {
     let bench = Bench::new(on).await;
     let owner = bench.adopted(100).await;
@@ -406,6 +492,9 @@ on_both! {
     a_full_range_is_an_alert_of_its_rack,
     what_belongs_to_another_run_or_try_is_on_record_and_changes_no_run,
     a_swapped_disk_stops_deploy_and_release_until_an_operator_has_decided,
+    a_part_that_a_technician_replaced_is_accepted_and_tested_and_the_machine_goes_on,
+    a_part_that_a_technician_replaced_is_not_accepted_with_data_nor_with_anything_else,
+    a_machine_in_use_is_not_moved_by_what_a_technician_tells,
     a_part_of_another_machine_is_named_and_never_taken_silently,
     a_new_mainboard_with_new_cards_is_merged_and_keeps_name_address_and_history,
     a_machine_moved_to_another_rack_is_found_by_its_parts_and_goes_there_by_an_operators_word,

@@ -118,6 +118,13 @@ pub enum Happened {
         /// What had changed.
         changes: Vec<Change>,
     },
+    /// A part that a technician put in at the rack's node is the machine's from now on.
+    PartTaken {
+        /// Who put it in.
+        by: String,
+        /// What had changed.
+        changes: Vec<Change>,
+    },
     /// A machine that was discovered is this one, as an operator said.
     Merged {
         /// The name it was discovered under.

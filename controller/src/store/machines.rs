@@ -394,7 +394,8 @@ impl Tx {
         if before.rack != machine.rack {
             self.touch_rack(before.rack).await?;
         }
-        if before.rack != machine.rack || crate::intent::machine(&before) != crate::intent::machine(machine) {
+        let told = |machine: &Machine| (crate::intent::machine(machine), machine.lifecycle);
+        if before.rack != machine.rack || told(&before) != told(machine) {
             self.touch_rack(machine.rack).await?;
         }
         machine.updated = now;

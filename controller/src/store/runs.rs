@@ -135,6 +135,9 @@ pub struct Tests {
     /// Its mainboard, as it was accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mainboard: Option<Mainboard>,
+    /// Whether the machine goes back into service when it has passed them all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resumes: bool,
 }
 
 /// What is installed.

@@ -18,6 +18,7 @@ mod images;
 mod kills;
 mod ladder;
 mod prometheus;
+mod parts;
 mod reload;
 mod replaced;
 mod rescue;

@@ -17,7 +17,7 @@ use rackhand_agent::{
     health::Metrics,
     intent,
     ledger::Ledger,
-    power::Executor,
+    power::{Executor, Hands},
     spool::Spool,
     timeline::Timelines,
 };
@@ -213,6 +213,7 @@ impl Node {
             clock: clock.clone(),
             timer: Arc::new(time.clone()),
             metrics: Arc::new(Metrics::default()),
+            hands: Hands::default(),
         });
         let incarnation = Incarnation::fresh();
         let (lanes, most) = (BTreeMap::new(), BATCH);

@@ -8,7 +8,7 @@ async fn test(world: &World, scripts: &[&str]) -> Run {
     let mut tx = world.store.begin().await.unwrap();
     let machine = tx.machine("m-3456").await.unwrap();
     let scripts = scripts.iter().map(|name| (*name).to_owned()).collect();
-    let run = tx.start_test(at(0).wall, &machine, scripts, false).await.unwrap();
+    let run = tx.start_test(at(0).wall, &machine, scripts, false, false).await.unwrap();
     tx.commit().await.unwrap();
     run
 }
@@ -75,9 +75,9 @@ async fn what_destroys_is_not_run_without_a_word(on: On) {
     let mut tx = world.store.begin().await.unwrap();
     let machine = tx.machine("m-3456").await.unwrap();
     let scripts = vec!["smart".to_owned(), "disk-write".to_owned()];
-    let denied = tx.start_test(at(0).wall, &machine, scripts.clone(), false).await.unwrap_err();
+    let denied = tx.start_test(at(0).wall, &machine, scripts.clone(), false, false).await.unwrap_err();
     assert!(matches!(denied, Denied::Destructive(named) if named == ["disk-write"]));
-    tx.start_test(at(0).wall, &machine, scripts, true).await.unwrap();
+    tx.start_test(at(0).wall, &machine, scripts, true, false).await.unwrap();
 }
 
 async fn of_each_test_the_newest_are_kept_and_none_of_another_run(on: On) {
