@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | `POST /v1/ticket` | [`Present`] | [`Admitted`], 403 when refused |
 //! | `PUT /v1/inventory` | [`Found`] | 204 |
+//! | `PUT /v1/hardware` | [`Hardware`], after the inventory | 204 |
 //! | `GET /v1/assignment?after=N` | | [`Assignment`]; held open up to [`HOLD`] while its serial is N |
 //! | `GET /v1/manifests/{digest}` | | [`SignedManifest`](crate::image::SignedManifest) |
 //! | `GET /v1/drives/{settings}` | | [`Drive`] |
@@ -77,7 +78,7 @@ pub struct Found {
     /// What the machine is.
     #[serde(flatten)]
     pub inventory: Inventory,
-    /// What is in it in detail; earlier installers do not tell.
+    /// What is in it in detail, by installers that tell it with the inventory and not by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<Hardware>,
 }

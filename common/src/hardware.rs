@@ -8,9 +8,10 @@
 //! Invariant: what [`Hardware::sound`] gives is within [`MAX_JSON`], has printable texts of at most
 //! [`MAX_TEXT`] bytes and at most [`MAX_ITEMS`] of everything.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::{bmc::baseline::DATABASES, machine::Mac};
 
@@ -56,6 +57,44 @@ pub struct Hardware {
     /// Digest of what is in each key database of Secure Boot: `PK`, `KEK`, `db`, `dbx`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub secure_boot_keys: BTreeMap<String, String>,
+    /// Its BMC; absent when the machine has no way to it, or it does not answer there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bmc: Option<Bmc>,
+}
+
+/// A machine's BMC as it answers the machine itself, in-band: by IPMI's system interface (IPMI 2.0 §7.3),
+/// which nobody else is on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Bmc {
+    /// Who made it; empty when that is nobody well known.
+    pub maker: String,
+    /// Version of its firmware.
+    pub firmware: String,
+    /// System GUID (§22.14).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guid: Option<Uuid>,
+    /// Serial number of the machine in its inventory (product area of FRU 0).
+    pub serial: String,
+    /// Its LAN channels.
+    pub lan: Vec<BmcLan>,
+}
+
+/// A LAN channel of a BMC (IPMI 2.0 §23.2).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BmcLan {
+    /// Number of the channel.
+    pub channel: u8,
+    /// Ethernet address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
+    /// IP address; absent while it has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// Whether DHCP gives the address; absent when it is neither DHCP nor static.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub is_dhcp: Option<bool>,
 }
 
 /// A mainboard or chassis.
@@ -351,6 +390,10 @@ impl Hardware {
                 bound([&mut optics.vendor, &mut optics.part, &mut optics.serial]);
             }
         });
+        if let Some(bmc) = &mut self.bmc {
+            bound([&mut bmc.maker, &mut bmc.firmware, &mut bmc.serial]);
+            bmc.lan.truncate(MAX_CHANNELS);
+        }
         each(&mut self.drives, |drive| {
             bound([&mut drive.name, &mut drive.firmware]);
             if let Some(health) = &mut drive.health {
@@ -388,6 +431,9 @@ impl Hardware {
         serde_json::to_vec(self).map_or(0, |json| json.len())
     }
 }
+
+/// LAN channels that are kept of a BMC: numbers 1 to 11 can be one.
+const MAX_CHANNELS: usize = 11;
 
 /// Reasons that are kept of one failing disk.
 const MAX_REASONS: usize = 8;
@@ -459,9 +505,12 @@ mod tests {
                 };
                 400
             ],
+            bmc: Some(Bmc { serial: "z".repeat(999), lan: vec![BmcLan::default(); 500], ..Bmc::default() }),
             ..Hardware::default()
         };
         let sound = hostile.sound();
+        let bmc = sound.bmc.as_ref().unwrap();
+        assert_eq!((bmc.serial.len(), bmc.lan.len()), (MAX_TEXT, MAX_CHANNELS));
         assert!(sound.json_len() <= MAX_JSON, "{}", sound.json_len());
         assert_eq!(sound.board.vendor, "Dell [2J Inc.");
         assert!(sound.memory.len() > 20 && sound.memory.len() <= MAX_ITEMS, "{}", sound.memory.len());

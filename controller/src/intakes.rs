@@ -6,11 +6,11 @@
 //! - A password is tried once; again only when an operator says so, or the agent did not get to it.
 //! - Whose a BMC is, is decided by [`rackhand_controller_core::intake`]; who does not agree is shown.
 //! - None is joined while another one of its rack is being logged in to: two that say they are of one
-//!   machine are both shown.
+//!   machine are both shown. Nor to a machine that is new and has not told yet which BMC answers it.
 //! - One that took its factory password is given another as soon as it is its machine's.
 //! - A row is all there is to an intake: it is gone on with by whoever starts next.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
@@ -37,6 +37,9 @@ const RECHECK: Duration = Duration::from_secs(2);
 
 /// After how long a BMC that could not be logged in to is tried again.
 const AGAIN: Duration = Duration::from_secs(300);
+
+/// How long a new machine is waited for that has not told yet what is in it.
+const TELLING: Duration = Duration::from_secs(30);
 
 /// So many BMCs are logged in to at once; a rack's own bound is the fleet's.
 const AT_ONCE: usize = 16;
@@ -74,6 +77,8 @@ struct There {
     tries_factory: bool,
     expected: Vec<ExpectedBmc>,
     machines: Vec<Known>,
+    /// Those that are new and have not told yet what is in them.
+    telling: BTreeSet<MachineId>,
     told: Vec<Told>,
     /// Whether a BMC is being logged in to: it may say that it is of the same machine as another.
     is_meeting: bool,
@@ -106,9 +111,17 @@ impl Runner {
     ) -> Result<There, StoreError> {
         let filter = MachineFilter { sight: Sight::ALL, rack: Some(rack), ..MachineFilter::default() };
         let machines = self.store.machines(&filter, MachineOrder::Discovered(None), u32::MAX).await?;
+        let mut in_band = self.store.bmcs_in_band(rack).await?;
+        let now = self.clock.now().wall;
+        let is_telling = |machine: &&crate::store::Machine| {
+            let is_new = machine.created.saturating_add(TELLING).is_ok_and(|end| now < end);
+            is_new && machine.connected && !in_band.contains_key(&machine.id)
+        };
+        let telling = machines.iter().filter(is_telling).map(|machine| machine.id).collect();
         let known = |machine: crate::store::Machine| Known {
             id: machine.id,
             mainboard: machine.mainboard(),
+            in_band: in_band.remove(&machine.id).flatten(),
             bmc: bmcs.iter().find(|bmc| bmc.access.machine == machine.id).map(|bmc| bmc.access.at.address),
             name: machine.name,
         };
@@ -121,6 +134,7 @@ impl Runner {
             tries_factory,
             expected: self.store.expected_bmcs(rack, None, u32::MAX).await?,
             machines: machines.into_iter().map(known).collect(),
+            telling,
             told: found.iter().filter_map(told).collect(),
             is_meeting: false,
         })
@@ -137,6 +151,10 @@ impl Runner {
         let expected: Vec<_> = there.expected.iter().map(row).collect();
         match intake::owner(&told, &there.told, &expected, &there.machines) {
             Owner::Machine(_) if there.is_meeting => Ok(()),
+            Owner::Machine(machine) if there.telling.contains(&machine) => {
+                let words = "its machine is new, and has not told yet which BMC answers it".to_owned();
+                self.note(found, Intake::Met, Some(words), found.again).await
+            }
             Owner::Machine(machine) => self.join(there, found, met, machine).await,
             Owner::Unknown(words) => self.note(found, Intake::Met, Some(words), found.again).await,
             Owner::Disputed(words) => {

@@ -494,6 +494,10 @@ impl Hardware for Powered {
         self.machine.lock().hardware.clone()
     }
 
+    fn bmc(&self) -> Option<hardware::Bmc> {
+        self.machine.lock().hardware.bmc.clone()
+    }
+
     fn open(&self, disk: &machine::Disk) -> io::Result<Arc<dyn disk::Disk>> {
         let drives = self.machine.lock().drives.clone();
         let found = drives.iter().zip(["vda", "vdb", "vdc"]).find(|(_, name)| **name == *disk.name);

@@ -168,13 +168,13 @@ fn agent_and_controller_do_not_depend_on_each_other() {
 #[test]
 fn cores_do_no_io() {
     let needs = needs(true);
-    for core in ["rackhand-common", "rackhand-netboot", "rackhand-controller-core"] {
+    for core in ["rackhand-common", "rackhand-netboot", "rackhand-ipmi", "rackhand-controller-core"] {
         for forbidden in ["tokio", "sqlx", "quinn", "axum", "hyper", "reqwest", "redb"] {
             assert!(!needs[core].contains(forbidden), "{core} is a core and may not need {forbidden}");
         }
     }
     let clocks = ["Instant::now(", "SystemTime::now(", "Timestamp::now(", "std::net::Tcp", "std::net::Udp", "std::fs"];
-    let cores = ["common/src/", "agent/netboot/src/", "controller/core/src/"];
+    let cores = ["common/src/", "agent/netboot/src/", "agent/ipmi/src/", "controller/core/src/"];
     let sources: Vec<_> = sources()
         .into_iter()
         .filter(|(name, _)| cores.iter().any(|core| name.starts_with(core)))

@@ -241,7 +241,7 @@ fn main() -> anyhow::Result<()> {
             artefacts::make_released()?.rack("bench").arg("--repeat").arg(repeat.to_string()).run()
         }
         Verb::Bench { what: Bench::Metal { repeat, without_firmware } } => {
-            packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK], true)?;
+            packages::install(&[packages::BUILD, packages::IMAGES, packages::RACK, packages::IN_BAND], true)?;
             artefacts::make_released()?.metal(without_firmware)?.arg("--repeat").arg(repeat.to_string()).run()
         }
         Verb::Bench { what: Bench::Ipam { database, pools } } => {

@@ -70,6 +70,9 @@ pub(crate) const PEERS: &[&str] = &[
     "zstd",
 ];
 
+/// A BMC that a machine reaches in-band.
+pub(crate) const IN_BAND: &[&str] = &["openipmi"];
+
 /// What a BMC is asked with otherwise, for a bench.
 pub(crate) const BMC: &[&str] = &["freeipmi-tools", "ipmitool"];
 

@@ -13,6 +13,7 @@ use rackhand_common::{
     channel::{
         Admitted, Assignment, Drive, Found, HOLD, MAX_BODY, MAX_DRIVE, MAX_MANIFEST, Present, Report, ToolboxFile,
     },
+    hardware::Hardware,
     image::{Digest, Manifest, Settings, SignedManifest},
     pki,
 };
@@ -263,6 +264,12 @@ impl Channel {
     pub async fn send_inventory(&self, lane: &mut Lane, found: &Found) -> Result<(), Failure> {
         let body = serde_json::to_vec(found).expect("messages always serialize").into();
         self.call(lane, Method::PUT, "/v1/inventory", Some(body), MAX_BODY, ANSWER).await.map(drop)
+    }
+
+    /// Sends what is in the machine in detail. A boot that is older takes none.
+    pub async fn send_hardware(&self, lane: &mut Lane, hardware: &Hardware) -> Result<(), Failure> {
+        let body = serde_json::to_vec(hardware).expect("messages always serialize").into();
+        self.call(lane, Method::PUT, "/v1/hardware", Some(body), MAX_BODY, ANSWER).await.map(drop)
     }
 
     /// The assignment, as soon as it is not the one with this serial.

@@ -1,5 +1,5 @@
 //! What is in this machine in detail, beside what [`inventory`](crate::inventory) tells of what it
-//! is. Reading never fails as a whole: what cannot be read is left empty. Disks are asked side by
+//! is; its BMC is asked by [`bmc`](crate::bmc). Reading never fails as a whole: what cannot be read is left empty. Disks are asked side by
 //! side, each with a bound on its time.
 
 use std::{
@@ -35,6 +35,7 @@ pub fn take(inventory: &Inventory) -> Hardware {
         tpm: tpm(sys).or(told.tpm),
         secure_boot: secure_boot(sys),
         secure_boot_keys: secure_boot_keys(sys),
+        bmc: None,
         board: told.board,
         bios: told.bios,
         chassis: told.chassis,

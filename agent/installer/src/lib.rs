@@ -4,12 +4,13 @@
 //! Read in this order: [`session`] is the whole story; [`task`] carries out one order by means
 //! of [`image`], [`gpt`], [`config_drive`], [`boot_order`], [`erase`] and [`tpm`], or of [`commission`] in the [`toolbox`]; [`machine`],
 //! [`disk`] and [`admin`] are the seams to the hardware, which [`inventory`] looks at, and [`hardware`] in detail, by
-//! [`smbios`], [`pci`], [`ethtool`] and [`drive_health`]; [`channel`] and [`cmdline`] lead to boot; [`pid1`], [`modules`], [`network`] and [`log`] make a system of a
+//! [`smbios`], [`pci`], [`ethtool`] and [`drive_health`]; [`bmc`] asks the machine's BMC in-band; [`channel`] and [`cmdline`] lead to boot; [`pid1`], [`modules`], [`network`] and [`log`] make a system of a
 //! kernel. The installer never mounts a file system that a tenant wrote.
 
-#![expect(unsafe_code, reason = "ioctls of block devices, drives and network cards have no safe form")]
+#![expect(unsafe_code, reason = "ioctls of block devices, drives, network cards and BMCs have no safe form")]
 
 pub mod admin;
+pub mod bmc;
 pub mod boot_entries;
 pub mod boot_order;
 pub mod channel;

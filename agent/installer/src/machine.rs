@@ -17,11 +17,11 @@ use rackhand_common::{
 };
 
 use crate::{
-    boot_entries, boot_order,
+    bmc, boot_entries, boot_order,
     disk::{self, BlockDevice},
     gpt::Table,
     inventory,
-    modules::Modules,
+    modules::{Modules, Need},
     toolbox::{self, Toolbox, ToolboxError, Tools},
     tpm::{Device, Tpm},
 };
@@ -32,6 +32,8 @@ pub trait Machine: Send + Sync + 'static {
     fn inventory(&self) -> Inventory;
     /// What is in it in detail, beside what the inventory tells.
     fn details(&self, inventory: &Inventory) -> hardware::Hardware;
+    /// What its BMC says in-band, where it has one that answers. May hang for as long as that does.
+    fn bmc(&self) -> Option<hardware::Bmc>;
     /// Opens one of its disks for writing, for nobody else.
     fn open(&self, disk: &Disk) -> io::Result<Arc<dyn disk::Disk>>;
     /// Makes the disk with this partition table the first that its firmware boots.
@@ -90,7 +92,13 @@ impl Machine for Hardware {
     }
 
     fn details(&self, inventory: &Inventory) -> hardware::Hardware {
+        load(|modules| modules.load_for(Need::Telling));
         crate::hardware::take(inventory)
+    }
+
+    fn bmc(&self) -> Option<hardware::Bmc> {
+        load(|modules| modules.load_for(Need::Bmc));
+        bmc::look()
     }
 
     fn open(&self, disk: &Disk) -> io::Result<Arc<dyn disk::Disk>> {
@@ -121,11 +129,16 @@ impl Machine for Hardware {
     }
 
     fn open_toolbox(&self, file: &Path) -> Result<Arc<dyn Tools>, ToolboxError> {
-        match Modules::of_running_kernel() {
-            Ok(mut modules) => ["loop", "squashfs", "overlay"].into_iter().for_each(|name| modules.load(name)),
-            Err(error) => tracing::warn!(%error, "no module tables: what the kernel has built in has to do"),
-        }
+        load(|modules| ["loop", "squashfs", "overlay"].into_iter().for_each(|name| modules.load(name)));
         Ok(Arc::new(Toolbox::mount(Path::new(TOOLBOX), file)?))
+    }
+}
+
+/// Has modules loaded; what the kernel has built in has to do where that cannot be.
+fn load(what: impl FnOnce(&mut Modules)) {
+    match Modules::of_running_kernel() {
+        Ok(mut modules) => what(&mut modules),
+        Err(error) => tracing::warn!(%error, "no module tables: what the kernel has built in has to do"),
     }
 }
 

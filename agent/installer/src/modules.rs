@@ -11,12 +11,33 @@ use std::{
 
 use nix::{errno::Errno, kmod::ModuleInitFlags};
 
+/// What a module is needed for: those that nobody waits for are loaded when the machine is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Cards, disks, and all that is not known to be for something else.
+    Connecting,
+    /// It tells of the machine: memory errors, the TPM.
+    Telling,
+    /// The way to the machine's BMC. One that hangs holds up whoever loads its driver.
+    Bmc,
+}
+
+impl Need {
+    fn of(module: &str) -> Self {
+        match module {
+            _ if module.starts_with("ipmi_") => Self::Bmc,
+            _ if module.starts_with("tpm") || module.ends_with("_edac") => Self::Telling,
+            _ => Self::Connecting,
+        }
+    }
+}
+
 /// depmod's tables, and which modules have been loaded.
 #[derive(Debug, Default)]
 pub struct Modules {
     directory: PathBuf,
-    /// Pattern and module.
-    aliases: Vec<(String, String)>,
+    /// Patterns with their modules, by the bus that a pattern begins with: most are of few.
+    aliases: BTreeMap<String, Vec<(String, String)>>,
     /// Module: its file and those of what it needs, nearest first.
     files: BTreeMap<String, Vec<String>>,
     loaded: BTreeSet<String>,
@@ -33,50 +54,64 @@ impl Modules {
 
     /// The tables of these texts: depmod's `modules.alias` and `modules.dep`.
     pub fn parse(alias: &str, dep: &str) -> Self {
-        let aliases = alias.lines().filter_map(|line| {
-            let mut words = line.strip_prefix("alias ")?.split_whitespace();
-            Some((words.next()?.to_owned(), words.next()?.to_owned()))
-        });
+        let mut aliases: BTreeMap<String, Vec<_>> = BTreeMap::new();
+        for line in alias.lines() {
+            let mut words = line.strip_prefix("alias ").unwrap_or_default().split_whitespace();
+            if let (Some(pattern), Some(module)) = (words.next(), words.next()) {
+                aliases.entry(bus(pattern).to_owned()).or_default().push((pattern.to_owned(), module.to_owned()));
+            }
+        }
         let files = dep.lines().filter_map(|line| {
             let (file, needs) = line.split_once(':')?;
             let name = file.rsplit('/').next()?.split('.').next()?.replace('-', "_");
             Some((name, std::iter::once(file).chain(needs.split_whitespace()).map(str::to_owned).collect()))
         });
-        Self { aliases: aliases.collect(), files: files.collect(), ..Self::default() }
+        Self { aliases, files: files.collect(), ..Self::default() }
     }
 
     /// The modules that want the device with this modalias.
     pub fn wanting(&self, modalias: &str) -> impl Iterator<Item = String> {
-        let modalias = modalias.trim().as_bytes();
-        self.aliases
-            .iter()
-            .filter(move |(pattern, _)| matches(pattern.as_bytes(), modalias))
+        let modalias = modalias.trim();
+        let of_bus = self.aliases.get(bus(modalias)).into_iter().flatten();
+        of_bus
+            .filter(move |(pattern, _)| matches(pattern.as_bytes(), modalias.as_bytes()))
             .map(|(_, name)| name.clone())
     }
 
-    /// Loads what the devices found want, again until no new device appears: a bus driver
+    /// Loads what the devices found want for connecting, again until no new device appears: a bus driver
     /// brings devices. Disks and cards may settle a little later; `ready` says when enough is
     /// there, and is asked until `patience` is over.
     pub fn load_for_devices(&mut self, patience: Duration, ready: impl Fn() -> bool) {
         let end = Instant::now() + patience;
         let mut seen = BTreeSet::new();
         loop {
-            let found = modaliases(Path::new("/sys/devices"));
-            let fresh: Vec<_> = found.into_iter().filter(|modalias| seen.insert(modalias.clone())).collect();
-            if fresh.is_empty() {
+            if self.load_fresh(Need::Connecting, &mut seen) == 0 {
                 if ready() || Instant::now() > end {
                     return;
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }
-            let wanted: Vec<_> = fresh.iter().flat_map(|modalias| self.wanting(modalias)).collect();
-            for name in wanted {
-                self.load(&name);
-                for (_, follower) in FOLLOWERS.iter().filter(|(first, _)| *first == name) {
-                    self.load(follower);
-                }
+        }
+    }
+
+    /// Loads what devices want for this, until no new device appears.
+    pub fn load_for(&mut self, need: Need) {
+        let mut seen = BTreeSet::new();
+        while self.load_fresh(need, &mut seen) > 0 {}
+    }
+
+    /// Loads what devices want that are not among those seen. How many were new.
+    fn load_fresh(&mut self, need: Need, seen: &mut BTreeSet<String>) -> usize {
+        let found = modaliases(Path::new("/sys/bus"));
+        let fresh: Vec<_> = found.into_iter().filter(|modalias| seen.insert(modalias.clone())).collect();
+        let wanted: Vec<_> = fresh.iter().flat_map(|modalias| self.wanting(modalias)).collect();
+        for name in wanted.iter().filter(|name| Need::of(name) == need) {
+            self.load(name);
+            for (_, follower) in FOLLOWERS.iter().filter(|(first, _)| first == name) {
+                self.load(follower);
             }
         }
+        fresh.len()
     }
 
     /// Loads a module and what it needs. One that is not in the image or is built into the
@@ -103,22 +138,21 @@ impl Modules {
 }
 
 /// Modules that the first of each asks modprobe for, which is not here: no device names them.
-const FOLLOWERS: [(&str, &str); 1] = [("mlx4_core", "mlx4_en")];
+const FOLLOWERS: [(&str, &str); 3] =
+    [("mlx4_core", "mlx4_en"), ("ipmi_si", "ipmi_devintf"), ("ipmi_ssif", "ipmi_devintf")];
 
-fn modaliases(directory: &Path) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    let mut pending = vec![directory.to_owned()];
-    while let Some(next) = pending.pop() {
-        for entry in fs::read_dir(&next).into_iter().flatten().flatten() {
-            // Links lead back up.
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                pending.push(entry.path());
-            } else if entry.file_name() == "modalias" {
-                found.extend(fs::read_to_string(entry.path()).ok().filter(|text| !text.trim().is_empty()));
-            }
-        }
-    }
-    found
+/// What the devices of all buses (`/sys/bus`) call themselves. All that is in `/sys/devices` besides has no
+/// module of its own, and is ten times as much to look through.
+fn modaliases(buses: &Path) -> BTreeSet<String> {
+    let entries = |directory: PathBuf| fs::read_dir(directory).into_iter().flatten().flatten();
+    let devices = entries(buses.to_owned()).flat_map(|bus| entries(bus.path().join("devices")));
+    let told = devices.filter_map(|device| fs::read_to_string(device.path().join("modalias")).ok());
+    told.filter(|text| !text.trim().is_empty()).collect()
+}
+
+/// The bus that a modalias, or a pattern for it, begins with.
+fn bus(modalias: &str) -> &str {
+    modalias.split_once(':').map_or("", |(bus, _)| bus)
 }
 
 /// Whether the shell pattern (`*`, `?` and `[a-z]`, as depmod writes them) matches.
@@ -185,6 +219,35 @@ mod tests {
             ("*", "", true),
         ] {
             assert_eq!(matches(pattern.as_bytes(), text.as_bytes()), expected, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn devices_are_found_by_their_buses() {
+        let directory = tempfile::tempdir().unwrap();
+        let buses = directory.path().join("bus");
+        let device = directory.path().join("devices/pci0000:00/0000:00:03.0");
+        fs::create_dir_all(&device).unwrap();
+        fs::write(device.join("modalias"), "pci:v00001AF4d00001041\n").unwrap();
+        fs::create_dir_all(buses.join("pci/devices")).unwrap();
+        std::os::unix::fs::symlink(&device, buses.join("pci/devices/0000:00:03.0")).unwrap();
+        fs::create_dir_all(buses.join("acpi/devices/silent")).unwrap();
+        fs::create_dir_all(buses.join("empty")).unwrap();
+        assert_eq!(modaliases(&buses), ["pci:v00001AF4d00001041\n".to_owned()].into());
+        assert_eq!(modaliases(&directory.path().join("nowhere")), BTreeSet::new());
+    }
+
+    #[test]
+    fn what_may_hang_or_only_tells_is_not_waited_for() {
+        for (module, need) in [
+            ("ipmi_si", Need::Bmc),
+            ("ipmi_ssif", Need::Bmc),
+            ("skx_edac", Need::Telling),
+            ("tpm_tis", Need::Telling),
+            ("virtio_net", Need::Connecting),
+            ("iTCO_wdt", Need::Connecting),
+        ] {
+            assert_eq!(Need::of(module), need, "{module}");
         }
     }
 

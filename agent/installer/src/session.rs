@@ -1,9 +1,12 @@
 //! A session with boot, from ticket to restart: present the ticket, send the inventory, then
-//! do what each new assignment says and stay connected through it.
+//! do what each new assignment says and stay connected through it. What is in the machine in detail is
+//! looked at beside that, and told when it is known.
 //!
 //! Invariants:
 //! - One order at a time; a new one starts when the old has let go of its disks.
 //! - A ticket that boot refuses ends it: the machine restarts and is given another.
+//! - Nothing is done to a disk while disks are being asked how they fare; the BMC, which may hang, is not
+//!   waited for.
 //! - An order (run and attempt) that was carried out or failed in this session is not carried
 //!   out again; its outcome is told again.
 
@@ -18,13 +21,16 @@ use futures_util::future::{Fuse, FusedFuture, FutureExt};
 use rackhand_common::{
     channel::{Assignment, Drive, Found, News, Report, Task},
     event::{Cause, MAX_TEXT},
+    hardware::Hardware,
     id::{Epoch, RunId},
     image::Settings,
+    machine::Inventory,
     pki,
 };
 use tokio::{
     sync::{Mutex, OnceCell},
     task::spawn_blocking,
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -55,39 +61,51 @@ pub enum NoSession {
 /// Works for boot until it says to restart, however long that takes.
 pub async fn run(parameters: Parameters, machine: Arc<dyn Machine>, log: Log) -> Result<(), NoSession> {
     let key = rcgen::KeyPair::generate().map_err(NoSession::Key)?;
-    let found = look(&machine).await;
-    let channel = Channel::new(parameters, key.into(), found.inventory.system.uuid).map_err(NoSession::Tls)?;
+    let inventory = on_thread(&machine, |machine| machine.inventory()).await;
+    let channel = Channel::new(parameters, key.into(), inventory.system.uuid).map_err(NoSession::Tls)?;
     tokio::select! {
-        () = serve(&channel, found, machine, log) => Ok(()),
+        () = serve(&channel, inventory, machine, log) => Ok(()),
         () = channel.given_up() => Err(NoSession::Ticket),
     }
 }
 
-async fn serve(channel: &Channel, found: Found, machine: Arc<dyn Machine>, log: Log) {
+async fn serve(channel: &Channel, inventory: Inventory, machine: Arc<dyn Machine>, log: Log) {
     let mut lane = channel.lane();
     tracing::info!(boot = %channel.place(), "connecting");
     let admitted = channel.present(&mut lane).await;
     machine.set_clock(admitted.time);
-    tracing::info!(machine = %admitted.machine, disks = found.inventory.disks.len(), "admitted");
+    tracing::info!(machine = %admitted.machine, disks = inventory.disks.len(), "admitted");
     // Only boot can refuse it, and then the machine is of no use until boot changes its mind.
     let mut backoff = Backoff::new();
+    let found = Found { inventory, hardware: None };
     while let Err(failure) = channel.send_inventory(&mut lane, &found).await {
         tracing::error!("inventory: boot {failure}");
         backoff.wait().await;
     }
     let machine_id = admitted.machine;
-    let session = Session { channel, machine, log, reports: Mutex::default(), machine_id, tools: OnceCell::new() };
-    session.serve(lane).await;
+    let (reports, tools, looked) = (Mutex::default(), OnceCell::new(), CancellationToken::new());
+    let session = Session { channel, machine, log, reports, machine_id, tools, looked };
+    let told = async {
+        session.tell(found.inventory).await;
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = session.serve(lane) => {}
+        () = told => {}
+    }
 }
 
-async fn look(machine: &Arc<dyn Machine>) -> Found {
+/// What a look at the machine gives, which blocks.
+async fn on_thread<T: Send + 'static>(
+    machine: &Arc<dyn Machine>,
+    look: impl FnOnce(&dyn Machine) -> T + Send + 'static,
+) -> T {
     let machine = machine.clone();
-    let look = move || {
-        let inventory = machine.inventory();
-        Found { hardware: Some(machine.details(&inventory)), inventory }
-    };
-    spawn_blocking(look).await.expect("taking the inventory does not panic")
+    spawn_blocking(move || look(&*machine)).await.expect("looking at the machine does not panic")
 }
+
+/// How long what is told waits for the BMC: its driver is loaded first, and may wait itself.
+const BMC: Duration = Duration::from_secs(10);
 
 type Order = (RunId, u32);
 
@@ -99,9 +117,31 @@ struct Session<'a> {
     reports: Mutex<Option<Lane>>,
     machine_id: rackhand_common::id::MachineId,
     tools: OnceCell<Arc<dyn Tools>>,
+    /// Whether disks have been asked how they fare.
+    looked: CancellationToken,
 }
 
 impl Session<'_> {
+    /// Looks at what is in the machine, and tells boot.
+    async fn tell(&self, inventory: Inventory) {
+        let looked = self.looked.clone();
+        let details = on_thread(&self.machine, move |machine| {
+            let _guard = looked.drop_guard();
+            machine.details(&inventory)
+        });
+        let bmc = timeout(BMC, on_thread(&self.machine, |machine| machine.bmc()));
+        let (details, bmc) = tokio::join!(details, bmc);
+        if bmc.is_err() {
+            tracing::warn!("the BMC hangs: nothing is told of it");
+        }
+        let hardware = Hardware { bmc: bmc.ok().flatten(), ..details }.sound();
+        let mut lane = self.channel.lane();
+        match self.channel.send_hardware(&mut lane, &hardware).await {
+            Ok(()) => tracing::info!(bmc = hardware.bmc.is_some(), "hardware told"),
+            Err(failure) => tracing::warn!("hardware: boot {failure}"),
+        }
+    }
+
     /// Returns when told to restart.
     async fn serve(&self, mut lane: Lane) {
         let mut told: BTreeMap<Order, News> = BTreeMap::new();
@@ -199,7 +239,7 @@ impl Session<'_> {
         let reporter = Reports { session: self, order, withdrawn: &withdrawn };
         let news = match before {
             Some(news) => news,
-            None => match self.carry_out(&task, admission, &reporter).await {
+            None => match self.when_looked(&task, admission, &reporter).await {
                 Ok(disks) => News::Done { disks },
                 Err(TaskError::Withdrawn) => {
                     tracing::warn!(run = %order.0, "order withdrawn");
@@ -215,6 +255,17 @@ impl Session<'_> {
             () = async { withdrawn.cancelled().await; tokio::time::sleep(Duration::from_secs(5)).await } => {}
         }
         (order, Some(news))
+    }
+
+    async fn when_looked(
+        &self,
+        task: &Task,
+        admission: Admission,
+        reporter: &Reports<'_>,
+    ) -> Result<Vec<rackhand_common::event::DiskWork>, TaskError> {
+        let looked = reporter.withdrawn.run_until_cancelled(self.looked.cancelled()).await;
+        looked.ok_or(TaskError::Withdrawn)?;
+        self.carry_out(task, admission, reporter).await
     }
 
     async fn carry_out(

@@ -63,6 +63,7 @@ impl Channel {
         Router::new()
             .route("/v1/ticket", post(ticket))
             .route("/v1/inventory", put(inventory))
+            .route("/v1/hardware", put(hardware))
             .route("/v1/assignment", get(assignment))
             .route("/v1/manifests/{digest}", get(manifest))
             .route("/v1/drives/{settings}", get(drive))
@@ -285,6 +286,19 @@ async fn inventory(
     // It is within bounds of its own, so that it never keeps an installer from connecting.
     let hardware = hardware.map(Hardware::sound);
     channel.sessions.connected(machine, mac, holder.address, Some(key), inventory, hardware).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn hardware(
+    State(channel): State<Channel>,
+    Extension(client): Extension<Client>,
+    Json(hardware): Json<Hardware>,
+) -> Result<StatusCode, Refusal> {
+    let Session { machine, mac, .. } = channel.tickets.session(Channel::key(client)?).ok_or(Refusal::NoSession)?;
+    if !channel.seldom.lets(channel.clock.now().mono, machine, "hardware") {
+        return Err(Refusal::TooOften);
+    }
+    channel.sessions.told_hardware(machine, mac, hardware.sound()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

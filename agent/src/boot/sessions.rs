@@ -148,6 +148,8 @@ struct Entry {
     heard: Mono,
     /// When it told its inventory last, in this process.
     told: Option<Mono>,
+    /// What is in the machine, as this installer told.
+    hardware: Option<Hardware>,
     progress: Option<Mono>,
 }
 
@@ -194,7 +196,10 @@ impl Sessions {
             let machine = MachineId(uuid::Uuid::from_u128(machine.value()));
             match serde_json::from_slice(record.value()) {
                 Ok(record) => {
-                    drop(entries.insert(machine, Entry { record, key: None, heard, told: None, progress: None }))
+                    drop(entries.insert(
+                        machine,
+                        Entry { record, key: None, heard, told: None, hardware: None, progress: None },
+                    ))
                 }
                 Err(error) => {
                     tracing::error!(%machine, %error, "an installer's record cannot be read and is forgotten")
@@ -249,10 +254,25 @@ impl Sessions {
         let record = Record { mac, address, inventory: inventoried, connected: true, ended, erasing, testing };
         let mut whats = vec![What::Stage(Stage::Inventoried), What::Connected { mac, address, inventory }];
         // Behind the connection, by which the controller comes to know a new machine.
-        whats.extend(hardware.map(|hardware| What::Hardware { mac, hardware: hardware.into() }));
+        whats.extend(hardware.clone().map(|hardware| What::Hardware { mac, hardware: hardware.into() }));
         self.spool.append(whats.into_iter().map(|what| self.event(machine, what)).collect()).await?;
-        self.lock().insert(machine, Entry { record: record.clone(), key, heard, told: Some(heard), progress: None });
+        self.lock()
+            .insert(machine, Entry { record: record.clone(), key, heard, told: Some(heard), hardware, progress: None });
         self.write(machine, record).await
+    }
+
+    /// A machine's installer told what is in it, behind its inventory. The same again is nothing new.
+    pub async fn told_hardware(&self, machine: MachineId, mac: Mac, hardware: Hardware) -> Result<(), NotKept> {
+        let known = self.lock().get(&machine).and_then(|entry| entry.hardware.clone());
+        if known.as_ref() == Some(&hardware) {
+            return Ok(());
+        }
+        let what = What::Hardware { mac, hardware: hardware.clone().into() };
+        self.spool.append(vec![self.event(machine, what)]).await?;
+        if let Some(entry) = self.lock().get_mut(&machine) {
+            entry.hardware = Some(hardware);
+        }
+        Ok(())
     }
 
     /// A machine's installer was heard. One that had been lost is connected again.
@@ -506,6 +526,7 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use rackhand_common::{
+        hardware::Board,
         id::Epoch,
         intent::{Rescue, Work},
     };
@@ -572,6 +593,18 @@ mod tests {
         sessions.rebooting(machine).await.unwrap();
         sessions.connected(machine, mac, at, key(2), inventory(2), None).await.unwrap();
         assert_eq!(spool.waiting(), 9);
+        // What is in it comes behind, once for each installer.
+        let board = |serial: &str| Hardware {
+            board: Board { serial: serial.into(), ..Board::default() },
+            ..Hardware::default()
+        };
+        for serial in ["A", "A", "B"] {
+            sessions.told_hardware(machine, mac, board(serial)).await.unwrap();
+        }
+        assert_eq!(spool.waiting(), 11);
+        sessions.connected(machine, mac, at, key(3), inventory(2), None).await.unwrap();
+        sessions.told_hardware(machine, mac, board("B")).await.unwrap();
+        assert_eq!(spool.waiting(), 14);
     }
 
     #[tokio::test]

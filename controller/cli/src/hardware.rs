@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use rackhand_common::hardware::{Dimm, Drive, Hardware};
+use rackhand_common::hardware::{Bmc, Dimm, Drive, Hardware};
 use serde::Deserialize;
 
 use crate::show::{Table, bytes, or_dash, table};
@@ -98,9 +98,28 @@ pub(crate) fn lines(known: &MachineHardware) -> Vec<String> {
         };
         line("device", format!("{slot}{device}{link}{errors}"));
     }
+    for text in hardware.bmc.iter().flat_map(in_band) {
+        line("bmc", text);
+    }
     line("tpm", hardware.tpm.clone().unwrap_or_default());
     line("secure", hardware.secure_boot.map_or("", |on| if on { "boot is on" } else { "boot is off" }).to_owned());
     lines
+}
+
+/// What its BMC says in-band: what it is, and each of its LAN channels.
+fn in_band(bmc: &Bmc) -> Vec<String> {
+    let firmware = if bmc.firmware.is_empty() { String::new() } else { format!("firmware {}", bmc.firmware) };
+    let guid = bmc.guid.map(|guid| format!("GUID {guid}")).unwrap_or_default();
+    let serial = if bmc.serial.is_empty() { String::new() } else { format!("serial number {}", bmc.serial) };
+    let told: Vec<_> = [&bmc.maker, &firmware, &serial, &guid].into_iter().filter(|text| !text.is_empty()).collect();
+    let what = told.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let lan = bmc.lan.iter().map(|lan| {
+        let address = lan.address.map_or_else(|| "no address".to_owned(), |address| address.to_string());
+        let source = lan.is_dhcp.map_or("", |is_dhcp| if is_dhcp { " by DHCP" } else { ", static" });
+        let mac = lan.mac.map(|mac| format!(" ({mac})")).unwrap_or_default();
+        format!("LAN channel {}: {address}{source}{mac}", lan.channel)
+    });
+    [format!("in-band: {what}")].into_iter().chain(lan).collect()
 }
 
 /// How a disk says it fares, to stand behind its line.
@@ -180,6 +199,9 @@ mod tests {
                              "slot": "PCIE2", "link": {"speed": 8000, "lanes": 8}}],
                 "drives": [{"name": "sda", "firmware": "HXT7", "health": {"failing": ["it warns"], "used": 3,
                             "hours": 9, "temperature": 31, "bad_blocks": 2}}],
+                "bmc": {"maker": "Dell", "firmware": "6.10", "guid": "4c4c4544-0051-4810-8052-b4c04f4c4d32",
+                        "lan": [{"channel": 1, "mac": "02:00:00:00:00:09", "address": "10.20.0.9", "is_dhcp": true},
+                                {"channel": 8}]},
                 "tpm": "2.0", "secure_boot": false
             }
         }))
@@ -203,6 +225,9 @@ mod tests {
               port       eth0: 25000 Mb/s, firmware 14.31, FINISAR FTLX
               port       eth1: no link
               device     PCIE2: 0000:3b:00.0, Mellanox network card 15b3:1017, x8 at 8.0 GT/s
+              bmc        in-band: Dell, firmware 6.10, GUID 4c4c4544-0051-4810-8052-b4c04f4c4d32
+              bmc        LAN channel 1: 10.20.0.9 by DHCP (02:00:00:00:00:09)
+              bmc        LAN channel 8: no address
               tpm        2.0
               secure     boot is off"#]]
         .assert_eq(&text);

@@ -1,15 +1,17 @@
 //! Whose BMC it is that was found on the management network: told by what it says once it is logged
-//! in to, what a manifest says, and what machines found in themselves.
+//! in to, what a manifest says, and what machines found in themselves: above all which BMC answers them
+//! [in-band](in_band), where they have a way to it.
 //!
 //! Invariants:
 //! - What two sides say differently is a [disagreement](Owner::Disputed) that names both, and never
 //!   decided here.
 
 pub mod factory;
+mod in_band;
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use rackhand_common::{bmc::Identity, id::MachineId, machine::Mainboard};
+use rackhand_common::{bmc::Identity, hardware, id::MachineId, machine::Mainboard};
 use uuid::Uuid;
 
 /// A machine, as far as it is known.
@@ -21,6 +23,8 @@ pub struct Known {
     pub name: String,
     /// Its mainboard, as it found that in itself.
     pub mainboard: Option<Mainboard>,
+    /// What its own BMC says to it.
+    pub in_band: Option<hardware::Bmc>,
     /// Where its BMC is.
     pub bmc: Option<IpAddr>,
 }
@@ -74,8 +78,12 @@ pub fn owner(told: &Told, others: &[Told], expected: &[Expected], machines: &[Kn
             row.serial, row.address
         ));
     }
+    let in_band = in_band::naming(told, machines);
+    // Boards come with the same GUID from the factory: the one that a machine is wired to is known all the same.
+    let is_at = |known: &Known| known.in_band.as_ref().and_then(|bmc| in_band::is_at(bmc, *address));
+    let is_wired = matches!(&in_band[..], [known] if is_at(known) == Some(true));
     let is_same = |other: &&Told| other.address != *address && is_same(&other.identity, identity);
-    if let Some(other) = others.iter().find(is_same) {
+    if let Some(other) = others.iter().find(is_same).filter(|_| !is_wired) {
         return Owner::Disputed(format!(
             "the BMC at {address} says {says}, and the one at {} says {}",
             other.address,
@@ -97,24 +105,51 @@ pub fn owner(told: &Told, others: &[Told], expected: &[Expected], machines: &[Kn
         let both = by_serial.iter().filter(|known| !by_uuid.iter().any(|other| other.id == known.id)).chain(&by_uuid);
         both.map(|known| side(known)).collect::<Vec<_>>().join(", and ")
     };
-    let owner = match (all.len(), by_serial.first(), by_uuid.first()) {
-        (0, ..) if identity.serial.is_none() && identity.uuid.is_none() => {
+    let has_other_serial = |known: &Known| {
+        let board = known.mainboard.as_ref().map(|board| &board.serial).filter(|serial| !serial.is_empty());
+        board.zip(identity.serial.as_ref()).is_some_and(|(board, told)| board != told)
+    };
+    let owner = match (&in_band[..], (all.len(), by_serial.first(), by_uuid.first())) {
+        ([known], _) if all.iter().any(|other| *other != known.id) => {
+            let wired = in_band::words(known);
+            return Owner::Disputed(format!("{wired}; the BMC at {address} says {says}, which fits {}", names()));
+        }
+        ([known], _) if has_other_serial(known) => {
+            let wired = in_band::words(known);
+            return Owner::Disputed(format!("{wired}; the BMC at {address} says {says}, and {}", side(known)));
+        }
+        // Nothing but the address fits.
+        ([known], (0, ..)) if known.in_band.as_ref().and_then(|bmc| in_band::has_guid(bmc, told)) == Some(false) => {
+            let wired = in_band::words(known);
+            return Owner::Disputed(format!("{wired}; the BMC at {address} says {says}"));
+        }
+        ([known], _) => known,
+        ([_, ..], _) => {
+            let wired: Vec<_> = in_band.iter().map(|known| in_band::words(known)).collect();
+            return Owner::Disputed(format!("the BMC at {address} says {says}; {}", wired.join(", and ")));
+        }
+        ([], (0, ..)) if identity.serial.is_none() && identity.uuid.is_none() => {
             return Owner::Unknown(
                 "it tells neither a serial number nor a UUID: say whose it is, by `rackhand bmc set`".into(),
             );
         }
-        (0, ..) => return Owner::Unknown(format!("it says {says}, which is no machine's that was seen yet")),
+        ([], (0, ..)) => {
+            return Owner::Unknown(format!("it says {says}, which is no machine's that was seen yet"));
+        }
         // BMCs tell a UUID of their own over IPMI: beside the same serial number another one says nothing.
-        (1, Some(known), _) => known,
-        (1, None, Some(known)) => {
-            let has_serial = known.mainboard.as_ref().is_some_and(|board| !board.serial.is_empty());
-            if has_serial && identity.serial.is_some() {
+        ([], (1, Some(known), _)) => known,
+        ([], (1, None, Some(known))) => {
+            if has_other_serial(known) {
                 return Owner::Disputed(format!("the BMC at {address} says {says}, and {}", side(known)));
             }
             known
         }
-        _ => return Owner::Disputed(format!("the BMC at {address} says {says}, which fits {}", names())),
+        ([], _) => return Owner::Disputed(format!("the BMC at {address} says {says}, which fits {}", names())),
     };
+    if in_band.is_empty() && is_at(owner) == Some(false) {
+        let wired = in_band::words(owner);
+        return Owner::Disputed(format!("the BMC at {address} says {says}, and {}; {wired}", side(owner)));
+    }
     match owner.bmc {
         Some(other) if other != *address => Owner::Disputed(format!(
             "the BMC at {address} says {says}, which is {}'s; that machine's BMC is at {other}",
@@ -159,6 +194,8 @@ fn is_same_uuid(one: Uuid, other: Uuid) -> bool {
 #[cfg(test)]
 mod tests {
     use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+    use rackhand_common::hardware::BmcLan;
 
     use super::*;
 
@@ -177,8 +214,17 @@ mod tests {
             id: MachineId(uuid(number)),
             name: format!("m-{number}"),
             mainboard: Some(Mainboard { serial: serial.into(), uuid: Some(uuid(number)) }),
+            in_band: None,
             bmc: bmc.map(|last| [10, 0, 0, last].into()),
         }
+    }
+
+    /// A machine that reaches its own BMC in-band, at this address and with this GUID; zero is none.
+    fn wired(number: u8, serial: &str, last: u8, guid: u8) -> Known {
+        let lan = BmcLan { channel: 1, address: (last > 0).then(|| [10, 0, 0, last].into()), ..BmcLan::default() };
+        let guid = (guid > 0).then(|| uuid(guid));
+        let in_band = Some(hardware::Bmc { guid, lan: vec![lan], ..hardware::Bmc::default() });
+        Known { in_band, ..machine(number, serial, None) }
     }
 
     fn check(told: &Told, others: &[Told], expected: &[(&str, u8)], machines: &[Known], printed: Expect) {
@@ -283,5 +329,64 @@ mod tests {
                 "disputed: the BMC at 10.0.0.5 says serial number B, which is m-2's; that machine's BMC is at 10.0.0.9"
             ],
         );
+    }
+
+    #[test]
+    fn a_bmc_that_answers_a_machine_in_band_is_its_own_whatever_else_is_not_told() {
+        let machines = [wired(1, "A", 5, 71), wired(2, "", 6, 71), wired(3, "C", 0, 73)];
+        // By address and GUID, of boards that have the same one from the factory; in either order of its bytes.
+        check(&told(5, "", 71), &[told(6, "", 71)], &[], &machines, expect!["of m-1"]);
+        check(&told(6, "", 71), &[told(5, "", 71)], &[], &machines, expect!["of m-2"]);
+        let mut swapped = told(9, "", 73);
+        swapped.identity.uuid = swapped.identity.uuid.map(|uuid| Uuid::from_bytes(uuid.to_bytes_le()));
+        check(&swapped, &[], &[], &machines, expect!["of m-3"]);
+        // By address alone, and beside a serial number; Redfish tells the mainboard's UUID.
+        check(&told(5, "", 0), &[], &[], &machines, expect!["of m-1"]);
+        check(&told(5, "A", 1), &[], &[], &machines, expect!["of m-1"]);
+        // It has another address by now.
+        check(&told(9, "C", 73), &[], &[], &machines, expect!["of m-3"]);
+        check(&told(8, "A", 71), &[], &[], &machines[..1], expect!["of m-1"]);
+    }
+
+    #[test]
+    fn what_is_told_in_band_and_by_serial_number_otherwise_is_disputed_with_both_sides() {
+        let machines = [wired(1, "A", 5, 71), wired(2, "B", 6, 72)];
+        check(&told(5, "B", 0), &[], &[], &machines, expect![]);
+        check(&told(5, "Z", 71), &[], &[], &machines, expect![]);
+        check(&told(7, "A", 0), &[], &[], &machines, expect![]);
+        check(&told(5, "", 99), &[], &[], &machines, expect![]);
+        check(&told(5, "", 72), &[], &[], &machines, expect![]);
+        check(&told(5, "", 0), &[], &[], &[wired(1, "A", 5, 0), wired(2, "B", 5, 0)], expect![]);
+    }
+
+    proptest! {
+        /// Whatever is told, whoever is chosen is not contradicted by another side.
+        #[test]
+        fn nobody_is_chosen_whom_a_side_contradicts(
+            last in 0u8..3, serial in 0u8..3, number in 0u8..3,
+            sides in prop::collection::vec((0u8..3, 0u8..3, 0u8..3), 1..4),
+        ) {
+            let name = |number: u8| ["", "A", "B"][usize::from(number)];
+            let told = told(last + 1, name(serial), number);
+            let known =
+                |(number, (serial, last, guid)): (u8, &(u8, u8, u8))| wired(number, name(*serial), *last, *guid);
+            let machines: Vec<_> = (100..).zip(&sides).map(known).collect();
+            if let Owner::Machine(id) = owner(&told, &[], &[], &machines) {
+                for known in &machines {
+                    let bmc = known.in_band.as_ref().unwrap();
+                    let is_at = in_band::is_at(bmc, told.address) == Some(true);
+                    let is_elsewhere = in_band::is_at(bmc, told.address) == Some(false);
+                    let has_guid = in_band::has_guid(bmc, &told) == Some(true);
+                    let board = &known.mainboard.as_ref().unwrap().serial;
+                    let is_serial = !board.is_empty() && Some(board) == told.identity.serial.as_ref();
+                    if known.id == id {
+                        prop_assert!(is_at || has_guid || (is_serial && !is_elsewhere));
+                        prop_assert!(is_serial || board.is_empty() || told.identity.serial.is_none());
+                    } else {
+                        prop_assert!(!is_serial && !(is_at && has_guid));
+                    }
+                }
+            }
+        }
     }
 }

@@ -26,7 +26,7 @@ pub(super) struct MachineHardware {
     #[schema(value_type = Option<String>, format = DateTime)]
     taken: Option<Timestamp>,
     /// What its installer found: board, bios, chassis, processors, memory (by slots), ecc, slots, devices, ports,
-    /// drives, tpm, secure_boot; absent while none told.
+    /// drives, tpm, secure_boot, bmc (as it answers in-band); absent while none told.
     #[schema(value_type = Option<Object>)]
     hardware: Option<Hardware>,
     /// The plan it is held against: of those whose make it has, the one it comes nearest to.

@@ -6,7 +6,11 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use rackhand_common::{firmware::Place, hardware::Hardware, id::MachineId};
+use rackhand_common::{
+    firmware::Place,
+    hardware::{Bmc, Hardware},
+    id::{MachineId, RackId},
+};
 use rackhand_controller_core::{
     expects::{Examined, Finding, examine},
     firmware::{Drift, Manifest, Reading, drift},
@@ -16,7 +20,7 @@ use super::{
     Machine, Plan, Store, StoreError, Tx,
     database::{Executor, query},
     firmware::{manifests, readings},
-    from_json, json, micros,
+    from_json, id, json, micros,
     plans::all,
     timestamp,
 };
@@ -34,6 +38,25 @@ impl Store {
     /// What is in a machine, when its installer ever told.
     pub async fn hardware(&self, machine: MachineId) -> Result<Option<KnownHardware>, StoreError> {
         one(&self.pool, machine).await
+    }
+
+    /// The machines of a rack that told what is in them, each with what its BMC says to it, if it does.
+    pub async fn bmcs_in_band(&self, rack: RackId) -> Result<BTreeMap<MachineId, Option<Bmc>>, StoreError> {
+        // All the rest of it need not be read.
+        let rows = query(
+            "SELECT h.id, CASE WHEN h.hardware LIKE '%\"bmc\":%' THEN h.hardware END AS hardware
+             FROM machine_hardware h JOIN machines m ON m.id = h.id WHERE m.rack = $1",
+        )
+        .bind(rack.to_string())
+        .fetch_all(&self.pool)
+        .await?;
+        let mut told = BTreeMap::new();
+        for row in rows {
+            let hardware: Option<&str> = row.try_get("hardware")?;
+            let hardware: Option<Hardware> = hardware.map(|json| from_json("hardware", json)).transpose()?;
+            told.insert(id(row.try_get("id")?)?, hardware.and_then(|hardware| hardware.bmc));
+        }
+        Ok(told)
     }
 
     /// What is not as it should be in a machine, and by which plan.
@@ -157,19 +180,23 @@ mod tests {
         assert_eq!(examined().await, Examined::default());
 
         let mut tx = bench.store.begin().await.unwrap();
-        tx.set_hardware(at(1), machine.id, &with_dimms(&["A1", "A2"])).await.unwrap();
+        let bmc = Some(Bmc { serial: "SN-1".into(), ..Bmc::default() });
+        let told = Hardware { bmc: bmc.clone(), ..with_dimms(&["A1", "A2"]) };
+        tx.set_hardware(at(1), machine.id, &told).await.unwrap();
         let known = tx.hardware(machine.id).await.unwrap().unwrap();
         let expects = Some(Expects::suggest(&machine.inventory, &known.hardware));
         let rules = Rules { expects, ..Rules::suggest(&machine.inventory) };
         let plan = tx.insert_plan(at(1), "large", "", &rules).await.unwrap();
         tx.commit().await.unwrap();
         assert_eq!(examined().await, Examined { plan: Some("large".into()), ..Examined::default() });
+        assert_eq!(bench.store.bmcs_in_band(machine.rack).await.unwrap(), [(machine.id, bmc)].into());
 
         let mut tx = bench.store.begin().await.unwrap();
         tx.set_hardware(at(2), machine.id, &with_dimms(&["A1"])).await.unwrap();
         assert_eq!(tx.examined(&machine).await.unwrap().findings[0].text, "DIMM A2 is missing: 1 of 2");
         tx.commit().await.unwrap();
         assert_eq!(bench.store.hardware(machine.id).await.unwrap().unwrap().taken, at(2));
+        assert_eq!(bench.store.bmcs_in_band(machine.rack).await.unwrap(), [(machine.id, None)].into());
 
         let mut tx = bench.store.begin().await.unwrap();
         let mut plan = tx.plan(&plan.to_string()).await.unwrap();

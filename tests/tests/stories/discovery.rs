@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use rackhand_agent::bmcs::Bmcs;
 use rackhand_bmc_sim::{Addresses, Faults, Personality, Running};
-use rackhand_common::bmc::{Met, Protocol, Stranger};
+use rackhand_common::{
+    bmc::{Met, Protocol, Stranger},
+    hardware::{Bmc, BmcLan, Hardware},
+};
 use rackhand_tests::{Machine, Model, VirtualRack, operator::PATIENCE, rack::Service, wait};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -215,6 +218,44 @@ async fn whose_bmc_it_is_is_disputed_with_both_sides_shown_and_nobody_is_joined(
     }
     let bmcs = rack.operator.get("/v1/racks/r1/bmcs").await.unwrap();
     assert_eq!(bmcs["items"], json!([]), "one of two was chosen");
+    rack.stop().await.unwrap();
+}
+
+/// Has a machine reach its own BMC in-band, at this address.
+fn answers_in_band(rack: &VirtualRack, machine: &Machine, last: u8) {
+    let lan = BmcLan { channel: 1, address: Some(rack.host(last).into()), is_dhcp: Some(true), ..BmcLan::default() };
+    let bmc = Some(Bmc { maker: "Dell".into(), lan: vec![lan], ..Bmc::default() });
+    machine.fit(Hardware { bmc, ..Hardware::default() });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_bmc_that_answers_a_machine_in_band_is_its_own_and_one_that_says_otherwise_is_disputed() {
+    let mut rack = VirtualRack::new().await;
+    let (machine, other) = (rack.machine(Model::default()), rack.machine(Model::default()));
+    answers_in_band(&rack, &machine, 57);
+    answers_in_band(&rack, &other, 60);
+    for machine in [&machine, &other] {
+        let name = rack.ready(machine).await["name"].as_str().unwrap().to_owned();
+        let told = async || {
+            let known = rack.operator.get(&format!("/v1/machines/{name}/hardware")).await.unwrap();
+            if known["hardware"]["bmc"]["lan"][0]["channel"] == 1 { Ok(()) } else { Err(known.to_string()) }
+        };
+        wait::until("it tells which BMC it has", PATIENCE, told).await;
+    }
+    // One says nothing of whose it is; the other says that it is the machine's that finds its own elsewhere.
+    let silent = Personality { serial: String::new(), uuid: uuid::Uuid::nil(), ..fresh(&machine) };
+    let (_one, _) = bmc_at(&machine, silent, there(&rack, 57)).await;
+    let (two, _) = bmc_at(&other, fresh(&other), there(&rack, 58)).await;
+    look(&rack);
+    try_factory(&rack).await;
+    let told = found(&rack, "one is joined and one disputed", is(&["joined", "disputed"])).await;
+    let row = rack.operator.machine(machine.mac()).await.unwrap().unwrap();
+    assert_eq!(told[0]["machine"], row["id"]);
+    let words = told[1]["detail"].as_str().unwrap();
+    for side in [rack.host(58).to_string(), rack.host(60).to_string(), other.mainboard().0] {
+        assert!(words.contains(&side), "{side}: {words}");
+    }
+    assert_eq!(password(&two), "calvin");
     rack.stop().await.unwrap();
 }
 

@@ -47,9 +47,13 @@ pub(crate) struct Label {
 pub(crate) enum Body {
     /// Card and disk of virtual machines.
     Virtual,
-    /// Card and disks that servers have: e1000, SATA at AHCI, NVMe; SMBIOS tells of its memory.
+    /// Card and disks that servers have: e1000, SATA at AHCI, NVMe; SMBIOS tells of its memory, and there is a
+    /// way to a BMC, which is a program of its own.
     Metal,
 }
+
+/// Where the BMC of a machine of metal waits for it, in the machine's namespace.
+pub(crate) const IPMI: &str = "127.0.0.1";
 
 /// What the memory slots of a machine of metal are called, with their numbers behind.
 pub(crate) const DIMM: &str = "DIMM_A";
@@ -114,6 +118,11 @@ impl Machine {
     /// Which tap it is plugged into, from zero.
     pub(crate) fn slot(&self) -> usize {
         self.label.slot
+    }
+
+    /// The TCP port at which its BMC waits for it, when it is of metal.
+    pub(crate) fn ipmi_port(&self) -> u16 {
+        9100 + self.label.slot as u16
     }
 
     /// Its SMBIOS UUID.
@@ -187,6 +196,10 @@ impl Machine {
                 let fast = self.directory.join("nvme.raw");
                 command.arg("-drive").arg(format!("if=none,id=fast,file={},format=raw", fast.display()));
                 command.arg("-device").arg(format!("nvme,drive=fast,serial={serial}-N1"));
+                command
+                    .arg("-chardev")
+                    .arg(format!("socket,id=ipmi,host={IPMI},port={},reconnect=1", self.ipmi_port()));
+                command.args(["-device", "ipmi-bmc-extern,id=bmc,chardev=ipmi", "-device", "isa-ipmi-kcs,bmc=bmc"]);
                 command.args(["-smbios", "type=0,vendor=rackhand,version=rackhand-metal"]);
                 let memory = format!("type=17,loc_pfx={DIMM},manufacturer=Makers,part=PART-17,serial=M-1,speed=3200");
                 command.arg("-smbios").arg(memory);

@@ -4,7 +4,7 @@
 //! [`session`] is the sans-IO core of one session; [`device`] (§20), [`chassis`] (§28), [`sdr`]
 //! (§33, §43), [`sensor`] (§35, §36), [`states`] (§42), [`sel`] (§31, §32), [`fru`] (§34 and the
 //! FRU storage definition), [`dcmi`], [`lan`] (§23) and [`user`] (§22.26) are what is said inside
-//! one; [`client`] sends it. [`sol`] (§15, §24, §26) is the bytes of a
+//! one, for the most part in `rackhand-ipmi`; [`client`] sends it. [`sol`] (§15, §24, §26) is the bytes of a
 //! serial console, [`console`] the session of its own in which it is held.
 //!
 //! Invariants:
@@ -20,21 +20,16 @@ pub mod client;
 pub mod console;
 pub mod crypto;
 pub mod dcmi;
-pub mod device;
-pub mod fru;
-pub mod lan;
-pub mod packet;
 pub mod sdr;
 pub mod sel;
 pub mod sensor;
 pub mod session;
 pub mod sol;
 pub mod states;
-pub mod text;
-pub mod user;
 
 pub use client::Ipmi;
 pub use console::Console;
+pub use rackhand_ipmi::{device, fru, lan, packet, text, user};
 
 /// A parser, which says whether the bytes have a meaning.
 pub type Parser = fn(&[u8]) -> bool;

@@ -6,7 +6,7 @@ use std::{
 use rackhand_common::{
     channel::Warrant,
     event::Cause,
-    hardware::Hardware,
+    hardware::{Bmc, Hardware},
     id::{Epoch, MachineId, RunId},
     machine::{Content, Cpu, Disk, Firmware, Mac, Nic, System},
 };
@@ -51,6 +51,9 @@ impl Machine for Bench {
     }
     fn boot_from(&self, _: &Table) -> Result<(), BootOrderError> {
         Ok(())
+    }
+    fn bmc(&self) -> Option<Bmc> {
+        None
     }
     fn details(&self, _: &Inventory) -> Hardware {
         Hardware::default()

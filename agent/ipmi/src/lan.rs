@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use rackhand_common::machine::Mac;
 
-use super::packet::{Malformed, Reader, Request};
+use crate::packet::{Malformed, Reader, Request};
 
 /// A LAN configuration parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,18 @@ pub fn vlan(vlan: Option<u16>) -> [u8; 2] {
 
 /// Asks what the channel is that the session came in on.
 pub fn this_channel() -> Request {
-    Request::new(0x06, 0x42, &[0x0e])
+    channel(0x0e)
+}
+
+/// Asks what a channel is (§22.24).
+pub fn channel(number: u8) -> Request {
+    Request::new(0x06, 0x42, &[number & 0x0f])
+}
+
+/// Reads whether a channel is a LAN: a medium of type 802.3 or another one (§6.5).
+pub fn read_is_lan(data: &[u8]) -> Result<bool, Malformed> {
+    let [_number, medium] = Reader::new(data).array()?;
+    Ok(matches!(medium & 0x7f, 0x04 | 0x06))
 }
 
 /// Reads the number of a channel.
@@ -133,5 +144,9 @@ mod tests {
         assert_eq!(read_vlan(&[0x11, 0x34, 0x81]), Ok(Some(0x134)));
         assert_eq!(read_vlan(&[0x11, 0x34, 0x01]), Ok(None));
         assert!(read_address(&[0x11, 10]).is_err());
+        // 802.3, IPMB, and a channel that says too little.
+        assert_eq!(read_is_lan(&[1, 0x04, 1, 0x80]), Ok(true));
+        assert_eq!(read_is_lan(&[0, 0x01, 1, 0]), Ok(false));
+        assert!(read_is_lan(&[1]).is_err());
     }
 }

@@ -1,7 +1,8 @@
 //! Who may log in: users (IPMI 2.0 §22.26–22.30).
 
-use super::packet::{Malformed, Reader, Request};
-use crate::told::{MAX_PASSWORD, MAX_USER, text};
+use rackhand_common::bmc::{MAX_PASSWORD, MAX_USER, text};
+
+use crate::packet::{Malformed, Reader, Request};
 
 /// What a user may do on a channel, and how many users there can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

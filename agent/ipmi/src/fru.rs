@@ -4,7 +4,7 @@
 //! Invariants:
 //! - An area whose checksum is wrong is not used, and said to be wrong; the others are.
 
-use super::{
+use crate::{
     packet::{self, Malformed, Reader, Request},
     text,
 };

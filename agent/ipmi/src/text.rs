@@ -9,7 +9,7 @@ pub fn decode(code: u8, bytes: &[u8], is_english: bool) -> Option<String> {
         _ if is_english => bytes.iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte)).collect(),
         _ => return utf_16(bytes),
     };
-    crate::told::text(&raw)
+    rackhand_common::bmc::text(&raw)
 }
 
 fn bcd_plus(digit: u8) -> char {
@@ -25,10 +25,10 @@ fn six_bit(bytes: &[u8]) -> String {
 }
 
 /// UTF-16, least significant byte first (FRU storage definition §13, language codes).
-pub(super) fn utf_16(bytes: &[u8]) -> Option<String> {
+pub fn utf_16(bytes: &[u8]) -> Option<String> {
     let units = bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
     let raw: String = char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect();
-    crate::told::text(&raw)
+    rackhand_common::bmc::text(&raw)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::packet::{Malformed, Reader, Request};
+use crate::packet::{Malformed, Reader, Request};
 
 /// What a BMC says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
