@@ -185,9 +185,15 @@ impl Seen {
                  network boot of that card enabled in its firmware"
             }
             Self::Disk => "its firmware does not follow its BMC: put the network first in its boot order",
-            Self::Address => "does a switch or another DHCP server stand between it and its node, and is TFTP let through",
-            Self::Loader => "does its switch port pass traffic as soon as it has a link (spanning tree), and its screen",
-            Self::Script | Self::Kernel => "its screen or its console: the installer was given to it and does not start",
+            Self::Address => {
+                "does a switch or another DHCP server stand between it and its node, and is TFTP let through"
+            }
+            Self::Loader => {
+                "does its switch port pass traffic as soon as it has a link (spanning tree), and its screen"
+            }
+            Self::Script | Self::Kernel => {
+                "its screen or its console: the installer was given to it and does not start"
+            }
         }
     }
 }
