@@ -205,7 +205,8 @@ impl<C: Commands> Runner<C> {
                     && let Some((step, attempt, undo)) = stored.position()
                 {
                     let now = self.clock.now();
-                    let look = Look { store: &self.store, commands: &self.commands, now, run: &run, step, attempt, undo };
+                    let look =
+                        Look { store: &self.store, commands: &self.commands, now, run: &run, step, attempt, undo };
                     look.end_boot().await?;
                 }
                 self.save(&mut run, &engine, &notes).await?;
@@ -247,7 +248,8 @@ impl<C: Commands> Runner<C> {
                 end(&mut tx, now.wall, run, ended).await?;
             }
         }
-        if let (Some(waiting), Some(detail)) = (run.waiting_for.filter(|_| run.waiting_for != waited_for), &run.detail) {
+        if let (Some(waiting), Some(detail)) = (run.waiting_for.filter(|_| run.waiting_for != waited_for), &run.detail)
+        {
             let (waiting, detail, until) = (waiting.to_string(), detail.clone(), run.waiting_until);
             insert(&mut tx, now.wall, run, Happened::Waits { waiting, detail, until }).await?;
         }

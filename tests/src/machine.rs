@@ -25,8 +25,8 @@ use rackhand_installer::{
     machine::{BootOrderError, Machine as Hardware},
     rescue::Ssh,
     session,
-    tpm::Tpm,
     toolbox::{Toolbox, ToolboxError, Tools},
+    tpm::Tpm,
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;

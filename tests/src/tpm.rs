@@ -62,7 +62,8 @@ fn answer(tag: u16, code: u32, rest: &[u8]) -> Vec<u8> {
 
 impl Tpm for SimulatedTpm {
     fn transmit(&mut self, command: &[u8]) -> io::Result<Vec<u8>> {
-        let word = |at: usize| command.get(at..at + 4).map(|word| u32::from_be_bytes([word[0], word[1], word[2], word[3]]));
+        let word =
+            |at: usize| command.get(at..at + 4).map(|word| u32::from_be_bytes([word[0], word[1], word[2], word[3]]));
         // TPM_RC_COMMAND_SIZE.
         if word(2) != u32::try_from(command.len()).ok() {
             return Ok(answer(0x8001, 0x142, &[]));

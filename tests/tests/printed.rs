@@ -364,7 +364,7 @@ async fn what_the_program_prints_is_as_it_was_published() {
     wait::until("both runs wait for what does not come", PATIENCE, async || {
         let runs = bench.operator.get("/v1/runs").await.map_err(|error| format!("{error:#}"))?;
         let waiting: Vec<_> = runs["items"].as_array().unwrap().iter().map(|run| &run["waiting_for"]).collect();
-        if waiting == ["agent", "image"] { Ok(()) } else { Err(runs.to_string()) }
+        if waiting == ["agent", "image stream"] { Ok(()) } else { Err(runs.to_string()) }
     })
     .await;
     let ids = BTreeMap::from([("run", run.clone())]);

@@ -7,7 +7,8 @@ use zeroize::Zeroizing;
 use rackhand_common::{firmware::Place, machine::Power};
 
 use crate::told::{
-    Account, Accounts, Bios, Boot, BootOverride, Identity, Lan, Log, Parts, Sensors, baseline::{Attribute, SecureBoot, SecureBootChange},
+    Account, Accounts, Bios, Boot, BootOverride, Identity, Lan, Log, Parts, Sensors,
+    baseline::{Attribute, SecureBoot, SecureBootChange},
 };
 
 /// What a BMC answers, in time.

@@ -89,7 +89,10 @@ impl Site {
             .route("/kernel", get(kernel))
             .route("/initramfs", get(initramfs))
             .route("/loader/{name}", get(loader))
-            .route("/media/boot.iso", get(async |State(site): State<Self>, headers: HeaderMap| site.media.answer(&headers).await))
+            .route(
+                "/media/boot.iso",
+                get(async |State(site): State<Self>, headers: HeaderMap| site.media.answer(&headers).await),
+            )
             .route("/toolbox", get(async |State(site): State<Self>| site.toolbox.answer().await))
             .route("/chunks/{digest}", get(chunk))
             .route("/phone-home/{token}", post(phone_home))
@@ -193,11 +196,7 @@ async fn script(
 }
 
 /// A loader, for UEFI HTTP boot.
-async fn loader(
-    State(site): State<Site>,
-    Extension(client): Extension<Client>,
-    Path(name): Path<String>,
-) -> Response {
+async fn loader(State(site): State<Site>, Extension(client): Extension<Client>, Path(name): Path<String>) -> Response {
     let Some(path) = site.loaders.borrow().get(&name.to_ascii_lowercase()).cloned() else {
         return StatusCode::NOT_FOUND.into_response();
     };

@@ -58,8 +58,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    agent_link::AgentLink, chunks::Chunks, http::ServedFile, installer::Channel, leases::Leases, media::Media, phone_home::PhoneHome,
-    ration::Rations, seldom::Seldom, sessions::Sessions, ticket::Tickets, toolbox::Toolbox,
+    agent_link::AgentLink, chunks::Chunks, http::ServedFile, installer::Channel, leases::Leases, media::Media,
+    phone_home::PhoneHome, ration::Rations, seldom::Seldom, sessions::Sessions, ticket::Tickets, toolbox::Toolbox,
 };
 use crate::{
     clock::SystemClock,
@@ -481,20 +481,8 @@ fn assemble(
     };
     let (site, channel) = (site.routes(), installers.routes());
     let intent = store;
-    let services = Services {
-        intent,
-        leases,
-        sessions,
-        spool,
-        site,
-        channel,
-        chunks,
-        tftp,
-        kernel,
-        initramfs,
-        toolbox,
-        media,
-    };
+    let services =
+        Services { intent, leases, sessions, spool, site, channel, chunks, tftp, kernel, initramfs, toolbox, media };
     Ok((services, identity.key))
 }
 

@@ -28,10 +28,7 @@ use rackhand_common::{
 };
 
 use super::{Drivers, Way};
-use crate::{
-    intent,
-    timeline::Timelines,
-};
+use crate::{intent, timeline::Timelines};
 
 /// How long a change may stand: longer than a run waits for an installer.
 const LASTS: Duration = Duration::from_secs(45 * 60);
@@ -115,13 +112,7 @@ impl Ways {
     }
 
     /// Puts back what has had its time, until `shutdown`.
-    pub async fn run(
-        self,
-        drivers: Drivers,
-        intent: intent::Store,
-        timelines: Timelines,
-        shutdown: CancellationToken,
-    ) {
+    pub async fn run(self, drivers: Drivers, intent: intent::Store, timelines: Timelines, shutdown: CancellationToken) {
         let mut rests: BTreeMap<MachineId, Timestamp> = BTreeMap::new();
         while shutdown.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
             for (machine, _) in self.standing() {

@@ -185,9 +185,15 @@ impl Seen {
                  network boot of that card enabled in its firmware"
             }
             Self::Disk => "its firmware does not follow its BMC: put the network first in its boot order",
-            Self::Address => "does a switch or another DHCP server stand between it and its node, and is TFTP let through",
-            Self::Loader => "does its switch port pass traffic as soon as it has a link (spanning tree), and its screen",
-            Self::Script | Self::Kernel => "its screen or its console: the installer was given to it and does not start",
+            Self::Address => {
+                "does a switch or another DHCP server stand between it and its node, and is TFTP let through"
+            }
+            Self::Loader => {
+                "does its switch port pass traffic as soon as it has a link (spanning tree), and its screen"
+            }
+            Self::Script | Self::Kernel => {
+                "its screen or its console: the installer was given to it and does not start"
+            }
         }
     }
 }
@@ -220,7 +226,7 @@ pub fn next(ways: Ways, tries: &[Try]) -> Next {
     let way = ways.rungs().into_iter().find(|rung| !arrived && fresh(rung) && may_help(*rung, &starts));
     match (way, starts.last()) {
         (Some(rung), _) => Next::Start(rung),
-        (None, Some((rung, _))) if starts.len() < STARTS && !is_unsupported(*rung, tries) => Next::Start(*rung),
+        (None, Some((rung, _))) if starts.len() < STARTS && may_repeat(*rung, tries) => Next::Start(*rung),
         _ => report(),
     }
 }
@@ -235,8 +241,10 @@ fn may_help(rung: Rung, starts: &[(Rung, Seen)]) -> bool {
     }
 }
 
-fn is_unsupported(rung: Rung, tries: &[Try]) -> bool {
-    tries.iter().any(|tried| tried.rung == rung && matches!(tried.went, Went::Unsupported(_)))
+/// Whether a way that was tried may be once more: it is there, and was not carried out once at most.
+fn may_repeat(rung: Rung, tries: &[Try]) -> bool {
+    let mut tried = tries.iter().filter(|tried| tried.rung == rung);
+    tried.clone().count() <= 2 && !tried.any(|tried| matches!(tried.went, Went::Unsupported(_)))
 }
 
 fn started(tried: &Try) -> Option<(Rung, Seen)> {

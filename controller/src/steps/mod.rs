@@ -23,7 +23,10 @@ use rackhand_common::{
     time::Now,
     wire::{Action, Command, ControllerResponse},
 };
-use rackhand_controller_core::{boot_ladder::Rung, workflow::{Cause, Fault, Report, Step, WaitFor}};
+use rackhand_controller_core::{
+    boot_ladder::Rung,
+    workflow::{Cause, Fault, Report, Step, WaitFor},
+};
 use rackhand_fail_points::fail_point;
 
 use crate::{

@@ -3,7 +3,6 @@
 use rackhand_common::{
     event::{self, Stage},
     intent::{self, Boot, Order, Work},
-    wire::Action,
 };
 use rackhand_controller_core::workflow::{Cause, Report, Step, WaitFor, hop};
 

@@ -37,7 +37,9 @@ impl<C: Commands> Look<'_, C> {
                 Sent::Waiting(waiting, detail) => return Ok(Report::Waiting { waiting, detail, mark: 0 }),
                 Sent::Ended(Outcome::Done) => {}
                 Sent::Ended(Outcome::Refused(reason)) => return Ok(failed(Cause::CommandRefused, reason)),
-                Sent::Ended(Outcome::Failed(reason) | Outcome::Unsupported(reason)) => return Ok(failed(Cause::Power, reason)),
+                Sent::Ended(Outcome::Failed(reason) | Outcome::Unsupported(reason)) => {
+                    return Ok(failed(Cause::Power, reason));
+                }
                 Sent::Ended(Outcome::Unknown) if machine.stage_event > command.after => {}
                 Sent::Ended(Outcome::Unknown) => return self.look(command).await,
             }

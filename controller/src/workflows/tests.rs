@@ -851,14 +851,14 @@ async fn disks_that_differ_fail_the_deploy_before_anything_is_written(on: On) {
 
 async fn a_hanging_installer_fails_the_deploy(on: On) {
     check(on, Behaviour { hangs: true, ..Behaviour::default() }, None, expect![[r#"
-        deploy failed (overdue: waited for image too long: installer has not begun; the disk may hold an unfinished system): ready
+        deploy failed (overdue: waited for image stream too long: installer has not begun; the disk may hold an unfinished system): ready
         network boots: 1
     "#]]).await;
 }
 
 async fn a_silent_system_fails_the_deploy(on: On) {
     check(on, Behaviour { silent: true, ..Behaviour::default() }, None, expect![[r#"
-        deploy failed (overdue: waited for DHCP too long: powered on, has not asked for an address; the disk holds a system that was never handed over): ready
+        deploy failed (overdue: waited for POST too long: powered on, has not asked for an address; the disk holds a system that was never handed over): ready
         network boots: 1
     "#]]).await;
 }

@@ -9,7 +9,12 @@ use serde_json::{Value, json};
 use super::bmc::{bmc, reach};
 
 /// A machine that somebody has, with a BMC whose overrides its firmware follows so far.
-async fn handed_out(rack: &mut VirtualRack, protocol: &str, firmware: Firmware, follows: Follows) -> (Machine, Running) {
+async fn handed_out(
+    rack: &mut VirtualRack,
+    protocol: &str,
+    firmware: Firmware,
+    follows: Follows,
+) -> (Machine, Running) {
     rack.image("sim-1", 3).await;
     let machine = rack.machine(Model { firmware, ..Model::default() });
     rack.ready(&machine).await;

@@ -245,6 +245,7 @@ impl Node {
         let http = SocketAddrV4::new(self.address, 8080);
         let config = boot::Config {
             socket: state.join("nobody.sock"),
+            media: state.join("boot.iso"),
             state,
             interface: "eth0".into(),
             address: self.address,

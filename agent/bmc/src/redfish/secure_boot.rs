@@ -108,8 +108,9 @@ impl Redfish {
             };
             for entries in ["Certificates", "Signatures"] {
                 for entry in walk.members_at(node, entries).await? {
-                    let (digest, key) = key(&entry)
-                        .ok_or_else(|| fault::malformed(format!("{}: it is no certificate and no signature", entry.link)))?;
+                    let (digest, key) = key(&entry).ok_or_else(|| {
+                        fault::malformed(format!("{}: it is no certificate and no signature", entry.link))
+                    })?;
                     database.keys.insert(digest, (key, entry.link.clone()));
                 }
             }
@@ -153,8 +154,9 @@ impl Redfish {
                     json!({ "SignatureString": content, "SignatureType": kind, "SignatureTypeRegistry": "UEFI" }),
                 ),
             };
-            let collection =
-                collection.as_ref().ok_or_else(|| fault::unsupported(format!("its database {name} takes no such key")))?;
+            let collection = collection
+                .as_ref()
+                .ok_or_else(|| fault::unsupported(format!("its database {name} takes no such key")))?;
             self.http.post(collection, Payload::Json(body)).await?;
         }
         match wanted.enable {

@@ -195,7 +195,11 @@ fn client(options: &Options) -> Client {
 fn architecture(options: &Options, class: &[u8]) -> Option<Firmware> {
     let listed = options.get(ARCHITECTURE).unwrap_or_default().chunks_exact(2);
     let listed = listed.map(|code| u16::from_be_bytes([code[0], code[1]]));
-    let named = class.split(|byte| *byte == b':').nth(2).and_then(|digits| std::str::from_utf8(digits).ok()).and_then(|d| d.parse().ok());
+    let named = class
+        .split(|byte| *byte == b':')
+        .nth(2)
+        .and_then(|digits| std::str::from_utf8(digits).ok())
+        .and_then(|d| d.parse().ok());
     listed.chain(named).find_map(|code| match code {
         0 => Some(Firmware::Bios),
         7 | 9 | 16 => Some(Firmware::Uefi),

@@ -474,7 +474,9 @@ impl Server {
             Client::Rom(firmware) | Client::Http(firmware) => Stage::RomDhcp(firmware?),
             // iPXE right after another ROM was loaded by it; otherwise it is the card's ROM.
             Client::Ipxe(_)
-                if last.is_some_and(|hop| matches!(hop.client, Client::Rom(_) | Client::Http(_)) && recently(&hop, LOADED)) =>
+                if last.is_some_and(|hop| {
+                    matches!(hop.client, Client::Rom(_) | Client::Http(_)) && recently(&hop, LOADED)
+                }) =>
             {
                 Stage::IpxeDhcp
             }

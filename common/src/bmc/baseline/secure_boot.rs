@@ -171,7 +171,8 @@ pub(super) mod tests {
 
     pub(in super::super) fn any_secure_boot() -> impl Strategy<Value = Option<SecureBoot>> {
         let keys = prop::collection::btree_map("[a-d]{1}", Just(key("PEM")), 0..4);
-        let databases = prop::collection::btree_map(prop::sample::select(DATABASES.map(str::to_owned).to_vec()), keys, 0..5);
+        let databases =
+            prop::collection::btree_map(prop::sample::select(DATABASES.map(str::to_owned).to_vec()), keys, 0..5);
         let secure_boot = (any::<Option<bool>>(), databases).prop_map(|(is_enabled, databases)| SecureBoot {
             is_enabled,
             mode: None,

@@ -338,7 +338,9 @@ fn allowed(parts: &[&str]) -> &'static str {
         ["Systems", _, "SecureBoot", "SecureBootDatabases", _, "Certificates" | "Signatures"] => "GET, HEAD, POST",
         ["SessionService", "Sessions", _]
         | ["EventService", "Subscriptions", _]
-        | ["Systems", _, "SecureBoot", "SecureBootDatabases", _, "Certificates" | "Signatures", _] => "GET, HEAD, DELETE",
+        | ["Systems", _, "SecureBoot", "SecureBootDatabases", _, "Certificates" | "Signatures", _] => {
+            "GET, HEAD, DELETE"
+        }
         ["AccountService", "Accounts", _] => "GET, HEAD, PATCH, DELETE",
         ["Systems", _]
         | ["Systems", _, "Bios", "Settings"]
