@@ -307,7 +307,7 @@ mod tests {
     /// A FRU with a product area whose serial number is `SN7`.
     fn product() -> Vec<u8> {
         let mut area = vec![1, 0, 25];
-        for field in ["Acme", "R1", "P", "1", "SN7"] {
+        for field in ["Acme", "R1", "PN", "v1", "SN7"] {
             area.push(0xc0 | u8::try_from(field.len()).unwrap());
             area.extend(field.bytes());
         }
@@ -360,9 +360,7 @@ mod tests {
                     BmcLan {
                         channel: 1,
                         mac: Some(
-                            Mac(
-                                02:00:00:00:00:09,
-                            ),
+                            02:00:00:00:00:09,
                         ),
                         address: Some(
                             10.20.0.9,
@@ -374,9 +372,7 @@ mod tests {
                     BmcLan {
                         channel: 8,
                         mac: Some(
-                            Mac(
-                                02:00:00:00:00:0a,
-                            ),
+                            02:00:00:00:00:0a,
                         ),
                         address: None,
                         is_dhcp: None,

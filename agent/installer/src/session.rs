@@ -239,7 +239,8 @@ impl Session<'_> {
         let reporter = Reports { session: self, order, withdrawn: &withdrawn };
         let news = match before {
             Some(news) => news,
-            None => match self.when_looked(&task, admission, &reporter).await {
+            // On the heap: this is what all orders have in it, and threads have little stack.
+            None => match Box::pin(self.carry_out(&task, admission, &reporter)).await {
                 Ok(disks) => News::Done { disks },
                 Err(TaskError::Withdrawn) => {
                     tracing::warn!(run = %order.0, "order withdrawn");
@@ -257,7 +258,7 @@ impl Session<'_> {
         (order, Some(news))
     }
 
-    async fn when_looked(
+    async fn carry_out(
         &self,
         task: &Task,
         admission: Admission,
@@ -265,15 +266,6 @@ impl Session<'_> {
     ) -> Result<Vec<rackhand_common::event::DiskWork>, TaskError> {
         let looked = reporter.withdrawn.run_until_cancelled(self.looked.cancelled()).await;
         looked.ok_or(TaskError::Withdrawn)?;
-        self.carry_out(task, admission, reporter).await
-    }
-
-    async fn carry_out(
-        &self,
-        task: &Task,
-        admission: Admission,
-        reporter: &Reports<'_>,
-    ) -> Result<Vec<rackhand_common::event::DiskWork>, TaskError> {
         let source = HttpSource::new(self.channel.chunks());
         let machine = self.machine.clone();
         let work = Work { machine, admission, reporter, source: &source, withdrawn: reporter.withdrawn };

@@ -351,12 +351,60 @@ mod tests {
     #[test]
     fn what_is_told_in_band_and_by_serial_number_otherwise_is_disputed_with_both_sides() {
         let machines = [wired(1, "A", 5, 71), wired(2, "B", 6, 72)];
-        check(&told(5, "B", 0), &[], &[], &machines, expect![]);
-        check(&told(5, "Z", 71), &[], &[], &machines, expect![]);
-        check(&told(7, "A", 0), &[], &[], &machines, expect![]);
-        check(&told(5, "", 99), &[], &[], &machines, expect![]);
-        check(&told(5, "", 72), &[], &[], &machines, expect![]);
-        check(&told(5, "", 0), &[], &[], &[wired(1, "A", 5, 0), wired(2, "B", 5, 0)], expect![]);
+        check(
+            &told(5, "B", 0),
+            &[],
+            &[],
+            &machines,
+            expect![
+                "disputed: m-1 finds its own BMC in-band at 10.0.0.5, GUID 47010203-0405-0607-0809-0a0b0c0d0e0f; the BMC at 10.0.0.5 says serial number B, which fits m-2 found B (02010203-0405-0607-0809-0a0b0c0d0e0f) in itself"
+            ],
+        );
+        check(
+            &told(5, "Z", 71),
+            &[],
+            &[],
+            &machines,
+            expect![
+                "disputed: m-1 finds its own BMC in-band at 10.0.0.5, GUID 47010203-0405-0607-0809-0a0b0c0d0e0f; the BMC at 10.0.0.5 says serial number Z, UUID 47010203-0405-0607-0809-0a0b0c0d0e0f, and m-1 found A (01010203-0405-0607-0809-0a0b0c0d0e0f) in itself"
+            ],
+        );
+        check(
+            &told(7, "A", 0),
+            &[],
+            &[],
+            &machines,
+            expect![
+                "disputed: the BMC at 10.0.0.7 says serial number A, and m-1 found A (01010203-0405-0607-0809-0a0b0c0d0e0f) in itself; m-1 finds its own BMC in-band at 10.0.0.5, GUID 47010203-0405-0607-0809-0a0b0c0d0e0f"
+            ],
+        );
+        check(
+            &told(5, "", 99),
+            &[],
+            &[],
+            &machines,
+            expect![
+                "disputed: m-1 finds its own BMC in-band at 10.0.0.5, GUID 47010203-0405-0607-0809-0a0b0c0d0e0f; the BMC at 10.0.0.5 says UUID 63010203-0405-0607-0809-0a0b0c0d0e0f"
+            ],
+        );
+        check(
+            &told(5, "", 72),
+            &[],
+            &[],
+            &machines,
+            expect![
+                "disputed: the BMC at 10.0.0.5 says UUID 48010203-0405-0607-0809-0a0b0c0d0e0f; m-1 finds its own BMC in-band at 10.0.0.5, GUID 47010203-0405-0607-0809-0a0b0c0d0e0f, and m-2 finds its own BMC in-band at 10.0.0.6, GUID 48010203-0405-0607-0809-0a0b0c0d0e0f"
+            ],
+        );
+        check(
+            &told(5, "", 0),
+            &[],
+            &[],
+            &[wired(1, "A", 5, 0), wired(2, "B", 5, 0)],
+            expect![
+                "disputed: the BMC at 10.0.0.5 says nothing; m-1 finds its own BMC in-band at 10.0.0.5, and m-2 finds its own BMC in-band at 10.0.0.5"
+            ],
+        );
     }
 
     proptest! {
