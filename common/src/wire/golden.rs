@@ -348,6 +348,7 @@ fn bytes_of_the_controllers_requests() {
             0b
             0c000a00000501fbbb010104726f6f740673656372657401026162
             0d100101010101010101010101010101010103027b7d
+            0e100101010101010101010101010101010103027b7d
         "#]],
     );
 }
@@ -391,6 +392,7 @@ fn bytes_of_an_agents_answers() {
             0b025b5d
             0c027b7d
             0d027b7d
+            0e027b7d
         "#]],
     );
 }
@@ -468,6 +470,7 @@ fn what_a_later_version_has_added_is_told_from_what_is_no_message() {
         Standings,
         Meet,
         Baseline,
+        Firmware,
         Inspect(String),
     }
     let check = |bytes: &[u8]| decode::<ControllerRequest>(bytes).unwrap_err();
