@@ -419,6 +419,17 @@ fn each_operation_is_this_action_at_this_place() {
         PATCH  /v1/images/{image}: image.manage everything
         DELETE /v1/images/{image}: image.manage everything
         POST   /v1/images/{image}/check: image.manage everything
+        GET    /v1/firmware: image.read anywhere
+        POST   /v1/firmware: image.manage everything
+        GET    /v1/firmware/{firmware}: image.read anywhere
+        PUT    /v1/firmware/{firmware}/file: image.manage everything
+        DELETE /v1/firmware/{firmware}: image.manage everything
+        POST   /v1/machines/{machine}/update-firmware: machine.maintain where the machine is
+        GET    /v1/machines/{machine}/firmware-updates: machine.read where the machine is
+        GET    /v1/racks/{rack}/firmware-campaigns: rack.read where the rack is
+        POST   /v1/racks/{rack}/firmware-campaigns: machine.maintain where the rack is
+        GET    /v1/racks/{rack}/firmware-campaigns/{campaign}: rack.read where the rack is
+        PATCH  /v1/racks/{rack}/firmware-campaigns/{campaign}: machine.maintain where the rack is
         GET    /v1/plans: image.read anywhere
         POST   /v1/plans: image.manage everything
         GET    /v1/plans/{plan}: image.read anywhere
