@@ -10,7 +10,10 @@ use rackhand_common::{
     erasure::DriveErasure,
     id::{OrganisationId, PersonId, ProjectId, RackId, SiteId},
 };
-use rackhand_controller_core::access::{Action, Binding, Place, Role, Scope};
+use rackhand_controller_core::{
+    access::{Action, Binding, Place, Role, Scope},
+    campaign,
+};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
@@ -86,6 +89,14 @@ impl World {
             tx.commit().await.unwrap();
             certificate.erasure.to_string()
         };
+        let campaign = {
+            let mut tx = bench.app.store.begin().await.unwrap();
+            let (now, rules) = (Timestamp::UNIX_EPOCH, campaign::Rules { at_most: 10, stop_after: 1 });
+            let campaign = crate::campaigns::choose(&mut tx, now, id(&lab), None, rules, "admin").await.unwrap();
+            tx.insert_campaign(&campaign).await.unwrap();
+            tx.commit().await.unwrap();
+            campaign.id.to_string()
+        };
         let bob = post("/v1/people", json!({"name": "bob"})).await;
         let (_, agents) = bench.ask(Method::GET, "/v1/agents", "").await;
         let place = Place {
@@ -123,7 +134,7 @@ impl World {
             ("image", "absent".to_owned()),
             ("plan", "absent".to_owned()),
             ("firmware", "absent".to_owned()),
-            ("campaign", text(&acme)),
+            ("campaign", campaign),
             ("os", "absent".to_owned()),
             ("pool", "absent".to_owned()),
             ("aggregate", text(&acme)),
