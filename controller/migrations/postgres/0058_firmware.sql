@@ -12,6 +12,7 @@ CREATE TABLE firmware_updates (
     id      TEXT COLLATE "C" PRIMARY KEY NOT NULL,
     machine TEXT COLLATE "C" NOT NULL,
     run     TEXT COLLATE "C" NOT NULL,
+    agent   TEXT COLLATE "C" NOT NULL,
     name    TEXT COLLATE "C" NOT NULL,
     place   TEXT COLLATE "C" NOT NULL,
     was     TEXT COLLATE "C",

@@ -13,6 +13,7 @@ CREATE TABLE firmware_updates (
     id      TEXT    PRIMARY KEY NOT NULL,
     machine TEXT    NOT NULL,
     run     TEXT    NOT NULL,
+    agent   TEXT    NOT NULL,      -- who was asked for it first
     name    TEXT    NOT NULL,      -- the manifest's
     place   TEXT    NOT NULL,      -- whose version it is, as JSON
     was     TEXT,                  -- the version before

@@ -10,7 +10,10 @@ use rackhand_common::{
     erasure::DriveErasure,
     id::{OrganisationId, PersonId, ProjectId, RackId, SiteId},
 };
-use rackhand_controller_core::access::{Action, Binding, Place, Role, Scope};
+use rackhand_controller_core::{
+    access::{Action, Binding, Place, Role, Scope},
+    campaign,
+};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
@@ -86,6 +89,14 @@ impl World {
             tx.commit().await.unwrap();
             certificate.erasure.to_string()
         };
+        let campaign = {
+            let mut tx = bench.app.store.begin().await.unwrap();
+            let (now, rules) = (Timestamp::UNIX_EPOCH, campaign::Rules { at_most: 10, stop_after: 1 });
+            let campaign = crate::campaigns::choose(&mut tx, now, id(&lab), None, rules, "admin").await.unwrap();
+            tx.insert_campaign(&campaign).await.unwrap();
+            tx.commit().await.unwrap();
+            campaign.id.to_string()
+        };
         let bob = post("/v1/people", json!({"name": "bob"})).await;
         let (_, agents) = bench.ask(Method::GET, "/v1/agents", "").await;
         let place = Place {
@@ -123,7 +134,7 @@ impl World {
             ("image", "absent".to_owned()),
             ("plan", "absent".to_owned()),
             ("firmware", "absent".to_owned()),
-            ("campaign", text(&acme)),
+            ("campaign", campaign),
             ("os", "absent".to_owned()),
             ("pool", "absent".to_owned()),
             ("aggregate", text(&acme)),
@@ -425,6 +436,17 @@ fn each_operation_is_this_action_at_this_place() {
         PATCH  /v1/images/{image}: image.manage everything
         DELETE /v1/images/{image}: image.manage everything
         POST   /v1/images/{image}/check: image.manage everything
+        GET    /v1/firmware: image.read anywhere
+        POST   /v1/firmware: image.manage everything
+        GET    /v1/firmware/{firmware}: image.read anywhere
+        PUT    /v1/firmware/{firmware}/file: image.manage everything
+        DELETE /v1/firmware/{firmware}: image.manage everything
+        POST   /v1/machines/{machine}/update-firmware: machine.maintain where the machine is
+        GET    /v1/machines/{machine}/firmware-updates: machine.read where the machine is
+        GET    /v1/racks/{rack}/firmware-campaigns: rack.read where the rack is
+        POST   /v1/racks/{rack}/firmware-campaigns: machine.maintain where the rack is
+        GET    /v1/racks/{rack}/firmware-campaigns/{campaign}: rack.read where the rack is
+        PATCH  /v1/racks/{rack}/firmware-campaigns/{campaign}: machine.maintain where the rack is
         GET    /v1/plans: image.read anywhere
         POST   /v1/plans: image.manage everything
         GET    /v1/plans/{plan}: image.read anywhere

@@ -28,7 +28,7 @@ async fn bench(on: On, count: u8) -> (Bench, Vec<Machine>) {
         Arc::make_mut(&mut machine.inventory).system.vendor = "Rackhand".to_owned();
         let access = Access {
             machine: machine.id,
-            at: "10.20.0.5".parse().unwrap(),
+            at: format!("10.20.0.{number}").parse().unwrap(),
             protocol: Protocol::Redfish,
             user: "rackhand".to_owned(),
             password: "first".to_owned(),

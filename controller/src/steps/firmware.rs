@@ -3,11 +3,13 @@
 //! Invariants:
 //! - What the agent is asked for the first time stands in a row before: should the answer never come, the
 //!   machine is in doubt.
+//! - Only the agent that was asked first is asked: one of a node that followed could send it a second time.
 //! - One is begun only when the one before is installed, as the version said that was read.
 //! - A cancel stops before the next one, never in one.
 
 use rackhand_common::{
     firmware::{Answered, Ask, Place, Update},
+    id::AgentId,
     intent::Boot,
     wire::Action,
 };
@@ -44,19 +46,30 @@ impl<C: Commands> Look<'_, C> {
 
     async fn update(&self, update: &Update, known: Option<&FirmwareUpdate>) -> Result<Report, StoreError> {
         let was = known.and_then(|known| known.was.as_deref());
-        let state = match known.map(|known| (known.state, known.detail.as_str())) {
-            Some((UpdateState::Failed | UpdateState::Refused, detail)) => {
+        let agents = self.store.begin().await?.agents_of(self.run.rack).await?;
+        let serving = agents.iter().find(|agent| agent.revoked.is_none()).map(|agent| agent.id);
+        let (state, agent) = match known {
+            Some(FirmwareUpdate { state: UpdateState::Failed | UpdateState::Refused, detail, .. }) => {
                 return Ok(failed(Cause::Firmware, detail));
             }
-            Some((state, _)) => state,
+            // Another node knows nothing of what this one has sent.
+            Some(FirmwareUpdate { state: UpdateState::Asked, agent, name, .. }) if serving != Some(*agent) => {
+                let detail = format!("{name}: the rack's node was given up in the middle of it, and may have sent it");
+                self.note(update, *agent, UpdateState::Failed, was, &detail).await?;
+                return Ok(failed(Cause::Firmware, detail));
+            }
+            Some(known) => (known.state, known.agent),
             None => {
-                self.note(update, UpdateState::Asked, None, "").await?;
-                UpdateState::Asked
+                let Some(agent) = serving else {
+                    return Ok(waiting(WaitFor::Agent, "the rack has no node that is enrolled".to_owned(), 0));
+                };
+                self.note(update, agent, UpdateState::Asked, None, "").await?;
+                (UpdateState::Asked, agent)
             }
         };
         if state == UpdateState::Staged {
             match self.restart_for(update).await? {
-                Report::Done => self.note(update, UpdateState::Confirming, was, "").await?,
+                Report::Done => self.note(update, agent, UpdateState::Confirming, was, "").await?,
                 other => return Ok(other),
             }
         }
@@ -76,25 +89,25 @@ impl<C: Commands> Look<'_, C> {
             Ok(Some(Answered::Later(reason))) => Ok(waiting(WaitFor::Bmc, format!("{name}: {reason}"), 0)),
             Ok(Some(Answered::Staged)) if confirm => {
                 let detail = format!("{name}: its BMC wants another start of the machine, which had one");
-                self.note(update, UpdateState::Failed, was, &detail).await?;
+                self.note(update, agent, UpdateState::Failed, was, &detail).await?;
                 Ok(failed(Cause::Firmware, detail))
             }
             Ok(Some(Answered::Staged)) => {
-                self.note(update, UpdateState::Staged, was, "").await?;
+                self.note(update, agent, UpdateState::Staged, was, "").await?;
                 self.restart_for(update).await
             }
             Ok(Some(Answered::Installed { was })) => {
-                self.note(update, UpdateState::Installed, was.as_deref(), "").await?;
+                self.note(update, agent, UpdateState::Installed, was.as_deref(), "").await?;
                 Ok(Report::Done)
             }
             Ok(Some(Answered::Refused(reason))) => {
                 let detail = format!("{name} was not installed, and nothing is changed: {reason}");
-                self.note(update, UpdateState::Refused, was, &detail).await?;
+                self.note(update, agent, UpdateState::Refused, was, &detail).await?;
                 Ok(failed(Cause::Firmware, detail))
             }
             Ok(Some(Answered::Failed(reason))) => {
                 let detail = format!("{name}: {reason}");
-                self.note(update, UpdateState::Failed, was, &detail).await?;
+                self.note(update, agent, UpdateState::Failed, was, &detail).await?;
                 Ok(failed(Cause::Firmware, detail))
             }
         }
@@ -103,13 +116,14 @@ impl<C: Commands> Look<'_, C> {
     async fn note(
         &self,
         update: &Update,
+        agent: AgentId,
         state: UpdateState,
         was: Option<&str>,
         detail: &str,
     ) -> Result<(), StoreError> {
         let mut tx = self.store.begin().await?;
         let machine = self.run.machine;
-        tx.note_update(self.now.wall, (machine, self.run.id), update, (state, was, detail)).await?;
+        tx.note_update(self.now.wall, (machine, self.run.id, agent), update, (state, was, detail)).await?;
         if state == UpdateState::Installed && update.place == Place::Bmc {
             tx.note_bmc_firmware(self.now.wall, machine, &update.version).await?;
         }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use rackhand_common::{
     firmware::{Place, Update},
-    id::{MachineId, RunId},
+    id::{AgentId, MachineId, RunId},
 };
 use rackhand_controller_core::firmware::{Manifest, Reading};
 use serde::{Deserialize, Serialize};
@@ -92,6 +92,8 @@ pub struct FirmwareUpdate {
     pub machine: MachineId,
     /// The run that does it.
     pub run: RunId,
+    /// The agent that was asked for it first, and alone may have sent it.
+    pub agent: AgentId,
     /// The manifest's name.
     pub name: String,
     /// Whose version it is.
@@ -206,18 +208,19 @@ impl Tx {
     pub async fn note_update(
         &mut self,
         now: Timestamp,
-        (machine, run): (MachineId, RunId),
+        (machine, run, agent): (MachineId, RunId, AgentId),
         update: &Update,
         (state, was, detail): (UpdateState, Option<&str>, &str),
     ) -> Result<(), StoreError> {
         query(
-            "INSERT INTO firmware_updates (id, machine, run, name, place, was, version, state, detail, updated)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-             ON CONFLICT (run, name) DO UPDATE SET was = $6, state = $8, detail = $9, updated = $10",
+            "INSERT INTO firmware_updates (id, machine, run, agent, name, place, was, version, state, detail, updated)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+             ON CONFLICT (run, name) DO UPDATE SET was = $7, state = $9, detail = $10, updated = $11",
         )
         .bind(Uuid::now_v7().to_string())
         .bind(machine.to_string())
         .bind(run.to_string())
+        .bind(agent.to_string())
         .bind(&update.name)
         .bind(json(&update.place))
         .bind(was)
@@ -299,6 +302,7 @@ fn read_update(row: &Row) -> Result<FirmwareUpdate, StoreError> {
         id: id(row.try_get("id")?)?,
         machine: id(row.try_get("machine")?)?,
         run: id(row.try_get("run")?)?,
+        agent: id(row.try_get("agent")?)?,
         name: row.try_get("name")?,
         place: from_json("place of firmware", row.try_get("place")?)?,
         was: row.try_get("was")?,

@@ -60,7 +60,7 @@ fn what_is_wrong_with_a_manifest_is_said_with_its_line() {
     ];
     expect![[r#"
         line 3: `name` is of lower-case letters, digits, `.`, `-` and `_`, at most 63
-        line 16: `inventory` is needed: nothing else tells the version of a nic
+        line 17: `inventory` is needed: nothing else tells the version of a nic
         line 5: `inventory` is the id of one member, and "../BMC" is none
         line 6: `from` has the very version that is to be there afterwards
         line 7: unknown variant `prayer`, expected `redfish`

@@ -138,7 +138,30 @@ async fn a_cancel_waits_for_what_was_begun_and_begins_nothing_else(on: On) {
     assert_eq!(world.machine().await.lifecycle, Lifecycle::Ready);
 }
 
+async fn an_update_whose_node_was_given_up_is_in_doubt_and_asked_of_no_other(on: On) {
+    let (mut world, run) = world(on, &[(BMC, false, &[under_way()])]).await;
+    for _ in 0..200 {
+        if !states(&world, &run).await.is_empty() {
+            break;
+        }
+        world.turn().await;
+        world.node.settle().await;
+    }
+    let mut tx = world.store.begin().await.unwrap();
+    let lost = *world.node.agent.lock().unwrap();
+    tx.revoke(at(0).wall, lost).await.unwrap();
+    tx.commit().await.unwrap();
+    world.new_node().await;
+    let asked = world.node.state.lock().unwrap().firmware.asked.len();
+    let run = world.finish(&run).await;
+    assert_eq!(run.status, RunStatus::Failed);
+    assert!(run.detail.unwrap().contains("was given up in the middle of it"));
+    assert_eq!(world.node.state.lock().unwrap().firmware.asked.len(), asked);
+    assert_eq!(world.machine().await.lifecycle, Lifecycle::Quarantined);
+}
+
 on_both! {
+    an_update_whose_node_was_given_up_is_in_doubt_and_asked_of_no_other,
     versions_are_brought_one_after_the_other_with_a_start_where_one_is_needed,
     what_is_left_in_doubt_keeps_its_machine_out_of_service_and_the_next_is_not_begun,
     what_nothing_was_done_to_stays_in_service,
