@@ -62,7 +62,8 @@ pub struct File {
     /// The unix socket for boot and the technician; default `/run/rackhand/agent.sock`.
     #[serde(default = "default_socket")]
     pub socket: PathBuf,
-    /// Where `/metrics` is answered; default `127.0.0.1:9633`.
+    /// Where `/metrics` is answered, and where the controller has Prometheus look for it; default
+    /// `127.0.0.1:9633`.
     #[serde(default = "default_metrics")]
     pub metrics: SocketAddr,
     /// The most events kept while the controller is away; default 100000, about 30 MB;
@@ -284,6 +285,7 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         bmcs: running.bmcs.clone(),
         machines: running.machines.clone(),
         consoles: running.consoles.clone(),
+        metrics: running.metrics,
         spool: running.spool.clone(),
         ledger: running.ledger.clone(),
         calls: running.calls.clone(),

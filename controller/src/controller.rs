@@ -52,6 +52,7 @@ use crate::{
     passwords::Passwords,
     rotations::{self, Rotations},
     samples, seal_key,
+    ssh::{self, HostKey},
     store::{Place, Store, StoreError},
     telemetry::Telemetry,
     webhooks::{self, Webhooks},
@@ -79,6 +80,9 @@ pub struct File {
     /// The agents' connections.
     #[serde(default)]
     pub agents: AgentsFile,
+    /// Consoles by SSH.
+    #[serde(default)]
+    pub ssh: SshFile,
     /// Operating system images.
     #[serde(default)]
     pub images: ImagesFile,
@@ -127,6 +131,14 @@ pub struct AgentsFile {
     /// What new agents are told, as `HOST:PORT`; default is the first of `names` and the port
     /// of `listen`. Needed when a router or balancer in between changes the port.
     pub address: Option<String>,
+}
+
+/// `[ssh]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SshFile {
+    /// Where machines' consoles are to be had by SSH (TCP), such as `[::]:2222`; default is nowhere.
+    pub listen: Option<SocketAddr>,
 }
 
 /// `[images]`.
@@ -184,6 +196,8 @@ pub struct Config {
     pub agents: SocketAddr,
     /// What agents are told, when it is not the first name and the port.
     pub agents_address: Option<String>,
+    /// Where consoles are to be had by SSH.
+    pub ssh: Option<SocketAddr>,
     /// Operating system images.
     pub images: images::Config,
     /// Who vouches for people.
@@ -250,6 +264,7 @@ impl TryFrom<File> for Config {
             public,
             agents: file.agents.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 4433))),
             agents_address: file.agents.address,
+            ssh: file.ssh.listen,
             images,
             oidc: file.oidc.map(TryInto::try_into).transpose()?,
             webhooks: webhooks::Config::all(file.webhooks)?,
@@ -399,6 +414,8 @@ pub struct Running {
     pub api: SocketAddr,
     /// Where agents connect to.
     pub agents: SocketAddr,
+    /// Where consoles are to be had by SSH.
+    pub ssh: Option<SocketAddr>,
     /// The pin of the issuing root, as it stands in enrolment codes.
     pub root_pin: KeyPin,
     /// Its health and metrics.
@@ -476,6 +493,16 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         .await
         .with_context(|| format!("cannot serve the API on TCP {} (`api.listen`)", config.api))?;
     let (api_at, agents_at) = (listener.local_addr()?, endpoint.local_addr()?);
+    let door = match config.ssh {
+        Some(at) => {
+            let key = HostKey::open(&config.pki()).context("cannot use the controller's SSH key")?;
+            let listener = TcpListener::bind(at)
+                .await
+                .with_context(|| format!("cannot serve consoles by SSH on TCP {at} (`ssh.listen`)"))?;
+            Some((listener.local_addr()?, listener, key))
+        }
+        None => None,
+    };
     let certificates = Arc::new(Certificates::new(identity.clone())?);
     certificates.show_public(reload::public(&config)?);
     let tls = https::tls(authority.bundle(), identity, certificates.clone())?;
@@ -518,6 +545,7 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         },
         agents: Arc::new(fleet.clone()),
         seats: api::Seats::default(),
+        ssh: door.as_ref().map(|(at, _, key)| Arc::new(key.door(at.port()))),
         standings: {
             let fleet = fleet.clone();
             Arc::new(move |rack| {
@@ -541,6 +569,8 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
         rate: rate.clone(),
         shutdown: shutdown.clone(),
     };
+    let ssh_at = door.as_ref().map(|(at, ..)| *at);
+    let ssh = door.map(|(_, listener, key)| ssh::serve(listener, key, app.clone(), shutdown.clone()));
     let router = api::router(app).merge(images.router()).merge(telemetry.router());
 
     let acme = match &config.public {
@@ -563,6 +593,9 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     });
     let mut parts = Parts::default();
     parts.add("the API", https::serve(listener, tls, router, clock.clone(), shutdown.clone()));
+    if let Some(part) = ssh {
+        parts.add("the consoles by SSH", part);
+    }
     if let Some((acme, names, dir)) = acme {
         let part = acme::run(acme, names, dir, certificates, clock.clone(), shutdown.clone());
         parts.add("the certificate by ACME", part);
@@ -598,7 +631,18 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
             images.closed().await;
         }
     });
-    Ok(Running { api: api_at, agents: agents_at, root_pin, telemetry, settings, store, parts, shutdown, _lock: lock })
+    Ok(Running {
+        api: api_at,
+        agents: agents_at,
+        ssh: ssh_at,
+        root_pin,
+        telemetry,
+        settings,
+        store,
+        parts,
+        shutdown,
+        _lock: lock,
+    })
 }
 
 impl Running {

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use nix::sys::statvfs::statvfs;
 use rackhand_common::finding::Findings;
 
-use crate::{authority, controller::Config, images, seal_key, store};
+use crate::{authority, controller::Config, images, seal_key, ssh, store};
 
 /// The first sign that nothing can be examined: the configuration itself.
 pub fn unusable(error: &anyhow::Error) -> Findings {
@@ -58,6 +58,9 @@ pub async fn examine(config: &Config, now: Timestamp) -> Findings {
         ),
     }
     ports(&mut findings, config, runs.is_some());
+    if let Some(ssh) = config.ssh {
+        door(&mut findings, config, ssh);
+    }
     let found = ["/usr/local/bin", "/usr/bin", "/bin"].iter().any(|dir| Path::new(dir).join("qemu-img").exists());
     if found {
         findings.good("qemu-img", "is there");
@@ -211,10 +214,12 @@ fn ports(findings: &mut Findings, config: &Config, runs: bool) {
         }
         return;
     }
-    for (name, setting, tried) in [
+    let ssh = config.ssh.map(|ssh| (format!("TCP {ssh}"), "ssh.listen", TcpListener::bind(ssh).map(drop)));
+    let others = [
         (format!("TCP {api}"), "api.listen", TcpListener::bind(api).map(drop)),
         (format!("UDP {agents}"), "agents.listen", UdpSocket::bind(agents).map(drop)),
-    ] {
+    ];
+    for (name, setting, tried) in others.into_iter().chain(ssh) {
         match tried {
             Ok(()) => findings.good("ports", format_args!("{name} is free")),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => findings.error(
@@ -228,6 +233,17 @@ fn ports(findings: &mut Findings, config: &Config, runs: bool) {
                 format_args!("look at `{setting}` in the configuration"),
             ),
         }
+    }
+}
+
+/// By which key the controller is known to who comes by SSH.
+fn door(findings: &mut Findings, config: &Config, at: SocketAddr) {
+    match ssh::host_key(&config.pki()) {
+        Ok(Some(key)) => {
+            findings.good("ssh", format_args!("the controller's key is {}", key.door(at.port()).fingerprint));
+        }
+        Ok(None) => findings.good("ssh", "the controller's key is made at its next start"),
+        Err(error) => findings.error("ssh", format_args!("{error:#}"), "then start the controller again"),
     }
 }
 

@@ -46,7 +46,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    api::{Agents, Opened},
+    api::{Agents, Opened, prometheus},
     authority::{AGENT_TTL, Authority, Issued},
     enrol::{self, Limits},
     events, intent, restored,
@@ -700,6 +700,14 @@ impl Fleet {
                     AgentResponse::Next(next)
                 }
                 AgentRequest::Renew { csr } => self.renew(agent, rack, &csr).await?,
+                AgentRequest::Metrics(told) => {
+                    let at = prometheus::reached(told, quic.remote_address().ip());
+                    // Told again on its next connection: nothing that is worth the end of this one.
+                    if let Err(error) = self.0.store.note_metrics(agent, at).await {
+                        tracing::error!(%rack, error = &error as &dyn std::error::Error, "where its metrics are is not kept");
+                    }
+                    AgentResponse::Known
+                }
                 AgentRequest::Hello(_) | AgentRequest::Enrol { .. } => AgentResponse::Refused("not now".into()),
             };
             answer(send, &response).await?;

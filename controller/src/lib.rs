@@ -1,7 +1,7 @@
 //! The central daemon. [`controller`] builds and spawns everything that runs.
 //!
 //! [`fleet`] holds the agents' connections, [`workflows`] moves runs on, [`api`] answers
-//! operators, [`oidc`] knows people by who vouches for them, [`addresses`] hands addresses out, [`samples`]
+//! operators, [`ssh`] has machines' consoles, [`oidc`] knows people by who vouches for them, [`addresses`] hands addresses out, [`samples`]
 //! notes daily how much of pools is used, [`webhooks`] tells other programs what happens, [`images`] imports and serves images; all of them share one [`store`].
 
 pub mod acme;
@@ -28,6 +28,7 @@ pub mod restored;
 pub mod rotations;
 pub mod samples;
 pub mod seal_key;
+pub mod ssh;
 pub mod steps;
 pub mod store;
 pub mod succession;

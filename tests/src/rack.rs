@@ -74,6 +74,7 @@ impl Subnet {
 const CLAIM: u16 = 4430;
 const API: u16 = 8443;
 const AGENTS: u16 = 4433;
+const SSH: u16 = 2222;
 const HTTP: u16 = 8080;
 const CHANNEL: u16 = 8444;
 /// 69 is for root.
@@ -452,7 +453,8 @@ fn waiting(machine: &Value) -> bool {
 
 fn controller_config(subnet: &Subnet, directory: &Path) -> Result<controller::Config> {
     let text = format!(
-        "data = {:?}\nnames = [\"{node}\"]\n[api]\nlisten = \"{node}:{API}\"\n[agents]\nlisten = \"{node}:{AGENTS}\"\n",
+        "data = {:?}\nnames = [\"{node}\"]\n[api]\nlisten = \"{node}:{API}\"\n[agents]\nlisten = \"{node}:{AGENTS}\"\n\
+         [ssh]\nlisten = \"{node}:{SSH}\"\n",
         directory.join("controller"),
         node = subnet.node,
     );

@@ -48,11 +48,13 @@ pub(crate) const PEERS: &[&str] = &[
     "curl",
     "systemd",
     "procps",
+    "prometheus",
     "strace",
     "pebble",
     "freeipmi-tools",
     "ipmitool",
     "openipmi",
+    "openssh-client",
     "python3-venv",
     // What man sets pages with.
     "groff-base",

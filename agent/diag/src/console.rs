@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{SigSet, Signal};
 use rackhand_common::{
-    terminal::{Escapes, HELP, Key},
+    terminal::{Act, Keys, Terminal, notice},
     wire::{self, FromConsole, LocalRequest, LocalResponse, MAX_CONSOLE, ToConsole},
 };
 
@@ -64,7 +64,7 @@ pub(crate) fn show(mut agent: UnixStream, machine: String, watch: bool, take: bo
     let mut told = agent.try_clone()?;
     spawn(&happens, move || Ok(receive(&mut told).map_or_else(|why| Happens::Gone(why.to_string()), Happens::Told)));
     let raw = Raw::stdin()?;
-    let mut escapes = if raw.is_some() { Escapes::Fresh } else { Escapes::Off };
+    let mut terminal = Terminal::new(if raw.is_some() { Keys::Keyboard } else { Keys::File }, watch);
     spawn(&happens, move || {
         let mut buffer = [0; PIECE];
         match io::stdin().read(&mut buffer)? {
@@ -76,11 +76,9 @@ pub(crate) fn show(mut agent: UnixStream, machine: String, watch: bool, take: bo
     if take {
         say_to(&mut agent, &ToConsole::Take)?;
     }
-    if raw.is_some() {
-        say("at the beginning of a line: ~. leaves, ~? tells more");
+    if let Some(greeting) = terminal.greeting() {
+        eprint!("{greeting}");
     }
-    let mut writer: Option<String> = None;
-    let mut is_mine = false;
     let ended = loop {
         // A thread that has ended has said why.
         let Ok(what) = happened.recv() else { break Ok(()) };
@@ -93,32 +91,22 @@ pub(crate) fn show(mut agent: UnixStream, machine: String, watch: bool, take: bo
                 out.flush()?;
             }
             Happens::Told(FromConsole::Writer { who, is_you }) => {
-                if is_you && !is_mine {
-                    say("you have the keyboard");
-                } else if !is_you && who.is_some() && who != writer {
-                    say(&format!("{} has the keyboard; ~w takes it", who.as_deref().unwrap_or_default()));
+                if let Some(shown) = terminal.writer(who, is_you) {
+                    eprint!("{shown}");
                 }
-                (writer, is_mine) = (who, is_you);
             }
             Happens::Told(FromConsole::Lost(bytes)) => say(&format!("{bytes} bytes are missing")),
             Happens::Told(FromConsole::Ended(why)) => break Err(anyhow::anyhow!(why)),
             Happens::Typed(bytes) => {
-                let keys = escapes.read(&bytes);
-                if keys.contains(&Key::Leave) {
+                let acts = terminal.typed(&bytes);
+                if acts.contains(&Act::Leave) {
                     break Ok(());
                 }
-                for key in keys {
-                    match key {
-                        Key::Help => eprint!("{HELP}"),
-                        _ if watch => {}
-                        Key::Type(_) if writer.is_some() && !is_mine => {
-                            say(&format!("{} has the keyboard; ~w takes it", writer.as_deref().unwrap_or_default()));
-                        }
-                        Key::Type(bytes) => say_to(&mut agent, &ToConsole::Typed(bytes))?,
-                        Key::Take => say_to(&mut agent, &ToConsole::Take)?,
-                        Key::Give => say_to(&mut agent, &ToConsole::Give)?,
-                        Key::Break => say_to(&mut agent, &ToConsole::Break)?,
-                        Key::Leave => {}
+                for act in acts {
+                    match act {
+                        Act::Show(text) => eprint!("{text}"),
+                        Act::Say(said) => say_to(&mut agent, &said)?,
+                        Act::Leave => {}
                     }
                 }
             }
@@ -146,9 +134,8 @@ fn say_to(agent: &mut UnixStream, said: &ToConsole) -> Result<()> {
     agent.write_all(&wire::frame(said)).context("the agent does not take what is typed")
 }
 
-/// In a raw terminal a line begins with a carriage return.
 fn say(words: &str) {
-    eprint!("\r\n[rackhand: {words}]\r\n");
+    eprint!("{}", notice(words));
 }
 
 fn receive(told: &mut UnixStream) -> io::Result<FromConsole> {

@@ -20,7 +20,7 @@ pub use enrol::enrol;
 pub use fetch::Fetcher;
 pub use identity::{Identity, Registration, Reread, Unusable};
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use rackhand_common::{id::Incarnation, time::Clock};
@@ -48,6 +48,8 @@ pub struct Uplink {
     pub machines: Machines,
     /// Serial consoles.
     pub consoles: Consoles,
+    /// Where `/metrics` is answered.
+    pub metrics: SocketAddr,
     /// Where events come from.
     pub spool: Spool,
     /// Remembers the highest connection number.

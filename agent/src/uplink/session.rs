@@ -1,6 +1,6 @@
 //! One connection to the controller, from dialling to its end.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
@@ -164,11 +164,23 @@ async fn work(
         let connection = connection.clone();
         async move { ask(&connection, &request).await }
     };
+    let told = async {
+        tell_metrics(connection, uplink.metrics).await?;
+        forward(&uplink.spool, next_event, asks).await
+    };
     tokio::select! {
-        ended = forward(&uplink.spool, next_event, asks) => ended.map(|()| Ended::Renewed),
+        ended = told => ended.map(|()| Ended::Renewed),
         ended = serve(uplink, connection) => ended.map(|()| Ended::Renewed),
         ended = renew_in_time(uplink, renewed, connection) => ended.map(|()| Ended::Renewed),
         closed = connection.closed() => Err(closed.into()),
+    }
+}
+
+/// Tells where metrics are to be had, which a controller of an earlier version does not want to know.
+async fn tell_metrics(connection: &Connection, at: SocketAddr) -> Result<()> {
+    match ask(connection, &AgentRequest::Metrics(at)).await? {
+        AgentResponse::Known | AgentResponse::NotUnderstood(_) => Ok(()),
+        other => bail!("the controller gave an answer that does not fit: {other:?}"),
     }
 }
 

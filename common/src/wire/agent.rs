@@ -1,5 +1,7 @@
 //! What an agent asks of the controller.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -32,6 +34,8 @@ pub enum AgentRequest {
         /// PKCS #10 request, DER.
         csr: Vec<u8>,
     },
+    /// Where it answers `/metrics`, as it was told to; on every connection.
+    Metrics(SocketAddr),
 }
 
 /// What an agent says of itself when it connects.
@@ -83,4 +87,6 @@ pub enum AgentResponse {
     Lapsed,
     /// The request, or an event in it, is of a later version than the controller: nothing was done.
     NotUnderstood(String),
+    /// To `Metrics`: it is known.
+    Known,
 }

@@ -164,6 +164,8 @@ looked in is said in agent.toml on the rack's node.")]
 #[derive(Clone, Debug, Deserialize)]
 struct Access {
     machine: String,
+    /// Controllers of before do not say it.
+    machine_name: Option<String>,
     address: String,
     protocol: String,
     user: String,
@@ -209,6 +211,7 @@ struct Found {
     state: String,
     detail: Option<String>,
     machine: Option<String>,
+    machine_name: Option<String>,
     identity: Option<Identity>,
 }
 
@@ -219,6 +222,11 @@ struct Rotation {
 }
 
 impl Access {
+    /// What its machine is called, or its id.
+    fn name(&self) -> &str {
+        self.machine_name.as_deref().unwrap_or(&self.machine)
+    }
+
     /// What there is to say of it, the most urgent first.
     fn state(&self) -> String {
         let rotation = self.rotation.as_ref();
@@ -283,7 +291,7 @@ pub(crate) async fn run(client: &Client, command: BmcCommand, output: Output) ->
             let all: Vec<Access> = serde_json::from_value(client.list(&path).await?.into())?;
             let (mut done, mut failed) = (0, 0);
             for bmc in &all {
-                match rotate(client, &format!("{path}/{}", bmc.machine), &bmc.machine).await {
+                match rotate(client, &format!("{path}/{}", bmc.machine), bmc.name()).await {
                     Ok(_) => done += 1,
                     Err(error) if keep_going => {
                         failed += 1;
@@ -391,7 +399,7 @@ async fn look(client: &Client, machine: &str, what: &str, output: Output) -> any
 fn rows(all: &[Access]) -> Table {
     let rows = all.iter().map(|access| {
         vec![
-            access.machine.clone(),
+            access.name().to_owned(),
             access.address.clone(),
             access.protocol.clone(),
             access.user.clone(),
@@ -420,7 +428,7 @@ fn found(all: &[Found]) -> Table {
             or_dash(serial),
             bmc.last_seen.strftime("%Y-%m-%d %H:%M UTC").to_string(),
             bmc.state.clone(),
-            or_dash(bmc.detail.as_deref().or(bmc.machine.as_deref())),
+            or_dash([&bmc.detail, &bmc.machine_name, &bmc.machine].into_iter().find_map(|told| told.as_deref())),
         ]
     });
     table(&["ADDRESS", "SPEAKS", "BMC", "SERIAL", "SEEN", "STATE", "DETAIL"], rows)

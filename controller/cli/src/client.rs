@@ -112,6 +112,13 @@ impl Client {
         Self { is_dry, ..self }
     }
 
+    /// The controller's name or address, as other programs take it.
+    pub(crate) fn host(&self) -> anyhow::Result<String> {
+        let url = reqwest::Url::parse(&self.context.controller).context("the controller's address is not a URL")?;
+        let host = url.host_str().context("the controller's address has no host")?;
+        Ok(host.trim_matches(['[', ']']).to_owned())
+    }
+
     /// Whether changes are only tried.
     pub(crate) fn is_dry(&self) -> bool {
         self.is_dry

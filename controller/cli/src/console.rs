@@ -5,7 +5,10 @@ use std::io::{Read as _, Write as _};
 use anyhow::{bail, ensure};
 use clap::Args;
 use futures_util::{SinkExt as _, StreamExt as _};
-use rackhand_common::terminal::{Escapes, HELP, Key};
+use rackhand_common::{
+    terminal::{Act, Keys, Terminal, notice},
+    wire::ToConsole,
+};
 use serde::Deserialize;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -16,7 +19,11 @@ use tokio_tungstenite::{
     tungstenite::{Message, protocol::Role},
 };
 
-use crate::{client::Client, raw::Raw};
+use crate::{
+    client::Client,
+    output::{Output, print},
+    raw::Raw,
+};
 
 /// How much is read of the keyboard at once, and how many such pieces may wait for the controller.
 const PIECE: usize = 4096;
@@ -35,6 +42,9 @@ pub(crate) struct Console {
     /// Print what was recorded during a run
     #[arg(long, conflicts_with_all = ["watch", "take"])]
     log: bool,
+    /// Say how to open it with `ssh`, and by which key the controller is known there
+    #[arg(long, conflicts_with_all = ["watch", "take", "log"])]
+    ssh: bool,
     /// Of this run; otherwise of the latest that was recorded
     #[arg(long, requires = "log", value_name = "ID")]
     run: Option<String>,
@@ -59,8 +69,20 @@ enum Notice {
     Other,
 }
 
-pub(crate) async fn run(client: &Client, command: Console) -> anyhow::Result<String> {
-    let Console { machine, watch, take, log, run } = command;
+/// Where consoles are to be had by SSH.
+#[derive(Deserialize)]
+struct Door {
+    port: u16,
+    key: String,
+    fingerprint: String,
+}
+
+pub(crate) async fn run(client: &Client, command: Console, output: Output) -> anyhow::Result<String> {
+    let Console { machine, watch, take, log, ssh, run } = command;
+    if ssh {
+        let host = client.host()?;
+        return print(output, client.get("/v1/ssh").await?, |door: Door| by_ssh(&machine, &host, &door));
+    }
     let path = format!("/v1/machines/{machine}/console");
     if log {
         let query: Vec<_> = run.into_iter().map(|run| ("run", run)).collect();
@@ -70,8 +92,8 @@ pub(crate) async fn run(client: &Client, command: Console) -> anyhow::Result<Str
     let connection = client.websocket(&path).await?;
     let socket = WebSocketStream::from_raw_socket(connection, Role::Client, None).await;
     let raw = Raw::stdin()?;
-    let escapes = if raw.is_some() { Escapes::Fresh } else { Escapes::Off };
-    let left = show(socket, escapes, watch, take).await;
+    let keys = if raw.is_some() { Keys::Keyboard } else { Keys::File };
+    let left = show(socket, Terminal::new(keys, watch), take).await;
     // Before anything else is printed.
     drop(raw);
     eprintln!();
@@ -79,25 +101,33 @@ pub(crate) async fn run(client: &Client, command: Console) -> anyhow::Result<Str
     Ok(String::new())
 }
 
+/// What to type, and what `ssh` should find there.
+fn by_ssh(machine: &str, host: &str, door: &Door) -> String {
+    let Door { port, key, fingerprint } = door;
+    // As ssh looks for it there.
+    let known = if *port == 22 { host.to_owned() } else { format!("[{host}]:{port}") };
+    format!(
+        "ssh -p {port} {machine}@{host}\n\nwatch only:  ssh -t -p {port} {machine}@{host} watch\ntake the \
+         keyboard: ssh -t -p {port} {machine}@{host} take\n\nThe controller's key is {fingerprint}; \
+         for ~/.ssh/known_hosts:\n\n{known} {key}"
+    )
+}
+
 /// Until it is left, or ends.
 async fn show(
     mut socket: WebSocketStream<reqwest::Upgraded>,
-    mut escapes: Escapes,
-    watch: bool,
+    mut terminal: Terminal,
     take: bool,
 ) -> anyhow::Result<()> {
     let mut typed = keyboard();
     let mut has_keys = true;
     let (mut hangup, mut terminate) = (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?);
     let mut interrupt = signal(SignalKind::interrupt())?;
-    // Said once, and again when it is another's.
-    let mut writer: Option<String> = None;
-    let mut is_mine = false;
     if take {
         socket.send(wish("take")).await?;
     }
-    if escapes != Escapes::Off {
-        say("at the beginning of a line: ~. leaves, ~? tells more");
+    if let Some(greeting) = terminal.greeting() {
+        eprint!("{greeting}");
     }
     loop {
         tokio::select! {
@@ -105,15 +135,12 @@ async fn show(
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
             message = socket.next() => match message {
-                Some(Ok(Message::Binary(bytes))) => print(&bytes)?,
+                Some(Ok(Message::Binary(bytes))) => show_bytes(&bytes)?,
                 Some(Ok(Message::Text(text))) => match serde_json::from_str(&text)? {
                     Notice::Writer { who, you } => {
-                        if you && !is_mine {
-                            say("you have the keyboard");
-                        } else if !you && who.is_some() && who != writer {
-                            say(&format!("{} has the keyboard; ~w takes it", who.as_deref().unwrap_or_default()));
+                        if let Some(shown) = terminal.writer(who, you) {
+                            eprint!("{shown}");
                         }
-                        (writer, is_mine) = (who, you);
                     }
                     Notice::Lost { bytes } => say(&format!("{bytes} bytes are missing: this end was too slow")),
                     Notice::Ended { why } => bail!("{why}"),
@@ -129,21 +156,17 @@ async fn show(
                     has_keys = false;
                     continue;
                 };
-                for key in escapes.read(&bytes) {
-                    match key {
-                        Key::Leave => {
+                for act in terminal.typed(&bytes) {
+                    match act {
+                        Act::Leave => {
                             let _ = socket.close(None).await;
                             return Ok(());
                         }
-                        Key::Help => eprint!("{HELP}"),
-                        _ if watch => {}
-                        Key::Type(_) if writer.is_some() && !is_mine => {
-                            say(&format!("{} has the keyboard; ~w takes it", writer.as_deref().unwrap_or_default()));
-                        }
-                        Key::Type(bytes) => socket.send(Message::Binary(bytes.into())).await?,
-                        Key::Take => socket.send(wish("take")).await?,
-                        Key::Give => socket.send(wish("give")).await?,
-                        Key::Break => socket.send(wish("break")).await?,
+                        Act::Show(text) => eprint!("{text}"),
+                        Act::Say(ToConsole::Typed(bytes)) => socket.send(Message::Binary(bytes.into())).await?,
+                        Act::Say(ToConsole::Take) => socket.send(wish("take")).await?,
+                        Act::Say(ToConsole::Give) => socket.send(wish("give")).await?,
+                        Act::Say(ToConsole::Break) => socket.send(wish("break")).await?,
                     }
                 }
             }
@@ -155,12 +178,11 @@ fn wish(what: &str) -> Message {
     Message::Text(serde_json::json!({ "do": what }).to_string().into())
 }
 
-/// In a raw terminal a line begins with a carriage return.
 fn say(words: &str) {
-    eprint!("\r\n[rackhand: {words}]\r\n");
+    eprint!("{}", notice(words));
 }
 
-fn print(bytes: &[u8]) -> std::io::Result<()> {
+fn show_bytes(bytes: &[u8]) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(bytes)?;
     out.flush()

@@ -338,7 +338,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<String> {
         Command::Pool(command) => pool::run(&client, command, output).await,
         Command::Report(command) => report::run(&client, command, output).await,
         Command::Bmc(command) => bmc::run(&client, command, output).await,
-        Command::Console(command) => console::run(&client, command).await,
+        Command::Console(command) => console::run(&client, command, output).await,
         Command::Aggregate(command) => aggregate::run(&client, command, output).await,
         Command::Vrf(command) => vrf::run(&client, command, output).await,
         Command::Organisation(command) => organisation::run(&client, command, output).await,

@@ -1,9 +1,13 @@
-//! `rackhand person`: who logs in, and one's own password and second factor.
+//! `rackhand person`: who logs in, and one's own password, second factor and SSH keys.
 
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::{
+    io::{BufRead as _, IsTerminal as _, Write as _},
+    path::PathBuf,
+};
 
 use anyhow::Context as _;
 use clap::Subcommand;
+use jiff::Timestamp;
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -12,7 +16,7 @@ use crate::{
     client::Client,
     login::unseen,
     output::{Output, done, print},
-    show::{Table, or_dash, table},
+    show::{Table, or_dash, second, table},
     watch::{self, Told, Watch},
 };
 
@@ -63,6 +67,36 @@ With --password a first password is read from standard input, in one line of at 
     /// Your own second factor: one-time codes of an authenticator
     #[command(subcommand)]
     SecondFactor(FactorCommand),
+    /// Your own SSH keys: by them you open machines' consoles with `ssh`
+    #[command(subcommand)]
+    Key(KeyCommand),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Add a public key to yourself
+    #[command(after_help = "  rackhand person key add laptop ~/.ssh/id_ed25519.pub
+  ssh-add -L | head -n 1 | rackhand person key add agent
+  rackhand console web-1 --ssh              # how to open a console then
+
+Ed25519, ECDSA, or RSA from 2048 bits on. Whoever has the private key opens the consoles that you may
+open; no other token or code is asked for.")]
+    Add {
+        /// What to call it
+        name: String,
+        /// The file, which ends in .pub; otherwise it is read from standard input
+        file: Option<PathBuf>,
+    },
+    /// List your keys; everybody's, if you may see all tokens
+    List {
+        #[command(flatten)]
+        watch: Watch,
+    },
+    /// Remove a key: consoles that were opened by it end
+    Remove {
+        /// The id that `rackhand person key list` tells
+        id: String,
+    },
 }
 
 #[derive(Subcommand)]
@@ -90,6 +124,17 @@ struct Person {
     has_password: bool,
     has_second_factor: bool,
     issuer: Option<String>,
+}
+
+/// An SSH key as the API sends it.
+#[derive(Deserialize)]
+struct Key {
+    id: String,
+    name: String,
+    owner: String,
+    key: String,
+    fingerprint: String,
+    used: Option<Timestamp>,
 }
 
 /// A second factor that was made.
@@ -153,7 +198,35 @@ pub(crate) async fn run(client: &Client, command: PersonCommand, output: Output)
             client.ask(Method::POST, "/v1/totp/remove", Some(json!({"code": code}))).await?;
             Ok(done(output, "a login no longer asks for a code".into()))
         }
+        PersonCommand::Key(KeyCommand::Add { name, file }) => {
+            let key = match &file {
+                Some(file) => {
+                    std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?
+                }
+                None => line("Public key: ")?,
+            };
+            print(output, client.post("/v1/ssh-keys", json!({"name": name, "key": key.trim()})).await?, |made: Key| {
+                format!("{} is yours: {}; next: rackhand console MACHINE --ssh", made.name, made.fingerprint)
+            })
+        }
+        PersonCommand::Key(KeyCommand::List { watch }) => {
+            let fetch = async || Ok(client.list("/v1/ssh-keys").await?.into());
+            watch::show(client, output, watch, Told::ByNobody, fetch, keys).await
+        }
+        PersonCommand::Key(KeyCommand::Remove { id }) => {
+            client.ask(Method::DELETE, &format!("/v1/ssh-keys/{id}"), None).await?;
+            Ok(done(output, "the key is removed".into()))
+        }
     }
+}
+
+fn keys(keys: Vec<Key>) -> Table {
+    let rows = keys.into_iter().map(|key| {
+        let kind = key.key.split(' ').next().unwrap_or_default().to_owned();
+        vec![key.name, key.owner, kind, key.fingerprint, key.used.map_or("never".into(), second), key.id]
+    });
+    table(&["NAME", "OWNER", "KIND", "FINGERPRINT", "USED", "ID"], rows)
+        .or_say("no SSH keys here yet: rackhand person key add NAME ~/.ssh/id_ed25519.pub")
 }
 
 /// One line of standard input, for which a person is asked.

@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::{App, Error};
-use crate::store::{Owner, Project, Standing, StoreError, Thing, Token, Tx};
+use crate::store::{Owner, Project, SshKey, Standing, StoreError, Thing, Token, Tx};
 
 /// Who may use an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +71,10 @@ pub const TABLE: Table = &[
     (Method::GET, "/v1/tokens", Own),
     (Method::POST, "/v1/tokens", Own),
     (Method::DELETE, "/v1/tokens/{token}", Own),
+    (Method::GET, "/v1/ssh-keys", Own),
+    (Method::POST, "/v1/ssh-keys", Own),
+    (Method::DELETE, "/v1/ssh-keys/{key}", Own),
+    (Method::GET, "/v1/ssh", Access::Caller),
     (Method::GET, "/v1/organisations", May(OrganisationRead, Anywhere)),
     (Method::POST, "/v1/organisations", May(OrganisationManage, Everything)),
     (Method::GET, "/v1/organisations/{organisation}", May(OrganisationRead, Named(Thing::Organisation))),
@@ -109,6 +113,7 @@ pub const TABLE: Table = &[
     (Method::GET, "/v1/racks/{rack}/expected-bmcs", May(RackRead, Named(Thing::Rack))),
     (Method::POST, "/v1/racks/{rack}/expected-bmcs", May(RackManage, Named(Thing::Rack))),
     (Method::DELETE, "/v1/racks/{rack}/expected-bmcs", May(RackManage, Named(Thing::Rack))),
+    (Method::GET, "/v1/prometheus/targets", May(AgentRead, Anywhere)),
     (Method::GET, "/v1/agents", May(AgentRead, Anywhere)),
     (Method::POST, "/v1/agents/{agent}/revoke", May(AgentRevoke, Named(Thing::Agent))),
     (Method::POST, "/v1/agents/{agent}/replace", May(AgentRevoke, Named(Thing::Agent))),
@@ -217,7 +222,7 @@ pub const TABLE: Table = &[
 /// The holder of a token that was found valid; put into the request's extensions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// The token's row.
+    /// The row of the token, or of the SSH key.
     pub token: Uuid,
     /// The name of whose the token is: who did it, in the record.
     pub name: String,
@@ -429,6 +434,33 @@ fn caller((token, bindings): (Token, Vec<Binding>)) -> Caller {
 pub(super) async fn still(app: &App, known: &Caller) -> Result<bool, Error> {
     match app.store.token_with_id(app.clock.now().wall, known.token).await {
         Ok(found) => Ok(caller(found).rights == known.rights),
+        Err(StoreError::NotFound(_)) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What an SSH key is good for: consoles.
+const BY_KEY: [Action; 2] = [MachineRead, MachinePower];
+
+/// The owner of the SSH key with this fingerprint, who has proven to have it; notes its use. `None` when
+/// it is nobody's.
+pub(crate) async fn caller_by_key(app: &App, fingerprint: &str) -> Result<Option<Caller>, Error> {
+    match app.store.use_ssh_key(app.clock.now().wall, fingerprint).await {
+        Ok(found) => Ok(Some(key_caller(found))),
+        Err(StoreError::NotFound(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn key_caller((key, bindings): (SshKey, Vec<Binding>)) -> Caller {
+    let rights = Rights { bindings, actions: Some(BY_KEY.into()), scopes: None };
+    Caller { token: key.id, name: key.person_name, owner: Owner::Person(key.person), rights }
+}
+
+/// Whether a caller's SSH key is still theirs, and they may still what they might.
+pub(super) async fn still_by_key(app: &App, known: &Caller) -> Result<bool, Error> {
+    match app.store.ssh_key_with_id(known.token).await {
+        Ok(found) => Ok(key_caller(found).rights == known.rights),
         Err(StoreError::NotFound(_)) => Ok(false),
         Err(error) => Err(error.into()),
     }

@@ -38,6 +38,9 @@ pub(super) struct BmcAccess {
     /// The machine.
     #[schema(value_type = uuid::Uuid)]
     machine: id::MachineId,
+    /// What the machine is called.
+    #[schema(example = "web-1")]
+    machine_name: String,
     /// Its address, with a port when it is not its protocol's own.
     #[schema(example = "10.20.0.5")]
     address: String,
@@ -108,10 +111,11 @@ pub(super) struct NewBmcAccess {
 
 impl BmcAccess {
     fn of(row: store::StoredBmc) -> Self {
-        let store::StoredBmc { access, changed, rotated, rotation, next, .. } = row;
+        let store::StoredBmc { machine_name, access, changed, rotated, rotation, next, .. } = row;
         let is_begun = next.is_some_and(|next| next.is_begun);
         Self {
             machine: access.machine,
+            machine_name,
             address: access.at.to_string(),
             protocol: access.protocol.word(),
             user: access.user,

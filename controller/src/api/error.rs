@@ -166,6 +166,15 @@ impl Error {
         &self.detail
     }
 
+    /// What to tell somebody who has no answer in HTTP; what failed of ours goes to the log.
+    pub(crate) fn words(&self) -> String {
+        if self.kind == Kind::Internal {
+            tracing::error!(error = %self.detail, "it failed");
+            return "the controller failed, and its log says why".into();
+        }
+        self.detail.clone()
+    }
+
     /// Whether it is the caller who can do something about it.
     pub(super) fn is_callers(&self) -> bool {
         matches!(self.kind, Kind::Invalid | Kind::Conflict | Kind::NotFound)

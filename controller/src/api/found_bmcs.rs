@@ -54,6 +54,9 @@ pub(super) struct Found {
     /// The machine it is of.
     #[schema(value_type = Option<Uuid>)]
     machine: Option<MachineId>,
+    /// What that is called.
+    #[schema(example = "web-1")]
+    machine_name: Option<String>,
     /// What and whose it said it is when it was logged in to.
     #[schema(value_type = Option<Object>)]
     identity: Option<Identity>,
@@ -62,7 +65,8 @@ pub(super) struct Found {
 impl Found {
     fn of(row: FoundBmc, bmcs: &[StoredBmc]) -> Self {
         let FoundBmc { found, first_seen, last_seen, intake, detail, met, .. } = row;
-        let machine = bmcs.iter().find(|bmc| bmc.access.at.address == found.address).map(|bmc| bmc.access.machine);
+        let joined = bmcs.iter().find(|bmc| bmc.access.at.address == found.address);
+        let machine = joined.map(|bmc| bmc.access.machine);
         Self {
             address: found.address.to_string(),
             ipmi: found.ipmi,
@@ -76,6 +80,7 @@ impl Found {
             state: if machine.is_some() { "joined" } else { intake.word() },
             detail: detail.filter(|_| machine.is_none()),
             machine,
+            machine_name: joined.map(|bmc| bmc.machine_name.clone()),
             identity: met.map(|met| met.identity),
         }
     }

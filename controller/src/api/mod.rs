@@ -19,7 +19,7 @@ mod bindings;
 mod bmcs;
 mod claims;
 mod commission;
-mod consoles;
+pub(crate) mod consoles;
 mod dry_run;
 mod erasures;
 mod error;
@@ -42,6 +42,7 @@ mod people;
 mod plans;
 mod pools;
 mod projects;
+pub(crate) mod prometheus;
 mod racks;
 mod rate;
 mod reinstall;
@@ -50,6 +51,7 @@ mod rescue;
 mod reverse;
 mod runs;
 mod sites;
+mod ssh_keys;
 mod systems;
 mod tokens;
 mod trace;
@@ -99,6 +101,7 @@ use crate::{
     images::Images,
     oidc::Oidc,
     passwords::Passwords,
+    ssh::Door,
     store::{Owner, Store},
     workflows::Unreachable,
 };
@@ -149,6 +152,8 @@ pub struct App {
     pub agents: Arc<dyn Agents>,
     /// Who has how many consoles open.
     pub seats: Seats,
+    /// Where consoles are to be had by SSH, if they are.
+    pub ssh: Option<Arc<Door>>,
     /// What the agent of a rack knows of its BMCs.
     pub standings: Arc<Standings>,
     /// Has the agent of a rack read the BMC of a machine.
@@ -210,6 +215,9 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(login::remove_factor))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))
+        .routes(routes!(ssh_keys::list, ssh_keys::add))
+        .routes(routes!(ssh_keys::remove))
+        .routes(routes!(ssh_keys::door))
         .routes(routes!(organisations::list, organisations::create))
         .routes(routes!(organisations::show, organisations::rename, organisations::delete))
         .routes(routes!(projects::list, projects::create))
@@ -231,6 +239,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(found_bmcs::list))
         .routes(routes!(expected_bmcs::list, expected_bmcs::import, expected_bmcs::forget))
         .routes(routes!(racks::agents))
+        .routes(routes!(prometheus::targets))
         .routes(routes!(racks::revoke))
         .routes(routes!(racks::replace))
         .routes(routes!(machines::list))

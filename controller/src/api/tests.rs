@@ -115,6 +115,7 @@ impl Bench {
             series: Arc::new(|_, _, _| Box::pin(async { Ok(ControllerResponse::Refused("no such sensor".into())) })),
             agents: Arc::new(Nodes),
             seats: Seats::default(),
+            ssh: None,
             baseline: Arc::new(|_, _, _, _| Box::pin(async { Ok(Some(Answered::Done(Box::new(read_once())))) })),
             cut: Arc::new(|_| ()),
             new_code: Arc::new(|| ("RH1.secret.pin".into(), [7; 32])),

@@ -126,6 +126,7 @@ impl World {
             ("pool", "absent".to_owned()),
             ("aggregate", text(&acme)),
             ("token", text(&acme)),
+            ("key", text(&acme)),
         ]);
         Self {
             bob: id(&bob),
@@ -338,6 +339,10 @@ fn each_operation_is_this_action_at_this_place() {
         GET    /v1/tokens: own things
         POST   /v1/tokens: own things
         DELETE /v1/tokens/{token}: own things
+        GET    /v1/ssh-keys: own things
+        POST   /v1/ssh-keys: own things
+        DELETE /v1/ssh-keys/{key}: own things
+        GET    /v1/ssh: any token
         GET    /v1/organisations: organisation.read anywhere
         POST   /v1/organisations: organisation.manage everything
         GET    /v1/organisations/{organisation}: organisation.read where the organisation is
@@ -376,6 +381,7 @@ fn each_operation_is_this_action_at_this_place() {
         GET    /v1/racks/{rack}/expected-bmcs: rack.read where the rack is
         POST   /v1/racks/{rack}/expected-bmcs: rack.manage where the rack is
         DELETE /v1/racks/{rack}/expected-bmcs: rack.manage where the rack is
+        GET    /v1/prometheus/targets: agent.read anywhere
         GET    /v1/agents: agent.read anywhere
         POST   /v1/agents/{agent}/revoke: agent.revoke where the agent is
         POST   /v1/agents/{agent}/replace: agent.revoke where the agent is

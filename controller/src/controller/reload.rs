@@ -81,6 +81,7 @@ impl Settings {
             public: from,
             agents,
             agents_address,
+            ssh,
             images,
             oidc,
             webhooks,
@@ -123,6 +124,7 @@ impl Settings {
         taken.keep("database", &used.server, database);
         taken.keep("api.listen", &used.api, api);
         taken.keep("agents.listen", &used.agents, agents);
+        taken.keep("ssh.listen", &used.ssh, ssh);
         Ok(taken)
     }
 }

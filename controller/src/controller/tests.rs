@@ -46,7 +46,7 @@ fn a_configuration_is_checked_and_mistakes_are_named() {
               |
             1 | name = "a"
               | ^^^^
-            unknown field `name`, expected one of `data`, `names`, `database`, `api`, `agents`, `images`, `oidc`, `webhooks`, `log`"#]],
+            unknown field `name`, expected one of `data`, `names`, `database`, `api`, `agents`, `ssh`, `images`, `oidc`, `webhooks`, `log`"#]],
     );
 }
 

@@ -9,7 +9,7 @@
 //! - The connection number only rises, also from one agent of a rack to the next; what a connection writes at its end is written only
 //!   while its number is still the newest.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -23,7 +23,7 @@ use rackhand_controller_core::access::Sight;
 use super::{
     Store, StoreError, Tx,
     database::{Builder, Executor, Row, query, query_scalar},
-    micros,
+    id, micros,
     places::Columns,
     timestamp,
 };
@@ -65,6 +65,21 @@ pub struct Agent {
     pub revoked: Option<Timestamp>,
 }
 
+/// Where an agent's metrics are to be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Measured {
+    /// The agent.
+    pub agent: AgentId,
+    /// Version of its software.
+    pub version: Option<String>,
+    /// Address and port.
+    pub at: String,
+    /// What its rack is called.
+    pub rack: String,
+    /// What the rack's site is called.
+    pub site: String,
+}
+
 impl Agent {
     /// Whether this is the registered key, or the one that is to follow it.
     pub fn has(&self, key: KeyPin) -> bool {
@@ -87,6 +102,39 @@ impl Store {
         columns.push(&mut query, sight);
         query.push(" ORDER BY agents.id LIMIT ").push_bind(limit);
         query.build().fetch_all(&self.pool).await?.iter().map(read).collect()
+    }
+
+    /// Notes where an agent's metrics are to be had.
+    pub async fn note_metrics(&self, id: AgentId, at: Option<SocketAddr>) -> Result<(), StoreError> {
+        query("UPDATE agents SET metrics = $2 WHERE id = $1 AND COALESCE(metrics, '') <> COALESCE($2, '')")
+            .bind(id.to_string())
+            .bind(at.map(|at| at.to_string()))
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Where metrics are to be had: of all agents that are let in.
+    pub async fn metrics(&self, sight: &Sight) -> Result<Vec<Measured>, StoreError> {
+        let mut query = Builder::new(
+            "SELECT agents.id, agents.version, agents.metrics, racks.name AS rack_name, sites.name AS site_name
+             FROM agents JOIN racks ON racks.id = agents.rack JOIN sites ON sites.id = racks.site
+             WHERE agents.revoked IS NULL AND agents.metrics IS NOT NULL",
+        );
+        let columns = Columns { site: Some("racks.site"), rack: Some("agents.rack"), ..Columns::default() };
+        columns.push(&mut query, sight);
+        query.push(" ORDER BY agents.id");
+        let rows = query.build().fetch_all(&self.pool).await?;
+        let read = |row: &Row| {
+            Ok(Measured {
+                agent: id(row.try_get("id")?)?,
+                version: row.try_get("version")?,
+                at: row.try_get("metrics")?,
+                rack: row.try_get("rack_name")?,
+                site: row.try_get("site_name")?,
+            })
+        };
+        rows.iter().map(read).collect()
     }
 
     /// The agents of a rack, revoked ones too.

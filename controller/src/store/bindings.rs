@@ -208,6 +208,13 @@ pub(super) fn scope(kind: &str, text: &str) -> Result<Scope, StoreError> {
     })
 }
 
+/// The role of an owner in a row that was joined with theirs, if it has one.
+pub(super) fn held(row: &Row) -> Result<Option<access::Binding>, StoreError> {
+    let Some(role) = row.try_get::<Option<&str>, _>("held_role")? else { return Ok(None) };
+    let role = role.parse().map_err(|error: access::NoRole| StoreError::Damaged("binding", error.into()))?;
+    Ok(Some(access::Binding { role, scope: scope(row.try_get("held_kind")?, row.try_get("held_scope")?)? }))
+}
+
 fn read(row: &Row) -> Result<Binding, StoreError> {
     let name = |column| row.try_get::<Option<String>, _>(column);
     let scope = scope(row.try_get("kind")?, row.try_get("scope")?)?;

@@ -24,6 +24,8 @@ use super::{
 /// The BMC of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredBmc {
+    /// What its machine is called.
+    pub machine_name: String,
     /// How it is reached.
     pub access: Access,
     /// The password that it is to have from now on.
@@ -83,7 +85,7 @@ impl Store {
     /// The rotations under way, with the rack of each.
     pub async fn rotations(&self) -> Result<Vec<(RackId, StoredBmc)>, StoreError> {
         let rows = query(
-            "SELECT bmcs.*, machines.rack FROM machines JOIN bmcs ON bmcs.id = machines.id
+            "SELECT bmcs.*, machines.rack, machines.name AS machine_name FROM machines JOIN bmcs ON bmcs.id = machines.id
              WHERE bmcs.rotating_since IS NOT NULL AND bmcs.rotating_failed IS NULL ORDER BY bmcs.rotating_since, bmcs.id",
         )
         .fetch_all(&self.pool)
@@ -301,7 +303,13 @@ async fn one(
     seal: &Seal,
     machine: MachineId,
 ) -> Result<Option<StoredBmc>, StoreError> {
-    let row = query("SELECT * FROM bmcs WHERE id = $1").bind(machine.to_string()).fetch_optional(executor).await?;
+    let row = query(
+        "SELECT bmcs.*, machines.name AS machine_name FROM bmcs JOIN machines ON machines.id = bmcs.id
+         WHERE bmcs.id = $1",
+    )
+    .bind(machine.to_string())
+    .fetch_optional(executor)
+    .await?;
     row.map(|row| read(seal, &row)).transpose()
 }
 
@@ -312,7 +320,7 @@ async fn rows(
     limit: u32,
 ) -> Result<Vec<Row>, StoreError> {
     let rows = query(
-        "SELECT bmcs.* FROM machines JOIN bmcs ON bmcs.id = machines.id
+        "SELECT bmcs.*, machines.name AS machine_name FROM machines JOIN bmcs ON bmcs.id = machines.id
          WHERE machines.rack = $1 AND machines.id > $2 ORDER BY machines.id LIMIT $3",
     )
     .bind(rack.to_string())
@@ -341,6 +349,7 @@ fn read(seal: &Seal, row: &Row) -> Result<StoredBmc, StoreError> {
     let at = |column: &str| row.try_get::<Option<i64>, _>(column)?.map(timestamp).transpose();
     let (detail, failed) = (row.try_get("rotating_detail")?, row.try_get("rotating_failed")?);
     Ok(StoredBmc {
+        machine_name: row.try_get("machine_name")?,
         access,
         next: next.map(|password| Next { password, is_begun }),
         rotation: at("rotating_since")?.map(|since| Rotation { since, detail, failed }),

@@ -49,6 +49,7 @@ mod runs;
 mod samples;
 pub(crate) mod seal;
 mod sites;
+mod ssh_keys;
 mod test_results;
 mod tokens;
 mod transfer;
@@ -69,7 +70,7 @@ use tokio::sync::Notify;
 
 pub use self::{
     address_space::{Aggregate, Blocks, NewPool, Pool, Proof, ProofKind, ProofState, Source, Vrf, Within},
-    agents::Agent,
+    agents::{Agent, Measured},
     announcements::{Announcement, AnnouncementFilter},
     audit::{Asked, AuditFilter, ChainEnd},
     backup::{Contents, Examined, examine, fill, is_occupied, is_sealed_with, read_backup, write_backup, write_copy},
@@ -101,6 +102,7 @@ pub use self::{
     runs::{Deploy, OrderEnd, OrderResult, Parameters, PowerChange, Release, Rescue, Run, RunStatus, Tests},
     samples::KEPT,
     sites::{DEFAULT_SITE, Site},
+    ssh_keys::{NewSshKey, SshKey},
     test_results::TestResult,
     tokens::{NewToken, Owner, Token},
 };

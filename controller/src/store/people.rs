@@ -160,7 +160,7 @@ impl Tx {
         Ok(())
     }
 
-    /// Removes a person with their tokens and roles. Who vouches for them does not bring them back.
+    /// Removes a person with their tokens, keys and roles. Who vouches for them does not bring them back.
     pub async fn delete_person(&mut self, person: PersonId) -> Result<(), StoreError> {
         self.watch("removed_people", person).await?;
         query(
@@ -175,6 +175,9 @@ impl Tx {
         }
         for token in self.tokens_of_person(person, false).await? {
             self.delete_token(token).await?;
+        }
+        for key in self.ssh_keys_of(person).await? {
+            self.delete_ssh_key(key).await?;
         }
         self.watch("people", person).await?;
         query("DELETE FROM people WHERE id = $1").bind(person.to_string()).execute(&mut self.inner).await?;

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{
     Store, StoreError, Tx,
-    bindings::{scope, scope_id},
+    bindings::{held, scope, scope_id},
     database::{Builder, Row, query, query_scalar},
     from_json, id, json, micros,
     places::Columns,
@@ -265,13 +265,6 @@ impl Tx {
             .await?;
         Ok(())
     }
-}
-
-/// The role of the token's owner in this row, if it has one.
-fn held(row: &Row) -> Result<Option<access::Binding>, StoreError> {
-    let Some(role) = row.try_get::<Option<&str>, _>("held_role")? else { return Ok(None) };
-    let role = role.parse().map_err(|error: access::NoRole| StoreError::Damaged("binding", error.into()))?;
-    Ok(Some(access::Binding { role, scope: scope(row.try_get("held_kind")?, row.try_get("held_scope")?)? }))
 }
 
 fn read(row: &Row) -> Result<Token, StoreError> {

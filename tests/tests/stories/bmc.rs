@@ -91,6 +91,10 @@ async fn there_and_back(protocol: &str) {
     let (running, behind) = bmc(&machine, Personality::generic(1)).await;
     let at = if protocol == "ipmi" { running.ipmi } else { running.redfish };
     reach(&rack, &machine, protocol, at).await;
+    let row = rack.operator.machine(machine.mac()).await.unwrap().unwrap();
+    let listed = rack.operator.get("/v1/racks/r1/bmcs").await.unwrap();
+    let listed = &listed["items"][0];
+    assert_eq!((&listed["machine"], &listed["machine_name"]), (&row["id"], &row["name"]));
 
     let identity = look(&rack, &machine, "identity").await;
     assert_eq!((&identity["identity"]["power"], &identity["identity"]["protocol"]), (&json!("on"), &json!(protocol)));

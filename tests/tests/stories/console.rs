@@ -26,7 +26,7 @@ impl Chassis for Behind {
 }
 
 /// Puts a BMC in front of a ready machine, and says how it is reached; and the machine's id.
-async fn bmc(rack: &VirtualRack, machine: &Machine) -> (Running, String) {
+pub(crate) async fn bmc(rack: &VirtualRack, machine: &Machine) -> (Running, String) {
     let mut personality = Personality::generic(1);
     (personality.serial, personality.uuid) = machine.mainboard();
     personality.users[0].name = "rackhand".into();
@@ -41,7 +41,7 @@ async fn bmc(rack: &VirtualRack, machine: &Machine) -> (Running, String) {
 }
 
 /// A machine that answers what is typed in capitals.
-fn answers(running: &Running) {
+pub(crate) fn answers(running: &Running) {
     let mut line = running.bmc.serial_line().unwrap();
     tokio::spawn(async move {
         let mut buffer = [0; 512];
@@ -55,7 +55,7 @@ fn answers(running: &Running) {
 }
 
 /// Opens a console once the agent has been told of its BMC.
-async fn open(rack: &VirtualRack, id: &str) -> Console {
+pub(crate) async fn open(rack: &VirtualRack, id: &str) -> Console {
     let open = async || rack.operator.console(id).await.map_err(|error| format!("{error:#}"));
     wait::until("the console is opened", PATIENCE, open).await
 }

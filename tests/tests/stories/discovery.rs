@@ -91,7 +91,7 @@ async fn a_bmc_with_its_factory_password_is_found_joined_given_another_one_and_s
     try_factory(&rack).await;
     let told = found(&rack, "it is its machine's", is(&["joined"])).await;
     let row = rack.operator.machine(machine.mac()).await.unwrap().unwrap();
-    assert_eq!(told[0]["machine"], row["id"]);
+    assert_eq!((&told[0]["machine"], &told[0]["machine_name"]), (&row["id"], &row["name"]));
     let told = bmc_becomes(&rack, &machine, "it has another password", |told| told["rotated"].is_string()).await;
     assert!(told["fingerprint"].is_string() && !told.to_string().contains("calvin"), "{told}");
     assert!(password(&running) != "calvin" && password(&running).len() == 16);

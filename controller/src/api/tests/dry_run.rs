@@ -247,6 +247,11 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on:
     let token = trial.step(Method::POST, "/v1/tokens", "/v1/tokens", json!({"name": "laptop"})).await;
     let token = format!("/v1/tokens/{}", id(&token["token"]));
     trial.step(Method::DELETE, "/v1/tokens/{token}", &token, Value::Null).await;
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ ada@laptop";
+    let key = json!({"name": "laptop", "key": key});
+    let key = trial.step(Method::POST, "/v1/ssh-keys", "/v1/ssh-keys", key).await;
+    let key = format!("/v1/ssh-keys/{}", id(&key));
+    trial.step(Method::DELETE, "/v1/ssh-keys/{key}", &key, Value::Null).await;
 
     let agents = trial.bench.ask(Method::GET, "/v1/agents", "").await.1;
     let agents = agents["items"].as_array().unwrap();
