@@ -35,7 +35,11 @@ use crate::{
     clock::{SystemClock, SystemTimer},
     console::Consoles,
     discovery::{self, Discovery, DiscoveryFile},
-    health::{self, HealthFile, Machines, Metrics, series::Series},
+    health::{
+        self, HealthFile, Machines, Metrics,
+        events::{self, Events},
+        series::Series,
+    },
     intent,
     ledger::Ledger,
     lights::Lights,
@@ -123,6 +127,8 @@ pub struct Config {
     pub profiles: Profiles,
     /// How machines are looked at, and decided about.
     pub health: health::Config,
+    /// Where BMCs post their events.
+    pub bmc_events: Option<SocketAddr>,
     /// What is logged.
     pub log: Filter,
 }
@@ -151,12 +157,17 @@ impl TryFrom<File> for Config {
             return Err("events must be at least 1000: a single deploy makes dozens".into());
         }
         let power = Exec::try_from(file.power)?;
+        let bmc_events = file.health.events;
+        if bmc_events.is_some_and(|at| at.ip().is_unspecified()) {
+            return Err("health.events is an address by which BMCs reach this node, such as 10.20.0.1:8446".into());
+        }
         let health = health::Config::try_from(file.health)?;
         let discovery = discovery::Config::new(file.discovery, file.bmc.networks.as_deref())?;
         let File { state, socket, metrics, events, bmc, log, .. } = file;
         let directory = bmc.profiles.as_deref().unwrap_or(Path::new(PROFILES));
         let profiles = Profiles::load(directory).map_err(|error| format!("bmc.profiles: {error}"))?;
-        Ok(Self { state, socket, metrics, events, power, bmc_networks: bmc.networks, discovery, profiles, health, log })
+        let bmc_networks = bmc.networks;
+        Ok(Self { state, socket, metrics, events, power, bmc_networks, discovery, profiles, health, bmc_events, log })
     }
 }
 
@@ -221,7 +232,19 @@ impl Settings {
             Some(Reread::Same) | None => {}
         }
         // A setting that is added is decided on here.
-        let Config { state, socket, metrics, events, power, bmc_networks, discovery, profiles, health, log } = fresh;
+        let Config {
+            state,
+            socket,
+            metrics,
+            events,
+            power,
+            bmc_networks,
+            discovery,
+            profiles,
+            health,
+            bmc_events,
+            log,
+        } = fresh;
         if taken.take("power", &mut used.power, power) {
             self.exec.send_replace(Arc::new(power.clone()));
         }
@@ -236,6 +259,7 @@ impl Settings {
         taken.keep("socket", &used.socket, socket);
         taken.keep("metrics", &used.metrics, metrics);
         taken.keep("events", &used.events, events);
+        taken.keep("health.events", &used.bmc_events, bmc_events);
         taken.keep("bmc", &(&used.bmc_networks, &used.profiles), &(bmc_networks, profiles));
         Ok(taken)
     }
@@ -316,7 +340,19 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let path = config.state.join("series.redb");
     let (series, kept) = tokio::task::spawn_blocking(move || Series::open(&path)).await??;
     let (spooled, of_machines) = (spool.clone(), clock.clone());
-    let machines = Machines::open(database, bmcs.clone(), spooled, series, of_machines, configured_health).await?;
+    let posted = match config.bmc_events {
+        Some(at) => {
+            let listener = TcpListener::bind(at)
+                .await
+                .with_context(|| format!("cannot take events of BMCs on TCP {at} (`health.events` in agent.toml)"))?;
+            let at = listener.local_addr()?;
+            Some((Events::at(at), listener, events::tls(at)?))
+        }
+        None => None,
+    };
+    let said = posted.as_ref().map(|(events, ..)| events.clone());
+    let machines =
+        Machines::open(database, bmcs.clone(), spooled, series, of_machines, configured_health, said).await?;
     let consoles = Consoles::new(bmcs.clone(), &config.state, shutdown.clone());
     let lights = Lights::new(bmcs.clone(), shutdown.clone());
     let socket = local::bind(&config.socket)
@@ -392,6 +428,13 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
         parts.spawn(async move {
             machines.run(view, shutdown).await;
             Ok("machines' health")
+        });
+    }
+    if let Some((events, listener, tls)) = posted {
+        let shutdown = shutdown.clone();
+        parts.spawn(async move {
+            events.serve(listener, tls, shutdown).await;
+            Ok("events of BMCs")
         });
     }
     let (discovery, configured) = watch::channel(config.discovery.clone());

@@ -411,17 +411,19 @@ impl Bmcs {
     /// Reads what is read of a machine regularly, unless a person asks its BMC.
     pub async fn read(&self, machine: MachineId, with_log: bool) -> Result<Read, NotRead> {
         let reached = self.of(machine).ok_or(NotRead::Gone)?;
-        let conversation = reached.conversation.clone();
-        if conversation.person.try_lock().is_err() {
-            return Err(NotRead::Busy);
-        }
-        let Ok(_alone) = conversation.look.try_lock() else { return Err(NotRead::Busy) };
-        let read = tokio::select! {
-            () = conversation.wanted.notified() => return Err(NotRead::Busy),
-            read = timeout(LOOK, reached.read(with_log)) => read,
-        };
-        let read = read.map_err(|_| NotRead::Failed(format!("does not answer within {} s", LOOK.as_secs())))?;
-        read.map_err(|error| NotRead::Failed(error.to_string()))
+        reached.in_turn(reached.read(with_log)).await
+    }
+
+    /// Has a machine's BMC post its events to `base` followed by `name`, unless a person asks it.
+    pub async fn subscribe(&self, machine: MachineId, base: &str, name: &str) -> Result<(), NotRead> {
+        let reached = self.of(machine).ok_or(NotRead::Gone)?;
+        reached.in_turn(async { reached.of_this_machine().await?.subscribe(base, name).await }).await
+    }
+
+    /// Has a machine's BMC post its events nowhere below `base` any more.
+    pub async fn unsubscribe(&self, machine: MachineId, base: &str) -> Result<(), NotRead> {
+        let reached = self.of(machine).ok_or(NotRead::Gone)?;
+        reached.in_turn(async { reached.bmc().await?.unsubscribe(base).await }).await
     }
 
     /// The machines whose BMCs are reached.
@@ -587,6 +589,21 @@ impl Reached {
         self.conversation.wanted.notify_one();
         let _alone = self.conversation.look.lock().await;
         ask.await
+    }
+
+    /// Asks what is asked regularly, unless a person asks, or comes to.
+    async fn in_turn<T>(&self, ask: impl Future<Output = Result<T, BmcError>>) -> Result<T, NotRead> {
+        let conversation = &self.conversation;
+        if conversation.person.try_lock().is_err() {
+            return Err(NotRead::Busy);
+        }
+        let Ok(_alone) = conversation.look.try_lock() else { return Err(NotRead::Busy) };
+        let answer = tokio::select! {
+            () = conversation.wanted.notified() => return Err(NotRead::Busy),
+            answer = timeout(LOOK, ask) => answer,
+        };
+        let answer = answer.map_err(|_| NotRead::Failed(format!("does not answer within {} s", LOOK.as_secs())))?;
+        answer.map_err(|error| NotRead::Failed(error.to_string()))
     }
 
     /// Who is asked; on the first call it is found out what the BMC speaks.

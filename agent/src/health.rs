@@ -1,8 +1,10 @@
 //! The node's own health: sampled once a minute into an event, and as Prometheus metrics on
 //! a loopback port. What of its machines: [`machines`] reads their BMCs, [`rules`] and
-//! [`standing`] decide, [`series`] keeps what was read.
+//! [`standing`] decide, [`series`] keeps what was read, [`events`] has BMCs say that something happened.
 
+pub mod events;
 mod machines;
+mod pace;
 pub mod rules;
 pub mod series;
 pub mod standing;

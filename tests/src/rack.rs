@@ -75,6 +75,7 @@ const CLAIM: u16 = 4430;
 const API: u16 = 8443;
 const AGENTS: u16 = 4433;
 const SSH: u16 = 2222;
+const EVENTS: u16 = 8446;
 const HTTP: u16 = 8080;
 const CHANNEL: u16 = 8444;
 /// 69 is for root.
@@ -97,6 +98,8 @@ pub struct VirtualRack {
     settings: Settings,
     /// Where the agent answers what it counts.
     metrics: Option<SocketAddr>,
+    /// Whether BMCs may post events to the agent.
+    takes_events: bool,
     directory: TempDir,
 }
 
@@ -142,6 +145,7 @@ impl VirtualRack {
             boot: None,
             settings: Settings::default(),
             metrics: None,
+            takes_events: false,
             directory,
         };
         rack.begin(Service::Controller).await?;
@@ -243,12 +247,20 @@ impl VirtualRack {
         Ok([("the controller's metrics", self.operator.metrics().await?), ("the agent's metrics", agent)])
     }
 
+    /// Has an agent take the events of BMCs from now on; it is killed for that.
+    pub async fn take_events(&mut self) {
+        self.takes_events = true;
+        self.restart(Service::Agent).await;
+    }
+
     fn agent_config(&self, state: &Path, socket: &str) -> Result<agent::Config> {
         let text = format!(
             "state = {state:?}\nsocket = {:?}\nmetrics = \"{}:0\"\n[bmc]\nnetworks = [\"127.0.0.0/8\"]\n",
             self.path(socket),
             self.subnet.node
         );
+        let events = format!("[health]\nevents = \"{}:{EVENTS}\"\n", self.subnet.node);
+        let text = if self.takes_events { text + &events } else { text };
         agent::Config::try_from(toml::from_str::<agent::File>(&text)?).map_err(anyhow::Error::msg)
     }
 

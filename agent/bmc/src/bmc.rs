@@ -71,6 +71,13 @@ pub trait Bmc: Send + Sync {
     /// Has these settings of the machine's firmware be so after its next start.
     fn set_bios<'a>(&'a self, wanted: &'a BTreeMap<String, Attribute>) -> Answer<'a, ()>;
 
+    /// Has events posted to `base` followed by `name`, and nowhere else below `base`; asked again, it is
+    /// looked whether that is still so.
+    fn subscribe<'a>(&'a self, base: &'a str, name: &'a str) -> Answer<'a, ()>;
+
+    /// Has events posted nowhere below `base`.
+    fn unsubscribe<'a>(&'a self, base: &'a str) -> Answer<'a, ()>;
+
     /// Ends the session, of which a BMC has about four; what is asked afterwards begins another.
     fn close(&self) -> Answer<'_, ()>;
 }

@@ -853,34 +853,53 @@ async fn an_image_is_pushed_and_its_task_waited_for() {
 }
 
 #[tokio::test]
-async fn a_subscription_is_made_once_and_ended() {
-    const ONE: &str = "/redfish/v1/EventService/Subscriptions/1";
-    let there = Mutex::new(Vec::<Value>::new());
+async fn one_subscription_is_had_below_a_base_and_nobody_elses_is_touched() {
+    const ALL: &str = "/redfish/v1/EventService/Subscriptions";
+    let of = |number: u32, destination: &str| json!({ "@odata.id": format!("{ALL}/{number}"), "Destination": destination, "Context": "x" });
+    let there = Arc::new(Mutex::new(vec![
+        of(1, "https://192.0.2.9/other"),
+        of(2, "https://192.0.2.1/events/of-a-process-before"),
+        of(3, "https://192.0.2.1/events/of-another"),
+    ]));
     let tree = machine(json!({
         "/redfish/v1": {"EventService": {"@odata.id": "/redfish/v1/EventService"}},
-        "/redfish/v1/EventService": {"Subscriptions": {"@odata.id": "/redfish/v1/EventService/Subscriptions"}},
-        ONE: {},
+        "/redfish/v1/EventService": {"Subscriptions": {"@odata.id": ALL}},
     }));
+    let kept = there.clone();
     let service = Service::of(tree, move |asked| {
-        if !asked.path.ends_with("/Subscriptions") {
-            return None;
+        let rest = asked.path.strip_prefix(ALL)?;
+        let mut there = kept.lock().unwrap();
+        match (asked.method.as_str(), rest) {
+            ("POST", "") => {
+                let mut made = asked.body.clone();
+                let at = format!("{ALL}/9");
+                made["@odata.id"] = json!(at);
+                there.push(made);
+                Some(headed(201, "Location", &at))
+            }
+            ("DELETE", _) => {
+                there.retain(|one| one["@odata.id"] != asked.path);
+                Some(headed(204, "Allow", "GET"))
+            }
+            _ => Some(well(json!({ "Members": there.clone() }))),
         }
-        let mut there = there.lock().unwrap();
-        if asked.method == "POST" {
-            let mut made = asked.body.clone();
-            made["@odata.id"] = json!(ONE);
-            there.push(made);
-            return Some(headed(201, "Location", ONE));
-        }
-        Some(well(json!({ "Members": there.clone() })))
     })
     .await;
-    let redfish = service.redfish();
-    let first = redfish.subscribe("https://192.0.2.1/events", "rack 1").await.unwrap();
-    assert_eq!(redfish.subscribe("https://192.0.2.1/events", "rack 1").await, Ok(first.clone()));
-    assert_eq!(service.count("POST", "/redfish/v1/EventService/Subscriptions"), 1);
-    redfish.unsubscribe(&first).await.unwrap();
-    redfish.unsubscribe(&Link::parse("/redfish/v1/EventService/Subscriptions/9").unwrap()).await.unwrap();
+    let destinations = || {
+        let there = there.lock().unwrap();
+        there.iter().map(|one| one["Destination"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let (redfish, base) = (service.redfish(), "https://192.0.2.1/events/");
+    for _ in 0..2 {
+        redfish.subscribe(base, "fresh").await.unwrap();
+        assert_eq!(destinations(), ["https://192.0.2.9/other", "https://192.0.2.1/events/fresh"]);
+    }
+    assert_eq!(service.count("POST", ALL), 1);
+    redfish.unsubscribe(base).await.unwrap();
+    assert_eq!(destinations(), ["https://192.0.2.9/other"]);
+    let without = Service::of(machine(json!({})), |_| None).await;
+    let refused = without.redfish().subscribe(base, "fresh").await;
+    assert!(matches!(refused, Err(BmcError::Unsupported(_))), "{refused:?}");
 }
 
 #[tokio::test]

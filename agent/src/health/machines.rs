@@ -10,11 +10,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use rackhand_common::{
     bmc::SensorKind,
@@ -28,10 +30,13 @@ use serde::Deserialize;
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
+    time::{sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    events::Events,
+    pace::{Looked, Pace},
     rules::{BadRule, Rules},
     series::{Sample, Series},
     standing::{self, Memory, Watched},
@@ -46,14 +51,11 @@ use crate::{
 /// How often all that is known is told again.
 const RESTATE: Duration = Duration::from_secs(3600);
 
-/// After how long a BMC that somebody else was asking is read again.
-const AGAIN: Duration = Duration::from_secs(2);
-
 /// How often it is looked which machines there are, when nobody says that they changed.
 const MACHINES: Duration = Duration::from_secs(30);
 
-/// So many times as long as a look took a BMC is left alone after it.
-const REST: u32 = 4;
+/// How long BMCs have at the end to be told that they post no more events.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// By machine: [`Memory`] as JSON.
 const TABLE: TableDefinition<u128, &[u8]> = TableDefinition::new("health");
@@ -74,11 +76,20 @@ pub struct HealthFile {
     /// Directory with rules beside those that come with the product; default `/etc/rackhand/health`.
     #[serde(default = "default_rules")]
     pub rules: PathBuf,
+    /// Where BMCs post their events (TCP), such as `10.20.0.1:8446`: by this address they reach the node; default
+    /// is nowhere.
+    pub events: Option<SocketAddr>,
 }
 
 impl Default for HealthFile {
     fn default() -> Self {
-        Self { sensors: default_sensors(), log: default_log(), at_once: default_at_once(), rules: default_rules() }
+        Self {
+            sensors: default_sensors(),
+            log: default_log(),
+            at_once: default_at_once(),
+            rules: default_rules(),
+            events: None,
+        }
     }
 }
 
@@ -157,6 +168,8 @@ struct Inner {
     series: Series,
     clock: Arc<dyn Clock>,
     config: watch::Receiver<Config>,
+    /// What BMCs say happened, if they are to.
+    events: Option<Events>,
     watched: Mutex<HashMap<MachineId, Arc<tokio::sync::Mutex<Watched>>>>,
     latest: Mutex<BTreeMap<MachineId, Latest>>,
 }
@@ -183,6 +196,7 @@ impl Machines {
         series: Series,
         clock: Arc<dyn Clock>,
         config: watch::Receiver<Config>,
+        events: Option<Events>,
     ) -> Result<Self, SpoolError> {
         let now = clock.now();
         let remembered = blocking(move || remembered(&database)).await?;
@@ -192,7 +206,7 @@ impl Machines {
         let latest = watched.iter().map(latest).collect();
         let watched = watched.into_iter().map(|(id, watched)| (id, Arc::new(tokio::sync::Mutex::new(watched))));
         let watched = Mutex::new(watched.collect());
-        Ok(Self(Arc::new(Inner { bmcs, spool, series, clock, config, watched, latest: Mutex::new(latest) })))
+        Ok(Self(Arc::new(Inner { bmcs, spool, series, clock, config, events, watched, latest: Mutex::new(latest) })))
     }
 
     /// Reads BMCs in turn until `shutdown`.
@@ -245,14 +259,30 @@ impl Machines {
             }
         }
         while parts.join_next().await.is_some() {}
+        if let Some(events) = &self.0.events {
+            let ended = events.subscribed().into_iter().map(|machine| self.0.bmcs.unsubscribe(machine, events.base()));
+            // What is left is ended at the next start, or posts to nobody.
+            let _ = timeout(FAREWELL, join_all(ended)).await;
+        }
     }
 
     /// Reads one machine's BMC again and again.
     async fn attend(self, machine: MachineId, places: Arc<Semaphore>, stop: CancellationToken) {
-        let (mut wait, mut log_due) = (self.0.config.borrow().sensors.mul_f64(rand::random()), None);
+        let around = |period: Duration| period.mul_f64(0.9 + 0.2 * rand::random::<f64>());
+        let bell = self.0.events.as_ref().map(|events| (events, events.bell(machine)));
+        let rings = async || match &bell {
+            Some((_, bell)) => bell.rings().await,
+            None => std::future::pending().await,
+        };
+        let first = self.0.config.borrow().sensors.mul_f64(rand::random());
+        let mut pace = Pace::first(Instant::now() + first);
         loop {
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = sleep_until(pace.next().into()) => {}
+                () = rings() => {
+                    pace.ask();
+                    continue;
+                }
                 () = stop.cancelled() => return,
             }
             let _place = tokio::select! {
@@ -261,19 +291,16 @@ impl Machines {
             };
             let config = self.0.config.borrow().clone();
             let began = Instant::now();
-            let with_log = log_due.is_none_or(|due| began >= due);
+            let with_log = pace.begin(began);
             // What was begun ends: a session that is cut off is one of a BMC's few.
-            match self.look(machine, &config.rules, with_log).await {
-                Looked::Whole => {
-                    if with_log {
-                        log_due = Some(began + config.log.mul_f64(0.9 + 0.2 * rand::random::<f64>()));
-                    }
-                    let took = began.elapsed();
-                    let period = config.sensors.mul_f64(0.9 + 0.2 * rand::random::<f64>());
-                    wait = period.saturating_sub(took).max(took.saturating_mul(REST));
-                }
-                Looked::Yielded => wait = AGAIN,
+            let looked = self.look(machine, &config.rules, with_log).await;
+            if let Some((events, bell)) = &bell
+                && with_log
+                && looked == Looked::Answered
+            {
+                self.subscribe(machine, events, &bell.name).await;
             }
+            pace.end(looked, (began, Instant::now()), around(config.sensors), around(config.log));
         }
     }
 
@@ -282,7 +309,7 @@ impl Machines {
         let now = self.0.clock.now();
         let entry = self.watched(machine);
         let mut watched = entry.lock().await;
-        match read {
+        let looked = match read {
             Ok(read) => {
                 watched.sensors(rules, now, read.power, &read.sensors);
                 if let Some(log) = &read.log {
@@ -297,17 +324,31 @@ impl Machines {
                 let mut latest = self.latest();
                 let shown = latest.entry(machine).or_default();
                 (shown.readings, shown.answered, shown.silent) = (readings, Some(now.wall), None);
+                Looked::Answered
             }
             Err(NotRead::Busy) => return Looked::Yielded,
-            Err(NotRead::Gone) => return Looked::Whole,
+            Err(NotRead::Gone) => return Looked::Silent,
             Err(NotRead::Failed(reason)) => {
                 watched.silent(rules, now, &reason);
                 self.latest().entry(machine).or_default().silent = Some(reason);
+                Looked::Silent
             }
-        }
+        };
         let news = watched.news();
         self.settle(machine, &mut watched, news).await;
-        Looked::Whole
+        looked
+    }
+
+    /// Has a machine's BMC post its events, or looks whether it still does. What cannot is read in its turn.
+    async fn subscribe(&self, machine: MachineId, events: &Events, name: &str) {
+        match self.0.bmcs.subscribe(machine, events.base(), name).await {
+            Ok(()) => events.note_subscribed(machine, true),
+            Err(NotRead::Busy) => {}
+            Err(why) => {
+                tracing::debug!(%machine, ?why, "its BMC posts no events");
+                events.note_subscribed(machine, false);
+            }
+        }
     }
 
     /// Tells and remembers what there is to tell and to remember; what cannot be written now is
@@ -355,6 +396,9 @@ impl Machines {
     async fn forget(&self, machine: MachineId) {
         self.lock_watched().remove(&machine);
         self.latest().remove(&machine);
+        if let Some(events) = &self.0.events {
+            events.forget(machine);
+        }
         let also = Box::new(move |tx: &redb::WriteTransaction| {
             tx.open_table(TABLE)?.remove(machine.0.as_u128())?;
             Ok(())
@@ -403,17 +447,18 @@ impl Machines {
         let (series, _) = Series::open(&dir.join("series.redb")).unwrap();
         let config = watch::channel(Config::try_from(HealthFile::default()).unwrap()).1;
         let clock = Arc::new(crate::clock::SystemClock::default());
-        let inner = Inner { bmcs, spool, series, clock, config, watched: Mutex::default(), latest: Mutex::default() };
+        let inner = Inner {
+            bmcs,
+            spool,
+            series,
+            clock,
+            config,
+            events: None,
+            watched: Mutex::default(),
+            latest: Mutex::default(),
+        };
         Self(Arc::new(inner))
     }
-}
-
-/// How a look ended.
-enum Looked {
-    /// It is done, one way or the other.
-    Whole,
-    /// A person went first.
-    Yielded,
 }
 
 /// What is remembered of machines; what cannot be read is forgotten.

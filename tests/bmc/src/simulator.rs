@@ -182,6 +182,7 @@ impl Simulator {
         }
         if has_redfish {
             tokio::spawn(stop.clone().run_until_cancelled_owned(redfish::serve(listener, Some(tls), bmc.clone())));
+            tokio::spawn(stop.clone().run_until_cancelled_owned(redfish::deliver::run(bmc.clone())));
             if let Some(plain) = plain {
                 tokio::spawn(stop.run_until_cancelled_owned(redfish::serve(plain, None, bmc)));
             }

@@ -73,6 +73,8 @@ pub struct State {
     pub denied: (Cell<u32>, Cell<u32>),
     /// Counts restarts: sessions of an earlier one are lost.
     pub restarts: u64,
+    /// Counts requests of Redfish.
+    pub requests: u64,
     silent_until: Option<Timestamp>,
     /// Counts changes, for ETags.
     pub changes: u64,
@@ -178,6 +180,7 @@ impl State {
             secure_boot: (false, false),
             media: None,
             subscriptions: Vec::new(),
+            requests: 0,
             denied: Default::default(),
             restarts: 0,
             silent_until: None,

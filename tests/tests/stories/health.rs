@@ -229,3 +229,81 @@ async fn the_technician_is_told_what_is_wrong_and_the_right_lamp_is_lit_with_the
     rack.stop().await.unwrap();
     assert!(!is_lit(), "an agent that ends leaves a lamp lit");
 }
+
+/// Has the agent look at sensors every two seconds, and at the log once in an hour.
+fn look_at_logs_seldom(rack: &VirtualRack) {
+    let rules = Arc::new(Rules::with(&[]).unwrap());
+    let (sensors, log) = (Duration::from_secs(2), Duration::from_secs(3600));
+    let told = rack.reload_agent(|config| config.health = Config { sensors, log, at_once: 2, rules });
+    assert!(told.unwrap().contains("health"), "it is not taken over");
+}
+
+/// An uncorrectable ECC error of a memory module (IPMI 2.0 table 42-3).
+fn memory_fails(running: &rackhand_bmc_sim::Running) {
+    let mut record = [0; 16];
+    (record[2], record[7], record[9]) = (0x02, 0x20, 0x04);
+    (record[10], record[11], record[12], record[13]) = (0x0c, 0x01, 0x6f, 0x01);
+    running.bmc.lock().log.add(jiff::Timestamp::now(), record).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_of_a_bmc_is_seen_at_once_is_only_a_hint_and_its_subscription_is_kept_up() {
+    let mut rack = VirtualRack::new().await;
+    rack.take_events().await;
+    let machine = rack.machine(Model::default());
+    rack.ready(&machine).await;
+    let (running, _behind) = bmc(&machine, Personality::generic(1)).await;
+    look_at_logs_seldom(&rack);
+    reach(&rack, &machine, "redfish", running.redfish).await;
+    fares(&rack, &machine, "ok").await;
+    let there = || running.bmc.lock().subscriptions.clone();
+    let base = format!("https://{}:8446/", rack.host(1));
+    let subscribed = async || match &there()[..] {
+        [(_, destination, context)] if destination.starts_with(&base) && destination.ends_with(context.as_str()) => {
+            Ok(destination.clone())
+        }
+        other => Err(format!("{other:?}")),
+    };
+    let destination = wait::until("the BMC was told where to post", PATIENCE, subscribed).await;
+
+    // Its log is read in its turn in an hour.
+    let failed = std::time::Instant::now();
+    memory_fails(&running);
+    let critical = fares(&rack, &machine, "critical").await;
+    assert_eq!(critical["causes"][0]["rule"], "memory-uncorrectable", "{critical}");
+    assert!(failed.elapsed() < Duration::from_secs(20), "{:?}", failed.elapsed());
+
+    // Whoever posts a thousand that are not so causes a look once in a while, and changes nothing.
+    let client = reqwest::Client::builder().tls_danger_accept_invalid_certs(true).no_proxy().build().unwrap();
+    let transitions = critical["transitions"].as_array().unwrap().len();
+    let before = running.bmc.lock().requests;
+    let began = std::time::Instant::now();
+    let forged = json!({"Events": [{"MessageSeverity": "OK", "Message": "all is well"}]}).to_string();
+    for number in 0..300 {
+        let to = if number % 2 == 0 { destination.clone() } else { format!("{base}redfish-events/0123") };
+        // Some are refused: only so many connections are taken.
+        let _ = client.post(to).body(forged.clone()).send().await;
+    }
+    let looks = running.bmc.lock().requests - before;
+    let most = (began.elapsed().as_secs() / 2 + 2) * 60;
+    assert!(looks < most, "{looks} requests, more than {most}");
+    let fares_still = rack.operator.get(&path(&rack, &machine).await).await.unwrap();
+    assert_eq!(fares_still["state"], "critical", "{fares_still}");
+    assert_eq!(fares_still["transitions"].as_array().unwrap().len(), transitions, "{fares_still}");
+
+    // A BMC that forgot it in a restart is told again; so is one whose agent was killed, at another name, and
+    // what was there before is ended. One that stops takes it back.
+    running.bmc.lock().subscriptions.clear();
+    running.bmc.restart(SignedDuration::from_secs(10));
+    wait::until("the BMC was told again", PATIENCE, subscribed).await;
+    rack.kill(Service::Agent).await;
+    rack.start(Service::Agent).await;
+    look_at_logs_seldom(&rack);
+    let anew = async || match subscribed().await {
+        Ok(now) if now != destination => Ok(()),
+        other => Err(format!("{other:?}")),
+    };
+    wait::until("the BMC was told by the new process", PATIENCE, anew).await;
+    rack.stop().await.unwrap();
+    assert_eq!(there(), [], "it stopped, and the BMC still posts");
+}

@@ -892,6 +892,11 @@ fn no_bios() -> BmcError {
     BmcError::Unsupported("the settings of the machine's firmware are in Redfish only".to_owned())
 }
 
+/// Its traps (PET) have no certificate and no context: its log is polled.
+fn no_events() -> BmcError {
+    BmcError::Unsupported("events are sent by Redfish only".to_owned())
+}
+
 impl Bmc for Ipmi {
     fn close(&self) -> Answer<'_, ()> {
         Box::pin(async move {
@@ -983,6 +988,14 @@ impl Bmc for Ipmi {
 
     fn set_bios<'a>(&'a self, _wanted: &'a BTreeMap<String, Attribute>) -> Answer<'a, ()> {
         Box::pin(async { Err(no_bios()) })
+    }
+
+    fn subscribe<'a>(&'a self, _base: &'a str, _name: &'a str) -> Answer<'a, ()> {
+        Box::pin(async { Err(no_events()) })
+    }
+
+    fn unsubscribe<'a>(&'a self, _base: &'a str) -> Answer<'a, ()> {
+        Box::pin(async { Err(no_events()) })
     }
 }
 

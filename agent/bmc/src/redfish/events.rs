@@ -21,9 +21,41 @@ fn events(node: Node<'_>) -> Events {
 }
 
 impl Redfish {
-    /// Has events posted to this address with this context, and gives the subscription. One that
-    /// is there already for the same address and context is taken.
-    pub async fn subscribe(&self, destination: &str, context: &str) -> Result<Link, BmcError> {
+    /// Has events posted to `base` followed by `name`, which is their context too. What was subscribed to
+    /// below `base` otherwise is ended: a BMC has room for few subscriptions. One that is there already
+    /// is left as it is.
+    pub(super) async fn take_events(&self, base: &str, name: &str) -> Result<(), BmcError> {
+        let destination = format!("{base}{name}");
+        let (collection, has_types) = self.subscriptions().await?;
+        let mut is_there = false;
+        for (link, there) in self.below(&collection, base).await? {
+            let is_ours = there == destination && !is_there;
+            is_there |= is_ours;
+            if !is_ours {
+                self.end(&link).await?;
+            }
+        }
+        if is_there {
+            return Ok(());
+        }
+        let mut wanted = json!({ "Destination": destination, "Context": name, "Protocol": "Redfish" });
+        if has_types {
+            wanted["EventTypes"] = json!(["Alert"]);
+        }
+        self.http.post(&collection, Payload::Json(wanted)).await.map(drop)
+    }
+
+    /// Ends all subscriptions below `base`.
+    pub(super) async fn leave_events(&self, base: &str) -> Result<(), BmcError> {
+        let (collection, _) = self.subscriptions().await?;
+        for (link, _) in self.below(&collection, base).await? {
+            self.end(&link).await?;
+        }
+        Ok(())
+    }
+
+    /// Where subscriptions are, and whether they choose types.
+    async fn subscriptions(&self) -> Result<(Link, bool), BmcError> {
         let service = self.service().await?;
         let unsupported = || fault::unsupported("it sends no events");
         let link = service.root.node().link("EventService").ok_or_else(unsupported)?;
@@ -33,23 +65,22 @@ impl Redfish {
             return Err(unsupported());
         }
         let collection = resource.node().link("Subscriptions").unwrap_or_else(|| link.below("Subscriptions"));
-        let there = self.walk(&service).members(&collection).await?;
-        let is_ours =
-            |node: Node<'_>| node.word("Destination") == Some(destination) && node.word("Context") == Some(context);
-        if let Some(ours) = there.into_iter().find(|found| is_ours(found.node())) {
-            return Ok(ours.link);
-        }
-        let mut wanted = json!({ "Destination": destination, "Context": context, "Protocol": "Redfish" });
-        if has_types {
-            wanted["EventTypes"] = json!(["Alert"]);
-        }
-        let reply = self.http.post(&collection, Payload::Json(wanted)).await?;
-        let made = reply.location.or_else(|| Node(Some(&reply.body)).target());
-        made.ok_or_else(|| fault::malformed(format!("{collection}: a subscription that is nowhere")))
+        Ok((collection, has_types))
+    }
+
+    /// The subscriptions that post somewhere below `base`, and where.
+    async fn below(&self, collection: &Link, base: &str) -> Result<Vec<(Link, String)>, BmcError> {
+        let service = self.service().await?;
+        let there = self.walk(&service).members(collection).await?;
+        let posts = there.into_iter().filter_map(|found| {
+            let destination = found.node().word("Destination")?.to_owned();
+            Some((found.link, destination))
+        });
+        Ok(posts.filter(|(_, destination)| destination.starts_with(base)).collect())
     }
 
     /// Ends a subscription. One that is gone is ended.
-    pub async fn unsubscribe(&self, subscription: &Link) -> Result<(), BmcError> {
+    async fn end(&self, subscription: &Link) -> Result<(), BmcError> {
         match self.http.delete(subscription).await {
             Err(BmcError::Unsupported(_)) => Ok(()),
             answer => answer.map(drop),

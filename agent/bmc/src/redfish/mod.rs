@@ -269,4 +269,12 @@ impl Bmc for Redfish {
     fn set_bios<'a>(&'a self, wanted: &'a BTreeMap<String, Attribute>) -> Answer<'a, ()> {
         self.within(self.write_bios(wanted))
     }
+
+    fn subscribe<'a>(&'a self, base: &'a str, name: &'a str) -> Answer<'a, ()> {
+        self.within(self.take_events(base, name))
+    }
+
+    fn unsubscribe<'a>(&'a self, base: &'a str) -> Answer<'a, ()> {
+        self.within(self.leave_events(base))
+    }
 }

@@ -2,9 +2,10 @@
 //! [`tree`] is what a GET shows.
 //!
 //! Without authentication one sees the versions, the root, the metadata, and can make a session.
-//! Not there: `$expand` and other queries, XML beyond the metadata, delivery of events.
+//! [`deliver`] posts events. Not there: `$expand` and other queries, XML beyond the metadata.
 
 mod act;
+pub(crate) mod deliver;
 mod tree;
 
 use std::{io, sync::Arc, time::Duration};
@@ -194,6 +195,7 @@ impl Service {
         random: [u8; 16],
         request: &Request,
     ) -> Option<Reply> {
+        state.requests += 1;
         if std::mem::replace(&mut self.restarts, state.restarts) != state.restarts {
             self.sessions.clear();
         }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::Session;
+use super::{Session, deliver};
 use crate::{
     chassis::Source,
     log::Record,
@@ -772,7 +772,8 @@ impl View<'_> {
                 "EventService",
                 "Event Service",
                 json!({
-                    "ServiceEnabled": true, "DeliveryRetryAttempts": 3, "DeliveryRetryIntervalSeconds": 30,
+                    "ServiceEnabled": true, "DeliveryRetryAttempts": deliver::ATTEMPTS,
+                    "DeliveryRetryIntervalSeconds": deliver::INTERVAL.as_secs(),
                     "EventFormatTypes": ["Event"], "Subscriptions": link(format!("{path}/Subscriptions")),
                     "Status": { "State": "Enabled", "Health": "OK" },
                 }),
