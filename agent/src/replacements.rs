@@ -461,8 +461,19 @@ impl Replacements {
         }
     }
 
-    /// Has this node's own power command carried out; or why it was not.
+    /// Has this node's own power command carried out; or why it was not, at the third try: a device may be
+    /// slow, and a process that stops refuses whatever comes.
     async fn command(&self, machine: MachineId, action: Action) -> Result<(), String> {
+        for _ in 0..2 {
+            if self.try_command(machine, action).await.is_ok() {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        self.try_command(machine, action).await
+    }
+
+    async fn try_command(&self, machine: MachineId, action: Action) -> Result<(), String> {
         let wish = self.open_to_hands("it", machine)?;
         let id = CommandId::fresh();
         self.0.bench.hands.permit(machine, id);

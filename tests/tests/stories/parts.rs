@@ -5,9 +5,12 @@ use std::{
     process::{Command, Output},
 };
 
+use rackhand_agent::local::Client;
 use rackhand_common::{
     hardware::{Dimm, Hardware},
     machine::Power,
+    replacement::Ask,
+    wire::{LocalRequest, LocalResponse},
 };
 use rackhand_tests::{Machine, Model, Service, VirtualRack, machine::Effect, operator::PATIENCE, wait};
 use serde_json::{Value, json};
@@ -51,7 +54,7 @@ async fn known(rack: &VirtualRack, machine: &Machine, lifecycle: &str, part: &st
         let intent = std::fs::read_to_string(rack.path("agent/intent.json")).unwrap_or_default();
         let told = refused(rack, machine, "").await;
         let is_told = lives["machines"].as_array().is_some_and(|all| all.contains(&json!([id, lifecycle])));
-        let is_idle = !intent.contains("\"test\"");
+        let is_idle = intent.contains(id.as_str().unwrap()) && !intent.contains("\"test\"");
         if is_told && is_idle && told.contains(part) { Ok(()) } else { Err(format!("{lives}\n{told}")) }
     })
     .await;
@@ -75,8 +78,10 @@ async fn a_disk_is_replaced_while_the_controller_is_away_and_processes_are_kille
     rack.kill(Service::Controller).await;
 
     // Nothing is done before somebody has said that it may be.
-    assert!(refused(&rack, &machine, "--slot vda").await.contains("--yes"));
-    assert!(refused(&rack, &machine, "--slot sdz --yes").await.contains("has no part \"sdz\""));
+    for (flags, says) in [("--slot vda", "if it may be: --yes"), ("--slot sdz --yes", "has no part \"sdz\"")] {
+        let told = refused(&rack, &machine, flags).await;
+        assert!(told.contains(says), "{flags}: {told}");
+    }
     assert_eq!((machine.power(), machine.effects().len()), (Power::On, 0));
 
     let off = done(&rack, &machine, "--slot serial-1 --yes").await;
@@ -93,17 +98,13 @@ async fn a_disk_is_replaced_while_the_controller_is_away_and_processes_are_kille
     machine.swap_drive(rack.drive("serial-7", 32 << 20));
 
     // Killed while the machine starts, the agent goes on with it.
-    let starts = machine.starts();
-    let start = replace(rack.path("agent.sock"), machine.clone(), "--new-serial serial-8");
-    let (output, ()) = tokio::join!(start, async {
-        wait::until("the machine starts", PATIENCE, async || {
-            if machine.starts() > starts { Ok(()) } else { Err(machine.screen()) }
-        })
-        .await;
-        rack.restart(Service::Agent).await;
-    });
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let swapped = serde_json::to_string(&Ask::Swapped { typed: Some("serial-8".into()) }).unwrap();
+    let mut agent = Client::connect(&rack.path("agent.sock")).await.unwrap();
+    let told = agent.ask(&LocalRequest::Replacement(machine.mac().to_string(), swapped)).await.unwrap();
+    assert!(matches!(told, LocalResponse::Replacement(_)), "{told:?}");
+    drop(agent);
+    rack.restart(Service::Agent).await;
+    let said = done(&rack, &machine, "--swapped").await;
     assert!(said.contains("ada has replaced disk vda") && said.contains("serial-7"), "{said}");
     assert!(said.contains("\"serial-8\" was typed, and the new one says that it is \"serial-7\""), "{said}");
     rack.restart(Service::Agent).await;
@@ -137,7 +138,7 @@ async fn a_disk_is_replaced_while_the_controller_is_away_and_processes_are_kille
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_machine_that_is_open_is_switched_by_nobody_else_and_whose_it_is_decides() {
+async fn a_machine_that_is_open_is_given_to_nobody_and_whose_it_is_decides() {
     let mut rack = VirtualRack::new().await;
     rack.image("sim-1", 3).await;
     let (machine, tenants) = (rack.machine(Model::default()), rack.machine(Model::default()));
@@ -156,12 +157,8 @@ async fn a_machine_that_is_open_is_switched_by_nobody_else_and_whose_it_is_decid
     done(&rack, &machine, "--slot A2 --yes").await;
     let held = rack.becomes(&machine, "maintenance").await;
     assert!(held["held"]["reason"].as_str().unwrap().starts_with("ada replaces memory module A2"), "{held:#}");
-    let run = rack.operator.act(machine.mac(), "power", json!({ "action": "on" })).await.unwrap();
-    let run = rack.operator.wait_for_end(&run).await;
-    assert!(
-        run["status"] == "failed" && run["detail"].to_string().contains("ada replaces memory module A2"),
-        "{run:#}"
-    );
+    let denied = rack.operator.deploy(machine.mac(), "sim-1").await.unwrap_err().to_string();
+    assert!(denied.contains("maintenance"), "{denied}");
     assert_eq!(machine.power(), Power::Off);
 
     // Another module sits loose, and then well.
