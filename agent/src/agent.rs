@@ -272,9 +272,9 @@ impl Settings {
         taken.keep("socket", &used.socket, socket);
         taken.keep("metrics", &used.metrics, metrics);
         taken.keep("events", &used.events, events);
+        taken.keep("health.events", &used.bmc_events, bmc_events);
         let used = (&used.bmc_networks, &used.bmc_files, &used.profiles);
         taken.keep("bmc", &used, &(bmc_networks, bmc_files, profiles));
-        taken.keep("health.events", &used.bmc_events, bmc_events);
         Ok(taken)
     }
 }

@@ -23,7 +23,7 @@ use std::{
     io::Write,
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
