@@ -179,7 +179,20 @@ impl TryFrom<File> for Config {
             return Err("bmc.files is no address: write http://ADDRESS:PORT of this node".into());
         }
         let bmc_networks = bmc.networks;
-        Ok(Self { state, socket, metrics, events, power, bmc_networks, bmc_files, discovery, profiles, health, bmc_events, log })
+        Ok(Self {
+            state,
+            socket,
+            metrics,
+            events,
+            power,
+            bmc_networks,
+            bmc_files,
+            discovery,
+            profiles,
+            health,
+            bmc_events,
+            log,
+        })
     }
 }
 

@@ -29,8 +29,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::session::Ended;
 use crate::{
-    backoff::Backoff, bmcs::Bmcs, console::Consoles, firmware::Updates, health::Machines, intent, ledger::Ledger, lives,
-    local::UplinkView, power::Call, spool::Spool,
+    backoff::Backoff, bmcs::Bmcs, console::Consoles, firmware::Updates, health::Machines, intent, ledger::Ledger,
+    lives, local::UplinkView, power::Call, spool::Spool,
 };
 
 /// A connection that lasted this long was a good one: the next attempt comes at once.

@@ -5,8 +5,8 @@
 //! [`deliver`] posts events. Not there: `$expand` and other queries, XML beyond the metadata.
 
 mod act;
-mod form;
 pub(crate) mod deliver;
+mod form;
 mod tree;
 
 use std::{io, sync::Arc, time::Duration};
