@@ -281,7 +281,12 @@ fn ticket(evidence: &Evidence<'_>) -> Option<Finding> {
 /// Where the machine is on its way from power to a running system.
 fn way(evidence: &Evidence<'_>) -> Option<Finding> {
     let waits_for_installer = evidence.wanted.is_some_and(|wanted| wanted.boot == Boot::Installer);
-    let Some(latest) = evidence.events.iter().rev().find(|event| tells_of_the_way(&event.what)) else {
+    let latest = evidence.events.iter().rev().find(|event| tells_of_the_way(&event.what));
+    // Whoever has it open has it off.
+    if evidence.opened.is_some() && latest.is_none_or(|latest| matches!(latest.what, What::Power(Power::Off))) {
+        return None;
+    }
+    let Some(latest) = latest else {
         return Some(Finding::new(Stands::Stuck, "Nothing was ever heard of it.").next([
             "Is it switched on, and is the card it boots from cabled to this network?",
             "Is the network the first of its boot devices?",

@@ -144,6 +144,7 @@ fn wanted(command: &Command, words: &[String]) -> Option<Wanted> {
         "project" => of("/v1/projects", "name"),
         "organisation" => of("/v1/organisations", "name"),
         "site" => of("/v1/sites", "name"),
+        "to" if command.get_name() == "move-rack" => of("/v1/sites", "name"),
         "person" => of("/v1/people", "name"),
         "run" => of("/v1/runs", "id"),
         "agent" => of("/v1/agents", "id"),

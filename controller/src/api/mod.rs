@@ -454,6 +454,10 @@ impl Modify for Bearer {
 /// What programs that are made from the document call an operation: `get_machines`, `get_machine`,
 /// `post_machine_deploy`. None has another's.
 fn operation_id(method: &str, path: &str) -> String {
+    // A word without a plural of its own.
+    if (method, path) == ("get", "/v1/firmware") {
+        return "get_all_firmware".to_owned();
+    }
     let parts: Vec<_> = path.trim_start_matches("/v1/").split('/').collect();
     let mut words = vec![method.to_owned()];
     for (at, part) in parts.iter().enumerate() {

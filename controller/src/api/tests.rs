@@ -283,7 +283,7 @@ async fn a_wrong_request_is_told_what_is_wrong(on: On) {
         Method::POST,
         "/v1/images",
         r#"{"name": "x", "file": "y", "admin": true}"#,
-        expect!["422 invalid: /: unknown field `admin`, expected one of `name`, `file`, `url`, `sha256`, `os`, `settings`, `firmware` at line 1 column 34"],
+        expect!["422 invalid: /admin: unknown field `admin`, expected one of `name`, `file`, `url`, `sha256`, `os`, `settings`, `firmware` at line 1 column 34"n 34"],
     )
     .await;
     check(
@@ -396,7 +396,8 @@ async fn a_machine_is_adopted_deployed_and_the_deploy_cancelled(on: On) {
         (status, &adopted["name"], &adopted["lifecycle"], &adopted["rack"]),
         (StatusCode::OK, &json!("web-1"), &json!("ready"), &json!("lab"))
     );
-    let verbs = json!(["deploy", "power", "inspect", "test", "maintain", "quarantine", "retire", "forget"]);
+    let verbs =
+        json!(["deploy", "power", "inspect", "test", "update-firmware", "maintain", "quarantine", "retire", "forget"]);
     assert_eq!(adopted["verbs"], verbs);
 
     bench.ask(Method::PUT, "/v1/images/debian?firmware=bios", vec![7u8; 8192]).await;

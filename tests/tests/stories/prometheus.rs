@@ -13,7 +13,7 @@ async fn prometheus_finds_the_racks_nodes_and_scrapes_them_with_a_token_for_that
     std::fs::write(rack.path("token"), made["secret"].as_str().unwrap()).unwrap();
     let config = format!(
         "global: {{scrape_interval: 1s}}\nscrape_configs:\n- job_name: rackhand\n  http_sd_configs:\n  - url: {}/v1/prometheus/targets\n    \
-         refresh_interval: 1s\n    authorization: {{credentials_file: {:?}}}\n    tls_config: {{ca_file: {:?}}}\n",
+         refresh_interval: 1s\n    authorization: {{type: Bearer, credentials_file: {:?}}}\n    tls_config: {{ca_file: {:?}}}\n",
         rack.operator.url(),
         rack.path("token"),
         rack.path("controller/pki/ca.pem"),

@@ -76,7 +76,7 @@ async fn a_reinstall_cancelled_at_any_moment_leaves_the_old_system_or_says_that_
             assert_eq!((run.status, machine.lifecycle), (RunStatus::Cancelled, Lifecycle::Active), "at {cancel_at}");
             let wrote = world.node.state.lock().unwrap().writes.len() == 2;
             assert_eq!(machine.boot == Boot::Installer, wrote, "at {cancel_at}, {delay}: {:?}", machine.alert);
-            assert_eq!(machine.alert.is_some(), wrote, "at {cancel_at}, {delay}");
+            assert_eq!(machine.alert.is_some(), wrote, "at {cancel_at}, {delay}: {:?}", machine.alert);
         }
     }
 }
