@@ -431,7 +431,7 @@ mod tests {
                         prop_assert!(is_at || has_guid || (is_serial && !is_elsewhere));
                         prop_assert!(is_serial || board.is_empty() || told.identity.serial.is_none());
                     } else {
-                        prop_assert!(!is_serial && !(is_at && has_guid));
+                        prop_assert!(!(is_serial || is_at && has_guid));
                     }
                 }
             }

@@ -283,7 +283,7 @@ async fn a_wrong_request_is_told_what_is_wrong(on: On) {
         Method::POST,
         "/v1/images",
         r#"{"name": "x", "file": "y", "admin": true}"#,
-        expect!["422 invalid: /admin: unknown field `admin`, expected one of `name`, `file`, `url`, `sha256`, `os`, `settings`, `firmware` at line 1 column 34"n 34"],
+        expect!["422 invalid: /admin: unknown field `admin`, expected one of `name`, `file`, `url`, `sha256`, `os`, `settings`, `firmware` at line 1 column 34"],
     )
     .await;
     check(

@@ -65,7 +65,7 @@ impl<C: Commands> Look<'_, C> {
         let earlier = tx.commands_of(self.run.id).await?.into_iter().filter(|command| {
             command.outcome == Some(Outcome::Done) && !command.purpose.trim_start_matches("undo ").starts_with(&steps)
         });
-        let before = match earlier.filter_map(|command| Rung::of(command.action)).last() {
+        let before = match earlier.filter_map(|command| Rung::of(command.action)).next_back() {
             Some(rung) => Some(rung),
             None => tx.booted_by(machine.id).await?.and_then(Rung::of),
         };

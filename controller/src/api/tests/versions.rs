@@ -112,7 +112,7 @@ async fn an_import_is_told_what_is_wrong_with_where_from_and_what(on: On) {
     .await;
     refused(
         json!({"name": "x", "file": "y", "os": "flatcar", "settings": "cloud"}),
-        expect!["422 invalid: /settings: unknown variant `cloud`, expected one of `cidata`, `none`, `config-2`, `ignition` at line 1 column 56"lumn 56"],
+        expect!["422 invalid: /settings: unknown variant `cloud`, expected one of `cidata`, `none`, `config-2`, `ignition` at line 1 column 56"],
     )
     .await;
     let within = json!({"name": "x", "url": "http://127.0.0.1:1/x"}).to_string();
