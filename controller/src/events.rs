@@ -369,6 +369,10 @@ async fn connected(tx: &mut Tx, rack: RackId, event: &Event, connection: Connect
             return alert(tx, rack, event, None, reason).await;
         }
         if machine.lifecycle == Lifecycle::Active && !leaves_its_system(tx, machine).await? {
+            // Told late: the machine was switched off and on since, as when a reinstall is cancelled.
+            if tx.time_of(machine.power_event).await?.is_some_and(|powered_on| event.at <= powered_on) {
+                return Ok(());
+            }
             let reason = format!("an installer connected from {mac} as {}, which is active", machine.name);
             return alert(tx, rack, event, Some(machine.clone()), reason).await;
         }

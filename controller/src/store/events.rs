@@ -330,6 +330,13 @@ impl Tx {
         Ok(())
     }
 
+    /// When an event happened; `None` when there is none of that number.
+    pub(crate) async fn time_of(&mut self, event: u64) -> Result<Option<Timestamp>, StoreError> {
+        let row =
+            query("SELECT at FROM events WHERE id = $1").bind(event as i64).fetch_optional(&mut self.inner).await?;
+        row.map(|row| timestamp(row.try_get("at")?)).transpose()
+    }
+
     /// The number of the newest event; zero when there is none.
     pub(crate) async fn newest_event(&mut self) -> Result<u64, StoreError> {
         let row = query("SELECT COALESCE(MAX(id), 0) AS newest FROM events").fetch_one(&mut self.inner).await?;
