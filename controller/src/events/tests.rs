@@ -118,6 +118,20 @@ async fn an_installer_on_an_active_machine_changes_nothing_but_raises_an_alert(o
     assert_eq!(bench.store.rack_revision(bench.rack).await.unwrap(), revision);
 }
 
+async fn an_installer_that_connected_before_its_machine_was_switched_on_anew_is_gone(on: On) {
+    let bench = Bench::new(on).await;
+    let mut machine = bench.machine(100);
+    (machine.lifecycle, machine.boot, machine.connected) = (Lifecycle::Active, Boot::Disk, false);
+    bench.insert(&machine).await.unwrap();
+    let after = |second| Event { at: at(second), ..of(machine.id, connection(100, 100)) };
+    take_next(&bench, vec![of(machine.id, What::Stage(Stage::PoweredOn)), after(8)]).await;
+    let now = bench.store.machine("m100").await.unwrap();
+    assert_eq!((now.connected, now.alert), (false, None));
+    take_next(&bench, vec![after(10)]).await;
+    let now = bench.store.machine("m100").await.unwrap();
+    assert!(!now.connected && now.alert.unwrap().contains("active"));
+}
+
 async fn another_racks_machine_is_not_touched(on: On) {
     let bench = Bench::new(on).await;
     let machine = bench.adopted(100).await;
@@ -486,6 +500,7 @@ on_both! {
     an_unknown_machine_is_discovered_and_a_known_one_recognised_by_its_mac,
     a_stranger_at_a_machines_address_changes_nothing_but_raises_an_alert,
     an_installer_on_an_active_machine_changes_nothing_but_raises_an_alert,
+    an_installer_that_connected_before_its_machine_was_switched_on_anew_is_gone,
     another_racks_machine_is_not_touched,
     a_lost_installer_is_no_longer_connected_and_a_gap_is_on_record,
     a_verdict_is_on_record_when_it_is_new_and_only_while_somebody_reads_the_bmc,
