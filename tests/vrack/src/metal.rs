@@ -46,7 +46,7 @@ pub(crate) fn run(parts: &Parts, cloud: &Path, repeat: usize) -> anyhow::Result<
                 // It is told behind the connection.
                 rack.wait_for("hardware", |rack| {
                     let hardware = rack.operator.ask(&["machine", "findings", name])?;
-                    is_all_there(&machine, &found["inventory"], &hardware["hardware"])
+                    is_all_there(&found["inventory"], &hardware["hardware"])
                         .with_context(|| format!("found: {:#}\n{hardware:#}", found["inventory"]))
                 })?;
             }
@@ -61,7 +61,7 @@ pub(crate) fn run(parts: &Parts, cloud: &Path, repeat: usize) -> anyhow::Result<
 }
 
 /// What was put into the machine is what its installer found.
-fn is_all_there(machine: &Machine, inventory: &serde_json::Value, hardware: &serde_json::Value) -> anyhow::Result<()> {
+fn is_all_there(inventory: &serde_json::Value, hardware: &serde_json::Value) -> anyhow::Result<()> {
     ensure!(inventory["nics"][0]["driver"] == "e1000", "the network card is not found by its driver");
     let disks = inventory["disks"].as_array().context("no disks")?;
     let names: Vec<_> = disks.iter().filter_map(|disk| disk["name"].as_str()).collect();
@@ -80,8 +80,8 @@ fn is_all_there(machine: &Machine, inventory: &serde_json::Value, hardware: &ser
     ensure!(["ahci", "e1000", "nvme"].iter().all(|driver| drivers.contains(driver)), "wrong devices: {drivers:?}");
     let lan = serde_json::json!([{"channel": 1, "mac": MAC, "address": ADDRESS, "is_dhcp": true}]);
     let bmc = &hardware["bmc"];
-    let is_its_own = bmc["guid"] == machine.uuid().to_string() && bmc["lan"] == lan;
-    ensure!(is_its_own && bmc["firmware"] == "9.08", "the BMC tells something else in-band: {bmc}");
+    // OpenIPMI's simulator has a GUID for those who ask over LAN alone.
+    ensure!(bmc["lan"] == lan && bmc["firmware"] == "9.08", "the BMC tells something else in-band: {bmc}");
     ensure!(hardware["ports"][0]["permanent"] == inventory["nics"][0]["mac"], "the card's own address is not told");
     Ok(())
 }
@@ -116,11 +116,10 @@ impl Bmc {
         let lan = directory.join("lan");
         fs::write(&lan, LAN.replace("ADDRESS", &ADDRESS.to_string()).replace("MAC", &MAC.to_string()))?;
         fs::set_permissions(&lan, fs::Permissions::from_mode(0o755))?;
-        let guid: String = machine.uuid().to_bytes_le().iter().map(|byte| format!("{byte:02x}")).collect();
         let (lan, port) = (lan.display(), machine.ipmi_port());
         let config = format!(
-            "name \"metal\"\nset_working_mc 0x20\n  startlan 1\n    addr {IPMI} {port}\n    priv_limit admin\n    guid \
-             {guid}\n    lan_config_program \"{lan} eth0\"\n  endlan\n  serial 15 {IPMI} {port} codec VM\n"
+            "name \"metal\"\nset_working_mc 0x20\n  startlan 1\n    addr {IPMI} {port}\n    priv_limit admin\n    \
+             lan_config_program \"{lan} eth0\"\n  endlan\n  serial 15 {IPMI} {port} codec VM\n"
         );
         fs::write(directory.join("lan.conf"), config)?;
         let commands = "mc_setbmc 0x20\nmc_add 0x20 0 no-device-sdrs 0x23 9 8 0x9f 0x1291 0xf02\nmc_enable 0x20\n";
