@@ -19,7 +19,7 @@ mod recording;
 mod scrollback;
 mod stream;
 
-pub(crate) use stream::{receive, serve};
+pub(crate) use stream::serve;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},

@@ -264,7 +264,7 @@ async fn converse(send: SendStream, mut receive: RecvStream, desk: Desk) -> Resu
 
 /// Carries a console until the controller or the console ends it.
 async fn console(mut send: SendStream, mut receive: RecvStream, consoles: Consoles) -> Result<()> {
-    let request = timeout(PATIENCE, console::receive::<ConsoleRequest>(&mut receive)).await??;
+    let request = timeout(PATIENCE, rackhand_daemon::console::receive::<ConsoleRequest>(&mut receive)).await??;
     let ConsoleRequest { machine, who } = request.context("a console without a machine")?;
     let watch = match consoles.watch(machine, &who) {
         Ok(watch) => watch,

@@ -6,6 +6,7 @@
 //! - A configuration that cannot be read changes nothing.
 //! - systemd is told that a reload has ended, however it ended: it waits for that.
 
+pub mod console;
 pub mod log;
 pub mod memory;
 pub mod place;

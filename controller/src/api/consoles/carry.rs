@@ -17,10 +17,11 @@ use std::{
 use rackhand_common::{
     audit::Record,
     id::MachineId,
-    wire::{self, FromConsole, MAX_CONSOLE, MAX_CONSOLE_BYTES, ToConsole},
+    wire::{self, FromConsole, MAX_CONSOLE_BYTES, ToConsole},
 };
+use rackhand_daemon::console::receive;
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     sync::{Notify, mpsc},
     time::{MissedTickBehavior, interval, timeout},
 };
@@ -304,22 +305,6 @@ async fn speak(mut say: Box<dyn AsyncWrite + Send + Unpin>, mut typed: mpsc::Rec
         say.write_all(&wire::frame(&said)).await?;
     }
     say.shutdown().await
-}
-
-/// The next message of the agent; `None` when it has ended.
-async fn receive(told: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<FromConsole>> {
-    let mut prefix = [0; 4];
-    match told.read_exact(&mut prefix).await {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        read => read?,
-    };
-    let length = u32::from_be_bytes(prefix) as usize;
-    if length > MAX_CONSOLE {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message that is too long for a console"));
-    }
-    let mut body = vec![0; length];
-    told.read_exact(&mut body).await?;
-    wire::decode(&body).map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 #[cfg(test)]
