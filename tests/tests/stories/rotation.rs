@@ -197,7 +197,8 @@ async fn killed_anywhere(protocol: Protocol) {
             break;
         }
     }
-    assert!(kills > 20, "it was killed {kills} times only");
+    // How often a rotation waits depends on how soon the BMC answers: several times in any case.
+    assert!(kills > 5, "it was killed {kills} times only");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
