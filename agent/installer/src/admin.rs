@@ -127,8 +127,9 @@ pub trait Admin: Send + Sync {
     fn speaks(&self) -> Speaks;
     /// An NVMe admin command; dword 0 of its completion.
     fn nvme(&self, command: NvmeCommand, data: Data<'_>) -> Result<u32, CommandError>;
-    /// An ATA command; its data is whole sectors of 512 bytes.
-    fn ata(&self, command: AtaCommand, data: Data<'_>) -> Result<AtaAnswer, CommandError>;
+    /// An ATA command; its data is whole sectors of 512 bytes. The registers are asked for after a
+    /// command without data; `None` when what is between here and the drive does not carry them whole.
+    fn ata(&self, command: AtaCommand, data: Data<'_>) -> Result<Option<AtaAnswer>, CommandError>;
     /// A SCSI command block.
     fn scsi(&self, block: &[u8], data: Data<'_>, limit: Duration) -> Result<(), CommandError>;
 }
@@ -312,15 +313,16 @@ impl Admin for Passthrough {
         }
     }
 
-    fn ata(&self, command: AtaCommand, data: Data<'_>) -> Result<AtaAnswer, CommandError> {
+    fn ata(&self, command: AtaCommand, data: Data<'_>) -> Result<Option<AtaAnswer>, CommandError> {
         let AtaCommand { command: opcode, feature, count, lba, extended, limit } = command;
         let lba = lba.to_be_bytes();
-        // Protocol: 3 no data, 4 PIO in, 5 PIO out; the length is the count, in sectors; the
-        // registers are wanted back (CK_COND).
+        // Protocol: 3 no data, 4 PIO in, 5 PIO out; the length is the count, in sectors. The registers are
+        // wanted back (CK_COND) of what has no data only: of a PIO transfer some controllers keep the status
+        // from before its end, with DRQ set, which the kernel takes for a failure.
         let (protocol, transfer): (u8, u8) = match &data {
             Data::None => (3, 0x20),
-            Data::In(_) => (4, 0x2e),
-            Data::Out(_) => (5, 0x26),
+            Data::In(_) => (4, 0x0e),
+            Data::Out(_) => (5, 0x06),
         };
         // The device register's LBA bits 27:24 of a 28-bit command, and its LBA bit.
         let device = 0x40 | if extended { 0 } else { lba[4] & 0x0f };
@@ -345,8 +347,7 @@ impl Admin for Passthrough {
         let sense = self.send(&block, data, limit).map_err(CommandError::Unanswered)?;
         let Some(answer) = sense.as_deref().and_then(registers) else {
             return match sense.as_deref().and_then(refusal) {
-                // Recovered or no error: there is nothing to tell of the registers.
-                Some(Refusal::Scsi { key: 0 | 1, .. }) | None => Ok(AtaAnswer::default()),
+                Some(Refusal::Scsi { key: 0 | 1, .. }) | None => Ok(None),
                 Some(refusal) => Err(CommandError::Refused(refusal)),
             };
         };
@@ -354,7 +355,7 @@ impl Admin for Passthrough {
         if answer.status & 0x21 != 0 {
             return Err(CommandError::Refused(Refusal::Ata(answer.error)));
         }
-        Ok(answer)
+        Ok(Some(answer))
     }
 
     fn scsi(&self, block: &[u8], data: Data<'_>, limit: Duration) -> Result<(), CommandError> {
@@ -366,10 +367,13 @@ impl Admin for Passthrough {
     }
 }
 
-/// The ATA Status Return descriptor in descriptor-format sense data (SAT-4 §12.2.2.7).
+/// The registers in sense data: the ATA Status Return descriptor, or what fixed format has room for when
+/// that is all of it (SAT-4 §12.2.2.6 and §12.2.2.7).
 fn registers(sense: &[u8]) -> Option<AtaAnswer> {
-    if sense.first()? & 0x7f != 0x72 {
-        return None;
+    match sense.first()? & 0x7f {
+        0x70 => return fixed_registers(sense),
+        0x72 => {}
+        _ => return None,
     }
     let mut rest = sense.get(8..)?;
     while let [kind, len, ..] = *rest {
@@ -383,6 +387,15 @@ fn registers(sense: &[u8]) -> Option<AtaAnswer> {
         rest = &rest[descriptor.len()..];
     }
     None
+}
+
+/// With ATA PASS-THROUGH INFORMATION AVAILABLE the information field is error, status, device and count,
+/// and the command-specific one the lower half of the LBA and whether the upper halves are zero.
+fn fixed_registers(sense: &[u8]) -> Option<AtaAnswer> {
+    let [_, _, _, error, status, _, count, _, flags, l0, l1, l2, 0x00, 0x1d, ..] = *sense else { return None };
+    let is_cut = flags & 0x60 != 0;
+    let lba = u64::from(u32::from_be_bytes([0, l2, l1, l0]));
+    (!is_cut).then_some(AtaAnswer { error, count: u16::from(count), lba, status })
 }
 
 /// Key, code and qualifier of sense data in either format (SPC-5 §4.4).
@@ -415,7 +428,16 @@ mod tests {
         for len in 0..sense.len() {
             assert_eq!(registers(&sense[..len]), None, "{len}");
         }
+        let mut fixed = [0x70, 0, 1, 0x04, 0x51, 0x40, 0x34, 10, 0, 1, 2, 3, 0x00, 0x1d];
+        let answer = AtaAnswer { error: 4, count: 0x34, lba: 0x0003_0201, status: 0x51 };
+        assert_eq!(registers(&fixed), Some(answer));
+        // Its upper halves are not zero and not told.
+        for cut in [0x40, 0x20] {
+            fixed[8] = cut;
+            assert_eq!(registers(&fixed), None);
+        }
         let fixed = [0xf0, 0, 0x02, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x04, 0x1b];
+        assert_eq!(registers(&fixed), None);
         assert_eq!(refusal(&fixed), Some(Refusal::Scsi { key: 2, code: 4, qualifier: 0x1b }));
     }
 }

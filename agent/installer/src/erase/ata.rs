@@ -85,6 +85,11 @@ impl Identity {
         }
     }
 
+    /// Word 119 bit 8: the Accessible Max Address feature set, which took the place of HPA.
+    fn has_accessible_max(&self) -> bool {
+        self.word(119) >> 14 == 0b01 && self.bit(119, 8)
+    }
+
     /// Words 89 and 90: in units of two minutes, in eight bits or fifteen; the largest means longer.
     fn erase_time(&self, enhanced: bool) -> Option<Duration> {
         let word = self.word(if enhanced { 90 } else { 89 });
@@ -104,7 +109,7 @@ struct Security {
 }
 
 impl Ata<'_> {
-    fn command(&self, command: AtaCommand) -> Result<AtaAnswer, CommandError> {
+    fn command(&self, command: AtaCommand) -> Result<Option<AtaAnswer>, CommandError> {
         self.0.ata(AtaCommand { limit: ASKED, ..command }, Data::None)
     }
 
@@ -125,10 +130,9 @@ impl Ata<'_> {
 
     /// The sectors there are of the drive, HPA and AMA included; `None` when it does not tell.
     fn native(&self, identity: &Identity) -> Option<u64> {
-        let told = |command| self.command(command).ok().map(|answer| answer.lba).filter(|last| *last > 0);
+        let told = |command| self.command(command).ok()?.map(|answer| answer.lba).filter(|last| *last > 0);
         let extended = identity.has_48_bits();
-        // Word 119 bit 8: the Accessible Max Address feature set, which took the place of HPA.
-        let last = if identity.word(119) >> 14 == 0b01 && identity.bit(119, 8) {
+        let last = if identity.has_accessible_max() {
             told(AtaCommand { command: opcode::ACCESSIBLE_MAX, extended: true, ..AtaCommand::default() })
         } else if identity.supports(82, 10) && extended {
             told(AtaCommand { command: opcode::READ_NATIVE_MAX_EXT, extended, ..AtaCommand::default() })
@@ -156,7 +160,7 @@ impl Ata<'_> {
 
     fn set_max(&self, identity: &Identity, sectors: u64) -> Result<(), CommandError> {
         let last = sectors - 1;
-        if identity.word(119) >> 14 == 0b01 && identity.bit(119, 8) {
+        if identity.has_accessible_max() {
             let command = opcode::ACCESSIBLE_MAX;
             return self
                 .command(AtaCommand { command, feature: 1, lba: last, extended: true, ..AtaCommand::default() })
@@ -178,18 +182,22 @@ impl Drive for Ata<'_> {
         let mut sanitizing = Sanitizing::Never;
         if identity.bit(59, 12) {
             let status = self.sanitize_status()?;
-            sanitizing = status.0;
-            if status.1 {
-                conditions.push(condition(ConditionKind::Frozen, "its sanitize commands are frozen"));
-            } else {
-                for (bit, method) in [
-                    (13, Method::AtaSanitizeCrypto),
-                    (15, Method::AtaSanitizeBlock),
-                    (14, Method::AtaSanitizeOverwrite),
-                ] {
-                    if identity.bit(59, bit) {
-                        methods.push(method);
-                    }
+            sanitizing = status.map_or(Sanitizing::Never, |(sanitizing, _)| sanitizing);
+            match status {
+                None => {
+                    let text = "how far a sanitize is does not get through from it, so none is begun";
+                    conditions.push(condition(ConditionKind::Silent, text));
+                }
+                Some((_, true)) => {
+                    conditions.push(condition(ConditionKind::Frozen, "its sanitize commands are frozen"));
+                }
+                Some((_, false)) => {
+                    let ways = [
+                        (13, Method::AtaSanitizeCrypto),
+                        (15, Method::AtaSanitizeBlock),
+                        (14, Method::AtaSanitizeOverwrite),
+                    ];
+                    methods.extend(ways.into_iter().filter(|(bit, _)| identity.bit(59, *bit)).map(|(_, way)| way));
                 }
             }
         }
@@ -219,7 +227,13 @@ impl Drive for Ata<'_> {
         }
         conditions.extend(obstacles.iter().map(|text| condition(ConditionKind::Locked, text.clone())));
         let sectors = identity.sectors();
-        let hidden = [self.native(&identity), self.factory(&identity)].into_iter().flatten().max();
+        let native = self.native(&identity);
+        if native.is_none() && (identity.has_accessible_max() || identity.supports(82, 10)) {
+            let text = "it can hide sectors, and how many it has is not told";
+            conditions.push(condition(ConditionKind::HiddenArea, text));
+            obstacles.push(text.to_owned());
+        }
+        let hidden = [native, self.factory(&identity)].into_iter().flatten().max();
         if let Some(all) = hidden.filter(|all| *all > sectors) {
             let text = format!("{} of its {all} sectors are hidden and could not be opened", all - sectors);
             conditions.push(condition(ConditionKind::HiddenArea, text.clone()));
@@ -297,7 +311,7 @@ impl Drive for Ata<'_> {
         if !self.identify()?.bit(59, 12) {
             return Ok(Sanitizing::Never);
         }
-        Ok(self.sanitize_status()?.0)
+        Ok(self.sanitize_status()?.map_or(Sanitizing::Never, |(sanitizing, _)| sanitizing))
     }
 
     fn limit(&self, method: Method) -> Duration {
@@ -318,22 +332,24 @@ impl Drive for Ata<'_> {
 }
 
 impl Ata<'_> {
-    /// SANITIZE STATUS EXT: how far it is, and whether its commands are frozen.
-    fn sanitize_status(&self) -> Result<(Sanitizing, bool), CommandError> {
+    /// SANITIZE STATUS EXT: how far it is, and whether its commands are frozen; `None` when its registers do
+    /// not get through.
+    fn sanitize_status(&self) -> Result<Option<(Sanitizing, bool)>, CommandError> {
         // Count bit 0 would clear a failure that was told.
         let status = AtaCommand { command: opcode::SANITIZE, extended: true, ..AtaCommand::default() };
         match self.command(status) {
-            Ok(answer) => {
+            Ok(None) => Ok(None),
+            Ok(Some(answer)) => {
                 let bit = |bit: u32| answer.count >> bit & 1 == 1;
                 let sanitizing = match (bit(14), bit(15)) {
                     (true, _) => Sanitizing::Running(answer.lba as u16),
                     (false, true) => Sanitizing::Done,
                     (false, false) => Sanitizing::Never,
                 };
-                Ok((sanitizing, bit(13)))
+                Ok(Some((sanitizing, bit(13))))
             }
             // Aborted: the latest one failed (ACS-4 §7.36.7).
-            Err(CommandError::Refused(_)) => Ok((Sanitizing::Failed, false)),
+            Err(CommandError::Refused(_)) => Ok(Some((Sanitizing::Failed, false))),
             Err(error) => Err(error),
         }
     }

@@ -61,6 +61,8 @@ pub(super) struct Ways {
     pub(super) unallocated: bool,
     pub(super) write_fails: bool,
     pub(super) silent: bool,
+    /// What it answers without data does not get through: it is behind a bridge.
+    pub(super) mute: bool,
 }
 
 impl Ways {
@@ -86,6 +88,7 @@ impl Ways {
             unallocated: false,
             write_fails: false,
             silent: false,
+            mute: false,
         }
     }
 }
@@ -396,11 +399,12 @@ impl Admin for Simulated {
         Ok(0)
     }
 
-    fn ata(&self, command: AtaCommand, mut data: Data<'_>) -> Result<AtaAnswer, CommandError> {
+    fn ata(&self, command: AtaCommand, mut data: Data<'_>) -> Result<Option<AtaAnswer>, CommandError> {
         if self.speaks() != Speaks::Ata || self.ways.silent {
             return refused(ATA_NO);
         }
         let ways = self.ways;
+        let tells = matches!(data, Data::None) && !ways.mute;
         let sectors = |bytes: usize| (bytes / SECTOR) as u64;
         let given = |data: &Data<'_>| match data {
             Data::Out(bytes) => <[u8; 32]>::try_from(&bytes[2..34]).unwrap(),
@@ -520,7 +524,7 @@ impl Admin for Simulated {
             }
             _ => return refused(ATA_NO),
         }
-        Ok(answer)
+        Ok(tells.then_some(answer))
     }
 
     fn scsi(&self, block: &[u8], mut data: Data<'_>, _: Duration) -> Result<(), CommandError> {

@@ -383,6 +383,15 @@ fn what_is_hidden_is_opened_and_erased_or_named() {
     "#]],
     );
     check(
+        Ways { hidden: true, mute: true, ..Ways::sound(ATA) },
+        None,
+        expect![[r#"
+        NOT: it can hide sectors, and how many it has is not told
+        - how far a sanitize is does not get through from it, so none is begun
+        - it can hide sectors, and how many it has is not told
+    "#]],
+    );
+    check(
         Ways { hidden: true, ..Ways::sound(NVME) },
         None,
         expect![[r#"
@@ -487,7 +496,7 @@ fn ways() -> impl Strategy<Value = Ways> {
         prop_oneof![8 => Just(0u8), 1 => Just(1), 1 => Just(2)],
         prop_oneof![8 => Just(0u8), 1 => Just(1), 1 => Just(2)],
     );
-    let hides = (rare(), rare(), rare(), prop::bool::weighted(0.03));
+    let hides = (rare(), rare(), rare(), prop::bool::weighted(0.03), prop::bool::weighted(0.05));
     (speaks, can, lies, breaks, sabotage, hides).prop_map(|(speaks, can, lies, breaks, sabotage, hides)| {
         let is_nvme = speaks == NVME;
         Ways {
@@ -510,6 +519,7 @@ fn ways() -> impl Strategy<Value = Ways> {
             sealed: hides.1,
             unallocated: hides.2 && is_nvme,
             silent: hides.3,
+            mute: hides.4,
         }
     })
 }
