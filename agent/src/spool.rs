@@ -103,10 +103,13 @@ impl<E: Into<redb::Error>> From<E> for SpoolError {
 /// A further change committed in one transaction with the events it belongs to.
 pub(crate) type Also = Box<dyn FnOnce(&WriteTransaction) -> Result<(), redb::Error> + Send>;
 
+/// Bytes of a store that are kept in memory. What comes with redb is a GiB, which a store of years fills.
+const CACHE: usize = 8 << 20;
+
 /// Opens a store of ours, making it when there is none. It gets its name when it is whole: a
 /// process that is killed while it makes one leaves nothing that the next could not open.
 pub fn open_database(path: &Path) -> Result<Arc<Database>, SpoolError> {
-    let open = |path: &Path| redb::Builder::new().create_with_backend(PatientFile::open(path)?);
+    let open = |path: &Path| redb::Builder::new().set_cache_size(CACHE).create_with_backend(PatientFile::open(path)?);
     let opened = if path.exists() {
         open(path)
     } else {

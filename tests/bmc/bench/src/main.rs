@@ -3,7 +3,8 @@
 //!
 //! Read in this order: [`rack`] is the simulated BMCs, in a process of their own; [`sweep`] asks
 //! them by our client, in a process of its own, so that processor time and memory are the client's
-//! alone; [`peer`] asks them by other programs; [`usage`] is what the kernel says of it all.
+//! alone; [`week`] is a node's own parts that read a rack for days; [`peer`] asks them by other programs;
+//! [`usage`] is what the kernel says of it all.
 //!
 //! It is a package of its own so that the simulator needs nothing of the client it judges.
 
@@ -13,6 +14,7 @@ mod peer;
 mod rack;
 mod sweep;
 mod usage;
+mod week;
 
 use anyhow::ensure;
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser};
@@ -41,13 +43,20 @@ struct Bench {
     /// How many events each has in its log.
     #[arg(long, default_value_t = 16)]
     events: usize,
-    /// How often everybody asks the rack.
+    /// How often everybody asks the rack; 0 leaves it out.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// How often it is then asked over IPMI by one client, to see whether its memory grows; over
     /// Redfish a tenth as often.
     #[arg(long, default_value_t = 2000)]
     sweeps: usize,
+    /// For how many days the parts of a node then read it, by a clock that goes faster than this
+    /// computer's; 0 leaves it out.
+    #[arg(long, default_value_t = 0.0)]
+    days: f64,
+    /// So many times as fast.
+    #[arg(long, default_value_t = 240, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    faster: u32,
 }
 
 /// What this program does in the processes it starts.
@@ -62,6 +71,9 @@ enum Part {
     /// Is the client for a long time.
     #[command(hide = true)]
     Growth { protocol: Protocol, sweeps: usize },
+    /// Is a node.
+    #[command(hide = true)]
+    Days { days: f64, faster: u32 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -93,6 +105,7 @@ fn main() -> anyhow::Result<()> {
         }
         Some(Part::Sweeps { protocol }) => runtime()?.block_on(sweep::some(protocol)),
         Some(Part::Growth { protocol, sweeps }) => runtime()?.block_on(sweep::many(protocol, sweeps)),
+        Some(Part::Days { days, faster }) => runtime()?.block_on(week::run(days, faster)),
     }
 }
 
@@ -107,7 +120,7 @@ struct Line {
 
 /// Everybody in turn, so often, so that a slow minute of this computer is everybody's.
 fn measure(bench: &Bench) -> anyhow::Result<()> {
-    ensure!(bench.rounds > 0 && bench.machines > 0, "nothing to measure");
+    ensure!(bench.machines > 0, "nothing to measure");
     let rack = Rack::start(bench.machines, &bench.personality, bench.events)?;
     let dir = tempfile::tempdir()?;
     let peers = Peer::all(dir.path());
@@ -133,12 +146,19 @@ fn measure(bench: &Bench) -> anyhow::Result<()> {
             line.sweeps.push(peer.sweep(&rack)?);
         }
     }
-    print(&lines, bench);
+    if bench.rounds > 0 {
+        print(&lines, bench);
+    }
     for ((protocol, name), sweeps) in Protocol::ALL.into_iter().zip([bench.sweeps, bench.sweeps / 10]) {
         if sweeps > 0 {
             println!("\n| sweeps over {name} | s | RSS, MB | at most, MB |\n|---:|---:|---:|---:|");
             rack.growth(protocol, sweeps)?;
         }
+    }
+    if bench.days > 0.0 {
+        println!("\n| days | latest answers, minutes old at most | RSS, MB | at most, MB | series, MiB |");
+        println!("|---:|---:|---:|---:|---:|");
+        rack.days(bench.days, bench.faster)?;
     }
     Ok(())
 }

@@ -65,6 +65,13 @@ impl Rack {
         Ok(())
     }
 
+    /// A node's parts for so many days, which print as they go.
+    pub(crate) fn days(&self, days: f64, faster: u32) -> anyhow::Result<()> {
+        let mut child = self.ask(this()?.args(["days", &days.to_string(), &faster.to_string()]))?;
+        ensure!(child.wait()?.success(), "a node's days end in failure");
+        Ok(())
+    }
+
     /// Starts a client and tells it of the rack.
     fn ask(&self, client: &mut Command) -> anyhow::Result<Child> {
         let mut child = client.stdin(Stdio::piped()).spawn()?;
