@@ -8,7 +8,10 @@ use axum::{
     http::StatusCode,
     response::IntoResponse,
 };
-use rackhand_common::machine::{Cpu, Firmware, Mac, System};
+use rackhand_common::{
+    id::RackId,
+    machine::{Cpu, Firmware, Mac, System},
+};
 use rackhand_controller_core::{
     access::{Action, Place, Use},
     adoption::{MAX_PARTS, Told, ToldDisk},
@@ -26,7 +29,7 @@ use super::{
 };
 use crate::{
     adoptions::{Holding, NotAdopted, Running},
-    store::{Thing, Tx},
+    store::{StoreError, Thing, Tx},
 };
 
 /// The longest text about a machine.
@@ -246,6 +249,15 @@ pub(super) async fn adopt_running(
         caller.require(Action::MachineAssign, place)?;
         place = place.given_to(project.place());
     }
+    let rack: RackId = standing.id.parse().map_err(Error::internal)?;
+    if project.is_none() {
+        // One that is known is its project's, and so is what it has.
+        match tx.machine(&body.name).await {
+            Ok(known) if known.rack == rack => place = tx.standing(Thing::Machine, &body.name).await?.place,
+            Ok(_) | Err(StoreError::NotFound(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     let (holdings, unclaimed) = body.holdings(&mut tx, &caller, place).await?;
     let running = Running {
         name: body.name,
@@ -254,7 +266,6 @@ pub(super) async fn adopt_running(
         project: project.map(|project| (project.id, project.full_name())),
         address: body.address,
     };
-    let rack = standing.id.parse().map_err(Error::internal)?;
     let adopted = match tx.adopt_running(now, rack, running, &holdings, &caller.name).await {
         Err(NotAdopted::Refused(refused)) => {
             drop(tx);

@@ -16,7 +16,7 @@ use crate::{
 const PATH: &str = "/v1/racks/lab/running-machines";
 
 fn said() -> Value {
-    json!({"name": "web-1", "serial": "S1", "macs": ["52:54:00:00:00:01"]})
+    json!({"name": "web-1", "serial": "S1", "macs": ["52:54:00:00:09:01"]})
 }
 
 fn with(changes: Value) -> Value {
@@ -40,7 +40,9 @@ async fn what_somebody_else_has_is_named_and_nothing_is_kept(on: On) {
     let world = world(on).await;
     let known = world.names["machine"].clone();
     let wish = json!({"pool": "p4", "prefix": "10.9.0.9", "name": "vpn"}).to_string();
-    assert_eq!(world.bench.ask(Method::POST, "/v1/claims", wish).await.0, StatusCode::CREATED);
+    let (status, vpn) = world.bench.ask(Method::POST, "/v1/claims", wish).await;
+    assert_eq!(status, StatusCode::CREATED, "{vpn}");
+    let vpn = vpn["id"].as_str().unwrap().to_owned();
     assert_eq!(told(&world, with(json!({"name": "db-1", "serial": "S0", "macs": ["52:54:00:00:00:10"]}))).await, "201 db-1");
     let before = world.bench.app.store.dump().await;
     let (_, machines) = world.bench.ask(Method::GET, "/v1/machines", "").await;
@@ -67,10 +69,30 @@ async fn what_somebody_else_has_is_named_and_nothing_is_kept(on: On) {
         json!({"serial": "x".repeat(200)}),
         json!({"disks": vec![json!({}); 65]}),
     ] {
-        out += &told(&world, with(changes)).await.replace(&known, "KNOWN");
+        out += &told(&world, with(changes)).await.replace(&known, "KNOWN").replace(&vpn, "CLAIM");
         out.push('\n');
     }
-    expect![""].assert_eq(&out);
+    expect![[r#"
+        409 network card 52:54:00:00:00:01 is machine KNOWN's
+        409 serial number S0 is machine db-1's
+        409 the address 10.77.0.100 on the rack's network is machine KNOWN's
+        422 /address: 10.77.0.1 is no machine's address on the rack's network 10.77.0.0/24
+        422 /address: 10.99.0.1 is no machine's address on the rack's network 10.77.0.0/24
+        409 10.9.0.9/32 is not free: 10.9.0.9/32 is claimed by vpn (claim CLAIM)
+        422 /holds/0: 172.16.0.1/32 is in no pool; leave it out, or make one
+        422 /bmc: no BMC was found at 10.20.0.9; `rackhand bmc found` lists those that were
+        422 /bmc: no BMC was found at 10.20.0.5; `rackhand bmc found` lists those that were
+        422 /serial: nobody says which machine it is: say the serial number or UUID of its mainboard, or a BMC that tells one
+        422 /serial: nobody says which machine it is: say the serial number or UUID of its mainboard, or a BMC that tells one
+        422 /macs: nobody says which network cards it has: were it to start from the network, nobody would know it; say at least the one it boots from
+        422 /macs: 01:00:5e:00:00:01 is no card's address
+        422 /name: begins with a lower-case letter or digit, continues with those, `.`, `-` or `_`, is at most 63 long and no UUID
+        404 there is no such project
+        409 machine db-1 is known, and is not what is said here: its mainboard is S0 (no UUID), and not S1 (no UUID)
+        422 /lifecycle: unknown field `lifecycle`, expected one of `name`, `bmc`, `serial`, `uuid`, `macs`, `project`, `address`, `holds`, `seen`, `vendor`, `product`, `firmware`, `cpu`, `threads`, `memory`, `disks` at line 1 column 12
+        422 /serial: at most 128 characters
+        422 /disks: at most 64
+    "#]].assert_eq(&out);
     let refused = world.bench.app.store.dump().await;
     assert_eq!(before, refused, "something is left behind");
 }
@@ -98,15 +120,16 @@ async fn a_machine_that_runs_is_somebodys_told_to_boot_its_disk_and_known_when_i
     assert!(claims["items"].as_array().unwrap().iter().all(of_shop), "{claims}");
 
     // Once more, with a card that nobody knew of, and another address.
-    let more = with(json!({"macs": ["52:54:00:00:00:02"], "holds": ["10.9.0.16/30", "10.9.0.24"]}));
+    let more = with(json!({"macs": ["52:54:00:00:09:02"], "holds": ["10.9.0.16/30", "10.9.0.24"]}));
     let (status, again) = world.bench.ask(Method::POST, PATH, more.to_string()).await;
     assert_eq!((status, &again["was_known"]), (StatusCode::OK, &json!(true)), "{again}");
-    assert_eq!(again["machine"]["macs"], json!(["52:54:00:00:00:01", "52:54:00:00:00:02"]));
+    assert_eq!(again["machine"]["macs"], json!(["52:54:00:00:09:01", "52:54:00:00:09:02"]));
     assert_eq!(again["claimed"], json!(["10.9.0.16/30", "10.9.0.24/32"]));
     let (_, third) = world.bench.ask(Method::POST, PATH, more.to_string()).await;
     assert_eq!(third["machine"], again["machine"]);
     let refused = told(&world, with(json!({"serial": "S9"}))).await;
-    expect![""].assert_eq(&refused);
+    expect!["409 machine web-1 is known, and is not what is said here: its mainboard is S1 (no UUID), and not S9 (no UUID)"]
+        .assert_eq(&refused);
 }
 
 async fn whoever_may_not_adopt_give_or_hand_out_addresses_there_adopts_no_running_machine(on: On) {
@@ -132,7 +155,13 @@ async fn whoever_may_not_adopt_give_or_hand_out_addresses_there_adopts_no_runnin
         let (status, detail) = ask(token, body).await;
         out += &format!("{who}: {status} {detail}\n");
     }
-    expect![""].assert_eq(&out);
+    expect![[r#"
+        of another rack: 404 there is no such rack
+        a project's owner: 404 there is no such rack
+        an operator who sees no project: 404 there is no such project
+        a technician who may hand out no addresses: 403 address.claim needs one of the roles owner, admin, operator, collaborator there
+        a technician: 201 
+    "#]].assert_eq(&out);
 }
 
 /// A BMC that was found and logged in to, and says that it is of this mainboard.
@@ -152,7 +181,7 @@ async fn what_a_bmc_says_fills_in_what_nobody_said_and_contradicts_what_somebody
     let world = world(on).await;
     met(&world, "10.20.0.7", "S7").await;
     let body = json!({"name": "web-1", "bmc": "10.20.0.7"});
-    expect![""].assert_eq(&told(&world, with(json!({"bmc": "10.20.0.7"}))).await);
+    expect!["409 the BMC at 10.20.0.7 says that it is of S7, and you say S1 (no UUID)"].assert_eq(&told(&world, with(json!({"bmc": "10.20.0.7"}))).await);
     assert_eq!(told(&world, body).await, "201 web-1");
     let machine = world.bench.app.store.machine("web-1").await.unwrap();
     assert_eq!((machine.inventory.system.serial.as_str(), machine.inventory.system.product.as_str()), ("S7", "M1"));
