@@ -66,9 +66,7 @@ pub struct Holding {
 #[derive(Debug, thiserror::Error)]
 pub enum NotAdopted {
     /// Nothing tells its mainboard from another.
-    #[error(
-        "nobody says which machine it is: say the serial number or UUID of its mainboard, or a BMC that tells one"
-    )]
+    #[error("nobody says which machine it is: say the serial number or UUID of its mainboard, or a BMC that tells one")]
     Nameless,
     /// Nothing tells which cards it has, so that it could not be told to boot its disk.
     #[error(

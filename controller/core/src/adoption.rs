@@ -122,17 +122,15 @@ pub enum NoAddress {
     #[error("{0} is taken on the rack's network")]
     Taken(Ipv4Addr),
     /// There is none outside of the range that the node gives to strangers.
-    #[error("no address of the rack's network {0} is free outside of the range that its node gives to strangers; say one")]
+    #[error(
+        "no address of the rack's network {0} is free outside of the range that its node gives to strangers; say one"
+    )]
     None(String),
 }
 
 /// The address a machine has on the provisioning network from now on: the one that is wanted, or the first that
 /// is neither `taken` nor given to strangers.
-pub fn address(
-    network: &Network,
-    taken: &BTreeSet<Ipv4Addr>,
-    wanted: Option<Ipv4Addr>,
-) -> Result<Ipv4Addr, NoAddress> {
+pub fn address(network: &Network, taken: &BTreeSet<Ipv4Addr>, wanted: Option<Ipv4Addr>) -> Result<Ipv4Addr, NoAddress> {
     let (subnet, node) = (network.node.trunc(), network.node.addr());
     let is_host = |address: Ipv4Addr| {
         subnet.contains(&address)
@@ -244,7 +242,10 @@ mod tests {
         assert_eq!(address(&network(), &taken(&[2]), Some(host(5))), Ok(host(5)));
         assert_eq!(address(&network(), &taken(&[2]), Some(host(2))), Err(NoAddress::Taken(host(2))));
         for last in [0, 1, 14, 15, 16] {
-            assert!(matches!(address(&network(), &taken(&[]), Some(host(last))), Err(NoAddress::NotThere(..))), "{last}");
+            assert!(
+                matches!(address(&network(), &taken(&[]), Some(host(last))), Err(NoAddress::NotThere(..))),
+                "{last}"
+            );
         }
     }
 

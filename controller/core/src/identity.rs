@@ -245,8 +245,14 @@ mod tests {
             expected.assert_eq(&found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"));
         };
         check(|told| (told.nics, told.disks) = (vec![nic(1)], Vec::new()), expect![""]);
-        check(|told| told.system.uuid = Some(uuid::Uuid::from_bytes(uuid::Uuid::from_u128(1).to_bytes_le())), expect![""]);
-        check(|told| told.disks = vec![Disk { model: "as its BMC calls it".into(), ..disk("D2", Content::Blank) }], expect![""]);
+        check(
+            |told| told.system.uuid = Some(uuid::Uuid::from_bytes(uuid::Uuid::from_u128(1).to_bytes_le())),
+            expect![""],
+        );
+        check(
+            |told| told.disks = vec![Disk { model: "as its BMC calls it".into(), ..disk("D2", Content::Blank) }],
+            expect![""],
+        );
         check(|told| told.disks = vec![disk("", Content::Blank)], expect![""]);
         check(
             |told| {

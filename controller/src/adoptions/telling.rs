@@ -81,12 +81,7 @@ async fn look(
 }
 
 /// Keeps what the BMC of a machine told, unless somebody has looked into it meanwhile.
-pub(crate) async fn keep(
-    store: &Store,
-    now: Timestamp,
-    machine: MachineId,
-    parts: &Parts,
-) -> Result<bool, StoreError> {
+pub(crate) async fn keep(store: &Store, now: Timestamp, machine: MachineId, parts: &Parts) -> Result<bool, StoreError> {
     let mut tx = store.begin().await?;
     let machine = match tx.machine(&machine.to_string()).await {
         Err(StoreError::NotFound(_)) => return Ok(false),

@@ -138,7 +138,8 @@ impl RunningMachine {
                 return Err(Error::invalid(field, format!("at most {MAX_PARTS}")));
             }
         }
-        let texts = [("/serial", &self.serial), ("/vendor", &self.vendor), ("/product", &self.product), ("/cpu", &self.cpu)];
+        let texts =
+            [("/serial", &self.serial), ("/vendor", &self.vendor), ("/product", &self.product), ("/cpu", &self.cpu)];
         for (field, text) in texts {
             check_text(field, text, MAX_TEXT)?;
         }
@@ -180,12 +181,7 @@ impl RunningMachine {
     }
 
     /// What it has of pools, each once, where the caller may hand that out there; and what no pool has.
-    async fn holdings(
-        &self,
-        tx: &mut Tx,
-        caller: &Caller,
-        place: Place,
-    ) -> Result<(Vec<Holding>, Vec<Prefix>), Error> {
+    async fn holdings(&self, tx: &mut Tx, caller: &Caller, place: Place) -> Result<(Vec<Holding>, Vec<Prefix>), Error> {
         if self.holds.len() > MAX_HELD || self.seen.len() > MAX_HELD {
             return Err(Error::invalid("/holds", format!("at most {MAX_HELD}")));
         }

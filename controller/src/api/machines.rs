@@ -136,9 +136,10 @@ fn told(inventory: &Inventory, known: &store::Uninspected) -> Shown {
 
 /// What is not known of a machine that nobody has looked into, in words.
 fn not_inspected(machine: &store::Machine, known: &store::Uninspected) -> String {
-    let mut words = "no installer has looked into it: it was adopted while it ran, and its disks are learnt when it next \
+    let mut words =
+        "no installer has looked into it: it was adopted while it ran, and its disks are learnt when it next \
                      starts one (reinstall, rescue, release)"
-        .to_owned();
+            .to_owned();
     if machine.macs.is_empty() {
         words += "; nobody has told which network cards it has: were it to start from the network, it would be taken \
                   for a stranger";

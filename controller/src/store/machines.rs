@@ -565,9 +565,7 @@ fn read(seal: &Seal, row: &Row) -> Result<Machine, StoreError> {
             }
             _ => None,
         },
-        uninspected: optional("uninspected")?
-            .map(|text| from_json("what is known of it", &text))
-            .transpose()?,
+        uninspected: optional("uninspected")?.map(|text| from_json("what is known of it", &text)).transpose()?,
         rescue: optional("rescue")?.map(|text| from_json("rescue", &text)).transpose()?,
         created: timestamp(row.try_get("created")?)?,
         updated: timestamp(row.try_get("updated")?)?,

@@ -87,7 +87,8 @@ async fn a_machine_is_adopted_from_its_bmc_while_it_runs_and_nothing_happens_to_
     rack.operator.post("/v1/pools", pool).await.unwrap();
 
     // What cannot be kept whole is not kept at all.
-    let said = json!({"name": "web-1", "bmc": rack.host(58), "project": "acme:shop", "holds": ["10.9.0.7", "10.8.0.1"]});
+    let said =
+        json!({"name": "web-1", "bmc": rack.host(58), "project": "acme:shop", "holds": ["10.9.0.7", "10.8.0.1"]});
     let refused = rack.operator.post(PATH, said).await.unwrap_err().to_string();
     assert!(refused.contains("10.8.0.1/32 is in no pool"), "{refused}");
     assert_eq!(rack.operator.get("/v1/machines").await.unwrap()["items"], json!([]));
@@ -151,7 +152,8 @@ async fn a_machine_is_adopted_from_its_bmc_while_it_runs_and_nothing_happens_to_
     assert_eq!(erased["items"].as_array().unwrap().len(), 1, "{erased:#}");
     let history = rack.operator.history(machine.mac()).await.unwrap();
     let kinds: Vec<_> = history.iter().map(|(kind, _)| kind.as_str()).collect();
-    let at = |kind: &str| kinds.iter().position(|known| *known == kind).unwrap_or_else(|| panic!("no {kind}: {kinds:?}"));
+    let at =
+        |kind: &str| kinds.iter().position(|known| *known == kind).unwrap_or_else(|| panic!("no {kind}: {kinds:?}"));
     assert!(at("adopted_running") < at("told_by_bmc") && at("told_by_bmc") < at("inspected"), "{kinds:?}");
     assert!(at("inspected") < at("erased"), "{kinds:?}");
     rack.stop().await.unwrap();
@@ -185,7 +187,11 @@ async fn a_machine_that_is_not_the_one_that_was_adopted_keeps_what_is_on_it() {
     let row = rack.wait_for(&machine, "active again", |row| row["lifecycle"] == "active" && row["run"].is_null()).await;
     let is_back = async || {
         let screen = machine.screen();
-        if screen.trim_end().contains("starting from disk") && machine.system().is_none() { Ok(()) } else { Err(screen) }
+        if screen.trim_end().contains("starting from disk") && machine.system().is_none() {
+            Ok(())
+        } else {
+            Err(screen)
+        }
     };
     wait::until("it runs what it ran", PATIENCE, is_back).await;
     assert!(machine.drive().contents().unwrap() == before, "it was written to");

@@ -43,7 +43,10 @@ async fn what_somebody_else_has_is_named_and_nothing_is_kept(on: On) {
     let (status, vpn) = world.bench.ask(Method::POST, "/v1/claims", wish).await;
     assert_eq!(status, StatusCode::CREATED, "{vpn}");
     let vpn = vpn["id"].as_str().unwrap().to_owned();
-    assert_eq!(told(&world, with(json!({"name": "db-1", "serial": "S0", "macs": ["52:54:00:00:00:10"]}))).await, "201 db-1");
+    assert_eq!(
+        told(&world, with(json!({"name": "db-1", "serial": "S0", "macs": ["52:54:00:00:00:10"]}))).await,
+        "201 db-1"
+    );
     let before = world.bench.app.store.dump().await;
     let (_, machines) = world.bench.ask(Method::GET, "/v1/machines", "").await;
     let theirs = machines["items"].as_array().unwrap().iter().find(|row| row["name"] == known.as_str()).unwrap();
@@ -128,8 +131,10 @@ async fn a_machine_that_runs_is_somebodys_told_to_boot_its_disk_and_known_when_i
     let (_, third) = world.bench.ask(Method::POST, PATH, more.to_string()).await;
     assert_eq!(third["machine"], again["machine"]);
     let refused = told(&world, with(json!({"serial": "S9"}))).await;
-    expect!["409 machine web-1 is known, and is not what is said here: its mainboard is S1 (no UUID), and not S9 (no UUID)"]
-        .assert_eq(&refused);
+    expect![
+        "409 machine web-1 is known, and is not what is said here: its mainboard is S1 (no UUID), and not S9 (no UUID)"
+    ]
+    .assert_eq(&refused);
 }
 
 async fn whoever_may_not_adopt_give_or_hand_out_addresses_there_adopts_no_running_machine(on: On) {
@@ -139,8 +144,7 @@ async fn whoever_may_not_adopt_give_or_hand_out_addresses_there_adopts_no_runnin
         let (status, answer) = world.bench.ask_as(token, Method::POST, PATH, body.to_string()).await;
         (status.as_u16(), answer["detail"].as_str().unwrap_or_default().to_owned())
     };
-    let technician =
-        world.token("tom", Binding { role: Role::Technician, scope: scope("its rack") }).await;
+    let technician = world.token("tom", Binding { role: Role::Technician, scope: scope("its rack") }).await;
     let operator = world.token("ann", Binding { role: Role::Operator, scope: scope("its rack") }).await;
     let elsewhere = world.token("eve", Binding { role: Role::Owner, scope: scope("another rack") }).await;
     let tenant = world.token("sue", Binding { role: Role::Owner, scope: scope("its project") }).await;
@@ -181,7 +185,8 @@ async fn what_a_bmc_says_fills_in_what_nobody_said_and_contradicts_what_somebody
     let world = world(on).await;
     met(&world, "10.20.0.7", "S7").await;
     let body = json!({"name": "web-1", "bmc": "10.20.0.7"});
-    expect!["409 the BMC at 10.20.0.7 says that it is of S7, and you say S1 (no UUID)"].assert_eq(&told(&world, with(json!({"bmc": "10.20.0.7"}))).await);
+    expect!["409 the BMC at 10.20.0.7 says that it is of S7, and you say S1 (no UUID)"]
+        .assert_eq(&told(&world, with(json!({"bmc": "10.20.0.7"}))).await);
     assert_eq!(told(&world, body).await, "201 web-1");
     let machine = world.bench.app.store.machine("web-1").await.unwrap();
     assert_eq!((machine.inventory.system.serial.as_str(), machine.inventory.system.product.as_str()), ("S7", "M1"));
