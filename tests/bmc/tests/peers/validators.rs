@@ -38,17 +38,17 @@ fn file(directory: &std::path::Path, end: &str) -> String {
     found.remove(0)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_resource_of_every_preset_is_as_its_schema_has_it() {
-    let mut judged = tokio::task::JoinSet::new();
-    for name in Personality::PRESETS {
-        judged.spawn(judge(name));
+/// Both generations of resources together, the older alone, the newer alone.
+const JUDGED: [&str; 3] = ["generic", "dell-like", "hpe-like"];
+
+#[tokio::test]
+async fn every_resource_is_as_its_schema_has_it() {
+    for name in JUDGED {
+        judge(name).await;
     }
-    // Whatever is wrong with one is its own panic.
-    judged.join_all().await;
 }
 
-async fn judge(name: &'static str) {
+async fn judge(name: &str) {
     let bmc = subject(Personality::preset(name, 40).unwrap()).await;
     bmc.running.bmc.inject("Inlet Temp", 43.0);
     let directory = tempfile::tempdir().unwrap();
