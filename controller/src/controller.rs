@@ -40,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     acme::{self, Acme},
     addresses::Addresses,
-    api, audit,
+    adoptions, api, audit,
     authority::Authority,
     campaigns,
     certificates::Certificates,
@@ -598,6 +598,8 @@ pub async fn start(config: Config, seams: Seams, shutdown: CancellationToken) ->
     parts.add("the agents' connections", fleet.clone().run(endpoint, shutdown.clone()));
     let run = intakes::run(store.clone(), fleet.clone(), rotations.clone(), clock.clone(), shutdown.clone());
     parts.add("the BMCs that were found", run);
+    let run = adoptions::telling::run(store.clone(), fleet.clone(), clock.clone(), shutdown.clone());
+    parts.add("what BMCs tell of machines that run", run);
     let run = rotations::run(rotations, store.clone(), fleet.clone(), clock.clone(), shutdown.clone());
     parts.add("the passwords of BMCs", run);
     let run = campaigns::run(store.clone(), workflows.clone(), clock.clone(), shutdown.clone());

@@ -23,7 +23,7 @@ use rackhand_common::{
 use rackhand_controller_core::lifecycle::Lifecycle;
 
 use crate::{
-    replacements, rotations,
+    adoptions, replacements, rotations,
     store::{Happened, Machine, OrderEnd, OrderResult, Parameters, RunStatus, Store, StoreError, Tx},
     verbs,
 };
@@ -409,7 +409,12 @@ async fn connected(tx: &mut Tx, rack: RackId, event: &Event, connection: Connect
             }
             machine.connected = true;
             machine.connection = number;
+            let doubt = adoptions::inspect(tx, event.at, &mut machine, run).await?;
             tx.update_machine(event.at, &mut machine).await?;
+            if let Some(reason) = doubt {
+                alert(tx, rack, event, Some(machine.clone()), reason).await?;
+                machine = tx.machine(&machine.id.to_string()).await?;
+            }
             tx.join_expected_bmc(event.at, &machine, &rotations::fresh()).await?;
             if renamed {
                 // The node goes by its own tables until it is told again.
@@ -441,6 +446,7 @@ async fn connected(tx: &mut Tx, rack: RackId, event: &Event, connection: Connect
                 image: None,
                 alert: None,
                 held: None,
+                uninspected: None,
                 rescue: None,
                 created: event.at,
                 updated: event.at,

@@ -6,6 +6,7 @@
 
 pub mod acme;
 pub mod addresses;
+pub mod adoptions;
 pub mod api;
 pub mod audit;
 pub mod authority;

@@ -189,6 +189,7 @@ async fn learn(tx: &mut Tx, now: Timestamp, rack: RackId, told: &MachineIntent) 
         image: None,
         alert: None,
         held: None,
+        uninspected: None,
         rescue: None,
         created: now,
         updated: now,

@@ -88,6 +88,9 @@ pub enum Denied {
         /// Why not.
         reason: String,
     },
+    /// Nobody has looked into it.
+    #[error("no installer has looked into machine {0}: `rackhand machine inspect {0}` first")]
+    NotInspected(String),
     /// Two would be installed in one place.
     #[error("both {0} and {1} are for the same: name one of them")]
     FirmwareTwice(String, String),
@@ -272,6 +275,7 @@ impl Tx {
             return Err(Denied::HasData(with_data));
         }
         machine.accepted = Some(machine.inventory.clone());
+        machine.uninspected = None;
         machine.alert = None;
         self.update_machine(now, &mut machine).await?;
         self.claim_parts(&machine).await?;
@@ -457,6 +461,9 @@ impl Tx {
     ) -> Result<Run, Denied> {
         let lifecycle = machine.lifecycle.on(Event::Test)?;
         self.check_idle(machine).await?;
+        if machine.uninspected.is_some() {
+            return Err(Denied::NotInspected(machine.name.clone()));
+        }
         let known = scripts.iter().filter_map(|name| commission::script(name));
         let destructive = known.filter(|script| script.destructive).map(|script| script.name.clone());
         let destructive: Vec<_> = destructive.collect();
@@ -554,7 +561,9 @@ impl Tx {
         let lifecycle = machine.lifecycle.on(Event::Release)?;
         self.check_idle(machine).await?;
         check_parts(machine)?;
-        let (disks, mainboard) = (disk_identities(machine)?, mainboard(machine));
+        // Of one that nobody has looked into they are learnt from the installer, before it gets its order.
+        let disks = if machine.uninspected.is_some() { Vec::new() } else { disk_identities(machine)? };
+        let mainboard = mainboard(machine);
         let machine = out_of_rescue(lifecycle, machine);
         let machine = Machine { epoch: machine.epoch.next(), ..machine };
         self.start(now, machine, Parameters::Release(Release { disks, mainboard })).await
@@ -714,6 +723,21 @@ fn installation(now: Timestamp, machine: &Machine, image: &Image, request: Deplo
     if image.settings == Settings::Ignition && request.host.user_data.as_deref().is_some_and(|own| !is_ignition(own)) {
         return Err(Denied::NotForIgnition(image.named()));
     }
+    let deploy = |disks| Deploy {
+        image: image.id,
+        image_name: image.name.clone(),
+        image_version: image.version,
+        manifest: stored.manifest,
+        disk: request.disk.clone(),
+        host: request.host.clone(),
+        disks,
+        mainboard: mainboard(machine),
+        user_data_forgotten: false,
+    };
+    // What is in it is learnt from the installer, which looks itself whether the image fits.
+    if machine.uninspected.is_some() {
+        return Ok(deploy(Vec::new()));
+    }
     let unsuitable = |reason: String| Denied::ImageUnsuitable { image: image.name.clone(), reason };
     let firmware = machine.inventory.firmware;
     if !stored.firmware.contains(&firmware) {
@@ -734,17 +758,7 @@ fn installation(now: Timestamp, machine: &Machine, image: &Image, request: Deplo
             stored.size, stored.sector
         )));
     }
-    Ok(Deploy {
-        image: image.id,
-        image_name: image.name.clone(),
-        image_version: image.version,
-        manifest: stored.manifest,
-        disk: request.disk,
-        host: request.host,
-        disks: identities,
-        mainboard: mainboard(machine),
-        user_data_forgotten: false,
-    })
+    Ok(deploy(identities))
 }
 
 /// Whether it is a configuration that Ignition merges over ours, of our version or an older one.
@@ -784,7 +798,7 @@ pub fn disk_identities(machine: &Machine) -> Result<Vec<String>, Denied> {
 }
 
 /// The machine's mainboard as an operator accepted it, for an order that is for no other.
-fn mainboard(machine: &Machine) -> Option<Mainboard> {
+pub(crate) fn mainboard(machine: &Machine) -> Option<Mainboard> {
     machine.accepted.as_ref()?.system.mainboard()
 }
 

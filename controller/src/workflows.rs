@@ -228,8 +228,16 @@ impl<C: Commands> Runner<C> {
             notes = engine.record(self.clock.now(), report);
             // What the rack told meanwhile is seen at the next step.
             let fresh = self.store.run(run.id).await?;
-            (run.done, run.total, run.begun, run.result, run.phoned_home, run.way) =
-                (fresh.done, fresh.total, fresh.begun, fresh.result, fresh.phoned_home, fresh.way);
+            (run.done, run.total, run.begun, run.result, run.phoned_home, run.way, run.parameters) = (
+                fresh.done,
+                fresh.total,
+                fresh.begun,
+                fresh.result,
+                fresh.phoned_home,
+                fresh.way,
+                // The disks of a machine that nobody had looked into are learnt in it.
+                fresh.parameters,
+            );
         }
         tracing::error!(run = %run.id, "a run goes on without end; it is left until the next look");
         Ok(())

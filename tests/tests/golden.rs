@@ -217,6 +217,7 @@ async fn fill_controller(path: &Path) {
         image: None,
         alert: Some("look".into()),
         held: None,
+        uninspected: None,
         rescue: None,
         created: at(4),
         updated: at(4),

@@ -196,6 +196,7 @@ fn machine(rack: RackId, number: u8, name: &str, lifecycle: Lifecycle, now: Time
         image: None,
         alert: None,
         held: None,
+        uninspected: None,
         rescue: None,
         created: now,
         updated: now,

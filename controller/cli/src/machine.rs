@@ -8,6 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
+    adoption::{self, RunningMachine},
     baseline::{self, BaselineCommand},
     client::{Client, given_only},
     erasure, follow, hardware,
@@ -52,6 +53,13 @@ overwrites them.")]
         #[command(flatten)]
         accept: Accept,
     },
+    /// Say that a machine is ours that was never seen, and that goes on running what it runs
+    #[command(after_help = adoption::EXAMPLES)]
+    AdoptRunning(RunningMachine),
+    /// Print a shell script that tells what a running machine is, for adopt-running --facts
+    #[command(after_help = "  rackhand machine facts-script | ssh root@web-1 sh > web-1.json
+  rackhand machine adopt-running web-1 --rack r1 --facts web-1.json")]
+    FactsScript,
     /// Say that a machine's parts were replaced and are right as they are now
     #[command(after_help = "  rackhand machine show web-1          # what was, what is
   rackhand machine replace-part web-1
@@ -414,6 +422,8 @@ pub(crate) async fn run(client: &Client, command: MachineCommand, output: Output
             let value = client.post(&format!("/v1/machines/{machine}/adopt"), body).await?;
             print(output, value, |machine| page(&machine))
         }
+        MachineCommand::AdoptRunning(running) => adoption::run(client, running, output).await,
+        MachineCommand::FactsScript => Ok(adoption::SCRIPT.trim_end().to_owned()),
         MachineCommand::ReplacePart { machine, accept } => {
             let body = json!({"accept_data": accept.accept_data, "accept_parts": accept.accept_parts});
             let value = client.post(&format!("/v1/machines/{machine}/replace-part"), body).await?;
@@ -626,6 +636,9 @@ pub(crate) fn page(machine: &Machine) -> String {
     if let Some(alert) = &machine.alert {
         lines.push(format!("  ALERT      {alert}"));
     }
+    if let Some(condition) = &machine.not_inspected {
+        lines.push(format!("  UNSEEN     {condition}"));
+    }
     lines.extend(machine.slots.iter().flat_map(hardware::findings));
     for change in &machine.changes {
         let side = |side: &Option<String>| side.clone().unwrap_or_else(|| "nothing".into());
@@ -643,7 +656,7 @@ pub(crate) fn page(machine: &Machine) -> String {
             .push(format!("  system     {} {}", text("/system/vendor"), text("/system/product")).trim_end().to_owned());
         lines.push(format!("  processor  {} × {}", number("/cpu/threads"), text("/cpu/model")));
         lines.push(format!("  memory     {}", bytes(number("/memory"))));
-        lines.push(format!("  firmware   {}", text("/firmware")));
+        lines.push(format!("  firmware   {}", or_dash(inventory.pointer("/firmware").and_then(Value::as_str))));
         for disk in inventory.get("disks").and_then(Value::as_array).into_iter().flatten() {
             let of = |field: &str| disk.get(field).and_then(Value::as_str).unwrap_or_default();
             let content = match disk.get("content") {

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed or refused, 2 the command line is wrong. What was asked for
 //! goes to standard output, progress and problems to standard error.
 
+mod adoption;
 mod agent;
 mod aggregate;
 mod apply;

@@ -25,6 +25,8 @@ pub(crate) struct Machine {
     pub(crate) rescue: Option<Login>,
     #[serde(default)]
     pub(crate) health: Option<String>,
+    #[serde(default)]
+    pub(crate) not_inspected: Option<String>,
     pub(crate) run: Option<String>,
     #[serde(default)]
     pub(crate) verbs: Vec<String>,

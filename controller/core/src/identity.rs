@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use rackhand_common::machine::{Content, Disk, Inventory};
+use rackhand_common::machine::{Content, Disk, Inventory, Mainboard};
 use serde::{Deserialize, Serialize};
 
 /// A kind of part that tells machines apart.
@@ -71,6 +71,36 @@ pub fn compare(accepted: &Inventory, found: &Inventory) -> Vec<Change> {
     let disks = |inventory: &Inventory| inventory.disks.iter().map(disk_name).collect();
     changes.extend(differing(Part::Disk, disks(accepted), disks(found)).map(|change| with_content(change, found)));
     changes
+}
+
+/// What a machine has otherwise than it was said to have before any installer looked into it: another
+/// mainboard, or a part that is not there. What nobody spoke of is no contradiction.
+pub fn contradictions(told: &Inventory, found: &Inventory) -> Vec<Change> {
+    let boards = told.system.mainboard().zip(found.system.mainboard());
+    let is_other = boards.is_some_and(|(told, found)| is_other_board(&told, &found));
+    let has_serial = |name: &str| {
+        let told = told.disks.iter().find(|disk| disk_name(disk) == name);
+        // A disk that was told by its serial number alone may have a WWN as well.
+        told.is_none_or(|told| told.identity().is_none() || found.disks.iter().any(|disk| is_same_serial(told, disk)))
+    };
+    let mut changes = compare(told, found);
+    changes.retain(|change| match (change.part, &change.was, &change.is) {
+        (Part::Mainboard, ..) => is_other,
+        (Part::NetworkCard, Some(_), None) => true,
+        (Part::Disk, Some(was), None) => !has_serial(was),
+        _ => false,
+    });
+    changes
+}
+
+/// BMCs tell the UUID in either order of its bytes (SMBIOS, RFC 4122).
+fn is_other_board(told: &Mainboard, found: &Mainboard) -> bool {
+    let uuid = told.uuid.map(|uuid| uuid::Uuid::from_bytes(uuid.to_bytes_le()));
+    told.is_other(found) && Mainboard { uuid, ..told.clone() }.is_other(found)
+}
+
+fn is_same_serial(told: &Disk, found: &Disk) -> bool {
+    !told.serial.is_empty() && told.serial == found.serial
 }
 
 /// Whether exactly this part is another one: of its kind `was` is gone and `is` is new, each under the names
@@ -204,6 +234,37 @@ mod tests {
         let (was, is) = (["02:00:00:00:00:01"], ["02:00:00:00:00:07"]);
         assert!(only_replaced(&machine(), &cards, Part::NetworkCard, &was, &is));
         assert!(!only_replaced(&machine(), &cards, Part::Disk, &was, &is));
+    }
+
+    #[test]
+    fn what_was_told_is_contradicted_by_another_board_or_a_part_that_is_not_there_and_by_nothing_new() {
+        let check = |told: fn(&mut Inventory), expected: Expect| {
+            let mut before = machine();
+            told(&mut before);
+            let found = contradictions(&before, &machine());
+            expected.assert_eq(&found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"));
+        };
+        check(|told| (told.nics, told.disks) = (vec![nic(1)], Vec::new()), expect![""]);
+        check(
+            |told| told.system.uuid = Some(uuid::Uuid::from_bytes(uuid::Uuid::from_u128(1).to_bytes_le())),
+            expect![""],
+        );
+        check(
+            |told| told.disks = vec![Disk { model: "as its BMC calls it".into(), ..disk("D2", Content::Blank) }],
+            expect![""],
+        );
+        check(|told| told.disks = vec![disk("", Content::Blank)], expect![""]);
+        check(
+            |told| {
+                told.system.serial = "S9".into();
+                told.nics = vec![nic(1), nic(7)];
+                told.disks = vec![disk("D9", Content::Blank)];
+            },
+            expect![[r#"
+                mainboard was S9 (00000000-0000-0000-0000-000000000001), is S1 (00000000-0000-0000-0000-000000000001)
+                network card 02:00:00:00:00:07 is gone
+                disk m/D9 is gone"#]],
+        );
     }
 
     #[test]

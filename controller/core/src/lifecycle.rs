@@ -42,6 +42,8 @@ pub enum Lifecycle {
 pub enum Event {
     /// An operator says that it is ours.
     Adopt,
+    /// An operator says that it is ours and somebody's, and that its system runs: we did not install it.
+    AdoptRunning,
     /// An operator wants a system on it.
     Deploy,
     /// The system called home.
@@ -140,6 +142,7 @@ impl Lifecycle {
     fn after(self, event: Event) -> Option<Self> {
         match (self, event) {
             (Self::Discovered, Event::Adopt) => Some(Self::Ready),
+            (Self::Discovered, Event::AdoptRunning) => Some(Self::Active),
             (Self::Ready, Event::Deploy) => Some(Self::Deploying),
             (Self::Deploying, Event::Deployed) => Some(Self::Active),
             (Self::Deploying, Event::Undone) => Some(Self::Ready),
@@ -238,8 +241,9 @@ mod tests {
 
     use expect_test::expect;
 
-    const EVENTS: [Event; 26] = [
+    const EVENTS: [Event; 27] = [
         Event::Adopt,
+        Event::AdoptRunning,
         Event::Deploy,
         Event::Deployed,
         Event::Undone,
@@ -279,6 +283,7 @@ mod tests {
         }
         expect![[r#"
             discovered Adopt: ready
+            discovered AdoptRunning: active
             discovered Forget: discovered
             discovered Doubted: quarantined
             ready Deploy: deploying

@@ -113,6 +113,8 @@ pub const TABLE: Table = &[
     (Method::GET, "/v1/racks/{rack}/expected-bmcs", May(RackRead, Named(Thing::Rack))),
     (Method::POST, "/v1/racks/{rack}/expected-bmcs", May(RackManage, Named(Thing::Rack))),
     (Method::DELETE, "/v1/racks/{rack}/expected-bmcs", May(RackManage, Named(Thing::Rack))),
+    // Whose it is to be, and which addresses it holds, is for the verb to look at.
+    (Method::POST, "/v1/racks/{rack}/running-machines", May(MachineAdopt, Named(Thing::Rack))),
     (Method::GET, "/v1/prometheus/targets", May(AgentRead, Anywhere)),
     (Method::GET, "/v1/agents", May(AgentRead, Anywhere)),
     (Method::POST, "/v1/agents/{agent}/revoke", May(AgentRevoke, Named(Thing::Agent))),

@@ -221,7 +221,7 @@ pub(super) async fn create(
 }
 
 /// The refusal without what the caller may not see: whose the addresses are that were wanted.
-async fn hidden(app: &App, caller: &Caller, refused: Refused) -> Result<Refused, Error> {
+pub(super) async fn hidden(app: &App, caller: &Caller, refused: Refused) -> Result<Refused, Error> {
     let Refused::Held { wanted, held, claim: Some(claim) } = refused else { return Ok(refused) };
     let place: Place = app.store.standing(Thing::Claim, &claim.id.to_string()).await?.place;
     let claim = caller.rights.permit(Action::AddressRead, place).then_some(claim);

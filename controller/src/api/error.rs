@@ -7,11 +7,15 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
+use rackhand_controller_core::adoption::NoAddress;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::trace::Trace;
-use crate::{addresses::Refused, images::ImportError, store::StoreError, succession::NotReplaced, verbs::Denied};
+use crate::{
+    addresses::Refused, adoptions::NotAdopted, images::ImportError, store::StoreError, succession::NotReplaced,
+    verbs::Denied,
+};
 
 /// After how long what is not possible at the moment may be.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -303,6 +307,7 @@ impl From<Denied> for Error {
             | Denied::FirmwareNotHere(_)
             | Denied::FirmwareUnfit { .. }
             | Denied::FirmwareTwice(..)
+            | Denied::NotInspected(_)
             | Denied::FirmwareAsWanted(_)
             | Denied::NamelessDisk(_)
             | Denied::NoDisk
@@ -359,6 +364,26 @@ impl From<Refused> for Error {
             | Refused::Pooled(..)
             | Refused::AggregateInUse(_)
             | Refused::PoolInUse(_) => Self::conflict(refused),
+        }
+    }
+}
+
+impl From<NotAdopted> for Error {
+    fn from(denied: NotAdopted) -> Self {
+        match denied {
+            NotAdopted::Store(error) => error.into(),
+            NotAdopted::Denied(denied) => denied.into(),
+            NotAdopted::Refused(refused) => refused.into(),
+            NotAdopted::Nameless => Self::invalid("/serial", denied),
+            NotAdopted::NoCards => Self::invalid("/macs", denied),
+            NotAdopted::Address(NoAddress::NotThere(..)) => Self::invalid("/address", denied),
+            NotAdopted::NoBmc(_) => Self::invalid("/bmc", denied),
+            NotAdopted::Known { .. }
+            | NotAdopted::Differs { .. }
+            | NotAdopted::Address(_)
+            | NotAdopted::NotMet { .. }
+            | NotAdopted::OtherBoard { .. }
+            | NotAdopted::Full => Self::conflict(denied),
         }
     }
 }

@@ -117,6 +117,9 @@ fn text(body: &Happened) -> String {
         Happened::Told(what) => what.to_string(),
         Happened::Discovered { name } => format!("discovered; named {name}"),
         Happened::Adopted => "adopted".into(),
+        Happened::AdoptedRunning { by } => format!("adopted by {by} while it runs: nothing was switched"),
+        Happened::ToldByBmc => "its BMC told what is in it".into(),
+        Happened::Inspected => "looked into for the first time: it is the machine that was adopted".into(),
         Happened::RunStarted { workflow } => format!("{workflow} begins"),
         Happened::StepDone { step } => format!("done: {step}"),
         Happened::Again { step, attempt, cause, detail } => {

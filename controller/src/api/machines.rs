@@ -96,9 +96,14 @@ pub(super) struct Machine {
     /// The run in progress on it.
     #[schema(value_type = Option<uuid::Uuid>)]
     run: Option<id::RunId>,
-    /// What its installer found in it last: firmware, system, cpu, memory, nics, disks.
+    /// What its installer found in it last: firmware, system, cpu, memory, nics, disks. While `not_inspected` says
+    /// so: what operators and its BMC told, without what nobody did.
     #[schema(value_type = Object)]
-    inventory: Inventory,
+    inventory: Shown,
+    /// That no installer has looked into it, and what is not known for that: it was adopted while it ran. Absent
+    /// once one has.
+    #[schema(example = "no installer has looked into it: it was adopted while it ran")]
+    not_inspected: Option<String>,
     /// Parts that are not those accepted when it was adopted: until `replace-part` says that
     /// they are right, nothing is written to its disks.
     changes: Vec<PartChange>,
@@ -108,6 +113,41 @@ pub(super) struct Machine {
     /// When it last changed.
     #[schema(value_type = String, format = DateTime)]
     updated: Timestamp,
+}
+
+/// What is in a machine.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Shown {
+    /// As an installer found it.
+    Found(Inventory),
+    /// As was said.
+    Told(serde_json::Value),
+}
+
+/// What is in a machine that nobody has looked into, without what nobody said.
+fn told(inventory: &Inventory, known: &store::Uninspected) -> Shown {
+    let mut told = serde_json::to_value(inventory).unwrap_or_default();
+    if let Some(fields) = told.as_object_mut().filter(|_| known.firmware.is_none()) {
+        fields.remove("firmware");
+    }
+    Shown::Told(told)
+}
+
+/// What is not known of a machine that nobody has looked into, in words.
+fn not_inspected(machine: &store::Machine, known: &store::Uninspected) -> String {
+    let mut words =
+        "no installer has looked into it: it was adopted while it ran, and its disks are learnt when it next \
+                     starts one (reinstall, rescue, release)"
+            .to_owned();
+    if machine.macs.is_empty() {
+        words += "; nobody has told which network cards it has: were it to start from the network, it would be taken \
+                  for a stranger";
+    }
+    if known.by_bmc.is_none() {
+        words += "; its BMC has not told what is in it";
+    }
+    words
 }
 
 /// Why a machine is out of service.
@@ -145,7 +185,7 @@ impl From<identity::Change> for PartChange {
 }
 
 impl Machine {
-    fn of(
+    pub(super) fn of(
         row: store::Machine,
         rack: String,
         projects: &HashMap<id::ProjectId, String>,
@@ -153,6 +193,7 @@ impl Machine {
         health: Option<health::State>,
     ) -> Self {
         let changes = row.changes().into_iter().map(PartChange::from).collect();
+        let not_inspected = row.uninspected.as_ref().map(|known| not_inspected(&row, known));
         // Most are as they were accepted, and shared with that: alone, it need not be copied.
         drop(row.accepted);
         Self {
@@ -177,7 +218,11 @@ impl Machine {
             rescue: row.rescue.map(RescueLogin::from),
             health: health.map(health::State::word),
             run,
-            inventory: Arc::unwrap_or_clone(row.inventory),
+            inventory: match &row.uninspected {
+                Some(known) if row.connection == 0 => told(&row.inventory, known),
+                _ => Shown::Found(Arc::unwrap_or_clone(row.inventory)),
+            },
+            not_inspected,
             created: row.created,
             updated: row.updated,
         }
@@ -719,7 +764,7 @@ pub(super) fn check_user_data(data: &str) -> Result<(), Error> {
     }
 }
 
-fn check_host_name(field: &str, name: &str) -> Result<(), Error> {
+pub(super) fn check_host_name(field: &str, name: &str) -> Result<(), Error> {
     check_name(field, name)?;
     match is_label(name) {
         true => Ok(()),

@@ -10,6 +10,7 @@
 //!   not change the API by itself.
 
 pub mod access;
+mod adoptions;
 mod aggregates;
 mod announcements;
 mod assignments;
@@ -247,6 +248,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(machines::list))
         .routes(routes!(machines::show, machines::rename, machines::forget))
         .routes(routes!(machines::adopt))
+        .routes(routes!(adoptions::adopt_running))
         .routes(routes!(machines::replace_part))
         .routes(routes!(machines::merge))
         .routes(routes!(machines::assign))

@@ -23,6 +23,7 @@ use super::{access::Access, *};
 use crate::store::tests::{Ground, On, on_both};
 
 mod addresses;
+mod adoptions;
 mod consoles;
 mod dry_run;
 mod matches;

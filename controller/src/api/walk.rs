@@ -394,6 +394,7 @@ fn each_operation_is_this_action_at_this_place() {
         GET    /v1/racks/{rack}/expected-bmcs: rack.read where the rack is
         POST   /v1/racks/{rack}/expected-bmcs: rack.manage where the rack is
         DELETE /v1/racks/{rack}/expected-bmcs: rack.manage where the rack is
+        POST   /v1/racks/{rack}/running-machines: machine.adopt where the rack is
         GET    /v1/prometheus/targets: agent.read anywhere
         GET    /v1/agents: agent.read anywhere
         POST   /v1/agents/{agent}/revoke: agent.revoke where the agent is

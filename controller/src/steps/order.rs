@@ -4,11 +4,15 @@ use rackhand_common::{
     event::{self, Stage},
     intent::{self, Boot, Order, Work},
 };
-use rackhand_controller_core::workflow::{Cause, Report, Step, WaitFor, hop};
+use rackhand_controller_core::{
+    identity::Part,
+    workflow::{Cause, Report, Step, WaitFor, hop},
+};
 
 use super::{Look, failed, installer::started_disk};
 use crate::{
     store::{Machine, OrderEnd, Parameters, StoreError, StoredCommand, Tests, Tx},
+    verbs::{disk_identities, listed},
     workflows::Commands,
 };
 
@@ -59,6 +63,9 @@ impl<C: Commands> Look<'_, C> {
         }
         let mut tx = self.store.begin().await?;
         let mut machine = self.machine(&mut tx).await?;
+        if order.disks.is_empty() && (order.work.erases() || order.work.deploy().is_some()) {
+            return Ok(not_learnt(&machine));
+        }
         machine.boot = Boot::Installer;
         machine.order = Some(order);
         if !machine.connected && comes_back(&machine) {
@@ -152,6 +159,32 @@ impl<C: Commands> Look<'_, C> {
         drop(tx);
         self.boot_installer(true).await
     }
+}
+
+/// Why nothing is written to a machine that nobody had looked into when its run began, and that is still not
+/// known: nothing of it was ordered.
+fn not_learnt(machine: &Machine) -> Report {
+    let changes = machine.changes();
+    if !changes.is_empty() {
+        let cause = match changes[0].part {
+            Part::Mainboard => event::Cause::MainboardDiffers,
+            Part::NetworkCard | Part::Disk => event::Cause::DisksDiffer,
+        };
+        let name = &machine.name;
+        return failed(
+            Cause::Installer(cause),
+            format!(
+                "it is not as was said when it was adopted: {}; if it is right as it is, `rackhand machine replace-part \
+                 {name}`",
+                listed(&changes)
+            ),
+        );
+    }
+    let why = match disk_identities(machine) {
+        Err(denied) => denied.to_string(),
+        Ok(_) => machine.alert.clone().unwrap_or_else(|| "no installer has told what is in it".to_owned()),
+    };
+    failed(Cause::Installer(event::Cause::DisksDiffer), why)
 }
 
 /// Whether the machine was reset and is on its way back: it gets the same order again.

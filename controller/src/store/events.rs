@@ -227,6 +227,16 @@ pub enum Happened {
         /// By when it should have moved on.
         until: Option<Timestamp>,
     },
+    /// An operator said that the machine is ours, and that its system runs.
+    AdoptedRunning {
+        /// Who: the name of their token.
+        by: String,
+    },
+    /// The BMC of a machine that no installer has looked into told what is in it.
+    ToldByBmc,
+    /// An installer looked for the first time into a machine that was adopted while it ran, and found what was
+    /// said of it.
+    Inspected,
 }
 
 /// Which events are asked for.

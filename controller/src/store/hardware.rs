@@ -120,6 +120,10 @@ impl Tx {
 
 /// What was found, and the names of the firmware that the machine's plan wants.
 fn held_against(plans: &[Plan], machine: &Machine, known: Option<&KnownHardware>) -> (Examined, Vec<String>) {
+    // Nobody has looked: it lacks what nobody has seen.
+    if machine.uninspected.is_some() {
+        return (Examined::default(), Vec::new());
+    }
     let all = plans.iter().map(|plan| (plan.name.as_str(), &plan.rules));
     let examined = examine(all, &machine.inventory, known.map(|known| &known.hardware));
     let plan = plans.iter().find(|plan| Some(&plan.name) == examined.plan.as_ref());

@@ -13,7 +13,7 @@ use rackhand_common::{
     health,
     id::{Epoch, MachineId, ProjectId, RackId},
     intent::{Boot, Order},
-    machine::{Inventory, Mac, Mainboard, Power},
+    machine::{Firmware, Inventory, Mac, Mainboard, Power},
     seal::{Seal, Sealed as _},
 };
 use rackhand_controller_core::{
@@ -22,6 +22,7 @@ use rackhand_controller_core::{
     lifecycle::Lifecycle,
 };
 
+use serde::{Deserialize, Serialize};
 use sqlx::AssertSqlSafe;
 
 use super::{
@@ -77,6 +78,9 @@ pub struct Machine {
     pub alert: Option<String>,
     /// Why it is out of service; `None` while it is in service, or nobody said why.
     pub held: Option<Hold>,
+    /// That no installer has looked into it: it was adopted while it ran. What was told of it is its
+    /// `accepted`, and its `inventory` is that and what its BMC says.
+    pub uninspected: Option<Uninspected>,
     /// Where its rescue system is reached, since that told.
     pub rescue: Option<Login>,
     /// When it was discovered.
@@ -85,6 +89,17 @@ pub struct Machine {
     pub updated: Timestamp,
     /// Counts its changes.
     pub version: u64,
+}
+
+/// What is known of a machine that was adopted while it ran.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uninspected {
+    /// How its firmware boots, when somebody said it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<Firmware>,
+    /// When its BMC told what is in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_bmc: Option<Timestamp>,
 }
 
 /// Why a machine is out of service.
@@ -171,7 +186,8 @@ impl Machine {
 
     /// Parts that are not those accepted; empty while nobody has adopted it.
     pub fn changes(&self) -> Vec<identity::Change> {
-        self.accepted.as_ref().map(|accepted| identity::compare(accepted, &self.inventory)).unwrap_or_default()
+        let differing = if self.uninspected.is_some() { identity::contradictions } else { identity::compare };
+        self.accepted.as_ref().map(|accepted| differing(accepted, &self.inventory)).unwrap_or_default()
     }
 }
 
@@ -237,6 +253,18 @@ impl Store {
         });
         query.build().fetch_all(&self.pool).await?.iter().map(|row| read(&self.seal, row)).collect()
     }
+
+    /// Machines that no installer has looked into, that have a BMC, and whose BMC has not told what is in them.
+    pub async fn untold_by_bmc(&self) -> Result<Vec<Machine>, StoreError> {
+        let rows = query(AssertSqlSafe(format!(
+            "{SELECT} WHERE uninspected IS NOT NULL AND EXISTS (SELECT 1 FROM bmcs WHERE bmcs.id = machines.id) ORDER BY id"
+        )))
+        .fetch_all(&self.pool)
+        .await?;
+        let machines: Vec<_> = rows.iter().map(|row| read(&self.seal, row)).collect::<Result<_, _>>()?;
+        let is_untold = |machine: &Machine| machine.uninspected.as_ref().is_some_and(|known| known.by_bmc.is_none());
+        Ok(machines.into_iter().filter(is_untold).collect())
+    }
 }
 
 impl Tx {
@@ -301,9 +329,9 @@ impl Tx {
         query(
             "INSERT INTO machines (id, rack, name, lifecycle, epoch, boot, address, inventory, connection, connected,
                 power, stage, stage_event, power_event, orders, image, alert, created, updated, accepted,
-                image_version, project, held_reason, held_since, held_until, rescue, version)
+                image_version, project, held_reason, held_since, held_until, rescue, uninspected, version)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-                $22, $23, $24, $25, $26, 1)",
+                $22, $23, $24, $25, $26, $27, 1)",
         )
         .bind(machine.id.to_string())
         .bind(machine.rack.to_string())
@@ -331,6 +359,7 @@ impl Tx {
         .bind(machine.held.as_ref().map(|held| micros(held.since)))
         .bind(machine.held.as_ref().and_then(|held| held.until).map(micros))
         .bind(machine.rescue.as_ref().map(json))
+        .bind(machine.uninspected.as_ref().map(json))
         .execute(&mut self.inner)
         .await
         .map_err(taken("machine name, id or address"))?;
@@ -351,7 +380,7 @@ impl Tx {
                 connected = $9, power = $10, stage = $11, stage_event = $12, power_event = $13, orders = $14,
                 image = $15, alert = $16, updated = $17, accepted = $18, rack = $19, address = $20,
                 image_version = $21, project = $22, held_reason = $23, held_since = $24, held_until = $25,
-                rescue = $26, version = version + 1
+                rescue = $26, uninspected = $27, version = version + 1
              WHERE id = $1 AND version = $2",
         )
         .bind(machine.id.to_string())
@@ -380,6 +409,7 @@ impl Tx {
         .bind(machine.held.as_ref().map(|held| micros(held.since)))
         .bind(machine.held.as_ref().and_then(|held| held.until).map(micros))
         .bind(machine.rescue.as_ref().map(json))
+        .bind(machine.uninspected.as_ref().map(json))
         .execute(&mut self.inner)
         .await
         .map_err(taken("machine name or address"))?
@@ -535,6 +565,7 @@ fn read(seal: &Seal, row: &Row) -> Result<Machine, StoreError> {
             }
             _ => None,
         },
+        uninspected: optional("uninspected")?.map(|text| from_json("what is known of it", &text)).transpose()?,
         rescue: optional("rescue")?.map(|text| from_json("rescue", &text)).transpose()?,
         created: timestamp(row.try_get("created")?)?,
         updated: timestamp(row.try_get("updated")?)?,

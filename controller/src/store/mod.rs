@@ -92,7 +92,7 @@ pub use self::{
     hardware::KnownHardware,
     images::{Image, ImageState, ImageVersion, NewImage, Stored},
     machine_health::{HealthOverride, HealthTransition, MachineHealth},
-    machines::{Hold, Machine, MachineFilter, MachineOrder},
+    machines::{Hold, Machine, MachineFilter, MachineOrder, Uninspected},
     organisations::Organisation,
     people::{Factor, Person},
     place::{NoPlace, Place},

@@ -467,6 +467,32 @@ impl Tx {
         Ok(())
     }
 
+    /// Notes what a run is to act upon that its installer found: nobody had looked into its machine when the run
+    /// was asked for. What is known already stays.
+    pub async fn run_learns(
+        &mut self,
+        run: RunId,
+        disks: &[String],
+        mainboard: Option<&Mainboard>,
+    ) -> Result<(), StoreError> {
+        let mut run = self.run(run).await?;
+        let (known, board) = match &mut run.parameters {
+            Parameters::Release(release) => (&mut release.disks, &mut release.mainboard),
+            Parameters::Reinstall(deploy) => (&mut deploy.disks, &mut deploy.mainboard),
+            _ => return Ok(()),
+        };
+        if !known.is_empty() {
+            return Ok(());
+        }
+        (*known, *board) = (disks.to_vec(), mainboard.cloned());
+        query("UPDATE runs SET parameters = $2 WHERE id = $1")
+            .bind(run.id.to_string())
+            .bind(json(&run.parameters.sealed(&self.seal, run.id)))
+            .execute(&mut self.inner)
+            .await?;
+        Ok(())
+    }
+
     /// Notes by which way its machine is started into the installer.
     pub async fn run_goes(&mut self, run: RunId, way: Rung) -> Result<(), StoreError> {
         query("UPDATE runs SET way = $2 WHERE id = $1")

@@ -232,6 +232,7 @@ impl Bench {
             image: None,
             alert: None,
             held: None,
+            uninspected: None,
             rescue: None,
             created: at(0),
             updated: at(0),

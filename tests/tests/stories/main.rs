@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
 
+mod adopted;
 mod away;
 mod baseline;
 mod bmc;

@@ -145,6 +145,9 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on:
     let expected = "/v1/racks/{rack}/expected-bmcs";
     trial.step(Method::POST, expected, "/v1/racks/lab/expected-bmcs", manifest).await;
     trial.step(Method::DELETE, expected, "/v1/racks/lab/expected-bmcs", Value::Null).await;
+    let running = json!({"name": "runs-1", "serial": "S8", "macs": ["52:54:00:00:00:88"]});
+    let pattern = "/v1/racks/{rack}/running-machines";
+    trial.step(Method::POST, pattern, "/v1/racks/lab/running-machines", running).await;
     let rotate = "/v1/racks/{rack}/bmcs/{machine}/rotate";
     trial.step(Method::POST, rotate, "/v1/racks/lab/bmcs/web-1/rotate", Value::Null).await;
     let baseline = "/v1/machines/web-1/baseline";

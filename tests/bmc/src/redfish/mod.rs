@@ -402,7 +402,7 @@ fn metadata() -> String {
         ("SecureBoot", "v1_1_1"),
         ("SecureBootDatabase", "v1_0_3"),
         ("Certificate", "v1_8_2"),
-        ("Signature", "v1_0_4"),
+        ("Signature", "v1_0_3"),
         ("Chassis", "v1_23_0"),
         ("Thermal", "v1_7_1"),
         ("Power", "v1_7_1"),

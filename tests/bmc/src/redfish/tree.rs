@@ -315,7 +315,7 @@ impl View<'_> {
                             let own = json!({
                                 "SignatureString": key.content, "SignatureType": kind, "SignatureTypeRegistry": "UEFI",
                             });
-                            resource(path, "Signature.v1_0_4.Signature", id, "Signature", own)
+                            resource(path, "Signature.v1_0_3.Signature", id, "Signature", own)
                         }
                     }
                 }
@@ -453,6 +453,12 @@ impl View<'_> {
                     .map(|it| {
                         let mut fan = member(it, "Fans", "Reading");
                         fan["ReadingUnits"] = json!("RPM");
+                        // Whole numbers here, and decimal ones of temperatures (Thermal 1.7.1, Fan).
+                        for bound in
+                            fan.as_object_mut().into_iter().flatten().filter(|(name, _)| name.contains("Threshold"))
+                        {
+                            *bound.1 = bound.1.as_f64().map_or(Value::Null, |bound| json!(bound.round() as i64));
+                        }
                         fan
                     })
                     .collect();

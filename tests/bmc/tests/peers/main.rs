@@ -7,3 +7,4 @@ mod faults;
 mod ipmi;
 mod process;
 mod redfish;
+mod validators;

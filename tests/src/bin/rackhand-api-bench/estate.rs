@@ -141,6 +141,7 @@ fn machine(number: u32, slot: u32, now: Timestamp) -> Machine {
         image: (!is_ready).then(|| ImageVersion { name: IMAGE.to_owned(), version: 1 }),
         alert: None,
         held: None,
+        uninspected: None,
         rescue: None,
         created: now,
         updated: now,
