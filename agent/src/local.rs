@@ -231,6 +231,10 @@ impl Desk {
             }
             LocalRequest::Events { spool, first, events } => {
                 self.hear_boot();
+                // Before boot is told that it is taken.
+                if let Err(error) = self.node.leased.note(&events).await {
+                    return LocalResponse::Unavailable(chain(&error));
+                }
                 match self.node.spool.take(spool, first, events).await {
                     Ok(next) => LocalResponse::Next(next),
                     Err(error) => LocalResponse::Unavailable(chain(&error)),

@@ -211,7 +211,8 @@ impl VirtualRack {
             }
             Service::Boot => {
                 let (config, link, token) = (self.boot_config()?, self.segment.server(), shutdown.clone());
-                let seams = boot::Seams { link: Some(link), clock: Arc::new(self.wall.clone()) };
+                let management = Some(self.management.server());
+                let seams = boot::Seams { link: Some(link), management, clock: Arc::new(self.wall.clone()) };
                 let start = async move {
                     let running = boot::start(&config, seams, token).await?;
                     Ok((running.settings.clone(), Box::pin(running.ended()) as _))

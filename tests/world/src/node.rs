@@ -260,7 +260,7 @@ impl Node {
         };
         let channel = SocketAddrV4::new(self.address, 8444);
         let services = Services::open(&config, disk, clock.clone(), http, channel)?;
-        let settings = dhcp::Settings { node: self.address, http, lease: config.lease };
+        let settings = dhcp::Settings { node: self.address, http: Some(http), lease: config.lease };
         let desk = dhcp::Desk::open(clock.clone(), services.leases.clone(), settings, services.spool.clone());
         self.boot = Some(Boot { clock, services, desk, followed: 0 });
         Ok(())
