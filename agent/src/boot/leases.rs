@@ -21,17 +21,22 @@ use uuid::Uuid;
 
 use super::turn::Turn;
 
-/// By Ethernet address: the machine's id and its address.
-const LEASES: TableDefinition<'_, &[u8; 6], (u128, u32)> = TableDefinition::new("leases");
+/// The provisioning network's table.
+const PROVISIONING: &str = "leases";
 
-/// The same of the management network's.
-const MANAGEMENT: TableDefinition<'_, &[u8; 6], (u128, u32)> = TableDefinition::new("management-leases");
+/// The management network's table.
+const MANAGEMENT: &str = "management-leases";
+
+/// By Ethernet address: the machine's id and its address.
+const fn table(name: &str) -> TableDefinition<'_, &'static [u8; 6], (u128, u32)> {
+    TableDefinition::new(name)
+}
 
 /// The lease table of one network.
 #[derive(Clone, Debug)]
 pub struct Leases {
     db: Arc<Database>,
-    table: TableDefinition<'static, &'static [u8; 6], (u128, u32)>,
+    table: &'static str,
     intent: watch::Receiver<Option<Arc<Intent>>>,
     on_disk: Arc<Mutex<HashMap<Mac, Holder>>>,
     turn: Turn,
@@ -53,7 +58,7 @@ impl<E: Into<redb::Error>> From<E> for LeaseError {
 impl Leases {
     /// Reads the provisioning network's table, which is made if it is not there.
     pub fn open(db: Arc<Database>, intent: watch::Receiver<Option<Arc<Intent>>>) -> Result<Self, LeaseError> {
-        Self::of(LEASES, db, intent)
+        Self::of(PROVISIONING, db, intent)
     }
 
     /// The same of the management network, where no machine of an intent is.
@@ -62,15 +67,15 @@ impl Leases {
     }
 
     fn of(
-        table: TableDefinition<'static, &'static [u8; 6], (u128, u32)>,
+        name: &'static str,
         db: Arc<Database>,
         intent: watch::Receiver<Option<Arc<Intent>>>,
     ) -> Result<Self, LeaseError> {
         let transaction = db.begin_write()?;
-        transaction.open_table(table)?;
+        transaction.open_table(table(name))?;
         transaction.commit()?;
         let mut on_disk = HashMap::new();
-        for row in db.begin_read()?.open_table(table)?.iter()? {
+        for row in db.begin_read()?.open_table(table(name))?.iter()? {
             let (mac, lease) = row?;
             let (machine, address) = lease.value();
             let mac = Mac(*mac.value());
@@ -78,7 +83,7 @@ impl Leases {
             on_disk.insert(mac, Holder { machine, mac, address: Ipv4Addr::from(address) });
         }
         let on_disk = Arc::new(Mutex::new(on_disk));
-        Ok(Self { db, table, intent, on_disk, turn: Turn::default(), heard: Arc::default() })
+        Ok(Self { db, table: name, intent, on_disk, turn: Turn::default(), heard: Arc::default() })
     }
 
     /// Who has the card `mac`, and its address, if it was given one.
@@ -146,7 +151,7 @@ impl Leases {
         ended.extend(self.on_disk().values().filter(|holder| replaced(holder)).map(|holder| holder.mac));
         let transaction = self.db.begin_write()?;
         {
-            let mut table = transaction.open_table(self.table)?;
+            let mut table = transaction.open_table(table(self.table))?;
             for mac in &ended {
                 table.remove(&mac.0)?;
             }

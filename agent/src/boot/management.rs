@@ -91,10 +91,11 @@ impl Management {
             ));
         }
         let network = address.trunc();
-        let is_host =
-            |at: &Ipv4Addr| network.contains(at) && ![network.network(), network.broadcast()].contains(at);
+        let is_host = |at: &Ipv4Addr| network.contains(at) && ![network.network(), network.broadcast()].contains(at);
         if !is_host(&address.addr()) {
-            return Err(format!("management.address {address} is no host's: write this node's own, such as 10.20.0.1/24"));
+            return Err(format!(
+                "management.address {address} is no host's: write this node's own, such as 10.20.0.1/24"
+            ));
         }
         let (first, last) = range;
         if !is_host(&first) || !is_host(&last) || first > last {

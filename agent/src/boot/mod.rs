@@ -66,7 +66,12 @@ use self::{
     leases::Leases,
     management::{Management, ManagementFile},
     media::Media,
-    phone_home::PhoneHome, ration::Rations, seldom::Seldom, sessions::Sessions, ticket::Tickets, toolbox::Toolbox,
+    phone_home::PhoneHome,
+    ration::Rations,
+    seldom::Seldom,
+    sessions::Sessions,
+    ticket::Tickets,
+    toolbox::Toolbox,
 };
 use crate::{
     clock::SystemClock,

@@ -160,10 +160,7 @@ mod tests {
             let [_, _, a, b] = number.to_be_bytes();
             let card = Card { mac: Mac([2, 0, 0, 0, a, b]), hostname: None, vendor_class: None, client_id: None };
             let address = Ipv4Addr::from(0x0a00_0000 + number);
-            told.takes(
-                Timestamp::from_second(number.into()).unwrap(),
-                &BmcLease { card, address, known_by: None },
-            );
+            told.takes(Timestamp::from_second(number.into()).unwrap(), &BmcLease { card, address, known_by: None });
         }
         assert_eq!(told.0.len(), MAX_FOUND);
         assert!(!told.0.contains_key(&Mac([2, 0, 0, 0, 0, 8])) && told.0.contains_key(&Mac([2, 0, 0, 0, 0, 9])));

@@ -17,6 +17,7 @@ mod identity;
 mod images;
 mod kills;
 mod ladder;
+mod leased;
 mod parts;
 mod prometheus;
 mod reload;
