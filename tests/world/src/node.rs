@@ -256,6 +256,7 @@ impl Node {
             lease: dhcp::LEASE_LASTS,
             cache: 1 << 20,
             installer: Default::default(),
+            management: None,
             log: Default::default(),
         };
         let channel = SocketAddrV4::new(self.address, 8444);
