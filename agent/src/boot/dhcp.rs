@@ -11,7 +11,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, bind, send, socket};
 use rackhand_common::{
-    bmc::lease::Management,
+    bmc::lease::{BmcLease, Card, Management},
     event::{Event, What},
     id::MachineId,
     intent::{Intent, Network},
@@ -19,7 +19,7 @@ use rackhand_common::{
     time::{Clock, Mono, Now},
 };
 pub use rackhand_netboot::dhcp::{Destination, LEASE_LASTS, Settings};
-use rackhand_netboot::dhcp::{Gate, Guest, Reply, Request, Server};
+use rackhand_netboot::dhcp::{Gate, Guest, Holder, Reply, Request, Server};
 use tokio::{net::UdpSocket, sync::watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -128,6 +128,11 @@ impl Desk {
         }
         let mut desk = Self { gate: Some(gate), ..Self::open(clock, leases, settings, spool) };
         desk.server.serve(network, &[]);
+        // Whoever was given one before a kill may not have been told of.
+        for Holder { mac, address, .. } in desk.leases.all() {
+            let card = Card { mac, hostname: None, vendor_class: None, client_id: None };
+            desk.tell(Management::Leased(BmcLease { card, address, known_by: None }));
+        }
         Ok(desk)
     }
 

@@ -31,6 +31,21 @@ pub struct BmcLease {
     pub known_by: Option<String>,
 }
 
+impl BmcLease {
+    /// The same with what its card told before and leaves out now, as renewals do.
+    pub fn after(self, before: &Self) -> Self {
+        let Self { card, address, known_by } = self;
+        let told = &before.card;
+        let card = Card {
+            mac: card.mac,
+            hostname: card.hostname.or_else(|| told.hostname.clone()),
+            vendor_class: card.vendor_class.or_else(|| told.vendor_class.clone()),
+            client_id: card.client_id.or_else(|| told.client_id.clone()),
+        };
+        Self { card, address, known_by: known_by.or_else(|| before.known_by.clone()) }
+    }
+}
+
 /// What happens on the management network. Grows at the end only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -72,8 +87,8 @@ impl fmt::Display for Management {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Leased(BmcLease { card, address, known_by }) => {
-                let known = known_by.as_deref().unwrap_or("nothing: everybody gets one there");
-                write!(f, "a BMC's card was given {address}: {card}, known by {known}")
+                write!(f, "a BMC's card was given {address}: {card}")?;
+                known_by.iter().try_for_each(|known| write!(f, ", known by {known}"))
             }
             Self::Stranger(card) => {
                 write!(f, "{card} does not look like a BMC and was given no address on the management network")

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use rackhand_bmc_sim::{Addresses, Faults, Nvram, Personality, Running, Simulator};
+use rackhand_bmc_sim::{Addresses, Faults, Nvram, Running, Simulator};
 use rackhand_common::machine::Mac;
 use rackhand_tests::{
     Machine, Model, VirtualRack,
@@ -49,7 +49,7 @@ async fn bmc_of(machine: &Machine, kept: &std::path::Path, there: Addresses) -> 
 }
 
 async fn events_of_rack(rack: &VirtualRack, kind: &str) -> Vec<String> {
-    let events = rack.operator.get("/v1/events?limit=500").await.unwrap();
+    let events = rack.operator.get("/v1/events?limit=200").await.unwrap();
     let items = events["items"].as_array().unwrap().iter().filter(|event| event["kind"] == kind);
     items.map(|event| event["text"].as_str().unwrap().to_owned()).collect()
 }

@@ -79,15 +79,8 @@ impl Gate {
     pub fn bound(&mut self, now: Mono, guest: Guest, holder: Holder) -> Option<BmcLease> {
         let Guest { card, known_by } = guest;
         let before = self.told.get(&card.mac);
-        let mut lease = BmcLease { card, address: holder.address, known_by };
-        // A renewal may leave out what the first request said.
-        if let Some((before, _)) = before {
-            let (card, told) = (&mut lease.card, &before.card);
-            card.hostname = card.hostname.take().or_else(|| told.hostname.clone());
-            card.vendor_class = card.vendor_class.take().or_else(|| told.vendor_class.clone());
-            card.client_id = card.client_id.take().or_else(|| told.client_id.clone());
-            lease.known_by = lease.known_by.or_else(|| before.known_by.clone());
-        }
+        let lease = BmcLease { card, address: holder.address, known_by };
+        let lease = before.map_or(lease.clone(), |(before, _)| lease.after(before));
         if before.is_some_and(|(before, at)| *before == lease && at.until(now) < RESTATE) {
             return None;
         }
