@@ -34,7 +34,7 @@ use crate::{
     bmcs::{Bmcs, Profiles},
     clock::{SystemClock, SystemTimer},
     console::Consoles,
-    discovery::{self, Discovery, DiscoveryFile},
+    discovery::{self, Discovery, DiscoveryFile, Leased},
     firmware::Updates,
     health::{
         self, HealthFile, Machines, Metrics,
@@ -459,12 +459,14 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
             Ok("power commands")
         });
     }
+    let leased = Leased::open(&config.state);
     {
         let node = Node {
             agent: link.agent,
             rack: link.rack,
             intent: intent.clone(),
             bmcs: bmcs.clone(),
+            leased: leased.clone(),
             machines: machines.clone(),
             consoles: consoles.clone(),
             lights: lights.clone(),
@@ -515,7 +517,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
     let (discovery, configured) = watch::channel(config.discovery.clone());
     {
         let (state, spool, clock) = (config.state.clone(), spool.clone(), clock.clone());
-        let (looking, shutdown) = (Discovery { state, spool, clock, config: configured }, shutdown.clone());
+        let (looking, shutdown) = (Discovery { state, spool, clock, config: configured, leased }, shutdown.clone());
         parts.spawn(async move {
             looking.run(shutdown).await;
             Ok("discovery")

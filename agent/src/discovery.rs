@@ -6,12 +6,15 @@
 //! - So many addresses a second are asked as is configured, and no more than [`AT_ONCE`] at a time; a
 //!   sweep is over before the next one begins.
 //! - Only where BMCs may be asked at all (`bmc.networks`).
+//! - Whoever was given an address by this node ([`Leased`]) is looked at within moments, whether a sweep is
+//!   under way or none is configured; again ever more seldom until it answers, and with each sweep.
 //! - What is told is in the spool before it counts as told: a kill tells it once more.
 
+mod leased;
 mod remembered;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
@@ -21,12 +24,17 @@ use std::{
 
 use futures_util::{StreamExt as _, stream};
 use ipnet::IpNet;
+use jiff::Timestamp;
 use rackhand_bmc::probe;
-use rackhand_common::{bmc::Found, event::Event, time::Clock};
+use rackhand_common::{
+    bmc::Found,
+    event::{Event, What},
+    time::Clock,
+};
 use serde::Deserialize;
 use tokio::{
-    sync::watch,
-    time::{MissedTickBehavior, interval, sleep},
+    sync::{Mutex, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +44,8 @@ use crate::{
     spool::{Spool, SpoolError},
 };
 
+pub use leased::Leased;
+use leased::Told;
 use remembered::Remembered;
 
 /// Name of the file in the state directory.
@@ -49,6 +59,10 @@ const AT_ONCE: usize = 64;
 
 /// How long an answer in IPMI is waited for.
 const WAIT: Duration = Duration::from_secs(1);
+
+/// From a lease whose holder does not answer yet to the next look at it; then twice as long each time. A
+/// BMC that starts has its address a minute or two before it answers.
+const SOON: Duration = Duration::from_secs(2);
 
 /// `[discovery]` in agent.toml.
 #[derive(Clone, Debug, Deserialize)]
@@ -112,6 +126,8 @@ pub struct Config {
     pub ipmi: u16,
     /// Port of Redfish.
     pub redfish: u16,
+    /// Where BMCs may be at all, when not everywhere.
+    pub may_be: Option<Vec<IpNet>>,
 }
 
 impl Config {
@@ -141,12 +157,18 @@ impl Config {
         if ipmi == 0 || redfish == 0 {
             return Err("discovery.ipmi and discovery.redfish are ports".into());
         }
-        Ok(Self { networks, every: Duration::from_secs(every), per_second, ipmi, redfish })
+        let may_be = bmc_networks.map(<[IpNet]>::to_vec);
+        Ok(Self { networks, every: Duration::from_secs(every), per_second, ipmi, redfish, may_be })
     }
 
     /// Every address that is asked.
-    fn addresses(&self) -> BTreeSet<IpAddr> {
-        self.networks.iter().flat_map(IpNet::hosts).collect()
+    fn addresses(&self, leased: &Told) -> BTreeSet<IpAddr> {
+        let leased = leased.addresses().into_keys().filter(|address| self.may_ask(*address));
+        self.networks.iter().flat_map(IpNet::hosts).chain(leased).collect()
+    }
+
+    fn may_ask(&self, address: IpAddr) -> bool {
+        check_place(address, self.may_be.as_deref()).is_ok()
     }
 }
 
@@ -160,55 +182,123 @@ pub struct Discovery {
     pub clock: Arc<dyn Clock>,
     /// Where BMCs are looked for.
     pub config: watch::Receiver<Config>,
+    /// Who was given an address by this node.
+    pub leased: Leased,
 }
 
 impl Discovery {
     /// Looks until shutdown.
-    pub async fn run(mut self, shutdown: CancellationToken) {
-        let mut remembered = load(&self.state);
+    pub async fn run(self, shutdown: CancellationToken) {
+        let remembered = Mutex::new(load(&self.state));
+        // What is not told at shutdown is found again at the next start.
+        tokio::select! {
+            () = self.sweep_for_ever(&remembered) => {}
+            () = self.follow_leases(&remembered) => {}
+            () = shutdown.cancelled() => {}
+        }
+    }
+
+    async fn sweep_for_ever(&self, remembered: &Mutex<Remembered>) {
+        let (mut configured, leased) = (self.config.clone(), self.leased.subscribe());
         loop {
-            let config = self.config.borrow_and_update().clone();
-            if !config.networks.is_empty() || !remembered.is_empty() {
-                let swept = tokio::select! {
-                    swept = self.sweep(&config, &mut remembered) => swept,
-                    // What is not told is found again at the next start.
-                    () = shutdown.cancelled() => return,
-                };
-                if let Err(error) = swept {
-                    let error = format!("{:#}", anyhow::Error::from(error));
-                    tracing::error!(error, "what was found of BMCs cannot be written down");
-                }
+            let config = configured.borrow_and_update().clone();
+            let asked = config.addresses(&leased.borrow());
+            if !asked.is_empty() || !remembered.lock().await.is_empty() {
+                let found = self.ask_all(&config, asked.clone()).await;
+                self.keep(remembered, |remembered, at| remembered.swept(at, &asked, found)).await;
             }
             tokio::select! {
                 () = sleep(config.every) => {}
-                changed = self.config.changed() => if changed.is_err() { return },
-                () = shutdown.cancelled() => return,
+                changed = configured.changed() => if changed.is_err() { return },
             }
         }
     }
 
-    async fn sweep(&self, config: &Config, remembered: &mut Remembered) -> Result<(), NotKept> {
-        let asked = config.addresses();
+    /// Looks at whoever was given an address, as soon as that is known and until it answers.
+    async fn follow_leases(&self, remembered: &Mutex<Remembered>) {
+        let (config, mut leased) = (self.config.clone(), self.leased.subscribe());
+        let (mut known, mut due) = (BTreeMap::new(), BTreeMap::new());
+        leased.mark_changed();
+        loop {
+            let next = due.values().map(|(at, _)| *at).min();
+            tokio::select! {
+                changed = leased.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let now = leased.borrow_and_update().addresses();
+                    due.retain(|address, _| now.contains_key(address));
+                    for (address, told) in &now {
+                        if known.get(address) != Some(told) {
+                            due.insert(*address, (Instant::now(), SOON));
+                        }
+                    }
+                    known = now;
+                }
+                () = async { sleep_until(next.unwrap_or_else(Instant::now)).await }, if next.is_some() => {
+                    let config = config.borrow().clone();
+                    let now = Instant::now();
+                    let asked: BTreeSet<IpAddr> =
+                        due.iter().filter(|(_, (at, _))| *at <= now).map(|(address, _)| *address).collect();
+                    let (asked, not): (BTreeSet<_>, BTreeSet<_>) =
+                        asked.into_iter().partition(|address| config.may_ask(*address));
+                    for address in not {
+                        tracing::warn!(%address, "a BMC has an address of ours that is in none of `bmc.networks`");
+                        due.remove(&address);
+                    }
+                    let found = self.ask_all(&config, asked.clone()).await;
+                    for address in asked {
+                        let is_there = found.iter().any(|found| found.address == address);
+                        match due.get_mut(&address) {
+                            // The sweeps go on.
+                            Some((_, wait)) if is_there || *wait > config.every => drop(due.remove(&address)),
+                            Some((at, wait)) => (*at, *wait) = (Instant::now() + *wait, *wait * 2),
+                            None => {}
+                        }
+                    }
+                    if !found.is_empty() {
+                        self.keep(remembered, |remembered, at| remembered.answered(at, found)).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn ask_all(&self, config: &Config, asked: BTreeSet<IpAddr>) -> Vec<Found> {
         let mut pace = interval(Duration::from_secs(1) / config.per_second);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let paced = stream::unfold((pace, asked.clone().into_iter()), |(mut pace, mut left)| async move {
+        let paced = stream::unfold((pace, asked.into_iter()), |(mut pace, mut left)| async move {
             let address = left.next()?;
             pace.tick().await;
             Some((address, (pace, left)))
         });
         let answers = paced.map(|address| ask(address, config)).buffer_unordered(AT_ONCE);
-        let found: Vec<_> = answers.filter_map(async |found| found).collect().await;
-        let at = self.clock.now().wall;
+        answers.filter_map(async |found| found).collect().await
+    }
+
+    /// Takes over and tells what was found, the one before the other counts.
+    async fn keep(&self, remembered: &Mutex<Remembered>, take: impl FnOnce(&mut Remembered, Timestamp) -> Vec<What>) {
+        let mut remembered = remembered.lock().await;
         let mut next = remembered.clone();
-        let told = next.swept(at, &asked, found);
+        let at = self.clock.now().wall;
+        let told = take(&mut next, at);
         if next == *remembered {
-            return Ok(());
+            return;
         }
+        match self.write(at, told, &next).await {
+            Ok(()) => *remembered = next,
+            Err(error) => {
+                let error = format!("{:#}", anyhow::Error::from(error));
+                tracing::error!(error, "what was found of BMCs cannot be written down");
+            }
+        }
+    }
+
+    async fn write(&self, at: Timestamp, told: Vec<What>, next: &Remembered) -> Result<(), NotKept> {
         let events = told.into_iter().map(|what| Event { at, machine: None, what });
         self.spool.append(events.collect()).await?;
         let (path, bytes) = (self.state.join(FILE), next.to_json());
         tokio::task::spawn_blocking(move || replace(&path, &bytes)).await.map_err(io::Error::other).flatten()?;
-        *remembered = next;
         Ok(())
     }
 }
@@ -263,7 +353,7 @@ mod tests {
     #[test]
     fn what_is_asked_is_bounded_and_where_bmcs_may_be() {
         let small = config("networks = [\"10.20.0.0/29\", \"10.21.0.7/32\"]", None).unwrap();
-        assert_eq!(small.addresses().len(), 6 + 1);
+        assert_eq!(small.addresses(&Told::default()).len(), 6 + 1);
         let refused = |text: &str, networks: Option<&[IpNet]>| config(text, networks).unwrap_err();
         assert!(refused("networks = [\"10.0.0.0/19\"]", None).contains("more than 4096"));
         assert!(refused("networks = [\"2001:db8::/64\"]", None).contains("more than 4096"));

@@ -3,7 +3,7 @@
 
 use std::{
     fs, io,
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
@@ -54,7 +54,10 @@ pub async fn examine(agent: Result<agent::Config>, boot: Result<boot::Config>, n
     match &boot {
         Ok(config) => {
             directory(&mut findings, "boot", &config.state);
-            card(&mut findings, config);
+            card(&mut findings, &config.interface, config.address);
+            if let Some(management) = &config.management {
+                card(&mut findings, &management.interface, management.network.node.addr());
+            }
             let runs = process(&mut findings, "boot", "boot", "rackhand-boot");
             ports(&mut findings, config, runs);
             served(&mut findings, config);
@@ -169,18 +172,18 @@ fn process(findings: &mut Findings, who: &str, verb: &str, unit: &str) -> bool {
     }
 }
 
-fn card(findings: &mut Findings, config: &boot::Config) {
-    match boot::card_is_there(&config.interface, config.address) {
-        Ok(()) => findings.good("network", format_args!("{} has {}", config.interface, config.address)),
+fn card(findings: &mut Findings, interface: &str, address: Ipv4Addr) {
+    match boot::card_is_there(interface, address) {
+        Ok(()) => findings.good("network", format_args!("{interface} has {address}")),
         Err(error) => findings.error(
             "network",
             format_args!("{error:#}"),
-            format_args!("ip addr show {}; then mend the network's configuration or boot.toml", config.interface),
+            format_args!("ip addr show {interface}; then mend the network's configuration or boot.toml"),
         ),
     }
-    let carrier = fs::read_to_string(format!("/sys/class/net/{}/carrier", config.interface)).unwrap_or_default();
+    let carrier = fs::read_to_string(format!("/sys/class/net/{interface}/carrier")).unwrap_or_default();
     if carrier.trim() == "0" {
-        findings.error("network", format_args!("{} has no link", config.interface), "plug in its cable");
+        findings.error("network", format_args!("{interface} has no link"), "plug in its cable");
     }
 }
 

@@ -43,6 +43,7 @@ use rackhand_common::{
 use crate::{
     bmcs::Bmcs,
     console::{self, Consoles},
+    discovery::Leased,
     health::Machines,
     intent,
     lights::Lights,
@@ -109,6 +110,8 @@ pub struct Node {
     pub intent: intent::Store,
     /// How BMCs are reached.
     pub bmcs: Bmcs,
+    /// Who was given an address on the management network.
+    pub leased: Leased,
     /// How the machines fare.
     pub machines: Machines,
     /// Serial consoles.
@@ -231,6 +234,10 @@ impl Desk {
             }
             LocalRequest::Events { spool, first, events } => {
                 self.hear_boot();
+                // Before boot is told that it is taken.
+                if let Err(error) = self.node.leased.note(&events).await {
+                    return LocalResponse::Unavailable(chain(&error));
+                }
                 match self.node.spool.take(spool, first, events).await {
                     Ok(next) => LocalResponse::Next(next),
                     Err(error) => LocalResponse::Unavailable(chain(&error)),
@@ -612,6 +619,7 @@ mod tests {
                 intent: intent.clone(),
                 machines,
                 bmcs: bmcs.clone(),
+                leased: Leased::open(dir.path()),
                 consoles: Consoles::new(bmcs.clone(), dir.path(), shutdown.clone()),
                 lights,
                 replacements,

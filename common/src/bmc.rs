@@ -4,8 +4,10 @@
 
 pub mod baseline;
 mod found;
+pub mod lease;
 mod rotation;
 mod shown;
+pub mod vendor;
 
 use std::{
     collections::BTreeMap,

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    bmc::Found,
+    bmc::{Found, lease::Management},
     commission::Tested,
     erasure::DriveErasure,
     hardware::{self, Hardware},
@@ -159,6 +159,8 @@ pub enum What {
     },
     /// A technician replaces a part of a machine at its node, has, or does not after all.
     PartReplaced(Box<PartReplaced>),
+    /// Something on the management network, whose DHCP the node is.
+    Management(Box<Management>),
 }
 
 /// Where a rescue system is reached over SSH, and how it is known.
@@ -321,6 +323,7 @@ impl fmt::Display for What {
             },
             Self::Rescue { login, .. } => write!(f, "rescue system takes logins: {login}"),
             Self::PartReplaced(told) => told.fmt(f),
+            Self::Management(told) => told.fmt(f),
         }
     }
 }

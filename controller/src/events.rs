@@ -11,6 +11,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use jiff::Timestamp;
 use rackhand_common::{
+    bmc::lease::Management,
     commission::Tested,
     erasure::{Certificate, DriveErasure, FORMAT, SignedCertificate},
     event::{Event, Stage, What},
@@ -88,10 +89,23 @@ async fn apply(tx: &mut Tx, certify: &Certify, rack: RackId, agent: AgentId, eve
             let reason = format!("{}; enlarge the rack's range, or look for cards nobody knows", event.what);
             return alert(tx, rack, &event, None, reason).await;
         }
+        if let What::Management(told) = &event.what
+            && let Management::Full { .. } = **told
+        {
+            let reason =
+                format!("{told}; enlarge `range` of `[management]` in boot.toml, or look for what is no BMC there");
+            return alert(tx, rack, &event, None, reason).await;
+        }
         let is_new = match &event.what {
             // Told again from time to time: only what is new happened.
             What::BmcFound(found) => tx.bmc_is_found(event.at, rack, found).await?,
             What::BmcGone { address } => tx.bmc_is_gone(rack, *address).await?,
+            What::Management(told) => match &**told {
+                Management::Leased(lease) => tx.bmc_is_leased(event.at, rack, lease).await?,
+                Management::Stranger(_) | Management::Full { .. } => true,
+                // It is said here, and by no node.
+                Management::Moved { .. } => false,
+            },
             _ => true,
         };
         if is_new {
@@ -174,6 +188,7 @@ async fn apply(tx: &mut Tx, certify: &Certify, rack: RackId, agent: AgentId, eve
         | What::BmcFound(_)
         | What::BmcGone { .. }
         | What::PartReplaced(_)
+        | What::Management(_)
         | What::Connected { .. } => {}
     }
     if run.is_none() {

@@ -8,6 +8,8 @@
 //! - None is joined while another one of its rack is being logged in to: two that say they are of one
 //!   machine are both shown. Nor to a machine that is new and has not told yet which BMC answers it.
 //! - One that took its factory password is given another as soon as it is its machine's.
+//! - A machine's BMC whose card was given another address is followed there when it is the same one
+//!   ([`intake::moved`]); until that is known nobody is tried there with a factory password.
 //! - A row is all there is to an intake: it is gone on with by whoever starts next.
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
@@ -15,13 +17,20 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
 use rackhand_common::{
-    bmc::{Access, Met, Stranger},
+    bmc::{
+        Access, At, Met, Stranger,
+        lease::{BmcLease, Management},
+    },
+    event::What,
     id::{MachineId, RackId},
     time::Clock,
 };
 use rackhand_controller_core::{
     access::Sight,
-    intake::{self, Known, Owner, Told, factory},
+    intake::{
+        self, Known, Owner, Told, factory,
+        moved::{self, Way},
+    },
 };
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +38,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     fleet::Fleet,
     rotations::{self, Rotations},
-    store::{ExpectedBmc, FoundBmc, Intake, MachineFilter, MachineOrder, MetBmc, Store, StoreError, StoredBmc},
+    store::{
+        ExpectedBmc, FoundBmc, Happened, Intake, MachineFilter, MachineOrder, MetBmc, Moved, Store, StoreError,
+        StoredBmc, StoredLease,
+    },
 };
 
 /// How often it is looked.
@@ -90,8 +102,18 @@ impl Runner {
             let found = self.store.found_bmcs(rack, None, u32::MAX).await?;
             let bmcs = self.store.bmcs(rack, None, u32::MAX).await?;
             let mut there = self.there(rack, tries_factory, &found, &bmcs).await?;
-            let is_open = |found: &FoundBmc| !is_anyones(&bmcs, found.found.address);
-            let open: Vec<_> = found.into_iter().filter(is_open).collect();
+            let moved: Vec<_> =
+                self.store.bmc_leases(rack).await?.into_iter().filter(|lease| lease.moved.is_some()).collect();
+            let is_moving = |found: &FoundBmc| moved.iter().any(|lease| found.found.address == lease.lease.address);
+            let at = |lease: &StoredLease| found.iter().find(|at| at.found.address == lease.lease.address).cloned();
+            let follows: Vec<_> = moved.iter().filter_map(|lease| Some((lease.clone(), at(lease)?))).collect();
+            let known = &there;
+            let followed =
+                stream::iter(follows).map(|(lease, at)| async move { self.follow(known, &lease, &at).await });
+            let followed: Vec<_> = followed.buffer_unordered(AT_ONCE).collect().await;
+            followed.into_iter().collect::<Result<(), _>>()?;
+            let is_open = |found: &FoundBmc| !is_anyones(&bmcs, found.found.address) && !is_moving(found);
+            let open: Vec<_> = found.iter().filter(|found| is_open(found)).cloned().collect();
             let now = self.clock.now().wall;
             there.is_meeting = open.iter().any(|found| is_due(found, now) && there.way(found).is_ok());
             let there = &there;
@@ -142,6 +164,10 @@ impl Runner {
 
     async fn move_on(&self, there: &There, found: &FoundBmc) -> Result<(), StoreError> {
         let address = found.found.address;
+        if !found.found.is_any() {
+            let words = "it has an address of the rack's node, and does not answer yet".to_owned();
+            return self.note(found, Intake::Found, Some(words), found.again).await;
+        }
         let Some(met) = &found.met else {
             let is_due = is_due(found, self.clock.now().wall);
             return if is_due { self.log_in(there, found).await } else { Ok(()) };
@@ -164,6 +190,128 @@ impl Runner {
                 self.note(found, Intake::Disputed, Some(words), found.again).await
             }
         }
+    }
+
+    /// Goes after a machine's BMC whose card was given another address.
+    async fn follow(&self, there: &There, lease: &StoredLease, found: &FoundBmc) -> Result<(), StoreError> {
+        let Some(moved) = &lease.moved else { return Ok(()) };
+        let bmc = match self.store.bmc(moved.machine).await {
+            Err(StoreError::NotFound(_)) => None,
+            known => Some(known?),
+        };
+        // An operator said where it is, or that there is none.
+        let Some(bmc) = bmc.filter(|bmc| bmc.access.at.address == IpAddr::from(moved.from)) else {
+            return self.forget_move(lease).await;
+        };
+        if found.intake != Intake::Found || found.again > self.clock.now().wall {
+            return Ok(());
+        }
+        let waits = |words: &str| self.note(found, Intake::Found, Some(words.to_owned()), found.again);
+        let (at, protocol, fingerprint) = match moved::way(&bmc.access, moved.fingerprint.as_deref(), &found.found) {
+            Way::Ask(at, protocol, fingerprint) => (at, protocol, fingerprint),
+            Way::Wait(words) => return waits(words).await,
+            Way::Not(words) => return self.not_followed(there, found, &bmc, words).await,
+        };
+        let next = bmc.next.as_ref().filter(|next| next.is_begun && moved.is_next_first);
+        let password = next.map_or_else(|| bmc.access.password.clone(), |next| next.password.clone());
+        let user = bmc.access.user.clone();
+        let is_known = fingerprint.is_some();
+        let now = self.clock.now().wall;
+        match self.fleet.meet(there.rack, Stranger { at, protocol, user, password, fingerprint }).await {
+            Ok(Met::UnderWay) => waits("it is being logged in to").await,
+            Ok(Met::In { identity, fingerprint }) => {
+                let told = Told { address: found.found.address, identity };
+                let row = |row: &ExpectedBmc| intake::Expected { serial: row.serial.clone(), address: row.at.address };
+                let expected: Vec<_> = there.expected.iter().map(row).collect();
+                let known = (&there.told[..], &expected[..], &there.machines[..]);
+                let whose = (moved.machine, lease.lease.card.mac);
+                match moved::is_its(&told, known, whose, is_known) {
+                    Ok(()) => self.moves(lease, moved, &bmc, fingerprint).await,
+                    Err(words) => self.not_followed(there, found, &bmc, words).await,
+                }
+            }
+            // It may have the password that it was to be given when its rack was asked last.
+            Ok(Met::Denied(_)) if bmc.next.as_ref().is_some_and(|next| next.is_begun) && !moved.is_next_first => {
+                let mut tx = self.store.begin().await?;
+                tx.note_moved_bmc(lease, Some(&Moved { is_next_first: true, ..moved.clone() })).await?;
+                tx.commit().await
+            }
+            Ok(Met::Denied(reason)) => {
+                let words = format!("it has the card of a machine's BMC, and does not take its password: {reason}");
+                self.not_followed(there, found, &bmc, words).await
+            }
+            Ok(Met::Rests { until, reason }) => self.note(found, Intake::Found, Some(reason), until).await,
+            Ok(Met::Failed(reason)) => {
+                let later = now.saturating_add(AGAIN).unwrap_or(now);
+                self.note(found, Intake::Found, Some(reason), later).await
+            }
+            Err(unreachable) => waits(&unreachable.to_string()).await,
+        }
+    }
+
+    async fn forget_move(&self, lease: &StoredLease) -> Result<(), StoreError> {
+        let mut tx = self.store.begin().await?;
+        tx.note_moved_bmc(lease, None).await?;
+        tx.commit().await
+    }
+
+    /// Says that a machine's BMC is reached at another address.
+    async fn moves(
+        &self,
+        lease: &StoredLease,
+        moved: &Moved,
+        bmc: &StoredBmc,
+        fingerprint: Option<String>,
+    ) -> Result<(), StoreError> {
+        let BmcLease { card, address, .. } = &lease.lease;
+        let now = self.clock.now().wall;
+        let mut tx = self.store.begin().await?;
+        let machine = match tx.machine(&moved.machine.to_string()).await {
+            Err(StoreError::NotFound(_)) => return Ok(()),
+            known => known?,
+        };
+        let present = tx.bmc(machine.id).await?;
+        if present.is_none_or(|present| present.version != bmc.version) {
+            return Ok(());
+        }
+        // What a rotation may have given it is found out where it is now, as before.
+        let at = At { address: (*address).into(), port: bmc.access.at.port };
+        let access = Access { at, fingerprint, ..bmc.access.clone() };
+        match tx.set_bmc(now, &machine, &access).await {
+            Err(StoreError::Taken(_)) => {
+                tracing::warn!(machine = %machine.id, %address, "another machine's BMC is said to be there");
+                return Ok(());
+            }
+            set => set?,
+        }
+        tx.note_moved_bmc(lease, None).await?;
+        let what = Management::Moved { from: moved.from, to: *address, mac: card.mac };
+        tracing::info!(machine = %machine.id, "{what}");
+        let happened = Happened::Told(What::Management(Box::new(what)));
+        tx.insert_event(now, machine.rack, Some(machine.id), None, &happened).await?;
+        tx.commit().await?;
+        self.fleet.wake(machine.rack);
+        Ok(())
+    }
+
+    /// Notes why what has the card of a machine's BMC is not that; says it once.
+    async fn not_followed(
+        &self,
+        there: &There,
+        found: &FoundBmc,
+        bmc: &StoredBmc,
+        words: String,
+    ) -> Result<(), StoreError> {
+        let machine = bmc.access.machine;
+        let address = found.found.address;
+        tracing::warn!(rack = %there.rack, %machine, %address, words, "a BMC is not followed");
+        let reason = format!("its BMC at {} is not followed to {address}: {words}", bmc.access.at);
+        let now = self.clock.now().wall;
+        let mut tx = self.store.begin().await?;
+        tx.insert_event(now, there.rack, Some(machine), None, &Happened::Alert { reason }).await?;
+        let (intake, detail) = (Intake::Disputed, Some(words));
+        tx.note_found_bmc(&FoundBmc { intake, detail, ..found.clone() }).await?;
+        tx.commit().await
     }
 
     async fn log_in(&self, there: &There, found: &FoundBmc) -> Result<(), StoreError> {

@@ -20,6 +20,8 @@ pub enum Program<'a> {
     Ipxe(Firmware, Uuid),
     /// An installed system with this name.
     System(&'a str),
+    /// A BMC that says that it is this, and has this name.
+    Bmc(&'a str, &'a str),
 }
 
 /// What a client was given.
@@ -33,6 +35,11 @@ pub struct Lease {
     pub next_server: Ipv4Addr,
     /// The boot file, as option 67 or the header says.
     pub file: String,
+}
+
+/// Asks once, and waits this long; nothing when nobody answers.
+pub async fn ask_once(card: &mut dyn Card, mac: Mac, program: Program<'_>, patience: Duration) -> Option<Lease> {
+    timeout(patience, handshake(card, mac, program)).await.ok().flatten()
 }
 
 /// Asks until there is a lease.
@@ -91,7 +98,7 @@ fn bootable(answer: &Answer, program: Program<'_>) -> bool {
         // UEFI 2.10 §24.7.2: an offer to boot from has its class.
         Program::Http(_) => answer.option(60) == Some(b"HTTPClient") && answer.option(67).is_some(),
         Program::Ipxe(..) => answer.option(67).is_some(),
-        Program::System(_) => answer.option(51).is_some() && answer.option(1).is_some(),
+        Program::System(_) | Program::Bmc(..) => answer.option(51).is_some() && answer.option(1).is_some(),
     }
 }
 
@@ -141,6 +148,14 @@ fn message(xid: u32, mac: Mac, program: Program<'_>, kind: u8, chosen: &[u8]) ->
             option(61, &duid);
             option(55, &[1, 3, 6, 12, 15, 26, 33, 42, 119, 121]);
             option(57, &1472u16.to_be_bytes());
+            option(12, name.as_bytes());
+        }
+        Program::Bmc(class, name) => {
+            // As busybox's udhcpc.
+            option(61, &[&[1][..], &mac.0].concat());
+            option(57, &576u16.to_be_bytes());
+            option(55, &[1, 3, 6, 12, 15, 28, 42]);
+            option(60, class.as_bytes());
             option(12, name.as_bytes());
         }
     }

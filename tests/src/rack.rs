@@ -27,7 +27,7 @@ use crate::{
     machine::{Machine, Model, Place, PowerDriver},
     operator::{self, Operator, PATIENCE},
     process::Process,
-    segment::Segment,
+    segment::{Cable as _, Card, Segment},
     wait,
 };
 
@@ -90,6 +90,9 @@ pub struct VirtualRack {
     pub wall: Wall,
     subnet: Subnet,
     segment: Segment,
+    management: Segment,
+    /// The range of addresses that BMCs are given, by their last numbers.
+    bmcs_from: Option<(u8, u8)>,
     chassis: PowerDriver,
     machines: Vec<Machine>,
     controller: Option<Process>,
@@ -138,6 +141,8 @@ impl VirtualRack {
             wall,
             subnet,
             segment: Segment::default(),
+            management: Segment::default(),
+            bmcs_from: None,
             chassis: PowerDriver::default(),
             machines: Vec::new(),
             controller: None,
@@ -211,7 +216,8 @@ impl VirtualRack {
             }
             Service::Boot => {
                 let (config, link, token) = (self.boot_config()?, self.segment.server(), shutdown.clone());
-                let seams = boot::Seams { link: Some(link), clock: Arc::new(self.wall.clone()) };
+                let management = Some(self.management.server());
+                let seams = boot::Seams { link: Some(link), management, clock: Arc::new(self.wall.clone()) };
                 let start = async move {
                     let running = boot::start(&config, seams, token).await?;
                     Ok((running.settings.clone(), Box::pin(running.ended()) as _))
@@ -306,7 +312,27 @@ impl VirtualRack {
             self.path("initramfs"),
             self.path("toolbox"),
         );
+        let management = self.bmcs_from.map(|(first, last)| {
+            format!(
+                "[management]\ninterface = \"lo1\"\naddress = \"{}/24\"\nrange = [\"{}\", \"{}\"]\n",
+                self.subnet.node,
+                self.host(first),
+                self.host(last)
+            )
+        });
+        let text = text + management.as_deref().unwrap_or_default();
         boot::Config::try_from(toml::from_str::<boot::File>(&text)?).map_err(anyhow::Error::msg)
+    }
+
+    /// Has boot give BMCs addresses from now on, those with these last numbers; it is killed for that.
+    pub async fn give_bmcs(&mut self, first: u8, last: u8) {
+        self.bmcs_from = Some((first, last));
+        self.restart(Service::Boot).await;
+    }
+
+    /// A card on the management network.
+    pub fn management_card(&self, mac: Mac) -> Box<dyn Card> {
+        self.management.card(mac)
     }
 
     /// Kills a daemon, as by SIGKILL.

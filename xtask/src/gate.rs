@@ -68,6 +68,7 @@ fn steps(clock: &mut Stopwatch, tests: &mut Tally, boots: &mut Tally, without_ra
     let made = clock.step("binaries and images", || artefacts::make(WITH_TESTS))?;
     clock.step("toolbox", || made.in_the_toolbox().run_reading(|line| tests.read(line)))?;
     clock.step("crash matrix", || made.rack("matrix").run_reading(|line| boots.read(line)))?;
+    clock.step("BMCs with leases", || made.rack("leased").run_reading(|line| boots.read(line)))?;
     clock.step("attacks", || made.attack().run_reading(|line| boots.read(line)))?;
     clock.step("real boots", || made.rack("stories").run_reading(|line| boots.read(line)))
 }

@@ -40,6 +40,11 @@ pub fn card_is_there(interface: &str, address: Ipv4Addr) -> Result<()> {
     Ok(())
 }
 
+/// The card, when it is there and has the address.
+pub(super) fn here(interface: &str, address: Ipv4Addr) -> Result<Card> {
+    Ok(find(interface, address)?)
+}
+
 /// The card, as soon as it is there and has the address. Says once what it waits for.
 pub(super) async fn wait(interface: &str, address: Ipv4Addr, shutdown: &CancellationToken) -> Result<Card> {
     let end = Instant::now() + PATIENCE;

@@ -11,19 +11,23 @@ use std::{
 use futures_util::future::BoxFuture;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, bind, send, socket};
 use rackhand_common::{
+    bmc::lease::{BmcLease, Card, Management},
     event::{Event, What},
     id::MachineId,
-    intent::Intent,
+    intent::{Intent, Network},
     machine::Mac,
     time::{Clock, Mono, Now},
 };
 pub use rackhand_netboot::dhcp::{Destination, LEASE_LASTS, Settings};
-use rackhand_netboot::dhcp::{Reply, Request, Server};
+use rackhand_netboot::dhcp::{Gate, Guest, Holder, Reply, Request, Server};
 use tokio::{net::UdpSocket, sync::watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::{boot::leases::Leases, spool::Spool};
+use crate::{
+    boot::leases::{LeaseError, Leases},
+    spool::Spool,
+};
 
 /// Where DHCP messages come from and go to: the system's sockets, or a test's hand.
 pub trait Link: Send + Sync + fmt::Debug + 'static {
@@ -66,17 +70,19 @@ pub async fn serve(
             }
             batch = link.receive() => batch,
         };
-        match batch {
-            Ok(batch) => desk.answer(&*link, &batch).await,
-            Err(error) => {
-                // The interface is down, or is gone: both pass, and machines ask again.
-                warn!(%error, "DHCP requests not received");
-                tokio::select! {
-                    () = shutdown.cancelled() => return Ok(()),
-                    () = tokio::time::sleep(RETRY) => {}
-                }
-            }
-        }
+        desk.attend(&*link, batch).await;
+    }
+}
+
+/// The same on the management network, to those that its gate lets in.
+pub(super) async fn serve_management(mut desk: Desk, link: Arc<dyn Link>, shutdown: CancellationToken) {
+    loop {
+        let batch = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            batch = link.receive() => batch,
+        };
+        desk.attend(&*link, batch).await;
     }
 }
 
@@ -86,6 +92,8 @@ pub struct Desk {
     clock: Arc<dyn Clock>,
     leases: Leases,
     spool: Spool,
+    /// On the management network: who is let in.
+    gate: Option<Gate>,
     /// Newcomers without an address that were complained about.
     starved: u64,
     /// Answers not sent since the last complaint.
@@ -99,7 +107,44 @@ impl Desk {
     /// A desk with the leases found on disk; silent until it has an intent.
     pub fn open(clock: Arc<dyn Clock>, leases: Leases, settings: Settings, spool: Spool) -> Self {
         let server = Server::new(clock.now(), settings, leases.all());
-        Self { server, clock, leases, spool, starved: 0, unsent: 0, complained: None, alerted: None }
+        Self { server, clock, leases, spool, gate: None, starved: 0, unsent: 0, complained: None, alerted: None }
+    }
+
+    /// The desk of a management network: nobody has an address of his own there, and leases that are in
+    /// its range no more are ended.
+    pub(super) async fn open_management(
+        clock: Arc<dyn Clock>,
+        leases: Leases,
+        settings: Settings,
+        spool: Spool,
+        network: &Network,
+        gate: Gate,
+    ) -> Result<Self, LeaseError> {
+        let (first, last) = network.delegated;
+        let ended = leases.all().into_iter().filter(|holder| !(first..=last).contains(&holder.address));
+        let ended: Vec<_> = ended.map(|holder| holder.mac).collect();
+        if !ended.is_empty() {
+            leases.commit(vec![], ended).await?;
+        }
+        let mut desk = Self { gate: Some(gate), ..Self::open(clock, leases, settings, spool) };
+        desk.server.serve(network, &[]);
+        // Whoever was given one before a kill may not have been told of.
+        for Holder { mac, address, .. } in desk.leases.all() {
+            let card = Card { mac, hostname: None, vendor_class: None, client_id: None };
+            desk.tell(Management::Leased(BmcLease { card, address, known_by: None }));
+        }
+        Ok(desk)
+    }
+
+    async fn attend(&mut self, link: &dyn Link, batch: io::Result<Vec<Vec<u8>>>) {
+        match batch {
+            Ok(batch) => self.answer(link, &batch).await,
+            Err(error) => {
+                // The interface is down, or is gone: both pass, and machines ask again.
+                warn!(%error, "DHCP requests not received");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
     }
 
     /// Takes a newer intent.
@@ -116,7 +161,7 @@ impl Desk {
     /// Answers a batch. A reply whose lease cannot be committed is not sent.
     pub async fn answer(&mut self, link: &dyn Link, batch: &[Vec<u8>]) {
         let mut replies = self.replies(batch);
-        let made: Vec<_> = replies.iter().filter_map(|reply| reply.commit).collect();
+        let made: Vec<_> = replies.iter().filter_map(|(reply, _)| reply.commit).collect();
         if !made.is_empty() {
             match self.leases.commit(made.clone(), vec![]).await {
                 Ok(()) => {
@@ -127,11 +172,11 @@ impl Desk {
                 }
                 Err(error) => {
                     error!(error = %Chain(&error), "leases not on disk: their clients get no answer");
-                    replies.retain(|reply| reply.commit.is_none());
+                    replies.retain(|(reply, _)| reply.commit.is_none());
                 }
             }
         }
-        for Reply { to, message, stage, .. } in replies {
+        for (Reply { to, message, stage, bound, .. }, guest) in replies {
             if let Err(error) = link.send(to, &message).await {
                 debug!(?to, %error, "DHCP answer not sent");
                 self.unsent += 1;
@@ -141,6 +186,11 @@ impl Desk {
                 info!(%machine, "{stage}");
                 let at = self.clock.now().wall;
                 self.spool.offer(Event { at, machine: Some(machine), what: What::Stage(stage) });
+            }
+            if let (Some(gate), Some(holder), Some(guest)) = (&mut self.gate, bound, guest)
+                && let Some(lease) = gate.bound(self.clock.now().mono, guest, holder)
+            {
+                self.tell(Management::Leased(lease));
             }
         }
         self.complain();
@@ -153,7 +203,12 @@ impl Desk {
         let (alerted, told) = self.alerted.map_or((None, 0), |(at, told)| (Some(at), told));
         if starved > told && alerted.is_none_or(|last| last.until(now) >= ALERT) {
             self.alerted = Some((now, starved));
-            self.spool.offer(Event { at: wall, machine: None, what: What::RangeFull { unanswered: starved - told } });
+            let unanswered = starved - told;
+            let what = match self.gate {
+                Some(_) => What::Management(Box::new(Management::Full { unanswered })),
+                None => What::RangeFull { unanswered },
+            };
+            self.spool.offer(Event { at: wall, machine: None, what });
         }
         let worth_it = starved > self.starved || self.unsent > 0;
         if worth_it && self.complained.is_none_or(|last| last.until(now) >= COMPLAIN) {
@@ -169,7 +224,27 @@ impl Desk {
         }
     }
 
-    fn replies(&mut self, batch: &[Vec<u8>]) -> Vec<Reply> {
+    fn tell(&self, what: Management) {
+        info!("{what}");
+        let at = self.clock.now().wall;
+        self.spool.offer(Event { at, machine: None, what: What::Management(Box::new(what)) });
+    }
+
+    /// Whether a request is answered; on the management network, as whose.
+    fn admit(&mut self, request: &Request) -> Option<Option<Guest>> {
+        let Some(gate) = &mut self.gate else { return Some(None) };
+        match gate.admit(self.clock.now().mono, request, self.server.knows(request.mac)) {
+            Ok(guest) => Some(Some(guest)),
+            Err(stranger) => {
+                if let Some(card) = stranger {
+                    self.tell(Management::Stranger(card));
+                }
+                None
+            }
+        }
+    }
+
+    fn replies(&mut self, batch: &[Vec<u8>]) -> Vec<(Reply, Option<Guest>)> {
         let mut replies = Vec::with_capacity(batch.len());
         for mac in self.leases.take_heard() {
             self.server.heard(self.clock.now(), mac);
@@ -177,9 +252,10 @@ impl Desk {
         for bytes in batch {
             match Request::parse(bytes) {
                 Ok(request) => {
+                    let Some(guest) = self.admit(&request) else { continue };
                     let reply = self.server.reply(self.clock.now(), &request, MachineId::fresh());
                     debug!(mac = %request.mac, kind = ?request.kind, client = ?request.client, to = ?reply.as_ref().map(|r| r.to), "DHCP");
-                    replies.extend(reply);
+                    replies.extend(reply.map(|reply| (reply, guest)));
                 }
                 Err(malformed) => debug!(%malformed, "DHCP message ignored"),
             }
@@ -378,7 +454,7 @@ mod tests {
         let (sent, mut answers) = mpsc::channel(8);
         let link = Arc::new(Cable { requests: Mutex::new(received), answers: sent });
         let shutdown = CancellationToken::new();
-        let settings = Settings { node, http: SocketAddrV4::new(node, 8080), lease: LEASE_LASTS };
+        let settings = Settings { node, http: Some(SocketAddrV4::new(node, 8080)), lease: LEASE_LASTS };
         let clock = Arc::new(SystemClock::default());
         let serving =
             tokio::spawn(serve(link, clock, intent, leases.clone(), settings, spool.clone(), shutdown.clone()));

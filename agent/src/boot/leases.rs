@@ -21,13 +21,22 @@ use uuid::Uuid;
 
 use super::turn::Turn;
 
-/// By Ethernet address: the machine's id and its address.
-const LEASES: TableDefinition<'_, &[u8; 6], (u128, u32)> = TableDefinition::new("leases");
+/// The provisioning network's table.
+const PROVISIONING: &str = "leases";
 
-/// The lease table.
+/// The management network's table.
+const MANAGEMENT: &str = "management-leases";
+
+/// By Ethernet address: the machine's id and its address.
+const fn table(name: &str) -> TableDefinition<'_, &'static [u8; 6], (u128, u32)> {
+    TableDefinition::new(name)
+}
+
+/// The lease table of one network.
 #[derive(Clone, Debug)]
 pub struct Leases {
     db: Arc<Database>,
+    table: &'static str,
     intent: watch::Receiver<Option<Arc<Intent>>>,
     on_disk: Arc<Mutex<HashMap<Mac, Holder>>>,
     turn: Turn,
@@ -47,13 +56,26 @@ impl<E: Into<redb::Error>> From<E> for LeaseError {
 }
 
 impl Leases {
-    /// Reads the table, which is made if it is not there.
+    /// Reads the provisioning network's table, which is made if it is not there.
     pub fn open(db: Arc<Database>, intent: watch::Receiver<Option<Arc<Intent>>>) -> Result<Self, LeaseError> {
+        Self::of(PROVISIONING, db, intent)
+    }
+
+    /// The same of the management network, where no machine of an intent is.
+    pub fn of_management(db: Arc<Database>) -> Result<Self, LeaseError> {
+        Self::of(MANAGEMENT, db, watch::channel(None).1)
+    }
+
+    fn of(
+        name: &'static str,
+        db: Arc<Database>,
+        intent: watch::Receiver<Option<Arc<Intent>>>,
+    ) -> Result<Self, LeaseError> {
         let transaction = db.begin_write()?;
-        transaction.open_table(LEASES)?;
+        transaction.open_table(table(name))?;
         transaction.commit()?;
         let mut on_disk = HashMap::new();
-        for row in db.begin_read()?.open_table(LEASES)?.iter()? {
+        for row in db.begin_read()?.open_table(table(name))?.iter()? {
             let (mac, lease) = row?;
             let (machine, address) = lease.value();
             let mac = Mac(*mac.value());
@@ -61,7 +83,7 @@ impl Leases {
             on_disk.insert(mac, Holder { machine, mac, address: Ipv4Addr::from(address) });
         }
         let on_disk = Arc::new(Mutex::new(on_disk));
-        Ok(Self { db, intent, on_disk, turn: Turn::default(), heard: Arc::default() })
+        Ok(Self { db, table: name, intent, on_disk, turn: Turn::default(), heard: Arc::default() })
     }
 
     /// Who has the card `mac`, and its address, if it was given one.
@@ -129,7 +151,7 @@ impl Leases {
         ended.extend(self.on_disk().values().filter(|holder| replaced(holder)).map(|holder| holder.mac));
         let transaction = self.db.begin_write()?;
         {
-            let mut table = transaction.open_table(LEASES)?;
+            let mut table = transaction.open_table(table(self.table))?;
             for mac in &ended {
                 table.remove(&mac.0)?;
             }

@@ -16,6 +16,7 @@ mod http;
 mod installer;
 pub mod leases;
 pub mod listener;
+pub mod management;
 mod media;
 mod phone_home;
 mod ration;
@@ -58,8 +59,19 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    agent_link::AgentLink, chunks::Chunks, http::ServedFile, installer::Channel, leases::Leases, media::Media,
-    phone_home::PhoneHome, ration::Rations, seldom::Seldom, sessions::Sessions, ticket::Tickets, toolbox::Toolbox,
+    agent_link::AgentLink,
+    chunks::Chunks,
+    http::ServedFile,
+    installer::Channel,
+    leases::Leases,
+    management::{Management, ManagementFile},
+    media::Media,
+    phone_home::PhoneHome,
+    ration::Rations,
+    seldom::Seldom,
+    sessions::Sessions,
+    ticket::Tickets,
+    toolbox::Toolbox,
 };
 use crate::{
     clock::SystemClock,
@@ -112,6 +124,8 @@ pub struct File {
     /// The installer's files.
     #[serde(default)]
     pub installer: InstallerFiles,
+    /// The network on which BMCs are given addresses; default none.
+    pub management: Option<ManagementFile>,
     /// What is logged; default `info`.
     #[serde(default)]
     pub log: Filter,
@@ -206,6 +220,8 @@ pub struct Config {
     pub cache: u64,
     /// The installer's files.
     pub installer: InstallerFiles,
+    /// The network on which BMCs are given addresses.
+    pub management: Option<Management>,
     /// What is logged.
     pub log: Filter,
 }
@@ -223,6 +239,7 @@ impl TryFrom<File> for Config {
         if !(10..=7 * 86_400).contains(&file.lease) {
             return Err(format!("lease must be between 10 seconds and a week, and is {} seconds", file.lease));
         }
+        let management = file.management.map(|management| Management::new(management, &file.interface)).transpose()?;
         Ok(Self {
             state: file.state,
             socket: file.socket,
@@ -236,6 +253,7 @@ impl TryFrom<File> for Config {
             lease: Duration::from_secs(file.lease.into()),
             cache: file.cache,
             installer: file.installer,
+            management,
             log: file.log,
         })
     }
@@ -258,11 +276,13 @@ pub struct Seams {
     /// How DHCP messages come and go; the configured network card when absent. With a link of
     /// its own, a simulation has no router advertisements either.
     pub link: Option<Arc<dyn dhcp::Link>>,
+    /// The same on the management network; with a `link` and without this nobody is answered there.
+    pub management: Option<Arc<dyn dhcp::Link>>,
 }
 
 impl Default for Seams {
     fn default() -> Self {
-        Self { clock: Arc::new(SystemClock::default()), link: None }
+        Self { clock: Arc::new(SystemClock::default()), link: None, management: None }
     }
 }
 
@@ -301,6 +321,16 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
     let tftp = UdpSocket::bind((config.address, config.tftp_port))
         .await
         .with_context(|| format!("cannot serve TFTP on {}:{}", config.address, config.tftp_port))?;
+    let management = match &config.management {
+        Some(wanted) if seams.management.is_some() || seams.link.is_none() => Some(management::Service {
+            config: wanted.clone(),
+            clock: clock.clone(),
+            leases: Leases::of_management(disk.database.clone())?,
+            spool: disk.spool.clone(),
+            link: seams.management,
+        }),
+        _ => None,
+    };
     let (services, key) = assemble(config, disk, clock.clone(), http, channel)?;
     let Services {
         intent: store,
@@ -329,10 +359,17 @@ pub async fn start(config: &Config, seams: Seams, shutdown: CancellationToken) -
         })?),
     };
     {
-        let settings = dhcp::Settings { node: config.address, http, lease: config.lease };
+        let settings = dhcp::Settings { node: config.address, http: Some(http), lease: config.lease };
         let serve =
             dhcp::serve(link, clock.clone(), intent.clone(), leases.clone(), settings, spool.clone(), shutdown.clone());
         parts.spawn(async { Ok(serve.await.map(|()| "DHCP")?) });
+    }
+    if let Some(management) = management {
+        let shutdown = shutdown.clone();
+        parts.spawn(async {
+            management.run(shutdown).await;
+            Ok("addresses for BMCs")
+        });
     }
     {
         let serve = tftp::serve(tftp, files, clock.clone(), leases.clone(), spool.clone(), shutdown.clone());

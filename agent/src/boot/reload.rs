@@ -52,6 +52,7 @@ impl Settings {
             lease,
             installer,
             cache,
+            management,
             log,
         } = fresh;
         if taken.take("tftp", &mut used.tftp, tftp) {
@@ -77,6 +78,7 @@ impl Settings {
         taken.keep("channel", &used.channel, channel);
         taken.keep("tftp_port", &used.tftp_port, tftp_port);
         taken.keep("lease", &used.lease, lease);
+        taken.keep("management", &used.management, management);
         taken
     }
 

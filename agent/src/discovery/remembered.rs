@@ -49,6 +49,12 @@ impl Remembered {
 
     /// Takes over who answered of those who were asked; what is to be told of that.
     pub(super) fn swept(&mut self, now: Timestamp, asked: &BTreeSet<IpAddr>, answers: Vec<Found>) -> Vec<What> {
+        let mut told = self.missed(asked, &answers);
+        told.extend(self.answered(now, answers));
+        told
+    }
+
+    fn missed(&mut self, asked: &BTreeSet<IpAddr>, answers: &[Found]) -> Vec<What> {
         let mut told = Vec::new();
         let answered: BTreeSet<_> = answers.iter().map(|found| found.address).collect();
         self.0.retain(|address, memory| {
@@ -60,6 +66,12 @@ impl Remembered {
             }
             !is_gone
         });
+        told
+    }
+
+    /// Takes over who answered, apart from a sweep; what is to be told of that.
+    pub(super) fn answered(&mut self, now: Timestamp, answers: Vec<Found>) -> Vec<What> {
+        let mut told = Vec::new();
         for answer in answers {
             let known = self.0.get(&answer.address);
             let found = known.map_or_else(|| answer.clone(), |known| known.found.and_now(&answer));

@@ -6,7 +6,10 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::*;
 use crate::{
-    bmc::{Access, Beside, Bmcs, Found, Look, Protocol, Stranger},
+    bmc::{
+        Access, Beside, Bmcs, Found, Look, Protocol, Stranger,
+        lease::{self, BmcLease, Management},
+    },
     commission,
     erasure::DriveErasure,
     event::{Cause, DiskWork, Event, Login, NodeHealth, Outcome, Stage, What},
@@ -197,6 +200,18 @@ fn events() -> Vec<Event> {
             step,
         }))
     }));
+    let card = lease::Card {
+        mac: Mac([2, 0, 0, 0, 0, 1]),
+        hostname: Some("bmc".into()),
+        vendor_class: Some("udhcp 1.36.1".into()),
+        client_id: None,
+    };
+    let known_by = Some("vendor class of OpenBMC".into());
+    let leased = BmcLease { card: card.clone(), address: [10, 0, 0, 5].into(), known_by };
+    let moved = Management::Moved { from: [10, 0, 0, 5].into(), to: [10, 0, 0, 6].into(), mac: card.mac };
+    let management =
+        [Management::Leased(leased), Management::Stranger(card), Management::Full { unanswered: 9 }, moved];
+    all.extend(management.map(|told| What::Management(Box::new(told))));
     all.into_iter().map(event).collect()
 }
 

@@ -117,7 +117,9 @@ gives them in the factory, and get another password once it is known whose they 
 
 `joined`: it is a machine's. `found`: it was not logged in to. `denied`: it did not take the password.
 `met`: its machine was not seen yet. `disputed`: who says whose it is do not agree. Which networks are
-looked in is said in agent.toml on the rack's node.")]
+looked in is said in agent.toml on the rack's node, and where it gives BMCs addresses in boot.toml. FOUND BY
+is `dhcp` when it was given its address by the node, `range` when it was looked for, and `manifest` when one
+names its address.")]
     Found {
         /// Name or id
         rack: String,
@@ -207,6 +209,11 @@ struct Found {
     redfish: Option<u16>,
     vendor: Option<String>,
     model: Option<String>,
+    #[serde(default)]
+    found_by: Vec<String>,
+    mac: Option<String>,
+    hostname: Option<String>,
+    vendor_class: Option<String>,
     last_seen: Timestamp,
     state: String,
     detail: Option<String>,
@@ -417,12 +424,17 @@ fn found(all: &[Found]) -> Table {
         let speaks = match (bmc.redfish, bmc.ipmi) {
             (Some(_), Some(_)) => "redfish, ipmi",
             (Some(_), None) => "redfish",
-            (None, _) => "ipmi",
+            (None, Some(_)) => "ipmi",
+            (None, None) => "-",
         };
+        let card: Vec<_> = [&bmc.hostname, &bmc.vendor_class].into_iter().flatten().map(String::as_str).collect();
         let told: Vec<_> = [&bmc.vendor, &bmc.model].into_iter().flatten().map(String::as_str).collect();
         let serial = bmc.identity.as_ref().and_then(|identity| identity.serial.as_deref());
         vec![
             bmc.address.clone(),
+            bmc.found_by.join(", "),
+            or_dash(bmc.mac.as_deref()),
+            or_dash(Some(card.join(", ").as_str()).filter(|card| !card.is_empty())),
             speaks.to_owned(),
             or_dash(Some(told.join(" ").as_str()).filter(|told| !told.is_empty())),
             or_dash(serial),
@@ -431,6 +443,9 @@ fn found(all: &[Found]) -> Table {
             or_dash([&bmc.detail, &bmc.machine_name, &bmc.machine].into_iter().find_map(|told| told.as_deref())),
         ]
     });
-    table(&["ADDRESS", "SPEAKS", "BMC", "SERIAL", "SEEN", "STATE", "DETAIL"], rows)
-        .or_say("no BMC was found here: which networks are looked in is said in agent.toml (discovery.networks)")
+    table(&["ADDRESS", "FOUND BY", "MAC", "SAYS BY DHCP", "SPEAKS", "BMC", "SERIAL", "SEEN", "STATE", "DETAIL"], rows)
+        .or_say(
+            "no BMC was found here: which networks are looked in is said in agent.toml (discovery.networks), and \
+             where BMCs are given addresses in boot.toml (management)",
+        )
 }

@@ -8,6 +8,7 @@
 
 pub mod factory;
 mod in_band;
+pub mod moved;
 
 use std::{collections::BTreeSet, net::IpAddr};
 

@@ -16,6 +16,7 @@ mod audit;
 mod backup;
 mod baselines;
 mod bindings;
+mod bmc_leases;
 mod bmcs;
 mod campaigns;
 mod claims;
@@ -79,6 +80,7 @@ pub use self::{
     backup::{Contents, Examined, examine, fill, is_occupied, is_sealed_with, read_backup, write_backup, write_copy},
     baselines::StoredBaseline,
     bindings::{Binding, BindingFilter},
+    bmc_leases::{Moved, StoredLease},
     bmcs::{Next, Rotation, StoredBmc},
     campaigns::{Campaign, CampaignMachine},
     claims::{Claim, ClaimFilter, Holder},

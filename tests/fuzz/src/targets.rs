@@ -119,7 +119,7 @@ fn dhcp(bytes: &[u8]) {
     let mut server = Server::new(
         at(0),
         // Longer than all messages take together: a holder is one for good.
-        Settings { node: NODE, http: SocketAddrV4::new(NODE, 8080), lease: Duration::from_secs(1 << 24) },
+        Settings { node: NODE, http: Some(SocketAddrV4::new(NODE, 8080)), lease: Duration::from_secs(1 << 24) },
         [],
     );
     server.follow(&intent);

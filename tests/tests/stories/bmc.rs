@@ -58,8 +58,13 @@ pub(super) async fn bmc(machine: &Machine, mut personality: Personality) -> (Run
 
 /// The same of this personality, there.
 pub(super) async fn bmc_at(machine: &Machine, personality: Personality, there: Addresses) -> (Running, Arc<Behind>) {
-    let behind = Arc::new(Behind { machine: machine.clone(), switched: AtomicU32::new(0) });
+    let behind = behind(machine);
     (Simulator::start(personality, behind.clone(), there).await.unwrap(), behind)
+}
+
+/// What a machine's BMC switches.
+pub(super) fn behind(machine: &Machine) -> Arc<Behind> {
+    Arc::new(Behind { machine: machine.clone(), switched: AtomicU32::new(0) })
 }
 
 /// The path of a machine's BMC.

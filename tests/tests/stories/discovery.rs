@@ -19,17 +19,17 @@ use super::{
 };
 
 /// Where all BMCs of this rack speak.
-const IPMI: u16 = 6230;
-const REDFISH: u16 = 4431;
+pub(super) const IPMI: u16 = 6230;
+pub(super) const REDFISH: u16 = 4431;
 
-fn there(rack: &VirtualRack, last: u8) -> Addresses {
+pub(super) fn there(rack: &VirtualRack, last: u8) -> Addresses {
     let at = |port| (rack.host(last), port).into();
     Addresses { ipmi: at(IPMI), redfish: at(REDFISH), plain: None }
 }
 
 /// A BMC as it comes from the factory, of this machine as far as it tells; its account is locked
 /// after three wrong passwords.
-fn fresh(machine: &Machine) -> Personality {
+pub(super) fn fresh(machine: &Machine) -> Personality {
     let mut personality = Personality::dell_like(1);
     (personality.serial, personality.uuid) = machine.mainboard();
     personality
@@ -52,13 +52,13 @@ fn look(rack: &VirtualRack) {
     assert!(taken.contains("discovery"), "{taken}");
 }
 
-async fn try_factory(rack: &VirtualRack) {
+pub(super) async fn try_factory(rack: &VirtualRack) {
     let body = json!({"bmcs": [], "try_factory": true});
     rack.operator.ask(Method::POST, "/v1/racks/r1/expected-bmcs", Some(body)).await.unwrap();
 }
 
 /// What was found, by the last numbers of the addresses, once that is as wanted.
-async fn found(rack: &VirtualRack, what: &str, is_so: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+pub(super) async fn found(rack: &VirtualRack, what: &str, is_so: impl Fn(&[Value]) -> bool) -> Vec<Value> {
     let look = async || {
         let told = rack.operator.get("/v1/racks/r1/found-bmcs").await.map_err(|error| format!("{error:#}"))?;
         let items = told["items"].as_array().unwrap();
@@ -67,7 +67,7 @@ async fn found(rack: &VirtualRack, what: &str, is_so: impl Fn(&[Value]) -> bool)
     wait::until(what, PATIENCE, look).await
 }
 
-fn is(states: &[&str]) -> impl Fn(&[Value]) -> bool {
+pub(super) fn is(states: &[&str]) -> impl Fn(&[Value]) -> bool {
     move |found| found.iter().map(|bmc| bmc["state"].as_str().unwrap()).eq(states.iter().copied())
 }
 

@@ -18,6 +18,7 @@ mod identity;
 mod images;
 mod kills;
 mod ladder;
+mod leased;
 mod parts;
 mod prometheus;
 mod reload;

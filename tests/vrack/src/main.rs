@@ -8,6 +8,7 @@ mod bench;
 mod bmc;
 mod demo;
 mod facts;
+mod leased;
 mod machine;
 mod matrix;
 mod metal;
@@ -113,6 +114,12 @@ enum Verb {
         #[arg(long, default_value_t = 1)]
         every: usize,
     },
+    /// A BMC with a real DHCP client is given an address, found and joined; the last line says how many facts
+    /// held.
+    Leased {
+        #[command(flatten)]
+        parts: Parts,
+    },
     /// Is a computer of the matrix.
     #[command(hide = true)]
     Computer {
@@ -157,6 +164,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Stories { parts, only } => story::tell(&parts, &only),
         Verb::Packages { tried } => packages::tell(&tried),
         Verb::Matrix { parts, only, racks, every } => matrix::tell(&parts, only.as_deref(), racks, every),
+        Verb::Leased { parts } => leased::tell(&parts),
         Verb::Computer { directory } => matrix::computer::be(&directory),
         Verb::ComputerPower { computers, verb } => {
             println!("{}", matrix::computer::power(&computers, own_card()?, &verb)?);

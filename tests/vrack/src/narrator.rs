@@ -188,7 +188,8 @@ impl Told {
             | What::Hardware { .. }
             | What::RangeFull { .. }
             | What::BmcFound(_)
-            | What::BmcGone { .. } => {
+            | What::BmcGone { .. }
+            | What::Management(_) => {
                 return None;
             }
         })

@@ -256,11 +256,12 @@ impl Node {
             lease: dhcp::LEASE_LASTS,
             cache: 1 << 20,
             installer: Default::default(),
+            management: None,
             log: Default::default(),
         };
         let channel = SocketAddrV4::new(self.address, 8444);
         let services = Services::open(&config, disk, clock.clone(), http, channel)?;
-        let settings = dhcp::Settings { node: self.address, http, lease: config.lease };
+        let settings = dhcp::Settings { node: self.address, http: Some(http), lease: config.lease };
         let desk = dhcp::Desk::open(clock.clone(), services.leases.clone(), settings, services.spool.clone());
         self.boot = Some(Boot { clock, services, desk, followed: 0 });
         Ok(())

@@ -22,6 +22,10 @@ pub struct Request {
     pub kind: Kind,
     /// Which program in the machine asks.
     pub client: Client,
+    /// Its host name (option 12), as it is.
+    pub hostname: Option<Vec<u8>>,
+    /// What it says it is (option 60), as it is.
+    pub vendor_class: Option<Vec<u8>>,
     /// What an answer repeats.
     pub(super) echo: Echo,
     /// The longest UDP payload the client takes.
@@ -137,6 +141,8 @@ impl Request {
             mac,
             kind,
             client: client(&options),
+            hostname: options.get(HOST_NAME).map(<[u8]>::to_vec),
+            vendor_class: options.get(CLASS).map(<[u8]>::to_vec),
             echo: Echo {
                 xid: u32::from_be_bytes(array(header, XID)),
                 flags: u16::from_be_bytes(array(header, FLAGS)),
@@ -147,6 +153,11 @@ impl Request {
             },
             limit: limit(&options),
         })
+    }
+
+    /// What it calls itself to the server (option 61).
+    pub fn client_id(&self) -> Option<&[u8]> {
+        self.echo.client_id.as_deref()
     }
 }
 
@@ -385,6 +396,7 @@ const PAD: u8 = 0;
 pub(super) const SUBNET_MASK: u8 = 1;
 pub(super) const ROUTER: u8 = 3;
 pub(super) const NAME_SERVERS: u8 = 6;
+const HOST_NAME: u8 = 12;
 pub(super) const VENDOR: u8 = 43;
 const REQUESTED: u8 = 50;
 pub(super) const LEASE_TIME: u8 = 51;

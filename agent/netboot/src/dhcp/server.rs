@@ -34,7 +34,7 @@ use ipnet::Ipv4Net;
 use rackhand_common::{
     event::Stage,
     id::MachineId,
-    intent::Intent,
+    intent::{Intent, MachineIntent, Network},
     machine::{Firmware, Mac},
     time::{Mono, Now},
 };
@@ -50,8 +50,9 @@ use crate::ipxe::script_url;
 pub struct Settings {
     /// Its address on the provisioning network: server identifier, and where TFTP answers.
     pub node: Ipv4Addr,
-    /// Where it serves boot scripts.
-    pub http: SocketAddrV4,
+    /// Where it serves boot scripts; `None` on a network where nobody boots: nobody is told there what
+    /// to load.
+    pub http: Option<SocketAddrV4>,
     /// For how long a client is told that an address is its own.
     pub lease: Duration,
 }
@@ -78,6 +79,8 @@ pub struct Reply {
     pub message: Vec<u8>,
     /// What this says about the machine's way, once per hop.
     pub stage: Option<(MachineId, Stage)>,
+    /// Who may use its address from now on: this is an ACK.
+    pub bound: Option<Holder>,
 }
 
 /// How an answer travels (RFC 2131 §4.1).
@@ -191,16 +194,21 @@ impl Server {
     /// planned address, and those of addresses that were planned for others. The shell
     /// deletes what is returned.
     pub fn follow(&mut self, intent: &Intent) -> Vec<Mac> {
+        self.serve(&intent.network, &intent.machines)
+    }
+
+    /// The same of a network and the machines that have addresses of their own in it.
+    pub fn serve(&mut self, network: &Network, machines: &[MachineIntent]) -> Vec<Mac> {
         let mut plan = Plan {
-            network: intent.network.node,
-            gateway: intent.network.gateway,
-            dns: intent.network.dns.clone(),
-            delegated: intent.network.delegated,
+            network: network.node,
+            gateway: network.gateway,
+            dns: network.dns.clone(),
+            delegated: network.delegated,
             cards: HashMap::new(),
             others: HashMap::new(),
             addresses: HashSet::new(),
         };
-        for machine in &intent.machines {
+        for machine in machines {
             plan.addresses.insert(machine.address);
             let planned = Planned { machine: machine.id, address: machine.address };
             let mut macs = machine.macs.iter();
@@ -242,6 +250,11 @@ impl Server {
         if let Some(declined) = self.declined.get_mut(&mac) {
             declined.until = declined.until.max(kept);
         }
+    }
+
+    /// Whether this card has an address, or was offered one.
+    pub fn knows(&self, mac: Mac) -> bool {
+        self.known(mac).is_some() || self.offers.contains_key(&mac)
     }
 
     /// How many cards found the delegated range full.
@@ -373,7 +386,7 @@ impl Server {
         } else {
             Destination::Relay(request.echo.relay)
         };
-        Some(Reply { commit: None, to, message: answer.finish(), stage: None })
+        Some(Reply { commit: None, to, message: answer.finish(), stage: None, bound: None })
     }
 
     fn acknowledge(&mut self, now: Mono, request: &Request, holder: Holder) -> Reply {
@@ -384,7 +397,8 @@ impl Server {
         }
         let stage = self.stage(now, request);
         let reply = self.answer(request, ACK, holder);
-        Reply { commit: fresh_lease.then_some(holder), stage: stage.map(|stage| (holder.machine, stage)), ..reply }
+        let stage = stage.map(|stage| (holder.machine, stage));
+        Reply { commit: fresh_lease.then_some(holder), stage, bound: Some(holder), ..reply }
     }
 
     fn answer(&self, request: &Request, message_type: u8, holder: Holder) -> Reply {
@@ -402,28 +416,29 @@ impl Server {
         self.parameters(plan, request, &mut answer);
         answer.option(RENEWAL, &seconds(self.settings.lease / 2));
         answer.option(REBINDING, &seconds(self.settings.lease / 8 * 7));
-        Reply { commit: None, to, message: answer.finish(), stage: None }
+        Reply { commit: None, to, message: answer.finish(), stage: None, bound: None }
     }
 
     /// Everything that is not about the lease, in order of importance.
     fn parameters(&self, plan: &Plan, request: &Request, answer: &mut Answer) {
         answer.option(SUBNET_MASK, &plan.network.netmask().octets());
-        match request.client {
-            Client::Rom(Some(firmware)) => {
+        let boots = self.settings.http.map(|http| (request.client, http));
+        match boots {
+            Some((Client::Rom(Some(firmware)), _)) => {
                 answer.boot(self.settings.node, loader(firmware));
                 answer.option(CLASS, b"PXEClient");
                 answer.option(VENDOR, &DISCOVERY_CONTROL);
             }
-            Client::Ipxe(_) => {
-                answer.boot(self.settings.node, &script_url(self.settings.http, Some(request.mac)));
+            Some((Client::Ipxe(_), http)) => {
+                answer.boot(self.settings.node, &script_url(http, Some(request.mac)));
                 answer.option(IPXE, &NO_PROXY_DHCP);
             }
             // It takes an offer for one to boot from only with its own class in it (UEFI 2.10 §24.7.2).
-            Client::Http(Some(firmware)) => {
-                answer.boot(self.settings.node, &loader_url(self.settings.http, firmware));
+            Some((Client::Http(Some(firmware)), http)) => {
+                answer.boot(self.settings.node, &loader_url(http, firmware));
                 answer.option(CLASS, b"HTTPClient");
             }
-            Client::Rom(None) | Client::Http(None) | Client::System => {}
+            Some((Client::Rom(None) | Client::Http(None) | Client::System, _)) | None => {}
         }
         if let Some(id) = &request.echo.client_id {
             answer.option(CLIENT_ID, id);
@@ -449,7 +464,7 @@ impl Server {
         if let Some(id) = &request.echo.client_id {
             answer.option(CLIENT_ID, id);
         }
-        Reply { commit: None, to, message: answer.finish(), stage: None }
+        Reply { commit: None, to, message: answer.finish(), stage: None, bound: None }
     }
 
     fn way(&self, request: &Request, address: Ipv4Addr) -> Destination {
@@ -464,7 +479,7 @@ impl Server {
 
     /// The hop an acknowledged request stands for. Repeats of one hop and renewals are none.
     fn stage(&mut self, now: Mono, request: &Request) -> Option<Stage> {
-        if matches!(request.kind, Kind::Renewing { .. }) {
+        if self.settings.http.is_none() || matches!(request.kind, Kind::Renewing { .. }) {
             return None;
         }
         let is_planned = self.plan.as_ref()?.cards.contains_key(&request.mac);

@@ -44,7 +44,7 @@ pub(crate) fn intent() -> Intent {
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 
 fn settings() -> Settings {
-    Settings { node: NODE, http: "10.0.0.1:8080".parse().unwrap(), lease: LEASE_LASTS }
+    Settings { node: NODE, http: Some("10.0.0.1:8080".parse().unwrap()), lease: LEASE_LASTS }
 }
 
 /// The card named by a letter.

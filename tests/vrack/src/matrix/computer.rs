@@ -98,6 +98,16 @@ impl Computer {
         bail!("no computer has network card {mac}")
     }
 
+    /// The serial number of its mainboard.
+    pub(crate) fn serial(&self) -> String {
+        format!("SN-{}", self.label.mac)
+    }
+
+    /// The UUID of its mainboard.
+    pub(crate) fn uuid(&self) -> Uuid {
+        self.label.uuid
+    }
+
     /// Its disk.
     pub(crate) fn disk(&self) -> PathBuf {
         self.directory.join("disk")
