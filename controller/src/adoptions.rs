@@ -331,13 +331,14 @@ fn new(
     told: &Told,
     project: Option<ProjectId>,
 ) -> Result<Machine, Denied> {
+    let first_seen = Lifecycle::Discovered;
     let inventory = Arc::new(told.inventory());
     Ok(Machine {
         id: MachineId::fresh(),
         rack,
         project,
         name,
-        lifecycle: Lifecycle::Discovered.on(Event::AdoptRunning)?,
+        lifecycle: first_seen.on(Event::AdoptRunning)?,
         epoch: Epoch(1),
         boot: Boot::Disk,
         address,
