@@ -25,5 +25,6 @@ mod rescue;
 mod rotation;
 mod ssh;
 mod testing;
+mod top;
 mod upkeep;
 mod webhooks;
