@@ -82,7 +82,9 @@ impl Report {
         text += &self.inventory.as_ref().map_or_else(|| "  nothing: none was connected lately\n".to_owned(), parts);
         title(&mut text, "Its parts");
         text += &match &self.parts {
-            Ok(parts) if parts.is_empty() => "  not known: it was not in its installer since this node keeps them\n".to_owned(),
+            Ok(parts) if parts.is_empty() => {
+                "  not known: it was not in its installer since this node keeps them\n".to_owned()
+            }
             Ok(parts) => replace::listed(parts).lines().fold(String::new(), |text, line| text + "  " + line + "\n"),
             Err(reason) => format!("  not known: {reason}\n"),
         };

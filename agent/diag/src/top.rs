@@ -43,6 +43,7 @@ use ratatui::{
         execute,
         terminal::{EnterAlternateScreen, LeaveAlternateScreen},
     },
+    layout::{Position, Rect},
 };
 
 use self::{
@@ -99,7 +100,7 @@ pub(crate) fn show(socket: &Path, output: Output) -> Result<()> {
             for act in top.on(input, Timestamp::now()) {
                 match act {
                     Act::Quit => return Ok(()),
-                    Act::Refresh => screen.terminal.clear()?,
+                    Act::Refresh => screen.refresh()?,
                     Act::Follow(machine) => follow(machine),
                     Act::Open(number, machine) => {
                         console.number = number;
@@ -181,9 +182,17 @@ impl Screen {
         let other = OtherScreen;
         let mut out = io::stdout();
         execute!(out, EnterAlternateScreen).context("cannot write to the terminal")?;
-        let mut terminal = Terminal::new(CrosstermBackend::new(out)).context("cannot tell the terminal's size")?;
-        terminal.clear().context("cannot write to the terminal")?;
-        Ok(Self { terminal, _other: other, _raw: raw })
+        let terminal = Terminal::new(CrosstermBackend::new(out)).context("cannot tell the terminal's size")?;
+        let mut screen = Self { terminal, _other: other, _raw: raw };
+        screen.refresh().context("cannot write to the terminal")?;
+        Ok(screen)
+    }
+
+    /// All of it is drawn next. [`Terminal::clear`] would ask the terminal where its cursor is, and the answer comes
+    /// by the keyboard.
+    fn refresh(&mut self) -> io::Result<()> {
+        let size = self.terminal.size()?;
+        self.terminal.resize(Rect::from((Position::ORIGIN, size)))
     }
 }
 

@@ -31,7 +31,7 @@ async fn a_technician_sees_a_machine_boot_beside_its_console_and_lights_its_lamp
 
     let mut seat = Seat::start(&rack.path("seat"), 150, 40, &diag(&rack, "top")).await;
     seat.shows(&name).await;
-    seat.shows("The controller is out of reach").await;
+    seat.shows("controller is out of reach").await;
     assert!(seat.is_on_other_screen());
     seat.type_in("?").await;
     seat.shows("a machine's page: why, its start, its console").await;

@@ -60,6 +60,11 @@ impl Keyboard {
                 self.begun.clear();
                 key.into_iter().collect()
             }
+            // No letter goes on with this: the one that was begun never ends.
+            [first, ..] if *first != 0x1b && byte < 0x80 => {
+                self.begun.clear();
+                self.take(byte)
+            }
             _ => {
                 self.begun.push(byte);
                 self.letter().into_iter().collect()
@@ -81,16 +86,15 @@ impl Keyboard {
 
     /// A letter of several bytes, if it is whole; what can become none is forgotten.
     fn letter(&mut self) -> Option<Key> {
-        let letter = match std::str::from_utf8(&self.begun) {
-            Ok(text) => text.chars().next().filter(|letter| !letter.is_control()),
-            Err(error) if error.error_len().is_none() => return None,
-            Err(_) if self.begun[0] == 0x1b && self.begun.len() < LONGEST => return None,
-            Err(_) => None,
-        };
-        // An escape sequence is text, too, while it lasts.
+        // A sequence is text, too, while it lasts.
         if self.begun[0] == 0x1b && self.begun.len() < LONGEST {
             return None;
         }
+        let letter = match std::str::from_utf8(&self.begun) {
+            Ok(text) => text.chars().next().filter(|letter| !letter.is_control()),
+            Err(error) if error.error_len().is_none() => return None,
+            Err(_) => None,
+        };
         self.begun.clear();
         letter.map(Key::Letter)
     }

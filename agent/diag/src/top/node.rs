@@ -42,7 +42,8 @@ fn findings(node: &NodeView, now: Timestamp) -> Findings {
 /// In one line, and how bad it is.
 pub(crate) fn in_short(node: &NodeView, now: Timestamp) -> (Severity, String) {
     let findings = findings(node, now);
-    let worst = findings.0.iter().filter(|finding| finding.severity > Severity::Good).max_by_key(|finding| finding.severity);
+    let worst =
+        findings.0.iter().filter(|finding| finding.severity > Severity::Good).max_by_key(|finding| finding.severity);
     let uplink = &node.uplink;
     match worst {
         Some(finding) => {

@@ -39,7 +39,9 @@ fn row(number: u8, stands: Stands, verdict: &str, since: i64, health: Option<hea
         since: Some(at(since)),
     };
     let (part, next) = match stands {
-        Stands::Faulty => (Some("replace the fan FAN2".into()), vec!["`rackhand-diag identify` lights the lamp".into()]),
+        Stands::Faulty => {
+            (Some("replace the fan FAN2".into()), vec!["`rackhand-diag identify` lights the lamp".into()])
+        }
         _ => (None, Vec::new()),
     };
     let explanation = Explanation {
@@ -70,7 +72,13 @@ fn rack() -> Input {
     };
     let machines = vec![
         row(1, Stands::Well, "Nothing that this node knows speaks against it.", -9000, Some(health::State::Ok)),
-        row(2, Stands::Faulty, "FAN2 is broken or about to break: 0 rpm, at least 500 rpm.", -250, Some(health::State::Critical)),
+        row(
+            2,
+            Stands::Faulty,
+            "FAN2 is broken or about to break: 0 rpm, at least 500 rpm.",
+            -250,
+            Some(health::State::Critical),
+        ),
         row(3, Stands::Busy, "It writes its image: 40 %.", -30, None),
     ];
     Input::Rack(Box::new(Rack { node, machines }))
@@ -80,7 +88,11 @@ fn timeline() -> Input {
     let event = |second, what| Event { at: at(second), machine: Some(id(2)), what };
     Input::Timeline(
         id(2),
-        vec![event(-60, What::Stage(Stage::PoweredOn)), event(-41, What::Stage(Stage::Installer)), event(-3, What::Lost)],
+        vec![
+            event(-60, What::Stage(Stage::PoweredOn)),
+            event(-41, What::Stage(Stage::Installer)),
+            event(-3, What::Lost),
+        ],
     )
 }
 
@@ -115,12 +127,62 @@ fn check(width: u16, height: u16, inputs: impl IntoIterator<Item = Input>, expec
 
 #[test]
 fn a_narrow_screen_has_the_machines_that_need_somebody_first() {
-    check(40, 12, [rack()], expect![[""]]);
+    check(
+        40,
+        12,
+        [rack()],
+        expect![[r#"
+        r1  node ok; controller: not connected f
+        3 machines: 1 faulty, 1 busy, 1 well; wo
+        MACHINE  STATE     WHY
+        >web-2   FAULTY    FAN2 is broken or abo
+         web-3   busy      It writes its image:
+         web-1   well      Nothing that this nod
+
+
+
+
+
+         ? help  Enter open  / filter  s sort  i
+    "#]],
+    );
 }
 
 #[test]
 fn a_wide_one_has_all_of_each_and_the_verdict_on_the_chosen_one() {
-    check(110, 26, [rack()], expect![[""]]);
+    check(
+        110,
+        26,
+        [rack()],
+        expect![[r#"
+        r1  node ok; controller: not connected for 5 min
+        3 machines: 1 faulty, 1 busy, 1 well; worst first
+        MACHINE  STATE     POWER  HEALTH    SINCE       WHY
+        >web-2   FAULTY    off    critical  4 min 10 s  FAN2 is broken or about to break: 0 rpm, at least 500 rpm.
+         web-3   busy      ?      -         30 s        It writes its image: 40 %.
+         web-1   well      on     ok        2 h 30 min  Nothing that this node knows speaks against it.
+
+
+
+
+
+
+
+
+
+
+
+
+        ┌ web-2 ──────────────────────────────────────────────────────────────────────────────────────────────────────
+        │web-2 is FAULTY, since 4 min 10 s ago
+        │
+        │  FAN2 is broken or about to break: 0 rpm, at least 500 rpm.
+        │
+        │  Part: replace the fan FAN2
+        │
+         ? help  Enter open  / filter  s sort  i lamp  q leave
+    "#]],
+    );
 }
 
 #[test]
@@ -129,7 +191,34 @@ fn a_page_has_why_and_the_start_and_the_console_beside_them() {
         130,
         26,
         [rack(), keys("\r"), timeline(), prints(1, "\x1b[1mBIOS\x1b[0m\r\n\x1b]0;x\x07login: ")],
-        expect![[""]],
+        expect![[r#"
+            r1  node ok; controller: not connected for 5 min
+            3 machines: 1 faulty, 1 busy, 1 well; worst first
+             why · web-2 ───────────────────────────────────┌ console · read only; w types ───────────────────────────────────────────────────
+            web-2 is FAULTY, since 4 min 10 s ago           │BIOS
+                                                            │login:
+              FAN2 is broken or about to break: 0 rpm, at   │
+              least 500 rpm.                                │
+                                                            │
+              Part: replace the fan FAN2                    │
+                                                            │
+            What to do:                                     │
+              - `rackhand-diag identify` lights the lamp    │
+                                                            │
+             timeline ──────────────────────────────────────│
+                 +0.0 s  powered on                         │
+                +19.0 s  installer connected                │
+                +57.0 s  installer no longer heard of       │
+                                                            │
+                                                            │
+                                                            │
+                                                            │
+                                                            │
+                                                            │
+                                                            │
+                                                            │
+             ? help  Esc back  Tab pane  w type  i lamp  q leave
+        "#]],
     );
     assert_eq!(acts, [Act::Follow(Some(id(2))), Act::Open(1, id(2))]);
 }
@@ -137,13 +226,92 @@ fn a_page_has_why_and_the_start_and_the_console_beside_them() {
 #[test]
 fn where_there_is_no_room_panes_take_turns() {
     let ended = Input::Console(1, FromConsole::Ended("nobody said how its BMC is reached".into()));
-    check(40, 12, [rack(), keys("\r\t"), timeline()], expect![[""]]);
-    check(60, 30, [rack(), keys("\r"), timeline(), prints(1, "login: "), ended], expect![[""]]);
+    check(
+        40,
+        12,
+        [rack(), keys("\r\t"), timeline()],
+        expect![[r#"
+        r1  node ok; controller: not connected f
+        3 machines: 1 faulty, 1 busy, 1 well; wo
+         timeline ──────────────────────────────
+             +0.0 s  powered on
+            +19.0 s  installer connected
+            +57.0 s  installer no longer heard
+            of
+
+
+
+
+         ? help  Esc back  Tab pane  w type  i l
+    "#]],
+    );
+    check(
+        60,
+        30,
+        [rack(), keys("\r"), timeline(), prints(1, "login: "), ended],
+        expect![[r#"
+            r1  node ok; controller: not connected for 5 min
+            3 machines: 1 faulty, 1 busy, 1 well; worst first
+             why · web-2 ─────────────────┌ timeline ───────────────────
+            web-2 is FAULTY, since 4 min  │     +0.0 s  powered on
+            10 s ago                      │    +19.0 s  installer
+                                          │    connected
+              FAN2 is broken or about to  │    +57.0 s  installer no
+              break: 0 rpm, at least 500  │    longer heard of
+              rpm.                        │
+                                          │
+              Part: replace the fan FAN2  │
+                                          │
+            What to do:                   │
+              - `rackhand-diag identify`  │
+              lights the lamp             │
+            ┌ console · ended; c opens it again ────────────────────────
+            │login:
+            │
+            │
+            │
+            │
+            │
+            │
+            │
+            │
+            │
+            │
+            │
+            │[nobody said how its BMC is reached]
+             ? help  Esc back  Tab pane  w type  i lamp  q leave
+        "#]],
+    );
 }
 
 #[test]
 fn help_and_the_node_lie_over_it_until_a_key_is_pressed() {
-    check(64, 19, [rack(), keys("?")], expect![[""]]);
+    check(
+        64,
+        19,
+        [rack(), keys("?")],
+        expect![[r#"
+        r1  node ok; controller: not connected for 5 min
+        3 machines: 1 faulty, 1 busy, 1 well; worst first
+        ┌ help · any key ───────────────────────────────────────────────
+        │↑ ↓ PgUp PgDn, j k g G  move
+        │Enter   a machine's page: why, its start, its console
+        │Esc     back to the list; there: no filter
+        │/       filter: name, address, state, verdict
+        │s       sort: worst, longest, health, name
+        │i  I    light its lamp; put it out
+        │n       the node itself
+        │Tab     the next pane; keys move in it
+        │z       that pane alone, and back
+        │← →     move the console sideways
+        │w       type to the machine; ~. ends that, ~? tells more
+        │c       open a console again that has ended
+        │Ctrl-L  draw all anew
+        │q       leave (Ctrl-C, too)
+        │
+         ? help  Enter open  / filter  s sort  i lamp  q leave
+    "#]],
+    );
     let mut top = Top::new(false);
     for input in [rack(), keys("n")] {
         top.on(input, at(0));
@@ -246,8 +414,7 @@ fn nothing_is_typed_to_a_machine_before_it_is_asked_for_nor_after() {
     assert_eq!(top.on(keys("w"), at(0)), []);
     assert_eq!(top.on(keys("x\r"), at(0)), []);
     assert!(screen(&top, 130, 20).contains("bob has the keyboard; ~w takes it"), "{}", screen(&top, 130, 20));
-    assert_eq!(top.on(keys("~w"), at(0)), []);
-    assert_eq!(top.on(keys("\r~w"), at(0)).pop(), Some(Act::Say(ToConsole::Take)));
+    assert_eq!(top.on(keys("~w"), at(0)), [Act::Say(ToConsole::Take)]);
     // One that is over takes nothing, until it is opened again.
     top.on(Input::Console(1, FromConsole::Ended("gone".into())), at(0));
     assert_eq!(top.on(keys("w"), at(0)), []);

@@ -1,12 +1,7 @@
 //! How `rackhand-diag top` looks: what is known, drawn into a screen of any size.
 
 use jiff::Timestamp;
-use rackhand_common::{
-    explanation::Stands,
-    finding::Severity,
-    health,
-    machine::Power,
-};
+use rackhand_common::{explanation::Stands, finding::Severity, health, machine::Power};
 use ratatui::{
     Frame,
     buffer::Buffer,
@@ -26,10 +21,10 @@ use crate::show;
 /// From this width on a console is shown beside the rest of a machine's page.
 const BESIDE: u16 = 120;
 
-/// From this height on it is shown below it.
-const BELOW: u16 = 30;
+/// From this height between the head and the last line on it is shown below it: on a screen of thirty lines.
+const BELOW: u16 = 27;
 
-/// From this height on the list has the verdict on the chosen machine below it.
+/// From this height there on the list has the verdict on the chosen machine below it.
 const VERDICT: u16 = 20;
 
 const HELP: &str = "\
@@ -102,7 +97,8 @@ fn counts(top: &Top) -> String {
     let counted = counted.collect::<Vec<_>>().join(", ");
     let machines = if all == 1 { "machine" } else { "machines" };
     let colon = if counted.is_empty() { "" } else { ": " };
-    let shown = if rows.len() == all { format!("{all} {machines}") } else { format!("{} of {all} {machines}", rows.len()) };
+    let shown =
+        if rows.len() == all { format!("{all} {machines}") } else { format!("{} of {all} {machines}", rows.len()) };
     let filter = if top.filter.is_empty() { String::new() } else { format!("; filter {:?}", top.filter) };
     format!("{shown}{colon}{counted}; {}{filter}", top.sort.word())
 }
@@ -139,13 +135,9 @@ impl Columns {
         let state = longest_name.clamp(7, (width / 3).max(7)) + 2;
         let after = state + 10;
         match width {
-            100.. => Self {
-                state,
-                power: Some(after),
-                health: Some(after + 7),
-                since: Some(after + 17),
-                why: after + 29,
-            },
+            100.. => {
+                Self { state, power: Some(after), health: Some(after + 7), since: Some(after + 17), why: after + 29 }
+            }
             70..100 => Self { state, power: Some(after), health: Some(after + 7), since: None, why: after + 17 },
             _ => Self { state, power: None, health: None, since: None, why: after },
         }
@@ -175,7 +167,9 @@ fn list(buffer: &mut Buffer, area: Rect, top: &Top, now: Timestamp) {
     }
     if rows.is_empty() {
         let nothing = match &top.rack {
-            Some(rack) if rack.machines.is_empty() => "none yet: a machine appears when it asks the network for a boot program",
+            Some(rack) if rack.machines.is_empty() => {
+                "none yet: a machine appears when it asks the network for a boot program"
+            }
             Some(_) => "no machine is meant by the filter; Esc takes it away",
             None => "",
         };
@@ -252,7 +246,7 @@ fn draw_page(frame: &mut Frame, area: Rect, top: &Top, page: &Page, now: Timesta
                 let name = top.open().map_or_else(|| page.machine.to_string(), Row::name);
                 let area = framed(buffer, area, &format!("why · {name}"), is_current);
                 let words = match top.open() {
-                    Some(row) => show::machine(&row.view, now) + &verdict(row, now),
+                    Some(row) => verdict(row, now) + "\n" + &show::machine(&row.view, now),
                     None => "this node knows it no more".to_owned(),
                 };
                 text(buffer, area, &words, page.scrolled[Pane::Why as usize]);
@@ -271,9 +265,8 @@ fn draw_page(frame: &mut Frame, area: Rect, top: &Top, page: &Page, now: Timesta
 
 /// Which panes there is room for, and where.
 fn panes(area: Rect, page: &Page) -> Vec<(Pane, Rect)> {
-    let rows = |upper: u16| {
-        (Rect { height: upper, ..area }, Rect { y: area.y + upper, height: area.height - upper, ..area })
-    };
+    let rows =
+        |upper: u16| (Rect { height: upper, ..area }, Rect { y: area.y + upper, height: area.height - upper, ..area });
     if page.is_large || (area.width < BESIDE && area.height < BELOW) {
         return vec![(page.pane, area)];
     }
@@ -310,12 +303,8 @@ fn draw_console(frame: &mut Frame, area: Rect, top: &Top, page: &Page, is_curren
     let why: Vec<_> = why.take(area.height.into()).collect();
     let told = u16::try_from(why.len()).unwrap_or(area.height);
     let seen = Rect { height: area.height - told, ..area };
-    let window = Window {
-        width: seen.width,
-        height: seen.height,
-        left: page.left,
-        back: page.scrolled[Pane::Console as usize],
-    };
+    let window =
+        Window { width: seen.width, height: seen.height, left: page.left, back: page.scrolled[Pane::Console as usize] };
     let picture = console.emulator.borrow_mut().picture(window, top.in_colour);
     for (line, shown) in (0..seen.height).zip(&picture.lines) {
         frame.buffer_mut().set_line(seen.x, seen.y + line, shown, seen.width);
@@ -394,7 +383,9 @@ fn wrapped(line: &str, most: u16) -> Vec<String> {
             // A word that is wider than a line.
             let mut cut = String::new();
             for letter in rest.chars() {
-                if cut.is_empty() || usize::from(width(&cut)) + usize::from(width(letter.encode_utf8(&mut [0; 4]))) <= room {
+                if cut.is_empty()
+                    || usize::from(width(&cut)) + usize::from(width(letter.encode_utf8(&mut [0; 4]))) <= room
+                {
                     cut.push(letter);
                 } else {
                     break;
