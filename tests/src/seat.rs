@@ -120,8 +120,8 @@ impl Seat {
     /// Sends the program a signal, by its name.
     pub async fn signal(&self, signal: &str) {
         let program = self.note("pid").await;
-        let sent = Command::new("kill").args(["-s", signal, &program]).status().await;
-        assert!(sent.expect("there is a kill").success(), "{signal} is sent to {program}");
+        let sent = Command::new("sh").args(["-c", &format!("kill -s {signal} {program}")]).status().await;
+        assert!(sent.expect("there is a shell").success(), "{signal} is sent to {program}");
     }
 
     /// Waits for the program's end; the terminal is as it was before.

@@ -209,12 +209,7 @@ fn draw_row(
     let words = state.map_or("?".to_owned(), |state| word(state));
     put(buffer, from(area, columns.state), 0, &words, state.map_or(base, |state| base.patch(paint.stands(state))));
     if let Some(column) = columns.power {
-        let power = match row.view.power {
-            Some(Power::On) => "on",
-            Some(Power::Off) => "off",
-            None => "?",
-        };
-        put(buffer, from(area, column), 0, power, base);
+        put(buffer, from(area, column), 0, power(row), base);
     }
     if let Some(column) = columns.health {
         let style = row.health.map_or(base, |health| base.patch(paint.health(health)));
@@ -243,8 +238,8 @@ fn draw_page(frame: &mut Frame, area: Rect, top: &Top, page: &Page, now: Timesta
         let buffer = frame.buffer_mut();
         match pane {
             Pane::Why => {
-                let name = top.open().map_or_else(|| page.machine.to_string(), Row::name);
-                let area = framed(buffer, area, &format!("why · {name}"), is_current);
+                let title = top.open().map_or_else(|| format!("why · {}", page.machine), title);
+                let area = framed(buffer, area, &title, is_current);
                 let words = match top.open() {
                     Some(row) => verdict(row, now) + "\n" + &show::machine(&row.view, now),
                     None => "this node knows it no more".to_owned(),
@@ -260,6 +255,20 @@ fn draw_page(frame: &mut Frame, area: Rect, top: &Top, page: &Page, now: Timesta
             }
             Pane::Console => draw_console(frame, area, top, page, is_current),
         }
+    }
+}
+
+/// What is known of a machine beside its verdict, in short.
+fn title(row: &Row) -> String {
+    let installer = if row.view.installer { ", in its installer" } else { "" };
+    format!("why · {} · power {}{installer}", row.name(), power(row))
+}
+
+fn power(row: &Row) -> &'static str {
+    match row.view.power {
+        Some(Power::On) => "on",
+        Some(Power::Off) => "off",
+        None => "?",
     }
 }
 
