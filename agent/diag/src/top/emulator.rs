@@ -37,6 +37,8 @@ pub(crate) struct Picture {
     pub(crate) lines: Vec<Line<'static>>,
     /// Column and line of the cursor, as far as it is in the picture.
     pub(crate) cursor: Option<(u16, u16)>,
+    /// How many lines it is moved up: no more than there are.
+    pub(crate) back: usize,
 }
 
 /// Which part of it is looked at.
@@ -79,7 +81,9 @@ impl Emulator {
         let (cursor_row, cursor_column) = self.parser.screen().cursor_position();
         let used = (0..ROWS).rev().find(|row| !is_blank(self.parser.screen(), *row)).unwrap_or(0).max(cursor_row);
         // Lines are counted from the oldest.
-        let end = (above + usize::from(used) + 1).saturating_sub(back).max(1);
+        let all = above + usize::from(used) + 1;
+        let back = back.min(all.saturating_sub(usize::from(height).max(1)));
+        let end = all - back;
         let start = end.saturating_sub(height.into());
         let screen = self.parser.screen_mut();
         let lines = (start..end).map(|line| {
@@ -94,7 +98,7 @@ impl Emulator {
             let column = cursor_column.checked_sub(left).filter(|column| *column < width)?;
             Some((column, u16::try_from(row).ok().filter(|row| *row < height)?))
         });
-        Picture { lines, cursor }
+        Picture { lines, cursor, back }
     }
 }
 
@@ -225,7 +229,8 @@ mod tests {
         assert_eq!(text(&emulator.picture(window, true)), "line 98\nline 99\n\n");
         assert_eq!(emulator.picture(window, true).cursor, Some((0, 2)));
         assert_eq!(text(&emulator.picture(Window { back: 60, ..window }, true)), "line 38\nline 39\nline 40\n");
-        assert_eq!(text(&emulator.picture(Window { back: 9999, ..window }, true)), "line 0\n");
+        assert_eq!(text(&emulator.picture(Window { back: 9999, ..window }, true)), "line 0\nline 1\nline 2\n");
+        assert_eq!(emulator.picture(Window { back: 9999, ..window }, true).back, 98);
         assert_eq!(text(&emulator.picture(Window { left: 5, width: 1, ..window }, true)), "9\n9\n\n");
         let tall = emulator.picture(Window { height: 60, ..WINDOW }, true);
         assert_eq!((tall.lines.len(), tall.lines[0].to_string().trim_end()), (60, "line 41"));

@@ -5,7 +5,10 @@
 //!   the rules of `rackhand-diag console`.
 //! - A console that was left tells nothing any more: what comes of it late carries another number.
 
-use std::{cell::RefCell, cmp::Reverse};
+use std::{
+    cell::{Cell, RefCell},
+    cmp::Reverse,
+};
 
 use jiff::{SignedDuration, Timestamp};
 use rackhand_common::{
@@ -182,8 +185,9 @@ pub(crate) struct Page {
     /// The pane that keys move in; the only one where there is no room for others, or when it is large.
     pub(crate) pane: Pane,
     pub(crate) is_large: bool,
-    /// How many lines the verdict is moved down, and the timeline and the console up.
-    pub(crate) scrolled: [usize; 3],
+    /// How many lines the verdict is moved down, and the timeline and the console up. Whoever draws them brings
+    /// that down to what there is.
+    pub(crate) scrolled: [Cell<usize>; 3],
     /// The console's first column.
     pub(crate) left: u16,
     pub(crate) events: Vec<Event>,
@@ -409,7 +413,7 @@ impl Top {
             machine,
             pane: Pane::Why,
             is_large: false,
-            scrolled: [0; 3],
+            scrolled: Default::default(),
             left: 0,
             events: Vec::new(),
             console,
@@ -437,26 +441,20 @@ impl Top {
             return vec![Act::Close, Act::Open(page.console.number, page.machine)];
         }
         let Some(page) = &mut self.page else { return Vec::new() };
-        let at = &mut page.scrolled[page.pane as usize];
-        // A verdict begins at its first line; the others end at their last.
-        let (up, down): (fn(usize, usize) -> usize, fn(usize, usize) -> usize) = match page.pane {
-            Pane::Why => (usize::saturating_sub, usize::saturating_add),
-            Pane::Timeline | Pane::Console => (usize::saturating_add, usize::saturating_sub),
-        };
         match key {
-            Key::Letter('k') | Key::Up => *at = up(*at, 1),
-            Key::Letter('j') | Key::Down => *at = down(*at, 1),
-            Key::PageUp => *at = up(*at, 10),
-            Key::PageDown => *at = down(*at, 10),
-            Key::Home | Key::Letter('g') => *at = up(*at, usize::MAX),
-            Key::End | Key::Letter('G') => *at = down(*at, usize::MAX),
+            Key::Letter('k') | Key::Up => page.up(1),
+            Key::Letter('j') | Key::Down => page.down(1),
+            Key::PageUp => page.up(10),
+            Key::PageDown => page.down(10),
+            Key::Home | Key::Letter('g') => page.up(usize::MAX),
+            Key::End | Key::Letter('G') => page.down(usize::MAX),
             Key::Left => page.left = page.left.saturating_sub(SIDEWAYS),
             Key::Right => page.left = (page.left + SIDEWAYS).min(COLUMNS - SIDEWAYS),
             Key::Tab => page.pane = page.pane.next(),
             Key::Letter('z') => page.is_large = !page.is_large,
             Key::Letter('w') if page.console.ended.is_none() => {
                 page.pane = Pane::Console;
-                page.scrolled[Pane::Console as usize] = 0;
+                page.scrolled[Pane::Console as usize].set(0);
                 page.console.is_typing = true;
                 self.say(now, "what you type goes to the machine: at the beginning of a line ~. ends that".to_owned());
             }
@@ -478,6 +476,22 @@ impl Top {
         self.is_lamp_asked = true;
         self.say(now, format!("the BMC of {name} is asked"));
         vec![Act::Identify(id, name, seconds)]
+    }
+}
+
+impl Page {
+    fn up(&self, lines: usize) {
+        self.scroll(self.pane != Pane::Why, lines);
+    }
+
+    fn down(&self, lines: usize) {
+        self.scroll(self.pane == Pane::Why, lines);
+    }
+
+    /// A verdict begins at its first line and is moved from there; the others end at their last.
+    fn scroll(&self, away: bool, lines: usize) {
+        let at = &self.scrolled[self.pane as usize];
+        at.set(if away { at.get().saturating_add(lines) } else { at.get().saturating_sub(lines) });
     }
 }
 

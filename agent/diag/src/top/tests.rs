@@ -426,6 +426,27 @@ fn nothing_is_typed_to_a_machine_before_it_is_asked_for_nor_after() {
 }
 
 #[test]
+fn panes_are_moved_no_further_than_there_is_something() {
+    let mut top = Top::new(false);
+    for input in [rack(), keys("\r\t\t"), prints(1, &"line\r\n".repeat(50)), prints(1, "last")] {
+        top.on(input, at(0));
+    }
+    let shows = |top: &Top, text: &str| screen(top, 60, 12).contains(text);
+    assert!(shows(&top, "last"));
+    top.on(keys("g"), at(0));
+    assert!(!shows(&top, "last"));
+    top.on(keys("\x1b[6~\x1b[6~\x1b[6~\x1b[6~"), at(0));
+    assert!(!shows(&top, "last"));
+    top.on(keys("\x1b[6~"), at(0));
+    assert!(shows(&top, "last"));
+    top.on(keys("\t"), at(0));
+    for (key, is_first) in [("G", false), ("k", false), ("g", true)] {
+        top.on(keys(key), at(0));
+        assert_eq!(shows(&top, "web-2 is FAULTY"), is_first, "{key}");
+    }
+}
+
+#[test]
 fn colours_are_shown_only_where_they_are_wanted() {
     for in_colour in [true, false] {
         let mut top = Top::new(in_colour);

@@ -206,7 +206,7 @@ fn draw_row(
     let mark = if is_chosen { ">" } else { " " };
     put(buffer, Rect { width: columns.state - 1, ..area }, 0, &format!("{mark}{}", row.name()), base);
     let state = row.stands();
-    let words = state.map_or("?".to_owned(), |state| word(state));
+    let words = state.map_or("?".to_owned(), word);
     put(buffer, from(area, columns.state), 0, &words, state.map_or(base, |state| base.patch(paint.stands(state))));
     if let Some(column) = columns.power {
         put(buffer, from(area, column), 0, power(row), base);
@@ -244,14 +244,16 @@ fn draw_page(frame: &mut Frame, area: Rect, top: &Top, page: &Page, now: Timesta
                     Some(row) => verdict(row, now) + "\n" + &show::machine(&row.view, now),
                     None => "this node knows it no more".to_owned(),
                 };
-                text(buffer, area, &words, page.scrolled[Pane::Why as usize]);
+                let at = &page.scrolled[Pane::Why as usize];
+                at.set(text(buffer, area, &words, at.get()));
             }
             Pane::Timeline => {
                 let area = framed(buffer, area, "timeline", is_current);
                 let mut clock = show::Stopwatch::default();
                 let lines: Vec<_> = page.events.iter().map(|event| clock.short(event)).collect();
                 let lines: Vec<_> = lines.iter().flat_map(|line| wrapped(line, area.width)).collect();
-                tail(buffer, area, &lines, page.scrolled[Pane::Timeline as usize]);
+                let at = &page.scrolled[Pane::Timeline as usize];
+                at.set(tail(buffer, area, &lines, at.get()));
             }
             Pane::Console => draw_console(frame, area, top, page, is_current),
         }
@@ -312,9 +314,14 @@ fn draw_console(frame: &mut Frame, area: Rect, top: &Top, page: &Page, is_curren
     let why: Vec<_> = why.take(area.height.into()).collect();
     let told = u16::try_from(why.len()).unwrap_or(area.height);
     let seen = Rect { height: area.height - told, ..area };
-    let window =
-        Window { width: seen.width, height: seen.height, left: page.left, back: page.scrolled[Pane::Console as usize] };
+    let window = Window {
+        width: seen.width,
+        height: seen.height,
+        left: page.left,
+        back: page.scrolled[Pane::Console as usize].get(),
+    };
     let picture = console.emulator.borrow_mut().picture(window, top.in_colour);
+    page.scrolled[Pane::Console as usize].set(picture.back);
     for (line, shown) in (0..seen.height).zip(&picture.lines) {
         frame.buffer_mut().set_line(seen.x, seen.y + line, shown, seen.width);
     }
@@ -347,21 +354,24 @@ fn framed(buffer: &mut Buffer, area: Rect, title: &str, is_current: bool) -> Rec
     inner
 }
 
-/// Text that is wrapped, from so many lines behind its beginning; its last page at most.
-fn text(buffer: &mut Buffer, area: Rect, words: &str, skipped: usize) {
+/// Text that is wrapped, from so many lines behind its beginning; its last page at most. How many it was.
+fn text(buffer: &mut Buffer, area: Rect, words: &str, skipped: usize) -> usize {
     let lines: Vec<_> = words.lines().flat_map(|line| wrapped(line, area.width)).collect();
     let skipped = skipped.min(lines.len().saturating_sub(area.height.into()));
     for (line, words) in (0..area.height).zip(lines.iter().skip(skipped)) {
         put(buffer, area, line, words, Style::new());
     }
+    skipped
 }
 
-/// The end of these lines, or what is so many lines above it; their first page at least.
-fn tail(buffer: &mut Buffer, area: Rect, lines: &[String], back: usize) {
-    let first = lines.len().saturating_sub(area.height.into()).saturating_sub(back);
-    for (line, words) in (0..area.height).zip(&lines[first..]) {
+/// The end of these lines, or what is so many lines above it; their first page at most. How many it was.
+fn tail(buffer: &mut Buffer, area: Rect, lines: &[String], back: usize) -> usize {
+    let most = lines.len().saturating_sub(area.height.into());
+    let back = back.min(most);
+    for (line, words) in (0..area.height).zip(&lines[most - back..]) {
         put(buffer, area, line, words, Style::new());
     }
+    back
 }
 
 /// A line in pieces no wider than this, broken between words where that is possible; what follows the first is
