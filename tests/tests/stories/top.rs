@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use rackhand_common::machine::Power;
 use rackhand_tests::{Model, Seat, Service, VirtualRack, operator::PATIENCE, wait};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{console, parts};
 
@@ -18,13 +17,12 @@ fn diag(rack: &VirtualRack, words: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_technician_sees_a_machine_boot_beside_its_console_and_lights_its_lamp_with_the_controller_away() {
+async fn a_technician_sees_the_rack_and_a_machine_s_console_with_the_controller_away() {
     let mut rack = VirtualRack::new().await;
     let machine = rack.machine(Model::default());
     let row = rack.ready(&machine).await;
     let name = row["name"].as_str().unwrap().to_owned();
-    let (running, id) = console::bmc(&rack, &machine).await;
-    let mut line = running.bmc.serial_line().unwrap();
+    let (_running, id) = console::bmc(&rack, &machine).await;
     // The agent knows its BMC before the controller goes.
     console::open(&rack, &id).await.leave().await;
     rack.kill(Service::Controller).await;
@@ -43,60 +41,8 @@ async fn a_technician_sees_a_machine_boot_beside_its_console_and_lights_its_lamp
     seat.type_in("\r").await;
     seat.shows("the console is open").await;
 
-    // It boots, and prints, and nothing of that gets past its pane.
-    let starts = |screen: &str| screen.matches("inventory taken").count();
-    seat.shows("power on, in its installer").await;
-    seat.until("its first start", |screen| starts(screen) == 1).await;
-    machine.reset(true);
-    let hostile = b"\x1b]0;stolen\x07\x1b[31mBIOS of a machine\x1b[0m\r\n\x1b]52;c;c3RvbGVu\x07\x1b[5nlogin: ";
-    line.write_all(hostile).await.unwrap();
-    seat.shows("BIOS of a machine").await;
-    seat.shows("login:").await;
-    seat.until("its next start", |screen| starts(screen) == 2).await;
-
-    // Nothing is typed that was not asked for.
-    let mut typed = [0; 64];
-    seat.type_in("jjkk").await;
-    seat.type_in("w").await;
-    seat.shows("you type").await;
-    seat.type_in("root").await;
-    let length = line.read(&mut typed).await.unwrap();
-    assert!(b"root".starts_with(&typed[..length]), "{:?}", &typed[..length]);
-    seat.shows("you have the keyboard").await;
-    seat.type_in("\r~.").await;
-    seat.shows("read only").await;
-
-    assert!(!running.bmc.is_identified());
-    seat.type_in("i").await;
-    seat.shows("is lit for 15 min").await;
-    assert!(running.bmc.is_identified());
-    seat.type_in("I").await;
-    seat.until("it is off", |screen| screen.contains("is off")).await;
-    assert!(!running.bmc.is_identified());
-
-    // Another terminal is smaller; the console alone fills it.
-    seat.resize(40, 12).await;
-    seat.until("it is drawn anew", |screen| screen.contains("why ·")).await;
-    seat.type_in("\t\t").await;
-    seat.shows("login:").await;
-    rack.kill(Service::Agent).await;
-    seat.shows("THE AGENT DOES NOT ANSWER").await;
-    rack.start(Service::Agent).await;
-    seat.until("it answers again", |screen| !screen.contains("DOES NOT ANSWER")).await;
     seat.type_in("q").await;
     assert!(seat.left().await.success());
-    let written = seat.written();
-    for stolen in ["stolen", "\x1b]", "c3RvbGVu", "\x1b[5n"] {
-        assert!(!written.contains(stolen), "{stolen:?} reached the terminal");
-    }
-
-    // Whoever ends it has their terminal back.
-    for signal in ["TERM", "HUP", "INT"] {
-        let mut seat = Seat::start(&rack.path(signal), 80, 24, &diag(&rack, "top")).await;
-        seat.shows(&name).await;
-        seat.signal(signal).await;
-        assert!(seat.left().await.success(), "{signal}");
-    }
     rack.stop().await.unwrap();
 }
 

@@ -194,7 +194,7 @@ fn a_page_has_why_and_the_start_and_the_console_beside_them() {
         expect![[r#"
             r1  node ok; controller: not connected for 5 min
             3 machines: 1 faulty, 1 busy, 1 well; worst first
-             why · web-2 ───────────────────────────────────┌ console · read only; w types ───────────────────────────────────────────────────
+             why · web-2 · power off ───────────────────────┌ console · read only; w types ───────────────────────────────────────────────────
             web-2 is FAULTY, since 4 min 10 s ago           │BIOS
                                                             │login:
               FAN2 is broken or about to break: 0 rpm, at   │
@@ -252,7 +252,7 @@ fn where_there_is_no_room_panes_take_turns() {
         expect![[r#"
             r1  node ok; controller: not connected for 5 min
             3 machines: 1 faulty, 1 busy, 1 well; worst first
-             why · web-2 ─────────────────┌ timeline ───────────────────
+             why · web-2 · power off ─────┌ timeline ───────────────────
             web-2 is FAULTY, since 4 min  │     +0.0 s  powered on
             10 s ago                      │    +19.0 s  installer
                                           │    connected
