@@ -129,7 +129,8 @@ fn spawn(happens: &SyncSender<Happens>, mut next: impl FnMut() -> io::Result<Hap
     });
 }
 
-fn say_to(agent: &mut UnixStream, said: &ToConsole) -> Result<()> {
+/// Says something to a console.
+pub(crate) fn say_to(agent: &mut UnixStream, said: &ToConsole) -> Result<()> {
     agent.write_all(&wire::frame(said)).context("the agent does not take what is typed")
 }
 
@@ -137,7 +138,8 @@ fn say(words: &str) {
     eprint!("{}", notice(words));
 }
 
-fn receive(told: &mut UnixStream) -> io::Result<FromConsole> {
+/// The next that a console tells.
+pub(crate) fn receive(told: &mut UnixStream) -> io::Result<FromConsole> {
     let mut prefix = [0; 4];
     told.read_exact(&mut prefix)?;
     let length = u32::from_be_bytes(prefix) as usize;

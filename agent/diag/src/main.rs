@@ -6,6 +6,7 @@ mod raw;
 mod replace;
 mod report;
 mod show;
+mod top;
 
 use std::{
     collections::VecDeque,
@@ -36,6 +37,7 @@ use rackhand_common::{
     version,
     after_help = "\
 Examples:
+  rackhand-diag top
   rackhand-diag status
   rackhand-diag machines
   rackhand-diag why web-1
@@ -60,6 +62,10 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The rack on one screen, as it changes: its machines, and one of them with verdict, start and console.
+    ///
+    /// Shows what the other commands print. `?` tells its keys. Nothing is typed to a machine before `w`.
+    Top,
     /// The node itself: uplink, intent, spool, certificate, boot process, health.
     Status,
     /// All machines of the rack: power, installer, and what was last heard of each.
@@ -190,6 +196,9 @@ fn run(arguments: Arguments) -> Result<()> {
     if let Command::ReplacePart { machine, wishes } = arguments.command {
         return replace::replace(&arguments.socket, &machine, wishes, arguments.output);
     }
+    if let Command::Top = arguments.command {
+        return top::show(&arguments.socket, arguments.output);
+    }
     let mut agent = connect(&arguments.socket)?;
     let mut out = io::stdout().lock();
     let json = arguments.output == Output::Json;
@@ -293,7 +302,7 @@ fn run(arguments: Arguments) -> Result<()> {
             drop(out);
             console::show(agent, machine, watch, take)?;
         }
-        Command::Documentation { .. } | Command::ReplacePart { .. } => unreachable!("done above"),
+        Command::Documentation { .. } | Command::ReplacePart { .. } | Command::Top => unreachable!("done above"),
     }
     Ok(())
 }

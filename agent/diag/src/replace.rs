@@ -189,7 +189,7 @@ fn told(found: &Found) -> String {
 }
 
 /// Parts as a table, numbered from 1.
-fn listed(parts: &[Part]) -> String {
+pub(crate) fn listed(parts: &[Part]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(["", "PART", "SLOT", "SERIAL", "WHAT", "SPEAKS AGAINST IT"]);

@@ -2,18 +2,19 @@
 
 use std::{fmt::Write as _, os::unix::net::UnixStream};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use jiff::Timestamp;
 use rackhand_common::{
     bmc::{Look, Seen},
     event::{Event, Stage, What},
     explanation::Explanation,
     machine::Inventory,
+    replacement::{Ask, Part, View},
     wire::{LocalRequest, LocalResponse, MachineView},
 };
 use serde::Serialize;
 
-use crate::{ask, console, refusal, show, timeline, why};
+use crate::{ask, console, refusal, replace, show, timeline, why};
 
 /// Entries of the event log that are shown, the latest.
 const ENTRIES: usize = 20;
@@ -28,6 +29,8 @@ pub(crate) struct Report {
     explanation: Explanation,
     /// What its installer found in it last.
     inventory: Option<Inventory>,
+    /// Its parts that can be replaced here, with slots, or why they are not known.
+    parts: Result<Vec<Part>, String>,
     /// Its latest start, from power-on.
     start: Vec<Event>,
     /// What the BMC says it is, and its event log; or why that is not known.
@@ -50,13 +53,21 @@ pub(crate) fn gather(agent: &mut UnixStream, machine: &str) -> Result<Report> {
         Ok(other) => Err(refusal(other)),
         Err(error) => Err(format!("{error:#}")),
     };
+    let asked = serde_json::to_string(&Ask::Show).context("what is asked does not serialize")?;
     let (identity, log) = (look(Look::Identity), look(Look::Log));
+    let parts = match ask(agent, &LocalRequest::Replacement(machine.to_owned(), asked)) {
+        Ok(LocalResponse::Replacement(told)) => {
+            serde_json::from_str(&told).map(|view: View| view.parts).map_err(|error| error.to_string())
+        }
+        Ok(other) => Err(refusal(other)),
+        Err(error) => Err(format!("{error:#}")),
+    };
     let mut recorded = Vec::new();
     let console = match console::recorded(agent, machine, &mut recorded) {
         Ok(()) => Ok(last_lines(&printable(&recorded))),
         Err(error) => Err(format!("{error:#}")),
     };
-    Ok(Report { machine: view, explanation, inventory, start: latest_start(&events), identity, log, console })
+    Ok(Report { machine: view, explanation, inventory, parts, start: latest_start(&events), identity, log, console })
 }
 
 impl Report {
@@ -69,6 +80,14 @@ impl Report {
         text += &told(&self.identity, usize::MAX);
         title(&mut text, "What its installer found in it last");
         text += &self.inventory.as_ref().map_or_else(|| "  nothing: none was connected lately\n".to_owned(), parts);
+        title(&mut text, "Its parts");
+        text += &match &self.parts {
+            Ok(parts) if parts.is_empty() => {
+                "  not known: it was not in its installer since this node keeps them\n".to_owned()
+            }
+            Ok(parts) => replace::listed(parts).lines().fold(String::new(), |text, line| text + "  " + line + "\n"),
+            Err(reason) => format!("  not known: {reason}\n"),
+        };
         title(&mut text, "Its latest start");
         let mut clock = show::Stopwatch::default();
         for event in &self.start {

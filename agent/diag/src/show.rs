@@ -172,11 +172,16 @@ pub(crate) struct Stopwatch {
 impl Stopwatch {
     /// One event on one line.
     pub(crate) fn line(&mut self, event: &Event) -> String {
+        format!("{}  {}", local(event.at), self.short(event))
+    }
+
+    /// The same without the time of day.
+    pub(crate) fn short(&mut self, event: &Event) -> String {
         if matches!(event.what, What::Stage(Stage::PoweredOn)) || self.start.is_none() {
             self.start = Some(event.at);
         }
         let since = self.start.map_or(0.0, |start| event.at.duration_since(start).as_secs_f64());
-        format!("{}  {since:>+9.1} s  {}", local(event.at), event.what)
+        format!("{since:>+9.1} s  {}", event.what)
     }
 }
 
@@ -212,11 +217,15 @@ fn when(at: Timestamp, now: Timestamp) -> String {
 }
 
 fn ago(at: Timestamp, now: Timestamp) -> String {
-    // A clock that was set back makes the past look like the future: say so little.
-    format!("{} ago", span((now.as_second() - at.as_second()).max(0).unsigned_abs()))
+    format!("{} ago", span_since(at, now))
 }
 
-fn span(seconds: u64) -> String {
+/// How long ago that was. A clock that was set back makes the past look like the future: little is said then.
+pub(crate) fn span_since(at: Timestamp, now: Timestamp) -> String {
+    span((now.as_second() - at.as_second()).max(0).unsigned_abs())
+}
+
+pub(crate) fn span(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds} s"),
         60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),

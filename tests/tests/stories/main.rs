@@ -27,5 +27,6 @@ mod rescue;
 mod rotation;
 mod ssh;
 mod testing;
+mod top;
 mod upkeep;
 mod webhooks;

@@ -46,7 +46,7 @@ async fn row(rack: &VirtualRack, machine: &Machine) -> Value {
 
 /// Returns once the node has been told that the machine is in this lifecycle, with no run at work on it, and what
 /// is in it.
-async fn known(rack: &VirtualRack, machine: &Machine, lifecycle: &str, part: &str) {
+pub(crate) async fn known(rack: &VirtualRack, machine: &Machine, lifecycle: &str, part: &str) {
     let id = row(rack, machine).await["id"].clone();
     wait::until("the node knows the machine and its parts", PATIENCE, async || {
         let lives: Value = serde_json::from_slice(&std::fs::read(rack.path("agent/lives.json")).unwrap_or_default())
