@@ -45,6 +45,7 @@ use crate::{
     console::{self, Consoles},
     health::Machines,
     intent,
+    firmware::Updates,
     lights::Lights,
     replacements::Replacements,
     spool::{Spool, chain},
@@ -115,6 +116,8 @@ pub struct Node {
     pub consoles: Consoles,
     /// Identification lights.
     pub lights: Lights,
+    /// Files of firmware.
+    pub updates: Updates,
     /// Parts that technicians replace.
     pub replacements: Replacements,
     /// The revision of it that boot has on its disk, as it last said.
@@ -244,6 +247,12 @@ impl Desk {
                 Ok(SignedManifest { manifest, signature }) => LocalResponse::Manifest { manifest, signature },
                 Err(error) => error.into(),
             },
+            LocalRequest::Firmware { sha256, size, offset } => {
+                match self.node.updates.piece(&sha256, size, offset).await {
+                    Ok(bytes) => LocalResponse::Firmware(bytes),
+                    Err(error) => error.into(),
+                }
+            }
             LocalRequest::Status => LocalResponse::Status(self.status()),
             LocalRequest::Machines => LocalResponse::Machines(self.machines()),
             LocalRequest::Look(machine, look) => match self.find(&machine) {
@@ -606,6 +615,8 @@ mod tests {
                 clock: Arc::new(SystemClock::default()),
             };
             let replacements = Replacements::open(&database, bench).unwrap();
+            let source: Arc<dyn Source> = Arc::new(Shelf);
+            let updates = Updates::open(dir.path(), bmcs.clone(), source.clone()).unwrap();
             let node = Node {
                 agent: AgentId::fresh(),
                 rack,
@@ -614,11 +625,12 @@ mod tests {
                 bmcs: bmcs.clone(),
                 consoles: Consoles::new(bmcs.clone(), dir.path(), shutdown.clone()),
                 lights,
+                updates,
                 replacements,
                 boot_has: watch::Sender::new(0),
                 spool: spool.clone(),
                 timelines,
-                source: Arc::new(Shelf),
+                source,
                 uplink: watch::channel(uplink).1,
                 health: watch::channel(None).1,
                 clock: Arc::new(SystemClock::default()),

@@ -13,6 +13,7 @@ use crate::{
     bmc::Found,
     commission::Tested,
     erasure::DriveErasure,
+    firmware::Updated,
     hardware::{self, Hardware},
     health::Verdict,
     id::{CommandId, MachineId, RunId},
@@ -159,6 +160,15 @@ pub enum What {
     },
     /// A technician replaces a part of a machine at its node, has, or does not after all.
     PartReplaced(Box<PartReplaced>),
+    /// An update of firmware by a script is over.
+    Updated {
+        /// Whose order.
+        run: RunId,
+        /// Which try.
+        attempt: u32,
+        /// What became of it.
+        updated: Box<Updated>,
+    },
 }
 
 /// Where a rescue system is reached over SSH, and how it is known.
@@ -321,6 +331,7 @@ impl fmt::Display for What {
             },
             Self::Rescue { login, .. } => write!(f, "rescue system takes logins: {login}"),
             Self::PartReplaced(told) => told.fmt(f),
+            Self::Updated { updated, .. } => updated.fmt(f),
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod rack;
 pub mod segment;
 pub mod system;
 pub mod tftp;
+pub mod toy;
 pub mod tpm;
 pub mod wait;
 

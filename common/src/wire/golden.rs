@@ -9,6 +9,7 @@ use crate::{
     bmc::{Access, Beside, Bmcs, Found, Look, Protocol, Stranger},
     commission,
     erasure::DriveErasure,
+    firmware::{self, Parts, Scripted, Updated},
     event::{Cause, DiskWork, Event, Login, NodeHealth, Outcome, Stage, What},
     hardware::{Dimm, Hardware},
     health::{self, SeriesQuery, State, Verdict},
@@ -197,6 +198,13 @@ fn events() -> Vec<Event> {
             step,
         }))
     }));
+    let outcome = firmware::Outcome::Failed("sda has 1".into());
+    let was = [("sda".to_owned(), "1".to_owned())].into();
+    all.push(What::Updated {
+        run,
+        attempt: 1,
+        updated: Box::new(Updated { name: "toy".into(), outcome, was, tested: None }),
+    });
     all.into_iter().map(event).collect()
 }
 
@@ -240,7 +248,31 @@ fn intent() -> Intent {
             ),
             machine(
                 Boot::Installer,
-                Some(order(Work::Rescue(Rescue { ssh_keys: vec!["ssh-ed25519 AAAA".into()], mainboard: Some(board) }))),
+                Some(order(Work::Rescue(Rescue {
+                    ssh_keys: vec!["ssh-ed25519 AAAA".into()],
+                    mainboard: Some(board.clone()),
+                }))),
+            ),
+            machine(
+                Boot::Installer,
+                Some(order(Work::Firmware(Box::new(firmware::Order {
+                    name: "toy".into(),
+                    by: Scripted {
+                        script: "nvme".into(),
+                        arguments: vec!["activate".into()],
+                        parts: Parts::Drives("Toy".into()),
+                    },
+                    version: "2".into(),
+                    from: vec!["1".into()],
+                    file: "toy.bin".into(),
+                    size: 8,
+                    sha256: "ab".into(),
+                    restart: true,
+                    confirm: false,
+                    timeout: 60,
+                    settle: 5,
+                    mainboard: Some(board),
+                })))),
             ),
         ],
     }

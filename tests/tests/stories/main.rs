@@ -11,6 +11,7 @@ mod deploy;
 mod discovery;
 mod disks;
 mod firmware;
+mod firmware_scripts;
 mod hardware;
 mod health;
 mod identity;
