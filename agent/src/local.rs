@@ -43,9 +43,9 @@ use rackhand_common::{
 use crate::{
     bmcs::Bmcs,
     console::{self, Consoles},
+    firmware::Updates,
     health::Machines,
     intent,
-    firmware::Updates,
     lights::Lights,
     replacements::Replacements,
     spool::{Spool, chain},
@@ -719,6 +719,18 @@ mod tests {
         assert!(matches!(missing, LocalResponse::NotFound(_)));
         let away = client.ask(&LocalRequest::Manifest(Digest::of(b"m"))).await.unwrap();
         assert!(matches!(away, LocalResponse::Unavailable(_)));
+    }
+
+    #[tokio::test]
+    async fn a_piece_of_firmware_is_of_a_file_that_can_be_and_of_nothing_else_on_the_node() {
+        let running = Running::start();
+        let mut client = running.client().await;
+        let digest = "ab".repeat(32);
+        for (sha256, size, offset) in [("../../../../etc/passwd", 9, 0), (&digest, 9, 9), (&digest, u64::MAX, 0)] {
+            let ask = LocalRequest::Firmware { sha256: sha256.to_owned(), size, offset };
+            let answer = client.ask(&ask).await.unwrap();
+            assert!(matches!(answer, LocalResponse::NotFound(_)), "{answer:?}");
+        }
     }
 
     #[tokio::test]

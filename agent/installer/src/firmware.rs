@@ -94,8 +94,9 @@ impl<R: Reporter, S: Source> Work<'_, R, S> {
         fetch: impl AsyncFnOnce(PathBuf) -> Result<(), NoFile>,
     ) -> Result<(Script, Arc<dyn Tools>, Given), String> {
         let name = &order.by.script;
-        let known = script::script(name)
-            .ok_or_else(|| format!("this rack's installer does not know the script {name}: upgrade the node's packages"))?;
+        let known = script::script(name).ok_or_else(|| {
+            format!("this rack's installer does not know the script {name}: upgrade the node's packages")
+        })?;
         let inventory = self.inventory().await;
         if known.devices.iter().any(|device| !is_there(*device, &inventory)) {
             return Err(format!("the machine has nothing that the script {name} is for"));

@@ -258,12 +258,7 @@ impl Session<'_> {
         (order, Some(news))
     }
 
-    async fn carry_out(
-        &self,
-        task: &Task,
-        admission: Admission,
-        reporter: &Reports<'_>,
-    ) -> Result<News, TaskError> {
+    async fn carry_out(&self, task: &Task, admission: Admission, reporter: &Reports<'_>) -> Result<News, TaskError> {
         let looked = reporter.withdrawn.run_until_cancelled(self.looked.cancelled()).await;
         looked.ok_or(TaskError::Withdrawn)?;
         let source = HttpSource::new(self.channel.chunks());

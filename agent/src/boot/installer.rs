@@ -16,8 +16,8 @@ use axum::{
 };
 use rackhand_common::{
     channel::{
-        Admitted, Assignment, DeployTask, Drive, EraseTask, FirmwareTask, Found, HOLD, MAX_BODY, News, Present, Report, RescueTask,
-        Task, TestTask, ToolboxFile, Warrant,
+        Admitted, Assignment, DeployTask, Drive, EraseTask, FirmwareTask, Found, HOLD, MAX_BODY, News, Present, Report,
+        RescueTask, Task, TestTask, ToolboxFile, Warrant,
     },
     event::{Login, MAX_TEXT, Stage, What},
     hardware::Hardware,
@@ -155,9 +155,8 @@ impl Channel {
     /// Whether this is an update of firmware that the machine is ordered; `name` is its manifest's, when it is
     /// told.
     fn check_update(&self, machine: MachineId, run: RunId, attempt: u32, name: Option<&str>) -> Result<(), Refusal> {
-        let is_it = |order: &Order| {
-            order.work.firmware().is_some_and(|update| name.is_none_or(|name| update.name == name))
-        };
+        let is_it =
+            |order: &Order| order.work.firmware().is_some_and(|update| name.is_none_or(|name| update.name == name));
         self.order_is(machine, run, attempt, is_it).then_some(()).ok_or(Refusal::NoUpdate)
     }
 
@@ -239,15 +238,12 @@ impl IntoResponse for Refusal {
         let status = match &self {
             Self::NoSession => StatusCode::UNAUTHORIZED,
             Self::Ticket => StatusCode::FORBIDDEN,
-            Self::NoAddress | Self::NoErasure | Self::NoTest | Self::NoRescue | Self::NoUpdate => {
-                StatusCode::CONFLICT
-            },
+            Self::NoAddress | Self::NoErasure | Self::NoTest | Self::NoRescue | Self::NoUpdate => StatusCode::CONFLICT,
             Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooOften => StatusCode::TOO_MANY_REQUESTS,
-            Self::NoDeploy
-            | Self::NoToolbox
-            | Self::NoFirmware(_)
-            | Self::Chunk(ChunkError::NotListed(_)) => StatusCode::NOT_FOUND,
+            Self::NoDeploy | Self::NoToolbox | Self::NoFirmware(_) | Self::Chunk(ChunkError::NotListed(_)) => {
+                StatusCode::NOT_FOUND
+            }
             Self::Chunk(_) | Self::Firmware(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotKept(_) | Self::Tickets(_) | Self::Toolbox(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };

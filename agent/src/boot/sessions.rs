@@ -254,9 +254,8 @@ impl Sessions {
             return Ok(());
         }
         let before = self.lock().get(&machine).map(|entry| entry.record.clone());
-        let (ended, erasing, testing, updating) = before
-            .map(|record| (record.ended, record.erasing, record.testing, record.updating))
-            .unwrap_or_default();
+        let (ended, erasing, testing, updating) =
+            before.map(|record| (record.ended, record.erasing, record.testing, record.updating)).unwrap_or_default();
         let inventoried = Some(inventory.clone());
         let record =
             Record { mac, address, inventory: inventoried, connected: true, ended, erasing, testing, updating };

@@ -34,8 +34,7 @@ impl Parts {
                     .devices
                     .iter()
                     .filter(|found| is_same(&format!("{:04x}:{:04x}", found.vendor, found.device), ids));
-                let ports = of_ids
-                    .flat_map(|card| hardware.ports.iter().filter(|port| port.address == card.address));
+                let ports = of_ids.flat_map(|card| hardware.ports.iter().filter(|port| port.address == card.address));
                 ports.map(|port| (port.name.clone(), port.firmware.trim().to_owned())).collect()
             }
         }

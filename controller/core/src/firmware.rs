@@ -253,9 +253,8 @@ impl Manifest {
             }
             Some(_) => {}
         }
-        let is_argument = |text: &String| {
-            !text.is_empty() && text.len() <= MAX_ARGUMENT && !text.chars().any(char::is_control)
-        };
+        let is_argument =
+            |text: &String| !text.is_empty() && text.len() <= MAX_ARGUMENT && !text.chars().any(char::is_control);
         if self.arguments.len() > MAX_ARGUMENTS || !self.arguments.iter().all(is_argument) {
             let why = format!("are at most {MAX_ARGUMENTS} words of at most {MAX_ARGUMENT} bytes");
             return Some(("arguments", why));

@@ -89,9 +89,7 @@ impl<C: Commands> Look<'_, C> {
         };
         let (name, was) = (&update.name, was.as_deref());
         match answered {
-            Answered::UnderWay { detail, mark } => {
-                Ok(waiting(WaitFor::Firmware, format!("{name}: {detail}"), mark))
-            }
+            Answered::UnderWay { detail, mark } => Ok(waiting(WaitFor::Firmware, format!("{name}: {detail}"), mark)),
             Answered::Later(reason) => Ok(waiting(WaitFor::Bmc, format!("{name}: {reason}"), 0)),
             Answered::Staged if confirm => {
                 let detail = format!("{name}: its BMC wants another start of the machine, which had one");

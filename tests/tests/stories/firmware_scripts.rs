@@ -100,11 +100,10 @@ async fn a_script_updates_a_drive_once_although_agent_boot_and_controller_go_dow
     let (_, told) = ended(&rack, &machine, &run, "done").await;
     assert_eq!((toy.sent(), toy.version(), machine.starts()), (1, "2.0".to_owned(), starts));
     let first = &told[0];
-    assert_eq!((&first["was"], &first["state"], &first["place"]), (
-        &json!("1.0"),
-        &json!("installed"),
-        &json!("drives SIMDISK")
-    ));
+    assert_eq!(
+        (&first["was"], &first["state"], &first["place"]),
+        (&json!("1.0"), &json!("installed"), &json!("drives SIMDISK"))
+    );
     assert_eq!(first["result"], json!({"drives": 1, "findings": []}));
     assert!(first["output"].as_str().unwrap().contains("vda:  (status 0)"), "{first}");
     assert_eq!(drift(&rack, &machine).await, [""; 0]);
@@ -176,7 +175,7 @@ async fn one_run_has_a_script_and_a_bmc_update_in_their_order_with_a_start_where
     import(&rack, "toy-drive", "restart = true\ntimeout = 60\norder = 20").await;
     let file = b"bmc";
     let manifest = format!(
-        "name = \"toy-bmc\"\ncomponent = \"bmc\"\nversion = \"2.18\"\nmethod = \"redfish\"\nfile = \"b.bin\"\n\
+        "name = \"toy-bmc\"\ncomponent = \"bmc\"\nversion = \"2.18\"\nmethod = \"redfish\"\nfile = \"bmc-2.18.bin\"\n\
          size = {}\nsha256 = \"{}\"\ntimeout = 60\nsettle = 2\norder = 30\n[match]\nvendor = \"Simulated\"\n",
         file.len(),
         hex::encode(Sha256::digest(file)),

@@ -141,11 +141,7 @@ impl Source for NoImages {
 fn order() -> Order {
     Order {
         name: "toy-2".into(),
-        by: Scripted {
-            script: "nvme".into(),
-            arguments: vec!["activate".into()],
-            parts: Parts::Drives("toy".into()),
-        },
+        by: Scripted { script: "nvme".into(), arguments: vec!["activate".into()], parts: Parts::Drives("toy".into()) },
         version: "2".into(),
         from: vec!["1".into()],
         file: "toy.bin".into(),
