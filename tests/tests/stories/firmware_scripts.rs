@@ -184,7 +184,7 @@ async fn one_run_has_a_script_and_a_bmc_update_in_their_order_with_a_start_where
     let (machine, toy) = with_toy(&mut rack, Way::Lies).await;
     let (running, _behind) = bmc(&machine, Personality::generic(1)).await;
     running.bmc.set_faults(Faults { flashing: Flashing::Works, ..Faults::default() });
-    reach(&mut rack, &machine, "redfish", running.redfish).await;
+    reach(&rack, &machine, "redfish", running.redfish).await;
     // The drive comes first, and the BMC's turn does not come.
     let starts = machine.starts();
     let run = begin(&rack, &machine, &["toy-bmc", "toy-drive"]).await;
