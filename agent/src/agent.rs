@@ -470,6 +470,7 @@ async fn assemble(config: &Config, seams: Seams, link: Link, shutdown: Cancellat
             machines: machines.clone(),
             consoles: consoles.clone(),
             lights: lights.clone(),
+            updates: updates.clone(),
             replacements,
             boot_has,
             spool: spool.clone(),

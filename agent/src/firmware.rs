@@ -11,7 +11,8 @@
 
 use std::{
     collections::HashMap,
-    fs, io,
+    fs,
+    io::{self, Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -19,7 +20,8 @@ use std::{
 
 use rackhand_bmc::{Bmc, BmcError, Image, Task};
 use rackhand_common::{
-    firmware::{Answered, Ask, Update},
+    channel::MAX_PIECE,
+    firmware::{Answered, Ask, MAX_FILE, Update},
     id::{MachineId, RunId},
 };
 use serde::{Deserialize, Serialize};
@@ -212,7 +214,7 @@ impl Updates {
             Act::Watch => self.watch(&reached, ask, record.as_ref(), told).await,
             Act::Send => {
                 told.say("fetches the file", 1);
-                let file = match self.file(&ask.update).await {
+                let file = match self.file(&ask.update.sha256, ask.update.size).await {
                     Ok(file) => file,
                     Err(FetchError::NotFound(why)) => return Ok(Answered::Refused(why)),
                     Err(FetchError::Unavailable(why)) => return Err(why),
@@ -339,16 +341,39 @@ impl Updates {
         reached.alone(bmc.update(&image)).await
     }
 
+    /// A piece of a file, at most [`MAX_PIECE`] of it, for boot, which gives it to an installer. A file that
+    /// comes slowly is to be asked for again.
+    pub async fn piece(&self, sha256: &str, size: u64, offset: u64) -> Result<Vec<u8>, FetchError> {
+        let is_name = sha256.len() == 64 && sha256.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if !is_name || size > MAX_FILE || offset >= size {
+            return Err(FetchError::NotFound("no file of firmware has such a piece".to_owned()));
+        }
+        let (updates, name) = (self.clone(), sha256.to_owned());
+        // It goes on when nobody waits for it any more.
+        let fetching = tokio::spawn(async move { updates.file(&name, size).await });
+        let fetched = timeout(ANSWER, fetching).await;
+        let fetched = fetched.map_err(|_| FetchError::Unavailable("the file is being fetched".to_owned()))?;
+        let path = fetched.map_err(io::Error::other).map_err(unkept)??;
+        blocking(move || {
+            let mut file = fs::File::open(path)?;
+            file.seek(SeekFrom::Start(offset))?;
+            let mut piece = Vec::new();
+            file.take(MAX_PIECE as u64).read_to_end(&mut piece)?;
+            Ok(piece)
+        })
+        .await
+    }
+
     /// The file, on this node's disk.
-    async fn file(&self, update: &Update) -> Result<PathBuf, FetchError> {
+    async fn file(&self, sha256: &str, size: u64) -> Result<PathBuf, FetchError> {
         let _alone = self.0.fetching.lock().await;
         let files = self.0.dir.join("files");
-        let path = files.join(&update.sha256);
+        let path = files.join(sha256);
         let here = path.clone();
         let is_here = blocking(move || Ok(fs::metadata(&here).is_ok())).await?;
         if !is_here {
-            let fresh = files.join(format!("{}.new", update.sha256));
-            self.0.source.firmware(&update.sha256, update.size, &fresh).await?;
+            let fresh = files.join(format!("{sha256}.new"));
+            self.0.source.firmware(sha256, size, &fresh).await?;
             let to = path.clone();
             blocking(move || {
                 fs::File::open(&fresh)?.sync_all()?;
@@ -388,7 +413,11 @@ impl Updates {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, FetchError> {
     let done = tokio::task::spawn_blocking(work).await.map_err(io::Error::other).flatten();
-    done.map_err(|error| FetchError::Unavailable(format!("firmware cannot be kept on this node: {error}")))
+    done.map_err(unkept)
+}
+
+fn unkept(error: io::Error) -> FetchError {
+    FetchError::Unavailable(format!("firmware cannot be kept on this node: {error}"))
 }
 
 /// Removes all but the files that came last.
@@ -423,6 +452,7 @@ mod tests {
             restart: false,
             timeout: 30,
             settle: 5,
+            script: None,
         };
         Ask { run: RunId(uuid::Uuid::nil()), update, confirm }
     }

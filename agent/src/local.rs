@@ -44,6 +44,7 @@ use crate::{
     bmcs::Bmcs,
     console::{self, Consoles},
     discovery::Leased,
+    firmware::Updates,
     health::Machines,
     intent,
     lights::Lights,
@@ -118,6 +119,8 @@ pub struct Node {
     pub consoles: Consoles,
     /// Identification lights.
     pub lights: Lights,
+    /// Files of firmware.
+    pub updates: Updates,
     /// Parts that technicians replace.
     pub replacements: Replacements,
     /// The revision of it that boot has on its disk, as it last said.
@@ -251,6 +254,12 @@ impl Desk {
                 Ok(SignedManifest { manifest, signature }) => LocalResponse::Manifest { manifest, signature },
                 Err(error) => error.into(),
             },
+            LocalRequest::Firmware { sha256, size, offset } => {
+                match self.node.updates.piece(&sha256, size, offset).await {
+                    Ok(bytes) => LocalResponse::Firmware(bytes),
+                    Err(error) => error.into(),
+                }
+            }
             LocalRequest::Status => LocalResponse::Status(self.status()),
             LocalRequest::Machines => LocalResponse::Machines(self.machines()),
             LocalRequest::Look(machine, look) => match self.find(&machine) {
@@ -613,6 +622,8 @@ mod tests {
                 clock: Arc::new(SystemClock::default()),
             };
             let replacements = Replacements::open(&database, bench).unwrap();
+            let source: Arc<dyn Source> = Arc::new(Shelf);
+            let updates = Updates::open(dir.path(), bmcs.clone(), source.clone()).unwrap();
             let node = Node {
                 agent: AgentId::fresh(),
                 rack,
@@ -622,11 +633,12 @@ mod tests {
                 leased: Leased::open(dir.path()),
                 consoles: Consoles::new(bmcs.clone(), dir.path(), shutdown.clone()),
                 lights,
+                updates,
                 replacements,
                 boot_has: watch::Sender::new(0),
                 spool: spool.clone(),
                 timelines,
-                source: Arc::new(Shelf),
+                source,
                 uplink: watch::channel(uplink).1,
                 health: watch::channel(None).1,
                 clock: Arc::new(SystemClock::default()),
@@ -715,6 +727,18 @@ mod tests {
         assert!(matches!(missing, LocalResponse::NotFound(_)));
         let away = client.ask(&LocalRequest::Manifest(Digest::of(b"m"))).await.unwrap();
         assert!(matches!(away, LocalResponse::Unavailable(_)));
+    }
+
+    #[tokio::test]
+    async fn a_piece_of_firmware_is_of_a_file_that_can_be_and_of_nothing_else_on_the_node() {
+        let running = Running::start();
+        let mut client = running.client().await;
+        let digest = "ab".repeat(32);
+        for (sha256, size, offset) in [("../../../../etc/passwd", 9, 0), (&digest, 9, 9), (&digest, u64::MAX, 0)] {
+            let ask = LocalRequest::Firmware { sha256: sha256.to_owned(), size, offset };
+            let answer = client.ask(&ask).await.unwrap();
+            assert!(matches!(answer, LocalResponse::NotFound(_)), "{answer:?}");
+        }
     }
 
     #[tokio::test]

@@ -330,6 +330,7 @@ fn tells_of_the_way(what: &What) -> bool {
             | What::Connected { .. }
             | What::Done { .. }
             | What::Failed { .. }
+            | What::Updated { .. }
             | What::Rescue { .. }
     )
 }

@@ -10,6 +10,7 @@
 //! | `GET /v1/manifests/{digest}` | | [`SignedManifest`](crate::image::SignedManifest) |
 //! | `GET /v1/drives/{settings}` | | [`Drive`] |
 //! | `GET /v1/toolbox` | | [`ToolboxFile`], 404 when the node has none |
+//! | `GET /v1/firmware/{offset}` | | a piece of the file of the machine's [`FirmwareTask`], at most [`MAX_PIECE`]; 404 when there is none |
 //! | `POST /v1/report` | [`Report`] | 204 once it is on the node's disk |
 //!
 //! Chunks come by plain HTTP from `GET /chunks/{digest}` and are checked against the manifest; the
@@ -32,6 +33,7 @@ use crate::{
     commission::Tested,
     erasure::{DriveErasure, Method},
     event::{Cause, DiskWork},
+    firmware::{self, Updated},
     hardware::Hardware,
     id::{Epoch, MachineId, RunId},
     image::Digest,
@@ -45,6 +47,9 @@ pub const HOLD: Duration = Duration::from_secs(20);
 
 /// The longest body of any message here, in bytes, manifests aside.
 pub const MAX_BODY: usize = 1 << 20;
+
+/// The longest piece of a file of firmware, in bytes. Only the last is shorter.
+pub const MAX_PIECE: usize = 1 << 20;
 
 /// The longest [`Drive`], in bytes: more would not fit onto a config drive.
 pub const MAX_DRIVE: usize = 4 << 20;
@@ -109,6 +114,8 @@ pub enum Task {
     Test(TestTask),
     /// Let people log in over SSH, until another assignment comes.
     Rescue(RescueTask),
+    /// Update firmware by a script.
+    Firmware(Box<FirmwareTask>),
 }
 
 impl Task {
@@ -119,6 +126,7 @@ impl Task {
             Self::Erase(erase) => Some(&erase.warrant),
             Self::Test(test) => Some(&test.warrant),
             Self::Rescue(rescue) => Some(&rescue.warrant),
+            Self::Firmware(update) => Some(&update.warrant),
             Self::Wait | Self::Reboot => None,
         }
     }
@@ -196,6 +204,18 @@ pub struct TestTask {
     pub begun: Vec<String>,
 }
 
+/// Update firmware by a script in the toolbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirmwareTask {
+    /// The right to do it.
+    pub warrant: Warrant,
+    /// What is updated, and how.
+    pub order: firmware::Order,
+    /// Whether an earlier installer may have begun it, in the same run and try: it is not run again.
+    #[serde(default)]
+    pub begun: bool,
+}
+
 /// Let people log in to the installer, as root, over SSH by their keys. Nothing is written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RescueTask {
@@ -271,6 +291,10 @@ pub enum News {
     TestBegun(String),
     /// A test is over.
     Tested(Box<Tested>),
+    /// The script of an update of firmware begins.
+    UpdateBegun,
+    /// An update of firmware is over, and the order with it.
+    Updated(Box<Updated>),
     /// People can log in. Told again, with another key, after each restart of the machine.
     Rescue {
         /// TCP port of the SSH server, on the address that boot gave.

@@ -431,7 +431,7 @@ fn clean(text: &str) -> String {
         .collect()
 }
 
-fn clean_line(text: &str) -> String {
+pub(crate) fn clean_line(text: &str) -> String {
     clean(text).replace('\n', " ")
 }
 
@@ -445,7 +445,7 @@ fn tail(text: &str, longest: usize) -> &str {
 }
 
 /// At most so many bytes of the beginning.
-fn head(text: &str, longest: usize) -> &str {
+pub(crate) fn head(text: &str, longest: usize) -> &str {
     let mut end = text.len().min(longest);
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -13,6 +13,7 @@ use crate::{
     bmc::{Found, lease::Management},
     commission::Tested,
     erasure::DriveErasure,
+    firmware::Updated,
     hardware::{self, Hardware},
     health::Verdict,
     id::{CommandId, MachineId, RunId},
@@ -161,6 +162,15 @@ pub enum What {
     PartReplaced(Box<PartReplaced>),
     /// Something on the management network, whose DHCP the node is.
     Management(Box<Management>),
+    /// An update of firmware by a script is over.
+    Updated {
+        /// Whose order.
+        run: RunId,
+        /// Which try.
+        attempt: u32,
+        /// What became of it.
+        updated: Box<Updated>,
+    },
 }
 
 /// Where a rescue system is reached over SSH, and how it is known.
@@ -324,6 +334,7 @@ impl fmt::Display for What {
             Self::Rescue { login, .. } => write!(f, "rescue system takes logins: {login}"),
             Self::PartReplaced(told) => told.fmt(f),
             Self::Management(told) => told.fmt(f),
+            Self::Updated { updated, .. } => updated.fmt(f),
         }
     }
 }

@@ -3,7 +3,14 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use self::{
+    parts::Parts,
+    script::{Order, Outcome, Scripted, Updated},
+};
 use crate::id::RunId;
+
+mod parts;
+pub mod script;
 
 /// The largest file of firmware, in bytes.
 pub const MAX_FILE: u64 = 1 << 30;
@@ -18,6 +25,8 @@ pub enum Place {
     Bios,
     /// This member of the BMC's firmware inventory (DSP0268 SoftwareInventory, `Version`), by its id.
     Inventory(String),
+    /// What the installer tells of these parts of the machine.
+    Parts(Parts),
 }
 
 impl std::fmt::Display for Place {
@@ -26,6 +35,7 @@ impl std::fmt::Display for Place {
             Self::Bmc => f.write_str("bmc"),
             Self::Bios => f.write_str("bios"),
             Self::Inventory(id) => f.write_str(id),
+            Self::Parts(parts) => parts.fmt(f),
         }
     }
 }
@@ -51,10 +61,13 @@ pub struct Update {
     pub targets: Vec<String>,
     /// Whether the machine has to start anew before the version is in force.
     pub restart: bool,
-    /// How long the BMC may take, in seconds.
+    /// How long the BMC, or the script, may take, in seconds.
     pub timeout: u32,
     /// How long after that the version may take to show, in seconds.
     pub settle: u32,
+    /// The script that the machine's installer runs; `None` when its BMC is sent the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub script: Option<Scripted>,
 }
 
 /// What a rack's agent is asked, again and again until it is over.

@@ -8,6 +8,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    firmware,
     id::{Epoch, MachineId, RackId, RunId},
     image::Digest,
     machine::{Mac, Mainboard},
@@ -105,6 +106,8 @@ pub enum Work {
     Test(Test),
     /// Let these people log in to the installer over SSH; nothing is written.
     Rescue(Rescue),
+    /// Update firmware by a script.
+    Firmware(Box<firmware::Order>),
 }
 
 /// Which tests are run.
@@ -134,7 +137,15 @@ impl Work {
     pub fn deploy(&self) -> Option<&Deploy> {
         match self {
             Self::Deploy(deploy) | Self::DeployOn(_, deploy) => Some(deploy),
-            Self::Erase | Self::EraseOn(_) | Self::Test(_) | Self::Rescue(_) => None,
+            Self::Erase | Self::EraseOn(_) | Self::Test(_) | Self::Rescue(_) | Self::Firmware(_) => None,
+        }
+    }
+
+    /// The update of firmware; `None` when it is something else.
+    pub fn firmware(&self) -> Option<&firmware::Order> {
+        match self {
+            Self::Firmware(update) => Some(update),
+            _ => None,
         }
     }
 
@@ -165,6 +176,7 @@ impl Work {
             Self::DeployOn(mainboard, _) | Self::EraseOn(mainboard) => Some(mainboard),
             Self::Test(test) => test.mainboard.as_ref(),
             Self::Rescue(rescue) => rescue.mainboard.as_ref(),
+            Self::Firmware(update) => update.mainboard.as_ref(),
             Self::Deploy(_) | Self::Erase => None,
         }
     }

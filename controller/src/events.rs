@@ -160,6 +160,10 @@ async fn apply(tx: &mut Tx, certify: &Certify, rack: RackId, agent: AgentId, eve
                 keep_test(tx, event.at, machine, *of, *attempt, tested).await?;
             }
         }
+        What::Updated { run: of, attempt, updated } => {
+            run = Some(*of);
+            tx.update_told(event.at, id, *of, *attempt, updated).await?;
+        }
         What::Rescue { run: of, attempt, .. } => {
             run = Some(*of);
             let result = OrderResult { attempt: *attempt, end: OrderEnd::Done(Vec::new()) };

@@ -491,9 +491,6 @@ impl Tx {
     ) -> Result<Run, Denied> {
         let lifecycle = machine.lifecycle.on(Event::UpdateFirmware)?;
         self.check_idle(machine).await?;
-        if self.bmc(machine.id).await?.is_none() {
-            return Err(Denied::NoBmc(machine.name.clone()));
-        }
         let names = match names {
             Some(names) => names,
             None => self.examined_with_drift(machine).await?.1.into_iter().map(|drift| drift.name).collect(),
@@ -517,12 +514,15 @@ impl Tx {
         }
         firmware::in_order(&mut manifests);
         let updates: Vec<Update> = manifests.iter().filter_map(Manifest::update).collect();
+        if updates.iter().any(|update| update.script.is_none()) && self.bmc(machine.id).await?.is_none() {
+            return Err(Denied::NoBmc(machine.name.clone()));
+        }
         for (at, update) in updates.iter().enumerate() {
             if let Some(before) = updates[..at].iter().find(|before| before.place == update.place) {
                 return Err(Denied::FirmwareTwice(before.name.clone(), update.name.clone()));
             }
         }
-        let parameters = Parameters::Firmware(FirmwareUpdates { updates });
+        let parameters = Parameters::Firmware(FirmwareUpdates { updates, mainboard: mainboard(machine) });
         self.start(now, Machine { lifecycle, order: None, ..machine.clone() }, parameters).await
     }
 
@@ -615,7 +615,7 @@ impl Tx {
                 let request = RescueRequest { ssh_keys: rescue.ssh_keys.clone(), until: rescue.until };
                 return Ok(Retried { run: self.start_rescue(now, machine, request).await?, deprecated: None });
             }
-            Parameters::Firmware(FirmwareUpdates { updates }) => {
+            Parameters::Firmware(FirmwareUpdates { updates, .. }) => {
                 let names = updates.iter().map(|update| update.name.clone()).collect();
                 return Ok(Retried { run: self.start_firmware(now, machine, Some(names)).await?, deprecated: None });
             }

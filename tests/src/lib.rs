@@ -23,6 +23,7 @@ pub mod seat;
 pub mod segment;
 pub mod system;
 pub mod tftp;
+pub mod toy;
 pub mod tpm;
 pub mod wait;
 

@@ -25,7 +25,7 @@ use rackhand_installer::{
     machine::{BootOrderError, Machine as Hardware},
     rescue::Ssh,
     session,
-    toolbox::{Toolbox, ToolboxError, Tools},
+    toolbox::{Given, Toolbox, ToolboxError, Tools},
     tpm::Tpm,
 };
 use tokio_util::sync::CancellationToken;
@@ -38,6 +38,7 @@ use crate::{
     segment::Cable,
     system::{self, System},
     tftp,
+    toy::ToyDrive,
     tpm::SimulatedTpm,
     wait,
 };
@@ -107,6 +108,8 @@ struct Inside {
     /// What is in its slots.
     hardware: hardware::Hardware,
     tpm: Option<SimulatedTpm>,
+    /// What its first disk has for firmware, where it is one that can be updated.
+    toy: Option<ToyDrive>,
     running: Option<Running>,
     /// What its next start goes by instead of its disk, and whether those after it do too.
     start: Option<(Start, bool)>,
@@ -172,6 +175,11 @@ impl Machine {
     /// Has this in its slots from now on.
     pub fn fit(&self, hardware: hardware::Hardware) {
         self.lock().hardware = hardware;
+    }
+
+    /// Has a toy for its first disk's firmware from now on.
+    pub fn fit_toy(&self, toy: &ToyDrive) {
+        self.lock().toy = Some(toy.clone());
     }
 
     /// Has a TPM from now on.
@@ -369,6 +377,9 @@ impl Machine {
             let start = {
                 let mut inside = self.lock();
                 inside.starts += 1;
+                if let Some(toy) = &inside.toy {
+                    toy.restart();
+                }
                 inside.system = None;
                 inside.tpm.iter().for_each(SimulatedTpm::start);
                 let start = inside.start.clone();
@@ -491,7 +502,13 @@ impl Hardware for Powered {
     }
 
     fn details(&self, _: &Inventory) -> hardware::Hardware {
-        self.machine.lock().hardware.clone()
+        let inside = self.machine.lock();
+        let mut hardware = inside.hardware.clone();
+        if let Some(toy) = &inside.toy {
+            let drive = hardware::Drive { name: "vda".into(), firmware: toy.version(), ..Default::default() };
+            hardware.drives = vec![drive];
+        }
+        hardware
     }
 
     fn bmc(&self) -> Option<hardware::Bmc> {
@@ -586,6 +603,23 @@ impl Tools for SimulatedTools {
             result: serde_json::to_vec(&result).expect("maps of JSON serialize"),
             took: Duration::from_millis(10),
         }
+    }
+
+    fn room_for_firmware(&self, name: &str) -> io::Result<(PathBuf, String)> {
+        let toy = self.machine.lock().toy.clone();
+        Ok(toy.ok_or(io::ErrorKind::Unsupported)?.room(name))
+    }
+
+    fn update(&self, script: &Script, given: &Given) -> Ran {
+        let toy = self.machine.lock().toy.clone();
+        let ran = toy.ok_or(io::ErrorKind::Unsupported.into());
+        let ran = ran.and_then(|toy| toy.run(script, given, || self.supply.check().is_ok()));
+        ran.unwrap_or_else(|error| Ran {
+            exit: Exit::NotStarted(error.to_string()),
+            output: Vec::new(),
+            result: Vec::new(),
+            took: Duration::ZERO,
+        })
     }
 
     fn let_in(&self, keys: &[String]) -> io::Result<Box<dyn Ssh>> {

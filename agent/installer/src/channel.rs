@@ -3,7 +3,7 @@
 //! restarts, cables are pulled, and the machine waits connected through all of it. Only a
 //! ticket that is refused again and again is given up, since no other will come to this start.
 
-use std::{io, net::SocketAddrV4, sync::Arc, time::Duration};
+use std::{io, net::SocketAddrV4, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -11,7 +11,8 @@ use hyper::{Method, Request, StatusCode, client::conn::http1::SendRequest};
 use hyper_util::rt::TokioIo;
 use rackhand_common::{
     channel::{
-        Admitted, Assignment, Drive, Found, HOLD, MAX_BODY, MAX_DRIVE, MAX_MANIFEST, Present, Report, ToolboxFile,
+        Admitted, Assignment, Drive, Found, HOLD, MAX_BODY, MAX_DRIVE, MAX_MANIFEST, MAX_PIECE, Present, Report,
+        ToolboxFile,
     },
     hardware::Hardware,
     image::{Digest, Manifest, Settings, SignedManifest},
@@ -20,7 +21,9 @@ use rackhand_common::{
 use rackhand_fail_points::fail_point;
 use rustls_pki_types::{PrivateKeyDer, ServerName};
 use serde::de::DeserializeOwned;
+use sha2::{Digest as _, Sha256};
 use tokio::{
+    io::AsyncWriteExt as _,
     net::TcpStream,
     time::{sleep, timeout},
 };
@@ -51,6 +54,20 @@ impl From<io::Error> for Failure {
 
 fn unreachable(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {
     Failure::Unreachable(io::Error::other(error))
+}
+
+/// Why there is no file of firmware.
+#[derive(Debug, thiserror::Error)]
+pub enum NoFile {
+    /// It cannot be had.
+    #[error("the file cannot be fetched")]
+    Fetch(#[source] Failure),
+    /// It does not fit into memory.
+    #[error("the file cannot be kept in memory")]
+    Kept(#[source] io::Error),
+    /// It is another one.
+    #[error("the file that came has not the SHA-256 that was ordered")]
+    OtherDigest,
 }
 
 /// One connection at a time to one server, kept open between requests and opened anew when
@@ -292,6 +309,28 @@ impl Channel {
     /// What the toolbox of this rack is, at [`Self::chunks`].
     pub async fn toolbox(&self, lane: &mut Lane) -> Result<ToolboxFile, Failure> {
         self.call(lane, Method::GET, "/v1/toolbox", None, MAX_BODY, MANIFEST).await.and_then(parse)
+    }
+
+    /// Brings the file of firmware that this machine is to be updated with to `path`, piece by piece, however
+    /// often boot is away meanwhile. Whole, with this SHA-256, or not at all.
+    pub async fn firmware(&self, sha256: &str, size: u64, path: PathBuf) -> Result<(), NoFile> {
+        let mut lane = self.lane();
+        let mut file = tokio::fs::File::create(path).await.map_err(NoFile::Kept)?;
+        let (mut hash, mut came) = (Sha256::new(), 0);
+        while came < size {
+            let piece = self
+                .call(&mut lane, Method::GET, &format!("/v1/firmware/{came}"), None, MAX_PIECE, ANSWER)
+                .await
+                .map_err(NoFile::Fetch)?;
+            came += piece.len() as u64;
+            if piece.is_empty() || came > size {
+                return Err(NoFile::Fetch(Failure::Malformed("no piece of the file".to_owned())));
+            }
+            hash.update(&piece);
+            file.write_all(&piece).await.map_err(NoFile::Kept)?;
+        }
+        file.flush().await.map_err(NoFile::Kept)?;
+        if hex::encode(hash.finalize()) == sha256 { Ok(()) } else { Err(NoFile::OtherDigest) }
     }
 
     /// The files of the machine's config drive in this format.

@@ -31,7 +31,7 @@ use crate::{
     image::Source,
     pid1,
     task::{Reporter, TaskError, Work, check, check_machine},
-    toolbox::{Toolbox, Tools},
+    toolbox::{Given, Toolbox, Tools},
 };
 
 impl<R: Reporter, S: Source> Work<'_, R, S> {
@@ -116,7 +116,7 @@ fn why_not(script: &Script, interrupted: bool, inventory: &Inventory, tools: &dy
     Some((Outcome::Broken, format!("the toolbox has no {missing}")))
 }
 
-fn is_there(device: Device, inventory: &Inventory) -> bool {
+pub(crate) fn is_there(device: Device, inventory: &Inventory) -> bool {
     match device {
         Device::Disk => !inventory.disks.is_empty(),
         Device::Nvme => inventory.disks.iter().any(|disk| disk.name.starts_with("nvme")),
@@ -128,9 +128,9 @@ fn is_there(device: Device, inventory: &Inventory) -> bool {
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Runs a script in the toolbox.
-pub(crate) fn run(toolbox: &Toolbox, script: &Script, withdrawn: &CancellationToken) -> Ran {
+pub(crate) fn run(toolbox: &Toolbox, script: &Script, given: &Given, withdrawn: &CancellationToken) -> Ran {
     let began = Instant::now();
-    match start(toolbox, script, began, withdrawn) {
+    match start(toolbox, script, given, began, withdrawn) {
         Ok(ran) => ran,
         Err(error) => Ran {
             exit: Exit::NotStarted(error.to_string()),
@@ -144,7 +144,13 @@ pub(crate) fn run(toolbox: &Toolbox, script: &Script, withdrawn: &CancellationTo
 /// Where scripts and their results are, in the toolbox.
 const PLACE: &str = "run/commission";
 
-fn start(toolbox: &Toolbox, script: &Script, began: Instant, withdrawn: &CancellationToken) -> io::Result<Ran> {
+fn start(
+    toolbox: &Toolbox,
+    script: &Script,
+    given: &Given,
+    began: Instant,
+    withdrawn: &CancellationToken,
+) -> io::Result<Ran> {
     let place = toolbox.root().join(PLACE);
     fs::create_dir_all(&place)?;
     let (file, result): (PathBuf, PathBuf) = (place.join(&script.name), place.join(format!("{}.result", script.name)));
@@ -155,6 +161,8 @@ fn start(toolbox: &Toolbox, script: &Script, began: Instant, withdrawn: &Cancell
     let mut command = toolbox.command("bash");
     command
         .arg(format!("/{PLACE}/{}", script.name))
+        .args(&given.arguments)
+        .envs(given.environment.iter().map(|(name, value)| (name, value)))
         .env("RACKHAND_RESULT", format!("/{PLACE}/{}.result", script.name))
         .stdout(says.try_clone()?)
         .stderr(says);

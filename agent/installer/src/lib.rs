@@ -21,6 +21,7 @@ pub mod disk;
 pub mod drive_health;
 pub mod erase;
 pub mod ethtool;
+pub mod firmware;
 pub mod gpt;
 pub mod hardware;
 pub mod image;

@@ -160,7 +160,7 @@ impl Session<'_> {
                         tracing::info!("restarting, as told");
                         return;
                     }
-                    Task::Deploy(_) | Task::Erase(_) | Task::Test(_) | Task::Rescue(_) => {
+                    Task::Deploy(_) | Task::Erase(_) | Task::Test(_) | Task::Rescue(_) | Task::Firmware(_) => {
                         let warrant = assignment.task.warrant().expect("all kinds of orders have one");
                         let order = (warrant.run, warrant.attempt);
                         let admission = Admission { machine: self.machine_id, epoch };
@@ -241,7 +241,7 @@ impl Session<'_> {
             Some(news) => news,
             // On the heap: this is what all orders have in it, and threads have little stack.
             None => match Box::pin(self.carry_out(&task, admission, &reporter)).await {
-                Ok(disks) => News::Done { disks },
+                Ok(news) => news,
                 Err(TaskError::Withdrawn) => {
                     tracing::warn!(run = %order.0, "order withdrawn");
                     return (order, None);
@@ -252,24 +252,19 @@ impl Session<'_> {
         // Withdrawn in this moment means that boot has it, or does not want it any more.
         let told = reporter.send(news.clone());
         tokio::select! {
-            () = told => {}
+            _ = told => {}
             () = async { withdrawn.cancelled().await; tokio::time::sleep(Duration::from_secs(5)).await } => {}
         }
         (order, Some(news))
     }
 
-    async fn carry_out(
-        &self,
-        task: &Task,
-        admission: Admission,
-        reporter: &Reports<'_>,
-    ) -> Result<Vec<rackhand_common::event::DiskWork>, TaskError> {
+    async fn carry_out(&self, task: &Task, admission: Admission, reporter: &Reports<'_>) -> Result<News, TaskError> {
         let looked = reporter.withdrawn.run_until_cancelled(self.looked.cancelled()).await;
         looked.ok_or(TaskError::Withdrawn)?;
         let source = HttpSource::new(self.channel.chunks());
         let machine = self.machine.clone();
         let work = Work { machine, admission, reporter, source: &source, withdrawn: reporter.withdrawn };
-        match task {
+        let disks = match task {
             Task::Deploy(deploy) => {
                 let asked = async {
                     let mut lane = self.channel.lane();
@@ -284,17 +279,29 @@ impl Session<'_> {
                 };
                 let (manifest, drive) =
                     reporter.withdrawn.run_until_cancelled(asked).await.ok_or(TaskError::Withdrawn)??;
-                work.deploy(deploy, manifest, drive).await
+                work.deploy(deploy, manifest, drive).await?
             }
-            Task::Erase(erase) => work.erase(erase).await,
+            Task::Erase(erase) => work.erase(erase).await?,
             Task::Test(test) => {
                 let toolbox = reporter.withdrawn.run_until_cancelled(self.toolbox());
                 let tools = toolbox.await.ok_or(TaskError::Withdrawn)?.map_err(TaskError::Toolbox)?;
-                work.test(test, tools).await.map(|()| Vec::new())
+                work.test(test, tools).await.map(|()| Vec::new())?
             }
-            Task::Rescue(rescue) => Err(work.rescue(rescue, self.toolbox()).await),
-            Task::Wait | Task::Reboot => Ok(Vec::new()),
-        }
+            Task::Firmware(update) => {
+                let order = &update.order;
+                let fetch = async |path| self.channel.firmware(&order.sha256, order.size, path).await;
+                let updated = work.update(update, self.toolbox(), fetch).await?;
+                if updated.tested.is_some() {
+                    // Before the order is over: whoever sees that it is sees the versions as they are now.
+                    let inventory = on_thread(&self.machine, |machine| machine.inventory()).await;
+                    self.tell(inventory).await;
+                }
+                return Ok(News::Updated(Box::new(updated)));
+            }
+            Task::Rescue(rescue) => return Err(work.rescue(rescue, self.toolbox()).await),
+            Task::Wait | Task::Reboot => Vec::new(),
+        };
+        Ok(News::Done { disks })
     }
 
     /// The toolbox, fetched when it is needed for the first time.
@@ -327,18 +334,22 @@ struct Reports<'a> {
 }
 
 impl Reports<'_> {
-    async fn send(&self, news: News) {
+    /// Whether boot has it.
+    async fn send(&self, news: News) -> bool {
         let (run, attempt) = self.order;
         let mut lane = self.session.reports.lock().await;
         let lane = lane.get_or_insert_with(|| self.session.channel.lane());
-        if let Err(failure) = self.session.channel.report(lane, &Report { run, attempt, news }).await {
-            tracing::error!("report: boot {failure}");
-        }
+        let told = self.session.channel.report(lane, &Report { run, attempt, news }).await;
+        told.inspect_err(|failure| tracing::error!("report: boot {failure}")).is_ok()
     }
 }
 
 impl Reporter for Reports<'_> {
     async fn tell(&self, news: News) {
-        self.withdrawn.run_until_cancelled(self.send(news)).await;
+        self.keep(news).await;
+    }
+
+    async fn keep(&self, news: News) -> bool {
+        self.withdrawn.run_until_cancelled(self.send(news)).await.unwrap_or(false)
     }
 }

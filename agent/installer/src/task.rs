@@ -129,6 +129,8 @@ pub struct Admission {
 pub trait Reporter: Send + Sync {
     /// Returns when boot has it on its disk.
     fn tell(&self, news: News) -> impl Future<Output = ()> + Send;
+    /// The same, and whether boot has it on its disk.
+    fn keep(&self, news: News) -> impl Future<Output = bool> + Send;
 }
 
 /// Everything an order needs beside itself.

@@ -70,6 +70,15 @@ pub enum ToolboxError {
     Mount(&'static str, #[source] io::Error),
 }
 
+/// What a script is given beside its result's place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// What is set in its environment.
+    pub environment: Vec<(&'static str, String)>,
+}
+
 /// The programs of a toolbox that is ready: the seam between work and what carries it out. A
 /// simulated machine has others.
 ///
@@ -81,6 +90,10 @@ pub trait Tools: Send + Sync {
     fn has(&self, program: &str) -> bool;
     /// Runs a test to its end, its limit, or until `withdrawn`.
     fn run(&self, script: &Script, withdrawn: &CancellationToken) -> Ran;
+    /// Where a file of firmware of this name is to be put, and what its path is for scripts.
+    fn room_for_firmware(&self, name: &str) -> io::Result<(PathBuf, String)>;
+    /// Runs the script of an update to its end or its limit, and never ends it before.
+    fn update(&self, script: &Script, given: &Given) -> Ran;
     /// Lets the holders of these public keys log in as root over SSH; the server answers on return.
     fn let_in(&self, keys: &[String]) -> io::Result<Box<dyn Ssh>>;
 }
@@ -286,13 +299,26 @@ impl Tools for Toolbox {
     }
 
     fn run(&self, script: &Script, withdrawn: &CancellationToken) -> Ran {
-        commission::run(self, script, withdrawn)
+        commission::run(self, script, &Given::default(), withdrawn)
+    }
+
+    fn room_for_firmware(&self, name: &str) -> io::Result<(PathBuf, String)> {
+        let place = self.root.join(FIRMWARE);
+        fs::create_dir_all(&place)?;
+        Ok((place.join(name), format!("/{FIRMWARE}/{name}")))
+    }
+
+    fn update(&self, script: &Script, given: &Given) -> Ran {
+        commission::run(self, script, given, &CancellationToken::new())
     }
 
     fn let_in(&self, keys: &[String]) -> io::Result<Box<dyn Ssh>> {
         Ok(Box::new(Sshd::start(self, keys)?))
     }
 }
+
+/// Where files of firmware are, in it.
+const FIRMWARE: &str = "run/firmware";
 
 /// Where programs are looked for.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -5,6 +5,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -13,8 +14,11 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
 };
-use rackhand_common::commission::{Exit, Outcome, Script, script, scripts};
-use rackhand_installer::toolbox::{Toolbox, Tools as _, make_room};
+use rackhand_common::{
+    commission::{Exit, Outcome, Script, script, scripts},
+    firmware,
+};
+use rackhand_installer::toolbox::{Given, Toolbox, Tools as _, make_room};
 use tokio_util::sync::CancellationToken;
 
 fn test(name: &str, limit: Duration, does: &str) -> Script {
@@ -23,6 +27,50 @@ fn test(name: &str, limit: Duration, does: &str) -> Script {
         "#!/bin/bash\n# name: {name}\n# title: It is\n# limit: 60s\n# destructive: no\n# alone: no\n{part}\n{does}\n"
     );
     Script { limit, ..Script::parse(&text).unwrap() }
+}
+
+/// A toy drive in the place of the toolbox's nvme-cli.
+fn fit_toy(toolbox: &Toolbox) -> PathBuf {
+    let place = toolbox.root().join("usr/local/sbin");
+    fs::create_dir_all(place.join("toy")).unwrap();
+    fs::write(place.join("nvme"), include_str!("../../../tests/toy/nvme")).unwrap();
+    fs::set_permissions(place.join("nvme"), fs::Permissions::from_mode(0o755)).unwrap();
+    place.join("toy")
+}
+
+/// Scripts that update firmware, run in the toolbox: what each says, and the version that the toy has then.
+fn update(toolbox: &Toolbox) {
+    let toy = fit_toy(toolbox);
+    let version = || fs::read_to_string(toy.join("firmware")).unwrap().lines().next().unwrap().to_owned();
+    let run = |name: &str, file: &[u8], arguments: &[&str], limit: Duration| {
+        let known = firmware::script::script(name).unwrap();
+        let (outside, inside) = toolbox.room_for_firmware("toy.bin").unwrap();
+        fs::write(outside, file).unwrap();
+        let given = Given {
+            arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+            environment: vec![("RACKHAND_FILE", inside), ("RACKHAND_PARTS", "nvme0n1".into())],
+        };
+        let script = Script { limit, ..known.clone() };
+        let ran = toolbox.update(&script, &given);
+        (script.judge(&ran, jiff::Timestamp::UNIX_EPOCH).to_string(), version())
+    };
+    let minute = Duration::from_secs(60);
+    let expected = |said: &str, version: &str| (said.to_owned(), version.to_owned());
+    fs::write(toy.join("firmware"), "1.0\n").unwrap();
+    fs::write(toy.join("way"), "lies").unwrap();
+    assert_eq!(run("nvme", b"2.0\n", &["activate"], minute), expected("test nvme passed", "1.0"));
+    fs::write(toy.join("way"), "works").unwrap();
+    assert_eq!(run("nvme", b"2.0\n", &["activate"], minute), expected("test nvme passed", "2.0"));
+    assert_eq!(run("nvme", b"3.0\n", &[], minute), expected("test nvme passed", "2.0"));
+    assert!(toy.join("next").exists());
+    fs::write(toy.join("way"), "hangs").unwrap();
+    let (said, _) = run("nvme", b"4.0\n", &["activate"], Duration::from_secs(1));
+    assert!(said.starts_with("test nvme broken: it was not done within its limit"), "{said}");
+    // The maker's own program.
+    let updater = b"#!/bin/sh\n[ \"$1\" = -y ] || exit 3\necho 5.0 > /usr/local/sbin/toy/firmware\n";
+    let refused = "test updater failed: the updater ended with 3";
+    assert_eq!(run("updater", updater, &[], minute), expected(refused, "2.0"));
+    assert_eq!(run("updater", updater, &["-y"], minute), expected("test updater passed", "5.0"));
 }
 
 /// With the toolbox that `cargo xtask toolbox` made, in a mount namespace that ends with this test.
@@ -39,7 +87,7 @@ fn programs_of_the_real_toolbox_run_are_judged_and_end_with_all_they_started() {
         let file = make_room(&place, size).unwrap();
         fs::copy(&from, &file).unwrap();
         let toolbox = Toolbox::mount(&place, &file).unwrap();
-        for script in scripts() {
+        for script in scripts().iter().chain(firmware::script::scripts()) {
             let missing: Vec<_> = script.programs.iter().filter(|program| !toolbox.has(program)).collect();
             assert!(missing.is_empty(), "{}: {missing:?}", script.name);
         }
@@ -67,6 +115,8 @@ fn programs_of_the_real_toolbox_run_are_judged_and_end_with_all_they_started() {
         let ran = toolbox.run(nic, &staying);
         let tested = nic.judge(&ran, now);
         assert_ne!(tested.outcome, Outcome::Broken, "{tested:?}");
+
+        update(&toolbox);
 
         // Its limit, and a withdrawal, end it with what it left in the background.
         let hangs = "sleep 600 & echo $! ; wait";

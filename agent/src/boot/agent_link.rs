@@ -69,6 +69,15 @@ impl AgentLink {
         }
     }
 
+    /// A piece of a file of firmware, as the agent gives it.
+    pub(super) async fn firmware(&self, sha256: &str, size: u64, offset: u64) -> Result<Vec<u8>, NotFetched> {
+        let sha256 = sha256.to_owned();
+        match self.ask(&LocalRequest::Firmware { sha256, size, offset }).await? {
+            LocalResponse::Firmware(bytes) => Ok(bytes),
+            other => Err(unexpected(other)),
+        }
+    }
+
     async fn ask(&self, request: &LocalRequest) -> Result<LocalResponse, NotFetched> {
         let _place = self.places.acquire().await.expect("the semaphore is never closed");
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();

@@ -16,8 +16,8 @@ use axum::{
 };
 use rackhand_common::{
     channel::{
-        Admitted, Assignment, DeployTask, Drive, EraseTask, Found, HOLD, MAX_BODY, News, Present, Report, RescueTask,
-        Task, TestTask, ToolboxFile, Warrant,
+        Admitted, Assignment, DeployTask, Drive, EraseTask, FirmwareTask, Found, HOLD, MAX_BODY, News, Present, Report,
+        RescueTask, Task, TestTask, ToolboxFile, Warrant,
     },
     event::{Login, MAX_TEXT, Stage, What},
     hardware::Hardware,
@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::timeout};
 
 use super::{
+    agent_link::{AgentLink, NotFetched},
     chunks::{ChunkError, Chunks},
     leases::Leases,
     listener::Client,
@@ -53,6 +54,7 @@ pub(super) struct Channel {
     pub(super) sessions: Sessions,
     pub(super) chunks: Chunks,
     pub(super) toolbox: Toolbox,
+    pub(super) agent: AgentLink,
     pub(super) phone_home: PhoneHome,
     pub(super) seldom: Seldom,
     pub(super) rations: Rations,
@@ -68,6 +70,7 @@ impl Channel {
             .route("/v1/manifests/{digest}", get(manifest))
             .route("/v1/drives/{settings}", get(drive))
             .route("/v1/toolbox", get(toolbox))
+            .route("/v1/firmware/{offset}", get(firmware))
             .route("/v1/report", post(report))
             .layer(DefaultBodyLimit::max(MAX_BODY))
             .with_state(self)
@@ -118,6 +121,10 @@ impl Channel {
                 let (done, begun) = known.map(|known| (known.done, known.begun)).unwrap_or_default();
                 Task::Test(TestTask { warrant, scripts: test.scripts.clone(), done, begun })
             }
+            Work::Firmware(update) => {
+                let begun = self.sessions.is_update_begun(machine.id, order.run, order.attempt);
+                Task::Firmware(Box::new(FirmwareTask { warrant, order: (**update).clone(), begun }))
+            }
             Work::Erase | Work::EraseOn(_) => {
                 let known = self.sessions.erasing(machine.id, order.run, order.attempt);
                 let (done, begun) = known.map(|known| (known.done, known.begun)).unwrap_or_default();
@@ -143,6 +150,14 @@ impl Channel {
         let listed =
             |order: &Order| order.work.test().is_some_and(|test| test.scripts.iter().any(|listed| listed == script));
         self.order_is(machine, run, attempt, listed).then_some(()).ok_or(Refusal::NoTest)
+    }
+
+    /// Whether this is an update of firmware that the machine is ordered; `name` is its manifest's, when it is
+    /// told.
+    fn check_update(&self, machine: MachineId, run: RunId, attempt: u32, name: Option<&str>) -> Result<(), Refusal> {
+        let is_it =
+            |order: &Order| order.work.firmware().is_some_and(|update| name.is_none_or(|name| update.name == name));
+        self.order_is(machine, run, attempt, is_it).then_some(()).ok_or(Refusal::NoUpdate)
     }
 
     /// Whether the machine's present order is of this run and try, and `is_so`.
@@ -200,6 +215,12 @@ enum Refusal {
     NoTest,
     #[error("no order to rescue, or no sound fingerprint")]
     NoRescue,
+    #[error("no update of firmware that is ordered, or no sound word of one")]
+    NoUpdate,
+    #[error("there is no such file of firmware: {0}")]
+    NoFirmware(String),
+    #[error("the file of firmware cannot be had now")]
+    Firmware(#[source] NotFetched),
     #[error("longer than that of any machine")]
     TooLong,
     #[error("too often; try again")]
@@ -217,11 +238,13 @@ impl IntoResponse for Refusal {
         let status = match &self {
             Self::NoSession => StatusCode::UNAUTHORIZED,
             Self::Ticket => StatusCode::FORBIDDEN,
-            Self::NoAddress | Self::NoErasure | Self::NoTest | Self::NoRescue => StatusCode::CONFLICT,
+            Self::NoAddress | Self::NoErasure | Self::NoTest | Self::NoRescue | Self::NoUpdate => StatusCode::CONFLICT,
             Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooOften => StatusCode::TOO_MANY_REQUESTS,
-            Self::NoDeploy | Self::NoToolbox | Self::Chunk(ChunkError::NotListed(_)) => StatusCode::NOT_FOUND,
-            Self::Chunk(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoDeploy | Self::NoToolbox | Self::NoFirmware(_) | Self::Chunk(ChunkError::NotListed(_)) => {
+                StatusCode::NOT_FOUND
+            }
+            Self::Chunk(_) | Self::Firmware(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotKept(_) | Self::Tickets(_) | Self::Toolbox(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status.is_server_error() {
@@ -373,6 +396,24 @@ async fn toolbox(
     file.map(Json).ok_or(Refusal::NoToolbox)
 }
 
+/// A piece of the file that the machine is to be updated with, and of no other.
+async fn firmware(
+    State(channel): State<Channel>,
+    Extension(client): Extension<Client>,
+    Path(offset): Path<u64>,
+) -> Result<Vec<u8>, Refusal> {
+    let machine = channel.session(client).await?.machine;
+    let intent = channel.intent.borrow().clone();
+    let known = intent.iter().flat_map(|intent| &intent.machines).find(|known| known.id == machine);
+    let update = known.and_then(|known| known.order.as_ref()?.work.firmware());
+    let update = update.filter(|update| offset < update.size).ok_or(Refusal::NoUpdate)?;
+    match channel.agent.firmware(&update.sha256, update.size, offset).await {
+        Ok(bytes) => Ok(bytes),
+        Err(NotFetched::NotFound(why)) => Err(Refusal::NoFirmware(why)),
+        Err(error) => Err(Refusal::Firmware(error)),
+    }
+}
+
 async fn report(
     State(channel): State<Channel>,
     Extension(client): Extension<Client>,
@@ -420,6 +461,18 @@ async fn report(
                 return Err(Refusal::NoTest);
             }
             sessions.tested(machine, run, attempt, tested).await?;
+        }
+        News::UpdateBegun => {
+            channel.check_update(machine, run, attempt, None)?;
+            sessions.update_begun(machine, run, attempt).await?;
+        }
+        News::Updated(updated) => {
+            channel.check_update(machine, run, attempt, Some(&updated.name))?;
+            if !updated.is_sound() {
+                return Err(Refusal::NoUpdate);
+            }
+            let over = What::Updated { run, attempt, updated };
+            sessions.ended_order(machine, run, attempt, vec![over]).await?;
         }
         News::Rescue { port, host_key } => {
             let login = channel.login(session, (run, attempt), (port, host_key))?;

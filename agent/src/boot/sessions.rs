@@ -88,6 +88,9 @@ struct Record {
     /// How far an order to test is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     testing: Option<Testing>,
+    /// Run and attempt of the update of firmware whose script was begun last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    updating: Option<(RunId, u32)>,
 }
 
 /// How far an order to test is: what the next installer does not begin again.
@@ -174,6 +177,9 @@ pub enum NotKept {
     /// The spool fails.
     #[error("what happened cannot be recorded")]
     Spool(#[from] crate::spool::SpoolError),
+    /// The machine's installer has not told its inventory.
+    #[error("nothing is known of the machine's installer")]
+    NoRecord,
 }
 
 impl<E: Into<redb::Error>> From<E> for NotKept {
@@ -248,10 +254,11 @@ impl Sessions {
             return Ok(());
         }
         let before = self.lock().get(&machine).map(|entry| entry.record.clone());
-        let (ended, erasing, testing) =
-            before.map(|record| (record.ended, record.erasing, record.testing)).unwrap_or_default();
+        let (ended, erasing, testing, updating) =
+            before.map(|record| (record.ended, record.erasing, record.testing, record.updating)).unwrap_or_default();
         let inventoried = Some(inventory.clone());
-        let record = Record { mac, address, inventory: inventoried, connected: true, ended, erasing, testing };
+        let record =
+            Record { mac, address, inventory: inventoried, connected: true, ended, erasing, testing, updating };
         let mut whats = vec![What::Stage(Stage::Inventoried), What::Connected { mac, address, inventory }];
         // Behind the connection, by which the controller comes to know a new machine.
         whats.extend(hardware.clone().map(|hardware| What::Hardware { mac, hardware: hardware.into() }));
@@ -439,6 +446,22 @@ impl Sessions {
             let mut testing = testing.unwrap_or_else(|| Testing { run, attempt, done: Vec::new(), begun: Vec::new() });
             change(&mut testing);
             entry.record.testing = Some(testing);
+            entry.record.clone()
+        };
+        self.write(machine, record).await
+    }
+
+    /// Whether the script of this update of firmware may have been begun by one of the machine's installers.
+    pub fn is_update_begun(&self, machine: MachineId, run: RunId, attempt: u32) -> bool {
+        self.lock().get(&machine).is_some_and(|entry| entry.record.updating == Some((run, attempt)))
+    }
+
+    /// The script of an update of firmware begins. On disk on return.
+    pub async fn update_begun(&self, machine: MachineId, run: RunId, attempt: u32) -> Result<(), NotKept> {
+        let record = {
+            let mut entries = self.lock();
+            let Some(entry) = entries.get_mut(&machine) else { return Err(NotKept::NoRecord) };
+            entry.record.updating = Some((run, attempt));
             entry.record.clone()
         };
         self.write(machine, record).await

@@ -67,6 +67,15 @@ pub enum LocalRequest {
     /// By the technician: a part of a machine (by id, name or MAC) is replaced, an
     /// [`Ask`](crate::replacement::Ask) as JSON.
     Replacement(String, String),
+    /// By boot: a piece of a file of firmware, which the agent fetches with its certificate and keeps.
+    Firmware {
+        /// SHA-256 of the file, in lower-case hexadecimal.
+        sha256: String,
+        /// Bytes of the file.
+        size: u64,
+        /// Where the piece begins.
+        offset: u64,
+    },
 }
 
 /// The agent's answer.
@@ -114,6 +123,8 @@ pub enum LocalResponse {
     Identified,
     /// To `Replacement`: a [`View`](crate::replacement::View) as JSON.
     Replacement(String),
+    /// To `Firmware`: at most [`MAX_PIECE`](crate::channel::MAX_PIECE) of its bytes.
+    Firmware(Vec<u8>),
 }
 
 /// The node as the technician sees it.

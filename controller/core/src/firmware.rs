@@ -16,7 +16,10 @@ use std::{
 
 use jiff::Timestamp;
 use rackhand_common::{
-    firmware::{MAX_FILE, Place, Update},
+    firmware::{
+        MAX_FILE, Parts, Place, Scripted, Update,
+        script::{self, MAX_ARGUMENT, MAX_ARGUMENTS},
+    },
     hardware::Hardware,
     machine::Inventory,
 };
@@ -55,6 +58,12 @@ pub struct Manifest {
     pub from: Vec<String>,
     /// How it is installed.
     pub method: Method,
+    /// The script that installs it, when one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub script: Option<String>,
+    /// What the script is given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub arguments: Vec<String>,
     /// What the file is called.
     pub file: String,
     /// Bytes of the file.
@@ -103,6 +112,8 @@ fn ten_minutes() -> u32 {
 pub enum Method {
     /// The BMC is given the file (DSP0268 UpdateService).
     Redfish,
+    /// The machine's installer runs a script with it.
+    Script,
 }
 
 /// Which machines firmware is for: those that have all of what is said, letters' case aside.
@@ -121,6 +132,9 @@ pub struct Match {
     /// A PCI device that is in it: vendor and device id, four hexadecimal digits each: `15b3:1017`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
+    /// The model of a drive that is in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }
 
 /// What is wrong with a manifest, and where.
@@ -158,7 +172,7 @@ impl Manifest {
             let why = format!("is of lower-case letters, digits, `.`, `-` and `_`, at most {MAX_NAME}");
             return Some(("name", why));
         }
-        let Match { vendor, product, board, device } = &self.matches;
+        let Match { vendor, product, board, device, model } = &self.matches;
         let words = [
             ("component", Some(&self.component)),
             ("version", Some(&self.version)),
@@ -167,6 +181,7 @@ impl Manifest {
             ("vendor", vendor.as_ref()),
             ("product", product.as_ref()),
             ("board", board.as_ref()),
+            ("model", model.as_ref()),
         ];
         let lists = [("from", &self.from), ("targets", &self.targets)];
         let listed = lists.into_iter().flat_map(|(key, list)| list.iter().map(move |word| (key, word)));
@@ -200,6 +215,9 @@ impl Manifest {
         if self.settle > MAX_SETTLE {
             return Some(("settle", format!("is of at most {MAX_SETTLE} seconds")));
         }
+        if let Some(unsound) = self.unsound_method() {
+            return Some(unsound);
+        }
         if self.from.contains(&self.version) {
             return Some(("from", "has the very version that is to be there afterwards".into()));
         }
@@ -213,14 +231,55 @@ impl Manifest {
                 format!("is of two ids of four hexadecimal digits (`15b3:1017`), and {device:?} is none"),
             ));
         }
-        if vendor.is_none() && board.is_none() && device.is_none() {
-            return Some(("match", "names a vendor, a board or a device: firmware is for nobody else's".into()));
+        if vendor.is_none() && board.is_none() && device.is_none() && model.is_none() {
+            let why = "names a vendor, a board, a device or a model: firmware is for nobody else's";
+            return Some(("match", why.into()));
         }
         None
     }
 
+    /// The first key whose value does not go with how it is installed, and why.
+    fn unsound_method(&self) -> Option<(&'static str, String)> {
+        if self.method == Method::Redfish {
+            let why = "goes with the method `script`";
+            let is_named = |is: bool, key| is.then(|| (key, why.to_owned()));
+            return is_named(self.script.is_some(), "script").or(is_named(!self.arguments.is_empty(), "arguments"));
+        }
+        let names = || script::scripts().iter().map(|script| script.name.as_str()).collect::<Vec<_>>().join(", ");
+        match &self.script {
+            None => return Some(("method", format!("`script` needs a `script`: one of {}", names()))),
+            Some(name) if script::script(name).is_none() => {
+                return Some(("script", format!("is one of {}, and {name:?} is none", names())));
+            }
+            Some(_) => {}
+        }
+        let is_argument =
+            |text: &String| !text.is_empty() && text.len() <= MAX_ARGUMENT && !text.chars().any(char::is_control);
+        if self.arguments.len() > MAX_ARGUMENTS || !self.arguments.iter().all(is_argument) {
+            let why = format!("are at most {MAX_ARGUMENTS} words of at most {MAX_ARGUMENT} bytes");
+            return Some(("arguments", why));
+        }
+        if self.inventory.is_some() {
+            return Some(("inventory", "is a BMC's, and a script's versions are read by the installer".into()));
+        }
+        if !self.targets.is_empty() {
+            return Some(("targets", "are a BMC's, and goes with the method `redfish`".into()));
+        }
+        match (&self.matches.device, &self.matches.model) {
+            (Some(_), None) | (None, Some(_)) => None,
+            _ => Some((
+                "match",
+                "names the parts that a script updates: either `device`, of a network card, or `model`, of a drive"
+                    .into(),
+            )),
+        }
+    }
+
     /// Whose version is read.
     pub fn place(&self) -> Option<Place> {
+        if self.method == Method::Script {
+            return self.parts().map(Place::Parts);
+        }
         match (&self.inventory, self.component.as_str()) {
             (Some(id), _) => Some(Place::Inventory(id.clone())),
             (None, "bmc") => Some(Place::Bmc),
@@ -229,9 +288,16 @@ impl Manifest {
         }
     }
 
+    /// Which parts a script updates.
+    fn parts(&self) -> Option<Parts> {
+        let Match { device, model, .. } = &self.matches;
+        let cards = device.clone().map(|ids| Parts::Cards(ids.to_ascii_lowercase()));
+        model.clone().map(Parts::Drives).or(cards)
+    }
+
     /// Why it is not for this machine, when it is not.
     pub fn unfit(&self, machine: &Inventory, hardware: Option<&Hardware>) -> Option<String> {
-        let Match { vendor, product, board, device } = &self.matches;
+        let Match { vendor, product, board, device, model } = &self.matches;
         let boards = hardware.map(|hardware| hardware.board.product.as_str()).unwrap_or_default();
         let words = [
             ("vendor", vendor, machine.system.vendor.as_str()),
@@ -241,6 +307,12 @@ impl Manifest {
         for (key, wanted, found) in words {
             if let Some(wanted) = wanted.as_ref().filter(|wanted| !wanted.trim().eq_ignore_ascii_case(found.trim())) {
                 return Some(format!("it is for machines with {key} {wanted:?}, and this one has {found:?}"));
+            }
+        }
+        if let Some(wanted) = model {
+            let is_it = |model: &str| model.trim().eq_ignore_ascii_case(wanted.trim());
+            if !machine.disks.iter().any(|disk| is_it(&disk.model)) {
+                return Some(format!("it is for machines with a drive {wanted}, and this one has none"));
             }
         }
         let wanted = device.as_ref()?;
@@ -264,6 +336,14 @@ impl Manifest {
             restart: self.restart,
             timeout: self.timeout,
             settle: self.settle,
+            script: match self.method {
+                Method::Redfish => None,
+                Method::Script => Some(Scripted {
+                    script: self.script.clone()?,
+                    arguments: self.arguments.clone(),
+                    parts: self.parts()?,
+                }),
+            },
         })
     }
 }
@@ -334,6 +414,13 @@ pub fn present<'a>(place: &Place, readings: &'a [Reading]) -> Option<&'a str> {
     of_it.max_by_key(|reading| reading.at).map(|reading| reading.version.as_str())
 }
 
+/// The versions that parts tell, each once; `None` when one tells none, or there are no such parts.
+fn versions(parts: &Parts, machine: &Inventory, hardware: &Hardware) -> Option<String> {
+    let versions: BTreeSet<String> = parts.found(machine, hardware).into_values().collect();
+    let is_told = !versions.is_empty() && !versions.contains("");
+    is_told.then(|| versions.into_iter().collect::<Vec<_>>().join(" and "))
+}
+
 /// What of a machine's firmware is not as its plan's `baseline`, names of manifests, has it. Those that are
 /// for other machines say nothing of this one.
 pub fn drift(
@@ -352,12 +439,15 @@ pub fn drift(
             continue;
         };
         let Some(place) = manifest.place().filter(|_| manifest.unfit(machine, hardware).is_none()) else { continue };
-        let present = present(&place, readings);
-        if present != Some(manifest.version.as_str()) {
+        let present = match &place {
+            Place::Parts(parts) => hardware.and_then(|hardware| versions(parts, machine, hardware)),
+            place => present(place, readings).map(ToOwned::to_owned),
+        };
+        if present.as_deref() != Some(manifest.version.as_str()) {
             found.push(Drift {
                 name: name.clone(),
                 component: manifest.component.clone(),
-                present: present.map(ToOwned::to_owned),
+                present,
                 wanted: manifest.version.clone(),
             });
         }

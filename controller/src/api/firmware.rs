@@ -88,7 +88,8 @@ pub(super) struct FirmwareUpdate {
     /// Which firmware.
     #[schema(example = "toy-bmc-2.18")]
     firmware: String,
-    /// Whose version it is: `bmc`, `bios`, or a member of the BMC's firmware inventory.
+    /// Whose version it is: `bmc`, `bios`, a member of the BMC's firmware inventory, or the parts that a script
+    /// updates.
     #[schema(example = "bmc")]
     place: String,
     /// The version before, as far as it was read.
@@ -103,6 +104,11 @@ pub(super) struct FirmwareUpdate {
     state: &'static str,
     /// Why, when it was not installed.
     detail: String,
+    /// The end of what the script said, when one was run.
+    output: Option<String>,
+    /// The script's result.
+    #[schema(value_type = Option<Object>)]
+    result: Option<serde_json::Value>,
     /// The run that did it.
     #[schema(value_type = Uuid)]
     run: RunId,
@@ -113,9 +119,11 @@ pub(super) struct FirmwareUpdate {
 
 impl From<store::FirmwareUpdate> for FirmwareUpdate {
     fn from(update: store::FirmwareUpdate) -> Self {
-        let store::FirmwareUpdate { id, run, name, place, was, version, state, detail, updated, .. } = update;
+        let store::FirmwareUpdate { id, run, name, place, was, version, state, detail, tested, updated, .. } = update;
         let (place, state) = (place.to_string(), state.word());
-        Self { id, firmware: name, place, was, version, state, detail, run, updated }
+        let result = tested.as_ref().and_then(|tested| serde_json::from_str(&tested.result).ok());
+        let output = tested.map(|tested| tested.output);
+        Self { id, firmware: name, place, was, version, state, detail, output, result, run, updated }
     }
 }
 
@@ -193,8 +201,8 @@ pub(super) async fn delete(State(app): State<App>, Path(firmware): Path<String>)
 
 /// Update a machine's firmware
 ///
-/// Starts a run that has its BMC install firmware, one after the other in the order of their manifests, and reads
-/// each version back. For machines that nobody's system runs on: `ready`, `maintenance`, `quarantined`. One that
+/// Starts a run that has its BMC, or scripts in its installer, install firmware, one after the other in the order
+/// of their manifests, and reads each version back. For machines that nobody's system runs on: `ready`, `maintenance`, `quarantined`. One that
 /// is left in doubt is quarantined.
 #[utoipa::path(post, path = "/v1/machines/{machine}/update-firmware", tag = "firmware", request_body = UpdateFirmware,
     params(("machine" = String, Path, description = "Id or name.")),

@@ -55,7 +55,7 @@ impl<C: Commands> Look<'_, C> {
     /// Has the order given, and waits for what becomes of it.
     pub(super) async fn order(&self, order: Option<Order>) -> Result<Report, StoreError> {
         let Some(order) = order else { return Ok(failed(Cause::Internal, "the run's parameters fit no order")) };
-        if let Some(result) = self.run.result.as_ref().filter(|result| result.attempt == self.attempt) {
+        if let Some(result) = self.run.result.as_ref().filter(|result| result.attempt == order.attempt) {
             return Ok(match &result.end {
                 OrderEnd::Done(_) => self.proven().await?,
                 OrderEnd::Failed { cause, detail } => failed(Cause::Installer(*cause), detail),
@@ -126,6 +126,10 @@ impl<C: Commands> Look<'_, C> {
             return Ok(Report::Waiting { waiting: WaitFor::Tests, detail, mark });
         }
         let waiting = match self.step {
+            Step::UpdateFirmware => {
+                let detail = format!("its installer is at it since {} s", self.run.done);
+                return Ok(Report::Waiting { waiting: WaitFor::Firmware, detail, mark: self.run.done });
+            }
             Step::StartRescue => {
                 let detail = "rescue system fetches its tools and starts its SSH server".to_owned();
                 return Ok(Report::Waiting { waiting: WaitFor::Installer, detail, mark: 0 });

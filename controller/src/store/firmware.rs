@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use rackhand_common::{
-    firmware::{Place, Update},
+    commission::Tested,
+    firmware::{Place, Update, Updated},
     id::{AgentId, MachineId, RunId},
 };
 use rackhand_controller_core::firmware::{Manifest, Reading};
@@ -106,8 +107,21 @@ pub struct FirmwareUpdate {
     pub state: UpdateState,
     /// Where it is, or why it ended so, for people.
     pub detail: String,
+    /// What an installer told of it last, when a script does it.
+    pub told: Option<Told>,
+    /// What the script said.
+    pub tested: Option<Tested>,
     /// When it changed last.
     pub updated: Timestamp,
+}
+
+/// What an installer told of an update by a script.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// Which order of the run it was.
+    pub attempt: u32,
+    /// How it ended.
+    pub updated: Updated,
 }
 
 impl Store {
@@ -204,6 +218,32 @@ impl Tx {
         rows.iter().map(|row| read_update(row).map(|update| (update.name.clone(), update))).collect()
     }
 
+    /// Notes what an installer told of an update that is under way. What is not asked of it any more is nothing
+    /// new.
+    pub async fn update_told(
+        &mut self,
+        now: Timestamp,
+        machine: MachineId,
+        run: RunId,
+        attempt: u32,
+        updated: &Updated,
+    ) -> Result<(), StoreError> {
+        let told = Told { attempt, updated: Updated { tested: None, ..updated.clone() } };
+        query(
+            "UPDATE firmware_updates SET told = $4, tested = COALESCE($5, tested), updated = $6
+             WHERE run = $1 AND name = $2 AND machine = $3 AND state IN ('asked', 'confirming')",
+        )
+        .bind(run.to_string())
+        .bind(&updated.name)
+        .bind(machine.to_string())
+        .bind(json(&told))
+        .bind(updated.tested.as_ref().map(json))
+        .bind(micros(now))
+        .execute(&mut self.inner)
+        .await?;
+        Ok(())
+    }
+
     /// Notes how far an update of a run is.
     pub async fn note_update(
         &mut self,
@@ -298,6 +338,7 @@ fn read(row: &Row) -> Result<Firmware, StoreError> {
 }
 
 fn read_update(row: &Row) -> Result<FirmwareUpdate, StoreError> {
+    let (told, tested): (Option<String>, Option<String>) = (row.try_get("told")?, row.try_get("tested")?);
     Ok(FirmwareUpdate {
         id: id(row.try_get("id")?)?,
         machine: id(row.try_get("machine")?)?,
@@ -309,6 +350,8 @@ fn read_update(row: &Row) -> Result<FirmwareUpdate, StoreError> {
         version: row.try_get("version")?,
         state: UpdateState::of_word(row.try_get("state")?)?,
         detail: row.try_get("detail")?,
+        told: told.map(|told| from_json("word of an installer", &told)).transpose()?,
+        tested: tested.map(|tested| from_json("word of a script", &tested)).transpose()?,
         updated: timestamp(row.try_get("updated")?)?,
     })
 }

@@ -89,7 +89,7 @@ pub use self::{
     error::StoreError,
     events::{EventFilter, Happened, StoredEvent},
     expected_bmcs::ExpectedBmc,
-    firmware::{Firmware, FirmwareUpdate, UpdateState},
+    firmware::{Firmware, FirmwareUpdate, Told, UpdateState},
     found_bmcs::{FoundBmc, Intake, MetBmc},
     hardware::KnownHardware,
     images::{Image, ImageState, ImageVersion, NewImage, Stored},

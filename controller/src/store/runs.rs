@@ -121,6 +121,9 @@ pub enum Parameters {
 pub struct FirmwareUpdates {
     /// As their manifests had it when the run was asked for.
     pub updates: Vec<Update>,
+    /// The machine's mainboard, as it was accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mainboard: Option<Mainboard>,
 }
 
 /// What is tested.

@@ -220,13 +220,13 @@ impl Node {
                 // Only after the installer was there for it.
                 assert!(!matches!(run.step, Some(Step::BootInstaller | Step::RestartInstaller)));
             }
-            // Nothing is done to a machine that nobody has but tests, while their run goes on.
+            // Nothing is done to a machine that nobody has but tests and updates, while their run goes on.
             _ => {
                 assert_eq!(told.boot, Boot::Installer);
                 let Some(order) = told.order else { return };
                 let run = tx.run(order.run).await.unwrap();
                 assert_eq!((run.status, run.epoch), (RunStatus::Running, row.epoch));
-                assert!(order.work.test().is_some(), "{:?}", order.work);
+                assert!(order.work.test().is_some() || order.work.firmware().is_some(), "{:?}", order.work);
             }
         }
     }
@@ -366,6 +366,11 @@ impl State {
                         self.events.push(What::Tested { run, attempt, tested });
                     }
                     self.events.push(What::Done { run, attempt, disks: Vec::new() });
+                    return;
+                }
+                if let Some(update) = order.work.firmware() {
+                    let updated = Box::new(self.firmware.told_by_installer(update));
+                    self.events.push(What::Updated { run, attempt, updated });
                     return;
                 }
                 if order.work.rescue().is_some() {

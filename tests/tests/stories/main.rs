@@ -12,6 +12,7 @@ mod deploy;
 mod discovery;
 mod disks;
 mod firmware;
+mod firmware_scripts;
 mod hardware;
 mod health;
 mod identity;

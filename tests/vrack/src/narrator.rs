@@ -133,9 +133,11 @@ impl Told {
     /// What an event is to whoever watches, if anything.
     fn words(&mut self, what: &What) -> Option<String> {
         Some(match what {
-            told @ (What::Erased { .. } | What::Tested { .. } | What::Rescue { .. } | What::PartReplaced(_)) => {
-                told.to_string()
-            }
+            told @ (What::Erased { .. }
+            | What::Tested { .. }
+            | What::Rescue { .. }
+            | What::PartReplaced(_)
+            | What::Updated { .. }) => told.to_string(),
             What::Progress { done, total, .. } => {
                 let percent = done.saturating_mul(100).checked_div(*total).unwrap_or(100);
                 if percent < self.percent {

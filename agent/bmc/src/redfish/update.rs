@@ -110,6 +110,8 @@ impl Redfish {
         match place {
             Place::Bmc => Ok(self.read_identity().await?.firmware),
             Place::Bios => Ok(self.system().await?.node().text("BiosVersion")),
+            // Its installer reads these.
+            Place::Parts(_) => Ok(None),
             Place::Inventory(id) => {
                 let updates = self.update_service().await?;
                 let service = self.service().await?;

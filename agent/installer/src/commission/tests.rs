@@ -93,6 +93,12 @@ impl Tools for Programs {
     fn let_in(&self, _: &[String]) -> io::Result<Box<dyn Ssh>> {
         Err(io::ErrorKind::Unsupported.into())
     }
+    fn room_for_firmware(&self, _: &str) -> io::Result<(PathBuf, String)> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn update(&self, script: &Script, _: &Given) -> Ran {
+        self.run(script, &CancellationToken::new())
+    }
     fn run(&self, script: &Script, withdrawn: &CancellationToken) -> Ran {
         let at_once = self.running.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(at_once, Ordering::SeqCst);
@@ -137,6 +143,11 @@ impl Reporter for Told {
             }
             other => format!("{other:?}"),
         });
+    }
+
+    async fn keep(&self, news: News) -> bool {
+        self.tell(news).await;
+        true
     }
 }
 

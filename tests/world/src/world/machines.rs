@@ -411,8 +411,8 @@ impl World {
                 self.say_machine(at, "restarts, as told");
                 self.machine_starts(at);
             }
-            // No operator of this world asks for tests.
-            Task::Test(_) => {}
+            // No operator of this world asks for tests, nor for firmware.
+            Task::Test(_) | Task::Firmware(_) => {}
             Task::Deploy(DeployTask { ref warrant, .. })
             | Task::Erase(rackhand_common::channel::EraseTask { ref warrant, .. }) => {
                 let order = (warrant.run, warrant.attempt);
