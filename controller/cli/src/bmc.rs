@@ -117,9 +117,9 @@ gives them in the factory, and get another password once it is known whose they 
 
 `joined`: it is a machine's. `found`: it was not logged in to. `denied`: it did not take the password.
 `met`: its machine was not seen yet. `disputed`: who says whose it is do not agree. Which networks are
-looked in is said in agent.toml on the rack's node, and where it gives BMCs addresses in boot.toml. FOUND BY
-is `dhcp` when it was given its address by the node, `range` when it was looked for, and `manifest` when one
-names its address.")]
+looked in is said in agent.toml on the rack's node, and where BMCs are given addresses in boot.toml.
+FOUND BY: `dhcp` by the address that the node gave it, `range` where it was looked for, and `manifest`
+when one names its address.")]
     Found {
         /// Name or id
         rack: String,

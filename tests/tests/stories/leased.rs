@@ -162,7 +162,7 @@ async fn what_does_not_look_like_a_bmc_is_given_no_address_and_told_once() {
     assert_eq!(leased(&rack, CARD).await.address, rack.host(56));
     let told = async || {
         let told = events_of_rack(&rack, "management").await;
-        if told.iter().any(|text| text.contains("was given")) { Ok(told) } else { Err(format!("{told:?}")) }
+        if told.iter().any(|text| text.contains(&CARD.to_string())) { Ok(told) } else { Err(format!("{told:?}")) }
     };
     let told = wait::until("it is told", PATIENCE, told).await;
     let of = |mac: Mac| told.iter().filter(|text| text.contains(&mac.to_string())).count();

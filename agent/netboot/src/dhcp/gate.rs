@@ -77,10 +77,11 @@ impl Gate {
 
     /// Its lease, when that is to be told.
     pub fn bound(&mut self, now: Mono, guest: Guest, holder: Holder) -> Option<BmcLease> {
-        let Guest { card, known_by } = guest;
+        let Guest { card, known_by: by } = guest;
         let before = self.told.get(&card.mac);
-        let lease = BmcLease { card, address: holder.address, known_by };
-        let lease = before.map_or(lease.clone(), |(before, _)| lease.after(before));
+        let lease = BmcLease { card, address: holder.address, known_by: by };
+        let mut lease = before.map_or(lease.clone(), |(before, _)| lease.after(before));
+        lease.known_by = lease.known_by.and_then(|_| known_by(&lease.card));
         if before.is_some_and(|(before, at)| *before == lease && at.until(now) < RESTATE) {
             return None;
         }
