@@ -9,6 +9,7 @@
 //! | `GET /v1/assignment?after=N` | | [`Assignment`]; held open up to [`HOLD`] while its serial is N |
 //! | `GET /v1/manifests/{digest}` | | [`SignedManifest`](crate::image::SignedManifest) |
 //! | `GET /v1/drives/{settings}` | | [`Drive`] |
+//! | `GET /v1/bmc-user` | | [`InBandUser`](crate::bmc::InBandUser), 409 when no order is to regain the BMC |
 //! | `GET /v1/toolbox` | | [`ToolboxFile`], 404 when the node has none |
 //! | `POST /v1/report` | [`Report`] | 204 once it is on the node's disk |
 //!
@@ -109,6 +110,8 @@ pub enum Task {
     Test(TestTask),
     /// Let people log in over SSH, until another assignment comes.
     Rescue(RescueTask),
+    /// Give the machine's BMC its user and password.
+    RegainBmc(RegainBmcTask),
 }
 
 impl Task {
@@ -119,6 +122,7 @@ impl Task {
             Self::Erase(erase) => Some(&erase.warrant),
             Self::Test(test) => Some(&test.warrant),
             Self::Rescue(rescue) => Some(&rescue.warrant),
+            Self::RegainBmc(regain) => Some(&regain.warrant),
             Self::Wait | Self::Reboot => None,
         }
     }
@@ -203,6 +207,13 @@ pub struct RescueTask {
     pub warrant: Warrant,
     /// Public keys, in `authorized_keys` form.
     pub ssh_keys: Vec<String>,
+}
+
+/// Give the machine's BMC the user and password that boot tells when it is asked for them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegainBmcTask {
+    /// Whose BMC. Disks are not compared: nothing is written to them.
+    pub warrant: Warrant,
 }
 
 /// A disk that was proven clean.

@@ -120,7 +120,9 @@ impl Sealed for Order {
         let work = match &self.work {
             Work::Deploy(deploy) => Work::Deploy(deploy.sealed(seal, run)),
             Work::DeployOn(mainboard, deploy) => Work::DeployOn(mainboard.clone(), deploy.sealed(seal, run)),
-            work @ (Work::Erase | Work::EraseOn(_) | Work::Test(_) | Work::Rescue(_)) => work.clone(),
+            work @ (Work::Erase | Work::EraseOn(_) | Work::Test(_) | Work::Rescue(_) | Work::RegainBmc(_)) => {
+                work.clone()
+            }
         };
         Self { work, ..self.clone() }
     }
@@ -129,7 +131,7 @@ impl Sealed for Order {
         let work = match self.work {
             Work::Deploy(deploy) => Work::Deploy(deploy.opened(seal, run)?),
             Work::DeployOn(mainboard, deploy) => Work::DeployOn(mainboard, deploy.opened(seal, run)?),
-            work @ (Work::Erase | Work::EraseOn(_) | Work::Test(_) | Work::Rescue(_)) => work,
+            work @ (Work::Erase | Work::EraseOn(_) | Work::Test(_) | Work::Rescue(_) | Work::RegainBmc(_)) => work,
         };
         Ok(Self { work, ..self })
     }

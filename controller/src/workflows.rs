@@ -528,7 +528,7 @@ fn is_refusal(cause: event::Cause) -> bool {
     };
     match cause {
         event::Cause::WrongMachine | MainboardDiffers | DisksDiffer | NoSuitableDisk | ImageUnsuitable => true,
-        Image | DiskError | event::Cause::Verify | BootOrder | Tpm | Internal => false,
+        Image | DiskError | event::Cause::Verify | BootOrder | Tpm | event::Cause::Bmc | Internal => false,
     }
 }
 

@@ -160,7 +160,7 @@ impl Session<'_> {
                         tracing::info!("restarting, as told");
                         return;
                     }
-                    Task::Deploy(_) | Task::Erase(_) | Task::Test(_) | Task::Rescue(_) => {
+                    Task::Deploy(_) | Task::Erase(_) | Task::Test(_) | Task::Rescue(_) | Task::RegainBmc(_) => {
                         let warrant = assignment.task.warrant().expect("all kinds of orders have one");
                         let order = (warrant.run, warrant.attempt);
                         let admission = Admission { machine: self.machine_id, epoch };
@@ -293,6 +293,13 @@ impl Session<'_> {
                 work.test(test, tools).await.map(|()| Vec::new())
             }
             Task::Rescue(rescue) => Err(work.rescue(rescue, self.toolbox()).await),
+            Task::RegainBmc(regain) => {
+                let asked = async {
+                    let mut lane = self.channel.lane();
+                    self.channel.bmc_user(&mut lane).await
+                };
+                work.regain_bmc(regain, asked).await.map(|()| Vec::new())
+            }
             Task::Wait | Task::Reboot => Ok(Vec::new()),
         }
     }

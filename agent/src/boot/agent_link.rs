@@ -8,6 +8,8 @@ use std::{
 };
 
 use rackhand_common::{
+    bmc::InBandUser,
+    id::{MachineId, RunId},
     image::{Digest, SignedManifest},
     wire::{LocalRequest, LocalResponse},
 };
@@ -65,6 +67,19 @@ impl AgentLink {
     pub(super) async fn manifest(&self, digest: Digest) -> Result<SignedManifest, NotFetched> {
         match self.ask(&LocalRequest::Manifest(digest)).await? {
             LocalResponse::Manifest { manifest, signature } => Ok(SignedManifest { manifest, signature }),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// What the installer of a machine is to set at its BMC by this order. Kept nowhere here.
+    pub(super) async fn bmc_user(
+        &self,
+        machine: MachineId,
+        run: RunId,
+        attempt: u32,
+    ) -> Result<InBandUser, NotFetched> {
+        match self.ask(&LocalRequest::BmcUser(machine, run, attempt)).await? {
+            LocalResponse::BmcUser(user) => Ok(user),
             other => Err(unexpected(other)),
         }
     }

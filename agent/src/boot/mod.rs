@@ -440,7 +440,7 @@ fn assemble(
     leases.heard_before(&tickets.machines());
     let sessions = Sessions::open(database, clock.clone(), spool.clone())?;
     let agent = AgentLink::new(&config.socket);
-    let chunks = Chunks::open(&config.state.join("chunks"), config.cache, agent)?;
+    let chunks = Chunks::open(&config.state.join("chunks"), config.cache, agent.clone())?;
     let phone_home = PhoneHome::new(identity.phone_home, http);
     let seldom = Seldom::default();
     let kernel = ServedFile::new(config.installer.kernel.clone());
@@ -474,6 +474,7 @@ fn assemble(
         tickets,
         sessions: sessions.clone(),
         chunks: chunks.clone(),
+        agent,
         toolbox: toolbox.clone(),
         phone_home,
         seldom,

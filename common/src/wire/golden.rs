@@ -14,7 +14,7 @@ use crate::{
     health::{self, SeriesQuery, State, Verdict},
     id::{AgentId, CommandId, Epoch, Incarnation, MachineId, RackId, RunId},
     image::Digest,
-    intent::{Boot, Deploy, DiskRule, Host, Intent, MachineIntent, Network, Order, Rescue, Test, Work},
+    intent::{Boot, Deploy, DiskRule, Host, Intent, MachineIntent, Network, Order, RegainBmc, Rescue, Test, Work},
     life::{Life, Lives},
     machine::{Content, Cpu, Disk, Firmware, Inventory, Mac, Mainboard, Nic, Power, System},
     replacement::{Kind, Part, PartReplaced, Step},
@@ -197,6 +197,7 @@ fn events() -> Vec<Event> {
             step,
         }))
     }));
+    all.push(What::Failed { run, attempt: 1, cause: Cause::Bmc, detail: "full".into() });
     all.into_iter().map(event).collect()
 }
 
@@ -240,8 +241,12 @@ fn intent() -> Intent {
             ),
             machine(
                 Boot::Installer,
-                Some(order(Work::Rescue(Rescue { ssh_keys: vec!["ssh-ed25519 AAAA".into()], mainboard: Some(board) }))),
+                Some(order(Work::Rescue(Rescue {
+                    ssh_keys: vec!["ssh-ed25519 AAAA".into()],
+                    mainboard: Some(board.clone()),
+                }))),
             ),
+            machine(Boot::Installer, Some(order(Work::RegainBmc(RegainBmc { mainboard: Some(board) })))),
         ],
     }
 }

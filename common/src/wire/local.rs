@@ -4,9 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    bmc::Look,
+    bmc::{InBandUser, Look},
     event::{Event, NodeHealth},
-    id::{AgentId, MachineId, RackId},
+    id::{AgentId, MachineId, RackId, RunId},
     image::Digest,
     intent::Intent,
     machine::Power,
@@ -67,6 +67,8 @@ pub enum LocalRequest {
     /// By the technician: a part of a machine (by id, name or MAC) is replaced, an
     /// [`Ask`](crate::replacement::Ask) as JSON.
     Replacement(String, String),
+    /// By boot: what the installer of a machine is to set at its BMC by the order of this run and try.
+    BmcUser(MachineId, RunId, u32),
 }
 
 /// The agent's answer.
@@ -114,6 +116,8 @@ pub enum LocalResponse {
     Identified,
     /// To `Replacement`: a [`View`](crate::replacement::View) as JSON.
     Replacement(String),
+    /// To `BmcUser`: it is on this node's disk that the BMC may have this password from now on.
+    BmcUser(InBandUser),
 }
 
 /// The node as the technician sees it.

@@ -114,6 +114,8 @@ pub enum Parameters {
     LeaveRescue,
     /// Update its firmware.
     Firmware(FirmwareUpdates),
+    /// Have its BMC let us in again.
+    RegainBmc,
 }
 
 /// What is updated, in this order.
@@ -229,6 +231,7 @@ impl Parameters {
             Self::Rescue(_) => Workflow::Rescue,
             Self::LeaveRescue => Workflow::LeaveRescue,
             Self::Firmware(_) => Workflow::UpdateFirmware,
+            Self::RegainBmc => Workflow::RegainBmc,
         }
     }
 
@@ -242,7 +245,8 @@ impl Parameters {
             | Self::Test(_)
             | Self::Rescue(_)
             | Self::LeaveRescue
-            | Self::Firmware(_) => None,
+            | Self::Firmware(_)
+            | Self::RegainBmc => None,
         }
     }
 
@@ -256,7 +260,8 @@ impl Parameters {
             | Self::Test(_)
             | Self::Rescue(_)
             | Self::LeaveRescue
-            | Self::Firmware(_) => None,
+            | Self::Firmware(_)
+            | Self::RegainBmc => None,
         }
     }
 }

@@ -19,6 +19,7 @@ mod kills;
 mod ladder;
 mod parts;
 mod prometheus;
+mod regain;
 mod reload;
 mod replaced;
 mod rescue;
