@@ -512,7 +512,7 @@ fn closing(run: &Run, ended: &Ended) -> Option<String> {
 
 /// Whether the machine's disks may be changed by this run.
 pub(crate) fn may_have_written(run: &Run) -> bool {
-    if matches!(run.parameters, Parameters::Rescue(_) | Parameters::LeaveRescue) {
+    if matches!(run.parameters, Parameters::Rescue(_) | Parameters::LeaveRescue | Parameters::RegainBmc) {
         return false;
     }
     match &run.result {

@@ -125,7 +125,7 @@ async fn a_bmc_that_lies_about_its_password_quarantines_its_machine_with_the_rea
 
     // When it does what it is told again, it is regained by whoever asks for that.
     running.bmc.set_faults(Faults { locks_after: 4, ..Faults::default() });
-    rack.wait_for(&machine, "in its installer", |row| row["connected"] == json!(true)).await;
+    rack.wait_for(&machine, "in its installer", |row| row["installer"] == json!(true)).await;
     let regain = format!("{}/regain", path(&rack, &machine).await);
     rack.operator.ask(Method::POST, &regain, Some(json!({}))).await.unwrap();
     let done = async || {
