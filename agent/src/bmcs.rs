@@ -136,6 +136,9 @@ struct Known {
     /// Whether it did not take the next one when that was tried last.
     #[serde(default)]
     is_present_first: bool,
+    /// Whether its installer was told the next password, to set it in-band.
+    #[serde(default)]
+    is_in_band: bool,
     /// The password that it was logged in to with after a rotation, until the controller says it, too.
     #[serde(default)]
     proved: Option<String>,
@@ -182,6 +185,13 @@ impl Known {
         let same = same_place.filter(|known| known.set == set);
         let next = next.filter(|next| *next != access.password);
         let was = here.filter(|known| next.is_some() && known.next == next);
+        let is_in_band = was.is_some_and(|known| known.is_in_band);
+        let guard = match same {
+            Some(known) => known.guard.clone(),
+            // What an installer set is tried once: it may have changed nothing.
+            None if is_in_band => Guard::once(),
+            None => Guard::default(),
+        };
         Self {
             shown: same_place.and_then(|known| known.shown.clone()),
             set,
@@ -189,7 +199,8 @@ impl Known {
             is_present_first: was.is_some_and(|known| known.is_present_first),
             next,
             proved: same.and_then(|known| known.proved.clone()).filter(|proved| *proved != access.password),
-            guard: same.map(|known| known.guard.clone()).unwrap_or_default(),
+            is_in_band: is_in_band && same.is_some(),
+            guard,
             access,
         }
     }

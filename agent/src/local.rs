@@ -3,7 +3,8 @@
 //!
 //! Whoever may open the socket is trusted with what is answered here, which is the file's
 //! mode and group: 0660 and `rackhand`. Nothing here changes hardware, but for a console's keys, a
-//! machine's identification light, and the power of a machine that is nobody's while a part of it is replaced.
+//! machine's identification light, and the power of a machine that is nobody's while a part of it is replaced. No
+//! password is told here but the next one of a BMC, while the controller wants the machine's installer to set it.
 //!
 //! Invariants:
 //! - Boot's events are on stable storage before they are acknowledged, each once, in order.
@@ -33,7 +34,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use rackhand_common::{
     channel::HOLD,
     event::NodeHealth,
-    id::{AgentId, MachineId, RackId},
+    id::{AgentId, MachineId, RackId, RunId},
     image::{Digest, SignedManifest},
     intent::{Intent, MachineIntent},
     time::{Clock, Mono},
@@ -284,6 +285,7 @@ impl Desk {
                 Ok(view) => LocalResponse::Replacement(view),
                 Err(refusal) => *refusal,
             },
+            LocalRequest::BmcUser(machine, run, attempt) => self.bmc_user(machine, run, attempt).await,
             LocalRequest::Recording { machine, offset } => match self.find(&machine) {
                 Some(machine) => match self.node.consoles.recording(machine.id, None, offset).await {
                     Ok(bytes) => LocalResponse::Recording(bytes),
@@ -301,6 +303,22 @@ impl Desk {
                 }
                 None => unknown(&machine),
             },
+        }
+    }
+
+    /// What an installer is to set at its machine's BMC, as long as the controller wants that done.
+    async fn bmc_user(&self, machine: MachineId, run: RunId, attempt: u32) -> LocalResponse {
+        let intent = self.node.intent.current();
+        let known = intent.iter().flat_map(|intent| &intent.machines).find(|known| known.id == machine);
+        let is_wanted = known
+            .and_then(|known| known.order.as_ref())
+            .is_some_and(|order| order.work.regains_bmc() && (order.run, order.attempt) == (run, attempt));
+        if !is_wanted {
+            return LocalResponse::NotFound("no such order to regain a BMC".to_owned());
+        }
+        match self.node.bmcs.hand_out(machine).await {
+            Ok(user) => LocalResponse::BmcUser(user),
+            Err(reason) => LocalResponse::Unavailable(reason),
         }
     }
 

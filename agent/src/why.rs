@@ -206,6 +206,17 @@ fn order(evidence: &Evidence<'_>) -> Option<Finding> {
                 "Or clear the TPM in the firmware's setup, and release the machine again".into(),
             ],
         ),
+        Cause::Bmc => (
+            "The machine's BMC did not take its user and password in-band",
+            None,
+            vec![
+                "Does its firmware let the host reach its BMC (KCS), and has the BMC a place left for a user?".into(),
+                format!(
+                    "Or set the password by the BMC's web page or console, then `rackhand bmc set {machine}` and release \
+                     the machine again"
+                ),
+            ],
+        ),
         Cause::BootOrder => (
             "The firmware did not take the boot order",
             None,

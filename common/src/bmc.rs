@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use found::{Found, MAX_FOUND, Met, Stranger};
-pub use rotation::{Beside, FRESH, Rotated, Standing, fresh_password};
+pub use rotation::{Beside, FRESH, InBandUser, Rotated, Standing, fresh_password};
 pub use shown::Rows;
 
 use crate::{

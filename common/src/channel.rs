@@ -9,6 +9,7 @@
 //! | `GET /v1/assignment?after=N` | | [`Assignment`]; held open up to [`HOLD`] while its serial is N |
 //! | `GET /v1/manifests/{digest}` | | [`SignedManifest`](crate::image::SignedManifest) |
 //! | `GET /v1/drives/{settings}` | | [`Drive`] |
+//! | `GET /v1/bmc-user` | | [`InBandUser`](crate::bmc::InBandUser), 409 when no order is to regain the BMC |
 //! | `GET /v1/toolbox` | | [`ToolboxFile`], 404 when the node has none |
 //! | `GET /v1/firmware/{offset}` | | a piece of the file of the machine's [`FirmwareTask`], at most [`MAX_PIECE`]; 404 when there is none |
 //! | `POST /v1/report` | [`Report`] | 204 once it is on the node's disk |
@@ -116,6 +117,8 @@ pub enum Task {
     Rescue(RescueTask),
     /// Update firmware by a script.
     Firmware(Box<FirmwareTask>),
+    /// Give the machine's BMC its user and password.
+    RegainBmc(RegainBmcTask),
 }
 
 impl Task {
@@ -127,6 +130,7 @@ impl Task {
             Self::Test(test) => Some(&test.warrant),
             Self::Rescue(rescue) => Some(&rescue.warrant),
             Self::Firmware(update) => Some(&update.warrant),
+            Self::RegainBmc(regain) => Some(&regain.warrant),
             Self::Wait | Self::Reboot => None,
         }
     }
@@ -223,6 +227,13 @@ pub struct RescueTask {
     pub warrant: Warrant,
     /// Public keys, in `authorized_keys` form.
     pub ssh_keys: Vec<String>,
+}
+
+/// Give the machine's BMC the user and password that boot tells when it is asked for them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegainBmcTask {
+    /// Whose BMC. Disks are not compared: nothing is written to them.
+    pub warrant: Warrant,
 }
 
 /// A disk that was proven clean.

@@ -378,6 +378,8 @@ pub enum Cause {
     MainboardDiffers,
     /// The TPM is not known to be cleared.
     Tpm,
+    /// The BMC could not be given its user and password in-band.
+    Bmc,
 }
 
 /// How a hardware command ended.

@@ -108,6 +108,15 @@ pub enum Work {
     Rescue(Rescue),
     /// Update firmware by a script.
     Firmware(Box<firmware::Order>),
+    /// Set the next password of the machine's BMC, and its user where that is gone, in-band.
+    RegainBmc(RegainBmc),
+}
+
+/// Whose BMC is regained. The password is in no intent: the installer asks its node for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegainBmc {
+    /// The mainboard of the machine that is meant, as far as it is known.
+    pub mainboard: Option<Mainboard>,
 }
 
 /// Which tests are run.
@@ -137,7 +146,12 @@ impl Work {
     pub fn deploy(&self) -> Option<&Deploy> {
         match self {
             Self::Deploy(deploy) | Self::DeployOn(_, deploy) => Some(deploy),
-            Self::Erase | Self::EraseOn(_) | Self::Test(_) | Self::Rescue(_) | Self::Firmware(_) => None,
+            Self::Erase
+            | Self::EraseOn(_)
+            | Self::Test(_)
+            | Self::Rescue(_)
+            | Self::Firmware(_)
+            | Self::RegainBmc(_) => None,
         }
     }
 
@@ -165,6 +179,11 @@ impl Work {
         }
     }
 
+    /// Whether it is to regain the machine's BMC.
+    pub fn regains_bmc(&self) -> bool {
+        matches!(self, Self::RegainBmc(_))
+    }
+
     /// Whether it is an erasure.
     pub fn erases(&self) -> bool {
         matches!(self, Self::Erase | Self::EraseOn(_))
@@ -177,6 +196,7 @@ impl Work {
             Self::Test(test) => test.mainboard.as_ref(),
             Self::Rescue(rescue) => rescue.mainboard.as_ref(),
             Self::Firmware(update) => update.mainboard.as_ref(),
+            Self::RegainBmc(regain) => regain.mainboard.as_ref(),
             Self::Deploy(_) | Self::Erase => None,
         }
     }

@@ -120,9 +120,12 @@ impl Sealed for Order {
         let work = match &self.work {
             Work::Deploy(deploy) => Work::Deploy(deploy.sealed(seal, run)),
             Work::DeployOn(mainboard, deploy) => Work::DeployOn(mainboard.clone(), deploy.sealed(seal, run)),
-            work @ (Work::Erase | Work::EraseOn(_) | Work::Test(_) | Work::Rescue(_) | Work::Firmware(_)) => {
-                work.clone()
-            }
+            work @ (Work::Erase
+            | Work::EraseOn(_)
+            | Work::Test(_)
+            | Work::Rescue(_)
+            | Work::Firmware(_)
+            | Work::RegainBmc(_)) => work.clone(),
         };
         Self { work, ..self.clone() }
     }
@@ -131,7 +134,12 @@ impl Sealed for Order {
         let work = match self.work {
             Work::Deploy(deploy) => Work::Deploy(deploy.opened(seal, run)?),
             Work::DeployOn(mainboard, deploy) => Work::DeployOn(mainboard, deploy.opened(seal, run)?),
-            work @ (Work::Erase | Work::EraseOn(_) | Work::Test(_) | Work::Rescue(_) | Work::Firmware(_)) => work,
+            work @ (Work::Erase
+            | Work::EraseOn(_)
+            | Work::Test(_)
+            | Work::Rescue(_)
+            | Work::Firmware(_)
+            | Work::RegainBmc(_)) => work,
         };
         Ok(Self { work, ..self })
     }

@@ -449,6 +449,14 @@ impl Tx {
         self.start(now, Machine { lifecycle, ..machine.clone() }, Parameters::Inspect).await
     }
 
+    /// Begins a run that has the machine's installer set user and password of its BMC in-band.
+    pub async fn start_regain_bmc(&mut self, now: Timestamp, machine: &Machine) -> Result<Run, Denied> {
+        let lifecycle = machine.lifecycle.on(Event::RegainBmc)?;
+        self.check_idle(machine).await?;
+        self.bmc(machine.id).await?.ok_or(StoreError::NotFound("BMC of this machine"))?;
+        self.start(now, Machine { lifecycle, ..machine.clone() }, Parameters::RegainBmc).await
+    }
+
     /// Begins a run that tests the machine, which goes back into service from maintenance once it has passed
     /// if that `resumes` it. No destructive test is run unless that is `accepted`.
     pub async fn start_test(
@@ -599,6 +607,9 @@ impl Tx {
             _ if user_data.is_some() => return Err(Denied::NoUserData),
             Parameters::Inspect => {
                 return Ok(Retried { run: self.start_inspect(now, machine).await?, deprecated: None });
+            }
+            Parameters::RegainBmc => {
+                return Ok(Retried { run: self.start_regain_bmc(now, machine).await?, deprecated: None });
             }
             // What it may destroy was accepted when it was asked for first.
             Parameters::Test(Tests { scripts, destructive, resumes, .. }) => {

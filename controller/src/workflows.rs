@@ -520,7 +520,7 @@ fn closing(run: &Run, ended: &Ended) -> Option<String> {
 
 /// Whether the machine's disks may be changed by this run.
 pub(crate) fn may_have_written(run: &Run) -> bool {
-    if matches!(run.parameters, Parameters::Rescue(_) | Parameters::LeaveRescue) {
+    if matches!(run.parameters, Parameters::Rescue(_) | Parameters::LeaveRescue | Parameters::RegainBmc) {
         return false;
     }
     match &run.result {
@@ -536,7 +536,7 @@ fn is_refusal(cause: event::Cause) -> bool {
     };
     match cause {
         event::Cause::WrongMachine | MainboardDiffers | DisksDiffer | NoSuitableDisk | ImageUnsuitable => true,
-        Image | DiskError | event::Cause::Verify | BootOrder | Tpm | Internal => false,
+        Image | DiskError | event::Cause::Verify | BootOrder | Tpm | event::Cause::Bmc | Internal => false,
     }
 }
 

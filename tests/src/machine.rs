@@ -19,6 +19,7 @@ use rackhand_common::{
     machine::{self, Cpu, Firmware, Inventory, Mac, Nic, Power as State},
 };
 use rackhand_installer::{
+    bmc::{self, NoAnswer},
     boot_entries, boot_order, cmdline, disk,
     gpt::Table,
     log::Log,
@@ -28,6 +29,7 @@ use rackhand_installer::{
     toolbox::{Given, Toolbox, ToolboxError, Tools},
     tpm::Tpm,
 };
+use rackhand_ipmi::packet::Request;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -110,6 +112,10 @@ struct Inside {
     tpm: Option<SimulatedTpm>,
     /// What its first disk has for firmware, where it is one that can be updated.
     toy: Option<ToyDrive>,
+    /// The BMC that answers it in-band.
+    bmc: Option<Arc<rackhand_bmc_sim::Bmc>>,
+    /// After so many answers of it the plug is pulled.
+    resets_in_band: Option<u32>,
     running: Option<Running>,
     /// What its next start goes by instead of its disk, and whether those after it do too.
     start: Option<(Start, bool)>,
@@ -180,6 +186,21 @@ impl Machine {
     /// Has a toy for its first disk's firmware from now on.
     pub fn fit_toy(&self, toy: &ToyDrive) {
         self.lock().toy = Some(toy.clone());
+    }
+
+    /// Has this BMC answer it in-band from now on.
+    pub fn wire(&self, bmc: Arc<rackhand_bmc_sim::Bmc>) {
+        self.lock().bmc = Some(bmc);
+    }
+
+    /// Has its plug pulled, and put in again, after so many further answers of its BMC in-band.
+    pub fn reset_in_band_after(&self, answers: u32) {
+        self.lock().resets_in_band = Some(answers);
+    }
+
+    /// Whether its plug is still to be pulled for that.
+    pub fn resets_in_band(&self) -> bool {
+        self.lock().resets_in_band.is_some()
     }
 
     /// Has a TPM from now on.
@@ -515,6 +536,12 @@ impl Hardware for Powered {
         self.machine.lock().hardware.bmc.clone()
     }
 
+    fn bmc_interface(&self) -> io::Result<Option<Box<dyn bmc::Interface>>> {
+        let bmc = self.machine.lock().bmc.clone();
+        let (machine, supply) = (self.machine.clone(), self.supply.clone());
+        Ok(bmc.map(|bmc| Box::new(InBand { bmc, machine, supply }) as _))
+    }
+
     fn open(&self, disk: &machine::Disk) -> io::Result<Arc<dyn disk::Disk>> {
         let drives = self.machine.lock().drives.clone();
         let found = drives.iter().zip(["vda", "vdb", "vdc"]).find(|(_, name)| **name == *disk.name);
@@ -554,6 +581,51 @@ impl Hardware for Powered {
     fn open_toolbox(&self, file: &Path) -> Result<Arc<dyn Tools>, ToolboxError> {
         std::fs::read(file).map_err(|error| ToolboxError::Mount("reading it", error))?;
         Ok(Arc::new(SimulatedTools { machine: self.machine.clone(), supply: self.supply.clone() }))
+    }
+}
+
+/// The way to a simulated machine's own BMC, as long as it is on.
+struct InBand {
+    bmc: Arc<rackhand_bmc_sim::Bmc>,
+    machine: Machine,
+    supply: Supply,
+}
+
+impl InBand {
+    /// Has the plug pulled when it is time: whoever asks is not there to hear of it.
+    fn count(&self) {
+        let is_time = {
+            let mut inside = self.machine.lock();
+            match inside.resets_in_band {
+                Some(0) => {
+                    inside.resets_in_band = None;
+                    true
+                }
+                Some(left) => {
+                    inside.resets_in_band = Some(left - 1);
+                    false
+                }
+                None => false,
+            }
+        };
+        if is_time {
+            let machine = self.machine.clone();
+            std::thread::spawn(move || machine.reset(true));
+            while self.supply.check().is_ok() {
+                std::thread::park_timeout(RETRY);
+            }
+        }
+    }
+}
+
+impl bmc::Interface for InBand {
+    fn ask(&mut self, request: &Request, _: Duration) -> Result<Vec<u8>, NoAnswer> {
+        self.count();
+        self.supply.check().map_err(NoAnswer::Silent)?;
+        self.bmc.in_band(request.netfn, request.command, &request.data).map_err(|code| match code {
+            Some(code) => NoAnswer::Refused(code),
+            None => NoAnswer::Silent(io::ErrorKind::TimedOut.into()),
+        })
     }
 }
 

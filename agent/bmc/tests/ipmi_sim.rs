@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "the lint does not take helpers in here for tests")]
 
 use std::{
+    convert::Infallible,
     fs,
     net::{SocketAddr, UdpSocket},
     os::unix::fs::PermissionsExt,
@@ -23,6 +24,7 @@ use rackhand_bmc::{
     told::{BootOverride, BootSource, PartKind, SensorKind, Severity},
 };
 use rackhand_common::machine::Power;
+use rackhand_ipmi::regain::{No, regain};
 
 /// A simulated BMC, killed when it is dropped.
 struct Simulator {
@@ -557,4 +559,45 @@ async fn a_serial_console_is_typed_to_read_taken_over_and_left() {
     assert_eq!(again.next().await.unwrap(), Told::Opened);
     again.close().await;
     machine.abort();
+}
+
+/// What `ipmitool` makes of a request: another way in than ours, with another's eyes.
+fn raw(simulator: &Simulator, request: &packet::Request) -> Result<Vec<u8>, No<Infallible>> {
+    let port = simulator.address.port().to_string();
+    let bytes = [&[request.netfn, request.command][..], &request.data].concat();
+    let output = Command::new("ipmitool")
+        .args(["-I", "lanplus", "-C", "3", "-H", "127.0.0.1", "-p", &port, "-U", "admin", "-P", "secret", "raw"])
+        .args(bytes.iter().map(|byte| format!("{byte:#04x}")))
+        .output()
+        .expect("install ipmitool");
+    if output.status.success() {
+        let text = String::from_utf8(output.stdout).unwrap();
+        return Ok(text.split_whitespace().map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect());
+    }
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let code = text.split("rsp=0x").nth(1).and_then(|rest| rest.get(..2));
+    Err(No::Code(u8::from_str_radix(code.unwrap_or_else(|| panic!("{text}")), 16).unwrap()))
+}
+
+#[tokio::test]
+async fn a_user_that_somebody_took_is_regained_and_one_that_is_gone_made_anew() {
+    let simulator = Simulator::start("");
+    simulator.ipmitool("user set password 3 taken");
+    simulator.ipmitool("user disable 3");
+    simulator.ipmitool("channel setaccess 1 3 privilege=15");
+    let new = "sixteen-bytes-ok";
+    assert!(matches!(simulator.bmc("operator", new).power().await, Err(BmcError::Denied(_))));
+    let mut ask = |request: &packet::Request| raw(&simulator, request);
+    let regained = regain(&mut ask, "operator", new).unwrap();
+    assert_eq!((regained.place, regained.is_new), (3, false), "{regained:?}");
+    assert_eq!(simulator.bmc("operator", new).power().await.unwrap(), Power::Off);
+
+    let regained = regain(&mut ask, "rackhand", new).unwrap();
+    assert!(regained.is_new && regained.channels.contains(&1), "{regained:?}");
+    assert_eq!(simulator.bmc("rackhand", new).power().await.unwrap(), Power::Off);
+    let listed = simulator.ipmitool("user list 1");
+    let line = listed.lines().find(|line| line.contains("rackhand")).unwrap_or_else(|| panic!("{listed}"));
+    assert!(line.contains("ADMINISTRATOR"), "{listed}");
+    // Nobody else is let in otherwise than before.
+    assert_eq!(simulator.admin().power().await.unwrap(), Power::Off);
 }

@@ -3,8 +3,8 @@
 //! is found on the management network.
 //!
 //! Invariants:
-//! - Nothing is changed: it is only asked.
-//! - All questions together take at most [`PATIENCE`]. After one that is not answered nothing more is asked:
+//! - Nothing is changed but by an order to [`regain`] it: it is only asked.
+//! - All questions together take at most [`PATIENCE`], an order [`REGAIN`]. After one that is not answered nothing more is asked:
 //!   a system interface that hangs answers none.
 //! - A BMC that answers only some of them is told with what it answered.
 
@@ -18,15 +18,25 @@ use std::{
 };
 
 use nix::libc;
-use rackhand_common::hardware::{Bmc, BmcLan};
+use rackhand_common::{
+    bmc::InBandUser,
+    hardware::{Bmc, BmcLan},
+};
 use rackhand_ipmi::{
     device, fru,
     lan::{self, Parameter},
     packet::{Malformed, Request},
+    regain::{self, No, NotRegained, Regained},
 };
 
 /// How long all of it may take.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long it may take to give a BMC its user back: some write an account for half a minute.
+pub const REGAIN: Duration = Duration::from_secs(120);
+
+/// How long one answer may take to a request that changes something.
+const WRITTEN: Duration = Duration::from_secs(40);
 
 /// How long one answer may take. Those of a system interface come within milliseconds; a BMC that is
 /// busy takes longer.
@@ -62,6 +72,15 @@ pub enum NoAnswer {
 pub trait Interface {
     /// What it answers behind the completion code 0x00, within this time.
     fn ask(&mut self, request: &Request, limit: Duration) -> Result<Vec<u8>, NoAnswer>;
+}
+
+/// The kernel's way to the machine's own BMC, when it has one.
+pub fn system_interface() -> io::Result<Option<Box<dyn Interface>>> {
+    match SystemInterface::open(Path::new(DEVICE)) {
+        Ok(interface) => Ok(Some(Box::new(interface))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// What the machine's own BMC says, when it has one that answers.
@@ -112,6 +131,25 @@ pub fn read(interface: &mut dyn Interface, left: &dyn Fn() -> Duration) -> Resul
         bmc.serial = serial;
     }
     Ok(bmc)
+}
+
+/// Has the BMC behind `interface` let this user in over its LANs; `left` says how long there is time.
+pub fn regain(
+    interface: &mut dyn Interface,
+    left: &dyn Fn() -> Duration,
+    user: &InBandUser,
+) -> Result<Regained, NotRegained<NoAnswer>> {
+    let mut ask = |request: &Request| {
+        let limit = left().min(WRITTEN);
+        if limit.is_zero() {
+            return Err(No::Ended(NoAnswer::Silent(io::ErrorKind::TimedOut.into())));
+        }
+        interface.ask(request, limit).map_err(|error| match error {
+            NoAnswer::Refused(code) => No::Code(code),
+            error => No::Ended(error),
+        })
+    };
+    regain::regain(&mut ask, &user.user, &user.password)
 }
 
 struct Questions<'a> {

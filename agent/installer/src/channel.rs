@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1::SendRequest};
 use hyper_util::rt::TokioIo;
 use rackhand_common::{
+    bmc::InBandUser,
     channel::{
         Admitted, Assignment, Drive, Found, HOLD, MAX_BODY, MAX_DRIVE, MAX_MANIFEST, MAX_PIECE, Present, Report,
         ToolboxFile,
@@ -338,6 +339,11 @@ impl Channel {
         let name = serde_json::to_value(settings).expect("closed enums always serialize");
         let path = format!("/v1/drives/{}", name.as_str().expect("it is a word"));
         self.call(lane, Method::GET, &path, None, MAX_DRIVE, ANSWER).await.and_then(parse)
+    }
+
+    /// What is to be set at the machine's BMC.
+    pub async fn bmc_user(&self, lane: &mut Lane) -> Result<InBandUser, Failure> {
+        self.call(lane, Method::GET, "/v1/bmc-user", None, MAX_BODY, MANIFEST).await.and_then(parse)
     }
 
     /// Brings a report to boot's disk.

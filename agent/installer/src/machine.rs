@@ -34,6 +34,8 @@ pub trait Machine: Send + Sync + 'static {
     fn details(&self, inventory: &Inventory) -> hardware::Hardware;
     /// What its BMC says in-band, where it has one that answers. May hang for as long as that does.
     fn bmc(&self) -> Option<hardware::Bmc>;
+    /// The way to its BMC in-band, where it has one. May hang for as long as that does.
+    fn bmc_interface(&self) -> io::Result<Option<Box<dyn bmc::Interface>>>;
     /// Opens one of its disks for writing, for nobody else.
     fn open(&self, disk: &Disk) -> io::Result<Arc<dyn disk::Disk>>;
     /// Makes the disk with this partition table the first that its firmware boots.
@@ -99,6 +101,11 @@ impl Machine for Hardware {
     fn bmc(&self) -> Option<hardware::Bmc> {
         load(|modules| modules.load_for(Need::Bmc));
         bmc::look()
+    }
+
+    fn bmc_interface(&self) -> io::Result<Option<Box<dyn bmc::Interface>>> {
+        load(|modules| modules.load_for(Need::Bmc));
+        bmc::system_interface()
     }
 
     fn open(&self, disk: &Disk) -> io::Result<Arc<dyn disk::Disk>> {

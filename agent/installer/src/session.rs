@@ -160,7 +160,12 @@ impl Session<'_> {
                         tracing::info!("restarting, as told");
                         return;
                     }
-                    Task::Deploy(_) | Task::Erase(_) | Task::Test(_) | Task::Rescue(_) | Task::Firmware(_) => {
+                    Task::Deploy(_)
+                    | Task::Erase(_)
+                    | Task::Test(_)
+                    | Task::Rescue(_)
+                    | Task::Firmware(_)
+                    | Task::RegainBmc(_) => {
                         let warrant = assignment.task.warrant().expect("all kinds of orders have one");
                         let order = (warrant.run, warrant.attempt);
                         let admission = Admission { machine: self.machine_id, epoch };
@@ -299,6 +304,14 @@ impl Session<'_> {
                 return Ok(News::Updated(Box::new(updated)));
             }
             Task::Rescue(rescue) => return Err(work.rescue(rescue, self.toolbox()).await),
+            Task::RegainBmc(regain) => {
+                let asked = async {
+                    let mut lane = self.channel.lane();
+                    self.channel.bmc_user(&mut lane).await
+                };
+                work.regain_bmc(regain, asked).await?;
+                Vec::new()
+            }
             Task::Wait | Task::Reboot => Vec::new(),
         };
         Ok(News::Done { disks })

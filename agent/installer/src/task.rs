@@ -18,7 +18,8 @@ use std::{
 };
 
 use rackhand_common::{
-    channel::{Begun, DeployTask, Drive, EraseTask, Kept, News, RescueTask, Warrant},
+    bmc::InBandUser,
+    channel::{Begun, DeployTask, Drive, EraseTask, Kept, News, RegainBmcTask, RescueTask, Warrant},
     erasure::{Method, Outcome},
     event::{Cause, DiskWork},
     id::{Epoch, MachineId},
@@ -27,6 +28,7 @@ use rackhand_common::{
     machine::{Disk, Inventory, Mainboard},
 };
 use rackhand_fail_points::fail_point;
+use rackhand_ipmi::regain::NotRegained;
 use tokio::{
     sync::{mpsc, oneshot},
     task::{JoinSet, spawn_blocking},
@@ -34,6 +36,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    bmc::{self, NoAnswer},
     channel::Failure,
     config_drive::{self, Label},
     disk::{self, Buffer},
@@ -91,6 +94,14 @@ pub enum TaskError {
     Toolbox(#[source] ToolboxError),
     #[error("the SSH server could not be started, or not again")]
     Ssh(#[source] io::Error),
+    #[error("the user of its BMC cannot be had")]
+    BmcUser(#[source] Failure),
+    #[error("the machine has no way to its BMC in-band")]
+    NoBmc,
+    #[error("the way to its BMC cannot be opened")]
+    BmcInterface(#[source] io::Error),
+    #[error("its BMC is not known to let us in")]
+    NotRegained(#[source] NotRegained<NoAnswer>),
     #[error("the order was withdrawn")]
     Withdrawn,
 }
@@ -111,6 +122,7 @@ impl TaskError {
             Self::NotErased(_) => Cause::DiskError,
             Self::BootOrder(_) => Cause::BootOrder,
             Self::Tpm(_) => Cause::Tpm,
+            Self::BmcUser(_) | Self::NoBmc | Self::BmcInterface(_) | Self::NotRegained(_) => Cause::Bmc,
             Self::Drive(_) | Self::Settings(_) | Self::Toolbox(_) | Self::Ssh(_) | Self::Withdrawn => Cause::Internal,
         }
     }
@@ -275,6 +287,37 @@ impl<R: Reporter, S: Source> Work<'_, R, S> {
             Some(Err(error)) => TaskError::Toolbox(error),
             Some(Ok(tools)) => rescue::let_in(tools, task.ssh_keys.clone(), self.reporter, self.withdrawn).await,
         }
+    }
+
+    /// Gives the machine's own BMC the user and password that `asked` brings, which nothing has before the
+    /// machine is known to be the one that is meant.
+    pub async fn regain_bmc(
+        &self,
+        task: &RegainBmcTask,
+        asked: impl Future<Output = Result<InBandUser, Failure>>,
+    ) -> Result<(), TaskError> {
+        let inventory = self.inventory().await;
+        check_machine(&task.warrant, self.admission, &inventory)?;
+        self.reporter.tell(News::Started).await;
+        let user = self.withdrawn.run_until_cancelled(asked).await.ok_or(TaskError::Withdrawn)?;
+        let user = user.map_err(TaskError::BmcUser)?;
+        let machine = self.machine.clone();
+        let regained = spawn_blocking(move || {
+            let interface = machine.bmc_interface().map_err(TaskError::BmcInterface)?;
+            let mut interface = interface.ok_or(TaskError::NoBmc)?;
+            let began = Instant::now();
+            let left = || bmc::REGAIN.saturating_sub(began.elapsed());
+            bmc::regain(&mut *interface, &left, &user).map_err(TaskError::NotRegained)
+        });
+        let regained = regained.await.expect("asking a BMC does not panic")?;
+        tracing::info!(
+            place = regained.place,
+            is_new = regained.is_new,
+            is_tested = regained.is_tested,
+            channels = ?regained.channels,
+            "the BMC has its user"
+        );
+        Ok(())
     }
 
     pub(crate) async fn inventory(&self) -> Inventory {

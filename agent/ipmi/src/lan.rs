@@ -65,6 +65,43 @@ pub fn read_is_lan(data: &[u8]) -> Result<bool, Malformed> {
     Ok(matches!(medium & 0x7f, 0x04 | 0x06))
 }
 
+/// How a channel is reached (§22.22, table 22-26).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChannelAccess {
+    /// Access mode, alerting and authentication: the second byte without its two highest bits.
+    mode: u8,
+    /// The most privilege that anybody has on it.
+    privilege: u8,
+}
+
+/// The mode of a channel that is there whether or not the machine is on.
+const ALWAYS: u8 = 2;
+
+impl ChannelAccess {
+    /// Whether an administrator is let in at any time.
+    pub fn is_open(self) -> bool {
+        self.mode & 7 == ALWAYS && self.privilege >= 4
+    }
+}
+
+/// Asks how a channel is reached at present.
+pub fn channel_access(channel: u8) -> Request {
+    Request::new(0x06, 0x41, &[channel & 0x0f, 0x80])
+}
+
+/// Reads how a channel is reached.
+pub fn read_channel_access(data: &[u8]) -> Result<ChannelAccess, Malformed> {
+    let [mode, privilege] = Reader::new(data).array()?;
+    Ok(ChannelAccess { mode: mode & 0x3f, privilege: privilege & 0x0f })
+}
+
+/// Has a channel let administrators in at any time, and otherwise be as it `is`: until the BMC restarts, or
+/// from then on.
+pub fn open_channel(channel: u8, is: ChannelAccess, lasts: bool) -> Request {
+    let part = if lasts { 0x40 } else { 0x80 };
+    Request::new(0x06, 0x40, &[channel & 0x0f, part | is.mode & 0x38 | ALWAYS, part | 4])
+}
+
 /// Reads the number of a channel.
 pub fn read_channel(data: &[u8]) -> Result<u8, Malformed> {
     Ok(Reader::new(data).u8()? & 0x0f)

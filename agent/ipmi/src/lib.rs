@@ -3,7 +3,8 @@
 //! itself (`rackhand-installer`). A crate of its own so that the installer gets no HTTP client.
 //!
 //! [`packet`] (§13.1–13.8) is messages and datagrams; [`device`] (§20), [`lan`] (§22.24, §23), [`user`]
-//! (§22.26) and [`fru`] (§34 and the FRU storage definition) are what is said in them.
+//! (§22.26) and [`fru`] (§34 and the FRU storage definition) are what is said in them; [`regain`] is in which order a
+//! BMC is given its user back.
 //!
 //! Invariants:
 //! - Every parser takes any bytes and never panics.
@@ -13,5 +14,6 @@ pub mod device;
 pub mod fru;
 pub mod lan;
 pub mod packet;
+pub mod regain;
 pub mod text;
 pub mod user;

@@ -29,6 +29,11 @@ pub(super) struct Guard {
 }
 
 impl Guard {
+    /// One login may be tried before there is a rest.
+    pub(super) fn once() -> Self {
+        Self { denied: DENIED - 1, last: None }
+    }
+
     /// A login was denied.
     pub(super) fn denied(&mut self, now: Timestamp) {
         self.denied = self.denied.saturating_add(1);

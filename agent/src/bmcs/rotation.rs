@@ -6,12 +6,14 @@
 //!   before the other is given up.
 //! - To find out which of two it has, each is tried at most once.
 //! - Whoever asks the BMC waits for its rotation: no password is shown that is about to be wrong.
+//! - An installer that is to set the next password in-band is told it only once that may have happened as
+//!   far as the disk knows; what it did is proven as any other rotation is, by a login.
 
 use std::time::Duration;
 
 use rackhand_bmc::BmcError;
 use rackhand_common::{
-    bmc::{Access, Rotated},
+    bmc::{Access, InBandUser, Rotated},
     id::MachineId,
 };
 use tokio::{task::JoinHandle, time::timeout};
@@ -23,6 +25,9 @@ const ROTATION: Duration = Duration::from_secs(240);
 
 /// How long the controller is let wait for an answer.
 pub(super) const ANSWER: Duration = Duration::from_secs(8);
+
+/// How long whoever gives a password to an installer waits for its turn at the BMC.
+const TURN: Duration = Duration::from_secs(20);
 
 /// A rotation under way, or one whose end nobody was told.
 pub(super) type Under = Option<JoinHandle<Result<(), BmcError>>>;
@@ -93,6 +98,10 @@ impl Bmcs {
             None => (self.log_in(&known, known.present()).await?, false),
         };
         if is_next {
+            // It has a password that nobody else knows: whose it is it may say, for whoever asks how it stands.
+            if let Err(error) = self.check_mainboard(&known.access, &*line.bmc).await {
+                tracing::warn!(%machine, %error, "whose BMC it is that was logged in to is not known");
+            }
             close(&line).await;
             return Ok(());
         }
@@ -110,6 +119,28 @@ impl Bmcs {
             Err(BmcError::Denied(_)) => self.prove(machine, &next).await,
             Err(error) => Err(error),
         }
+    }
+
+    /// What an installer is to set at its machine's BMC, once it is written down that it may have.
+    pub async fn hand_out(&self, machine: MachineId) -> Result<InBandUser, String> {
+        let turn = self.turns(machine).turn;
+        let busy = |_| "its BMC is being given a password just now".to_owned();
+        let _alone = timeout(TURN, turn.lock()).await.map_err(busy)?;
+        let unknown = || "nobody has said which password its BMC is to have".to_owned();
+        let known = self.known(machine).ok_or_else(unknown)?;
+        let password = known.next.clone().ok_or_else(unknown)?;
+        let noted = self.note(machine, |known| {
+            known.is_begun = true;
+            known.is_present_first = false;
+            known.is_in_band = true;
+        });
+        noted.await.map_err(|error| unwritten(error).to_string())?;
+        // What is open goes by a password that is about to be none.
+        let open = self.conversations().remove(&machine);
+        if let Some(open) = open {
+            open.close().await;
+        }
+        Ok(InBandUser { user: known.access.user, password })
     }
 
     /// Tells the BMC its next password, once that is written down; what it said when it said no.

@@ -8,6 +8,8 @@ use std::{
 };
 
 use rackhand_common::{
+    bmc::InBandUser,
+    id::{MachineId, RunId},
     image::{Digest, SignedManifest},
     wire::{LocalRequest, LocalResponse},
 };
@@ -74,6 +76,19 @@ impl AgentLink {
         let sha256 = sha256.to_owned();
         match self.ask(&LocalRequest::Firmware { sha256, size, offset }).await? {
             LocalResponse::Firmware(bytes) => Ok(bytes),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// What the installer of a machine is to set at its BMC by this order. Kept nowhere here.
+    pub(super) async fn bmc_user(
+        &self,
+        machine: MachineId,
+        run: RunId,
+        attempt: u32,
+    ) -> Result<InBandUser, NotFetched> {
+        match self.ask(&LocalRequest::BmcUser(machine, run, attempt)).await? {
+            LocalResponse::BmcUser(user) => Ok(user),
             other => Err(unexpected(other)),
         }
     }

@@ -15,9 +15,10 @@ use axum::{
     routing::{get, post, put},
 };
 use rackhand_common::{
+    bmc::InBandUser,
     channel::{
-        Admitted, Assignment, DeployTask, Drive, EraseTask, FirmwareTask, Found, HOLD, MAX_BODY, News, Present, Report,
-        RescueTask, Task, TestTask, ToolboxFile, Warrant,
+        Admitted, Assignment, DeployTask, Drive, EraseTask, FirmwareTask, Found, HOLD, MAX_BODY, News, Present,
+        RegainBmcTask, Report, RescueTask, Task, TestTask, ToolboxFile, Warrant,
     },
     event::{Login, MAX_TEXT, Stage, What},
     hardware::Hardware,
@@ -69,6 +70,7 @@ impl Channel {
             .route("/v1/assignment", get(assignment))
             .route("/v1/manifests/{digest}", get(manifest))
             .route("/v1/drives/{settings}", get(drive))
+            .route("/v1/bmc-user", get(bmc_user))
             .route("/v1/toolbox", get(toolbox))
             .route("/v1/firmware/{offset}", get(firmware))
             .route("/v1/report", post(report))
@@ -115,6 +117,7 @@ impl Channel {
             mainboard: order.work.mainboard().cloned(),
         };
         match &order.work {
+            Work::RegainBmc(_) => Task::RegainBmc(RegainBmcTask { warrant }),
             Work::Rescue(rescue) => Task::Rescue(RescueTask { warrant, ssh_keys: rescue.ssh_keys.clone() }),
             Work::Test(test) => {
                 let known = self.sessions.testing(machine.id, order.run, order.attempt);
@@ -221,6 +224,10 @@ enum Refusal {
     NoFirmware(String),
     #[error("the file of firmware cannot be had now")]
     Firmware(#[source] NotFetched),
+    #[error("no order to regain a BMC, or one that is over")]
+    NoRegain,
+    #[error("{0}")]
+    NoBmcUser(NotFetched),
     #[error("longer than that of any machine")]
     TooLong,
     #[error("too often; try again")]
@@ -238,7 +245,11 @@ impl IntoResponse for Refusal {
         let status = match &self {
             Self::NoSession => StatusCode::UNAUTHORIZED,
             Self::Ticket => StatusCode::FORBIDDEN,
-            Self::NoAddress | Self::NoErasure | Self::NoTest | Self::NoRescue | Self::NoUpdate => StatusCode::CONFLICT,
+            Self::NoAddress | Self::NoErasure | Self::NoTest | Self::NoRescue | Self::NoUpdate | Self::NoRegain => {
+                StatusCode::CONFLICT
+            }
+            Self::NoBmcUser(NotFetched::NotFound(_)) => StatusCode::CONFLICT,
+            Self::NoBmcUser(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooOften => StatusCode::TOO_MANY_REQUESTS,
             Self::NoDeploy | Self::NoToolbox | Self::NoFirmware(_) | Self::Chunk(ChunkError::NotListed(_)) => {
@@ -385,6 +396,24 @@ async fn drive(
     let order = order.and_then(|machine| machine.order.as_ref()).ok_or(Refusal::NoDeploy)?;
     let deploy = order.work.deploy().ok_or(Refusal::NoDeploy)?;
     Ok(Json(channel.told(&session, order, deploy).files(settings)))
+}
+
+/// The user of the machine's BMC, for the order that is being carried out and for no other.
+async fn bmc_user(
+    State(channel): State<Channel>,
+    Extension(client): Extension<Client>,
+) -> Result<Json<InBandUser>, Refusal> {
+    let Session { machine, .. } = channel.session(client).await?;
+    let order = {
+        let intent = channel.intent.borrow();
+        let known = intent.iter().flat_map(|intent| &intent.machines).find(|known| known.id == machine);
+        match duty(known, channel.sessions.ended(machine)) {
+            Duty::Work(order) if order.work.regains_bmc() => Some((order.run, order.attempt)),
+            _ => None,
+        }
+    };
+    let (run, attempt) = order.ok_or(Refusal::NoRegain)?;
+    channel.agent.bmc_user(machine, run, attempt).await.map(Json).map_err(Refusal::NoBmcUser)
 }
 
 async fn toolbox(

@@ -511,6 +511,7 @@ fn assemble(
         tickets,
         sessions: sessions.clone(),
         chunks: chunks.clone(),
+        agent,
         toolbox: toolbox.clone(),
         agent,
         phone_home,

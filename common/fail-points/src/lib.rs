@@ -103,6 +103,7 @@ pub const POINTS: &[Point] = &[
     point("step.leave system", CONTROLLER),
     point("step.run tests", CONTROLLER),
     point("step.restore BMC", CONTROLLER),
+    point("step.set BMC password", CONTROLLER),
     point("command.send", CONTROLLER),
     point("image.put", CONTROLLER),
     once("backup.write", CONTROLLER),

@@ -46,6 +46,22 @@ impl fmt::Debug for Beside {
     }
 }
 
+/// The user and password that an installer sets at its machine's own BMC, in-band.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InBandUser {
+    /// Its name.
+    pub user: String,
+    /// The password that it is to have.
+    pub password: String,
+}
+
+// No password in a log line.
+impl fmt::Debug for InBandUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InBandUser").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
 /// What an agent answers when it is to give a BMC its next password. Travels as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

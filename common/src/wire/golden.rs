@@ -18,7 +18,7 @@ use crate::{
     health::{self, SeriesQuery, State, Verdict},
     id::{AgentId, CommandId, Epoch, Incarnation, MachineId, RackId, RunId},
     image::Digest,
-    intent::{Boot, Deploy, DiskRule, Host, Intent, MachineIntent, Network, Order, Rescue, Test, Work},
+    intent::{Boot, Deploy, DiskRule, Host, Intent, MachineIntent, Network, Order, RegainBmc, Rescue, Test, Work},
     life::{Life, Lives},
     machine::{Content, Cpu, Disk, Firmware, Inventory, Mac, Mainboard, Nic, Power, System},
     replacement::{Kind, Part, PartReplaced, Step},
@@ -220,6 +220,7 @@ fn events() -> Vec<Event> {
         attempt: 1,
         updated: Box::new(Updated { name: "toy".into(), outcome, was, tested: None }),
     });
+    all.push(What::Failed { run, attempt: 1, cause: Cause::Bmc, detail: "full".into() });
     all.into_iter().map(event).collect()
 }
 
@@ -286,9 +287,10 @@ fn intent() -> Intent {
                     confirm: false,
                     timeout: 60,
                     settle: 5,
-                    mainboard: Some(board),
+                    mainboard: Some(board.clone()),
                 })))),
             ),
+            machine(Boot::Installer, Some(order(Work::RegainBmc(RegainBmc { mainboard: Some(board) })))),
         ],
     }
 }

@@ -4,9 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    bmc::Look,
+    bmc::{InBandUser, Look},
     event::{Event, NodeHealth},
-    id::{AgentId, MachineId, RackId},
+    id::{AgentId, MachineId, RackId, RunId},
     image::Digest,
     intent::Intent,
     machine::Power,
@@ -76,6 +76,8 @@ pub enum LocalRequest {
         /// Where the piece begins.
         offset: u64,
     },
+    /// By boot: what the installer of a machine is to set at its BMC by the order of this run and try.
+    BmcUser(MachineId, RunId, u32),
 }
 
 /// The agent's answer.
@@ -125,6 +127,8 @@ pub enum LocalResponse {
     Replacement(String),
     /// To `Firmware`: at most [`MAX_PIECE`](crate::channel::MAX_PIECE) of its bytes.
     Firmware(Vec<u8>),
+    /// To `BmcUser`: it is on this node's disk that the BMC may have this password from now on.
+    BmcUser(InBandUser),
 }
 
 /// The node as the technician sees it.

@@ -18,6 +18,7 @@ use crate::{
     login::unseen,
     manifest,
     output::{self, Output, done, print},
+    run::{Wait, started},
     show::{Table, or_dash, table},
     views::Machine,
     watch::{self, Told, Watch},
@@ -76,6 +77,19 @@ What is interrupted goes on by itself; what failed goes on when it is asked for 
         /// Go on with the next one when one fails
         #[arg(long, requires = "rack")]
         keep_going: bool,
+    },
+    /// Have a machine's BMC let us in again that takes our password no more, or has lost our user
+    #[command(after_help = "  rackhand bmc regain web-1 --wait
+
+The installer on the machine sets user and a fresh password in-band, enables the user, has it be an
+administrator and opens the BMC's LAN to it; the rack's agent then logs in with it to prove it. The machine
+has to be nobody's: ready, in maintenance or quarantined. When its installer is not there, switch the
+machine off and on by hand and have it start from the network. A release does the same by itself.")]
+    Regain {
+        /// Name or id
+        machine: String,
+        #[command(flatten)]
+        wait: Wait,
     },
     /// Say how BMCs are reached as a manifest does, also those of machines that nobody has seen yet
     #[command(after_help = "  rackhand bmc import delivery.csv --rack r1 --rotate
@@ -313,6 +327,10 @@ pub(crate) async fn run(client: &Client, command: BmcCommand, output: Output) ->
             }
             anyhow::ensure!(failed == 0, "{failed} of {} BMCs of {rack} have no other password", all.len());
             Ok(output::done(output, format!("{done} BMCs of {rack} have another password")))
+        }
+        BmcCommand::Regain { machine, wait } => {
+            let path = format!("{}/regain", path(client, &machine).await?);
+            started(client, client.post(&path, json!({})).await?, &wait, output).await
         }
         BmcCommand::Import { file, rack, partial, rotate, try_factory } => {
             let rows = match &file {

@@ -80,6 +80,8 @@ pub enum Event {
     Updated,
     /// What firmware it has is not known, or not what was wanted.
     UpdateFailed,
+    /// An operator wants its BMC back.
+    RegainBmc,
     /// An operator doubts it.
     Quarantine,
     /// An operator works on it.
@@ -97,7 +99,7 @@ pub enum Event {
 }
 
 /// What an operator can ask for, with the word for it.
-const VERBS: [(Event, &str); 15] = [
+const VERBS: [(Event, &str); 16] = [
     (Event::Adopt, "adopt"),
     (Event::Deploy, "deploy"),
     (Event::Reinstall, "reinstall"),
@@ -108,6 +110,7 @@ const VERBS: [(Event, &str); 15] = [
     (Event::Inspect, "inspect"),
     (Event::Test, "test"),
     (Event::UpdateFirmware, "update-firmware"),
+    (Event::RegainBmc, "regain-bmc"),
     (Event::Maintain, "maintain"),
     (Event::Resume, "resume"),
     (Event::Quarantine, "quarantine"),
@@ -158,7 +161,12 @@ impl Lifecycle {
             (Self::Active | Self::Rescue, Event::LeftRescue) => Some(Self::Active),
             (
                 Self::Ready | Self::Quarantined | Self::Maintenance,
-                Event::Inspect | Event::Test | Event::Tested | Event::UpdateFirmware | Event::Updated,
+                Event::Inspect
+                | Event::Test
+                | Event::Tested
+                | Event::UpdateFirmware
+                | Event::Updated
+                | Event::RegainBmc,
             ) => Some(self),
             (Self::Ready | Self::Quarantined | Self::Maintenance, Event::UpdateFailed) => Some(Self::Quarantined),
             (Self::Ready, Event::Maintain) => Some(Self::Maintenance),
@@ -262,6 +270,7 @@ mod tests {
         Event::UpdateFirmware,
         Event::Updated,
         Event::UpdateFailed,
+        Event::RegainBmc,
         Event::Quarantine,
         Event::Maintain,
         Event::Resume,

@@ -109,6 +109,7 @@ pub const TABLE: Table = &[
     (Method::DELETE, "/v1/racks/{rack}/bmcs/{machine}", May(RackManage, Named(Thing::Rack))),
     (Method::GET, "/v1/racks/{rack}/bmcs/{machine}/{what}", May(RackRead, Named(Thing::Rack))),
     (Method::POST, "/v1/racks/{rack}/bmcs/{machine}/rotate", May(RackManage, Named(Thing::Rack))),
+    (Method::POST, "/v1/racks/{rack}/bmcs/{machine}/regain", May(RackManage, Named(Thing::Rack))),
     (Method::GET, "/v1/racks/{rack}/found-bmcs", May(RackRead, Named(Thing::Rack))),
     (Method::GET, "/v1/racks/{rack}/expected-bmcs", May(RackRead, Named(Thing::Rack))),
     (Method::POST, "/v1/racks/{rack}/expected-bmcs", May(RackManage, Named(Thing::Rack))),

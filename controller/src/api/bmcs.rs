@@ -23,6 +23,8 @@ use utoipa::ToSchema;
 use super::{
     App, Caller, Error,
     extract::{Expected, Json, Page, Query, Window, parse, tagged},
+    machines::{Nothing, accepted},
+    runs::Run,
 };
 use crate::{
     rotations,
@@ -286,6 +288,29 @@ pub(super) async fn rotate(
     tx.commit().await?;
     (app.changed)(machine.rack);
     Ok((StatusCode::ACCEPTED, tagged(row.version, BmcAccess::of(row))))
+}
+
+/// Have a machine's BMC let us in again
+///
+/// For a BMC that takes the password no more that is known, or has lost its user. Starts a run in which the
+/// machine's installer sets user and a fresh password in-band, enables the user, has it be an administrator on the
+/// BMC's LANs, and opens those; then the rack's agent logs in with it, and only then the one before is forgotten.
+/// For machines that nobody's system runs on: `ready`, `maintenance`, `quarantined`. An installer that is not there
+/// is waited for: the machine has to be switched by hand when its BMC does not.
+#[utoipa::path(post, path = "/v1/racks/{rack}/bmcs/{machine}/regain", tag = "bmcs", request_body = Nothing,
+    params(("rack" = String, Path, description = "Id or name."), ("machine" = String, Path, description = "Id or name.")),
+    responses((status = 202, body = Run, headers(("Location" = String, description = "The run.")))))]
+pub(super) async fn regain(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Path((rack, machine)): Path<(String, String)>,
+    Json(Nothing {}): Json<Nothing>,
+) -> Result<impl IntoResponse, Error> {
+    let mut tx = app.store.begin().await?;
+    let machine = held(&caller, &mut tx, Action::RackManage, &rack, &machine).await?;
+    let run = tx.start_regain_bmc(app.clock.now().wall, &machine).await?;
+    tx.commit().await?;
+    Ok(accepted(&app, run, Vec::new()))
 }
 
 /// Forget how a machine's BMC is reached

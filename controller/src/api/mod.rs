@@ -239,6 +239,7 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(bmcs::show, bmcs::set, bmcs::remove))
         .routes(routes!(bmcs::look))
         .routes(routes!(bmcs::rotate))
+        .routes(routes!(bmcs::regain))
         .routes(routes!(found_bmcs::list))
         .routes(routes!(expected_bmcs::list, expected_bmcs::import, expected_bmcs::forget))
         .routes(routes!(racks::agents))

@@ -231,6 +231,7 @@ pub(super) async fn retry(
         }
         store::Parameters::Release(_) => Action::MachineRelease,
         store::Parameters::Power(_) => Action::MachinePower,
+        store::Parameters::RegainBmc => Action::RackManage,
     };
     let machine = held(&caller, &mut tx, action, &run.machine.to_string()).await?;
     let now = app.clock.now().wall;

@@ -390,6 +390,7 @@ fn each_operation_is_this_action_at_this_place() {
         DELETE /v1/racks/{rack}/bmcs/{machine}: rack.manage where the rack is
         GET    /v1/racks/{rack}/bmcs/{machine}/{what}: rack.read where the rack is
         POST   /v1/racks/{rack}/bmcs/{machine}/rotate: rack.manage where the rack is
+        POST   /v1/racks/{rack}/bmcs/{machine}/regain: rack.manage where the rack is
         GET    /v1/racks/{rack}/found-bmcs: rack.read where the rack is
         GET    /v1/racks/{rack}/expected-bmcs: rack.read where the rack is
         POST   /v1/racks/{rack}/expected-bmcs: rack.manage where the rack is

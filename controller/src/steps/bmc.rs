@@ -4,18 +4,14 @@
 //! Invariants:
 //! - A machine that has a BMC is handed out with a record of it.
 //! - A release ends well only when the BMC was read as it was recorded after everything was done, and
-//!   has a password that was made in this release.
+//!   has a password that was made in this release ([`regain`](super::regain)).
 //! - Nothing that cannot be read again counts as put back.
 
 use rackhand_common::bmc::baseline::{Answered, Ask, Asker, Baseline, Difference, Restored};
 use rackhand_controller_core::workflow::{Cause, Report, WaitFor};
 
 use super::{Look, failed};
-use crate::{
-    rotations,
-    store::{Rotation, StoreError, StoredBmc},
-    workflows::Commands,
-};
+use crate::{store::StoreError, workflows::Commands};
 
 /// How many differences a reason names.
 const NAMED: usize = 4;
@@ -52,12 +48,14 @@ impl<C: Commands> Look<'_, C> {
         }
     }
 
-    /// Has the BMC given another password, and put back to its record; a start of the machine in
-    /// between when its firmware's settings need one.
+    /// Has the BMC put back to its record; a start of the machine in between when its firmware's settings need
+    /// one. It has a password of this release's by now.
     pub(super) async fn restore_bmc(&self) -> Result<Report, StoreError> {
         let machine = self.run.machine;
         let mut tx = self.store.begin().await?;
-        let Some(bmc) = tx.bmc(machine).await? else { return Ok(Report::Done) };
+        if tx.bmc(machine).await?.is_none() {
+            return Ok(Report::Done);
+        }
         let Some(record) = tx.baseline(machine).await?.and_then(|known| known.record) else {
             if tx.last_install(machine).await?.is_some() {
                 let name = &self.run.machine_name;
@@ -75,9 +73,6 @@ impl<C: Commands> Look<'_, C> {
         };
         let issued = self.restart_of(&mut tx).await?;
         drop(tx);
-        if let Some(report) = self.rotated(&bmc).await? {
-            return Ok(report);
-        }
         if issued.is_some() {
             match self.boot_installer(true).await? {
                 Report::Done => {}
@@ -104,31 +99,6 @@ impl<C: Commands> Look<'_, C> {
         Ok(failed(Cause::Bmc, reason(&self.run.machine_name, &left, &restored)))
     }
 
-    /// Has the BMC have a password that was made in this run; what is waited for until it has.
-    async fn rotated(&self, bmc: &StoredBmc) -> Result<Option<Report>, StoreError> {
-        let began = self.run.created;
-        if bmc.rotated.is_some_and(|rotated| rotated >= began) {
-            return Ok(None);
-        }
-        match &bmc.rotation {
-            Some(Rotation { failed: Some(reason), since, .. }) if *since >= began => {
-                Ok(Some(failed(Cause::Bmc, format!("its BMC was not given another password: {reason}"))))
-            }
-            Some(Rotation { failed: None, detail, .. }) => {
-                let detail = detail.as_deref().unwrap_or("asked for");
-                Ok(Some(waiting(WaitFor::Bmc, &format!("its BMC gets another password: {detail}"))))
-            }
-            _ => {
-                let mut tx = self.store.begin().await?;
-                let machine = self.machine(&mut tx).await?;
-                tx.begin_rotation(self.now.wall, &machine, &rotations::fresh()).await?;
-                tx.commit().await?;
-                self.commands.wake(self.run.rack);
-                Ok(Some(waiting(WaitFor::Bmc, "its BMC gets another password")))
-            }
-        }
-    }
-
     async fn ask_bmc(&self, record: Option<&Baseline>, count: u32) -> Result<Heard, StoreError> {
         let asker = Asker::Run(self.run.id, self.attempt, count);
         let ask = Ask { asker, record: record.cloned() };
@@ -149,7 +119,7 @@ impl<C: Commands> Look<'_, C> {
     }
 }
 
-fn waiting(waiting: WaitFor, detail: &str) -> Report {
+pub(super) fn waiting(waiting: WaitFor, detail: &str) -> Report {
     Report::Waiting { waiting, detail: detail.to_owned(), mark: 0 }
 }
 

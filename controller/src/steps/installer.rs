@@ -39,7 +39,13 @@ impl<C: Commands> Look<'_, C> {
                         machine.connected = false;
                         command
                     }
-                    Err(report) => return Ok(failed(Cause::NotBooted, report)),
+                    Err(report) => {
+                        let Some(command) = self.left_to_people(&mut tx).await? else {
+                            return Ok(failed(Cause::NotBooted, report));
+                        };
+                        self.commit(tx, &mut machine).await?;
+                        return Ok(by_hand(&machine, &command));
+                    }
                 },
             };
             self.commit(tx, &mut machine).await?;
@@ -106,6 +112,20 @@ impl<C: Commands> Look<'_, C> {
             }
         }
     }
+}
+
+/// A machine that its BMC does not start is started by somebody who stands before it, and its installer has the
+/// BMC let us in again.
+fn by_hand(machine: &Machine, command: &StoredCommand) -> Report {
+    if has_come(machine, command) {
+        return Report::Done;
+    }
+    let why = command.outcome.as_ref().map(ToString::to_string).unwrap_or_default();
+    let detail = format!(
+        "its BMC does not start it ({why}): switch the machine off and on by hand, and have it start from the network; \
+         its installer regains its BMC"
+    );
+    Report::Waiting { waiting: WaitFor::Installer, detail, mark: 0 }
 }
 
 /// Whether the installer has connected that `command` is to bring.

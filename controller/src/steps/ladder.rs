@@ -5,11 +5,14 @@ use rackhand_common::{
     bmc::Protocol,
     event::{Outcome, Stage},
 };
-use rackhand_controller_core::boot_ladder::{Next, Rung, Seen, Switch, Try, Ways, Went, next};
+use rackhand_controller_core::{
+    boot_ladder::{Next, Rung, Seen, Switch, Try, Ways, Went, next},
+    workflow::Step,
+};
 
 use super::Look;
 use crate::{
-    store::{Happened, Machine, StoreError, StoredCommand, Tx},
+    store::{Happened, Machine, Parameters, StoreError, StoredCommand, Tx},
     workflows::Commands,
 };
 
@@ -47,6 +50,24 @@ impl<C: Commands> Look<'_, C> {
         let (wall, rack, machine) = (self.now.wall, self.run.rack, Some(machine.id));
         tx.insert_event(wall, rack, machine, Some(self.run.id), &Happened::Starts { way: rung.to_string() }).await?;
         Ok(Ok(command))
+    }
+
+    /// The first command of a release of whose commands its BMC has carried out none: only somebody who stands
+    /// before the machine can start it. Nothing when there is another way, or it was started.
+    pub(super) async fn left_to_people(&self, tx: &mut Tx) -> Result<Option<StoredCommand>, StoreError> {
+        let is_release = matches!(self.run.parameters, Parameters::Release(_));
+        if !is_release || self.undo || self.step != Step::RestartInstaller || tx.bmc(self.run.machine).await?.is_none()
+        {
+            return Ok(None);
+        }
+        let tries = self.tries(tx).await?;
+        if tries.iter().any(|tried| matches!(tried.went, Went::Started(_))) {
+            return Ok(None);
+        }
+        let restarts = self.restarts(tx).await?;
+        let refused =
+            |command: &StoredCommand| matches!(command.outcome, Some(Outcome::Refused(_) | Outcome::Failed(_)));
+        Ok(restarts.into_iter().map(|(_, command)| command).find(refused))
     }
 
     /// The way to bring back a machine whose installer was there in this run.

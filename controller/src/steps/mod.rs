@@ -14,6 +14,7 @@ mod installer;
 mod ladder;
 mod order;
 mod power;
+mod regain;
 mod system;
 
 use std::time::Duration;
@@ -80,6 +81,8 @@ impl<C: Commands> Look<'_, C> {
                 other => Ok(other),
             },
             (Step::RestoreBmc, false) => self.restore_bmc().await,
+            (Step::SetBmcPassword, false) => self.set_bmc_password().await,
+            (Step::SetBmcPassword, true) => self.take_back_bmc_password().await,
             (Step::RestartInstaller | Step::LeaveSystem, false) => self.boot_installer(true).await,
             (Step::WriteImage, false) => self.order(self.deploy_order()).await,
             (Step::EraseDisks, false) => self.order(self.erase_order()).await,
@@ -237,6 +240,7 @@ fn point(step: Step) -> Option<&'static str> {
         Step::LeaveSystem => "step.leave system",
         Step::RunTests => "step.run tests",
         Step::RestoreBmc => "step.restore BMC",
+        Step::SetBmcPassword => "step.set BMC password",
         // Nor has its BMC firmware that could be updated.
         Step::StartRescue | Step::EndRescue | Step::UpdateFirmware => return None,
     })

@@ -9,7 +9,7 @@ use std::fmt;
 use jiff::Timestamp;
 use rackhand_common::{
     bmc::{Access, Beside},
-    id::{MachineId, RackId},
+    id::{MachineId, RackId, RunId},
     seal::Seal,
 };
 
@@ -34,7 +34,9 @@ pub struct StoredBmc {
     pub rotation: Option<Rotation>,
     /// When it got another password last.
     pub rotated: Option<Timestamp>,
-    /// Counts how often an operator has said how it is reached.
+    /// The run whose installer has set the next password in-band, as it says.
+    pub regained_in: Option<RunId>,
+    /// Counts how often an operator has said how it is reached, and an installer has set its password.
     pub told: u64,
     /// Since when.
     pub changed: Timestamp,
@@ -199,6 +201,35 @@ impl Tx {
         self.touch_rack(machine.rack).await.map(drop)
     }
 
+    /// Has a machine's installer be able to set the next password of its BMC: this one, unless one may have been
+    /// set already and nobody knows.
+    pub async fn begin_in_band(&mut self, machine: &Machine, fresh: &str) -> Result<(), StoreError> {
+        self.watch("bmcs", machine.id).await?;
+        query("UPDATE bmcs SET next = COALESCE(next, $2), next_begun = 1, version = version + 1 WHERE id = $1")
+            .bind(machine.id.to_string())
+            .bind(self.seal.seal(&Access::place_of_next(machine.id), fresh))
+            .execute(&mut self.inner)
+            .await?;
+        self.touch_rack(machine.rack).await.map(drop)
+    }
+
+    /// The installer of a machine says that it has set the next password of its BMC: the rack's agent is to prove
+    /// it, and may try a login for that whatever was denied before.
+    pub async fn begin_proof(&mut self, now: Timestamp, machine: &Machine, run: RunId) -> Result<(), StoreError> {
+        self.watch("bmcs", machine.id).await?;
+        query(
+            "UPDATE bmcs SET regained_in = $2, told = told + 1, rotating_since = $3, rotating_detail = NULL,
+                 rotating_failed = NULL, version = version + 1
+             WHERE id = $1",
+        )
+        .bind(machine.id.to_string())
+        .bind(run.to_string())
+        .bind(micros(now))
+        .execute(&mut self.inner)
+        .await?;
+        self.touch_rack(machine.rack).await.map(drop)
+    }
+
     /// Notes that an agent may set the next password from now on.
     pub async fn rotation_begun(&mut self, machine: MachineId, rack: RackId) -> Result<(), StoreError> {
         query("UPDATE bmcs SET next_begun = 1 WHERE id = $1")
@@ -354,6 +385,7 @@ fn read(seal: &Seal, row: &Row) -> Result<StoredBmc, StoreError> {
         next: next.map(|password| Next { password, is_begun }),
         rotation: at("rotating_since")?.map(|since| Rotation { since, detail, failed }),
         rotated: at("rotated")?,
+        regained_in: row.try_get::<Option<&str>, _>("regained_in")?.map(id).transpose()?,
         told: row.try_get::<i64, _>("told")? as u64,
         changed: timestamp(row.try_get("changed")?)?,
         version: row.try_get::<i64, _>("version")? as u64,

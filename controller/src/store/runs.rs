@@ -114,6 +114,8 @@ pub enum Parameters {
     LeaveRescue,
     /// Update its firmware.
     Firmware(FirmwareUpdates),
+    /// Have its BMC let us in again.
+    RegainBmc,
 }
 
 /// What is updated, in this order.
@@ -232,6 +234,7 @@ impl Parameters {
             Self::Rescue(_) => Workflow::Rescue,
             Self::LeaveRescue => Workflow::LeaveRescue,
             Self::Firmware(_) => Workflow::UpdateFirmware,
+            Self::RegainBmc => Workflow::RegainBmc,
         }
     }
 
@@ -245,7 +248,8 @@ impl Parameters {
             | Self::Test(_)
             | Self::Rescue(_)
             | Self::LeaveRescue
-            | Self::Firmware(_) => None,
+            | Self::Firmware(_)
+            | Self::RegainBmc => None,
         }
     }
 
@@ -259,7 +263,8 @@ impl Parameters {
             | Self::Test(_)
             | Self::Rescue(_)
             | Self::LeaveRescue
-            | Self::Firmware(_) => None,
+            | Self::Firmware(_)
+            | Self::RegainBmc => None,
         }
     }
 }

@@ -91,6 +91,8 @@ struct State {
     /// Accepted, and the turn they are performed in.
     pending: VecDeque<(u32, Command)>,
     network_boots: u32,
+    /// Commands that its BMC took from nobody.
+    refused: u32,
     /// What was done, in order.
     sent: Vec<Action>,
     installer: bool,
@@ -220,13 +222,14 @@ impl Node {
                 // Only after the installer was there for it.
                 assert!(!matches!(run.step, Some(Step::BootInstaller | Step::RestartInstaller)));
             }
-            // Nothing is done to a machine that nobody has but tests and updates, while their run goes on.
+            // Nothing is done to a machine that nobody has but tests, updates and what its BMC needs, while their run goes on.
             _ => {
                 assert_eq!(told.boot, Boot::Installer);
                 let Some(order) = told.order else { return };
                 let run = tx.run(order.run).await.unwrap();
                 assert_eq!((run.status, run.epoch), (RunStatus::Running, row.epoch));
-                assert!(order.work.test().is_some() || order.work.firmware().is_some(), "{:?}", order.work);
+                let work = &order.work;
+                assert!(work.test().is_some() || work.firmware().is_some() || work.regains_bmc(), "{work:?}");
             }
         }
     }
@@ -307,6 +310,15 @@ impl State {
 
     fn act(&mut self, command: &Command) {
         self.sent.push(command.action);
+        if self.bmc.denies() {
+            self.refused += 1;
+            if self.refused == 3 {
+                // Somebody goes there.
+                self.installer = false;
+                self.events.extend([What::Stage(Stage::PoweredOn), What::Stage(Stage::RomDhcp(Firmware::Bios))]);
+            }
+            return self.end(command.id, Outcome::Refused("by its BMC: denied".to_owned()));
+        }
         if self.behaviour.lacks == Some(command.action) {
             return self.end(command.id, Outcome::Unsupported("as the test wants".to_owned()));
         }
@@ -354,6 +366,13 @@ impl State {
                 }
                 if let Some((_, cause)) = self.behaviour.failing.filter(|(until, _)| attempt <= *until) {
                     self.events.push(What::Failed { run, attempt, cause, detail: "as the test wants".to_owned() });
+                    return;
+                }
+                if order.work.regains_bmc() {
+                    assert!(order.disks.is_empty());
+                    let told = self.bmc.regained().then_some(What::Done { run, attempt, disks: Vec::new() });
+                    let detail = "no place is left\n\nits log".to_owned();
+                    self.events.push(told.unwrap_or(What::Failed { run, attempt, cause: event::Cause::Bmc, detail }));
                     return;
                 }
                 if let Some(test) = order.work.test() {

@@ -78,6 +78,8 @@ pub struct State {
     pub subscriptions: Vec<(u32, String, String)>,
     /// Counts logins that were denied since one was taken, and in all.
     pub denied: (Cell<u32>, Cell<u32>),
+    /// Whether its LAN is no way to it for IPMI.
+    pub is_lan_closed: bool,
     /// Counts restarts: sessions of an earlier one are lost.
     pub restarts: u64,
     /// Counts requests of Redfish.
@@ -194,6 +196,7 @@ impl State {
             subscriptions: Vec::new(),
             requests: 0,
             denied: Default::default(),
+            is_lan_closed: false,
             restarts: 0,
             silent_until: None,
             changes: 0,

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::bmc::{bmc, reach};
 
 /// A machine that somebody has, with its BMC.
-async fn handed_out(rack: &mut VirtualRack, protocol: &str) -> (Machine, Running) {
+pub(super) async fn handed_out(rack: &mut VirtualRack, protocol: &str) -> (Machine, Running) {
     rack.image("sim-1", 3).await;
     let machine = rack.machine(Model::default());
     rack.ready(&machine).await;

@@ -22,6 +22,7 @@ mod ladder;
 mod leased;
 mod parts;
 mod prometheus;
+mod regain;
 mod reload;
 mod replaced;
 mod rescue;

@@ -109,7 +109,7 @@ fn scenes(point: &str) -> &'static [(Scene, &'static [u32])] {
         "step.switch power" => &[(CYCLE, &[1, 2])],
         "ledger.accept" | "ledger.begin" | "ledger.end" | "command.send" => &[(CYCLE, &[1]), (RELEASE, &[1])],
         "power.act" => &[(CYCLE, &[1, 2]), (RELEASE, &[1, 2])],
-        "step.restore BMC" => &[(RELEASE, &[1])],
+        "step.restore BMC" | "step.set BMC password" => &[(RELEASE, &[1])],
         "step.restart into installer" | "step.erase disks" => &[(RELEASE, &[1, 3])],
         "erase.pattern" | "erase.overwrite" | "erase.verify" | "boot-entries.forget" => &[(RELEASE, &[1])],
         "ledger.welcomed" => &[(DEPLOY, &[1])],

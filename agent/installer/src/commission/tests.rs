@@ -55,6 +55,9 @@ impl Machine for Bench {
     fn bmc(&self) -> Option<Bmc> {
         None
     }
+    fn bmc_interface(&self) -> io::Result<Option<Box<dyn crate::bmc::Interface>>> {
+        Ok(None)
+    }
     fn details(&self, _: &Inventory) -> Hardware {
         Hardware::default()
     }

@@ -31,6 +31,8 @@ pub enum Workflow {
     LeaveRescue,
     /// Firmware of a machine that nobody uses, brought to other versions by its BMC.
     UpdateFirmware,
+    /// The BMC of a machine that nobody uses, given its user and password in-band.
+    RegainBmc,
 }
 
 /// Something a workflow does. Each is safe to repeat, and so is its undo.
@@ -63,6 +65,9 @@ pub enum Step {
     RestoreBmc,
     /// Have each version be the one that is wanted, with a start of the machine where one needs it.
     UpdateFirmware,
+    /// Have the machine's BMC have a password that was made in this run, set by a login or by the machine's
+    /// installer. Undone, no installer sets one any more.
+    SetBmcPassword,
 }
 
 /// The rules of one step.
@@ -156,6 +161,19 @@ const BOOT_INSTALLER: Rule = Rule {
 
 const DEPLOY: &[Rule] = &[BOOT_INSTALLER, WRITE_IMAGE, START_SYSTEM];
 
+const SET_BMC_PASSWORD: Rule = Rule {
+    step: Step::SetBmcPassword,
+    // Somebody may have to go there and switch the machine: its BMC does not.
+    patience: minutes(60),
+    limit: minutes(120),
+    attempts: 1,
+    again: &[],
+    interruptible: true,
+    undo: Some(Undo { patience: minutes(5), limit: minutes(5), attempts: 2 }),
+};
+
+const REGAIN_BMC: &[Rule] = &[SET_BMC_PASSWORD];
+
 const RELEASE: &[Rule] = &[
     RESTART_INSTALLER,
     Rule {
@@ -168,6 +186,7 @@ const RELEASE: &[Rule] = &[
         interruptible: false,
         undo: Some(RESTART),
     },
+    SET_BMC_PASSWORD,
     Rule {
         step: Step::RestoreBmc,
         patience: BOOT,
@@ -266,7 +285,7 @@ const POWER: &[Rule] = &[Rule {
 
 impl Workflow {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Deploy,
         Self::Release,
         Self::Power,
@@ -276,6 +295,7 @@ impl Workflow {
         Self::Rescue,
         Self::LeaveRescue,
         Self::UpdateFirmware,
+        Self::RegainBmc,
     ];
 
     /// Its steps, in order.
@@ -290,6 +310,7 @@ impl Workflow {
             Self::Rescue => RESCUE,
             Self::LeaveRescue => LEAVE_RESCUE,
             Self::UpdateFirmware => UPDATE_FIRMWARE,
+            Self::RegainBmc => REGAIN_BMC,
         }
     }
 
@@ -305,7 +326,7 @@ impl Workflow {
             (Self::UpdateFirmware, _) => Some(Event::Updated),
             (Self::Rescue, Ended::Done) => Some(Event::Rescued),
             (Self::Rescue, _) | (Self::LeaveRescue, Ended::Done) => Some(Event::LeftRescue),
-            (Self::Power | Self::Inspect | Self::LeaveRescue, _) => None,
+            (Self::Power | Self::Inspect | Self::LeaveRescue | Self::RegainBmc, _) => None,
         }
     }
 }
@@ -322,6 +343,7 @@ impl fmt::Display for Workflow {
             Self::Rescue => "rescue",
             Self::LeaveRescue => "leave-rescue",
             Self::UpdateFirmware => "update-firmware",
+            Self::RegainBmc => "regain-bmc",
         })
     }
 }
@@ -354,6 +376,7 @@ impl fmt::Display for Step {
             Self::EndRescue => "end rescue",
             Self::RestoreBmc => "restore BMC",
             Self::UpdateFirmware => "update firmware",
+            Self::SetBmcPassword => "set BMC password",
         })
     }
 }

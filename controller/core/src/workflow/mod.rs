@@ -521,6 +521,7 @@ impl fmt::Display for Cause {
             Self::Installer(event::Cause::Verify) => "verify",
             Self::Installer(event::Cause::BootOrder) => "boot_order",
             Self::Installer(event::Cause::Tpm) => "tpm",
+            Self::Installer(event::Cause::Bmc) => "bmc",
             Self::Installer(event::Cause::Internal) => "installer_internal",
             Self::Internal => "internal",
         })

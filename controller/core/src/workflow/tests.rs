@@ -221,6 +221,9 @@ fn every_run_ends_named_and_undone_in_reverse_whatever_happens_to_any_step() {
         leave-rescue undone
         power done
         power undone
+        regain-bmc done
+        regain-bmc stuck
+        regain-bmc undone
         reinstall done
         reinstall stuck
         reinstall undone

@@ -194,6 +194,10 @@ async fn whatever_is_tried_is_answered_as_when_it_is_done_and_leaves_nothing(on:
     trial.step(Method::POST, &of("test"), &format!("{fourth}/test"), json!({"only": ["smart"]})).await;
     run_is_over(&trial, &fourth, Lifecycle::Ready).await;
     firmware_is_tried(&mut trial, &fourth).await;
+    let regain = "/v1/racks/{rack}/bmcs/{machine}/regain";
+    let here = format!("{}/regain", fourth.replace("/v1/machines/", "/v1/racks/lab/bmcs/"));
+    trial.step(Method::POST, regain, &here, json!({})).await;
+    run_is_over(&trial, &fourth, Lifecycle::Ready).await;
     trial.step(Method::POST, &of("power"), &format!("{fourth}/power"), json!({"action": "off"})).await;
     run_is_over(&trial, &fourth, Lifecycle::Active).await;
     trial.step(Method::POST, &of("reinstall"), &format!("{fourth}/reinstall"), json!({"image": "debian"})).await;

@@ -19,6 +19,10 @@ pub(super) struct Simulated {
     silent: bool,
     /// Rotations are given up.
     keeps_password: bool,
+    /// It takes our password no more.
+    denies: bool,
+    /// Its machine can set another one in-band.
+    has_way_in: bool,
     /// What it was asked last, and has not answered.
     asked: Option<Ask>,
     /// How often it was put back.
@@ -33,6 +37,8 @@ impl Default for Simulated {
             doubtful: false,
             silent: false,
             keeps_password: false,
+            denies: false,
+            has_way_in: false,
             asked: None,
             restored: 0,
         }
@@ -66,6 +72,16 @@ impl Simulated {
         Answered::Done(Box::new(restored))
     }
 
+    pub(super) fn denies(&self) -> bool {
+        self.denies
+    }
+
+    /// Its installer sets a password, if it can.
+    pub(super) fn regained(&mut self) -> bool {
+        self.denies &= !self.has_way_in;
+        self.has_way_in
+    }
+
     pub(super) fn start(&mut self) {
         self.is.start();
     }
@@ -95,7 +111,9 @@ impl World {
     pub(super) async fn rotate(&self) {
         for (rack, bmc) in self.store.rotations().await.unwrap() {
             let mut tx = self.store.begin().await.unwrap();
-            if self.node.state.lock().unwrap().bmc.keeps_password {
+            if self.node.state.lock().unwrap().bmc.denies {
+                tx.rotation_failed(bmc.access.machine, rack, "denied", false).await.unwrap();
+            } else if self.node.state.lock().unwrap().bmc.keeps_password {
                 tx.rotation_failed(bmc.access.machine, rack, "it does not take it", false).await.unwrap();
             } else {
                 let next = bmc.next.unwrap().password;
@@ -203,7 +221,71 @@ async fn a_machine_that_was_handed_out_without_a_record_of_its_bmc_is_not_ready_
     assert!(run.detail.unwrap().contains("rackhand machine baseline accept m-3456"));
 }
 
+async fn a_bmc_that_lets_us_in_no_more_is_regained_in_a_release_however_the_controller_lives(on: On) {
+    for process in Process::ALL {
+        let mut world = World::with_bmc(on).await;
+        world.process = process;
+        let run = world.deploy().await;
+        assert_eq!(world.finish(&run).await.status, RunStatus::Done);
+        world.bmc(|bmc| {
+            sabotage(bmc);
+            (bmc.denies, bmc.has_way_in) = (true, true);
+        });
+        let (run, machine) = world.release_it().await;
+        assert_eq!((run.status, run.detail), (RunStatus::Done, None));
+        assert_eq!((machine.lifecycle, machine.held, machine.order), (Lifecycle::Ready, None, None));
+        let bmc = world.store.bmc(world.node.machine).await.unwrap();
+        assert!(bmc.access.password != "first" && bmc.rotated.is_some() && bmc.next.is_none());
+        assert_eq!((bmc.regained_in, bmc.told), (Some(run.id), 2));
+        let state = world.node.state.lock().unwrap();
+        // What else was done to it is put back, too.
+        assert_eq!(state.bmc.is, Baseline::example());
+        assert_eq!(state.writes.last(), Some(&(Epoch(3), "overwrite")));
+    }
+}
+
+async fn a_bmc_that_is_not_regained_quarantines_its_machine_with_both_reasons(on: On) {
+    let (_, reason) = quarantined(on, |bmc| bmc.denies = true).await;
+    let whole =
+        "release bmc: its BMC was not given another password: denied; nor was it regained in-band: no place is left";
+    assert_eq!(reason, whole);
+    let both = |bmc: &mut Simulated| (bmc.denies, bmc.has_way_in, bmc.keeps_password) = (true, true, true);
+    let (_, reason) = quarantined(on, both).await;
+    assert!(reason.contains("set the BMC's password in-band") && reason.contains("it does not take it"), "{reason}");
+}
+
+async fn a_bmc_is_regained_when_it_is_asked_for_and_never_under_whoever_has_the_machine(on: On) {
+    for process in Process::ALL {
+        let mut world = World::with_bmc(on).await;
+        world.process = process;
+        let run = world.deploy().await;
+        assert_eq!(world.finish(&run).await.status, RunStatus::Done);
+        let mut tx = world.store.begin().await.unwrap();
+        let machine = tx.machine("m-3456").await.unwrap();
+        let refused = tx.start_regain_bmc(at(0).wall, &machine).await.unwrap_err();
+        assert!(refused.to_string().contains("cannot regain-bmc a machine that is active"), "{refused}");
+        drop(tx);
+        let (_, machine) = world.release_it().await;
+        world.bmc(|bmc| (bmc.denies, bmc.has_way_in) = (true, true));
+        let before = world.store.bmc(machine.id).await.unwrap();
+        // What was set in the release before is no answer.
+        let later = world.clock.now().wall;
+        let mut tx = world.store.begin().await.unwrap();
+        let run = tx.start_regain_bmc(later, &machine).await.unwrap();
+        tx.commit().await.unwrap();
+        let run = world.finish(&run).await;
+        assert_eq!((run.status, run.detail), (RunStatus::Done, None));
+        let after = world.store.bmc(machine.id).await.unwrap();
+        assert_ne!(after.access.password, before.access.password);
+        let machine = world.machine().await;
+        assert_eq!((machine.lifecycle, machine.order), (Lifecycle::Ready, None));
+    }
+}
+
 on_both! {
+    a_bmc_that_lets_us_in_no_more_is_regained_in_a_release_however_the_controller_lives,
+    a_bmc_that_is_not_regained_quarantines_its_machine_with_both_reasons,
+    a_bmc_is_regained_when_it_is_asked_for_and_never_under_whoever_has_the_machine,
     a_bmc_is_recorded_before_a_machine_is_handed_out_and_put_back_after_it_however_the_controller_lives,
     what_cannot_be_put_back_quarantines_the_machine_and_says_why_until_somebody_accepts_it,
     a_bmc_that_does_not_do_what_it_is_told_is_never_ready,

@@ -17,6 +17,8 @@ pub(crate) struct Context<'a> {
     pub(crate) state: &'a mut State,
     pub(crate) chassis: &'a dyn Chassis,
     pub(crate) memory: &'a mut Memory,
+    /// Whether it came from the machine itself, by the system interface, which needs no login.
+    pub(crate) is_in_band: bool,
     /// The session it came in, if it came in one.
     pub(crate) session: Option<&'a mut Session>,
     /// Sessions that are open.
@@ -82,7 +84,7 @@ pub(crate) fn answer(context: &mut Context<'_>, net_fn: u8, command: u8, data: &
         return Err(No::Code(0xc0));
     }
     let needed = needed(net_fn, command);
-    if needed > context.session.as_ref().map_or(0, |session| session.privilege) {
+    if !context.is_in_band && needed > context.session.as_ref().map_or(0, |session| session.privilege) {
         return Err(NO_PRIVILEGE);
     }
     match net_fn {
@@ -142,7 +144,8 @@ fn on_application(context: &mut Context<'_>, command: u8, data: &[u8]) -> Answer
         0x3b => set_privilege(context, data),
         0x3c => close_session(context, data),
         0x3d => session_info(context),
-        0x41 => channel_access(data),
+        0x40 => set_channel_access(context.state, data),
+        0x41 => channel_access(context.state, data),
         0x42 => channel_info(data),
         0x43 => set_user_access(context.state, data),
         0x44 => user_access(context.state, data),
@@ -232,10 +235,21 @@ fn session_info(context: &Context<'_>) -> Answer {
     Ok(vec![1, limit, context.sessions, session.user, session.privilege, 0x11])
 }
 
-fn channel_access(data: &[u8]) -> Answer {
+fn channel_access(state: &State, data: &[u8]) -> Answer {
     channel(byte(data, 0)?)?;
-    // Always available, user-level authentication on, at most administrator.
-    Ok(vec![0x02, 0x04])
+    // User-level authentication on, at most administrator.
+    Ok(vec![if state.is_lan_closed { 0x00 } else { 0x02 }, 0x04])
+}
+
+fn set_channel_access(state: &mut State, data: &[u8]) -> Answer {
+    channel(byte(data, 0)?)?;
+    let mode = byte(data, 1)?;
+    byte(data, 2)?;
+    // Of what lasts and what is for now there is one here.
+    if mode >> 6 != 0 && state.is_set() {
+        state.is_lan_closed = mode & 7 == 0;
+    }
+    Ok(Vec::new())
 }
 
 fn channel_info(data: &[u8]) -> Answer {

@@ -67,7 +67,7 @@ impl Server {
         }
         self.datagrams += 1;
         let is_lost = state.faults.dropping != 0 && self.datagrams.is_multiple_of(state.faults.dropping);
-        if is_lost || state.is_silent(now) {
+        if is_lost || state.is_silent(now) || state.is_lan_closed {
             return None;
         }
         self.sessions.open.retain(|session| session.heard + IDLE > now);
@@ -206,6 +206,7 @@ impl Server {
             state,
             chassis,
             memory: &mut self.memory,
+            is_in_band: false,
             session,
             sessions: open,
             is_console_taken: taken,
@@ -229,6 +230,35 @@ impl Server {
             Err(No::Silence) => None,
         }
     }
+}
+
+/// Answers a request of the machine itself: data behind the completion code 0x00, another code, or silence.
+pub(crate) fn in_band(
+    now: Timestamp,
+    state: &mut State,
+    chassis: &dyn Chassis,
+    (net_fn, command): (u8, u8),
+    data: &[u8],
+) -> Result<Vec<u8>, Option<u8>> {
+    if state.is_silent(now) {
+        return Err(None);
+    }
+    state.pass(now, chassis);
+    let mut context = Context {
+        now,
+        state,
+        chassis,
+        memory: &mut Memory::default(),
+        is_in_band: true,
+        session: None,
+        sessions: 0,
+        is_console_taken: false,
+        port: 0,
+    };
+    command::answer(&mut context, net_fn, command, data).map_err(|no| match no {
+        No::Code(code) => Some(code),
+        No::Silence => None,
+    })
 }
 
 /// Answers on this socket until it is dropped; `line` is the machine's serial line.

@@ -405,8 +405,8 @@ impl World {
                     self.say_machine(at, "has its order withdrawn");
                 }
             }
-            // Nobody in the world asks for a rescue.
-            Task::Rescue(_) => {}
+            // Nobody in the world asks for a rescue, nor for a BMC.
+            Task::Rescue(_) | Task::RegainBmc(_) => {}
             Task::Reboot => {
                 self.say_machine(at, "restarts, as told");
                 self.machine_starts(at);
