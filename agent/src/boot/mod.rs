@@ -513,7 +513,6 @@ fn assemble(
         chunks: chunks.clone(),
         agent,
         toolbox: toolbox.clone(),
-        agent,
         phone_home,
         seldom,
         rations: Rations::default(),

@@ -249,7 +249,7 @@ mod tests {
 
     use expect_test::expect;
 
-    const EVENTS: [Event; 27] = [
+    const EVENTS: [Event; 28] = [
         Event::Adopt,
         Event::AdoptRunning,
         Event::Deploy,

@@ -69,6 +69,9 @@ impl Machine for On {
     fn bmc(&self) -> Option<Bmc> {
         None
     }
+    fn bmc_interface(&self) -> io::Result<Option<Box<dyn crate::bmc::Interface>>> {
+        Ok(None)
+    }
     fn details(&self, _: &Inventory) -> Hardware {
         let firmware = self.0.version.lock().unwrap().clone();
         let drives = vec![Drive { name: "sda".into(), firmware, ..Drive::default() }];
