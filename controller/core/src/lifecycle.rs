@@ -302,6 +302,7 @@ mod tests {
             ready UpdateFirmware: ready
             ready Updated: ready
             ready UpdateFailed: quarantined
+            ready RegainBmc: ready
             ready Quarantine: quarantined
             ready Maintain: maintenance
             ready Retire: retired
@@ -338,6 +339,7 @@ mod tests {
             quarantined UpdateFirmware: quarantined
             quarantined Updated: quarantined
             quarantined UpdateFailed: quarantined
+            quarantined RegainBmc: quarantined
             quarantined Retire: retired
             quarantined Power: quarantined
             quarantined Forget: quarantined
@@ -349,6 +351,7 @@ mod tests {
             maintenance UpdateFirmware: maintenance
             maintenance Updated: maintenance
             maintenance UpdateFailed: quarantined
+            maintenance RegainBmc: maintenance
             maintenance Quarantine: quarantined
             maintenance Resume: ready
             maintenance Retire: retired

@@ -397,8 +397,18 @@ async fn a_machine_is_adopted_deployed_and_the_deploy_cancelled(on: On) {
         (status, &adopted["name"], &adopted["lifecycle"], &adopted["rack"]),
         (StatusCode::OK, &json!("web-1"), &json!("ready"), &json!("lab"))
     );
-    let verbs =
-        json!(["deploy", "power", "inspect", "test", "update-firmware", "maintain", "quarantine", "retire", "forget"]);
+    let verbs = json!([
+        "deploy",
+        "power",
+        "inspect",
+        "test",
+        "update-firmware",
+        "regain-bmc",
+        "maintain",
+        "quarantine",
+        "retire",
+        "forget"
+    ]);
     assert_eq!(adopted["verbs"], verbs);
 
     bench.ask(Method::PUT, "/v1/images/debian?firmware=bios", vec![7u8; 8192]).await;
