@@ -35,6 +35,9 @@ pub enum No<E> {
     Ended(E),
 }
 
+/// The way to a BMC: data behind the completion code 0x00, or why there is none.
+pub type Ask<'a, E> = dyn FnMut(&Request) -> Result<Vec<u8>, No<E>> + 'a;
+
 /// Why a BMC was not regained.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotRegained<E: std::error::Error + 'static> {
@@ -77,7 +80,7 @@ pub struct Regained {
 /// Has a user of this name log in as an administrator with this password on every LAN of the BMC that
 /// `ask` reaches.
 pub fn regain<E: std::error::Error + 'static>(
-    ask: &mut dyn FnMut(&Request) -> Result<Vec<u8>, No<E>>,
+    ask: &mut Ask<'_, E>,
     user: &str,
     password: &str,
 ) -> Result<Regained, NotRegained<E>> {
@@ -100,7 +103,7 @@ pub fn regain<E: std::error::Error + 'static>(
     Ok(Regained { place, is_new, is_tested, channels })
 }
 
-struct Asked<'a, E>(&'a mut dyn FnMut(&Request) -> Result<Vec<u8>, No<E>>);
+struct Asked<'a, E>(&'a mut Ask<'a, E>);
 
 impl<E: std::error::Error + 'static> Asked<'_, E> {
     /// What it answers, or the completion code by which it says no.

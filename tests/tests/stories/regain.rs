@@ -146,7 +146,7 @@ async fn a_bmc_is_regained_although_whoever_does_it_is_killed_in_the_middle() {
     rack.operator.act(machine.mac(), "release", json!({})).await.unwrap();
     run_says(&rack, "by hand").await;
     // The machine loses its power when its BMC has a password, and the user is not enabled yet.
-    machine.reset_in_band_after(20);
+    machine.reset_in_band_after(15);
     machine.reset(true);
     let pulled = async || (!machine.resets_in_band()).then_some(()).ok_or_else(|| machine.screen());
     wait::until("the plug was pulled", PATIENCE, pulled).await;
