@@ -367,6 +367,8 @@ pub fn judge(old: &Part, was: &[Part], is: &[Part], typed: Option<&str>) -> Foun
 fn examine(old: &Part, new: &Part, found: &mut Found) {
     if new.identity.is_empty() {
         found.problems.push(format!("{new}: it cannot be told from the old one"));
+    } else if new.identity == old.identity {
+        found.problems.push(format!("{new} is the old one, in another slot"));
     }
     if !new.fault.is_empty() {
         found.problems.push(format!("{new} says that it is failing: {}", new.fault));

@@ -137,6 +137,15 @@ fn whatever_else_is_other_or_missing_is_told_by_its_slot() {
             problem: memory module A2 (Acme 32 GiB, M2) is another one, too: memory module A2 (Acme 32 GiB, M7)
         "#]],
     );
+    check(
+        "A1",
+        |_, hardware| hardware.memory[0] = dimm("B1", "M1", 32),
+        None,
+        expect![[r#"
+            memory module A1 (Acme 32 GiB, M1) -> memory module B1 (Acme 32 GiB, M1)
+            problem: memory module B1 (Acme 32 GiB, M1) is the old one, in another slot
+        "#]],
+    );
     // The wrong disk was pulled.
     check(
         "D1",
