@@ -238,10 +238,8 @@ impl Discovery {
                 () = async { sleep_until(next.unwrap_or_else(Instant::now)).await }, if next.is_some() => {
                     let config = config.borrow().clone();
                     let now = Instant::now();
-                    let asked: BTreeSet<IpAddr> =
-                        due.iter().filter(|(_, (at, _))| *at <= now).map(|(address, _)| *address).collect();
-                    let (asked, not): (BTreeSet<_>, BTreeSet<_>) =
-                        asked.into_iter().partition(|address| config.may_ask(*address));
+                    let overdue = due.iter().filter(|(_, (at, _))| *at <= now).map(|(address, _)| *address);
+                    let (asked, not): (BTreeSet<_>, BTreeSet<_>) = overdue.partition(|address| config.may_ask(*address));
                     for address in not {
                         tracing::warn!(%address, "a BMC has an address of ours that is in none of `bmc.networks`");
                         due.remove(&address);

@@ -471,12 +471,15 @@ const SCRIPTS: [&str; 8] = [
     include_str!("../../firmware-scripts/commission/smart.sh"),
 ];
 
+/// Scripts that come with the product.
+pub(crate) fn of_this_repository(texts: &[&str]) -> Vec<Script> {
+    let parse = |text| Script::parse(text).expect("a test reads every script of this repository");
+    texts.iter().copied().map(parse).collect()
+}
+
 /// All tests, by name.
 pub fn scripts() -> &'static [Script] {
-    static ALL: LazyLock<Vec<Script>> = LazyLock::new(|| {
-        let parse = |text| Script::parse(text).expect("a test reads every script of this repository");
-        SCRIPTS.into_iter().map(parse).collect()
-    });
+    static ALL: LazyLock<Vec<Script>> = LazyLock::new(|| of_this_repository(&SCRIPTS));
     &ALL
 }
 

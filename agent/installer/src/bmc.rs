@@ -85,16 +85,10 @@ pub fn system_interface() -> io::Result<Option<Box<dyn Interface>>> {
 
 /// What the machine's own BMC says, when it has one that answers.
 pub fn look() -> Option<Bmc> {
-    let mut interface = match SystemInterface::open(Path::new(DEVICE)) {
-        Ok(interface) => interface,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
-        Err(error) => {
-            tracing::warn!(%error, "cannot open {DEVICE}");
-            return None;
-        }
-    };
+    let opened = system_interface().inspect_err(|error| tracing::warn!(%error, "cannot open {DEVICE}"));
+    let mut interface = opened.ok()??;
     let began = Instant::now();
-    let told = read(&mut interface, &|| PATIENCE.saturating_sub(began.elapsed()));
+    let told = read(&mut *interface, &|| PATIENCE.saturating_sub(began.elapsed()));
     told.inspect_err(|error| tracing::warn!(cause = std::error::Error::source(error), "{error}")).ok()
 }
 

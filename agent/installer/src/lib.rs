@@ -10,6 +10,8 @@
 #![expect(unsafe_code, reason = "ioctls of block devices, drives, network cards and BMCs have no safe form")]
 
 pub mod admin;
+#[cfg(test)]
+mod bench;
 pub mod bmc;
 pub mod boot_entries;
 pub mod boot_order;

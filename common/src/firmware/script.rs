@@ -235,10 +235,7 @@ const SCRIPTS: [&str; 2] = [
 
 /// All scripts that update firmware, by name.
 pub fn scripts() -> &'static [Script] {
-    static ALL: LazyLock<Vec<Script>> = LazyLock::new(|| {
-        let parse = |text| Script::parse(text).expect("a test reads every script of this repository");
-        SCRIPTS.into_iter().map(parse).collect()
-    });
+    static ALL: LazyLock<Vec<Script>> = LazyLock::new(|| commission::of_this_repository(&SCRIPTS));
     &ALL
 }
 

@@ -309,6 +309,14 @@ impl Caller {
         found.pop().ok_or_else(|| Error::not_found("there is no such project"))
     }
 
+    /// The project that something is to be given to, if any.
+    pub(super) async fn project_to_use(&self, app: &App, name: Option<&str>) -> Result<Option<Project>, Error> {
+        let Some(name) = name else { return Ok(None) };
+        let project = self.project(app, name).await?;
+        self.check(ProjectUse, "project", project.place())?;
+        Ok(Some(project))
+    }
+
     /// The scope that is meant, of those that can be seen, with its own place.
     pub(super) async fn scope(&self, app: &App, kind: &str, name: &str) -> Result<(Scope, Place), Error> {
         let id = |standing: &Standing| standing.id.parse().map_err(Error::internal);

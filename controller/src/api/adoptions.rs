@@ -229,14 +229,7 @@ pub(super) async fn adopt_running(
 ) -> Result<impl IntoResponse, Error> {
     check_host_name("/name", &body.name)?;
     let told = body.told()?;
-    let project = match &body.project {
-        Some(name) => {
-            let project = caller.project(&app, name).await?;
-            caller.check(Action::ProjectUse, "project", project.place())?;
-            Some(project)
-        }
-        None => None,
-    };
+    let project = caller.project_to_use(&app, body.project.as_deref()).await?;
     let now = app.clock.now().wall;
     let mut tx = app.store.begin().await?;
     let standing = caller.check_in(&mut tx, Action::MachineAdopt, Thing::Rack, &rack).await?;

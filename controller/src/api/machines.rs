@@ -568,14 +568,7 @@ pub(super) async fn assign(
     expected: Expected,
     Json(body): Json<Assign>,
 ) -> Result<impl IntoResponse, Error> {
-    let project = match &body.project {
-        Some(name) => {
-            let project = caller.project(&app, name).await?;
-            caller.check(Action::ProjectUse, "project", project.place())?;
-            Some(project)
-        }
-        None => None,
-    };
+    let project = caller.project_to_use(&app, body.project.as_deref()).await?;
     let mut tx = app.store.begin().await?;
     let machine = held(&caller, &mut tx, Action::MachineAssign, &machine).await?;
     expected.check(machine.version)?;

@@ -6,75 +6,21 @@ use std::{
 use rackhand_common::{
     channel::Warrant,
     event::Cause,
-    hardware::{Bmc, Hardware},
+    hardware::Hardware,
     id::{Epoch, MachineId, RunId},
-    machine::{Content, Cpu, Disk, Firmware, Mac, Nic, System},
+    machine::Disk,
 };
 
 use super::*;
 use crate::{
-    disk,
-    gpt::Table,
-    image::ImageError,
-    machine::{BootOrderError, Machine},
+    bench::{Bench, NoImages},
+    machine::Machine,
     rescue::Ssh,
     task::Admission,
-    toolbox::ToolboxError,
 };
 
-/// A machine with a disk and a card, none of them NVMe.
-struct Bench;
-
-impl Machine for Bench {
-    fn inventory(&self) -> Inventory {
-        let disk = Disk {
-            name: "sda".into(),
-            model: "m".into(),
-            serial: "d1".into(),
-            wwn: None,
-            size: 1 << 30,
-            sector: 512,
-            rotational: false,
-            content: Content::Blank,
-        };
-        Inventory {
-            firmware: Firmware::Bios,
-            system: System { serial: "S1".into(), ..System::default() },
-            cpu: Cpu::default(),
-            memory: 1 << 30,
-            nics: vec![Nic { name: "eth0".into(), mac: Mac([2, 0, 0, 0, 0, 1]), driver: "sim".into(), link: true }],
-            disks: vec![disk],
-        }
-    }
-    fn open(&self, _: &Disk) -> io::Result<Arc<dyn disk::Disk>> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-    fn boot_from(&self, _: &Table) -> Result<(), BootOrderError> {
-        Ok(())
-    }
-    fn bmc(&self) -> Option<Bmc> {
-        None
-    }
-    fn bmc_interface(&self) -> io::Result<Option<Box<dyn crate::bmc::Interface>>> {
-        Ok(None)
-    }
-    fn details(&self, _: &Inventory) -> Hardware {
-        Hardware::default()
-    }
-    fn forget_systems(&self) -> Result<(), BootOrderError> {
-        Ok(())
-    }
-    fn tpm(&self) -> io::Result<Option<Box<dyn crate::tpm::Tpm>>> {
-        Ok(None)
-    }
-    fn set_clock(&self, _: Timestamp) {}
-    fn room_for_toolbox(&self, _: u64) -> Result<PathBuf, ToolboxError> {
-        Err(ToolboxError::NotThere)
-    }
-    fn open_toolbox(&self, _: &std::path::Path) -> Result<Arc<dyn Tools>, ToolboxError> {
-        Err(ToolboxError::NotThere)
-    }
-}
+/// None of what it has is NVMe.
+const MACHINE: Bench<fn() -> Hardware> = Bench(Hardware::default);
 
 /// Tools without programs: every test passes or does what is said here, and how many ran at once is counted.
 #[derive(Default)]
@@ -154,17 +100,9 @@ impl Reporter for Told {
     }
 }
 
-struct NoImages;
-
-impl Source for NoImages {
-    async fn fetch(&self, chunk: rackhand_common::image::Chunk) -> Result<bytes::Bytes, ImageError> {
-        Err(ImageError::WrongDigest(chunk.digest, 0))
-    }
-}
-
 fn task(scripts: &[&str]) -> (TestTask, Admission) {
     let (machine, epoch) = (MachineId::fresh(), Epoch(3));
-    let disks = Bench.inventory().disks.iter().filter_map(Disk::identity).collect();
+    let disks = MACHINE.inventory().disks.iter().filter_map(Disk::identity).collect();
     let warrant = Warrant { run: RunId::fresh(), attempt: 1, machine, epoch, disks, mainboard: None };
     let scripts = scripts.iter().map(|name| (*name).to_owned()).collect();
     (TestTask { warrant, scripts, done: Vec::new(), begun: Vec::new() }, Admission { machine, epoch })
@@ -172,7 +110,8 @@ fn task(scripts: &[&str]) -> (TestTask, Admission) {
 
 async fn carry_out(task: &TestTask, admission: Admission, programs: &Arc<Programs>) -> (String, Result<(), Cause>) {
     let (told, withdrawn) = (Told::default(), CancellationToken::new());
-    let work = Work { machine: Arc::new(Bench), admission, reporter: &told, source: &NoImages, withdrawn: &withdrawn };
+    let work =
+        Work { machine: Arc::new(MACHINE), admission, reporter: &told, source: &NoImages, withdrawn: &withdrawn };
     let outcome = work.test(task, programs.clone()).await;
     (told.0.into_inner().unwrap().join("\n"), outcome.map_err(|error| error.cause()))
 }
@@ -229,7 +168,8 @@ async fn an_order_that_is_withdrawn_ends_its_tests_and_tells_nothing_more() {
     let (task, admission) = task(&["memory", "cpu"]);
     let programs = Arc::new(Programs { exits: [("cpu", Exit::Limit)].into(), ..Programs::default() });
     let (told, withdrawn) = (Told::default(), CancellationToken::new());
-    let work = Work { machine: Arc::new(Bench), admission, reporter: &told, source: &NoImages, withdrawn: &withdrawn };
+    let work =
+        Work { machine: Arc::new(MACHINE), admission, reporter: &told, source: &NoImages, withdrawn: &withdrawn };
     let withdraw = async {
         while !told.0.lock().unwrap().iter().any(|line| line == "cpu begins") {
             tokio::task::yield_now().await;

@@ -7,26 +7,22 @@ use rackhand_common::{
     channel::Warrant,
     commission::Exit,
     firmware::{Parts, Scripted},
-    hardware::{Bmc, Drive, Hardware},
+    hardware::{Drive, Hardware},
     id::{Epoch, MachineId, RunId},
-    machine::{Content, Cpu, Disk, Firmware, Inventory, System},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    disk,
-    gpt::Table,
-    image::ImageError,
-    machine::{BootOrderError, Machine},
+    bench::{Bench, NoImages},
     rescue::Ssh,
     task::Admission,
     toolbox::Toolbox,
 };
 
-/// A machine with one drive, and programs that update it to what is said here.
+/// A machine's drive, and programs that update it to what is said here.
 #[derive(Default)]
-struct Bench {
+struct Toy {
     version: Mutex<String>,
     becomes: Option<&'static str>,
     exit: i32,
@@ -37,60 +33,15 @@ struct Bench {
     deaf: bool,
 }
 
-struct On(Arc<Bench>);
-
-impl Machine for On {
-    fn inventory(&self) -> Inventory {
-        let disk = Disk {
-            name: "sda".into(),
-            model: "Toy ".into(),
-            serial: "d1".into(),
-            wwn: None,
-            size: 1 << 30,
-            sector: 512,
-            rotational: false,
-            content: Content::Blank,
-        };
-        Inventory {
-            firmware: Firmware::Bios,
-            system: System { serial: "S1".into(), ..System::default() },
-            cpu: Cpu::default(),
-            memory: 1 << 30,
-            nics: Vec::new(),
-            disks: vec![disk],
-        }
-    }
-    fn open(&self, _: &Disk) -> io::Result<Arc<dyn disk::Disk>> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-    fn boot_from(&self, _: &Table) -> Result<(), BootOrderError> {
-        Ok(())
-    }
-    fn bmc(&self) -> Option<Bmc> {
-        None
-    }
-    fn bmc_interface(&self) -> io::Result<Option<Box<dyn crate::bmc::Interface>>> {
-        Ok(None)
-    }
-    fn details(&self, _: &Inventory) -> Hardware {
-        let firmware = self.0.version.lock().unwrap().clone();
+impl Toy {
+    fn hardware(&self) -> Hardware {
+        let firmware = self.version.lock().unwrap().clone();
         let drives = vec![Drive { name: "sda".into(), firmware, ..Drive::default() }];
         Hardware { drives, ..Hardware::default() }
     }
-    fn forget_systems(&self) -> Result<(), BootOrderError> {
-        Ok(())
-    }
-    fn tpm(&self) -> io::Result<Option<Box<dyn crate::tpm::Tpm>>> {
-        Ok(None)
-    }
-    fn set_clock(&self, _: Timestamp) {}
-    fn room_for_toolbox(&self, _: u64) -> Result<PathBuf, ToolboxError> {
-        Err(ToolboxError::NotThere)
-    }
-    fn open_toolbox(&self, _: &std::path::Path) -> Result<Arc<dyn Tools>, ToolboxError> {
-        Err(ToolboxError::NotThere)
-    }
 }
+
+struct On(Arc<Toy>);
 
 impl Tools for On {
     fn toolbox(&self) -> Option<&Toolbox> {
@@ -123,21 +74,13 @@ impl Tools for On {
     }
 }
 
-impl Reporter for Arc<Bench> {
+impl Reporter for Arc<Toy> {
     async fn tell(&self, news: News) {
         self.told.lock().unwrap().push(format!("{news:?}"));
     }
     async fn keep(&self, news: News) -> bool {
         self.tell(news).await;
         !self.deaf
-    }
-}
-
-struct NoImages;
-
-impl Source for NoImages {
-    async fn fetch(&self, chunk: rackhand_common::image::Chunk) -> Result<bytes::Bytes, ImageError> {
-        Err(ImageError::WrongDigest(chunk.digest, 0))
     }
 }
 
@@ -158,16 +101,17 @@ fn order() -> Order {
     }
 }
 
-fn bench(becomes: Option<&'static str>, exit: i32) -> Arc<Bench> {
-    Arc::new(Bench { version: Mutex::new("1".into()), becomes, exit, ..Bench::default() })
+fn bench(becomes: Option<&'static str>, exit: i32) -> Arc<Toy> {
+    Arc::new(Toy { version: Mutex::new("1".into()), becomes, exit, ..Toy::default() })
 }
 
-async fn carry_out(bench: &Arc<Bench>, order: Order, begun: bool, file: bool) -> String {
+async fn carry_out(bench: &Arc<Toy>, order: Order, begun: bool, file: bool) -> String {
     let (machine, epoch) = (MachineId::fresh(), Epoch(3));
     let warrant = Warrant { run: RunId::fresh(), attempt: 1, machine, epoch, disks: Vec::new(), mainboard: None };
     let withdrawn = CancellationToken::new();
+    let toy = bench.clone();
     let work = Work {
-        machine: Arc::new(On(bench.clone())),
+        machine: Arc::new(Bench(move || toy.hardware())),
         admission: Admission { machine, epoch },
         reporter: bench,
         source: &NoImages,
@@ -222,6 +166,6 @@ async fn what_may_have_begun_or_is_not_ready_is_not_run() {
     let later = Scripted { script: "of-later".into(), ..order().by };
     let said = carry_out(&bench(None, 0), Order { by: later, ..order() }, false, true).await;
     assert!(said.contains("does not know the script of-later"), "{said}");
-    let deaf = Arc::new(Bench { version: Mutex::new("1".into()), deaf: true, ..Bench::default() });
+    let deaf = Arc::new(Toy { version: Mutex::new("1".into()), deaf: true, ..Toy::default() });
     assert_eq!(carry_out(&deaf, order(), false, true).await, "0 runs: the order was withdrawn");
 }

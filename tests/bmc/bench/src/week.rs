@@ -32,6 +32,8 @@ use crate::{
 /// How many days make a line.
 const LINE: f64 = 0.5;
 
+const DAY: f64 = 86400.0;
+
 /// A clock that goes so many times as fast as this computer's.
 struct Fast {
     start: Instant,
@@ -92,14 +94,12 @@ pub(crate) async fn run(days: f64, times: u32) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let reading = tokio::spawn(machines.clone().run(uplink, shutdown.clone()));
     let writing = tokio::spawn(writer.run(clock.clone(), shutdown.clone()));
-    let lines = (days / LINE).ceil();
-    let mut line = 0.0;
-    while line < lines {
-        line += 1.0;
-        let until = Duration::from_secs_f64(line.min(days / LINE) * LINE * 86400.0);
-        tokio::time::sleep(until.saturating_sub(clock.elapsed()) / times).await;
-        let read = all_read(&machines.shown(), subjects.len(), clock.now().wall)?;
-        println!("| {:.1} | {read} | {} |", until.as_secs_f64() / 86400.0, memory(&path)?);
+    let mut day = 0.0;
+    while day < days {
+        day = days.min(day + LINE);
+        tokio::time::sleep(Duration::from_secs_f64(day * DAY).saturating_sub(clock.elapsed()) / times).await;
+        let oldest = oldest_answer(&machines.shown(), subjects.len(), clock.now().wall)?;
+        println!("| {day:.1} | {oldest} | {} |", memory(&path)?);
     }
     shutdown.cancel();
     reading.await?;
@@ -109,7 +109,7 @@ pub(crate) async fn run(days: f64, times: u32) -> anyhow::Result<()> {
 }
 
 /// How many minutes ago, by the fast clock, the BMC answered that answered longest ago.
-fn all_read(shown: &BTreeMap<MachineId, Latest>, machines: usize, now: Timestamp) -> anyhow::Result<String> {
+fn oldest_answer(shown: &BTreeMap<MachineId, Latest>, machines: usize, now: Timestamp) -> anyhow::Result<String> {
     ensure!(shown.len() == machines, "only {} BMCs are read", shown.len());
     let mut oldest = now;
     for latest in shown.values() {
